@@ -1,0 +1,204 @@
+"""What travels through a training step: text, predictions, stored and ready batches.
+
+Shape legend of the whole project::
+
+    B  samples in a batch          C, H, W  channels, height, width of x_0 (latents or pixels)
+    L  text tokens (padded)        D        width of the text states
+    S  text tokens of a batch, packed without padding (sum of the lengths)
+    N  data tokens (patches)       M        latent tokens of CAD-I
+
+``t`` in [0, 1]: 0 is clean, 1 is noise. ``u`` in [0, 1] is the noise quantile, ``t = process.t(u)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+Moved = TypeVar("Moved", bound="_Movable")
+
+
+@dataclass
+class _Movable:
+    """Moves every tensor (and every nested movable) of a dataclass; leaves the rest as it is."""
+
+    def _map(self: Moved, function: Callable[[Any], Any]) -> Moved:
+        changes = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            changes[field.name] = function(value) if isinstance(value, (Tensor, _Movable)) else value
+        return type(self)(**changes)
+
+    def to(self: Moved, *args: Any, **kwargs: Any) -> Moved:
+        """The same with every tensor moved; arguments as in ``Tensor.to`` (a dtype reaches floating tensors only)."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor) and not value.is_floating_point():
+                device = torch._C._nn._parse_to(*args, **kwargs)[0]
+                non_blocking = bool(kwargs.get("non_blocking", False))
+                return value if device is None else value.to(device, non_blocking=non_blocking)
+            return value.to(*args, **kwargs)
+
+        return self._map(move)
+
+    def pin_memory(self: Moved) -> Moved:
+        """The same in page-locked memory, so that the copy to the device is asynchronous."""
+        return self._map(lambda value: value.pin_memory())
+
+
+@dataclass
+class Text(_Movable):
+    """States of a text encoder, padded to the longest of the batch.
+
+    Attributes:
+        embeddings: [B, L, D] float.
+        mask: [B, L] bool, True at a real token. Every row has at least one.
+        pooled: [B, P] float, one vector a text, for encoders that give one.
+    """
+
+    embeddings: Tensor
+    mask: Tensor
+    pooled: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.embeddings.dim() != 3 or self.mask.shape != self.embeddings.shape[:2]:
+            raise ValueError(
+                "Text needs embeddings [B, L, D] and mask [B, L]; got "
+                f"{tuple(self.embeddings.shape)} and {tuple(self.mask.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return self.embeddings.shape[0]
+
+    def rows(self, index: Tensor) -> Text:
+        """The texts at ``index`` [K] int64, in that order; a row may be taken several times."""
+        pooled = None if self.pooled is None else self.pooled[index]
+        return Text(self.embeddings[index], self.mask[index], pooled)
+
+    def pad(self, length: int) -> Text:
+        """The same padded with masked zeros to ``length`` tokens; ``length`` must not be shorter than L."""
+        extra = length - self.mask.shape[1]
+        if extra < 0:
+            raise ValueError(f"cannot pad {self.mask.shape[1]} tokens to {length}")
+        if extra == 0:
+            return self
+        embeddings = torch.nn.functional.pad(self.embeddings, (0, 0, 0, extra))
+        return Text(embeddings, torch.nn.functional.pad(self.mask, (0, extra)), self.pooled)
+
+    def cat(self, other: Text) -> Text:
+        """These texts, then those of ``other``, padded to the longer of the two."""
+        length = max(self.mask.shape[1], other.mask.shape[1])
+        first, second = self.pad(length), other.pad(length)
+        pooled = None
+        if first.pooled is not None and second.pooled is not None:
+            pooled = torch.cat([first.pooled, second.pooled])
+        return Text(torch.cat([first.embeddings, second.embeddings]), torch.cat([first.mask, second.mask]), pooled)
+
+    def replace(self, drop: Tensor, other: Text) -> Text:
+        """The texts where ``drop`` [B] bool is False, and the single text of ``other`` where it is True.
+
+        This is the conditioning drop of classifier-free guidance: ``other`` is the encoding of the empty prompt.
+        """
+        length = max(self.mask.shape[1], other.mask.shape[1])
+        kept, substitute = self.pad(length), other.pad(length)
+        embeddings = torch.where(drop[:, None, None], substitute.embeddings.to(kept.embeddings), kept.embeddings)
+        pooled = kept.pooled
+        if pooled is not None and substitute.pooled is not None:
+            pooled = torch.where(drop[:, None], substitute.pooled.to(pooled), pooled)
+        return Text(embeddings, torch.where(drop[:, None], substitute.mask, kept.mask), pooled)
+
+    @staticmethod
+    def from_rows(rows: Sequence[Tensor]) -> Text:
+        """Pads states of unlike lengths, each [L_i, D], to one text batch [B, max L_i, D]."""
+        if not rows:
+            raise ValueError("Text.from_rows needs at least one row")
+        embeddings = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+        lengths = torch.tensor([len(row) for row in rows], device=embeddings.device)
+        mask = torch.arange(embeddings.shape[1], device=embeddings.device)[None] < lengths[:, None]
+        return Text(embeddings, mask)
+
+
+@dataclass
+class Prediction:
+    """What a denoiser returns.
+
+    Attributes:
+        output: [B, C, H, W], the network's target (epsilon, v or velocity: the process knows).
+        state: opaque; handed to the next call of the same denoiser (CAD-I's latents), or None.
+    """
+
+    output: Tensor
+    state: Any = None
+
+
+@dataclass
+class StoredBatch(_Movable):
+    """Records as they lie on disk, with the noise quantile and the source of every slot.
+
+    Attributes:
+        image: [B, 3, H, W] uint8 pixels, or [B, 2, C, H, W] float16 posterior mean and standard deviation.
+        tokens: [S, D] int8 (or float16, then ``scales`` is None): the text states, packed without padding.
+        scales: [S, ceil(D / group)] float16, one scale a group of channels (64, or all of D when that is less).
+        positions: [S] int64, ``row * max_length + column`` of each packed token in the padded batch.
+        u: [B] float32 noise quantile.
+        source: [B] int64, 0 = raw, then the gated streams in order.
+        index: [B] int64, the record's index in its source.
+        slot: first global slot of the batch in the whole run; its rows are consecutive slots.
+        max_length: L of the padded text; a Python number, so that unpacking needs no host sync.
+    """
+
+    image: Tensor
+    tokens: Tensor
+    scales: Tensor | None
+    positions: Tensor
+    u: Tensor
+    source: Tensor
+    index: Tensor
+    slot: int
+    max_length: int
+
+    def __len__(self) -> int:
+        return self.u.shape[0]
+
+    def text(self) -> Text:
+        """Dequantised and padded on the device of the batch: embeddings [B, max_length, D] float32."""
+        states = self.tokens.to(torch.float32)
+        if self.scales is not None:
+            width, groups = states.shape[1], self.scales.shape[1]
+            group = -(-width // groups) if groups == 1 else 64
+            scales = self.scales.to(torch.float32).repeat_interleave(group, dim=1)[:, :width]
+            states = states * scales
+        rows = len(self)
+        padded = states.new_zeros(rows * self.max_length, states.shape[1])
+        padded.index_copy_(0, self.positions, states)
+        mask = torch.zeros(rows * self.max_length, dtype=torch.bool, device=states.device)
+        mask.index_fill_(0, self.positions, True)
+        return Text(padded.view(rows, self.max_length, -1), mask.view(rows, self.max_length))
+
+
+@dataclass
+class Batch(_Movable):
+    """A batch ready for the objective.
+
+    Attributes:
+        latents: [B, C, H, W] float32, x_0 in normalised units.
+        text: the conditioning, before the conditioning drop.
+        t: [B] float32 in [0, 1].
+        source: [B] int64, which stream a sample came from.
+        index: [B] int64, the record's index in that stream.
+        window: [B, 4] float32 (x0, y0, x1, y1) in [0, 1], the part of the image that is seen; None = all of it.
+    """
+
+    latents: Tensor
+    text: Text
+    t: Tensor
+    source: Tensor
+    index: Tensor
+    window: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.t.shape[0]
