@@ -1,0 +1,1 @@
+"""Augmentations as pure functions: CutMix placements and mixes, the noise gate. Callbacks wire them into a run."""
