@@ -1,0 +1,88 @@
+"""Augmentations are callbacks: a stored stream behind a noise gate (CutMix), or a transform of every batch."""
+
+from __future__ import annotations
+
+import lightning as L
+import torch
+
+from t2ikit.batch import Batch
+from t2ikit.data.datamodule import DataModule
+from t2ikit.diffusion import gamma_schedule
+from t2ikit.module import TextToImage
+
+SETTINGS = ("cm2", "cm4", "cm9", "cm16", "cmall")
+
+
+class AugmentationCallback(L.Callback):
+    """Base of every augmentation. Override ``augment`` (online) or ``register`` (anything else).
+
+    Random numbers come from ``t2ikit.draws`` with ``batch.slot``, so that a resumed run draws the same.
+
+    Example:
+        >>> class MirrorText(AugmentationCallback):
+        ...     def augment(self, batch):
+        ...         return batch
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        if not isinstance(pl_module, TextToImage):
+            raise ValueError(f"{type(self).__name__} augments t2ikit.module.TextToImage, not {type(pl_module).__name__}")
+        self.register(trainer.datamodule, pl_module)
+
+    def register(self, data: DataModule, module: TextToImage) -> None:
+        """Called once, before the loaders are built. By default registers ``augment`` as a batch transform.
+
+        Args:
+            data: ``data.add_stream(name, folder, quantile, probability)`` adds a stored stream behind a gate.
+            module: ``module.add_batch_transform(function)`` adds an online transform.
+        """
+        if type(self).augment is AugmentationCallback.augment:
+            raise ValueError(f"{type(self).__name__} must override `augment` or `register`")
+        module.add_batch_transform(self.augment)
+
+    def augment(self, batch: Batch) -> Batch | tuple[Batch, ...]:
+        """A new batch (or several, each computed on its own) from a training batch on the device; never in place."""
+        return batch
+
+
+class CutMix(AugmentationCallback):
+    """Shows prepared CutMix images at noisy times only (Algorithm 1 of "How far can we go with ImageNet").
+
+    A slot with t > tau takes a CutMix record with probability p. The gate is kept in log-SNR, so that it means the same
+    noise under another schedule: ``tau`` is read on the schedule named by ``schedule``.
+
+    Args:
+        setting: which prepared set: cm2, cm4, cm9, cm16 or cmall.
+        tau: threshold in t of ``schedule``, in [0, 1].
+        p: probability of a CutMix record above the threshold, in [0, 1].
+        schedule: gamma schedule on which ``tau`` is given.
+        folder: the encoded set below the data root; default ``train_<setting>``.
+
+    Raises:
+        ValueError: an unknown setting, tau or p outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        setting: str = "cmall",
+        tau: float = 0.4,
+        p: float = 0.5,
+        schedule: str = "linear",
+        folder: str | None = None,
+    ) -> None:
+        super().__init__()
+        if setting not in SETTINGS:
+            raise ValueError(f"callbacks.cutmix: setting must be one of {', '.join(SETTINGS)}, got {setting!r}")
+        for name, value in (("tau", tau), ("p", p)):
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"callbacks.cutmix: {name} must lie in [0, 1], got {value}")
+        self.setting = setting
+        self.folder = folder if folder is not None else f"train_{setting}"
+        self.p = p
+        gamma = gamma_schedule(schedule)(torch.tensor(tau, dtype=torch.float64))
+        self.log_snr = float(torch.log(gamma) - torch.log1p(-gamma))
+
+    def register(self, data: DataModule, module: TextToImage) -> None:
+        data.add_stream(self.setting, self.folder, module.process.quantile(self.log_snr), self.p)

@@ -1,0 +1,88 @@
+"""Checkpoints that are whole or not there, and a run that is never without a good one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
+
+
+class Checkpoint(LightningCheckpoint):
+    """Writes ``checkpoints/step-00001000.ckpt`` under the run folder.
+
+    A file is written beside its place, synced to the disk and renamed; older ones go only after that.
+
+    Args:
+        every_n_steps: optimizer steps between two checkpoints.
+        keep: how many of the newest stay.
+        keep_every_n_steps: checkpoints at multiples of this are never removed; None keeps only the newest.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+
+    def __init__(self, every_n_steps: int = 1000, keep: int = 2, keep_every_n_steps: int | None = None) -> None:
+        super().__init__()
+        for name, value in (("every_n_steps", every_n_steps), ("keep", keep), ("keep_every_n_steps", keep_every_n_steps)):
+            if value is not None and value < 1:
+                raise ValueError(f"callbacks.checkpoint: {name} must be at least 1, got {value}")
+        self.every_n_steps = every_n_steps
+        self.keep = keep
+        self.keep_every_n_steps = keep_every_n_steps
+        self._last_step = -1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._last_step = trainer.global_step  # a resumed run has this one on the disk
+        if trainer.is_global_zero:
+            for partial in self._folder(trainer).glob("*.partial"):
+                shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % self.every_n_steps == 0:
+            self.save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.save(trainer)
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Writes the present state if this step has none yet; every rank must call it."""
+        step = trainer.global_step
+        if step == self._last_step:
+            return
+        self._last_step = step
+        path = self._folder(trainer) / f"step-{step:08d}.ckpt"
+        partial = path.with_name(path.name + ".partial")
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            publish(partial, path)
+            self._prune(path.parent)
+
+    def _folder(self, trainer: L.Trainer) -> Path:
+        return Path(trainer.default_root_dir) / "checkpoints"
+
+    def _prune(self, folder: Path) -> None:
+        steps = sorted(folder.glob("step-*.ckpt"))
+        for old in steps[: -self.keep]:
+            step = int(old.stem.removeprefix("step-"))
+            if self.keep_every_n_steps is None or step % self.keep_every_n_steps:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Syncs ``partial`` and its folder to the disk and renames it to ``path``: afterwards it is whole or not there."""
+    files = [file for file in partial.rglob("*") if file.is_file()] if partial.is_dir() else [partial]
+    for file in files:
+        with open(file, "rb") as stream:
+            os.fsync(stream.fileno())
+    os.replace(partial, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

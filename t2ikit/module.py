@@ -1,0 +1,276 @@
+"""TextToImage: the LightningModule. Wiring only; the mathematics live in ``denoisers`` and ``diffusion``.
+
+    StoredBatch --on_after_batch_transfer--> Batch --batch transforms--> Batch, ... --objective--> loss_B [B]
+
+Every random number of a step is a pure function of (seed, purpose, global slot), so that gradient accumulation, more
+ranks or a resumed run draw the same numbers (``t2ikit.draws``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from t2ikit import draws
+from t2ikit.batch import Batch, StoredBatch, Text
+from t2ikit.data.records import Manifest
+from t2ikit.denoisers import Denoiser
+from t2ikit.diffusion import GaussianDiffusion, Guidance, sample
+from t2ikit.diffusion.objectives import Objective
+from t2ikit.diffusion.processes import Process
+from t2ikit.encoders.autoencoders import ImageSpace, PixelSpace
+from t2ikit.optim import Constant, Lamb, LearningRate, OptimizerFactory
+
+BatchTransform = Callable[[Batch], "Batch | tuple[Batch, ...]"]
+
+
+class TextToImage(L.LightningModule):
+    """Trains one denoiser by one diffusion process on one kind of image space.
+
+    Args:
+        denoiser: the network, e.g. ``t2ikit.denoisers.CADI``.
+        process: the diffusion process; default ``GaussianDiffusion()`` (linear gamma, epsilon-prediction).
+        space: what a stored image is: ``PixelSpace`` or ``LatentSpace`` with its normalisation.
+        optimizer: default ``Lamb()``.
+        learning_rate: schedule of the learning rate over optimizer steps; default constant.
+        text_drop: probability that a text is replaced by the encoding of the empty prompt (classifier-free guidance).
+        self_condition_rate: share of the samples whose denoiser gets its own first prediction as state; denoisers
+            without state ignore it. From 10 samples a micro-batch up, exactly ``round(rate * B)`` of them.
+        offset_noise: strength of a constant added to the noise of each channel; 0 is off.
+        min_snr: Min-SNR weighting (gamma of its paper); None is off.
+        noise_bins: loss is logged in this many equal bins of t.
+        seed: key of every random number of a step.
+
+    Raises:
+        ValueError: a rate outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        process: Process | None = None,
+        space: ImageSpace | None = None,
+        optimizer: OptimizerFactory | None = None,
+        learning_rate: LearningRate | None = None,
+        text_drop: float = 0.1,
+        self_condition_rate: float = 0.9,
+        offset_noise: float = 0.0,
+        min_snr: float | None = None,
+        noise_bins: int = 10,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, rate in (("text_drop", text_drop), ("self_condition_rate", self_condition_rate)):
+            if not 0.0 <= rate <= 1.0:
+                raise ValueError(f"model.init_args.{name} is a probability in [0, 1], got {rate}")
+        self.denoiser = denoiser
+        self.process = process if process is not None else GaussianDiffusion()
+        self.space = space if space is not None else PixelSpace()
+        self.objective = Objective(self.process, offset_noise=offset_noise, min_snr=min_snr)
+        self.optimizer_factory = optimizer if optimizer is not None else Lamb()
+        self.learning_rate = learning_rate if learning_rate is not None else Constant()
+        self.text_drop = text_drop
+        self.self_condition_rate = self_condition_rate
+        self.noise_bins = noise_bins
+        self.seed = seed
+        self.manifest: Manifest | None = None
+        self.unconditional: Text | None = None
+        self._transforms: list[BatchTransform] = []
+
+    # ------------------------------------------------------------------ the data's side
+
+    def add_batch_transform(self, transform: BatchTransform) -> None:
+        """Registers an online augmentation, applied to every training batch in the order of registration."""
+        self._transforms.append(transform)
+
+    def setup(self, stage: str) -> None:
+        """Takes the empty prompt from the data and refuses data that does not fit the model.
+
+        Raises:
+            ValueError: image shape, text width or kind of image differ; names both options.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            raise ValueError("TextToImage needs a data module: set `data` in the experiment")
+        self.check_manifest(data.manifest)
+        self.unconditional = data.unconditional()
+
+    def check_manifest(self, manifest: Manifest) -> None:
+        """Refuses prepared data that does not fit denoiser and space; keeps the manifest for the checkpoint."""
+        expected = "pixels" if isinstance(self.space, PixelSpace) else "latents"
+        if manifest.kind != expected:
+            raise ValueError(
+                f"the prepared data holds {manifest.kind}, model.init_args.space ({type(self.space).__name__}) expects "
+                f"{expected}: change model.init_args.space or prepare again with `t2ikit prepare encode --autoencoder`"
+            )
+        shape = tuple(manifest.image_shape)
+        if shape != tuple(self.denoiser.input_shape):
+            raise ValueError(
+                f"the prepared images are {shape} [C, H, W], the denoiser takes {tuple(self.denoiser.input_shape)}: set "
+                "model.init_args.denoiser.init_args.input_size and in_channels, or prepare with another --size"
+            )
+        if manifest.text_dim != self.denoiser.text_dim:
+            raise ValueError(
+                f"the stored text states are {manifest.text_dim} wide, the denoiser takes {self.denoiser.text_dim}: set "
+                "model.init_args.denoiser.init_args.text_dim, or prepare with another --text-encoder"
+            )
+        self.space.check(manifest.autoencoder)
+        self.manifest = manifest
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch.to(device, non_blocking=device.type != "cpu")
+
+    def on_after_batch_transfer(self, batch: StoredBatch, dataloader_idx: int) -> tuple[Batch, ...]:
+        parts: tuple[Batch, ...] = (self.ready(batch),)
+        for transform in self._transforms:
+            transformed = [transform(part) for part in parts]
+            parts = tuple(
+                part for result in transformed for part in (result if isinstance(result, tuple) else (result,))
+            )
+        return parts
+
+    def ready(self, stored: StoredBatch, purpose: str = "posterior") -> Batch:
+        """Dequantises, draws the VAE posterior, normalises: StoredBatch -> Batch, on the device of the batch.
+
+        Args:
+            stored: [B] records.
+            purpose: key of the posterior draw; evaluation uses another than training.
+        """
+        noise = None
+        if self.space.stochastic:
+            noise = draws.normal(self.seed, purpose, stored.slot, len(stored), stored.image.shape[2:], stored.image.device)
+        latents = self.space.x_0(stored.image, noise)
+        t = self.process.t(stored.u)
+        return Batch(latents, stored.text(), t, stored.source, stored.index, slot=stored.slot)
+
+    # ------------------------------------------------------------------ the training step
+
+    def training_step(self, parts: tuple[Batch, ...], batch_idx: int) -> dict[str, Tensor]:
+        losses = []
+        for part in parts:
+            drop = torch.from_numpy(draws.uniforms(self.seed, "drop", part.slot, len(part))[:, 0] < self.text_drop)
+            text = part.text.replace(drop.to(part.t.device, non_blocking=True), self._empty_prompt(part.t.device))
+            losses.append(self._losses(part, text, self._kept(part.slot, len(part)), "noise"))
+        loss_B = torch.cat(losses)
+        return {
+            "loss": loss_B.mean(),
+            "loss_B": loss_B.detach(),
+            "t": torch.cat([part.t for part in parts]),
+            "source": torch.cat([part.source for part in parts]),
+            "index": torch.cat([part.index for part in parts]),
+        }
+
+    @torch.no_grad()
+    def validation_losses(self, stored: StoredBatch) -> tuple[Tensor, Tensor]:
+        """Loss of held-out records with fixed noise, full text and self-conditioning on every sample.
+
+        Returns:
+            (loss_B [B], t [B]).
+        """
+        batch = self.ready(stored, "validation posterior")
+        keep = torch.ones(len(batch), dtype=torch.bool)
+        training = self.denoiser.training
+        self.denoiser.eval()
+        try:
+            loss_B = self._losses(batch, batch.text, keep, "validation noise")
+        finally:
+            self.denoiser.train(training)
+        return loss_B, batch.t
+
+    def _losses(self, batch: Batch, text: Text, keep: Tensor, purpose: str) -> Tensor:
+        shape = batch.latents.shape[1:]
+        noise = draws.normal(self.seed, purpose, batch.slot, len(batch), shape, batch.latents.device)
+        return self.objective.loss(self.denoiser, batch.latents, noise, batch.t, text, keep, window=batch.window)
+
+    def _kept(self, slot: int, count: int) -> Tensor:
+        """[B] bool on the CPU: which samples are self-conditioned. A fixed number from 10 up: static shapes."""
+        u = draws.uniforms(self.seed, "self-condition", slot, count)[:, 0]
+        if count < 10:
+            return torch.from_numpy(u < self.self_condition_rate)
+        keep = torch.zeros(count, dtype=torch.bool)
+        keep[torch.from_numpy(u).argsort()[: round(self.self_condition_rate * count)]] = True
+        return keep
+
+    def _empty_prompt(self, device: torch.device) -> Text:
+        if self.unconditional is None:
+            raise ValueError("the encoding of the empty prompt is missing: run through a Trainer with a data module")
+        if self.unconditional.mask.device != device:
+            self.unconditional = self.unconditional.to(device)
+        return self.unconditional
+
+    # ------------------------------------------------------------------ drawing
+
+    @torch.no_grad()
+    def draw(
+        self,
+        text: Text,
+        noise: Tensor,
+        *,
+        steps: int,
+        guidance: float | Guidance = 0.0,
+        method: str = "ddim",
+        uncond: Text | None = None,
+        generators: list[torch.Generator] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Images of the present weights.
+
+        Args:
+            text: B prompts.
+            noise: [B, C, H, W] standard normal, one row a prompt.
+            steps, guidance, method, generators, progress: as in ``t2ikit.diffusion.sample``.
+            uncond: encoding of the negative prompt, one row; default the empty prompt of the data.
+
+        Returns:
+            [B, 3, H, W] float32 in [0, 1].
+        """
+        x_0 = sample(
+            self.denoiser,
+            self.process,
+            noise,
+            text,
+            uncond if uncond is not None else self._empty_prompt(noise.device),
+            steps=steps,
+            guidance=guidance,
+            method=method,
+            threshold=self._threshold(),
+            generators=generators,
+            progress=progress,
+        )
+        return self.space.images(x_0)
+
+    def _threshold(self) -> tuple[str, float] | str:
+        """Variance-preserving latents: +-4 standard deviations of the space; pixels +-1; flow none."""
+        kind = self.process.default_threshold(self.space.channels)
+        if kind != "none" and not isinstance(self.space, PixelSpace):
+            return ("clamp", 4.0 * self.space.std)
+        return kind
+
+    # ------------------------------------------------------------------ optimiser and checkpoint
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self.optimizer_factory.build(self.denoiser)
+        total = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.learning_rate.factor(step + 1, total)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.manifest is not None:
+            checkpoint["data_manifest"] = self.manifest.to_dict()
+        checkpoint["space"] = self.space.description()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        stored, ours = checkpoint.get("space"), self.space.description()
+        if stored is not None and stored != ours:
+            differing = sorted(key for key in {*stored, *ours} if stored.get(key) != ours.get(key))
+            raise ValueError(
+                f"the checkpoint was trained with another image space ({', '.join(differing)}: "
+                f"{[stored.get(key) for key in differing]}, now {[ours.get(key) for key in differing]}): "
+                "set model.init_args.space as it was"
+            )
