@@ -1,0 +1,24 @@
+"""What happens around a training step. Callbacks decide when; the mathematics are elsewhere."""
+
+from t2ikit.callbacks.augmentation import AugmentationCallback, CutMix
+from t2ikit.callbacks.checkpoint import Checkpoint
+from t2ikit.callbacks.ema import EMA
+from t2ikit.callbacks.guard import NonFiniteGuard
+from t2ikit.callbacks.metrics_csv import MetricsCSV
+from t2ikit.callbacks.progress import StepProgress
+from t2ikit.callbacks.score_table import ScoreTable
+from t2ikit.callbacks.snapshot import Snapshot
+from t2ikit.callbacks.training_log import TrainingLog
+
+__all__ = [
+    "EMA",
+    "AugmentationCallback",
+    "Checkpoint",
+    "CutMix",
+    "MetricsCSV",
+    "NonFiniteGuard",
+    "ScoreTable",
+    "Snapshot",
+    "StepProgress",
+    "TrainingLog",
+]

@@ -1,0 +1,92 @@
+"""A logger that appends every number of a run to ``metrics.csv``: one line a value, so nothing is ever rewritten."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers import Logger
+
+HEADER = ("step", "name", "value")
+
+
+class MetricsCSV(Logger):
+    """Appends ``step,name,value`` lines; values are written with all their digits.
+
+    Args:
+        folder: the run folder; the file is ``<folder>/metrics.csv``. A resumed run goes on in the same file: lines of
+            steps that will be made again are taken out first (``rewind``).
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.path = Path(folder) / "metrics.csv"
+
+    @property
+    def name(self) -> str:
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the resolved experiment lies beside the run as ``config.yaml``."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        lines = io.StringIO()
+        writer = csv.writer(lines, lineterminator="\n")
+        for name, value in metrics.items():
+            writer.writerow((0 if step is None else step, name, repr(float(value))))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "ab") as file:
+            if file.tell() == 0:
+                file.write((",".join(HEADER) + "\n").encode())
+            file.write(lines.getvalue().encode())
+
+    @rank_zero_only
+    def rewind(self, step: int) -> None:
+        """Takes out the lines after ``step`` and a torn last line; the file is replaced whole."""
+        if not self.path.exists():
+            return
+        text = self.path.read_text()
+        complete = text[: text.rfind("\n") + 1]
+        rows = list(csv.reader(io.StringIO(complete)))
+        kept = io.StringIO()
+        writer = csv.writer(kept, lineterminator="\n")
+        writer.writerow(HEADER)
+        writer.writerows(row for row in rows[1:] if int(row[0]) <= step)
+        partial = self.path.with_name(self.path.name + ".partial")
+        with open(partial, "w") as file:
+            file.write(kept.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, self.path)
+
+
+def read_metrics(path: str | Path) -> dict[str, list[tuple[int, float]]]:
+    """``metrics.csv`` as series: name -> [(step, value), ...] in the order of the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is not a ``metrics.csv``.
+    """
+    with open(path, newline="") as file:
+        rows = list(csv.reader(file))
+    if not rows or tuple(rows[0]) != HEADER:
+        raise ValueError(f"{path} is not a metrics.csv of a run: its first line must be {','.join(HEADER)}")
+    series: dict[str, list[tuple[int, float]]] = {}
+    for step, name, value in rows[1:]:
+        series.setdefault(name, []).append((int(step), float(value)))
+    return series

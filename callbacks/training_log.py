@@ -1,0 +1,115 @@
+"""Logs the training loss, by source and by noise level, the learning rate and images/s; no host sync in between."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from t2ikit.callbacks.metrics_csv import MetricsCSV
+
+
+class TrainingLog(L.Callback):
+    """Sums the loss of every sample on the device, in a table [sources, noise bins], and logs its means.
+
+    Logged every ``trainer.log_every_n_steps`` optimizer steps, means over the samples since the last time:
+    ``train/loss``, ``train/loss/<source>``, ``train/loss_t/<bin>``, ``train/share/<source>`` (how often a source was
+    used), ``train/learning_rate`` and ``train/images_per_second`` (evaluation time not counted).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sums: Tensor | None = None
+        self._loaded: Tensor | None = None
+        self._last_logged = -1
+        self._images = 0
+        self._since = 0.0
+        self._evaluated = 0.0
+        self.latest: dict[str, float] = {}
+
+    @property
+    def state_key(self) -> str:
+        return "TrainingLog"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._sums is None else {"sums": self._sums.cpu()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = state_dict.get("sums")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        rows = len(trainer.datamodule.source_names)
+        self._sums = torch.zeros(2, rows, pl_module.noise_bins, dtype=torch.float64, device=pl_module.device)
+        if self._loaded is not None and self._loaded.shape == self._sums.shape:
+            self._sums.copy_(self._loaded)
+        self._last_logged = trainer.global_step
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):
+                logger.rewind(trainer.global_step)
+        self._restart_clock(trainer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert self._sums is not None
+        loss_B, bins = outputs["loss_B"], self._sums.shape[2]
+        cell = outputs["source"] * bins + (outputs["t"] * bins).long().clamp_(0, bins - 1)
+        flat = self._sums.view(2, -1)
+        flat[0].index_add_(0, cell, loss_B.double())
+        flat[1].index_add_(0, cell, torch.ones_like(loss_B, dtype=torch.float64))
+        self._images += loss_B.shape[0] * trainer.world_size
+        step = trainer.global_step
+        if step != self._last_logged and step % trainer.log_every_n_steps == 0:
+            self._last_logged = step
+            self._log(trainer, step)
+
+    def _log(self, trainer: L.Trainer, step: int) -> None:
+        assert self._sums is not None
+        table = trainer.strategy.reduce(self._sums, reduce_op="sum").cpu()
+        seconds = time.perf_counter() - self._since - (evaluation_seconds(trainer) - self._evaluated)
+        self.latest = {
+            **loss_means(table, trainer.datamodule.source_names),
+            "train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "train/images_per_second": self._images / max(seconds, 1e-9),
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(self.latest, step=step)
+        self._sums.zero_()
+        self._restart_clock(trainer)
+
+    def _restart_clock(self, trainer: L.Trainer) -> None:
+        self._images, self._since, self._evaluated = 0, time.perf_counter(), evaluation_seconds(trainer)
+
+
+def loss_means(table: Tensor, source_names: list[str]) -> dict[str, float]:
+    """Means of the losses summed in ``table``.
+
+    Args:
+        table: [2, sources, bins], sums of the loss and numbers of samples.
+        source_names: one a row.
+
+    Returns:
+        ``train/loss``, ``train/loss/<source>``, ``train/share/<source>`` and ``train/loss_t/<low>-<high>``; cells
+        without a sample are left out.
+    """
+    sums, counts = table[0], table[1]
+    metrics = {"train/loss": float(sums.sum() / counts.sum())}
+    if len(source_names) > 1:
+        for row, name in enumerate(source_names):
+            if counts[row].sum() > 0:
+                metrics[f"train/loss/{name}"] = float(sums[row].sum() / counts[row].sum())
+            metrics[f"train/share/{name}"] = float(counts[row].sum() / counts.sum())
+    bins = counts.shape[1]
+    for index in range(bins):
+        if counts[:, index].sum() > 0:
+            name = f"train/loss_t/{index / bins:.2f}-{(index + 1) / bins:.2f}"
+            metrics[name] = float(sums[:, index].sum() / counts[:, index].sum())
+    return metrics
+
+
+def evaluation_seconds(trainer: L.Trainer) -> float:
+    """Seconds that callbacks of this run have spent on evaluation so far."""
+    return sum(getattr(callback, "evaluation_seconds", 0.0) for callback in trainer.callbacks)

@@ -1,0 +1,101 @@
+"""Where the prompts of a snapshot come from, and their text states.
+
+Shapes: L text tokens, D width of the text states; a prompt's states are [L, D] without padding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from t2ikit.encoders.text import TextEncoder
+
+if TYPE_CHECKING:
+    from t2ikit.data.datamodule import DataModule
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One text to draw; ``metadata`` is what the judging metric needs (GenEval's JSON line, facts of the scene)."""
+
+    text: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class PromptSource(ABC):
+    """A named, ordered list of prompts."""
+
+    @abstractmethod
+    def prompts(self, data: DataModule) -> list[Prompt]:
+        """The prompts in their fixed order; index i keys the noise of image i."""
+
+    def states(self, data: DataModule, prompts: Sequence[Prompt]) -> list[Tensor]:
+        """Text states of the prompts, each [L, D] float32, from the text encoder that the data was prepared with."""
+        reference = data.manifest.text_encoder
+        local = Path(data.root) / reference.name
+        name = str(local) if local.is_dir() else reference.name
+        encoder = TextEncoder.load(name, revision=reference.revision, max_tokens=data.manifest.max_tokens)
+        if encoder.reference.sha256 != reference.sha256:
+            raise ValueError(
+                f"the text encoder {name} has other weights than the one the data was prepared with "
+                f"({encoder.reference.sha256[:12]}, manifest: {reference.sha256[:12]}): bring the same weights or run "
+                "`t2ikit prepare encode` again"
+            )
+        return encoder.encode([prompt.text for prompt in prompts])
+
+
+class CaptionPrompts(PromptSource):
+    """The captions of a prepared set, with their stored text states.
+
+    Args:
+        split: the set below the data root.
+        limit: take only the first ones; None takes all.
+    """
+
+    def __init__(self, split: str = "val", limit: int | None = None) -> None:
+        if limit is not None and limit < 1:
+            raise ValueError(f"CaptionPrompts: limit must be at least 1 or null, got {limit}")
+        self.split = split
+        self.limit = limit
+
+    def prompts(self, data: DataModule) -> list[Prompt]:
+        records = data.record_set(self.split)
+        count = len(records) if self.limit is None else min(self.limit, len(records))
+        return [Prompt(record.captions[0], record.metadata) for record in (records[i] for i in range(count))]
+
+    def states(self, data: DataModule, prompts: Sequence[Prompt]) -> list[Tensor]:
+        records = data.record_set(self.split)
+        return [torch.as_tensor(records[i].tokens[0].dequantise()) for i in range(len(prompts))]
+
+
+class PromptFile(PromptSource):
+    """One prompt a line from a text file; empty lines are skipped.
+
+    Args:
+        path: UTF-8 text file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def prompts(self, data: DataModule) -> list[Prompt]:
+        file = Path(self.path)
+        if not file.is_file():
+            raise FileNotFoundError(f"no prompt file {file}: set the `path` of PromptFile")
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        prompts = [Prompt(line) for line in lines if line]
+        if not prompts:
+            raise ValueError(f"the prompt file {file} holds no prompt")
+        return prompts
+
+
+def prompts_hash(prompts: Sequence[Prompt]) -> str:
+    """sha256 of the prompts in their order, part of every score's fingerprint."""
+    return hashlib.sha256("\n".join(prompt.text for prompt in prompts).encode()).hexdigest()
