@@ -1,0 +1,136 @@
+"""EMA against its closed form, and the promises of `applied`."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from t2ikit.callbacks import EMA
+
+
+def module_of(*sizes: int) -> SimpleNamespace:
+    denoiser = nn.Sequential(*(nn.Linear(size, size) for size in sizes))
+    denoiser.register_buffer("counter", torch.tensor(3))
+    return SimpleNamespace(denoiser=denoiser)
+
+
+def set_all(module: SimpleNamespace, value: float) -> None:
+    with torch.no_grad():
+        for parameter in module.denoiser.parameters():
+            parameter.fill_(value)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9, 0.999])
+def test_constant_weights_follow_the_closed_form(decay: float) -> None:
+    module, ema = module_of(2), EMA(decay=decay, warmup=False)
+    set_all(module, 0.0)
+    ema._start(module)
+    set_all(module, 1.0)
+    for _ in range(20):
+        ema.update(module)
+    with ema.applied(module):
+        averaged = next(module.denoiser.parameters())
+        torch.testing.assert_close(averaged, torch.full_like(averaged, 1 - decay**20))
+
+
+def test_a_sequence_of_weights_is_the_weighted_sum_in_float64() -> None:
+    decay, values = 0.8, [0.3, -1.0, 2.0, 0.7, 5.0]
+    module, ema = module_of(3), EMA(decay=decay, warmup=False)
+    set_all(module, 1.5)
+    ema._start(module)
+    for value in values:
+        set_all(module, value)
+        ema.update(module)
+    n = len(values)
+    expected = decay**n * 1.5 + sum((1 - decay) * decay ** (n - 1 - i) * v for i, v in enumerate(values))
+    with ema.applied(module):
+        assert next(module.denoiser.parameters()).flatten()[0].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_warmup_starts_with_short_averages_and_ends_at_the_decay() -> None:
+    ema = EMA(decay=0.9999, warmup=True)
+    assert ema.decay_at(0, 0.9999) == pytest.approx(0.1)
+    assert ema.decay_at(90, 0.9999) == pytest.approx(0.91)
+    assert ema.decay_at(10**7, 0.9999) == 0.9999
+
+
+def test_applied_restores_the_raw_weights_bit_for_bit_even_after_an_error() -> None:
+    module, ema = module_of(4, 4), EMA(decay=0.9)
+    ema._start(module)
+    set_all(module, 0.123456789)
+    ema.update(module)
+    raw = [p.detach().clone() for p in module.denoiser.parameters()]
+    with pytest.raises(KeyError), ema.applied(module):
+        assert not all(torch.equal(a, b) for a, b in zip(raw, module.denoiser.parameters()))
+        raise KeyError("inside")
+    assert all(torch.equal(a, b) for a, b in zip(raw, module.denoiser.parameters()))
+
+
+def test_only_trainable_floating_weights_are_averaged() -> None:
+    module, ema = module_of(2, 2), EMA()
+    module.denoiser[0].weight.requires_grad_(False)
+    ema._start(module)
+    names = set(ema.state_dict()["profiles"]["0.9999"])
+    assert names == {"0.bias", "1.weight", "1.bias"}
+
+
+def test_several_profiles_live_side_by_side() -> None:
+    module, ema = module_of(2), EMA(decay=[0.9, 0.0], warmup=False)
+    set_all(module, 0.0)
+    ema._start(module)
+    set_all(module, 1.0)
+    ema.update(module)
+    with ema.applied(module, 0.0):
+        assert next(module.denoiser.parameters()).flatten()[0].item() == 1.0
+    with ema.applied(module, 0.9):
+        assert next(module.denoiser.parameters()).flatten()[0].item() == pytest.approx(0.1)
+    with pytest.raises(ValueError, match="0.5"), ema.applied(module, 0.5):
+        pass
+
+
+def test_state_goes_through_a_checkpoint() -> None:
+    module, ema = module_of(3), EMA(decay=0.7)
+    ema._start(module)
+    for value in (1.0, 2.0):
+        set_all(module, value)
+        ema.update(module)
+    other = EMA(decay=0.7)
+    other.load_state_dict(ema.state_dict())
+    other.on_fit_start(None, module)
+    other.on_train_start(None, module)
+    assert other.step == 2
+    for key, tensor in ema.state_dict()["profiles"]["0.7"].items():
+        assert torch.equal(tensor, other.state_dict()["profiles"]["0.7"][key])
+
+
+def test_another_decay_or_another_network_is_refused() -> None:
+    module, ema = module_of(3), EMA(decay=0.7)
+    ema._start(module)
+    state = ema.state_dict()
+    changed = EMA(decay=0.8)
+    changed.load_state_dict(state)
+    changed.on_fit_start(None, module)
+    with pytest.raises(ValueError, match="callbacks.ema.init_args.decay"):
+        changed.on_train_start(None, module)
+    same = EMA(decay=0.7)
+    same.load_state_dict(state)
+    deeper = module_of(3, 3)
+    same.on_fit_start(None, deeper)
+    with pytest.raises(ValueError, match="another denoiser"):
+        same.on_train_start(None, deeper)
+
+
+def test_a_checkpoint_inside_applied_is_refused() -> None:
+    module, ema = module_of(2), EMA()
+    ema._start(module)
+    with ema.applied(module), pytest.raises(RuntimeError, match="applied"):
+        ema.on_save_checkpoint(None, module, {})
+
+
+@pytest.mark.parametrize("decay", [1.0, -0.1, [], [0.9, 0.9]])
+def test_bad_decays_are_refused(decay: object) -> None:
+    with pytest.raises(ValueError, match="callbacks.ema"):
+        EMA(decay=decay)  # type: ignore[arg-type]
