@@ -1,0 +1,22 @@
+"""Metrics: pure functions on features and answers, and the classes that a snapshot computes. No Lightning here."""
+
+from t2ikit.metrics.base import DistributionMetrics, Metric, Samples
+from t2ikit.metrics.cmmd import cmmd
+from t2ikit.metrics.features import FeatureExtractor, RandomConvFeatures
+from t2ikit.metrics.fingerprint import Fingerprint
+from t2ikit.metrics.frechet import Moments, frechet_distance
+from t2ikit.metrics.prdc import prdc, prdc_preset
+
+__all__ = [
+    "DistributionMetrics",
+    "FeatureExtractor",
+    "Fingerprint",
+    "Metric",
+    "Moments",
+    "RandomConvFeatures",
+    "Samples",
+    "cmmd",
+    "frechet_distance",
+    "prdc",
+    "prdc_preset",
+]

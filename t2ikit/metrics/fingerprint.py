@@ -1,0 +1,191 @@
+"""What a score was computed with, so that only like is compared with like.
+
+A fingerprint names everything that moves a number without the model having changed: the reference set, the resize,
+the feature weights, how many images, which seeds, the sampler and its settings, the prompts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes ``content`` to ``path`` whole or not at all: a temporary name beside it, flushed to disk, renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        # mkstemp is private by design; a score is to be read as any other file of the run.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def images_sha256(images: Tensor) -> str:
+    """SHA-256 of an image set [N, C, H, W] uint8: its shape and its bytes, in order."""
+    digest = hashlib.sha256(repr(tuple(images.shape)).encode())
+    for part in images.split(256):
+        digest.update(np.ascontiguousarray(part.detach().to("cpu").numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of network weights: names, types, shapes and bytes, by sorted name."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().to("cpu").contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The conditions of a score. What does not apply stays None, and None only equals None.
+
+    Attributes:
+        reference: name of the reference set.
+        reference_sha256: hash of its images, records or statistics file.
+        num_reference: its size, images.
+        resize: how images reach the feature network (the name of the pixel pipeline).
+        features: name of the feature network or detector.
+        features_sha256: hash of its weights.
+        num_images: generated images.
+        seeds: what the noise is keyed by.
+        sampler: its name.
+        steps: sampling steps.
+        guidance: weight, or a description of a guidance schedule.
+        prompts: name of the prompt set.
+        prompts_sha256: hash of the prompts, in order.
+        extra: whatever else moves this metric (k, thresholds, preset), JSON-able.
+    """
+
+    reference: str | None = None
+    reference_sha256: str | None = None
+    num_reference: int | None = None
+    resize: str | None = None
+    features: str | None = None
+    features_sha256: str | None = None
+    num_images: int | None = None
+    seeds: str | None = None
+    sampler: str | None = None
+    steps: int | None = None
+    guidance: float | str | None = None
+    prompts: str | None = None
+    prompts_sha256: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Fingerprint:
+        """A fingerprint from a flat mapping; keys that are no field go to ``extra``."""
+        known = {item.name for item in fields(cls)} - {"extra"}
+        extra = dict(values.get("extra") or {})
+        extra.update({key: value for key, value in values.items() if key not in known and key != "extra"})
+        return cls(**{key: value for key, value in values.items() if key in known}, extra=extra)
+
+    def with_(self, **changes: Any) -> Fingerprint:
+        """The same with some fields changed; unknown names go to ``extra``."""
+        return Fingerprint.from_dict({**asdict(self), **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, JSON-able."""
+        return asdict(self)
+
+    def hash(self) -> str:
+        """SHA-256 of the canonical JSON: the same on every machine and in every process."""
+        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def differences(self, other: Fingerprint) -> dict[str, tuple[Any, Any]]:
+        """Fields that differ, each with both values; entries of ``extra`` are named ``extra.<key>``."""
+        mine, theirs = _flat(self), _flat(other)
+        names = list(dict.fromkeys([*mine, *theirs]))
+        pairs = {name: (mine.get(name), theirs.get(name)) for name in names}
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _flat(fingerprint: Fingerprint) -> dict[str, Any]:
+    values = json.loads(json.dumps(asdict(fingerprint)))
+    extra = values.pop("extra")
+    return {**values, **{f"extra.{key}": value for key, value in sorted(extra.items())}}
+
+
+class UnlikeFingerprints(ValueError):
+    """Two scores were made under unlike conditions and say nothing about each other."""
+
+
+def compare(first: Fingerprint, second: Fingerprint) -> None:
+    """Passes when two scores may be compared.
+
+    Raises:
+        UnlikeFingerprints: naming every field that differs with both values.
+    """
+    differences = first.differences(second)
+    if differences:
+        listed = "; ".join(f"{name}: {one!r} and {other!r}" for name, (one, other) in differences.items())
+        raise UnlikeFingerprints(f"these scores cannot be compared, they differ in {listed}")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number, how it was made, and how sure it is.
+
+    Attributes:
+        name: as the metric yields it, such as ``frechet_distance``.
+        value: the number.
+        fingerprint: its conditions.
+        step: optimizer steps of the weights, or None.
+        standard_error: where the metric gives one.
+    """
+
+    name: str
+    value: float
+    fingerprint: Fingerprint
+    step: int | None = None
+    standard_error: float | None = None
+
+
+def write_score(path: str | Path, score: Score) -> None:
+    """Writes one score as JSON, whole or not at all."""
+    content = {
+        **asdict(score),
+        "fingerprint": score.fingerprint.to_dict(),
+        "fingerprint_sha256": score.fingerprint.hash(),
+    }
+    write_atomically(Path(path), (json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def read_score(path: str | Path) -> Score:
+    """Reads a score file.
+
+    Raises:
+        ValueError: the file is no score, or its fingerprint was edited by hand.
+    """
+    try:
+        content = json.loads(Path(path).read_text())
+        fingerprint = Fingerprint.from_dict(content["fingerprint"])
+        recorded = content["fingerprint_sha256"]
+        score = Score(content["name"], content["value"], fingerprint, content["step"], content["standard_error"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a score file ({type(error).__name__}: {error})") from error
+    if recorded != fingerprint.hash():
+        raise ValueError(f"{path}: the fingerprint does not match its recorded hash; the file was changed by hand")
+    return score
