@@ -1,7 +1,7 @@
 """CutMix: where the insert goes, which image it comes from, and how the two become one.
 
-Paper: How far can we go with ImageNet for text-to-image generation?, section 3.3 and its appendix on CutMix. A base image
-of side S receives an insert of side s from an image of another class::
+Paper: "How far can we go with ImageNet for Text-to-Image generation?" (CutMix placements; the coordinates follow the
+program its authors released). A base image of side S receives an insert of side s from an image of another class::
 
     setting  s      where
     cm2      S      the right or the bottom half; the insert is the same half of the other image
@@ -10,7 +10,8 @@ of side S receives an insert of side s from an image of another class::
     cm16     S/4    anywhere in the inner 90 %, except where it would touch the central zone
     cmall    -      one of the four above
 
-Rectangles are half-open pixels ``(x0, y0, x1, y1)``: columns x0 .. x1 - 1, rows y0 .. y1 - 1. Divisions are integer ones.
+Rectangles are half-open pixels ``(x0, y0, x1, y1)``: columns x0 .. x1 - 1, rows y0 .. y1 - 1. All divisions are integer
+divisions.
 
 Shapes: images [3, S, S] uint8, channels first.
 """
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from t2ikit.draws import uniforms
+from t2ikit.draws import derived_seed, uniforms
 
 Rectangle = tuple[int, int, int, int]
 
@@ -190,11 +191,10 @@ def plan_mixes(class_ids: Sequence[int], setting: str, size: int, seed: int, str
     count = len(class_ids)
     settings = stratified_settings(count, seed) if setting == "cmall" else [setting] * count
     others = _partners(np.asarray(class_ids, dtype=np.int64), seed)
-    seeds = (uniforms(seed, "cutmix-place", 0, count)[:, 0] * 2**53).astype(np.int64)
     generator = torch.Generator()
     mixes = []
     for base in range(count):
-        generator.manual_seed(int(seeds[base]))
+        generator.manual_seed(derived_seed(seed, "cutmix-place", base))
         rectangle = place(settings[base], size, generator, strict_paper)
         mixes.append(Mix(base, int(others[base]), settings[base], rectangle))
     return mixes

@@ -1,0 +1,215 @@
+"""Image spaces: how stored images become x_0, the variable that is diffused, and how x_0 becomes an image again.
+
+Latents follow the data of the paper: the posterior's mean and standard deviation of ``stabilityai/sd-vae-ft-ema`` are
+stored as they come, ``raw = mean + std * n`` is drawn at every use, and a normalisation follows, which an experiment
+chooses (the paper's runs use the scalar one).
+
+Shapes: [B, 3, H, W] images, [B, C, h, w] x_0, [B, 2, C, h, w] stored posteriors.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from t2ikit.pretrained import EncoderReference, load_pretrained
+
+DEFAULT_AUTOENCODER = "stabilityai/sd-vae-ft-ema"
+SCALAR_FACTOR = 0.18215
+CHANNEL_MEANS = (5.81, 3.25, 0.12, -2.15)
+CHANNEL_STDS = (4.17, 4.62, 3.71, 3.28)
+CHANNELWISE_STD = 0.5
+_OPTION = "--autoencoder DIR of `t2ikit prepare encode`, or `autoencoder` of LatentSpace in the experiment"
+
+
+class ImageSpace(ABC):
+    """The space that x_0 lives in.
+
+    Attributes:
+        channels: C of x_0.
+        std: nominal standard deviation of x_0, the unit of thresholds.
+    """
+
+    channels: int
+    std: float
+
+    @abstractmethod
+    def x_0(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Stored images to x_0.
+
+        Args:
+            stored: [B, ...] as in ``StoredBatch.image``.
+            noise: [B, C, h, w] standard normal, for a posterior that is drawn from; None takes its mean. Spaces without
+                a posterior do not look at it.
+
+        Returns:
+            [B, C, h, w] float32.
+
+        Raises:
+            ValueError: ``stored`` belongs to another space.
+        """
+
+    @abstractmethod
+    def images(self, x_0: Tensor) -> Tensor:
+        """x_0 [B, C, h, w] to images [B, 3, H, W] float32 in [0, 1]."""
+
+
+class PixelSpace(ImageSpace):
+    """Pixels themselves, uint8 0 .. 255 to [-1, 1]."""
+
+    channels = 3
+    std = 0.5
+
+    def x_0(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
+        """[B, 3, H, W] uint8 to [B, 3, H, W] float32 in [-1, 1]."""
+        if stored.dtype != torch.uint8 or stored.dim() != 4 or stored.shape[1] != 3:
+            raise ValueError(
+                f"PixelSpace reads uint8 images [B, 3, H, W]; got {stored.dtype} {tuple(stored.shape)}. For latents, "
+                "the experiment needs LatentSpace"
+            )
+        return stored.to(torch.float32).div_(127.5).sub_(1.0)
+
+    def images(self, x_0: Tensor) -> Tensor:
+        """[B, 3, H, W] in [-1, 1] to [0, 1]; what lies outside is cut."""
+        return x_0.to(torch.float32).add(1.0).mul_(0.5).clamp_(0.0, 1.0)
+
+
+class LatentSpace(ImageSpace):
+    """Normalised latents of a KL autoencoder. The autoencoder is loaded when it is first used, not before."""
+
+    def __init__(
+        self,
+        autoencoder: str = DEFAULT_AUTOENCODER,
+        revision: str | None = None,
+        normalisation: Literal["scalar", "channelwise"] = "scalar",
+        channels: int = 4,
+        batch_size: int = 16,
+    ) -> None:
+        """Args:
+            autoencoder: a folder in the format of diffusers, or a repository of the Hub.
+            revision: commit, tag or branch of the repository.
+            normalisation: "scalar" multiplies by 0.18215; "channelwise" gives every channel mean 0 and standard
+                deviation 0.5.
+            channels: C of the latents.
+            batch_size: images that are encoded or decoded at once.
+
+        Raises:
+            ValueError: unknown normalisation, or the channel-wise one for other than 4 channels.
+        """
+        if normalisation not in ("scalar", "channelwise"):
+            raise ValueError(f"unknown normalisation {normalisation!r}; choose scalar or channelwise")
+        if normalisation == "channelwise" and channels != len(CHANNEL_MEANS):
+            raise ValueError(
+                f"the channelwise normalisation is known for {len(CHANNEL_MEANS)} channels, not {channels}: "
+                "choose normalisation scalar"
+            )
+        self.autoencoder = autoencoder
+        self.revision = revision
+        self.normalisation = normalisation
+        self.channels = channels
+        self.batch_size = batch_size
+        self.std = 1.0 if normalisation == "scalar" else CHANNELWISE_STD
+        self._loaded: tuple[Any, EncoderReference] | None = None
+
+    @property
+    def reference(self) -> EncoderReference:
+        """Which weights these are; loads them where they are not loaded yet."""
+        return self._load()[1]
+
+    @property
+    def model(self) -> Any:
+        """The ``AutoencoderKL``, in float32 and evaluation mode.
+
+        Raises:
+            FileNotFoundError: no such folder, or no way to the Hub; names the option.
+            ValueError: another kind of model, or other channels than were said.
+        """
+        return self._load()[0]
+
+    def _load(self) -> tuple[Any, EncoderReference]:
+        if self._loaded is None:
+            from diffusers import AutoencoderKL
+
+            model, found = load_pretrained(AutoencoderKL, self.autoencoder, self.revision, _OPTION)
+            if model.config.latent_channels != self.channels:
+                raise ValueError(
+                    f"{self.autoencoder} has {model.config.latent_channels} latent channels, not {self.channels}: "
+                    "set `channels` of LatentSpace to that"
+                )
+            self._loaded = model, found.reference
+        return self._loaded
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels of an image along the side of one latent."""
+        return int(2 ** (len(self.model.config.block_out_channels) - 1))
+
+    def normalise(self, raw: Tensor) -> Tensor:
+        """Latents [..., C, h, w] as the autoencoder gives them, to x_0 of the same shape."""
+        if self.normalisation == "scalar":
+            return raw * SCALAR_FACTOR
+        means, stds = self._statistics(raw)
+        return CHANNELWISE_STD * (raw - means) / stds
+
+    def denormalise(self, x_0: Tensor) -> Tensor:
+        """The inverse of ``normalise``."""
+        if self.normalisation == "scalar":
+            return x_0 / SCALAR_FACTOR
+        means, stds = self._statistics(x_0)
+        return x_0 / CHANNELWISE_STD * stds + means
+
+    def x_0(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
+        """[B, 2, C, h, w] posterior mean and standard deviation to normalised latents [B, C, h, w] float32."""
+        if not stored.is_floating_point() or stored.dim() != 5 or stored.shape[1:3] != (2, self.channels):
+            raise ValueError(
+                f"LatentSpace reads posteriors [B, 2, {self.channels}, h, w]; got {stored.dtype} "
+                f"{tuple(stored.shape)}. For pixels, the experiment needs PixelSpace"
+            )
+        mean, std = stored.to(torch.float32).unbind(1)
+        return self.normalise(mean if noise is None else mean + std * noise.to(torch.float32))
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images to the posterior, in one pass.
+
+        Args:
+            images: [B, 3, H, W] uint8, or float in [0, 1]; H and W multiples of ``downsampling``.
+
+        Returns:
+            mean and standard deviation, each [B, C, h, w] float32, before any normalisation.
+
+        Raises:
+            ValueError: sides that the autoencoder cannot halve often enough.
+        """
+        step = self.downsampling
+        if images.shape[-1] % step or images.shape[-2] % step:
+            raise ValueError(
+                f"{self.autoencoder} needs images whose sides are multiples of {step}; got {tuple(images.shape[-2:])}. "
+                "Prepare them with another --size"
+            )
+        model = self.model.to(images.device)
+        means, stds = [], []
+        with torch.autocast(images.device.type, enabled=False):
+            for part in images.split(self.batch_size):
+                scale = 127.5 if part.dtype == torch.uint8 else 0.5
+                posterior = model.encode(part.to(torch.float32) / scale - 1.0).latent_dist
+                means.append(posterior.mean)
+                stds.append(posterior.std)
+        return torch.cat(means), torch.cat(stds)
+
+    @torch.no_grad()
+    def images(self, x_0: Tensor) -> Tensor:
+        """[B, C, h, w] normalised latents to images [B, 3, H, W] float32 in [0, 1]."""
+        model = self.model.to(x_0.device)
+        raw = self.denormalise(x_0.to(torch.float32))
+        with torch.autocast(x_0.device.type, enabled=False):
+            decoded = torch.cat([model.decode(part).sample for part in raw.split(self.batch_size)])
+        return decoded.add(1.0).mul(0.5).clamp(0.0, 1.0)
+
+    @staticmethod
+    def _statistics(like: Tensor) -> tuple[Tensor, Tensor]:
+        means, stds = (like.new_tensor(values).view(-1, 1, 1) for values in (CHANNEL_MEANS, CHANNEL_STDS))
+        return means, stds

@@ -1,0 +1,259 @@
+"""Text encoders: prompts to states.
+
+The paper's is the encoder of flan-T5-XL: last hidden state after the final norm, at most 256 tokens with the end token
+``</s>``, un-padded. The empty prompt, which guidance and the conditioning drop use, is that one token. A small T5 of
+the same classes, with seeded random weights and a word vocabulary, stands in for it where no weights can be had.
+
+Shapes: L tokens of a prompt, D width of the states.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from t2ikit.batch import Text
+from t2ikit.pretrained import EncoderReference, load_pretrained
+
+DEFAULT_TEXT_ENCODER = "google/flan-t5-xl"
+MAX_TOKENS = 256
+_OPTION = "--text-encoder DIR of `t2ikit prepare encode`, or the text encoder of the experiment"
+_TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+_PAD, _END, _UNKNOWN = "<pad>", "</s>", "<unk>"
+
+
+class TextEncoder:
+    """A T5 encoder with its tokenizer.
+
+    Attributes:
+        dim: D, width of the states.
+        max_tokens: longer prompts are cut to this many tokens, the last of which is the end token.
+        reference: which weights these are; its hash covers the tokenizer, too.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, reference: EncoderReference, max_tokens: int = MAX_TOKENS) -> None:
+        """Wraps a loaded model; ``load`` is the usual way.
+
+        Raises:
+            ValueError: fewer than one token, or a tokenizer that does not turn "" into the end token alone.
+        """
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1; got {max_tokens}")
+        empty = tokenizer("").input_ids
+        if empty != [tokenizer.eos_token_id]:
+            raise ValueError(
+                f"the tokenizer of {reference.name} turns the empty prompt into {empty}, not into its end token alone; "
+                f"give a T5 with {_OPTION}"
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.reference = reference
+        self.max_tokens = max_tokens
+        self.dim: int = model.config.d_model
+
+    @classmethod
+    def load(
+        cls,
+        name: str = DEFAULT_TEXT_ENCODER,
+        revision: str | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        max_tokens: int = MAX_TOKENS,
+    ) -> TextEncoder:
+        """Loads a T5 encoder from a local folder or from the Hub.
+
+        Args:
+            name: a folder in the format of transformers, or a repository of the Hub.
+            revision: commit, tag or branch of the repository.
+            device: where the model runs.
+            dtype: of the weights. T5 overflows in float16: use float32 or bfloat16.
+            max_tokens: longest prompt, with its end token.
+
+        Raises:
+            FileNotFoundError: no such folder, or no way to the Hub; names the option.
+            ValueError: the folder holds no T5, or no tokenizer.
+        """
+        from transformers import AutoTokenizer, T5EncoderModel
+
+        model, found = load_pretrained(T5EncoderModel, name, revision, _OPTION, _TOKENIZER_FILES, dtype=dtype)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(found.folder)
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"{name} has no tokenizer that can be loaded ({error}); give a T5 with {_OPTION}"
+            ) from error
+        return cls(model.to(device), tokenizer, found.reference, max_tokens)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return next(self.model.parameters()).device
+
+    def to(self, device: str | torch.device) -> TextEncoder:
+        """Moves the model; returns itself."""
+        self.model.to(device)
+        return self
+
+    def lengths(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens of each prompt with its end token, after the cut to ``max_tokens``."""
+        return [len(ids) for ids in self._ids(prompts)]
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> list[Tensor]:
+        """States of each prompt, in one pass of the model over all of them.
+
+        Args:
+            prompts: B texts.
+
+        Returns:
+            B tensors [L, D] float32 on the device of the model, each of its own length with the end token.
+        """
+        if len(prompts) == 0:
+            return []
+        ids = [torch.tensor(row) for row in self._ids(prompts)]
+        tokens = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=self.tokenizer.pad_token_id)
+        lengths = torch.tensor([len(row) for row in ids])
+        mask = torch.arange(tokens.shape[1])[None] < lengths[:, None]
+        states = self.model(input_ids=tokens.to(self.device), attention_mask=mask.to(self.device)).last_hidden_state
+        return [row[: len(own)].to(torch.float32) for row, own in zip(states, ids, strict=True)]
+
+    def __call__(self, prompts: Sequence[str]) -> Text:
+        """States of B prompts, padded: embeddings [B, max L, D] float32."""
+        return Text.from_rows(self.encode(prompts))
+
+    def _ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        return self.tokenizer(list(prompts), truncation=True, max_length=self.max_tokens).input_ids  # type: ignore[no-any-return]
+
+
+def build_small_t5(
+    folder: str | Path, texts: Iterable[str], dim: int = 64, layers: int = 2, heads: int = 4, seed: int = 0
+) -> Path:
+    """Writes a small T5 encoder with seeded random weights, in the ordinary format of transformers.
+
+    Its vocabulary is every word and every punctuation mark of ``texts`` (in lower case; others become ``<unk>``).
+    Random weights still tell texts apart: each token keeps its own vector and mixes in its neighbours.
+
+    Args:
+        folder: where it goes. One that exists is left alone if it holds the same model.
+        texts: what the vocabulary is taken from.
+        dim: D, width of the states; a multiple of ``heads``.
+        layers: blocks of the encoder.
+        heads: attention heads.
+        seed: decides the weights.
+
+    Returns:
+        ``folder``.
+
+    Raises:
+        ValueError: no words in ``texts``, or ``dim`` not a multiple of ``heads``.
+        FileExistsError: the folder exists and holds something else.
+    """
+    from transformers import T5Config, T5EncoderModel
+
+    if dim % heads:
+        raise ValueError(f"dim must be a multiple of heads; got {dim} and {heads}")
+    tokenizer = _word_tokenizer(texts)
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=dim,
+        d_kv=dim // heads,
+        d_ff=2 * dim,
+        num_layers=layers,
+        num_heads=heads,
+        feed_forward_proj="gated-gelu",  # as in flan-T5
+        dropout_rate=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = T5EncoderModel(config)
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        with _no_progress_bars():
+            model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        if folder.exists():
+            if not _same_files(folder, temporary):
+                raise FileExistsError(
+                    f"{folder} exists and is not the model asked for: delete it or choose another folder"
+                )
+        else:
+            _sync(temporary)
+            temporary.chmod(0o755)
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _word_tokenizer(texts: Iterable[str]) -> Any:
+    """Words and punctuation marks as tokens, the end token appended to every text."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.normalizers import NFKC, Lowercase
+    from tokenizers.normalizers import Sequence as Normalizers
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    normalizer, splitter = Normalizers([NFKC(), Lowercase()]), Whitespace()
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    if not counts:
+        raise ValueError("a small T5 takes its vocabulary from texts; none of them has a word")
+    words = sorted(counts, key=lambda word: (-counts[word], word))
+    vocabulary = {token: index for index, token in enumerate([_PAD, _END, _UNKNOWN, *words])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=_UNKNOWN))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {_END}", pair=f"$A {_END} $B {_END}", special_tokens=[(_END, vocabulary[_END])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=_PAD,
+        eos_token=_END,
+        unk_token=_UNKNOWN,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keeps transformers from drawing a bar over the writing of one small file."""
+    from transformers.utils import logging
+
+    drawn = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            logging.enable_progress_bar()
+
+
+def _same_files(first: Path, second: Path) -> bool:
+    names = sorted(file.name for file in second.iterdir())
+    if sorted(file.name for file in first.iterdir()) != names:
+        return False
+    return all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
+
+
+def _sync(folder: Path) -> None:
+    for file in folder.iterdir():
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)

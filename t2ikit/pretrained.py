@@ -1,0 +1,245 @@
+"""Loads any pretrained model from a local folder or from the Hugging Face Hub, and says which weights it was.
+
+A folder in the ordinary layout of the library (``save_pretrained`` of transformers and diffusers; ``config.json`` and
+``model.safetensors`` for timm) and a repository of the Hub go the same way: a repository is first brought to a folder.
+The revision that is recorded is the commit that was really loaded; a local folder has none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
+_SETTING_PATTERNS = ("*.json", "*.txt", "*.model")
+_BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class EncoderReference:
+    """Which weights made or read a data set.
+
+    Attributes:
+        name: repository of the Hub, or the local folder as it was given.
+        revision: commit of the Hub; None for a local folder.
+        sha256: of the weight file; of several files (weights, tokenizer), that of their ``sha256sum`` listing.
+    """
+
+    name: str
+    revision: str | None
+    sha256: str
+
+    def to_dict(self) -> dict[str, str | None]:
+        """As plain JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> EncoderReference:
+        """From ``to_dict``."""
+        return cls(values["name"], values["revision"], values["sha256"])
+
+
+@dataclass(frozen=True)
+class PretrainedFolder:
+    """A model's files on the local disk, and what they are."""
+
+    folder: Path
+    reference: EncoderReference
+
+
+def find_pretrained(name: str, revision: str | None, option: str, extra_files: Sequence[str] = ()) -> PretrainedFolder:
+    """Finds a model's folder, bringing it from the Hub where it is not local, and hashes its weights.
+
+    Args:
+        name: a local folder, or a repository of the Hub such as ``google/flan-t5-xl``.
+        revision: branch, tag or commit of the repository; None is its main branch. Not for local folders.
+        option: the option that gives ``name``, for the error message.
+        extra_files: further files that go into the hash where they exist (a tokenizer decides the output, too).
+
+    Returns:
+        The folder with its reference.
+
+    Raises:
+        FileNotFoundError: no such folder, no such repository, or no way to the Hub; names ``option``.
+        ValueError: a revision for a local folder, a folder without weights, or weights of a recorded revision that
+            are not what they were.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"{name} is a local folder, which has no revision {revision!r}: leave the revision out")
+        commit = None
+    elif _looks_like_path(name):
+        raise FileNotFoundError(f"{name} is no folder; give an existing one or a repository of the Hub with {option}")
+    else:
+        folder = _from_hub(name, revision, option)
+        commit = folder.name
+    files = weight_files(folder)
+    if not files:
+        raise ValueError(f"{folder} holds no weights ({', '.join(WEIGHT_PATTERNS)}); give another folder with {option}")
+    files += [folder / extra for extra in extra_files if (folder / extra).is_file()]
+    sums = _recorded_sums(name, commit, files) if commit else {file.name: sha256_of(file) for file in files}
+    return PretrainedFolder(folder, EncoderReference(name, commit, _sum_of_sums(sums)))
+
+
+def load_pretrained(
+    model_class: Any, name: str, revision: str | None, option: str, extra_files: Sequence[str] = (), **options: Any
+) -> tuple[Any, PretrainedFolder]:
+    """Loads a model of transformers or diffusers in evaluation mode, without gradients.
+
+    Args:
+        model_class: a class with ``from_pretrained``.
+        name: as in ``find_pretrained``.
+        revision: as in ``find_pretrained``.
+        option: as in ``find_pretrained``.
+        extra_files: as in ``find_pretrained``.
+        **options: for ``from_pretrained`` (the name of the dtype is ``torch_dtype`` in diffusers, ``dtype`` in
+            transformers).
+
+    Returns:
+        The model, and the folder it came from.
+
+    Raises:
+        FileNotFoundError: as in ``find_pretrained``.
+        ValueError: the folder holds another kind of model; names ``option``. Weights that are missing are an error
+            here, where the libraries fill them with random numbers.
+    """
+    from safetensors import SafetensorError
+
+    found = find_pretrained(name, revision, option, extra_files)
+    try:
+        model, info = model_class.from_pretrained(found.folder, output_loading_info=True, **options)
+    except (OSError, LookupError, RuntimeError, ValueError, TypeError, SafetensorError, UnpicklingError) as error:
+        raise ValueError(
+            f"{name} cannot be loaded as {model_class.__name__}: {error}. Give a model of that kind with {option}"
+        ) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"{name} lacks {len(missing)} weights of {model_class.__name__}, the first one {missing[0]}. "
+            f"Give a model of that kind with {option}"
+        )
+    return model.eval().requires_grad_(False), found
+
+
+def load_timm(name: str, revision: str | None, option: str, **options: Any) -> tuple[Any, PretrainedFolder]:
+    """Loads a timm model in evaluation mode, without gradients.
+
+    Args:
+        name: a local folder with ``config.json`` and weights, or a repository such as ``timm/resnet50.a1_in1k``.
+        revision: as in ``find_pretrained``.
+        option: as in ``find_pretrained``.
+        **options: for ``timm.create_model``, such as ``num_classes=0``.
+
+    Raises:
+        FileNotFoundError: as in ``find_pretrained``.
+        ValueError: the folder holds no timm model; names ``option``.
+    """
+    import timm
+
+    found = find_pretrained(name, revision, option)
+    try:
+        model = timm.create_model(f"local-dir:{found.folder}", pretrained=True, **options)
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{name} cannot be loaded by timm: {error}. Give a timm model with {option}") from error
+    return model.eval().requires_grad_(False), found
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a model folder, sorted: the safetensors, or where there are none, the pickled ones."""
+    for pattern in WEIGHT_PATTERNS:
+        files = sorted(folder.glob(pattern))
+        if files:
+            return files
+    return []
+
+
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where the kit keeps what it can make again: ``$T2IKIT_CACHE``, or ``~/.cache/t2ikit``."""
+    return Path(os.environ.get("T2IKIT_CACHE", "~/.cache/t2ikit")).expanduser()
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") != 1 or "\\" in name
+
+
+def _from_hub(name: str, revision: str | None, option: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        for weights in WEIGHT_PATTERNS:
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*_SETTING_PATTERNS, weights]))
+            if weight_files(folder):
+                return folder
+    except Exception as error:  # the Hub's client, its HTTP library and the socket each raise their own
+        of_revision = f" at revision {revision}" if revision else ""
+        raise FileNotFoundError(
+            f"{name}{of_revision} is neither a local folder nor to be had from the Hugging Face Hub "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}). "
+            f"Give the path of a local folder with {option}, or bring the model into the Hub's cache first "
+            f"(hf download {name})"
+        ) from error
+    raise ValueError(f"{name} of the Hub holds no weights ({', '.join(WEIGHT_PATTERNS)}); give another with {option}")
+
+
+def _recorded_sums(name: str, commit: str, files: Sequence[Path]) -> dict[str, str]:
+    """SHA-256 of each file of a revision: computed and written down at its first load, compared ever after.
+
+    A file whose size and time have not changed since is not read again.
+    """
+    record_file = cache_folder() / "weights" / f"{name.replace('/', '--')}@{commit}.json"
+    record: dict[str, dict[str, Any]] = {}
+    if record_file.is_file():
+        record = json.loads(record_file.read_text())
+    sums = {}
+    changed = False
+    for file in files:
+        stat = file.stat()
+        old = record.get(file.name)
+        if old and (old["bytes"], old["mtime_ns"]) == (stat.st_size, stat.st_mtime_ns):
+            sums[file.name] = old["sha256"]
+            continue
+        sums[file.name] = sha256_of(file)
+        if old and old["sha256"] != sums[file.name]:
+            raise ValueError(
+                f"{file} is not what it was when revision {commit} of {name} was first loaded (SHA-256 "
+                f"{sums[file.name]}, then {old['sha256']}): delete it and load it again, or, if the first was the bad "
+                f"one, delete {record_file}"
+            )
+        record[file.name] = {"sha256": sums[file.name], "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        changed = True
+    if changed:
+        _write_whole(record_file, json.dumps(record, indent=2, sort_keys=True))
+    return sums
+
+
+def _sum_of_sums(sums: dict[str, str]) -> str:
+    if len(sums) == 1:
+        return next(iter(sums.values()))
+    listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def _write_whole(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    with temporary.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)

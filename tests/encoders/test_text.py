@@ -1,0 +1,85 @@
+"""Text encoders, on a small T5 of the real class in the real format."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from t2ikit.encoders.text import TextEncoder, build_small_t5
+
+TEXTS = ["An image of crane.", "A red circle, left of two blue squares", "An image of maillot"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_small_t5(tmp_path_factory.mktemp("models") / "text_encoder", TEXTS)
+
+
+@pytest.fixture(scope="module")
+def encoder(folder: Path) -> TextEncoder:
+    return TextEncoder.load(str(folder))
+
+
+def test_empty_prompt_is_one_token(encoder: TextEncoder) -> None:
+    (states,) = encoder.encode([""])
+    assert states.shape == (1, 64) and states.dtype == torch.float32
+    assert encoder.encode([]) == []
+
+
+def test_real_lengths_and_punctuation(encoder: TextEncoder) -> None:
+    assert encoder.lengths(["An image of crane.", "an image of crane", ""]) == [6, 5, 1]
+    tokens = encoder.tokenizer.convert_ids_to_tokens(encoder.tokenizer("An image of zebra.").input_ids)
+    assert tokens == ["an", "image", "of", "<unk>", ".", "</s>"]
+
+
+def test_padding_does_not_reach_the_states(encoder: TextEncoder) -> None:
+    together = encoder.encode(TEXTS)
+    for text, states in zip(TEXTS, together, strict=True):
+        torch.testing.assert_close(encoder.encode([text])[0], states, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(together[0][:4], together[2][:4], atol=1e-3)  # later words reach earlier states
+
+
+def test_batches_are_padded_and_masked(encoder: TextEncoder) -> None:
+    text = encoder(TEXTS)
+    assert text.embeddings.shape == (3, 10, 64)
+    assert text.mask.sum(1).tolist() == [6, 10, 5]
+    assert (text.embeddings[~text.mask] == 0).all()
+
+
+def test_cut_keeps_the_end_token(folder: Path) -> None:
+    encoder = TextEncoder.load(str(folder), max_tokens=4)
+    assert encoder.lengths(["an image of crane", ""]) == [4, 1]
+    ids = encoder.tokenizer("an image of crane", truncation=True, max_length=4).input_ids
+    assert ids[-1] == encoder.tokenizer.eos_token_id
+    assert TextEncoder.load(str(folder)).lengths(["image " * 400]) == [256]
+
+
+def test_same_seed_same_files(folder: Path, tmp_path: Path, encoder: TextEncoder) -> None:
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    again = build_small_t5(tmp_path / "again", TEXTS)
+    assert torch.equal(before, torch.random.get_rng_state())
+    for file in folder.iterdir():
+        assert file.read_bytes() == (again / file.name).read_bytes(), file.name
+    assert TextEncoder.load(str(again)).reference.sha256 == encoder.reference.sha256
+    assert build_small_t5(again, TEXTS) == again
+    with pytest.raises(FileExistsError, match="delete it"):
+        build_small_t5(again, TEXTS, seed=1)
+
+
+def test_other_words_give_another_reference(tmp_path: Path, encoder: TextEncoder) -> None:
+    swapped = build_small_t5(tmp_path / "swapped", [text.replace("crane", "drake") for text in TEXTS])
+    assert TextEncoder.load(str(swapped)).reference.sha256 != encoder.reference.sha256
+
+
+def test_refusals(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no folder.*--text-encoder"):
+        TextEncoder.load(str(tmp_path / "missing"))
+    with pytest.raises(ValueError, match="no weights.*--text-encoder"):
+        TextEncoder.load(str(tmp_path))
+    with pytest.raises(ValueError, match="no revision"):
+        TextEncoder.load(str(folder), revision="main")
+    with pytest.raises(ValueError, match="multiple of heads"):
+        build_small_t5(tmp_path / "odd", TEXTS, dim=30)
+    with pytest.raises(ValueError, match="none of them has a word"):
+        build_small_t5(tmp_path / "empty", ["", " "])
