@@ -1,0 +1,63 @@
+"""Stored records, the streams that train on them, and the data module that hands both to Lightning.
+
+Names are imported when they are asked for: reading records needs no Lightning.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from t2ikit.data.datamodule import DataModule, ShapesData
+    from t2ikit.data.records import (
+        Manifest,
+        Record,
+        RecordSet,
+        RecordView,
+        Tokens,
+        damaged_files,
+        quantise_tokens,
+        write_set,
+    )
+    from t2ikit.data.streams import EvaluationLoader, GatedStream, PositionLoader, RecordOrder, TrainingStream
+
+__all__ = [
+    "DataModule",
+    "EvaluationLoader",
+    "GatedStream",
+    "Manifest",
+    "PositionLoader",
+    "Record",
+    "RecordOrder",
+    "RecordSet",
+    "RecordView",
+    "ShapesData",
+    "Tokens",
+    "TrainingStream",
+    "damaged_files",
+    "quantise_tokens",
+    "write_set",
+]
+
+_MODULES = {
+    "datamodule": ("DataModule", "ShapesData"),
+    "records": (
+        "Manifest",
+        "Record",
+        "RecordSet",
+        "RecordView",
+        "Tokens",
+        "damaged_files",
+        "quantise_tokens",
+        "write_set",
+    ),
+    "streams": ("EvaluationLoader", "GatedStream", "PositionLoader", "RecordOrder", "TrainingStream"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"t2ikit.data.{module}"), name)
+    raise AttributeError(f"module 't2ikit.data' has no attribute '{name}'")

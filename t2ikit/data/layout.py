@@ -1,0 +1,233 @@
+"""One sample as bytes: image, text states, captions and metadata behind an offset header.
+
+Shapes::
+
+    image   [3, H, W] uint8 pixels, or [2, C, H, W] float16 posterior mean and standard deviation
+    L, D    tokens of one caption, width of the text states
+    G       scales a token: one a group of 64 channels, ceil(D / 64)
+
+Bytes of a record, little-endian::
+
+    header | table: one (offset, L) a caption | image | values, scales of caption 0, 1, ... | JSON: captions, metadata
+
+Training reads the header, the image and the states of one caption; the JSON is never parsed.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+GROUP = 64
+"""Channels that share one scale."""
+
+_MAGIC = b"T2IR"
+_VERSION = 1
+# magic, version, image code, token code, captions, caption states, D, image shape (0 = no axis), JSON offset, JSON length
+_HEADER = struct.Struct("<4sHBBHHI4III")
+_ROW = struct.Struct("<II")
+_IMAGE_TYPES = (np.dtype(np.uint8), np.dtype(np.float16))
+_TOKEN_TYPES = (np.dtype(np.int8), np.dtype(np.float16))
+_SCALE = np.dtype(np.float16)
+
+
+def groups(width: int) -> int:
+    """Scales that one int8 token of ``width`` channels has."""
+    return -(-width // GROUP)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """States of one caption, as stored.
+
+    Attributes:
+        values: [L, D] int8, or float16.
+        scales: [L, G] float16 for int8 values, None for float16 values.
+    """
+
+    values: np.ndarray
+    scales: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or self.values.dtype not in _TOKEN_TYPES:
+            raise ValueError(f"token values are [L, D] int8 or float16; got {self.values.shape} {self.values.dtype}")
+        if (self.scales is None) != (self.values.dtype == np.float16):
+            raise ValueError("int8 token values need scales, float16 values have none")
+        if self.scales is not None and self.scales.shape != (len(self.values), groups(self.values.shape[1])):
+            raise ValueError(f"scales {self.scales.shape} do not fit values {self.values.shape}")
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def dequantise(self) -> np.ndarray:
+        """The states, [L, D] float32."""
+        states = self.values.astype(np.float32)
+        if self.scales is None:
+            return states
+        return states * np.repeat(self.scales.astype(np.float32), GROUP, axis=1)[:, : states.shape[1]]
+
+
+def quantise_tokens(states: np.ndarray | Tensor, token_format: str = "int8") -> Tokens:
+    """Text states as they are stored.
+
+    Measured on flan-T5-XL states: int8 with groups of 64 has a median relative error of 0.67 % a token (at most 1.9 %);
+    one scale a token has 1.2 % (outlier channels), float16 has 0.02 % for twice the bytes.
+
+    Args:
+        states: [L, D] float.
+        token_format: "int8" or "float16".
+
+    Raises:
+        ValueError: for states that are not finite, an empty text or an unknown format.
+    """
+    if isinstance(states, Tensor):
+        states = states.detach().float().cpu().numpy()
+    states = np.asarray(states, dtype=np.float32)
+    if states.ndim != 2 or len(states) == 0:
+        raise ValueError(f"text states are [L, D] with L >= 1; got {states.shape}")
+    if not np.isfinite(states).all():
+        raise ValueError("text states hold values that are not finite: run the text encoder in float32 or bfloat16")
+    if token_format == "float16":
+        return Tokens(np.clip(states, -65504, 65504).astype(np.float16))
+    if token_format != "int8":
+        raise ValueError(f'token_format is "int8" or "float16", not "{token_format}"')
+    length, width = states.shape
+    padded = np.pad(states, ((0, 0), (0, groups(width) * GROUP - width))).reshape(length, -1, GROUP)
+    scales = (np.abs(padded).max(axis=2) / 127).astype(np.float16)
+    # Divided by the rounded scale that will be read back, so that its rounding costs nothing.
+    divisor = np.where(scales > 0, scales, 1).astype(np.float32)[:, :, None]
+    values = np.clip(np.rint(padded / divisor), -127, 127).astype(np.int8)
+    return Tokens(np.ascontiguousarray(values.reshape(length, -1)[:, :width]), scales)
+
+
+class RecordView:
+    """A record read in place: header parsed at once, arrays as views of the buffer (copy before keeping them)."""
+
+    __slots__ = ("_buffer", "_rows", "_states", "captions_count", "image_shape", "image_type", "json", "token_type", "width")
+
+    def __init__(self, buffer: bytes | memoryview) -> None:
+        self._buffer = buffer
+        if len(buffer) < _HEADER.size:
+            raise ValueError(f"a record has at least {_HEADER.size} bytes, this one {len(buffer)}: it is damaged")
+        magic, version, image, token, captions, states, width, a, b, c, d, start, size = _HEADER.unpack_from(buffer)
+        if magic != _MAGIC:
+            raise ValueError("this is no t2ikit record: the set is damaged or was written by another program")
+        if version != _VERSION:
+            raise ValueError(f"record version {version}, but this t2ikit reads version {_VERSION}: prepare the set again")
+        if start + size != len(buffer):
+            raise ValueError(f"a record of {start + size} bytes has only {len(buffer)}: the set is damaged")
+        self.captions_count = captions
+        self._states = states
+        self.image_type = _IMAGE_TYPES[image]
+        self.token_type = _TOKEN_TYPES[token]
+        self.width = width
+        self.image_shape = tuple(size for size in (a, b, c, d) if size)
+        self.json = (start, size)
+
+    def image(self) -> np.ndarray:
+        """[3, H, W] uint8 or [2, C, H, W] float16, a view."""
+        count = 1
+        for size in self.image_shape:
+            count *= size
+        offset = _HEADER.size + _ROW.size * self._states
+        return np.frombuffer(self._buffer, self.image_type, count, offset).reshape(self.image_shape)
+
+    def length(self, caption: int) -> int:
+        """Tokens L of a caption."""
+        return self._row(caption)[1]
+
+    def tokens(self, caption: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Values [L, D] and scales [L, G] (None for float16 values) of a caption, views."""
+        offset, length = self._row(caption)
+        values = np.frombuffer(self._buffer, self.token_type, length * self.width, offset).reshape(length, self.width)
+        if self.token_type == np.float16:
+            return values, None
+        count = groups(self.width)
+        scales = np.frombuffer(self._buffer, _SCALE, length * count, offset + values.nbytes)
+        return values, scales.reshape(length, count)
+
+    def details(self) -> tuple[tuple[str, ...], dict[str, Any]]:
+        """Captions and metadata; parses the JSON."""
+        start, size = self.json
+        content = json.loads(bytes(self._buffer[start : start + size]).decode())
+        return tuple(content["captions"]), content["metadata"]
+
+    @property
+    def states_count(self) -> int:
+        """Captions whose states are stored: all of them, or none."""
+        return self._states
+
+    def _row(self, caption: int) -> tuple[int, int]:
+        if not 0 <= caption < self._states:
+            raise IndexError(f"caption {caption} of a record that has states of {self._states}")
+        offset, length = _ROW.unpack_from(self._buffer, _HEADER.size + _ROW.size * caption)
+        return offset, length
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample.
+
+    Attributes:
+        image: [3, H, W] uint8 pixels, or [2, C, H, W] float16 posterior mean and standard deviation.
+        captions: one or several captions (none in a set that has not been captioned yet).
+        tokens: the states of every caption, in order; empty in a set that has not been encoded yet.
+        metadata: JSON-able; "key" (relative path of the source, unique), "class_id", "class_name"; for CutMix also
+            "other_key", "other_class_id", "other_class_name", "rectangle" [x0, y0, x1, y1] (pixels, half-open), "setting".
+    """
+
+    image: np.ndarray
+    captions: tuple[str, ...] = ()
+    tokens: tuple[Tokens, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.image.dtype not in _IMAGE_TYPES or self.image.ndim != 3 + (self.image.dtype == np.float16):
+            raise ValueError(
+                "a stored image is [3, H, W] uint8 or [2, C, H, W] float16 (mean, std); "
+                f"got {self.image.shape} {self.image.dtype}"
+            )
+        if self.tokens and len(self.tokens) != len(self.captions):
+            raise ValueError(f"{len(self.captions)} captions but states of {len(self.tokens)}")
+        if len({(tokens.values.dtype, tokens.values.shape[1]) for tokens in self.tokens}) > 1:
+            raise ValueError("the captions of a record need states of one width and one format")
+
+    def to_bytes(self) -> bytes:
+        """The record as it is stored; :meth:`from_bytes` is its inverse."""
+        width = self.tokens[0].values.shape[1] if self.tokens else 0
+        token_code = _TOKEN_TYPES.index(self.tokens[0].values.dtype) if self.tokens else 0
+        parts = [np.ascontiguousarray(self.image).tobytes()]
+        offset = _HEADER.size + _ROW.size * len(self.tokens) + len(parts[0])
+        table = []
+        for tokens in self.tokens:
+            table.append(_ROW.pack(offset, len(tokens)))
+            part = tokens.values.tobytes() + (b"" if tokens.scales is None else tokens.scales.tobytes())
+            offset += len(part)
+            parts.append(part)
+        content = {"captions": list(self.captions), "metadata": self.metadata}
+        details = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+        shape = (*self.image.shape, 0)[:4]
+        image_code = _IMAGE_TYPES.index(self.image.dtype)
+        counts = (len(self.captions), len(self.tokens), width)
+        header = _HEADER.pack(_MAGIC, _VERSION, image_code, token_code, *counts, *shape, offset, len(details))
+        return b"".join([header, *table, *parts, details])
+
+    @staticmethod
+    def from_bytes(buffer: bytes | memoryview) -> Record:
+        """Everything of a record, copied out of the buffer.
+
+        Raises:
+            ValueError: for bytes that are no record, of another version, or cut short.
+        """
+        view = RecordView(buffer)
+        captions, metadata = view.details()
+        tokens = []
+        for caption in range(view.states_count):
+            values, scales = view.tokens(caption)
+            tokens.append(Tokens(values.copy(), None if scales is None else scales.copy()))
+        return Record(view.image().copy(), captions, tuple(tokens), metadata)

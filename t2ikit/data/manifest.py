@@ -1,0 +1,131 @@
+"""What a stored set holds and where it comes from: ``manifest.json`` beside the chunks."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from t2ikit.pretrained import EncoderReference
+
+MANIFEST_NAME = "manifest.json"
+_VERSION = 1
+
+PREPARE_COMMANDS = """\
+  t2ikit prepare images --source IMAGE_FOLDER --out DIR
+  t2ikit prepare captions DIR
+  t2ikit prepare cutmix DIR --setting cmall
+  t2ikit prepare encode DIR"""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Description of a stored set.
+
+    Attributes:
+        kind: "pixels" (uint8 images) or "latents" (float16 posterior mean and standard deviation).
+        image_shape: shape of a stored image: [3, H, W] or [2, C, H, W].
+        text_dim: width D of the text states, 0 for a set without states.
+        max_tokens: longest caption of the set, in tokens.
+        token_format: "int8" or "float16".
+        text_encoder: what encoded the captions, None for a set without states.
+        autoencoder: what encoded the images, None for pixels.
+        captions: kind of the captions, such as "aio" or "long".
+        setting: CutMix setting, None for plain images.
+        source: where the images come from.
+        source_sha256: hash of the list of the sources.
+        versions: versions of the programs that wrote the set.
+        count: number of records; filled in by ``write_set``.
+        chunk_sha256: SHA-256 of every file of the set; filled in by ``write_set``.
+    """
+
+    kind: str
+    image_shape: tuple[int, ...]
+    text_dim: int = 0
+    max_tokens: int = 0
+    token_format: str = "int8"
+    text_encoder: EncoderReference | None = None
+    autoencoder: EncoderReference | None = None
+    captions: str = ""
+    setting: str | None = None
+    source: str = ""
+    source_sha256: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    count: int = 0
+    chunk_sha256: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_shape", tuple(int(size) for size in self.image_shape))
+        if self.kind not in ("pixels", "latents"):
+            raise ValueError(f'the kind of a set is "pixels" or "latents", not "{self.kind}"')
+        if len(self.image_shape) != (3 if self.kind == "pixels" else 4):
+            raise ValueError(f"an image of a set of {self.kind} cannot have shape {list(self.image_shape)}")
+        if self.token_format not in ("int8", "float16"):
+            raise ValueError(f'token_format is "int8" or "float16", not "{self.token_format}"')
+
+    def to_json(self) -> str:
+        """The content of ``manifest.json``."""
+        return json.dumps({"version": _VERSION, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+
+    @staticmethod
+    def from_json(content: str) -> Manifest:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: for another version, fields that are missing or unknown, or text that is no JSON.
+        """
+        try:
+            values: dict[str, Any] = json.loads(content)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"it is no JSON ({error})") from error
+        version = values.pop("version", None) if isinstance(values, dict) else None
+        if version != _VERSION:
+            raise ValueError(f"it has version {version}, but this t2ikit reads version {_VERSION}")
+        unknown = sorted(values.keys() - {item.name for item in fields(Manifest)})
+        if unknown:
+            raise ValueError(f"it has unknown fields: {', '.join(unknown)}")
+        for name in ("text_encoder", "autoencoder"):
+            if values.get(name) is not None:
+                values[name] = EncoderReference(**values[name])
+        try:
+            return Manifest(**values)
+        except TypeError as error:
+            raise ValueError(f"it lacks fields ({error})") from error
+
+    @staticmethod
+    def read(folder: str | os.PathLike[str]) -> Manifest:
+        """The manifest of the set in ``folder``.
+
+        Raises:
+            FileNotFoundError: if there is no set; names ``--data.root`` and the commands that prepare one.
+            ValueError: if the manifest cannot be read; says why and what to do.
+        """
+        path = Path(folder) / MANIFEST_NAME
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"there is no prepared set in {Path(folder)} (no {MANIFEST_NAME}).\n"
+                "Point --data.root at a folder that holds train/ and val/, or prepare it:\n" + PREPARE_COMMANDS
+            )
+        try:
+            return Manifest.from_json(path.read_text(encoding="utf-8"))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"cannot use {path}: {error}. Prepare the set again:\n{PREPARE_COMMANDS}") from error
+
+    def mismatch(self, other: Manifest) -> str | None:
+        """Why ``other`` cannot be mixed with this set: the first unlike field and both values; None if it can."""
+        for name in ("kind", "image_shape", "text_dim", "token_format", "text_encoder", "autoencoder"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if _identity(mine) != _identity(theirs):
+                return f"{name} is {_show(theirs)} there and {_show(mine)} here"
+        return None
+
+
+def _identity(value: Any) -> Any:
+    """An encoder is its weights: the same ones may lie in folders of other names."""
+    return value.sha256 or value if isinstance(value, EncoderReference) else value
+
+
+def _show(value: Any) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value)
