@@ -1,0 +1,221 @@
+"""The contract of a denoiser, and the text context that it hands out.
+
+Shape legend::
+
+    B  samples        C, H, W  channels, height, width of x        level [B]  the scalar a denoiser is told
+    L  text tokens    K  keys of a conditioning attention: tokens before the text, registers, text, window
+    A  width of a conditioning attention
+
+A context is made once per text with :meth:`Denoiser.encode_text` and shared by the self-conditioning pass, the main
+pass and all sampling steps: it holds whatever depends on neither x nor the level.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from t2ikit.batch import Prediction, Text
+
+LevelKind = Literal["gamma", "t", "log_snr"]
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """Keys and values of the text for every block of a denoiser. Opaque outside the denoiser that made it.
+
+    Attributes:
+        keys_values: one tensor [B, K', 2 A] a block, keys then values along the last axis. K' = K less the tokens that
+            depend on the level and go in front.
+        mask: [B, K] bool, True where a key may be looked at.
+        window: [B, 4] float x0 y0 x1 y1 in [0, 1], the part of the image that is drawn; None = all of it.
+    """
+
+    keys_values: tuple[Tensor, ...]
+    mask: Tensor
+    window: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.mask.shape[0]
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> TextContext:
+        window = None if self.window is None else function(self.window)
+        return TextContext(tuple(function(each) for each in self.keys_values), function(self.mask), window)
+
+    def rows(self, index: Tensor) -> TextContext:
+        """The contexts at ``index`` [R] int64, in that order; a row may be taken several times."""
+        index = index.to(self.mask.device, non_blocking=True)
+        return self._map(lambda each: each.index_select(0, index))
+
+    def cat(self, other: TextContext) -> TextContext:
+        """These contexts, then those of ``other``; the shorter text is padded with masked zeros.
+
+        Raises:
+            ValueError: when the two come from unlike denoisers, or only one has a window.
+        """
+        first, second = self.keys_values, other.keys_values
+        if len(first) != len(second) or any(a.shape[2] != b.shape[2] for a, b in zip(first, second, strict=True)):
+            raise ValueError("cat joins contexts of one denoiser; these two have unlike blocks or widths")
+        if (self.window is None) != (other.window is None):
+            raise ValueError("cat joins contexts that both have a window or both have none; give encode_text window=")
+        length = max(self.mask.shape[1], other.mask.shape[1])
+        a, b = self._pad(length), other._pad(length)
+        window = None
+        if a.window is not None and b.window is not None:
+            window = torch.cat([a.window, b.window])
+        joined = tuple(torch.cat(pair) for pair in zip(a.keys_values, b.keys_values, strict=True))
+        return TextContext(joined, torch.cat([a.mask, b.mask]), window)
+
+    def _pad(self, length: int) -> TextContext:
+        extra = length - self.mask.shape[1]
+        if extra == 0:
+            return self
+        keys_values = tuple(nn.functional.pad(each, (0, 0, 0, extra)) for each in self.keys_values)
+        return TextContext(keys_values, nn.functional.pad(self.mask, (0, extra)), self.window)
+
+    def detach(self) -> TextContext:
+        """The same values outside the graph."""
+        return self._map(Tensor.detach)
+
+
+@contextmanager
+def without_graph(device_type: str) -> Iterator[None]:
+    """No gradients, and under autocast no entry in its weight cache.
+
+    A low-precision copy of a weight that was made without a graph and then found in the cache by a later pass would
+    cut that weight's gradient (pytorch issue 65766).
+    """
+    with torch.no_grad():
+        if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+            dtype = torch.get_autocast_dtype(device_type)
+            with torch.autocast(device_type, dtype=dtype, cache_enabled=False):
+                yield
+        else:
+            yield
+
+
+def kept_rows(keep: Tensor, device: torch.device) -> Tensor:
+    """int64 [R] on ``device``, where ``keep`` [B] bool is True. No host sync when ``keep`` lies on the CPU."""
+    index = keep.nonzero().flatten()
+    if index.device != device and device.type == "cuda":
+        index = index.pin_memory()
+    return index.to(device, non_blocking=True)
+
+
+class Denoiser(nn.Module, ABC):
+    """Predicts the target of a diffusion process from a noisy x, the noise level and a text.
+
+    Attributes:
+        level_kind: which scalar the network is told: "gamma" (signal power), "t", or "log_snr".
+        checkpoint_blocks: recompute every block in the backward pass instead of keeping its activations.
+    """
+
+    level_kind: LevelKind = "gamma"
+    checkpoint_blocks: bool = False
+
+    @property
+    @abstractmethod
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one x."""
+
+    @abstractmethod
+    def encode_text(
+        self, text: Text, coherence: Tensor | float | None = None, window: Tensor | None = None
+    ) -> TextContext:
+        """Everything that depends on neither x nor level.
+
+        Args:
+            text: embeddings [B, L, D], mask [B, L].
+            coherence: [B] in [0, 1], how well text and image agree; for denoisers that know it.
+            window: [B, 4] x0 y0 x1 y1 in [0, 1], the part of the image seen; for denoisers that know it.
+
+        Raises:
+            ValueError: a wrong width, or an input that this denoiser was not built with.
+        """
+
+    @abstractmethod
+    def forward(self, x: Tensor, level: Tensor, context: TextContext, state: Any = None) -> Prediction:
+        """One prediction.
+
+        Args:
+            x: [B, C, H, W].
+            level: [B], of kind ``level_kind``.
+            context: of ``encode_text``, B rows.
+            state: what the previous call returned, or None.
+
+        Returns:
+            output [B, C, H, W] in the dtype of x, and the state for the next call (None when there is none).
+
+        Raises:
+            ValueError: a wrong shape; the message says what was expected.
+        """
+
+    def self_condition(self, x: Tensor, level: Tensor, context: TextContext, keep: Tensor) -> Any:
+        """The first of two passes: the state for the main pass, or None for a denoiser without state.
+
+        No graph is built. Only rows where ``keep`` [B] bool is True are computed; the others get the zero state. Give
+        ``keep`` on the CPU: on another device its count is a host sync.
+        """
+        return None
+
+    def _reset_own(self) -> None:
+        """Initialises the parameters that no submodule initialises."""
+
+    def reset_parameters(self) -> None:
+        """Draws all weights anew, e.g. after construction on the meta device and ``to_empty``."""
+        for module in self.modules():
+            if module is not self and callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+        self._reset_own()
+
+    def _run(self, block: Callable[..., Any], *args: Any, random: bool = False) -> Any:
+        """Calls a block, under gradient checkpointing when that is asked for. ``random``: the block draws numbers."""
+        if self.checkpoint_blocks and torch.is_grad_enabled():
+            return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=random)
+        return block(*args)
+
+    def _check_text(self, text: Text, text_dim: int) -> None:
+        if text.embeddings.shape[2] != text_dim:
+            raise ValueError(
+                f"text states of width {text_dim} were expected (option text_dim), got {text.embeddings.shape[2]}"
+            )
+
+    def _check_call(self, x: Tensor, level: Tensor, context: TextContext) -> None:
+        shape = self.input_shape
+        if x.dim() != 4 or x.shape[1:] != shape:
+            raise ValueError(
+                f"x [B, {', '.join(map(str, shape))}] was expected (options in_channels and input_size), "
+                f"got {list(x.shape)}"
+            )
+        self._check_rows(x, level, context)
+
+    @staticmethod
+    def _check_rows(x: Tensor, level: Tensor, context: TextContext) -> None:
+        rows = x.shape[0]
+        if level.dim() != 1 or level.shape[0] != rows:
+            raise ValueError(f"level [{rows}] was expected, one scalar a sample, got {list(level.shape)}")
+        if not isinstance(context, TextContext):
+            raise ValueError(f"context of encode_text was expected, got {type(context).__name__}")
+        if len(context) != rows:
+            raise ValueError(
+                f"a context of {rows} rows was expected, got {len(context)}; context.rows(index) repeats rows"
+            )
+
+
+def check_level_kind(kind: str) -> LevelKind:
+    """``kind`` if it is known.
+
+    Raises:
+        ValueError: naming the known kinds.
+    """
+    for known in get_args(LevelKind):
+        if kind == known:
+            return known
+    raise ValueError(f"level_kind must be one of {', '.join(get_args(LevelKind))}; got {kind!r}")

@@ -1,0 +1,319 @@
+"""CAD-I: a text-conditioned Recurrent Interface Network (Jabri et al. 2023, https://arxiv.org/abs/2212.11972).
+
+A few latent tokens read from the data tokens, think, and write back; the latents of one call seed the next one
+(latent self-conditioning). Sizes and details: "How far can we go with ImageNet for text-to-image generation?" and CAD
+(Dufour et al. 2024, https://arxiv.org/abs/2405.20324). Parameters carry the names of the released weights.
+
+Shape legend::
+
+    B  samples       N, Dd  data tokens (patches) and their width     M, D  latents and their width
+    L  text tokens   K      keys of the condition: noise level, [coherence,] registers, text
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from t2ikit.batch import Prediction, Text
+from t2ikit.denoisers.base import Denoiser, LevelKind, TextContext, check_level_kind, kept_rows, without_graph
+from t2ikit.denoisers.embeddings import LevelEmbed, PatchEmbed, grid_of, unpatchify
+from t2ikit.denoisers.layers import MLP, CrossBlock, LayerNorm, Linear, SelfBlock, check_divides, truncated_normal_
+
+REFINE_BLOCKS = 2
+REFINE_HEADS = 16
+LAYER_SCALE = 0.1
+
+
+class RINBlock(nn.Module):
+    """Latents look at the condition, read the data, think; then the data reads the latents."""
+
+    def __init__(
+        self,
+        data_dim: int,
+        latent_dim: int,
+        num_layers: int,
+        read_write_heads: int,
+        compute_heads: int,
+        latent_mlp_ratio: int,
+        data_mlp_ratio: int,
+        dropout: float,
+        drop_path: float,
+    ) -> None:
+        super().__init__()
+        self.random = dropout > 0 or drop_path > 0
+        self.retrieve_cond = CrossBlock(latent_dim, latent_dim, read_write_heads, latent_mlp_ratio)
+        self.retriever_ca = CrossBlock(latent_dim, data_dim, read_write_heads, latent_mlp_ratio)
+        self.processer_sa = nn.ModuleList(
+            SelfBlock(latent_dim, compute_heads, latent_mlp_ratio, dropout, drop_path) for _ in range(num_layers)
+        )
+        self.writer_ca = CrossBlock(data_dim, latent_dim, read_write_heads, data_mlp_ratio)
+
+    def forward(
+        self, data: Tensor, latents: Tensor, level: Tensor, text: Tensor, mask: Tensor, write: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """One block.
+
+        Args:
+            data: [B, N, Dd].
+            latents: [B, M, D].
+            level: [B, 1, D], the noise-level token.
+            text: [B, K - 1, 2 D], keys and values of the rest of the condition.
+            mask: [B, 1, 1, K] bool of visible keys.
+            write: False leaves the data as it is.
+
+        Returns:
+            data and latents, shaped as given.
+        """
+        condition = torch.cat([self.retrieve_cond.ca.keys_values(level), text], dim=1)
+        latents = self.retrieve_cond(latents, condition, mask)
+        latents = self.retriever_ca(latents, self.retriever_ca.ca.keys_values(data))
+        for layer in self.processer_sa:
+            latents = layer(latents)
+        if write:
+            data = self.writer_ca(data, self.writer_ca.ca.keys_values(latents))
+        return data, latents
+
+
+class CADI(Denoiser):
+    """The text-conditioned RIN. The defaults are the paper's model (L, 330 M parameters).
+
+    Args:
+        input_size: side of x, or (H, W); a multiple of ``patch_size``.
+        in_channels: C.
+        patch_size: side of a patch.
+        data_dim: Dd.
+        num_latents: M.
+        latent_dim: D; a multiple of 16, of ``read_write_heads`` and of ``compute_heads``.
+        num_blocks: number of RIN blocks.
+        num_layers: self-attention layers over the latents in each block.
+        read_write_heads: heads of the attentions to condition and data, and of the write; divides ``data_dim`` too.
+        compute_heads: heads of the self-attention over the latents.
+        latent_mlp_ratio: widening of the MLPs on the latents.
+        data_mlp_ratio: widening of the MLP on the data tokens.
+        text_dim: width of the text states.
+        num_registers: learned tokens in front of the text.
+        coherence: with a token for image-text coherence (CAD).
+        dropout: inside the MLPs of the self-attention layers over the latents.
+        drop_path: stochastic depth of the same layers.
+        checkpoint_blocks: recompute each block in the backward pass; saves memory, costs about a third more time.
+        level_kind: scalar that the network is told: "gamma" for Gaussian diffusion, "t" for flows.
+
+    Raises:
+        ValueError: sizes that do not divide; the message names the option.
+    """
+
+    def __init__(
+        self,
+        input_size: int | tuple[int, int] = 32,
+        in_channels: int = 4,
+        patch_size: int = 2,
+        data_dim: int = 256,
+        num_latents: int = 256,
+        latent_dim: int = 1024,
+        num_blocks: int = 4,
+        num_layers: int = 4,
+        read_write_heads: int = 16,
+        compute_heads: int = 16,
+        latent_mlp_ratio: int = 4,
+        data_mlp_ratio: int = 4,
+        text_dim: int = 2048,
+        num_registers: int = 16,
+        coherence: bool = False,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        checkpoint_blocks: bool = False,
+        level_kind: LevelKind = "gamma",
+    ) -> None:
+        super().__init__()
+        self.grid = grid_of(input_size, patch_size)
+        check_divides("latent_dim", latent_dim, REFINE_HEADS, "heads of the text refine blocks")
+        check_divides("latent_dim", latent_dim, read_write_heads, "read_write_heads")
+        check_divides("min(data_dim, latent_dim)", min(data_dim, latent_dim), read_write_heads, "read_write_heads")
+        check_divides("latent_dim", latent_dim, compute_heads, "compute_heads")
+        self.in_channels, self.patch_size, self.text_dim = in_channels, patch_size, text_dim
+        self.num_registers, self.coherence = num_registers, coherence
+        self.checkpoint_blocks, self.level_kind = checkpoint_blocks, check_level_kind(level_kind)
+
+        self.patch_extractor = PatchEmbed(in_channels, data_dim, patch_size)
+        self.data_ln = LayerNorm(data_dim)
+        self.data_pos_embedding = nn.Parameter(torch.empty(self.grid[0] * self.grid[1], data_dim))
+        self.time_embedder = LevelEmbed(latent_dim)
+        self.latents = nn.Parameter(torch.empty(num_latents, latent_dim))
+        self.map_text_tokens = Linear(text_dim, latent_dim)
+        self.text_registers = nn.Parameter(torch.empty(num_registers, latent_dim))
+        self.coherence_embedder = LevelEmbed(latent_dim) if coherence else None
+        self.coherence_positional_embedding = nn.Parameter(torch.empty(latent_dim)) if coherence else None
+        self.transformers_blocks = nn.ModuleList(
+            SelfBlock(latent_dim, REFINE_HEADS, layer_scale=LAYER_SCALE) for _ in range(REFINE_BLOCKS)
+        )
+        self.linear_previous = nn.Sequential(LayerNorm(latent_dim), MLP(latent_dim, 4))
+        self.ln_previous = LayerNorm(latent_dim)
+        self.rin_blocks = nn.ModuleList(
+            RINBlock(
+                data_dim,
+                latent_dim,
+                num_layers,
+                read_write_heads,
+                compute_heads,
+                latent_mlp_ratio,
+                data_mlp_ratio,
+                dropout,
+                drop_path,
+            )
+            for _ in range(num_blocks)
+        )
+        self.map_tokens_to_patches = nn.Sequential(
+            LayerNorm(data_dim), Linear(data_dim, patch_size * patch_size * in_channels)
+        )
+        self._reset_own()
+
+    def _reset_own(self) -> None:
+        for table in (self.data_pos_embedding, self.latents, self.text_registers, self.coherence_positional_embedding):
+            if table is not None:
+                truncated_normal_(table)
+        # Zero weight and bias: the network starts without self-conditioning.
+        nn.init.zeros_(self.ln_previous.weight)
+        nn.init.zeros_(self.ln_previous.bias)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one x."""
+        return self.in_channels, self.grid[0] * self.patch_size, self.grid[1] * self.patch_size
+
+    def encode_text(
+        self, text: Text, coherence: Tensor | float | None = None, window: Tensor | None = None
+    ) -> TextContext:
+        """Projection, registers, refine blocks, and each block's keys and values of the result.
+
+        Args:
+            text: embeddings [B, L, text_dim], mask [B, L].
+            coherence: [B] or one number in [0, 1]; None = 1, full coherence. Only with ``coherence=True``.
+            window: must be None; CAD-I always draws the whole image.
+
+        Raises:
+            ValueError: a wrong width, a window, or a coherence that this network was not built for.
+        """
+        if window is not None:
+            raise ValueError("CADI takes no window; DiTI(window_tokens=True) does")
+        if coherence is not None and not self.coherence:
+            raise ValueError("this CADI knows no coherence; build it with coherence=True")
+        self._check_text(text, self.text_dim)
+        rows = text.embeddings.shape[0]
+        tokens = self.map_text_tokens(text.embeddings.to(self.map_text_tokens.weight.dtype))
+        parts = [self.text_registers.expand(rows, -1, -1), tokens]
+        if self.coherence_embedder is not None and self.coherence_positional_embedding is not None:
+            value = self._coherence_rows(coherence, rows, tokens.device)
+            parts.insert(0, (self.coherence_embedder(value) + self.coherence_positional_embedding)[:, None])
+        sequence = torch.cat(parts, dim=1)
+        # One more key in front of the refined sequence: the noise level, which is not known here.
+        mask = nn.functional.pad(text.mask, (1 + sequence.shape[1] - tokens.shape[1], 0), value=True)
+        visible = mask[:, None, None, 1:]
+        for block in self.transformers_blocks:
+            sequence = self._run(block, sequence, visible)
+        return TextContext(tuple(block.retrieve_cond.ca.keys_values(sequence) for block in self._blocks()), mask)
+
+    def _blocks(self) -> list[RINBlock]:
+        return cast("list[RINBlock]", list(self.rin_blocks))
+
+    @staticmethod
+    def _coherence_rows(coherence: Tensor | float | None, rows: int, device: torch.device) -> Tensor:
+        if not isinstance(coherence, Tensor):
+            return torch.full((rows,), 1.0 if coherence is None else float(coherence), device=device)
+        if coherence.shape != (rows,):
+            raise ValueError(f"coherence [{rows}] was expected, got {list(coherence.shape)}")
+        return coherence
+
+    def forward(self, x: Tensor, level: Tensor, context: TextContext, state: Tensor | None = None) -> Prediction:
+        """One prediction.
+
+        Args:
+            x: [B, C, H, W].
+            level: [B], of kind ``level_kind``.
+            context: of ``encode_text``, B rows.
+            state: [B, M, D], the latents of an earlier call; None = zeros.
+
+        Returns:
+            output [B, C, H, W] in the dtype of x, and the latents [B, M, D].
+
+        Raises:
+            ValueError: a wrong shape; the message says what was expected.
+        """
+        self._check_call(x, level, context)
+        shape = (x.shape[0], *self.latents.shape)
+        if state is None:
+            state = self.latents.new_zeros(shape)
+        elif state.shape != shape:
+            raise ValueError(f"state {list(shape)} was expected, latents of an earlier call; got {list(state.shape)}")
+        data, latents = self._trunk(x, level, context, state)
+        output = unpatchify(self.map_tokens_to_patches(data), self.patch_size, self.grid)
+        return Prediction(output.to(x.dtype), latents)
+
+    def self_condition(self, x: Tensor, level: Tensor, context: TextContext, keep: Tensor) -> Tensor:
+        """The latents of a first call from zero latents; see :meth:`Denoiser.self_condition`.
+
+        Args:
+            x: [B, C, H, W].
+            level: [B].
+            context: of ``encode_text``, B rows.
+            keep: [B] bool, preferably on the CPU.
+
+        Returns:
+            [B, M, D] without a graph; zeros where ``keep`` is False.
+
+        Raises:
+            ValueError: a wrong shape; the message says what was expected.
+        """
+        self._check_call(x, level, context)
+        rows = x.shape[0]
+        if keep.shape != (rows,) or keep.dtype != torch.bool:
+            raise ValueError(f"keep [{rows}] bool was expected, got {list(keep.shape)} {keep.dtype}")
+        with without_graph(x.device.type):
+            index = kept_rows(keep, x.device)
+            some = index.shape[0] < rows
+            if index.shape[0] == 0:
+                return self.latents.new_zeros(rows, *self.latents.shape)
+            if some:
+                x, level, context = x.index_select(0, index), level.index_select(0, index), context.rows(index)
+            # Zero latents are the same for every sample and latent, so one row of the MLP on them serves all.
+            zero = self.latents.new_zeros(1, 1, self.latents.shape[1])
+            _, latents = self._trunk(x, level, context, zero, write_last=False)
+            if not some:
+                return latents
+            return latents.new_zeros(rows, *self.latents.shape).index_copy_(0, index, latents)
+
+    def _trunk(
+        self, x: Tensor, level: Tensor, context: TextContext, state: Tensor, write_last: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Data tokens [B, N, Dd] and latents [B, M, D] after the last block; its write is skipped on demand."""
+        data = self.data_ln(self.patch_extractor(x)) + self.data_pos_embedding
+        token = self.time_embedder(level)[:, None]
+        state = state.to(self.latents.dtype)
+        latents = self.latents + token
+        latents = latents + self.ln_previous(state + self.linear_previous(state))
+        mask = context.mask[:, None, None]
+        last = len(self.rin_blocks) - 1
+        for number, (block, text) in enumerate(zip(self._blocks(), context.keys_values, strict=True)):
+            write = write_last or number < last
+            data, latents = self._run(block, data, latents, token, text, mask, write, random=block.random)
+        return data, latents
+
+
+def cad_i_s(**options: Any) -> CADI:
+    """CAD-I S, 47.8 M parameters. ``options``: any of CADI's, over the size's own."""
+    size: dict[str, Any] = {"num_latents": 128, "latent_dim": 512, "num_blocks": 3, "num_layers": 2}
+    size |= {"read_write_heads": 8, "data_mlp_ratio": 2, "dropout": 0.1, "drop_path": 0.1}
+    return CADI(**(size | options))
+
+
+def cad_i_b(**options: Any) -> CADI:
+    """CAD-I B, 188.4 M parameters. ``options``: any of CADI's, over the size's own."""
+    size: dict[str, Any] = {"num_latents": 128, "latent_dim": 768, "compute_heads": 12}
+    return CADI(**(size | options))
+
+
+def cad_i_l(**options: Any) -> CADI:
+    """CAD-I L, 330.2 M parameters, the paper's model. ``options``: any of CADI's."""
+    return CADI(**options)

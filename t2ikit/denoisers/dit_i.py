@@ -1,0 +1,293 @@
+"""DiT-I: a diffusion transformer with text cross-attention in place of AdaLN-Zero.
+
+Paper: "How far can we go with ImageNet for text-to-image generation?", DiT-I. After DiT (Peebles and Xie 2023,
+https://arxiv.org/abs/2212.09748) and PixArt-alpha (Chen et al. 2023, https://arxiv.org/abs/2310.00426). No code was
+released; what the paper leaves open (the path of the noise level, LayerScale, positions) is settled here as documented.
+
+Shape legend::
+
+    B  samples       N, D  data tokens (patches) and their width
+    L  text tokens   K     keys of the condition: [noise level,] registers, text[, window corners]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from t2ikit.batch import Prediction, Text
+from t2ikit.denoisers.base import Denoiser, LevelKind, TextContext, check_level_kind
+from t2ikit.denoisers.embeddings import LevelEmbed, PatchEmbed, grid_of, sincos, sincos_grid, unpatchify
+from t2ikit.denoisers.layers import (
+    MLP,
+    CrossAttention,
+    LayerNorm,
+    Linear,
+    SelfAttention,
+    SelfBlock,
+    check_divides,
+    truncated_normal_,
+)
+
+REFINE_BLOCKS = 2
+REFINE_LAYER_SCALE = 0.1
+
+
+class DiTBlock(nn.Module):
+    """Self-attention, cross-attention to the condition, MLP; each pre-norm, with QK-norm and LayerScale.
+
+    Args:
+        width: D.
+        heads: number of heads.
+        ratio: widening of the MLP.
+        layer_scale: initial value of the three branch scales.
+        modulated: with a table [6, D] that, added to the shared modulation, shifts, scales and gates self-attention
+            and MLP (adaLN-single, PixArt-alpha section 2.3).
+    """
+
+    def __init__(self, width: int, heads: int, ratio: int, layer_scale: float, modulated: bool) -> None:
+        super().__init__()
+        self.layer_scale = layer_scale
+        self.self_norm = LayerNorm(width)
+        self.self_attention = SelfAttention(width, heads, qk_norm=True)
+        self.cross_norm = LayerNorm(width)
+        self.cross_attention = CrossAttention(width, width, heads, qk_norm=True)
+        self.mlp_norm = LayerNorm(width)
+        self.mlp = MLP(width, ratio, approximate="tanh")
+        self.scales = nn.Parameter(torch.empty(3, width))
+        self.table = nn.Parameter(torch.empty(6, width)) if modulated else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Sets the branch scales to their initial value and draws the modulation table."""
+        nn.init.constant_(self.scales, self.layer_scale)
+        if self.table is not None:
+            nn.init.normal_(self.table, std=self.table.shape[1] ** -0.5)
+
+    def forward(self, x: Tensor, keys_values: Tensor, mask: Tensor, modulation: Tensor | None = None) -> Tensor:
+        """One block.
+
+        Args:
+            x: [B, N, D].
+            keys_values: [B, K, 2 D] of ``cross_attention``.
+            mask: [B, 1, 1, K] bool of visible keys.
+            modulation: [B, 6, D], shared by all blocks; given exactly when the block has a table.
+
+        Returns:
+            [B, N, D].
+        """
+        own, cross, wide = self.scales.unbind(0)
+        if self.table is None or modulation is None:
+            x = x + self.self_attention(self.self_norm(x)) * own
+            x = x + self.cross_attention(self.cross_norm(x), keys_values, mask) * cross
+            return x + self.mlp(self.mlp_norm(x)) * wide
+        shift_a, scale_a, gate_a, shift_b, scale_b, gate_b = (self.table + modulation).split(1, dim=1)
+        x = x + self.self_attention(self.self_norm(x) * (1 + scale_a) + shift_a) * (gate_a * own)
+        x = x + self.cross_attention(self.cross_norm(x), keys_values, mask) * cross
+        return x + self.mlp(self.mlp_norm(x) * (1 + scale_b) + shift_b) * (gate_b * wide)
+
+
+class WindowEmbed(nn.Module):
+    """The corners of a window, x0 y0 x1 y1 in [0, 1], to four tokens: sin-cos, a shared MLP, a type vector each."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.channels = width // 4
+        self.mlp = nn.Sequential(Linear(self.channels, width), nn.SiLU(), Linear(width, width))
+        self.types = nn.Parameter(torch.empty(4, width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the type vectors."""
+        truncated_normal_(self.types)
+
+    def forward(self, window: Tensor) -> Tensor:
+        """[B, 4] -> [B, 4, D]."""
+        return cast(Tensor, self.mlp(sincos(window, self.channels).to(self.types.dtype)) + self.types)
+
+
+class DiTI(Denoiser):
+    """The diffusion transformer of the paper. The defaults are its 0.4 B parameters (431,859,984).
+
+    Args:
+        input_size: side of x, or (H, W); a multiple of ``patch_size``.
+        in_channels: C.
+        patch_size: side of a patch.
+        hidden_size: D; a multiple of 8 and of ``num_heads``.
+        depth: number of blocks.
+        num_heads: heads of every attention.
+        mlp_ratio: widening of the MLPs of the blocks.
+        text_dim: width of the text states.
+        num_registers: learned tokens in front of the text.
+        layer_scale_init: initial value of the branch scales of the blocks.
+        time_conditioning: "token" puts the noise level in front of the text, for the cross-attentions to look at;
+            "adaln_single" modulates self-attention and MLP (6.4 M parameters more).
+        window_tokens: with four tokens that say which part of the image is drawn; x may then be a part of it.
+        checkpoint_blocks: recompute each block in the backward pass; saves memory, costs about a third more time.
+        level_kind: scalar that the network is told: "gamma" for Gaussian diffusion, "t" for flows.
+
+    Raises:
+        ValueError: sizes that do not divide, or an unknown option; the message names it.
+    """
+
+    def __init__(
+        self,
+        input_size: int | tuple[int, int] = 32,
+        in_channels: int = 4,
+        patch_size: int = 2,
+        hidden_size: int = 1024,
+        depth: int = 24,
+        num_heads: int = 16,
+        mlp_ratio: int = 4,
+        text_dim: int = 2048,
+        num_registers: int = 16,
+        layer_scale_init: float = 0.1,
+        time_conditioning: Literal["token", "adaln_single"] = "token",
+        window_tokens: bool = False,
+        checkpoint_blocks: bool = False,
+        level_kind: LevelKind = "gamma",
+    ) -> None:
+        super().__init__()
+        if time_conditioning not in ("token", "adaln_single"):
+            raise ValueError(f"time_conditioning must be token or adaln_single, got {time_conditioning!r}")
+        self.grid = grid_of(input_size, patch_size)
+        check_divides("hidden_size", hidden_size, num_heads, "num_heads")
+        check_divides("hidden_size", hidden_size, 8, "8, two sin-cos pairs an axis")
+        self.in_channels, self.patch_size, self.text_dim = in_channels, patch_size, text_dim
+        self.hidden_size, self.num_registers = hidden_size, num_registers
+        self.checkpoint_blocks, self.level_kind = checkpoint_blocks, check_level_kind(level_kind)
+
+        modulated = time_conditioning == "adaln_single"
+        self.patch_embed = PatchEmbed(in_channels, hidden_size, patch_size)
+        self.level_embed = LevelEmbed(hidden_size)
+        self.modulation = nn.Sequential(nn.SiLU(), Linear(hidden_size, 6 * hidden_size, parts=6)) if modulated else None
+        self.text_proj = Linear(text_dim, hidden_size)
+        self.registers = nn.Parameter(torch.empty(num_registers, hidden_size))
+        self.window_embed = WindowEmbed(hidden_size) if window_tokens else None
+        self.refine_blocks = nn.ModuleList(
+            SelfBlock(hidden_size, num_heads, layer_scale=REFINE_LAYER_SCALE, qk_norm=True, approximate="tanh")
+            for _ in range(REFINE_BLOCKS)
+        )
+        self.blocks = nn.ModuleList(
+            DiTBlock(hidden_size, num_heads, mlp_ratio, layer_scale_init, modulated) for _ in range(depth)
+        )
+        self.final_norm = LayerNorm(hidden_size)
+        self.final = Linear(hidden_size, patch_size * patch_size * in_channels)
+        # Computed, not learned: outside the state, rebuilt where it is needed, and fp32 whatever the weights are.
+        self._positions = sincos_grid(self.grid, hidden_size, self.registers.device)
+        self._reset_own()
+
+    def _reset_own(self) -> None:
+        truncated_normal_(self.registers)
+        nn.init.zeros_(self.final.weight)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DiTI:
+        super()._apply(fn, recurse)
+        self._place(self.registers.device)
+        return self
+
+    def _place(self, device: torch.device) -> Tensor:
+        """The positions [h, w, D] on ``device``."""
+        if self._positions.device != device:
+            self._positions = sincos_grid(self.grid, self.hidden_size, device)
+        return self._positions
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one whole x."""
+        return self.in_channels, self.grid[0] * self.patch_size, self.grid[1] * self.patch_size
+
+    def encode_text(
+        self, text: Text, coherence: Tensor | float | None = None, window: Tensor | None = None
+    ) -> TextContext:
+        """Projection, registers, window tokens, refine blocks, and each block's keys and values of the result.
+
+        Args:
+            text: embeddings [B, L, text_dim], mask [B, L].
+            coherence: must be None.
+            window: [B, 4] x0 y0 x1 y1 in [0, 1], the part of the image that is drawn; None = all of it. Only with
+                ``window_tokens=True``.
+
+        Raises:
+            ValueError: a wrong width, or an input that this network was not built for.
+        """
+        if coherence is not None:
+            raise ValueError("DiTI knows no coherence; CADI(coherence=True) does")
+        if window is not None and self.window_embed is None:
+            raise ValueError("this DiTI knows no window; build it with window_tokens=True")
+        self._check_text(text, self.text_dim)
+        rows = text.embeddings.shape[0]
+        tokens = self.text_proj(text.embeddings.to(self.text_proj.weight.dtype))
+        parts = [self.registers.expand(rows, -1, -1), tokens]
+        lead = 1 if self.modulation is None else 0
+        mask = nn.functional.pad(text.mask, (lead + self.num_registers, 0), value=True)
+        if self.window_embed is not None:
+            if window is None:
+                # x0 = y0 = 0 and x1 = y1 = 1, made on the device.
+                window = (torch.arange(4, device=tokens.device) >= 2).to(torch.float32).expand(rows, -1)
+            elif window.shape != (rows, 4):
+                raise ValueError(f"window [{rows}, 4] was expected, got {list(window.shape)}")
+            parts.append(self.window_embed(window))
+            mask = nn.functional.pad(mask, (0, 4), value=True)
+        sequence = torch.cat(parts, dim=1)
+        for block in self.refine_blocks:
+            sequence = self._run(block, sequence, mask[:, None, None, lead:])
+        keys_values = tuple(block.cross_attention.keys_values(sequence) for block in self._blocks())
+        return TextContext(keys_values, mask, window)
+
+    def _blocks(self) -> list[DiTBlock]:
+        return cast("list[DiTBlock]", list(self.blocks))
+
+    def forward(self, x: Tensor, level: Tensor, context: TextContext, state: Any = None) -> Prediction:
+        """One prediction.
+
+        Args:
+            x: [B, C, H, W]; with ``window_tokens`` also a part [B, C, h, w] of it, whose place the context's window
+                says.
+            level: [B], of kind ``level_kind``.
+            context: of ``encode_text``, B rows.
+            state: ignored; DiT-I carries none.
+
+        Returns:
+            output in the shape and dtype of x; state None.
+
+        Raises:
+            ValueError: a wrong shape; the message says what was expected.
+        """
+        positions, grid = self._positions_of(x, level, context)
+        x_tokens = self.patch_embed(x) + positions.to(self.registers.dtype)
+        token = self.level_embed(level)
+        mask = context.mask[:, None, None]
+        modulation = None if self.modulation is None else self.modulation(token).unflatten(-1, (6, -1))
+        for block, keys_values in zip(self._blocks(), context.keys_values, strict=True):
+            x_tokens = self._run(self._block, block, x_tokens, token, keys_values, mask, modulation)
+        output = unpatchify(self.final(self.final_norm(x_tokens)), self.patch_size, grid)
+        return Prediction(output.to(x.dtype), None)
+
+    @staticmethod
+    def _block(
+        block: DiTBlock, x: Tensor, token: Tensor, keys_values: Tensor, mask: Tensor, modulation: Tensor | None
+    ) -> Tensor:
+        if modulation is None:
+            keys_values = torch.cat([block.cross_attention.keys_values(token[:, None]), keys_values], dim=1)
+        return cast(Tensor, block(x, keys_values, mask, modulation))
+
+    def _positions_of(self, x: Tensor, level: Tensor, context: TextContext) -> tuple[Tensor, tuple[int, int]]:
+        """Positions [1 or B, N, D] of the tokens of x, and its grid."""
+        table = self._place(x.device)
+        if self.window_embed is None or x.dim() != 4 or x.shape[1:] == self.input_shape:
+            self._check_call(x, level, context)
+            return table.flatten(0, 1), self.grid
+        self._check_rows(x, level, context)
+        grid = grid_of((x.shape[2], x.shape[3]), self.patch_size)
+        if x.shape[1] != self.in_channels or grid[0] > self.grid[0] or grid[1] > self.grid[1]:
+            raise ValueError(f"x {list(self.input_shape)} or a part of it was expected, got {list(x.shape[1:])}")
+        window = cast(Tensor, context.window)
+        left = (window[:, 0] * self.grid[1]).round().long().clamp(0, self.grid[1] - grid[1])
+        top = (window[:, 1] * self.grid[0]).round().long().clamp(0, self.grid[0] - grid[0])
+        rows = top[:, None] + torch.arange(grid[0], device=x.device)
+        columns = left[:, None] + torch.arange(grid[1], device=x.device)
+        return table[rows[:, :, None], columns[:, None, :]].flatten(1, 2), grid

@@ -1,0 +1,115 @@
+"""Patches, positions and noise levels as tokens.
+
+Shape legend::
+
+    B  samples       C, H, W  channels, height, width of x     p  patch side     h, w  rows and columns of patches
+    D  token width
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from t2ikit.denoisers.layers import Linear
+
+
+def grid_of(input_size: int | tuple[int, int], patch: int) -> tuple[int, int]:
+    """Rows and columns of the patch grid of an x of side ``input_size``, or of (H, W).
+
+    Raises:
+        ValueError: when the patch does not divide the size.
+    """
+    height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
+    if height < patch or width < patch or height % patch or width % patch:
+        raise ValueError(f"input_size {height} x {width} must be a multiple of patch_size {patch}")
+    return height // patch, width // patch
+
+
+def patchify(x: Tensor, patch: int) -> Tensor:
+    """[B, C, H, W] -> [B, h w, C p p]: patches in row-major order, (channel, row, column) inside a patch."""
+    rows, channels, height, width = x.shape
+    x = x.view(rows, channels, height // patch, patch, width // patch, patch)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(rows, -1, channels * patch * patch)
+
+
+def unpatchify(tokens: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
+    """[B, h w, p p C] with (row, column, channel) inside a patch -> [B, C, h p, w p]."""
+    rows = tokens.shape[0]
+    tokens = tokens.view(rows, grid[0], grid[1], patch, patch, -1)
+    return tokens.permute(0, 5, 1, 3, 2, 4).reshape(rows, -1, grid[0] * patch, grid[1] * patch)
+
+
+def frequencies(count: int, device: torch.device) -> Tensor:
+    """[count] float32, 10000^(-i / count) for i = 0 ... count - 1."""
+    powers = torch.arange(count, dtype=torch.float32, device=device) / count
+    return torch.pow(10000.0, -powers)
+
+
+def sincos(values: Tensor, channels: int) -> Tensor:
+    """[...] -> [..., channels] float32: cosines, then sines, of 1000 * value * frequency."""
+    angles = (values.to(torch.float32) * 1000.0).unsqueeze(-1) * frequencies(channels // 2, values.device)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def sincos_grid(grid: tuple[int, int], channels: int, device: torch.device, base: int = 16) -> Tensor:
+    """Fixed 2-D positions [h, w, channels] float32 (PixArt): half from the column index, half from the row index.
+
+    Each half is [sin, cos] with frequencies 10000^(-i / (channels / 4)); an index is divided by (grid / base), so that
+    another resolution spans the same range.
+    """
+    omega = frequencies(channels // 4, device)
+
+    def axis(count: int) -> Tensor:
+        angles = torch.arange(count, dtype=torch.float32, device=device)[:, None] * (base / count) * omega
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+    columns = axis(grid[1])[None].expand(grid[0], -1, -1)
+    rows = axis(grid[0])[:, None].expand(-1, grid[1], -1)
+    return torch.cat([columns, rows], dim=2)
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches to tokens: a convolution with kernel = stride = patch, computed as one matrix product."""
+
+    def __init__(self, channels: int, width: int, patch: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.weight = nn.Parameter(torch.empty(width, channels, patch, patch))
+        self.bias = nn.Parameter(torch.empty(width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform on the stored tensor [D, C, p, p], fans as for a convolution."""
+        nn.init.xavier_uniform_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, h w, D]."""
+        return F.linear(patchify(x.to(self.weight.dtype), self.patch), self.weight.flatten(1), self.bias)
+
+
+class LevelEmbed(nn.Module):
+    """A scalar in [0, 1] to a token: sin-cos, z-normalisation over channels (n - 1, no epsilon), 2-layer SiLU MLP.
+
+    The MLP alone has parameters; frequencies are recomputed, so that neither a cast nor a checkpoint can change them.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.channels = width // 4
+        self.map_time = nn.Sequential(Linear(self.channels, width), nn.SiLU(), Linear(width, width))
+
+    def features(self, level: Tensor) -> Tensor:
+        """level [B] -> [B, D / 4] float32 with zero mean and unit (n - 1) standard deviation."""
+        waves = sincos(level, self.channels)
+        std, mean = torch.std_mean(waves, dim=-1, keepdim=True)
+        return (waves - mean) / std
+
+    def forward(self, level: Tensor) -> Tensor:
+        """level [B] -> [B, D]."""
+        dtype = cast(Linear, self.map_time[0]).weight.dtype
+        return cast(Tensor, self.map_time(self.features(level).to(dtype)))
