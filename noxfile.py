@@ -1,0 +1,64 @@
+"""The project's checks: ``nox -s tests``, ``lint``, ``types``, ``docs``, ``quickstart``.
+
+``lint`` and ``types`` read an installed wheel with the working folder outside the repository: the editable mapping of
+``callbacks/`` to ``t2ikit.callbacks`` is invisible to import-linter and mypy.
+"""
+
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent.resolve()
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+
+
+def install_wheel(session: nox.Session, *tools: str) -> None:
+    """Builds the wheel and installs it without what it depends on: the checks only read the source."""
+    folder = Path(session.create_tmp()).resolve()
+    for old in folder.glob("*.whl"):
+        old.unlink()
+    session.install("build", *tools)
+    session.run("python", "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT), silent=True)
+    (wheel,) = folder.glob("*.whl")
+    session.install("--no-deps", "--force-reinstall", str(wheel))
+    session.chdir(folder)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """pytest on the installed project; arguments go to pytest: ``nox -s tests -- -k config``."""
+    session.install("-e", ".[dev]")
+    session.run("pytest", "-q", *session.posargs, env={"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, format, and the floors of the house: a room imports only from floors below its own."""
+    session.install("ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    install_wheel(session, "import-linter")
+    session.run("lint-imports", "--config", str(ROOT / "setup.cfg"), "--no-cache")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy on the installed wheel, with the libraries it is typed against."""
+    session.install("mypy", "types-PyYAML", ".")
+    install_wheel(session)
+    session.run("mypy", "--config-file", str(ROOT / "setup.cfg"), "-p", "t2ikit")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Every link between the Markdown files of the project leads somewhere; every command shown is one of ours."""
+    session.install("pytest", "pytest-timeout", "-e", ".")
+    session.run("pytest", "-q", "tests/test_docs.py")
+
+
+@nox.session
+def quickstart(session: nox.Session) -> None:
+    """The README's first command, in an environment of its own."""
+    session.install("-e", ".")
+    session.run("lightning", "run", "experiments/quickstart.yaml", *session.posargs)

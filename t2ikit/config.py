@@ -1,0 +1,274 @@
+"""An experiment is composed once: parents -> file -> command line -> interpolation -> one plain dictionary.
+
+Nothing here imports torch or Lightning; what the keys mean is checked in ``t2ikit.experiment``.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import importlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import (
+    InterpolationKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+
+TOP_KEYS = ("extends", "seed_everything", "model", "data", "trainer", "callbacks", "run")
+RUN_KEYS = ("directory", "name")
+CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+# The parent of every experiment.
+DEFAULTS: dict[str, Any] = {
+    "seed_everything": 0,
+    "model": {"class_path": "t2ikit.module.TextToImage"},
+    "run": {"directory": "runs"},
+}
+
+
+class ConfigError(ValueError):
+    """A mistake of the user: the message names the key and what to change. Ends a command with status 2."""
+
+
+@dataclass(frozen=True)
+class Override:
+    """``--key value`` of the command line; the value is read as YAML."""
+
+    key: str
+    text: str
+
+    @property
+    def value(self) -> Any:
+        """The value as YAML means it: ``3`` an int, ``1e-3`` a float, ``[1, 2]`` a list, ``null`` None."""
+        try:
+            return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={self.text}"]))["value"]  # type: ignore[call-overload, index]
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise ConfigError(f"--{self.key}: {self.text!r} is no YAML value ({_first_line(error)})") from None
+
+
+def compose(path: str | Path, overrides: Sequence[Override] = ()) -> dict[str, Any]:
+    """The resolved experiment: every parent merged in order, then the file, the overrides, and interpolation, once.
+
+    Args:
+        path: the experiment file.
+        overrides: from left to right; a key below a class node reaches its ``init_args`` (``data.root``).
+
+    Returns:
+        Plain dictionaries and lists with the keys of ``TOP_KEYS`` except ``extends``; dropped callbacks are gone.
+
+    Raises:
+        ConfigError: a missing file, a cycle, broken YAML, an unknown top-level key, an interpolation that leads nowhere.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"no experiment file {path}{nearest(str(path), _known_files(path.parent))}")
+    config = merge(DEFAULTS, _load(path, ()))
+    config["run"].setdefault("name", path.stem)
+    for override in overrides:
+        config = _apply(config, override)
+    _check_shape(config, "the experiment")
+    config["callbacks"] = {name: node for name, node in (config.get("callbacks") or {}).items() if node is not None}
+    return _interpolate(config)
+
+
+def shipped_experiments() -> Path:
+    """The folder of the experiments that come with the package: inside an installed one, beside it in a clone."""
+    package = Path(__file__).parent
+    inside = package / "experiments"
+    return inside if inside.is_dir() else package.parent / "experiments"
+
+
+def merge(base: Any, new: Any) -> Any:
+    """``new`` over ``base``: mappings key by key, anything else replaced.
+
+    A changed ``class_path`` drops the old ``init_args``; a class path given as a string is ``{class_path: ...}``.
+    """
+    if isinstance(base, dict) and "class_path" in base and isinstance(new, str) and "${" not in new:
+        new = {"class_path": new}
+    if not (isinstance(base, dict) and isinstance(new, dict)):
+        return copy.deepcopy(new)
+    merged = dict(base)
+    if "class_path" in base and "class_path" in new and not _same_class(base["class_path"], new["class_path"]):
+        merged.pop("init_args", None)
+        merged.pop("dict_kwargs", None)
+    for key, value in new.items():
+        merged[key] = merge(merged.get(key), value)
+    return merged
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: the nearest known name, or all of them where they are few."""
+    names = sorted(set(known))
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f"; nearest known: '{close[0]}'"
+    return f"; known: {', '.join(names)}" if 0 < len(names) <= 20 else ""
+
+
+def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf."""
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
+
+
+# ------------------------------------------------------------------ files
+
+
+def _load(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
+    """One file over its parents; ``children`` are the files that led here."""
+    place = path.resolve()
+    if place in children:
+        circle = " -> ".join(child.name for child in (*children[children.index(place) :], place))
+        raise ConfigError(f"extends goes in a circle: {circle}")
+    own = _read(path)
+    parents = own.pop("extends", None) or []
+    if isinstance(parents, str):
+        parents = [parents]
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise ConfigError(f"{path}: extends is a list of files, got {parents!r}")
+    _check_shape(own, str(path))
+    config: dict[str, Any] = {}
+    for parent in parents:
+        config = merge(config, _load(_find_parent(parent, path), (*children, place)))
+    return merge(config, own)
+
+
+def _find_parent(parent: str, path: Path) -> Path:
+    for folder in (path.parent, shipped_experiments()):
+        if (folder / parent).is_file():
+            return folder / parent
+    known = {*_known_files(path.parent), *_known_files(shipped_experiments())}
+    raise ConfigError(
+        f"{path}: extends: no file '{parent}' beside it or among the shipped experiments{nearest(parent, known)}"
+    )
+
+
+def _known_files(folder: Path) -> list[str]:
+    """Experiment files of a folder and of its ``base/``, as one would write them from there."""
+    if not folder.is_dir():
+        return []
+    files = [*folder.glob("*.yaml"), *folder.glob("*.yml"), *folder.glob("base/*.yaml")]
+    return [str(file.relative_to(folder) if folder != Path(".") else file) for file in files]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        loaded = OmegaConf.to_container(OmegaConf.load(path))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"{path}{where}: not YAML: {error.problem}") from None
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {_first_line(error)}") from None
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path}: an experiment is a mapping of {', '.join(TOP_KEYS)}")
+    return {str(key): value for key, value in loaded.items()}
+
+
+def _check_shape(config: dict[str, Any], where: str) -> None:
+    """The top level: known keys, mappings where mappings are due."""
+    for key in config:
+        if key not in TOP_KEYS:
+            raise ConfigError(f"{where}: unknown key '{key}'{nearest(key, TOP_KEYS)}")
+    for key in ("model", "data"):
+        if not isinstance(config.get(key, {}), (dict, str)):
+            raise ConfigError(f"{where}: {key} is {{class_path: ..., init_args: ...}}, got {config[key]!r}")
+    if isinstance(config.get("callbacks"), list):
+        raise ConfigError(f"{where}: callbacks is a mapping of names, {{ema: {{class_path: ...}}, ...}}, not a list")
+    for key in ("trainer", "callbacks", "run"):
+        if not isinstance(config.get(key) or {}, dict):
+            raise ConfigError(f"{where}: {key} is a mapping, got {config[key]!r}")
+    for key in config.get("run") or {}:
+        if key not in RUN_KEYS:
+            raise ConfigError(f"{where}: unknown key 'run.{key}'{nearest(key, RUN_KEYS)}")
+
+
+def _same_class(first: Any, second: Any) -> bool:
+    """Whether two class paths mean one class: ``t2ikit.denoisers.CADI`` is also found in the module that defines it."""
+    if first == second:
+        return True
+    if not (isinstance(first, str) and isinstance(second, str)):
+        return False
+    if first.rpartition(".")[2] != second.rpartition(".")[2]:
+        return False
+    try:
+        one, other = (
+            getattr(importlib.import_module(p.rpartition(".")[0]), p.rpartition(".")[2]) for p in (first, second)
+        )
+    except Exception:  # whatever stops the import is told where the class is needed
+        return False
+    return one is other
+
+
+# ------------------------------------------------------------------ overrides
+
+
+def _apply(config: dict[str, Any], override: Override) -> dict[str, Any]:
+    names = override.key.split(".")
+    if names[0] not in TOP_KEYS or names[0] == "extends" or "" in names:
+        options = [key for key in TOP_KEYS if key != "extends"] + ["resume", "print_config", "debug", "help"]
+        raise ConfigError(f"--{override.key}: unknown option '{names[0]}'{nearest(names[0], options)}")
+    return _place(config, names, override, ())
+
+
+def _place(node: Any, names: Sequence[str], override: Override, path: tuple[str, ...]) -> Any:
+    """A copy of ``node`` with the override's value at ``names`` below it."""
+    name, rest = names[0], names[1:]
+    if isinstance(node, list):
+        if not (name.isdigit() and int(name) < len(node)):
+            raise ConfigError(
+                f"--{override.key}: {'.'.join(path)} is a list of {len(node)}, '{name}' is no place in it"
+            )
+        place = int(name)
+        below = _place(node[place], rest, override, (*path, name)) if rest else merge(node[place], override.value)
+        return [*node[:place], below, *node[place + 1 :]]
+    if isinstance(node, str) and "." in node:
+        node = {"class_path": node}
+    if not isinstance(node, dict):
+        node = {}
+    if _is_class(node, path) and name not in CLASS_KEYS:
+        names = ["init_args", *names]
+        name, rest = names[0], names[1:]
+    if rest:
+        return {**node, name: _place(node.get(name), rest, override, (*path, name))}
+    return merge(node, {name: override.value})
+
+
+def _is_class(node: dict[str, Any], path: tuple[str, ...]) -> bool:
+    always = path in (("model",), ("data",)) or (len(path) == 2 and path[0] == "callbacks")
+    return always or "class_path" in node or "init_args" in node
+
+
+# ------------------------------------------------------------------ interpolation
+
+
+def _interpolate(config: dict[str, Any]) -> dict[str, Any]:
+    keys = [key for key, _ in flatten(config)]
+    try:
+        resolved = OmegaConf.to_container(OmegaConf.create(config), resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key}: must be set (it is '???'): --{error.full_key} VALUE") from None
+    except InterpolationKeyError as error:
+        wanted = str(error.msg).partition("'")[2].partition("'")[0]
+        raise ConfigError(f"{error.full_key}: ${{{wanted}}} names no key{nearest(wanted, keys)}") from None
+    except InterpolationResolutionError as error:
+        raise ConfigError(f"{error.full_key}: {_first_line(error)}") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{getattr(error, 'full_key', None) or 'the experiment'}: {_first_line(error)}") from None
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

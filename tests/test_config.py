@@ -1,0 +1,234 @@
+"""Composition: parents, merge by class, overrides, interpolation, and the messages of what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from t2ikit.config import ConfigError, Override, compose, flatten, merge, shipped_experiments
+
+
+def write(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        path = folder / f"{name.replace('__', '/')}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def composed(path: Path, *options: tuple[str, str]) -> dict[str, Any]:
+    return compose(path, [Override(key, text) for key, text in options])
+
+
+def test_three_levels_later_wins(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        base__a="trainer: {max_steps: 1, devices: 1, accumulate_grad_batches: 1}\nrun: {name: a}",
+        base__b="extends: [a.yaml]\ntrainer: {max_steps: 2, devices: 2}",
+        base__side="trainer: {devices: 5}",
+        c="extends: [base/b.yaml, base/side.yaml]\ntrainer: {max_steps: 3}",
+    )
+    config = composed(tmp_path / "c.yaml")
+    assert config["trainer"] == {"max_steps": 3, "devices": 5, "accumulate_grad_batches": 1}
+    assert config["run"] == {"directory": "runs", "name": "a"}
+    assert config["model"] == {"class_path": "t2ikit.module.TextToImage"}
+    assert "extends" not in config
+
+
+def test_name_is_the_stem_of_the_file(tmp_path: Path) -> None:
+    write(tmp_path, first="trainer: {}", second="extends: first.yaml")
+    assert composed(tmp_path / "second.yaml")["run"]["name"] == "second"
+
+
+def test_parent_falls_back_to_the_shipped_ones(tmp_path: Path) -> None:
+    write(tmp_path, mine="extends: [base/training.yaml]\ndata: {class_path: x.Y}")
+    assert (shipped_experiments() / "base" / "training.yaml").is_file()
+    assert "ema" in composed(tmp_path / "mine.yaml")["callbacks"]
+
+
+def test_a_diamond_is_no_circle(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        top="trainer: {devices: 1}",
+        left="extends: top.yaml",
+        right="extends: top.yaml",
+        end="extends: [left.yaml, right.yaml]",
+    )
+    assert composed(tmp_path / "end.yaml")["trainer"] == {"devices": 1}
+
+
+BASE = {"class_path": "p.DiT", "init_args": {"width": 16, "inner": {"class_path": "p.A", "init_args": {"k": 1}}}}
+
+
+@pytest.mark.parametrize(
+    ("new", "expected"),
+    [
+        ({"init_args": {"width": 3}}, {**BASE, "init_args": {**BASE["init_args"], "width": 3}}),  # type: ignore[dict-item]
+        ({"class_path": "p.DiT"}, BASE),
+        ({"class_path": "p.UNet"}, {"class_path": "p.UNet"}),
+        ("p.UNet", {"class_path": "p.UNet"}),
+        ({"class_path": "p.UNet", "init_args": {"depth": 2}}, {"class_path": "p.UNet", "init_args": {"depth": 2}}),
+        (None, None),
+        ("${model}", "${model}"),
+    ],
+)
+def test_merge_by_class(new: Any, expected: Any) -> None:
+    assert merge(BASE, new) == expected
+
+
+def test_swap_of_an_inner_class_leaves_the_outer_one() -> None:
+    merged = merge(BASE, {"init_args": {"inner": {"class_path": "p.B"}}})
+    assert merged == {"class_path": "p.DiT", "init_args": {"width": 16, "inner": {"class_path": "p.B"}}}
+    assert BASE["init_args"]["inner"]["class_path"] == "p.A"  # type: ignore[index]
+
+
+def test_two_paths_of_one_class_keep_the_arguments() -> None:
+    base = {"class_path": "collections.OrderedDict", "init_args": {"a": 1}}
+    same = merge({**base, "class_path": "json.decoder.JSONDecoder"}, {"class_path": "json.JSONDecoder"})
+    assert same == {"class_path": "json.JSONDecoder", "init_args": {"a": 1}}
+    assert "init_args" not in merge(base, {"class_path": "ordered.OrderedDict"})
+
+
+def test_base_without_a_class_keeps_its_arguments() -> None:
+    merged = merge({"init_args": {"seed": 1}}, {"class_path": "p.Data", "init_args": {"root": "d"}})
+    assert merged == {"class_path": "p.Data", "init_args": {"seed": 1, "root": "d"}}
+
+
+def test_lists_are_replaced() -> None:
+    assert merge({"a": [1, 2]}, {"a": [3]}) == {"a": [3]}
+
+
+def test_callbacks_edit_add_drop(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        base="callbacks: {ema: {class_path: p.EMA, init_args: {decay: 0.9, every: 2}}, crop: {class_path: p.Crop}}",
+        child="extends: base.yaml\ncallbacks: {ema: {init_args: {decay: 0.5}}, crop: null, new: {class_path: p.New}}",
+    )
+    callbacks = composed(tmp_path / "child.yaml")["callbacks"]
+    assert callbacks == {
+        "ema": {"class_path": "p.EMA", "init_args": {"decay": 0.5, "every": 2}},
+        "new": {"class_path": "p.New"},
+    }
+    assert list(composed(tmp_path / "child.yaml", ("callbacks.new", "null"))["callbacks"]) == ["ema"]
+
+
+EXPERIMENT = """
+seed_everything: 3
+model:
+  init_args:
+    lr: 0.1
+    denoiser: {class_path: p.DiT, init_args: {width: 8, bands: [{class_path: p.Band, init_args: {k: 1}}]}}
+    sizes: {a: 1}
+data: {class_path: p.Data, init_args: {root: here, batch_size: 4, seed: "${seed_everything}"}}
+callbacks: {ema: {class_path: p.EMA, init_args: {decay: 0.9, batch: "${data.init_args.batch_size}"}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "where", "value"),
+    [
+        ("data.root", "there", "data.init_args.root", "there"),
+        ("data.init_args.root", "there", "data.init_args.root", "there"),
+        ("model.lr", "1e-3", "model.init_args.lr", 1e-3),
+        ("model.lr", "null", "model.init_args.lr", None),
+        ("model.denoiser.width", "32", "model.init_args.denoiser.init_args.width", 32),
+        ("model.denoiser.init_args.width", "32", "model.init_args.denoiser.init_args.width", 32),
+        ("model.sizes.a", "7", "model.init_args.sizes.a", 7),
+        ("model.sizes", "{b: 2}", "model.init_args.sizes", {"a": 1, "b": 2}),
+        ("model.denoiser.bands.0.k", "5", "model.init_args.denoiser.init_args.bands.0.init_args.k", 5),
+        ("callbacks.ema.decay", "0.5", "callbacks.ema.init_args.decay", 0.5),
+        ("callbacks.crop.class_path", "p.Crop", "callbacks.crop", {"class_path": "p.Crop"}),
+        ("trainer.devices", "[0, 1]", "trainer.devices", [0, 1]),
+        ("trainer.precision", "'32'", "trainer.precision", "32"),
+        ("trainer.max_steps", "-1", "trainer.max_steps", -1),
+        ("run.name", "x", "run.name", "x"),
+        ("model.text", "a=b: c", "model.init_args.text", {"a=b": "c"}),
+    ],
+)
+def test_overrides(tmp_path: Path, key: str, text: str, where: str, value: Any) -> None:
+    write(tmp_path, e=EXPERIMENT)
+    node: Any = composed(tmp_path / "e.yaml", (key, text))
+    for name in where.split("."):
+        node = node[int(name) if isinstance(node, list) else name]
+    assert node == value and type(node) is type(value)
+
+
+def test_override_of_a_class_drops_its_arguments(tmp_path: Path) -> None:
+    write(tmp_path, e=EXPERIMENT)
+    for key in ("model.denoiser.class_path", "model.denoiser"):
+        config = composed(tmp_path / "e.yaml", (key, "p.UNet"), ("model.denoiser.depth", "2"))
+        assert config["model"]["init_args"]["denoiser"] == {"class_path": "p.UNet", "init_args": {"depth": 2}}
+
+
+def test_interpolation_comes_after_the_overrides(tmp_path: Path) -> None:
+    write(tmp_path, base=EXPERIMENT, e="extends: base.yaml\nseed_everything: 5")
+    config = composed(tmp_path / "e.yaml", ("data.batch_size", "64"))
+    assert config["callbacks"]["ema"]["init_args"]["batch"] == 64
+    assert config["data"]["init_args"]["seed"] == 5
+    assert composed(tmp_path / "e.yaml", ("seed_everything", "9"))["data"]["init_args"]["seed"] == 9
+
+
+BAD = [
+    ("modle: {}", "unknown key 'modle'; nearest known: 'model'"),
+    ("run: {dir: x}", "unknown key 'run.dir'"),
+    ("callbacks: [{class_path: p.EMA}]", "callbacks is a mapping of names"),
+    ("trainer: fast", "trainer is a mapping, got 'fast'"),
+    ("data: 3", "data is {class_path"),
+    ("extends: [base/trainig.yaml]", "no file 'base/trainig.yaml'.*nearest known: 'base/training.yaml'"),
+    ("extends: {a: b}", "extends is a list of files"),
+    ("extends: [e.yaml]", r"extends goes in a circle: e\.yaml -> e\.yaml"),
+    ("trainer: {devices: [1}", r"e\.yaml, line 1: not YAML"),
+    ("trainer: {a: 1, a: 2}", "duplicate key"),
+    ("[1, 2]", "an experiment is a mapping"),
+    (
+        "data: {class_path: p.D, init_args: {size: 2}}\ncallbacks: {c: {class_path: p.C, init_args: {s: '${data.init_args.sise}'}}}",
+        r"callbacks\.c\.init_args\.s: \$\{data\.init_args\.sise\} names no key; nearest known: 'data\.init_args\.size'",
+    ),
+    (
+        "data: {class_path: p.D, init_args: {root: '???'}}",
+        r"data\.init_args\.root: must be set .*--data\.init_args\.root VALUE",
+    ),
+    ("trainer: {devices: '${oc.env:T2IKIT_NO_SUCH_VARIABLE}'}", "T2IKIT_NO_SUCH_VARIABLE"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BAD)
+def test_refused(tmp_path: Path, text: str, message: str) -> None:
+    write(tmp_path, e=text)
+    with pytest.raises(ConfigError, match=message):
+        composed(tmp_path / "e.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("trainr.max_steps", "1", r"--trainr\.max_steps: unknown option 'trainr'; nearest known: 'trainer'"),
+        ("resum", "last", "unknown option 'resum'; nearest known: 'resume'"),
+        ("extends", "x.yaml", "unknown option 'extends'"),
+        ("model.lr", "[1", "is no YAML value"),
+        ("model.denoiser.bands.3.k", "5", "is a list of 1, '3' is no place in it"),
+        ("run.folder", "x", "unknown key 'run.folder'"),
+    ],
+)
+def test_override_refused(tmp_path: Path, key: str, text: str, message: str) -> None:
+    write(tmp_path, e=EXPERIMENT)
+    with pytest.raises(ConfigError, match=message):
+        composed(tmp_path / "e.yaml", (key, text))
+
+
+def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
+    write(tmp_path, quickstart="trainer: {}")
+    with pytest.raises(ConfigError, match=r"no experiment file .*quikstart\.yaml.*quickstart\.yaml"):
+        composed(tmp_path / "quikstart.yaml")
+
+
+def test_long_circle_is_named(tmp_path: Path) -> None:
+    write(tmp_path, a="extends: b.yaml", b="extends: c.yaml", c="extends: b.yaml")
+    with pytest.raises(ConfigError, match=r"circle: b\.yaml -> c\.yaml -> b\.yaml"):
+        composed(tmp_path / "a.yaml")
+
+
+def test_flatten() -> None:
+    assert dict(flatten({"a": {"b": 1, "c": [2]}, "d": {}})) == {"a.b": 1, "a.c": [2], "d": {}}
