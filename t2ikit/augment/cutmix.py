@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import overload
 
 import numpy as np
 import torch
@@ -171,45 +172,60 @@ def stratified_settings(count: int, seed: int) -> list[str]:
     return [SINGLE_SETTINGS[k] for k in order.reshape(-1)[:count]]
 
 
-def plan_mixes(class_ids: Sequence[int], setting: str, size: int, seed: int, strict_paper: bool = False) -> list[Mix]:
-    """Decides every image of a CutMix set: one mix a base image, its partner uniform among the images of other classes.
+class MixPlan(Sequence[Mix]):
+    """Every image of a CutMix set: one mix a base image, its partner uniform among the images of other classes.
 
-    Args:
-        class_ids: [N] class of every image of the raw set.
-        setting: one of the five settings; "cmall" is stratified.
-        size: S in pixels.
-        seed: with the index of the base image, decides partner, setting and rectangle.
-        strict_paper: as in ``place``.
-
-    Returns:
-        [N] mixes, in the order of the base images.
-
-    Raises:
-        ValueError: unknown setting, a size below 4, or fewer than two classes.
+    Setting, rectangle and the number behind the partner depend on the seed and the index of the base image.
     """
-    _check(setting, size)
-    count = len(class_ids)
-    settings = stratified_settings(count, seed) if setting == "cmall" else [setting] * count
-    others = _partners(np.asarray(class_ids, dtype=np.int64), seed)
-    generator = torch.Generator()
-    mixes = []
-    for base in range(count):
-        generator.manual_seed(derived_seed(seed, "cutmix-place", base))
-        rectangle = place(settings[base], size, generator, strict_paper)
-        mixes.append(Mix(base, int(others[base]), settings[base], rectangle))
-    return mixes
+
+    def __init__(
+        self, class_ids: Sequence[int] | np.ndarray, setting: str, size: int, seed: int, strict_paper: bool = False
+    ) -> None:
+        """Args:
+            class_ids: [N] class of every image of the raw set.
+            setting: one of the five settings; "cmall" is stratified.
+            size: S in pixels.
+            seed: decides everything.
+            strict_paper: as in ``place``.
+
+        Raises:
+            ValueError: unknown setting, a size below 4, or fewer than two classes.
+        """
+        _check(setting, size)
+        count = len(class_ids)
+        self.size = size
+        self.seed = seed
+        self.strict_paper = strict_paper
+        self._settings = stratified_settings(count, seed) if setting == "cmall" else [setting] * count
+        self._others = _partners(np.asarray(class_ids, dtype=np.int64), seed)
+
+    def __len__(self) -> int:
+        return len(self._settings)
+
+    @overload
+    def __getitem__(self, index: int) -> Mix: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Mix]: ...
+
+    def __getitem__(self, index: int | slice) -> Mix | list[Mix]:
+        if isinstance(index, slice):
+            return [self[k] for k in range(*index.indices(len(self)))]
+        base = range(len(self))[index]
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, "cutmix-place", base))
+        rectangle = place(self._settings[base], self.size, generator, self.strict_paper)
+        return Mix(base, int(self._others[base]), self._settings[base], rectangle)
 
 
 def _partners(class_ids: np.ndarray, seed: int) -> np.ndarray:
     """[N] int64: for each image another one, uniform among those of other classes."""
-    classes, counts = np.unique(class_ids, return_counts=True)
+    classes, which, counts = np.unique(class_ids, return_inverse=True, return_counts=True)
     if len(classes) < 2:
         raise ValueError(
             "CutMix pairs images of unlike classes, but the set has "
             f"{len(classes)} class(es): prepare images of at least two (option --source)"
         )
     by_class = np.argsort(class_ids, kind="stable")
-    which = np.searchsorted(classes, class_ids)
     first = np.concatenate([[0], np.cumsum(counts)[:-1]])
     own_first, own_count = first[which], counts[which]
     draws = uniforms(seed, "cutmix-pair", 0, len(class_ids))[:, 0]

@@ -56,6 +56,17 @@ class ImageSpace(ABC):
     def images(self, x_0: Tensor) -> Tensor:
         """x_0 [B, C, h, w] to images [B, 3, H, W] float32 in [0, 1]."""
 
+    @abstractmethod
+    def check(self, stored: EncoderReference | None) -> None:
+        """Refuses stored images of another space.
+
+        Args:
+            stored: what encoded the images, from their manifest; None for pixels.
+
+        Raises:
+            ValueError: they were encoded by something else; says what to change.
+        """
+
 
 class PixelSpace(ImageSpace):
     """Pixels themselves, uint8 0 .. 255 to [-1, 1]."""
@@ -75,6 +86,14 @@ class PixelSpace(ImageSpace):
     def images(self, x_0: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] to [0, 1]; what lies outside is cut."""
         return x_0.to(torch.float32).add(1.0).mul_(0.5).clamp_(0.0, 1.0)
+
+    def check(self, stored: EncoderReference | None) -> None:
+        """Accepts pixels only."""
+        if stored is not None:
+            raise ValueError(
+                f"the prepared images are latents of {stored.name}; the experiment needs LatentSpace, or images that "
+                "were prepared with --autoencoder pixels"
+            )
 
 
 class LatentSpace(ImageSpace):
@@ -113,6 +132,7 @@ class LatentSpace(ImageSpace):
         self.batch_size = batch_size
         self.std = 1.0 if normalisation == "scalar" else CHANNELWISE_STD
         self._loaded: tuple[Any, EncoderReference] | None = None
+        self._stored: EncoderReference | None = None
 
     @property
     def reference(self) -> EncoderReference:
@@ -139,6 +159,7 @@ class LatentSpace(ImageSpace):
                     f"{self.autoencoder} has {model.config.latent_channels} latent channels, not {self.channels}: "
                     "set `channels` of LatentSpace to that"
                 )
+            self._compare(found.reference)
             self._loaded = model, found.reference
         return self._loaded
 
@@ -146,6 +167,30 @@ class LatentSpace(ImageSpace):
     def downsampling(self) -> int:
         """Pixels of an image along the side of one latent."""
         return int(2 ** (len(self.model.config.block_out_channels) - 1))
+
+    def check(self, stored: EncoderReference | None) -> None:
+        """Refuses pixels, and latents of other weights.
+
+        Weights are compared by their hash: now if the autoencoder is loaded or goes by another name, else when it is
+        loaded, so that training alone does not need it.
+        """
+        if stored is None:
+            raise ValueError(
+                "the prepared images are pixels; the experiment needs PixelSpace, or images that were prepared with "
+                "--autoencoder"
+            )
+        self._stored = stored
+        same_name = (stored.name, stored.revision) == (self.autoencoder, self.revision or stored.revision)
+        if self._loaded is not None or not same_name:
+            self._compare(self.reference)
+
+    def _compare(self, reference: EncoderReference) -> None:
+        if self._stored is not None and reference.sha256 != self._stored.sha256:
+            raise ValueError(
+                f"the prepared latents are those of {self._stored.name} (SHA-256 {self._stored.sha256[:12]}), but "
+                f"`autoencoder` of LatentSpace is {self.autoencoder} ({reference.sha256[:12]}): set it to the first, "
+                "or prepare again with `t2ikit prepare encode --autoencoder`"
+            )
 
     def normalise(self, raw: Tensor) -> Tensor:
         """Latents [..., C, h, w] as the autoencoder gives them, to x_0 of the same shape."""

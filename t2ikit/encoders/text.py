@@ -131,7 +131,7 @@ class TextEncoder:
         return Text.from_rows(self.encode(prompts))
 
     def _ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        return self.tokenizer(list(prompts), truncation=True, max_length=self.max_tokens).input_ids  # type: ignore[no-any-return]
+        return self.tokenizer(list(prompts), truncation=True, max_length=self.max_tokens).input_ids
 
 
 def build_small_t5(

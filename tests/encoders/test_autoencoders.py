@@ -88,6 +88,25 @@ def test_images_undo_the_normalisation(folder: Path) -> None:
         torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_stored_images_of_another_space_are_refused(folder: Path, tmp_path: Path) -> None:
+    from t2ikit.pretrained import EncoderReference
+
+    space = LatentSpace(str(folder))
+    stored = EncoderReference(str(folder), None, "0" * 64)
+    space.check(stored)  # the same name: compared when it is loaded
+    with pytest.raises(ValueError, match="prepare encode --autoencoder"):
+        space.images(torch.zeros(1, 4, 8, 8))
+    loaded = LatentSpace(str(folder))
+    loaded.check(EncoderReference("elsewhere", None, loaded.reference.sha256))
+    with pytest.raises(ValueError, match="latents are those of elsewhere"):
+        LatentSpace(str(folder)).check(EncoderReference("elsewhere", None, "0" * 64))
+    with pytest.raises(ValueError, match="PixelSpace"):
+        loaded.check(None)
+    PixelSpace().check(None)
+    with pytest.raises(ValueError, match="LatentSpace"):
+        PixelSpace().check(stored)
+
+
 def test_refusals(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="--autoencoder"):
         LatentSpace(str(tmp_path / "missing")).encode(torch.zeros(1, 3, 16, 16))
