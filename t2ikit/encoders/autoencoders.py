@@ -31,10 +31,16 @@ class ImageSpace(ABC):
     Attributes:
         channels: C of x_0.
         std: nominal standard deviation of x_0, the unit of thresholds.
+        stochastic: whether ``x_0`` draws from a stored posterior, so that it wants noise.
     """
 
     channels: int
     std: float
+    stochastic: bool = False
+
+    def description(self) -> dict[str, str]:
+        """What a checkpoint remembers of the space its weights were trained in."""
+        return {"space": type(self).__name__}
 
     @abstractmethod
     def x_0(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -99,6 +105,8 @@ class PixelSpace(ImageSpace):
 class LatentSpace(ImageSpace):
     """Normalised latents of a KL autoencoder. The autoencoder is loaded when it is first used, not before."""
 
+    stochastic = True
+
     def __init__(
         self,
         autoencoder: str = DEFAULT_AUTOENCODER,
@@ -148,6 +156,9 @@ class LatentSpace(ImageSpace):
             ValueError: another kind of model, or other channels than were said.
         """
         return self._load()[0]
+
+    def description(self) -> dict[str, str]:
+        return {"space": type(self).__name__, "normalisation": self.normalisation}
 
     def _load(self) -> tuple[Any, EncoderReference]:
         if self._loaded is None:
