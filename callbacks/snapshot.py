@@ -142,14 +142,19 @@ class Snapshot(L.Callback):
             images = self._draw_all(trainer, pl_module)
             loss = self._loss(trainer, pl_module) if self.validation_loss else None
         scores: dict[str, float] = {} if loss is None else {"loss": loss}
+        samples = Samples(
+            images,
+            [prompt.text for prompt in self._prompts],
+            [prompt.metadata for prompt in self._prompts],
+            self._reference_images,
+            self.reference or "",
+        )
         if trainer.is_global_zero:
-            prompts = [prompt.text for prompt in self._prompts]
-            samples = Samples(images, prompts, [prompt.metadata for prompt in self._prompts], self._reference_images)
             for metric in self.metrics:
                 scores.update(metric.compute(samples))
         scores = trainer.strategy.broadcast(scores)
         self.history[step] = scores
-        self._write(trainer, step, images, scores)
+        self._write(trainer, step, samples, scores)
         self.evaluation_seconds += time.perf_counter() - started
         return scores
 
@@ -220,27 +225,25 @@ class Snapshot(L.Callback):
 
     # ------------------------------------------------------------------ where it goes
 
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self, samples: Samples) -> dict[str, Any]:
         """Everything a score of this snapshot depends on besides the weights."""
         assert self._prompts is not None
         return {
             "prompts": prompts_hash(self._prompts),
-            "number_of_images": len(self._prompts),
             "seed": self.seed,
             "sampler": self.method,
             "steps": self.steps,
             "guidance": self.guidance if isinstance(self.guidance, (int, float)) else repr(self.guidance),
-            "reference": self.reference,
-            "metrics": [metric.fingerprint() for metric in self.metrics],
+            "metrics": {type(metric).__name__: metric.fingerprint_of(samples) for metric in self.metrics},
         }
 
-    def _write(self, trainer: L.Trainer, step: int, images: Tensor, scores: dict[str, float]) -> None:
+    def _write(self, trainer: L.Trainer, step: int, samples: Samples, scores: dict[str, float]) -> None:
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir) / "samples" / self.name
         folder.mkdir(parents=True, exist_ok=True)
-        picture = save_grid(images[: self.grid], folder / f"step-{step:08d}.png")
-        record = {"step": step, "scores": scores, "fingerprint": self.fingerprint()}
+        picture = save_grid(samples.images[: self.grid], folder / f"step-{step:08d}.png")
+        record = {"step": step, "scores": scores, "fingerprint": self.fingerprint(samples)}
         partial = folder / f"step-{step:08d}.json.partial"
         partial.write_text(json.dumps(record, indent=2))
         publish(partial, partial.with_suffix(""))

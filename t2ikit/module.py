@@ -17,7 +17,7 @@ from torch import Tensor
 
 from t2ikit import draws
 from t2ikit.batch import Batch, StoredBatch, Text
-from t2ikit.data.records import Manifest
+from t2ikit.data.manifest import Manifest
 from t2ikit.denoisers import Denoiser
 from t2ikit.diffusion import GaussianDiffusion, Guidance, sample
 from t2ikit.diffusion.objectives import Objective
@@ -107,7 +107,7 @@ class TextToImage(L.LightningModule):
                 f"the prepared data holds {manifest.kind}, model.init_args.space ({type(self.space).__name__}) expects "
                 f"{expected}: change model.init_args.space or prepare again with `t2ikit prepare encode --autoencoder`"
             )
-        shape = tuple(manifest.image_shape)
+        shape = tuple(manifest.image_shape[-3:])
         if shape != tuple(self.denoiser.input_shape):
             raise ValueError(
                 f"the prepared images are {shape} [C, H, W], the denoiser takes {tuple(self.denoiser.input_shape)}: set "
@@ -262,7 +262,7 @@ class TextToImage(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.manifest is not None:
-            checkpoint["data_manifest"] = self.manifest.to_dict()
+            checkpoint["data_manifest"] = self.manifest.to_json()
         checkpoint["space"] = self.space.description()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
