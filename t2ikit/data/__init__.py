@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from t2ikit.data.datamodule import DataModule, ShapesData
+    from t2ikit.data.loaders import EvaluationLoader, PositionLoader
     from t2ikit.data.records import (
         Manifest,
         Record,
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
         quantise_tokens,
         write_set,
     )
-    from t2ikit.data.streams import EvaluationLoader, GatedStream, PositionLoader, RecordOrder, TrainingStream
+    from t2ikit.data.streams import EvaluationStream, GatedStream, RecordOrder, TrainingStream
 
 __all__ = [
     "DataModule",
     "EvaluationLoader",
+    "EvaluationStream",
     "GatedStream",
     "Manifest",
     "PositionLoader",
@@ -52,7 +54,8 @@ _MODULES = {
         "quantise_tokens",
         "write_set",
     ),
-    "streams": ("EvaluationLoader", "GatedStream", "PositionLoader", "RecordOrder", "TrainingStream"),
+    "loaders": ("EvaluationLoader", "PositionLoader"),
+    "streams": ("EvaluationStream", "GatedStream", "RecordOrder", "TrainingStream"),
 }
 
 

@@ -1,0 +1,128 @@
+"""Loaders over streams: worker processes, page-locked memory, and a position that survives a resume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from t2ikit.batch import StoredBatch
+from t2ikit.data.streams import EvaluationStream, TrainingStream
+
+
+def _as_it_is(batch: StoredBatch) -> StoredBatch:
+    return batch
+
+
+class _Numbers:
+    """A sampler whose numbers can change between two passes, so that worker processes are kept."""
+
+    def __init__(self) -> None:
+        self.numbers = range(0)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.numbers)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+class PositionLoader:
+    """Serves a training stream from a position that Lightning saves and restores.
+
+    Iterating goes on from the position to the end of the pass (an epoch, unless ``batches_per_pass`` is given). The
+    position moves before a batch is handed out, so a checkpoint counts just the batches that were consumed, whatever
+    the workers have read ahead. The position is a number of global slots: it means the same for other ranks, workers
+    and micro-batches.
+
+    Args:
+        stream: the stream of this rank.
+        num_workers: reading processes; 0 reads in this one.
+        pin_memory: copy the batches to page-locked memory.
+        batches_per_pass: micro-batches after which iterating stops, for ``trainer.limit_train_batches``.
+    """
+
+    def __init__(
+        self,
+        stream: TrainingStream,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        batches_per_pass: int | None = None,
+    ) -> None:
+        self.stream = stream
+        self.batches_per_pass = batches_per_pass or len(stream)
+        self._sampler = _Numbers()
+        self._loader = DataLoader(
+            stream,  # type: ignore[arg-type]  # map-style by its methods
+            batch_size=None,
+            sampler=self._sampler,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+            collate_fn=_as_it_is,
+        )
+        self._position = 0  # micro-batches of this rank
+
+    @property
+    def slot(self) -> int:
+        """Global slots served so far."""
+        return self._position * self._slots
+
+    @property
+    def _slots(self) -> int:
+        return self.stream.world_size * self.stream.micro_batch
+
+    def __len__(self) -> int:
+        """Micro-batches of a full epoch, wherever the position is."""
+        return len(self.stream)
+
+    def __iter__(self) -> Iterator[StoredBatch]:
+        # A generator: Lightning calls iter() several times, but only the iterator that is advanced may start workers.
+        end = (self._position // self.batches_per_pass + 1) * self.batches_per_pass
+        self._sampler.numbers = range(self._position, end)
+        for batch in self._loader:
+            self._position += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, as it goes into the checkpoint."""
+        return {"slot": self.slot}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to a saved position, also one of a run with other ranks or micro-batches.
+
+        Raises:
+            ValueError: if the position is inside a micro-batch of this run.
+        """
+        position, rest = divmod(int(state["slot"]), self._slots)
+        if rest:
+            raise ValueError(
+                f"the checkpoint has served {state['slot']} samples, which is no multiple of the {self._slots} of a "
+                "pass over all devices: resume with the same data.batch_size, trainer.devices and "
+                "trainer.accumulate_grad_batches"
+            )
+        self._position = position
+
+
+class EvaluationLoader:
+    """Serves an evaluation stream, the same batches in every pass.
+
+    Not a ``DataLoader``: Lightning would put a distributed sampler of its own into one.
+    """
+
+    def __init__(self, stream: EvaluationStream, num_workers: int = 0, pin_memory: bool = False) -> None:
+        self.stream = stream
+        self._loader = DataLoader(
+            stream,  # type: ignore[arg-type]  # map-style by its methods
+            batch_size=None,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            collate_fn=_as_it_is,
+        )
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def __iter__(self) -> Iterator[StoredBatch]:
+        yield from self._loader
