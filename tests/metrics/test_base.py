@@ -1,0 +1,83 @@
+"""The distribution metrics on real tensors: values, names, refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from t2ikit.metrics import DistributionMetrics, FeatureExtractor, Moments, RandomConvFeatures, Samples, prdc
+from t2ikit.metrics.base import extract
+
+
+class MeanColour(FeatureExtractor):
+    """Three channel means; NaN for an image whose first value is 255."""
+
+    name, dim = "mean_colour", 3
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        means = images.to(torch.float32).mean(dim=(2, 3))
+        return torch.where(images[:, 0, 0, 0, None] == 255, torch.nan, means)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"features": self.name}
+
+
+def pictures(count: int, seed: int) -> Tensor:
+    return torch.randint(0, 250, (count, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def test_scores_are_those_of_the_features() -> None:
+    samples = Samples(pictures(20, 0), reference=pictures(30, 1))
+    scores = dict(DistributionMetrics(MeanColour(), k=3, batch_size=7).compute(samples))
+    real, fake = MeanColour()(pictures(30, 1)), MeanColour()(pictures(20, 0))
+    assert list(scores) == ["frechet_distance", "precision", "recall", "density", "coverage"]
+    assert scores.pop("frechet_distance") == pytest.approx(Moments.of(real).distance(Moments.of(fake)))
+    assert scores == prdc(real, fake, k=3)
+
+
+def test_the_reference_is_encoded_once() -> None:
+    features = MeanColour()
+    metric = DistributionMetrics(features, k=3)
+    for seed in range(3):
+        dict(metric.compute(Samples(pictures(10, seed), reference=pictures(30, 9))))
+    assert features.calls == 1 + 3
+    dict(metric.compute(Samples(pictures(10, 0), reference=pictures(30, 10))))
+    assert features.calls == 1 + 3 + 2
+
+
+def test_fingerprint_names_features_k_and_sets() -> None:
+    metric = DistributionMetrics(RandomConvFeatures(dim=8, seed=2), k=4)
+    assert metric.fingerprint()["features"] == "random_conv_8_seed2"
+    samples = Samples(pictures(10, 0), reference=pictures(12, 1), reference_name="val")
+    described = metric.fingerprint_of(samples)
+    assert (described["k"], described["num_images"], described["num_reference"]) == (4, 10, 12)
+    assert described["reference"] == "val"
+    other = Samples(pictures(10, 0), reference=pictures(12, 2), reference_name="val")
+    assert described["reference_sha256"] != metric.fingerprint_of(other)["reference_sha256"]
+
+
+def test_errors_name_what_to_change() -> None:
+    metric = DistributionMetrics(MeanColour(), k=5)
+    with pytest.raises(ValueError, match="needs reference images"):
+        dict(metric.compute(Samples(pictures(10, 0))))
+    with pytest.raises(ValueError, match="6 generated images, but k=5 needs at least 7: raise num_images"):
+        dict(metric.compute(Samples(pictures(6, 0), reference=pictures(10, 1))))
+    with pytest.raises(ValueError, match="6 reference images"):
+        dict(metric.compute(Samples(pictures(7, 0), reference=pictures(6, 1))))
+    broken = pictures(10, 0)
+    broken[8, 0, 0, 0] = 255
+    with pytest.raises(ValueError, match="not finite for generated image 8"):
+        extract(MeanColour(), broken, batch_size=3)
+    with pytest.raises(ValueError, match="uint8"):
+        Samples(torch.zeros(2, 3, 16, 16))
+    with pytest.raises(ValueError, match="2 images but 1 prompts"):
+        Samples(pictures(2, 0), prompts=["one"])
+    with pytest.raises(ValueError, match="k must be"):
+        DistributionMetrics(MeanColour(), k=0)

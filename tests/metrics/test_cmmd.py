@@ -1,0 +1,53 @@
+"""CMMD and KID against their definitions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from t2ikit.metrics import cmmd
+from t2ikit.metrics.cmmd import kid
+
+
+def test_two_points_in_closed_form() -> None:
+    x, y = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
+    assert cmmd(x, y) == pytest.approx(1000 * (2 - 2 * math.exp(-2 / 200)), rel=1e-12)
+
+
+def test_equals_the_definition_with_diagonals(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(30, 6)) + 5, random.normal(size=(41, 6)) + 5.5
+
+    def mean(one: np.ndarray, other: np.ndarray) -> float:
+        return float(np.exp(-np.square(one[:, None] - other[None]).sum(axis=2) / 200).mean())
+
+    expected = 1000 * (mean(x, x) + mean(y, y) - 2 * mean(x, y))
+    assert cmmd(torch.from_numpy(x), y) == pytest.approx(expected, rel=1e-9)
+    assert cmmd(y, x) == pytest.approx(expected, rel=1e-9)
+    assert cmmd(x, x) == 0
+
+
+def test_kid_of_whole_sets_equals_the_unbiased_sum() -> None:
+    random = np.random.default_rng(1)
+    x, y = random.normal(size=(12, 3)), random.normal(size=(12, 3)) + 0.3
+    cube = lambda one, other: (one @ other.T / 3 + 1) ** 3  # noqa: E731
+    off = ~np.eye(12, dtype=bool)
+    expected = cube(x, x)[off].mean() + cube(y, y)[off].mean() - 2 * cube(x, y).mean()
+    result = kid(x, y, subsets=3, subset_size=12)
+    assert result.mean == pytest.approx(expected, rel=1e-12)
+    assert result.std == pytest.approx(0, abs=1e-12)
+    assert kid(x, y, subsets=5, subset_size=6) == kid(x, y, subsets=5, subset_size=6)
+
+
+def test_errors_name_what_to_change() -> None:
+    with pytest.raises(ValueError, match="image 1 of y"):
+        cmmd(np.zeros((2, 2)), np.array([[0, 0], [np.nan, 0]]))
+    with pytest.raises(ValueError, match="embedding width: 2 and 3"):
+        cmmd(np.zeros((2, 2)), np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="at least one row"):
+        cmmd(np.zeros((0, 2)), np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="subset_size or num_images"):
+        kid(np.zeros((10, 2)), np.zeros((20, 2)))
