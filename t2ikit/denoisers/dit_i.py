@@ -284,7 +284,10 @@ class DiTI(Denoiser):
         self._check_rows(x, level, context)
         grid = grid_of((x.shape[2], x.shape[3]), self.patch_size)
         if x.shape[1] != self.in_channels or grid[0] > self.grid[0] or grid[1] > self.grid[1]:
-            raise ValueError(f"x {list(self.input_shape)} or a part of it was expected, got {list(x.shape[1:])}")
+            raise ValueError(
+                f"x [B, {', '.join(map(str, self.input_shape))}] (options in_channels and input_size), or a window of "
+                f"it, was expected, got {list(x.shape)}"
+            )
         window = cast(Tensor, context.window)
         left = (window[:, 0] * self.grid[1]).round().long().clamp(0, self.grid[1] - grid[1])
         top = (window[:, 1] * self.grid[0]).round().long().clamp(0, self.grid[0] - grid[0])

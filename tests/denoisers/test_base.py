@@ -1,0 +1,240 @@
+"""What every denoiser promises, held against each of them at a small size."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from t2ikit.batch import Text
+from t2ikit.denoisers import CADI, Denoiser, DiTI
+from t2ikit.denoisers.base import kept_rows
+
+
+def cad_i(**options: object) -> CADI:
+    return CADI(8, 4, 2, 32, 6, 64, 2, 2, 4, 4, text_dim=24, num_registers=3, **options)
+
+
+def dit_i(**options: object) -> DiTI:
+    return DiTI(8, 4, 2, 64, 3, 4, text_dim=24, num_registers=3, **options)
+
+
+BUILDERS: list[Callable[..., Denoiser]] = [
+    cad_i,
+    lambda **options: cad_i(coherence=True, **options),
+    dit_i,
+    lambda **options: dit_i(time_conditioning="adaln_single", **options),
+    lambda **options: dit_i(window_tokens=True, **options),
+]
+NAMES = ["cad_i", "cad_i-coherence", "dit_i", "dit_i-adaln", "dit_i-window"]
+every = pytest.mark.parametrize("build", BUILDERS, ids=NAMES)
+
+
+def awake(denoiser: Denoiser) -> Denoiser:
+    """The same with every parameter moved off its initial value, so that nothing is switched off."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return denoiser
+
+
+def inputs(rows: int = 4, tokens: int = 5) -> tuple[Tensor, Tensor, Text]:
+    generator = torch.Generator().manual_seed(0)
+    text = Text(torch.randn(rows, tokens, 24, generator=generator), torch.ones(rows, tokens, dtype=torch.bool))
+    text.mask[1, 2:] = False
+    text.mask[rows - 1, 1:] = False
+    return torch.randn(rows, 4, 8, 8, generator=generator), torch.rand(rows, generator=generator), text
+
+
+@every
+def test_output_has_the_shape_and_type_of_x(build: Callable[..., Denoiser]) -> None:
+    x, level, text = inputs()
+    denoiser = awake(build())
+    prediction = denoiser(x, level, denoiser.encode_text(text))
+    assert denoiser.input_shape == (4, 8, 8)
+    assert prediction.output.shape == x.shape
+    assert prediction.output.dtype == x.dtype
+    again = denoiser(x, level, denoiser.encode_text(text), prediction.state)
+    assert (again.state is None) == (prediction.state is None) == isinstance(denoiser, DiTI)
+
+
+@every
+def test_padding_the_text_is_invisible(build: Callable[..., Denoiser]) -> None:
+    x, level, text = inputs()
+    denoiser = awake(build())
+    short = denoiser(x, level, denoiser.encode_text(text)).output
+    padded = text.pad(17)
+    padded.embeddings[:, 5:] = 3.0
+    long = denoiser(x, level, denoiser.encode_text(padded)).output
+    assert (long - short).abs().max() <= 1e-5 * short.abs().max()
+
+
+@every
+def test_real_tokens_and_level_matter(build: Callable[..., Denoiser]) -> None:
+    x, level, text = inputs()
+    denoiser = awake(build())
+    context = denoiser.encode_text(text)
+    output = denoiser(x, level, context).output
+    changed = Text(text.embeddings.clone(), text.mask)
+    changed.embeddings[:, 0] += 1
+    assert (denoiser(x, level, denoiser.encode_text(changed)).output - output).abs().amax((1, 2, 3)).min() > 1e-4
+    assert (denoiser(x, level * 0.5, context).output - output).abs().amax((1, 2, 3)).min() > 1e-4
+
+
+@every
+def test_contexts_select_join_and_repeat_rows(build: Callable[..., Denoiser]) -> None:
+    x, level, text = inputs()
+    denoiser = awake(build())
+    whole = denoiser.encode_text(text)
+    output = denoiser(x, level, whole).output
+    order = torch.tensor([2, 0, 0, 3])
+    chosen = denoiser(x, level, whole.rows(order)).output
+    expected = denoiser(x, level, denoiser.encode_text(text.rows(order))).output
+    torch.testing.assert_close(chosen, expected)
+    # Alone, the last text is one token long; joined, it is padded.
+    one = Text(text.embeddings[3:, :1], text.mask[3:, :1])
+    head = denoiser.encode_text(text.rows(torch.arange(3)))
+    joined = head.cat(denoiser.encode_text(one))
+    assert len(joined) == 4
+    torch.testing.assert_close(denoiser(x, level, joined).output, output, rtol=1e-4, atol=1e-5)
+    repeated = denoiser.encode_text(one).rows(torch.zeros(4, dtype=torch.int64))
+    torch.testing.assert_close(denoiser(x, level, repeated).output[3], output[3], rtol=1e-4, atol=1e-5)
+
+
+@every
+def test_context_detaches(build: Callable[..., Denoiser]) -> None:
+    x, level, text = inputs()
+    denoiser = awake(build())
+    context = denoiser.encode_text(text)
+    denoiser(x, level, context.detach()).output.sum().backward()
+    refine = [p for name, p in denoiser.named_parameters() if name.startswith(("transformers_blocks", "refine_blocks"))]
+    assert refine
+    assert all(p.grad is None for p in refine)
+    denoiser(x, level, context).output.sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in refine if p.dim() > 1)
+
+
+@every
+def test_every_parameter_gets_a_gradient(build: Callable[..., Denoiser]) -> None:
+    x, level, text = inputs()
+    denoiser = awake(build())
+    context = denoiser.encode_text(text)
+    state = denoiser(x, level, context).state
+    denoiser(x, level, context, state).output.square().sum().backward()
+    assert [name for name, p in denoiser.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@every
+def test_wrong_inputs_are_refused_by_name(build: Callable[..., Denoiser]) -> None:
+    x, level, text = inputs()
+    denoiser = build()
+    context = denoiser.encode_text(text)
+    with pytest.raises(ValueError, match="text_dim"):
+        denoiser.encode_text(Text(torch.zeros(4, 5, 7), text.mask))
+    with pytest.raises(ValueError, match="in_channels"):
+        denoiser(x[:, :3], level, context)
+    with pytest.raises(ValueError, match=r"level \[4\] was expected"):
+        denoiser(x, level[:, None], context)
+    with pytest.raises(ValueError, match=r"context of 4 rows was expected, got 1; context\.rows"):
+        denoiser(x, level, context.rows(torch.tensor([0])))
+    with pytest.raises(ValueError, match="context of encode_text was expected, got Text"):
+        denoiser(x, level, text)
+    with pytest.raises(ValueError, match="level_kind must be one of gamma, t, log_snr"):
+        build(level_kind="sigma")
+
+
+@every
+def test_checkpointing_changes_no_gradient(build: Callable[..., Denoiser]) -> None:
+    x, level, text = inputs()
+    plain = awake(build())
+    frugal = copy.deepcopy(plain)
+    frugal.checkpoint_blocks = True
+    for denoiser in (plain, frugal):
+        denoiser(x, level, denoiser.encode_text(text)).output.square().sum().backward()
+    for expected, found in zip(plain.parameters(), frugal.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad)
+
+
+@every
+def test_copies_pickles_and_files_give_the_same_network(build: Callable[..., Denoiser]) -> None:
+    x, level, text = inputs()
+    denoiser = awake(build())
+    output = denoiser(x, level, denoiser.encode_text(text)).output
+    stream = io.BytesIO()
+    torch.save(denoiser.state_dict(), stream)
+    stream.seek(0)
+    fresh = build()
+    fresh.load_state_dict(torch.load(stream), strict=True)
+    for twin in (copy.deepcopy(denoiser), pickle.loads(pickle.dumps(denoiser)), fresh):
+        assert torch.equal(twin(x, level, twin.encode_text(text)).output, output)
+    assert not list(denoiser.buffers())
+
+
+@every
+def test_meta_construction_then_reset_is_a_fresh_network(build: Callable[..., Denoiser]) -> None:
+    x, level, text = inputs()
+    with torch.device("meta"):
+        denoiser = build()
+    denoiser.to_empty(device="cpu").reset_parameters()
+    fresh = build()
+    for (name, found), expected in zip(denoiser.named_parameters(), fresh.parameters(), strict=True):
+        assert found.isfinite().all(), name
+        assert found.detach().std().item() == pytest.approx(expected.detach().std().item(), rel=0.3, abs=1e-6), name
+    assert denoiser(x, level, denoiser.encode_text(text)).output.isfinite().all()
+
+
+@every
+def test_weights_assigned_to_a_meta_network_run(build: Callable[..., Denoiser]) -> None:
+    x, level, text = inputs()
+    denoiser = awake(build())
+    with torch.device("meta"):
+        lazy = build()
+    lazy.load_state_dict(denoiser.state_dict(), strict=True, assign=True)
+    expected = denoiser(x, level, denoiser.encode_text(text)).output
+    assert torch.equal(lazy(x, level, lazy.encode_text(text)).output, expected)
+
+
+@every
+def test_bf16_weights_run_near_fp32(build: Callable[..., Denoiser]) -> None:
+    x, level, text = inputs()
+    denoiser = awake(build())
+    expected = denoiser(x, level, denoiser.encode_text(text)).output
+    rounded = copy.deepcopy(denoiser).bfloat16()
+    found = rounded(x, level, rounded.encode_text(text)).output
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() < 0.05 * expected.norm()
+    keep = torch.tensor([True, False, True, True])
+    rounded.self_condition(x, level, rounded.encode_text(text), keep)
+
+
+@pytest.mark.parametrize("build", [BUILDERS[1], BUILDERS[4]], ids=[NAMES[1], NAMES[4]])
+def test_compiles_without_a_graph_break(build: Callable[..., Denoiser]) -> None:
+    x, level, text = inputs()
+    denoiser = awake(build())
+    state = denoiser(x, level, denoiser.encode_text(text)).state
+
+    def whole(x: Tensor, level: Tensor, text: Text) -> Tensor:
+        return denoiser(x, level, denoiser.encode_text(text), state).output
+
+    expected = whole(x, level, text)
+    torch._dynamo.reset()
+    found = torch.compile(whole, backend="eager", fullgraph=True)(x, level, text)
+    torch.testing.assert_close(found, expected)
+
+
+def test_kept_rows_are_the_true_ones() -> None:
+    keep = torch.tensor([False, True, True, False, True])
+    assert kept_rows(keep, torch.device("cpu")).tolist() == [1, 2, 4]
+
+
+def test_contexts_of_unlike_denoisers_do_not_join() -> None:
+    text = inputs()[2]
+    one = cad_i().encode_text(text)
+    with pytest.raises(ValueError, match="one denoiser"):
+        one.cat(dit_i().encode_text(text))
