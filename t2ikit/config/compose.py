@@ -1,6 +1,6 @@
 """An experiment is composed once: parents -> file -> command line -> interpolation -> one plain dictionary.
 
-Nothing here imports torch or Lightning; what the keys mean is checked in ``t2ikit.experiment``.
+Nothing here imports torch or Lightning; what the keys mean is checked in ``t2ikit.config.experiment``.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def compose(path: str | Path, overrides: Sequence[Override] = ()) -> dict[str, A
         Plain dictionaries and lists with the keys of ``TOP_KEYS`` except ``extends``; dropped callbacks are gone.
 
     Raises:
-        ConfigError: a missing file, a cycle, broken YAML, an unknown top-level key, an interpolation that leads nowhere.
+        ConfigError: a missing file, a circle, broken YAML, an unknown top-level key, a lost interpolation.
     """
     path = Path(path)
     if not path.is_file():
@@ -80,7 +80,7 @@ def compose(path: str | Path, overrides: Sequence[Override] = ()) -> dict[str, A
 
 def shipped_experiments() -> Path:
     """The folder of the experiments that come with the package: inside an installed one, beside it in a clone."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     inside = package / "experiments"
     return inside if inside.is_dir() else package.parent / "experiments"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from t2ikit.config import ConfigError, Override, compose, flatten, merge, shipped_experiments
+from t2ikit.config.compose import ConfigError, Override, compose, flatten, merge, shipped_experiments
 
 
 def write(folder: Path, **files: str) -> Path:

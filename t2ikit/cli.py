@@ -1,0 +1,114 @@
+"""The commands ``t2ikit`` and ``lightning``. Bodies live in their rooms and are imported when they are called."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+
+import t2ikit
+from t2ikit.config import ConfigError
+from t2ikit.config.compose import nearest
+
+# Each but `run` is a module with add_parser(subparsers) and run(args) -> exit status.
+COMMANDS = {
+    "run": ("train what an experiment file describes", "t2ikit.config.command"),
+    "prepare": ("photos to encoded records: images, captions, cutmix, encode, shapes, check", "t2ikit.prepare.command"),
+}
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "t2ikit") -> int:
+    """``t2ikit COMMAND ...``; returns the exit status.
+
+    Mistakes of the user end with ``error: ...`` on stderr and status 2; ``--debug`` anywhere shows the traceback.
+    """
+    # sys.argv is read, never changed: Lightning starts the other ranks of a machine by running it again.
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [word for word in arguments if word != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        print(f"t2ikit {t2ikit.__version__}")
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    try:
+        if command not in COMMANDS:
+            raise ConfigError(f"unknown command '{command}'{nearest(command, COMMANDS)}; see t2ikit --help")
+        return _dispatch(command, rest, prog)
+    except (ConfigError, FileNotFoundError, ValueError) as error:
+        # `run` turns its own refusals into ConfigError: any other exception of a training is a defect.
+        if debug or (command == "run" and not isinstance(error, ConfigError)):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has enough, e.g. `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def lightning_main() -> int:
+    """The console script ``lightning``: ``lightning run X.yaml`` is ours, anything else belongs to lightning-sdk."""
+    arguments = sys.argv[1:]
+    if is_ours(arguments):
+        return main(arguments, prog="lightning")
+    other = other_lightning()
+    if other is None:
+        print(
+            "t2ikit's `lightning` knows `lightning run EXPERIMENT.yaml` only (see lightning run --help); install "
+            "lightning-sdk for other commands",
+            file=sys.stderr,
+        )
+        return 2
+    return int(other.load()() or 0)
+
+
+def is_ours(arguments: Sequence[str]) -> bool:
+    """Whether ``lightning ARGUMENTS`` is a run of an experiment file or asks for help on one."""
+    if not arguments or arguments[0] != "run":
+        return False
+    return any(word.endswith((".yaml", ".yml")) or word in ("-h", "--help") for word in arguments[1:])
+
+
+def other_lightning() -> EntryPoint | None:
+    """The console script ``lightning`` of the distribution lightning-sdk, if that is installed."""
+    for script in entry_points(group="console_scripts", name="lightning"):
+        if script.dist is not None and script.dist.name.lower().replace("_", "-") == "lightning-sdk":
+            return script
+    return None
+
+
+def _dispatch(command: str, rest: Sequence[str], prog: str) -> int:
+    module = import_module(COMMANDS[command][1])
+    if command == "run":
+        return int(module.main(rest, f"{prog} run"))
+    parser = argparse.ArgumentParser(prog="t2ikit", allow_abbrev=False)
+    module.add_parser(parser.add_subparsers(dest="command", required=True))
+    return int(module.run(parser.parse_args([command, *rest])) or 0)
+
+
+def _usage() -> str:
+    lines = [f"  {name:<10}{summary}" for name, (summary, _) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: t2ikit COMMAND ...      (t2ikit COMMAND --help says more)",
+            "",
+            "Text-to-image models on ImageNet, from a photo on disk to a score beside the paper's.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "  --version  --help  --debug (shows the traceback of an error)",
+            "",
+            "lightning run EXPERIMENT.yaml is the same as t2ikit run EXPERIMENT.yaml.",
+        ]
+    )

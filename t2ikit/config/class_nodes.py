@@ -1,0 +1,227 @@
+"""Class nodes: ``{class_path: ..., init_args: ...}`` checked one by one, innermost first, and built.
+
+So the message of a mistake names the very key; jsonargparse on the whole tree would answer with the whole tree.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from argparse import ArgumentError
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from t2ikit.config.compose import CLASS_KEYS, ConfigError, nearest
+from t2ikit.config.messages import explain, located
+
+# Where a class named without its module is looked for, to say its full path.
+ROOMS = ("callbacks", "denoisers", "diffusion", "optim", "data", "encoders", "metrics", "module")
+# Exceptions of a constructor that are the user's to mend; any other is a defect and keeps its traceback.
+USER_ERRORS = (ValueError, TypeError, FileNotFoundError, MisconfigurationException)
+
+
+@dataclass(frozen=True)
+class Component:
+    """One checked class node of the top level: ``model``, ``data`` or ``callbacks.<name>``."""
+
+    key: str
+    cls: type
+    class_path: str
+    arguments: Namespace
+
+    def build(self) -> Any:
+        """The instance.
+
+        Raises:
+            ConfigError: a constructor (of this class or of one below it) refuses its arguments.
+        """
+        refused: list[tuple[type, Exception]] = []
+
+        def construct(cls: type, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return cls(*args, **kwargs)
+            except Exception as error:  # jsonargparse wraps what it meets inside an Optional: keep the first
+                refused.append((cls, error))
+                raise
+
+        try:
+            return class_parser(self.cls).instantiate(self.arguments, instantiators=[(construct, object, True)]).it
+        except Exception as error:
+            cls, first = refused[0] if refused else (self.cls, error)
+            if not isinstance(first, USER_ERRORS):
+                raise first from None
+            raise ConfigError(located(f"{self.key} ({cls.__name__})", first)) from first
+
+    def node(self) -> dict[str, Any]:
+        """The class node with every default, as plain YAML; a default that YAML cannot say is left out."""
+        arguments = self.arguments.get("it")
+        plain = _plain(arguments.as_dict()) if isinstance(arguments, Namespace) else {}
+        return {"class_path": self.class_path, "init_args": plain} if plain else {"class_path": self.class_path}
+
+
+def check_component(key: str, node: Any, base: type, name: str | None = None) -> Component:
+    """Checks a class node of the top level and all nodes below it.
+
+    Args:
+        key: path of the node in the experiment.
+        node: ``{class_path, init_args}`` or the class path alone.
+        base: what the class must derive from.
+        name: given to a constructor that takes ``name`` and is not given one.
+
+    Raises:
+        ConfigError: an unknown class or key, a wrong type, a missing argument.
+    """
+    if isinstance(node, str):
+        node = {"class_path": node}
+    named = name is not None and isinstance(node, dict) and "class_path" in node
+    if named and "name" in accepted(find_class(node["class_path"], key)):
+        node = {**node, "init_args": {"name": name, **(node.get("init_args") or {})}}
+    cls, arguments = _check_class(node, key)
+    if not issubclass(cls, base):
+        raise ConfigError(f"{key}.class_path: {cls.__module__}.{cls.__qualname__} is no {base.__name__} of Lightning")
+    return Component(key, cls, node["class_path"], arguments)
+
+
+@cache
+def class_parser(cls: type) -> ArgumentParser:
+    """jsonargparse's parser of a constructor, under the key ``it``; an argument without a type takes anything."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, "it", fail_untyped=False)
+    return parser
+
+
+@cache
+def accepted(cls: type) -> tuple[str, ...]:
+    """Names of the constructor's arguments, inherited ones included."""
+    defaults = class_parser(cls).get_defaults().get("it")
+    return tuple(defaults.as_dict()) if isinstance(defaults, Namespace) else ()
+
+
+def find_class(class_path: Any, key: str) -> type:
+    """The class that ``class_path`` names.
+
+    Raises:
+        ConfigError: no such module or class, with the nearest known one.
+    """
+    where = f"{key}.class_path"
+    if not isinstance(class_path, str):
+        raise ConfigError(f"{where}: expected module.Class, got {class_path!r}")
+    module_name, _, name = class_path.rpartition(".")
+    if not module_name:
+        homes = [room for room in ROOMS if hasattr(importlib.import_module(f"t2ikit.{room}"), name)]
+        hint = f"; did you mean t2ikit.{homes[0]}.{name}?" if homes else ""
+        raise ConfigError(f"{where}: '{class_path}' names no module: write module.Class{hint}")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or module_name
+        if module_name != missing and not module_name.startswith(missing + "."):
+            raise ConfigError(
+                f"{where}: importing {module_name} needs the module {missing}, which is missing"
+            ) from error
+        raise ConfigError(f"{where}: no module '{missing}'{_nearest_module(missing)}") from None
+    except Exception as error:
+        raise ConfigError(f"{where}: importing {module_name} fails: {type(error).__name__}: {error}") from error
+    found = getattr(module, name, None)
+    if not isinstance(found, type):
+        classes = [other for other, value in vars(module).items() if isinstance(value, type)]
+        raise ConfigError(f"{where}: {module_name} has no class '{name}'{nearest(name, classes)}")
+    return found
+
+
+def _check_class(node: Any, key: str) -> tuple[type, Namespace]:
+    """Checks one class node, those below it first."""
+    if not isinstance(node, dict) or "class_path" not in node:
+        raise ConfigError(f"{key}: expected {{class_path: ..., init_args: ...}}, got {node!r}")
+    cls = find_class(node["class_path"], key)
+    known = accepted(cls)
+    for name in node:
+        if name not in CLASS_KEYS:
+            place = f"; write it under {key}.init_args" if name in known else nearest(name, CLASS_KEYS)
+            raise ConfigError(f"{key}: unknown key '{name}'{place}")
+    arguments = node.get("init_args") or {}
+    if not isinstance(arguments, dict):
+        raise ConfigError(f"{key}.init_args: expected a mapping, got {arguments!r}")
+    for name in arguments:
+        if name not in known:
+            raise ConfigError(
+                f"{key}.init_args.{name}: {cls.__name__} takes no '{name}'{_elsewhere(cls, name)}{nearest(name, known)}"
+            )
+    for name, value in arguments.items():
+        check_below(value, f"{key}.init_args.{name}")
+    return cls, parse(cls, arguments, f"{key}.init_args")
+
+
+def check_below(node: Any, key: str) -> None:
+    """Checks the class nodes inside a value."""
+    if isinstance(node, list):
+        for place, value in enumerate(node):
+            check_below(value, f"{key}.{place}")
+    elif isinstance(node, dict) and "class_path" in node:
+        _check_class(node, key)
+    elif isinstance(node, dict):
+        for name, value in node.items():
+            check_below(value, f"{key}.{name}")
+
+
+def parse(cls: type, arguments: dict[str, Any], key: str) -> Namespace:
+    """The arguments typed and completed with defaults, under ``it``.
+
+    Raises:
+        ConfigError: a wrong type or a missing argument.
+    """
+    try:
+        return class_parser(cls).parse_object({"it": arguments})
+    except (ArgumentError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(explain(str(error), key)) from None
+
+
+class _Unsaid(Exception):
+    """A value that YAML cannot say."""
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        plain = {}
+        for key, item in value.items():
+            try:
+                plain[str(key)] = _plain(item)
+            except _Unsaid:
+                continue
+        return plain
+    raise _Unsaid
+
+
+def _elsewhere(cls: type, name: str) -> str:
+    """Names a sibling class of the same package that does take the argument."""
+    package = cls.__module__.partition(".")[0]
+    for base in cls.__mro__[1:]:
+        if base.__module__.partition(".")[0] != package:
+            continue
+        siblings: list[type] = base.__subclasses__()
+        for sibling in siblings:
+            if sibling is not cls and sibling.__module__.partition(".")[0] == package and name in accepted(sibling):
+                return f" (an argument of {sibling.__name__})"
+    return ""
+
+
+def _nearest_module(missing: str) -> str:
+    parent, _, _ = missing.rpartition(".")
+    try:
+        search = importlib.import_module(parent).__path__ if parent else None
+    except (ImportError, AttributeError):
+        return ""
+    prefix = f"{parent}." if parent else ""
+    known = [prefix + module.name for module in pkgutil.iter_modules(search)] if parent else ["t2ikit", "lightning"]
+    return nearest(missing, known)

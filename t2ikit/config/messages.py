@@ -1,0 +1,45 @@
+"""Error messages of jsonargparse and of constructors, as one line that begins with the key."""
+
+from __future__ import annotations
+
+import re
+
+from t2ikit.config.compose import nearest
+
+
+def explain(message: str, key: str) -> str:
+    """One line of what jsonargparse says about the arguments below ``key``."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    found = re.match(r'Parser key "([^"]+)":', lines[0])
+    if found:
+        key, lines = _below(key, found[1]), lines[1:]
+    if found := re.match(r"the following arguments are required: (.+)", lines[0]):
+        names = ", ".join(name.strip().removeprefix("it.") for name in found[1].split(","))
+        return f"{key}: missing {names}"
+    if found := re.match(r"(?:Group '([^']*)' does not accept option|Option) '([^']+)'", lines[0]):
+        return f"{_below(key, found[1] or '')}: unknown key '{found[2]}'"
+    got = [value for line in lines for value in re.findall(r"(?:Got|Given) value: (.*)", line)]
+    expected = [_type_name(kind) for line in lines for kind in re.findall(r"Expected (?:an? )?(.+?)(?:\. Got|$)", line)]
+    if not expected:
+        return f"{key}: {' '.join(lines)}"
+    choices = re.findall(r"'([^']+)'", " ".join(expected))
+    hint = nearest(got[-1], choices) if got and choices else ""
+    wanted = " or ".join(dict.fromkeys(expected))
+    return f"{key}: expected {wanted}, got {got[-1] if got else 'something else'}{hint}"
+
+
+def _below(key: str, inner: str) -> str:
+    inner = inner.removeprefix("it").removeprefix(".")
+    return f"{key}.{inner}" if inner else key
+
+
+def _type_name(kind: str) -> str:
+    kind = re.sub(r"<class '([^']+)'>", lambda found: found[1].rpartition(".")[2], kind)
+    kind = re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", kind)
+    return kind.replace("NoneType", "null")
+
+
+def located(key: str, error: Exception) -> str:
+    """The message with its key in front, unless it already begins with one."""
+    message = str(error) or type(error).__name__
+    return message if re.match(r"(model|data|trainer|callbacks)[.:]", message) else f"{key}: {message}"

@@ -1,0 +1,179 @@
+"""Where a run writes: ``runs/<experiment>/version_<N>``, chosen once for all ranks, and what a resume goes on from."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from t2ikit.config.compose import ConfigError, nearest
+
+# Lightning starts the other ranks of a machine by running the same command again: they find the choice here.
+FOLDER_VARIABLE = "T2IKIT_RUN_FOLDER"
+CHECKPOINT_VARIABLE = "T2IKIT_RUN_CHECKPOINT"
+MARKER = ".launch"
+WAIT_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A chosen run folder; ``checkpoint`` is what training goes on from, ``created`` whether this process made it."""
+
+    path: Path
+    checkpoint: Path | None
+    created: bool
+
+
+def choose(directory: str, name: str, resume: str | None) -> RunFolder:
+    """The folder of this run, the same for all of its ranks.
+
+    Args:
+        directory, name: ``run.directory`` and ``run.name`` of the experiment.
+        resume: None for a new version; ``last`` for the newest version that holds a complete checkpoint; or a
+            checkpoint (or the folder of one), whose run folder is gone on with if it lies in one.
+
+    Raises:
+        ConfigError: nothing to resume from, or an incomplete checkpoint.
+    """
+    if FOLDER_VARIABLE in os.environ:  # a rank that Lightning started
+        checkpoint = os.environ.get(CHECKPOINT_VARIABLE)
+        return RunFolder(Path(os.environ[FOLDER_VARIABLE]), Path(checkpoint) if checkpoint else None, False)
+    versions = Path(directory) / name
+    checkpoint_path = None
+    if resume is not None:
+        checkpoint_path = _last(versions) if resume == "last" else _given(Path(resume))
+        folder = checkpoint_path.parent.parent
+        if checkpoint_path.parent.name == "checkpoints" and (folder / "config.yaml").is_file():
+            return RunFolder(folder, checkpoint_path, False)
+    if rank() > 0:
+        return RunFolder(_follow(versions, launch_id()), checkpoint_path, False)
+    return RunFolder(_new_version(versions), checkpoint_path, True)
+
+
+def rank() -> int:
+    """This process among those of the run, before any process group exists."""
+    for variable in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if os.environ.get(variable, "").isdigit():
+            return int(os.environ[variable])
+    return 0
+
+
+def launch_id(environment: Mapping[str, str] = os.environ) -> str:
+    """What ranks started from outside (torchrun, srun) have in common; empty for a lone process."""
+    variables = ("SLURM_JOB_ID", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
+    return ":".join(environment[variable] for variable in variables if variable in environment)
+
+
+def version_number(folder: Path) -> int:
+    """3 for ``version_3``; -1 for any other name."""
+    found = re.fullmatch(r"version_(\d+)", folder.name)
+    return int(found[1]) if found else -1
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint is whole: torch's zip archive with its directory at the end, or a folder of shards."""
+    if checkpoint.is_dir():
+        return any(checkpoint.iterdir())
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            return any(entry.endswith("data.pkl") for entry in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The complete checkpoint of the highest step in ``<folder>/checkpoints``; without a step in the name, by age."""
+
+    def order(path: Path) -> tuple[int, float]:
+        found = re.search(r"(\d+)$", path.stem)
+        return (int(found[1]) if found else -1, path.stat().st_mtime)
+
+    complete = [path for path in (folder / "checkpoints").glob("*.ckpt") if is_complete(path)]
+    return max(complete, key=order, default=None)
+
+
+def write_config(folder: Path, text: str, resumed: bool) -> Path:
+    """Keeps the resolved experiment as ``config.yaml``, or ``config.resume-N.yaml`` beside it; whole or not at all."""
+    number, path = 0, folder / "config.yaml"
+    while resumed and path.exists():
+        number += 1
+        path = folder / f"config.resume-{number}.yaml"
+    _write(path, text)
+    return path
+
+
+def latest_config(folder: Path) -> Path:
+    """The last resolved experiment that was kept in a run folder."""
+    number = 1
+    while (folder / f"config.resume-{number}.yaml").is_file():
+        number += 1
+    return folder / (f"config.resume-{number - 1}.yaml" if number > 1 else "config.yaml")
+
+
+def _last(versions: Path) -> Path:
+    folders = sorted(
+        (folder for folder in versions.glob("version_*") if version_number(folder) >= 0), key=version_number
+    )
+    for folder in reversed(folders):
+        checkpoint = newest_checkpoint(folder)
+        if checkpoint is not None:
+            return checkpoint
+    known = [folder.name for folder in versions.parent.glob("*") if folder.is_dir()] if versions.parent.is_dir() else []
+    other = nearest(versions.name, known) if versions.name not in known else ""
+    raise ConfigError(f"--resume last: no version in {versions} holds a complete checkpoint{other}")
+
+
+def _given(path: Path) -> Path:
+    if path.is_dir() and path.suffix != ".ckpt":
+        newest = newest_checkpoint(path.parent if path.name == "checkpoints" else path)
+        if newest is None:
+            raise ConfigError(f"--resume {path}: no complete checkpoint in {path}")
+        return newest
+    if not path.exists():
+        beside = [str(file) for file in path.parent.glob("*.ckpt")] if path.parent.is_dir() else []
+        raise ConfigError(f"--resume {path}: no such file{nearest(str(path), beside)}")
+    if not is_complete(path):
+        raise ConfigError(f"--resume {path}: not a complete checkpoint (cut off, or not written by torch)")
+    return path
+
+
+def _new_version(versions: Path) -> Path:
+    versions.mkdir(parents=True, exist_ok=True)
+    number = max((version_number(folder) for folder in versions.iterdir()), default=-1) + 1
+    while True:
+        folder = versions / f"version_{number}"
+        try:
+            folder.mkdir()
+        except FileExistsError:  # another run took the number in between
+            number += 1
+            continue
+        if launch_id():
+            _write(folder / MARKER, launch_id())
+        return folder
+
+
+def _follow(versions: Path, launch: str) -> Path:
+    """Waits for the version that rank 0 of this launch makes."""
+    since = time.time() - WAIT_SECONDS
+    while time.time() < since + 2 * WAIT_SECONDS:
+        for folder in sorted(versions.glob("version_*"), key=version_number, reverse=True):
+            marker = folder / MARKER
+            if marker.is_file() and marker.stat().st_mtime >= since and marker.read_text() == launch:
+                return folder
+        time.sleep(0.2)
+    raise ConfigError(
+        f"rank {rank()} found no run folder of rank 0 in {versions}: is run.directory shared by all machines?"
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
