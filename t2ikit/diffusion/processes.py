@@ -1,0 +1,335 @@
+"""Diffusion processes: how an image becomes noise, what a network predicts, how the prediction is read.
+
+Shape legend::
+
+    x0, noise, x_t, output   [B, C, H, W]; x0 normalised latents or pixels, noise standard normal
+    t                        [B], float32 or float64, in [0, 1]: 0 is clean, 1 is noise
+    u                        [B], noise quantile in [0, 1]; t = process.t(u)
+
+Every process here is x_t = alpha(t) x_0 + sigma(t) noise. A process holds no tensors and no state. Results are in the
+dtype of x, fp32 at the least.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from t2ikit.diffusion.schedules import GammaSchedule, check_schedule, gamma_schedule
+
+LevelKind = Literal["gamma", "t", "log_snr"]
+Threshold = tuple[str, float] | str
+# A network cannot be told an infinite log-SNR; fp32 cannot tell gamma from 1 beyond 17 anyway.
+LOG_SNR_LIMIT = 30.0
+
+
+class Process(ABC):
+    """x_t = alpha(t) x_0 + sigma(t) noise, with alpha falling and sigma rising in t."""
+
+    @abstractmethod
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) at t [...], each [...] in the dtype of t."""
+
+    @abstractmethod
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(alpha^2 / sigma^2) at t [...] -> [...]; infinite where sigma or alpha is 0."""
+
+    @abstractmethod
+    def time(self, log_snr: Tensor) -> Tensor:
+        """The inverse of :meth:`log_snr`: [...] -> t [...] float64, clipped to [0, 1]."""
+
+    @abstractmethod
+    def t(self, u: Tensor) -> Tensor:
+        """The quantile function of t in training: u [B] in [0, 1] -> t [B], rising."""
+
+    @abstractmethod
+    def quantile(self, log_snr: float) -> float:
+        """The u in [0, 1] with ``log_snr(t(u)) == log_snr``: where a gate given in log-SNR lies."""
+
+    @abstractmethod
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network is to predict, [B, C, H, W]."""
+
+    @abstractmethod
+    def split(self, x_t: Tensor, output: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The estimates (x_0, noise) that a network's output stands for; alpha x_0 + sigma noise is x_t again."""
+
+    @abstractmethod
+    def error_gain(self, t: Tensor) -> Tensor:
+        """g(t) with ``x_0 estimate - x_0 = sigma g (target - output)``; t [...] -> [...]."""
+
+    @abstractmethod
+    def coordinate(self, t: Tensor) -> Tensor:
+        """The variable s in which the sampling ODE dx/ds has no pole; t [...] -> [...], rising in t."""
+
+    @abstractmethod
+    def tangent(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(d alpha / ds, d sigma / ds) at t [...]; the ODE is dx/ds = alpha' x_0 + sigma' noise."""
+
+    @abstractmethod
+    def times(self, steps: int) -> Tensor:
+        """[steps + 1] float64 from 1 down to 0: the grid of DDIM and DDPM."""
+
+    @abstractmethod
+    def smooth_times(self, steps: int) -> Tensor:
+        """[steps + 1] float64 from 1 down to 0: the grid of Euler, Heun and DPM-Solver++."""
+
+    @abstractmethod
+    def default_threshold(self, channels: int) -> Threshold:
+        """How a sampler bounds its estimate of x_0 when it is not told: ("clamp", c) or "none"."""
+
+    def level(self, t: Tensor, kind: str) -> Tensor:
+        """What a denoiser is told, float32: t [...] -> [...].
+
+        Args:
+            t: noise time.
+            kind: "gamma" = alpha^2 / (alpha^2 + sigma^2), "t", or "log_snr" (cut at +-30, since it may be infinite).
+
+        Raises:
+            ValueError: an unknown kind.
+        """
+        if kind == "t":
+            return t.float()
+        if kind == "gamma":
+            return self._gamma(t).float()
+        if kind == "log_snr":
+            return self.log_snr(t).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT).float()
+        raise ValueError(f"unknown level_kind {kind!r} of the denoiser; one of 'gamma', 't', 'log_snr'")
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t = alpha x_0 + sigma noise, [B, C, H, W]."""
+        alpha, sigma = self._columns(x0, t)
+        return alpha * x0 + sigma * noise
+
+    def _gamma(self, t: Tensor) -> Tensor:
+        alpha, sigma = self.scales(t)
+        return alpha.square() / (alpha.square() + sigma.square())
+
+    def _columns(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma as [B, 1, ..., 1] in the dtype of x, fp32 at the least."""
+        alpha, sigma = self.scales(t)
+        return _column(alpha, x), _column(sigma, x)
+
+
+class GaussianDiffusion(Process):
+    """Variance-preserving diffusion: alpha^2 = gamma(t), sigma^2 = 1 - gamma(t) (Ho et al. 2020, equation 4).
+
+    Args:
+        schedule: name of a gamma schedule, or a :class:`GammaSchedule`.
+        prediction: "epsilon", the noise (Ho et al. 2020, equation 14), or "v" = alpha noise - sigma x_0
+            (Salimans & Ho 2022, appendix D).
+        start: option of the sigmoid and cosine schedules.
+        end: option of the sigmoid and cosine schedules.
+        tau: option of the sigmoid and cosine schedules.
+        log_snr_min: option of the shifted cosine.
+        log_snr_max: option of the shifted cosine.
+        log_snr_shift: of any named schedule: added to the log-SNR, 2 log(64 / side) for larger images.
+        data_std: standard deviation of x_0; bounds the estimates of x_0 in sampling at 4 times itself.
+
+    Raises:
+        ValueError: an unknown schedule, prediction or option, or a schedule that is not monotone.
+    """
+
+    def __init__(
+        self,
+        schedule: str | GammaSchedule = "linear",
+        prediction: Literal["epsilon", "v"] = "epsilon",
+        start: float | None = None,
+        end: float | None = None,
+        tau: float | None = None,
+        log_snr_min: float | None = None,
+        log_snr_max: float | None = None,
+        log_snr_shift: float | None = None,
+        data_std: float = 1.0,
+    ) -> None:
+        given = {
+            "start": start,
+            "end": end,
+            "tau": tau,
+            "log_snr_min": log_snr_min,
+            "log_snr_max": log_snr_max,
+            "log_snr_shift": log_snr_shift,
+        }
+        options = {name: value for name, value in given.items() if value is not None}
+        if isinstance(schedule, str):
+            self.schedule = gamma_schedule(schedule, **options)
+        elif options:
+            raise ValueError(f"{', '.join(options)}: give these to the schedule object itself, or name the schedule")
+        else:
+            check_schedule(schedule)
+            self.schedule = schedule
+        if prediction not in ("epsilon", "v"):
+            raise ValueError(f"prediction must be 'epsilon' or 'v', got {prediction!r}")
+        if not data_std > 0.0:
+            raise ValueError(f"data_std is the standard deviation of x_0, above 0; got {data_std}")
+        self.prediction = prediction
+        self.data_std = data_std
+
+    def __repr__(self) -> str:
+        return f"GaussianDiffusion({self.schedule!r}, prediction={self.prediction!r}, data_std={self.data_std!r})"
+
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(sqrt gamma, sqrt(1 - gamma))."""
+        gamma = self.schedule(t)
+        return gamma.sqrt(), (1.0 - gamma).sqrt()
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(gamma / (1 - gamma))."""
+        return self.schedule.log_snr(t)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        """t of a log-SNR."""
+        return self.schedule.time(log_snr)
+
+    def t(self, u: Tensor) -> Tensor:
+        """t is uniform: the identity."""
+        return u
+
+    def quantile(self, log_snr: float) -> float:
+        """u = t of the log-SNR."""
+        return self.schedule.quantile(log_snr)
+
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """The noise, or v = alpha noise - sigma x_0."""
+        if self.prediction == "epsilon":
+            return noise
+        alpha, sigma = self._columns(x0, t)
+        return alpha * noise - sigma * x0
+
+    def split(self, x_t: Tensor, output: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """epsilon: ((x_t - sigma e) / alpha, e); v: (alpha x_t - sigma v, sigma x_t + alpha v)."""
+        alpha, sigma = self._columns(x_t, t)
+        if self.prediction == "epsilon":
+            return (x_t - sigma * output) / alpha, output
+        return alpha * x_t - sigma * output, sigma * x_t + alpha * output
+
+    def error_gain(self, t: Tensor) -> Tensor:
+        """epsilon: 1 / alpha; v: 1."""
+        alpha, _ = self.scales(t)
+        return 1.0 / alpha if self.prediction == "epsilon" else torch.ones_like(alpha)
+
+    def coordinate(self, t: Tensor) -> Tensor:
+        """The angle phi with alpha = cos phi, sigma = sin phi; dx/dphi is v (Salimans & Ho 2022, appendix D)."""
+        alpha, sigma = self.scales(t)
+        return torch.atan2(sigma, alpha)
+
+    def tangent(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(-sigma, alpha)."""
+        alpha, sigma = self.scales(t)
+        return -sigma, alpha
+
+    def times(self, steps: int) -> Tensor:
+        """t_k = 1 - k / steps."""
+        return 1.0 - torch.arange(steps + 1, dtype=torch.float64) / steps
+
+    def smooth_times(self, steps: int) -> Tensor:
+        """Even steps of the angle, whatever the schedule.
+
+        Even steps of t give a linear gamma an angle like sqrt(t): at both ends the first and last step then carry an
+        error of first order, and no solver can be better than that.
+        """
+        ends = self.coordinate(torch.tensor([1.0, 0.0], dtype=torch.float64))
+        angle = torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64) * (ends[1] - ends[0]) + ends[0]
+        t = self.time(-2.0 * torch.log(torch.tan(angle)))
+        t[0], t[-1] = 1.0, 0.0
+        return t
+
+    def default_threshold(self, channels: int) -> Threshold:
+        """Pixels (3 channels) are clamped to +-1, latents to +-4 standard deviations."""
+        return ("clamp", 1.0) if channels == 3 else ("clamp", 4.0 * self.data_std)
+
+
+class RectifiedFlow(Process):
+    """x_t = (1 - t) x_0 + t noise; the network predicts the velocity noise - x_0 (Liu et al. 2023, equation 1).
+
+    Args:
+        shift: s; times become s t / (1 + (s - 1) t) in training and in sampling, which lowers the log-SNR by 2 log s
+            (Esser et al. 2024, "Scaling rectified flow transformers", equation 23).
+        t_distribution: law of t in training before the shift: "uniform", or "logit_normal" with mean 0 and scale 1
+            (ibid., equation 19).
+
+    Raises:
+        ValueError: a shift that is not above 0, or an unknown law.
+    """
+
+    def __init__(self, shift: float = 1.0, t_distribution: Literal["uniform", "logit_normal"] = "uniform") -> None:
+        if not 0.0 < shift < math.inf:
+            raise ValueError(f"shift must be above 0, got {shift}")
+        if t_distribution not in ("uniform", "logit_normal"):
+            raise ValueError(f"t_distribution must be 'uniform' or 'logit_normal', got {t_distribution!r}")
+        self.shift = shift
+        self.t_distribution = t_distribution
+
+    def __repr__(self) -> str:
+        return f"RectifiedFlow(shift={self.shift!r}, t_distribution={self.t_distribution!r})"
+
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(1 - t, t)."""
+        return 1.0 - t, t
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """2 log((1 - t) / t)."""
+        return 2.0 * (torch.log1p(-t) - torch.log(t))
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        """1 / (1 + exp(log_snr / 2))."""
+        return torch.sigmoid(-0.5 * log_snr.double())
+
+    def t(self, u: Tensor) -> Tensor:
+        """Quantile function of the law of t, then the shift."""
+        if self.t_distribution == "logit_normal":
+            u = torch.sigmoid(torch.special.ndtri(u))
+        return self._shifted(u)
+
+    def quantile(self, log_snr: float) -> float:
+        """u of a log-SNR: the inverse of t(u) at time(log_snr)."""
+        t = self.time(torch.tensor(log_snr, dtype=torch.float64))
+        unshifted = t / (self.shift - (self.shift - 1.0) * t)
+        if self.t_distribution == "logit_normal":
+            return float(torch.special.ndtr(torch.logit(unshifted)))
+        return float(unshifted)
+
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """noise - x_0."""
+        return noise - x0
+
+    def split(self, x_t: Tensor, output: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(x_t - t v, x_t + (1 - t) v)."""
+        alpha, sigma = self._columns(x_t, t)
+        return x_t - sigma * output, x_t + alpha * output
+
+    def error_gain(self, t: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(t)
+
+    def coordinate(self, t: Tensor) -> Tensor:
+        """t itself."""
+        return t
+
+    def tangent(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(-1, 1)."""
+        return -torch.ones_like(t), torch.ones_like(t)
+
+    def times(self, steps: int) -> Tensor:
+        """Shifted 1 - k / steps."""
+        return self._shifted(1.0 - torch.arange(steps + 1, dtype=torch.float64) / steps)
+
+    def smooth_times(self, steps: int) -> Tensor:
+        """The same as :meth:`times`: a flow is smooth in t."""
+        return self.times(steps)
+
+    def default_threshold(self, channels: int) -> Threshold:
+        """None."""
+        return "none"
+
+    def _shifted(self, t: Tensor) -> Tensor:
+        return t if self.shift == 1.0 else self.shift * t / (1.0 + (self.shift - 1.0) * t)
+
+
+def _column(values: Tensor, x: Tensor) -> Tensor:
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return values.to(dtype).reshape(-1, *(1,) * (x.dim() - 1))

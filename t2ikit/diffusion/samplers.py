@@ -1,0 +1,201 @@
+"""Sampling: from noise at t = 1 to x_0 at t = 0, by any solver, with any guidance.
+
+Shape legend::
+
+    x, x_0, noise  [B, C, H, W]      K  steps; nodes k = 0 (noise) ... K (clean)
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from t2ikit.batch import Text
+from t2ikit.denoisers.base import Denoiser
+from t2ikit.diffusion.branches import GuidedDenoiser
+from t2ikit.diffusion.guidance import Guidance
+from t2ikit.diffusion.processes import Process, Threshold
+from t2ikit.diffusion.solvers import SOLVERS, Draw, Grid, Solver
+from t2ikit.diffusion.thresholds import threshold_function
+
+ALIASES = {"dpm++2m": "dpmpp_2m", "dpm++_2m": "dpmpp_2m"}
+
+
+@overload
+def sample(
+    denoiser: Denoiser,
+    process: Process,
+    noise: Tensor,
+    text: Any,
+    uncond: Any = None,
+    *,
+    steps: int,
+    guidance: float | Guidance = 0.0,
+    method: str = "ddim",
+    threshold: Threshold | None = None,
+    generators: Sequence[torch.Generator] | None = None,
+    trajectory: Literal[False] = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor: ...
+
+
+@overload
+def sample(
+    denoiser: Denoiser,
+    process: Process,
+    noise: Tensor,
+    text: Any,
+    uncond: Any = None,
+    *,
+    steps: int,
+    guidance: float | Guidance = 0.0,
+    method: str = "ddim",
+    threshold: Threshold | None = None,
+    generators: Sequence[torch.Generator] | None = None,
+    trajectory: Literal[True],
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser,
+    process: Process,
+    noise: Tensor,
+    text: Any,
+    uncond: Any = None,
+    *,
+    steps: int,
+    guidance: float | Guidance = 0.0,
+    method: str = "ddim",
+    threshold: Threshold | None = None,
+    generators: Sequence[torch.Generator] | None = None,
+    trajectory: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Draws x_0 from noise. A row's result does not depend on the other rows of the batch.
+
+    Every text is encoded once. The denoiser is in evaluation mode meanwhile and gets its mode back.
+
+    Args:
+        denoiser: the network.
+        process: the diffusion process; its schedule may be another than in training, as long as the denoiser is told
+            "gamma" or "log_snr".
+        noise: [B, C, H, W] standard normal; 16-bit noise is taken to fp32.
+        text: ``Text`` (or a tuple of them, for several encoders) of B rows or of one for all, or a context that this
+            denoiser's ``encode_text`` made, of B rows.
+        uncond: the same for the unconditional branch; needed by guidance unless it is autoguidance.
+        steps: K, at least 1; "heun" evaluates the network 2 K - 1 times, the others K times.
+        guidance: w of (1 + w) cond - w uncond, not applied at the first step; or a :class:`Guidance`.
+        method: "ddim", "ddpm", "euler", "heun" or "dpmpp_2m" (also "dpm++2m").
+        threshold: bound on the estimates of x_0, ("clamp", c), ("dynamic", q), ("per_channel", q) or "none". None: the
+            process's default for C channels.
+        generators: B generators, one a row, for "ddpm"; without them its noise is torch's global one.
+        trajectory: also return every x.
+        progress: called with (steps done, steps) after each step.
+
+    Returns:
+        x_0 [B, C, H, W], fp32 at the least; with ``trajectory`` also [K + 1, B, C, H, W], from the noise to x_0.
+
+    Raises:
+        ValueError: unknown method or threshold, rows that do not fit, or guidance without ``uncond``.
+    """
+    solver = _solver(method)
+    rule = guidance if isinstance(guidance, Guidance) else Guidance(float(guidance))
+    _check(noise, steps, generators)
+    x = noise.to(torch.promote_types(noise.dtype, torch.float32))
+    bound = threshold_function(process.default_threshold(x.shape[1]) if threshold is None else threshold)
+    # In the dtype of x, so that the network is told exactly the gamma from which the coefficients come.
+    times = (process.smooth_times(steps) if solver.smooth else process.times(steps)).to(x.dtype)
+    grid = Grid.of(process, times)
+    with _evaluating(denoiser, rule.weaker):
+        context, uncond_context, weaker_context = _contexts(denoiser, rule, x, text, uncond)
+        network = GuidedDenoiser(denoiser, process, rule, times.to(x.device), context, uncond_context, weaker_context)
+
+        def estimate(x: Tensor, node: int, step: int) -> tuple[Tensor, Tensor]:
+            x0, noise = network(x, node, step)
+            if bound is None:
+                return x0, noise
+            x0 = bound(x0)
+            return x0, (x - grid.alpha[node] * x0) / grid.sigma[node]
+
+        path = [x]
+        for done, reached in enumerate(solver.steps(estimate, grid, x, _draw(generators)), start=1):
+            path = [*path, reached] if trajectory else [reached]
+            if progress is not None:
+                progress(done, steps)
+    return (path[-1], torch.stack(path)) if trajectory else path[-1]
+
+
+def _solver(method: str) -> Solver:
+    name = ALIASES.get(method, method)
+    if name not in SOLVERS:
+        near = difflib.get_close_matches(str(name), SOLVERS, n=1, cutoff=0.0)[0]
+        raise ValueError(f"unknown sampling method {method!r}; the nearest is {near!r} (known: {', '.join(SOLVERS)})")
+    return SOLVERS[name]
+
+
+def _check(noise: Tensor, steps: int, generators: Sequence[torch.Generator] | None) -> None:
+    if noise.dim() != 4 or not noise.is_floating_point():
+        raise ValueError(f"noise [B, C, H, W] of floats was expected, got {list(noise.shape)} {noise.dtype}")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    if generators is not None and len(generators) != noise.shape[0]:
+        raise ValueError(f"generators: one for each of the {noise.shape[0]} rows of noise, got {len(generators)}")
+
+
+def _contexts(denoiser: Denoiser, rule: Guidance, x: Tensor, text: Any, uncond: Any) -> tuple[Any, Any, Any]:
+    """Contexts of the text, of the unconditional text and of the weaker denoiser; None where not needed."""
+    context = _context(denoiser, text, x, "text")
+    if not rule.active:
+        return context, None, None
+    if rule.weaker is not None:
+        if not isinstance(text, (Text, tuple)):
+            raise ValueError("autoguidance encodes the text with both denoisers: give sample a Text, not a context")
+        return context, None, _context(rule.weaker, text, x, "text")
+    if uncond is None:
+        raise ValueError("guidance needs `uncond`, the text of the unconditional branch (the empty prompt)")
+    return context, _context(denoiser, uncond, x, "uncond"), None
+
+
+def _context(denoiser: Denoiser, text: Any, x: Tensor, name: str) -> Any:
+    """The context of a text, encoded once; one row is shared by all rows of x."""
+    if not isinstance(text, (Text, tuple)):
+        return text
+    rows, count = x.shape[0], len(text) if isinstance(text, Text) else len(text[0])
+    if count not in (1, rows):
+        raise ValueError(f"{name} has {count} rows, noise has {rows}: give as many, or one for all")
+    encode: Any = denoiser.encode_text
+    context = encode(text)
+    return context if count == rows else context.rows(torch.zeros(rows, dtype=torch.int64, device=x.device))
+
+
+@contextmanager
+def _evaluating(*modules: nn.Module | None) -> Iterator[None]:
+    """Evaluation mode for the modules; every submodule gets its own mode back."""
+    modes = [(each, each.training) for module in modules if module is not None for each in module.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _draw(generators: Sequence[torch.Generator] | None) -> Draw:
+    """Standard normal numbers like x, each row from its own generator (on that generator's device)."""
+
+    def draw(x: Tensor) -> Tensor:
+        if generators is None:
+            return torch.randn_like(x)
+        shape, dtype = x.shape[1:], x.dtype
+        rows = [torch.randn(shape, generator=each, device=each.device, dtype=dtype) for each in generators]
+        return torch.stack([row.to(x.device, non_blocking=True) for row in rows])
+
+    return draw
