@@ -158,6 +158,7 @@ class LatentSpace(ImageSpace):
         return self._load()[0]
 
     def description(self) -> dict[str, str]:
+        """What identifies the space in a fingerprint or a checkpoint."""
         return {"space": type(self).__name__, "normalisation": self.normalisation}
 
     def _load(self) -> tuple[Any, EncoderReference]:

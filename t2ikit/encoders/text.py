@@ -107,6 +107,12 @@ class TextEncoder:
         """Tokens of each prompt with its end token, after the cut to ``max_tokens``."""
         return [len(ids) for ids in self._ids(prompts)]
 
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Parts of a prompt that the vocabulary does not hold; the tokens that replace them all look alike."""
+        encoding = self.tokenizer(prompt, return_offsets_mapping=True)
+        spans = zip(encoding.input_ids, encoding.offset_mapping, strict=True)
+        return [prompt[start:end] for token, (start, end) in spans if token == self.tokenizer.unk_token_id]
+
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
         """States of each prompt, in one pass of the model over all of them.
@@ -135,7 +141,13 @@ class TextEncoder:
 
 
 def build_small_t5(
-    folder: str | Path, texts: Iterable[str], dim: int = 64, layers: int = 2, heads: int = 4, seed: int = 0
+    folder: str | Path,
+    texts: Iterable[str],
+    dim: int = 64,
+    layers: int = 2,
+    heads: int = 4,
+    seed: int = 0,
+    overwrite: bool = False,
 ) -> Path:
     """Writes a small T5 encoder with seeded random weights, in the ordinary format of transformers.
 
@@ -149,13 +161,14 @@ def build_small_t5(
         layers: blocks of the encoder.
         heads: attention heads.
         seed: decides the weights.
+        overwrite: replace a folder that holds something else.
 
     Returns:
         ``folder``.
 
     Raises:
         ValueError: no words in ``texts``, or ``dim`` not a multiple of ``heads``.
-        FileExistsError: the folder exists and holds something else.
+        FileExistsError: the folder exists, holds something else and may not be replaced.
     """
     from transformers import T5Config, T5EncoderModel
 
@@ -184,17 +197,18 @@ def build_small_t5(
         with _no_progress_bars():
             model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        if folder.exists() and _same_files(folder, temporary):
+            return folder
+        if folder.exists() and not overwrite:
+            raise FileExistsError(f"{folder} exists and is not the model asked for: delete it or choose another folder")
+        _sync(temporary)
+        temporary.chmod(0o755)
         if folder.exists():
-            if not _same_files(folder, temporary):
-                raise FileExistsError(
-                    f"{folder} exists and is not the model asked for: delete it or choose another folder"
-                )
-        else:
-            _sync(temporary)
-            temporary.chmod(0o755)
-            temporary.rename(folder)
+            folder.rename(temporary.with_name(f"{temporary.name}.old"))
+        temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary.with_name(f"{temporary.name}.old"), ignore_errors=True)
     return folder
 
 
