@@ -60,7 +60,8 @@ class HeadNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width]."""
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), EPS).to(x.dtype)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return F.rms_norm(x.to(wide), self.weight.shape, self.weight.to(wide), EPS).to(x.dtype)
 
 
 class MLP(nn.Sequential):
@@ -90,6 +91,22 @@ class DropPath(nn.Module):
         return branch * (mask / keep).to(branch.dtype)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax attention, scale 1 / sqrt(head width).
+
+    Args:
+        q: [B, N, heads, head width].
+        k: [B, K, heads, head width].
+        v: [B, K, heads, head width].
+        mask: [B, 1, 1, K] bool of visible keys, or None for all.
+
+    Returns:
+        [B, N, A].
+    """
+    attended = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
+    return attended.transpose(1, 2).flatten(2)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with one fused projection, rows [Q; K; V].
 
@@ -109,12 +126,11 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x [B, N, D], mask [B, 1, 1, N] bool of visible keys -> [B, N, D]."""
-        rows, tokens, width = x.shape
-        q, k, v = self.qkv(x).view(rows, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        rows, tokens, _ = x.shape
+        q, k, v = self.qkv(x).view(rows, tokens, 3, self.heads, -1).unbind(2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return cast(Tensor, self.out(attended.transpose(1, 2).reshape(rows, tokens, width)))
+        return cast(Tensor, self.out(attend(q, k, v, mask)))
 
 
 class CrossAttention(nn.Module):
@@ -147,14 +163,11 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, keys_values: Tensor, mask: Tensor | None = None) -> Tensor:
         """x [B, N, D], keys_values [B, K, 2 A], mask [B, 1, 1, K] bool of visible keys -> [B, N, D]."""
-        rows, tokens, _ = x.shape
-        q = self.q(x).view(rows, tokens, self.heads, -1).transpose(1, 2)
+        q = self.q(x).unflatten(-1, (self.heads, -1))
         if self.q_norm is not None:
             q = self.q_norm(q)
-        fused = keys_values.view(rows, keys_values.shape[1], 2, self.heads, -1)
-        k, v = fused.permute(2, 0, 3, 1, 4).unbind(0)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return cast(Tensor, self.out(attended.transpose(1, 2).reshape(rows, tokens, self.inner)))
+        k, v = keys_values.view(x.shape[0], keys_values.shape[1], 2, self.heads, -1).unbind(2)
+        return cast(Tensor, self.out(attend(q, k, v, mask)))
 
 
 class SelfBlock(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from t2ikit.batch import Text
 from t2ikit.denoisers import CADI, Denoiser, DiTI
-from t2ikit.denoisers.base import kept_rows
+from t2ikit.denoisers.base import kept_rows, without_graph
 
 
 def cad_i(**options: object) -> CADI:
@@ -213,6 +213,17 @@ def test_bf16_weights_run_near_fp32(build: Callable[..., Denoiser]) -> None:
     rounded.self_condition(x, level, rounded.encode_text(text), keep)
 
 
+@every
+def test_autocast_runs_near_fp32(build: Callable[..., Denoiser]) -> None:
+    x, level, text = inputs()
+    denoiser = awake(build())
+    expected = denoiser(x, level, denoiser.encode_text(text)).output
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = denoiser(x, level, denoiser.encode_text(text)).output
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() < 0.05 * expected.norm()
+
+
 @pytest.mark.parametrize("build", [BUILDERS[1], BUILDERS[4]], ids=[NAMES[1], NAMES[4]])
 def test_compiles_without_a_graph_break(build: Callable[..., Denoiser]) -> None:
     x, level, text = inputs()
@@ -226,6 +237,21 @@ def test_compiles_without_a_graph_break(build: Callable[..., Denoiser]) -> None:
     torch._dynamo.reset()
     found = torch.compile(whole, backend="eager", fullgraph=True)(x, level, text)
     torch.testing.assert_close(found, expected)
+
+
+def test_without_graph_leaves_no_weight_in_the_cache_of_autocast() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with without_graph("cpu"):
+            assert not torch.is_grad_enabled()
+            assert torch.is_autocast_enabled("cpu")
+            assert torch.get_autocast_dtype("cpu") == torch.bfloat16
+            assert not torch.is_autocast_cache_enabled()
+        assert torch.is_grad_enabled()
+        assert torch.is_autocast_cache_enabled()
+    with without_graph("cpu"):
+        assert not torch.is_autocast_enabled("cpu")
+    with without_graph("meta"):
+        assert not torch.is_grad_enabled()
 
 
 def test_kept_rows_are_the_true_ones() -> None:

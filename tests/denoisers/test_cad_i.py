@@ -216,16 +216,6 @@ def test_self_conditioning_under_autocast_loses_no_weight_gradient() -> None:
         assert torch.equal(found, expected)
 
 
-def test_the_first_pass_caches_no_weight_of_autocast() -> None:
-    denoiser = small()
-    x, level, text = inputs()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        context = denoiser.encode_text(text)
-        denoiser.self_condition(x, level, context, torch.ones(5, dtype=torch.bool))
-        assert torch.is_autocast_enabled("cpu")
-        assert torch.is_autocast_cache_enabled()
-
-
 def test_a_wrong_state_is_refused() -> None:
     denoiser = small()
     x, level, text = inputs()
