@@ -196,7 +196,7 @@ class DataModule(LightningDataModule):
         """Micro-batches after which Lightning ends its epoch; the next one then goes on where this one stopped."""
         if self.trainer is None:
             return epoch
-        if self.trainer.overfit_batches:
+        if self.trainer.overfit_batches:  # type: ignore[attr-defined]  # set by Lightning's connectors
             raise ValueError("trainer.overfit_batches would repeat batches: use a small data set instead")
         limit = self.trainer.limit_train_batches
         return max(1, min(limit, epoch) if isinstance(limit, int) else int(limit * epoch))

@@ -28,7 +28,8 @@ GROUP = 64
 
 _MAGIC = b"T2IR"
 _VERSION = 1
-# magic, version, image code, token code, captions, caption states, D, image shape (0 = no axis), JSON offset, JSON length
+# magic, version, image code, token code, captions, captions with states, D, image shape (0 = no axis), JSON offset
+# and length
 _HEADER = struct.Struct("<4sHBBHHI4III")
 _ROW = struct.Struct("<II")
 _IMAGE_TYPES = (np.dtype(np.uint8), np.dtype(np.float16))
@@ -106,9 +107,25 @@ def quantise_tokens(states: np.ndarray | Tensor, token_format: str = "int8") -> 
 
 
 class RecordView:
-    """A record read in place: header parsed at once, arrays as views of the buffer (copy before keeping them)."""
+    """A record read in place: header parsed at once, arrays as views of the buffer (copy before keeping them).
 
-    __slots__ = ("_buffer", "_rows", "_states", "captions_count", "image_shape", "image_type", "json", "token_type", "width")
+    Attributes:
+        captions_count: captions of the record.
+        states_count: captions whose states are stored: all of them, or none.
+        image_shape, image_type: of the stored image.
+        token_type, width: type and channels D of the stored states.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_details",
+        "captions_count",
+        "image_shape",
+        "image_type",
+        "states_count",
+        "token_type",
+        "width",
+    )
 
     def __init__(self, buffer: bytes | memoryview) -> None:
         self._buffer = buffer
@@ -118,23 +135,23 @@ class RecordView:
         if magic != _MAGIC:
             raise ValueError("this is no t2ikit record: the set is damaged or was written by another program")
         if version != _VERSION:
-            raise ValueError(f"record version {version}, but this t2ikit reads version {_VERSION}: prepare the set again")
+            raise ValueError(f"record version {version}, this t2ikit reads {_VERSION}: prepare the set again")
         if start + size != len(buffer):
             raise ValueError(f"a record of {start + size} bytes has only {len(buffer)}: the set is damaged")
         self.captions_count = captions
-        self._states = states
+        self.states_count = states
         self.image_type = _IMAGE_TYPES[image]
         self.token_type = _TOKEN_TYPES[token]
         self.width = width
         self.image_shape = tuple(size for size in (a, b, c, d) if size)
-        self.json = (start, size)
+        self._details = (start, size)
 
     def image(self) -> np.ndarray:
         """[3, H, W] uint8 or [2, C, H, W] float16, a view."""
         count = 1
         for size in self.image_shape:
             count *= size
-        offset = _HEADER.size + _ROW.size * self._states
+        offset = _HEADER.size + _ROW.size * self.states_count
         return np.frombuffer(self._buffer, self.image_type, count, offset).reshape(self.image_shape)
 
     def length(self, caption: int) -> int:
@@ -153,18 +170,13 @@ class RecordView:
 
     def details(self) -> tuple[tuple[str, ...], dict[str, Any]]:
         """Captions and metadata; parses the JSON."""
-        start, size = self.json
+        start, size = self._details
         content = json.loads(bytes(self._buffer[start : start + size]).decode())
         return tuple(content["captions"]), content["metadata"]
 
-    @property
-    def states_count(self) -> int:
-        """Captions whose states are stored: all of them, or none."""
-        return self._states
-
     def _row(self, caption: int) -> tuple[int, int]:
-        if not 0 <= caption < self._states:
-            raise IndexError(f"caption {caption} of a record that has states of {self._states}")
+        if not 0 <= caption < self.states_count:
+            raise IndexError(f"caption {caption} of a record that has states of {self.states_count}")
         offset, length = _ROW.unpack_from(self._buffer, _HEADER.size + _ROW.size * caption)
         return offset, length
 
@@ -178,7 +190,8 @@ class Record:
         captions: one or several captions (none in a set that has not been captioned yet).
         tokens: the states of every caption, in order; empty in a set that has not been encoded yet.
         metadata: JSON-able; "key" (relative path of the source, unique), "class_id", "class_name"; for CutMix also
-            "other_key", "other_class_id", "other_class_name", "rectangle" [x0, y0, x1, y1] (pixels, half-open), "setting".
+            "other_key", "other_class_id", "other_class_name", "rectangle" [x0, y0, x1, y1] (pixels, half-open) and
+            "setting".
     """
 
     image: np.ndarray

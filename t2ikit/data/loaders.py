@@ -11,7 +11,7 @@ from t2ikit.batch import StoredBatch
 from t2ikit.data.streams import EvaluationStream, TrainingStream
 
 
-def _as_it_is(batch: StoredBatch) -> StoredBatch:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 
@@ -53,7 +53,7 @@ class PositionLoader:
         self.stream = stream
         self.batches_per_pass = batches_per_pass or len(stream)
         self._sampler = _Numbers()
-        self._loader = DataLoader(
+        self._loader: DataLoader[StoredBatch] = DataLoader(
             stream,  # type: ignore[arg-type]  # map-style by its methods
             batch_size=None,
             sampler=self._sampler,
@@ -113,7 +113,7 @@ class EvaluationLoader:
 
     def __init__(self, stream: EvaluationStream, num_workers: int = 0, pin_memory: bool = False) -> None:
         self.stream = stream
-        self._loader = DataLoader(
+        self._loader: DataLoader[StoredBatch] = DataLoader(
             stream,  # type: ignore[arg-type]  # map-style by its methods
             batch_size=None,
             num_workers=num_workers,

@@ -1,6 +1,6 @@
 """Stored sets: records in LitData chunks, a manifest with their hashes, the states of the empty prompt.
 
-A set is a folder: ``chunk-0-*.bin`` and ``index.json`` (LitData's format, one bytes leaf a sample, so that LitData's own
+A set is a folder: ``chunk-0-*.bin`` and ``index.json`` (LitData's format, one bytes leaf a sample, so that its own
 ``StreamingDataset`` opens it too), ``empty_prompt.npz`` and ``manifest.json``. It appears whole or not at all.
 
 Reading maps the chunks and slices them: LitData's reader decodes windows of items and keeps an order of its own, while
@@ -102,8 +102,10 @@ def write_set(
             hashes[Path(chunk).name] = _settle(Path(chunk))
         writer._merge_no_wait()
         if empty_prompt is not None:
-            scales = {} if empty_prompt.scales is None else {"scales": empty_prompt.scales}
-            np.savez(partial / _EMPTY_PROMPT_NAME, values=empty_prompt.values, **scales)
+            if empty_prompt.scales is None:
+                np.savez(partial / _EMPTY_PROMPT_NAME, values=empty_prompt.values)
+            else:
+                np.savez(partial / _EMPTY_PROMPT_NAME, values=empty_prompt.values, scales=empty_prompt.scales)
             hashes[_EMPTY_PROMPT_NAME] = _settle(partial / _EMPTY_PROMPT_NAME)
         hashes[_INDEX_NAME] = _settle(partial / _INDEX_NAME)
         whole = replace(manifest, count=count, max_tokens=longest, chunk_sha256=hashes)
@@ -249,7 +251,7 @@ class RecordSet:
         if not path.is_file():
             raise ValueError(f"{self.folder} has no text states: run t2ikit prepare encode")
         with np.load(path, allow_pickle=False) as arrays:
-            return Tokens(arrays["values"], arrays["scales"] if "scales" in arrays else None)
+            return Tokens(arrays["values"], arrays.get("scales"))
 
     def _map(self, chunk: int) -> tuple[memoryview, list[int]]:
         path = self.folder / self._names[chunk]

@@ -104,7 +104,9 @@ class RecordOrder:
 
     def _shuffle(self, epoch: int) -> np.ndarray:
         purpose = f"order of {self.name}"
-        order, pool, pooled = [], [], 0
+        order: list[np.ndarray] = []
+        pool: list[np.ndarray] = []
+        pooled = 0
         chunks = draws.permutation(self.seed, purpose, epoch, len(self.chunk_sizes))
         for place, chunk in enumerate(chunks):
             size = int(self.chunk_sizes[chunk])
@@ -143,7 +145,8 @@ def read_batch(
     starts = ends - lengths
     max_length = -(-int(lengths.max()) // length_bucket) * length_bucket
     quantised = first.token_type == np.int8
-    image = torch.empty(len(views), *first.image_shape, dtype=torch.uint8 if first.image_type == np.uint8 else torch.half)
+    pixels = torch.uint8 if first.image_type == np.uint8 else torch.half
+    image = torch.empty(len(views), *first.image_shape, dtype=pixels)
     tokens = torch.empty(int(ends[-1]), first.width, dtype=torch.int8 if quantised else torch.half)
     scales = torch.empty(len(tokens), groups(first.width), dtype=torch.half) if quantised else None
     images, values = image.numpy(), tokens.numpy()
@@ -169,7 +172,7 @@ def read_batch(
 
 
 class TrainingStream:
-    """Map-style over the micro-batches of one rank: ``stream[m]`` holds the slots [(m * world + rank) * micro, + micro).
+    """Map-style over the micro-batches of one rank: ``stream[m]`` holds slots [(m * world + rank) * micro, + micro).
 
     Slot k of the run is at place k % slots_per_epoch of epoch k // slots_per_epoch of the primary set; a gated stream
     of n records is at place k % n of its own epoch k // n. Records whose slot went to another source are not read.

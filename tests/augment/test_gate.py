@@ -84,7 +84,9 @@ def test_no_interval_without_mass_is_drawn() -> None:
     assert u[source == 0].max() <= 0.6
 
 
-@pytest.mark.parametrize(("quantile", "probability"), [(-0.1, 0.5), (1.1, 0.5), (0.4, -0.5), (0.4, 1.5), (float("nan"), 0)])
+@pytest.mark.parametrize(
+    ("quantile", "probability"), [(-0.1, 0.5), (1.1, 0.5), (0.4, -0.5), (0.4, 1.5), (float("nan"), 0)]
+)
 def test_values_outside_are_refused(quantile: float, probability: float) -> None:
     option = "probability p" if 0 <= quantile <= 1 else "threshold tau"
     with pytest.raises(ValueError, match=f"cmall: the {option}"):

@@ -31,7 +31,8 @@ def make_record(split: str, index: int, captions: int = 1, form: str = "int8", l
     )
     texts = tuple(f"{split} {index} {caption}" for caption in range(captions))
     tokens = tuple(
-        quantise_tokens(random.standard_normal((1 + (7 * index + caption) % 19, 24)), form) for caption in range(captions)
+        quantise_tokens(random.standard_normal((1 + (7 * index + caption) % 19, 24)), form)
+        for caption in range(captions)
     )
     return Record(image, texts, tokens, {"key": f"{split}/{index}"})
 
