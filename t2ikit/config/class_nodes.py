@@ -22,7 +22,7 @@ from t2ikit.config.messages import explain, located
 # Where a class named without its module is looked for, to say its full path.
 ROOMS = ("callbacks", "denoisers", "diffusion", "optim", "data", "encoders", "metrics", "module")
 # Exceptions of a constructor that are the user's to mend; any other is a defect and keeps its traceback.
-USER_ERRORS = (ValueError, TypeError, FileNotFoundError, MisconfigurationException)
+USER_ERRORS = (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError, MisconfigurationException)
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,14 @@ def check_component(key: str, node: Any, base: type, name: str | None = None) ->
     """
     if isinstance(node, str):
         node = {"class_path": node}
-    named = name is not None and isinstance(node, dict) and "class_path" in node
-    if named and "name" in accepted(find_class(node["class_path"], key)):
-        node = {**node, "init_args": {"name": name, **(node.get("init_args") or {})}}
-    cls, arguments = _check_class(node, key)
+    if not isinstance(node, dict) or "class_path" not in node:
+        raise ConfigError(f"{key}: expected {{class_path: ..., init_args: ...}}, got {node!r}")
+    cls = find_class(node["class_path"], key)
     if not issubclass(cls, base):
-        raise ConfigError(f"{key}.class_path: {cls.__module__}.{cls.__qualname__} is no {base.__name__} of Lightning")
-    return Component(key, cls, node["class_path"], arguments)
+        raise ConfigError(f"{key}.class_path: {node['class_path']} is no {base.__name__} of Lightning")
+    if name is not None and "name" in accepted(cls):
+        node = {**node, "init_args": {"name": name, **(node.get("init_args") or {})}}
+    return Component(key, cls, node["class_path"], _check_class(node, key))
 
 
 @cache
@@ -121,9 +122,7 @@ def find_class(class_path: Any, key: str) -> type:
     except ModuleNotFoundError as error:
         missing = error.name or module_name
         if module_name != missing and not module_name.startswith(missing + "."):
-            raise ConfigError(
-                f"{where}: importing {module_name} needs the module {missing}, which is missing"
-            ) from error
+            raise ConfigError(f"{where}: importing {module_name} needs the missing module '{missing}'") from error
         raise ConfigError(f"{where}: no module '{missing}'{_nearest_module(missing)}") from None
     except Exception as error:
         raise ConfigError(f"{where}: importing {module_name} fails: {type(error).__name__}: {error}") from error
@@ -134,10 +133,8 @@ def find_class(class_path: Any, key: str) -> type:
     return found
 
 
-def _check_class(node: Any, key: str) -> tuple[type, Namespace]:
-    """Checks one class node, those below it first."""
-    if not isinstance(node, dict) or "class_path" not in node:
-        raise ConfigError(f"{key}: expected {{class_path: ..., init_args: ...}}, got {node!r}")
+def _check_class(node: dict[str, Any], key: str) -> Namespace:
+    """The typed arguments of one class node; the nodes below it are checked first."""
     cls = find_class(node["class_path"], key)
     known = accepted(cls)
     for name in node:
@@ -154,7 +151,7 @@ def _check_class(node: Any, key: str) -> tuple[type, Namespace]:
             )
     for name, value in arguments.items():
         check_below(value, f"{key}.init_args.{name}")
-    return cls, parse(cls, arguments, f"{key}.init_args")
+    return parse(cls, arguments, f"{key}.init_args")
 
 
 def check_below(node: Any, key: str) -> None:

@@ -18,6 +18,14 @@ def explain(message: str, key: str) -> str:
         return f"{key}: missing {names}"
     if found := re.match(r"(?:Group '([^']*)' does not accept option|Option) '([^']+)'", lines[0]):
         return f"{_below(key, found[1] or '')}: unknown key '{found[2]}'"
+    if found := re.match(r"Not a valid subclass of (\w+)\. Got value: (.*)", lines[0]):
+        return f"{key}: expected {{class_path: ..., init_args: ...}} of a {found[1]}, got {found[2]}"
+    # One of the types that an Optional allows got further than the others: its complaint is the one that helps.
+    for place, line in enumerate(lines[1:], 1):
+        line = line.removeprefix("- ")
+        if line.startswith(("Parser key ", "Option ", "Group ", "Not a valid subclass")):
+            return explain("\n".join([line, *lines[place + 1 :]]), key)
+    lines = lines[: 1 + next((place for place, line in enumerate(lines) if "Got value: " in line), len(lines))]
     got = [value for line in lines for value in re.findall(r"(?:Got|Given) value: (.*)", line)]
     expected = [_type_name(kind) for line in lines for kind in re.findall(r"Expected (?:an? )?(.+?)(?:\. Got|$)", line)]
     if not expected:

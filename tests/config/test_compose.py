@@ -183,7 +183,8 @@ BAD = [
     ("trainer: {a: 1, a: 2}", "duplicate key"),
     ("[1, 2]", "an experiment is a mapping"),
     (
-        "data: {class_path: p.D, init_args: {size: 2}}\ncallbacks: {c: {class_path: p.C, init_args: {s: '${data.init_args.sise}'}}}",
+        "data: {class_path: p.D, init_args: {size: 2}}\n"
+        "callbacks: {c: {class_path: p.C, init_args: {s: '${data.init_args.sise}'}}}",
         r"callbacks\.c\.init_args\.s: \$\{data\.init_args\.sise\} names no key; nearest known: 'data\.init_args\.size'",
     ),
     (
