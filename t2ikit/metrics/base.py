@@ -18,7 +18,7 @@ from torch import Tensor
 from t2ikit.metrics.features import FeatureExtractor, check_images
 from t2ikit.metrics.fingerprint import images_sha256
 from t2ikit.metrics.frechet import Moments
-from t2ikit.metrics.prdc import prdc
+from t2ikit.metrics.prdc import PRESETS, prdc, prdc_preset
 
 
 @dataclass
@@ -70,20 +70,25 @@ class Metric(ABC):
 class DistributionMetrics(Metric):
     """Frechet distance, precision, recall, density and coverage on one feature network."""
 
-    def __init__(self, features: FeatureExtractor, k: int = 5, batch_size: int = 64) -> None:
+    def __init__(self, features: FeatureExtractor, k: int = 5, preset: str | None = None, batch_size: int = 64) -> None:
         """Settings.
 
         Args:
             features: the feature network; its name is part of the fingerprint.
             k: neighbour that gives the radius of precision, recall, density and coverage.
+            preset: a published way to compute those four instead ("imagenet_t2i", "dgm_eval", "synthreal"; see
+                ``t2ikit.metrics.prdc.PRESETS``), which brings its own k.
             batch_size: images a pass of the feature network.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1; got {k}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+        if preset is not None and preset not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {preset!r}")
         self.features = features
-        self.k = k
+        self.k = k if preset is None else PRESETS[preset].k
+        self.preset = preset
         self.batch_size = batch_size
         self._reference: tuple[str, Tensor] | None = None
 
@@ -93,22 +98,12 @@ class DistributionMetrics(Metric):
         Raises:
             ValueError: no reference, too few images (num_images) or reference images, features that are not finite.
         """
-        if samples.reference is None:
-            raise ValueError("DistributionMetrics needs reference images: give the snapshot a reference set")
-        least = self.k + 2
-        if len(samples) < least:
-            raise ValueError(
-                f"{len(samples)} generated images, but k={self.k} needs at least {least}: raise num_images or lower k"
-            )
-        if len(samples.reference) < least:
-            raise ValueError(
-                f"{len(samples.reference)} reference images, but k={self.k} needs at least {least}: "
-                "take a larger reference set (num_images) or lower k"
-            )
-        real = self._reference_features(samples.reference)
+        chunks = 1 if self.preset is None else PRESETS[self.preset].chunks
+        reference = need_reference(samples, (self.k + 2) * chunks, f"k={self.k}")
+        real = self._reference_features(reference)
         fake = extract(self.features, samples.images, self.batch_size, "generated")
         yield "frechet_distance", Moments.of(real).distance(Moments.of(fake))
-        yield from prdc(real, fake, self.k).items()
+        yield from (prdc(real, fake, self.k) if self.preset is None else prdc_preset(real, fake, self.preset)).items()
 
     def _reference_features(self, reference: Tensor) -> Tensor:
         """Features of the reference, kept for the next snapshot of the same set."""
@@ -118,8 +113,22 @@ class DistributionMetrics(Metric):
         return self._reference[1]
 
     def fingerprint(self) -> dict[str, Any]:
-        """Features, resize and k."""
-        return {**self.features.fingerprint(), "k": self.k}
+        """Features, resize, k and preset."""
+        return {**self.features.fingerprint(), "k": self.k, "preset": self.preset}
+
+
+def need_reference(samples: Samples, least: int, reason: str = "the metric") -> Tensor:
+    """The reference images; ValueError when there are none, or when either set has fewer than ``least`` images."""
+    if samples.reference is None:
+        raise ValueError(f"{reason} needs reference images: give the snapshot a reference set")
+    if len(samples) < least:
+        raise ValueError(f"{len(samples)} generated images, but {reason} needs at least {least}: raise num_images")
+    if len(samples.reference) < least:
+        raise ValueError(
+            f"{len(samples.reference)} reference images, but {reason} needs at least {least}: "
+            "take a larger reference set (num_images)"
+        )
+    return samples.reference
 
 
 def describe(samples: Samples) -> dict[str, Any]:

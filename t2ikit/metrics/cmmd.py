@@ -7,12 +7,17 @@ Shape legend::
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from t2ikit.metrics.base import Metric, Samples, extract, need_reference
+from t2ikit.metrics.features import FeatureExtractor
 
 Array = Tensor | NDArray[np.floating]
 
@@ -120,3 +125,68 @@ def _unbiased_polynomial(one: Tensor, other: Tensor, degree: int) -> Tensor:
 
     within = sum((own.sum() - own.trace()) / (count * (count - 1)) for own in (kernel(one, one), kernel(other, other)))
     return within - 2.0 * kernel(one, other).mean()
+
+
+class CMMD(Metric):
+    """CMMD of the samples against the reference, on any embedding; the protocol's is ``CLIPFeatures()``."""
+
+    def __init__(self, features: FeatureExtractor, batch_size: int = 64) -> None:
+        """Settings.
+
+        Args:
+            features: the embedding network.
+            batch_size: images a pass of it.
+        """
+        self.features = features
+        self.batch_size = batch_size
+
+    def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
+        """Yields ("cmmd", value); ValueError without images or reference images."""
+        reference = need_reference(samples, 1, "CMMD")
+        real = extract(self.features, reference, self.batch_size, "reference")
+        yield "cmmd", cmmd(real, extract(self.features, samples.images, self.batch_size))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Features and bandwidth."""
+        return {**self.features.fingerprint(), "sigma": SIGMA}
+
+
+class KID(Metric):
+    """Kernel inception distance of the samples against the reference."""
+
+    def __init__(
+        self,
+        features: FeatureExtractor,
+        subsets: int = 100,
+        subset_size: int = 1000,
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> None:
+        """Settings.
+
+        Args:
+            features: the feature network; the protocol's is ``InceptionFeatures``.
+            subsets: number of random subsets.
+            subset_size: images of each; at most the number of images and of reference images.
+            seed: of the subsets.
+            batch_size: images a pass of the network.
+        """
+        self.features = features
+        self.subsets = subsets
+        self.subset_size = subset_size
+        self.seed = seed
+        self.batch_size = batch_size
+
+    def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
+        """Yields ("kid", mean) and ("kid_std", deviation over subsets); ValueError with too few images."""
+        reference = need_reference(samples, self.subset_size, f"subset_size={self.subset_size}")
+        real = extract(self.features, reference, self.batch_size, "reference")
+        fake = extract(self.features, samples.images, self.batch_size)
+        result = kid(real, fake, self.subsets, self.subset_size, seed=self.seed)
+        yield "kid", result.mean
+        yield "kid_std", result.std
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Features and how subsets are drawn."""
+        drawn = {"subsets": self.subsets, "subset_size": self.subset_size, "subset_seed": self.seed}
+        return {**self.features.fingerprint(), **drawn}

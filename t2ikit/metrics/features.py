@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from t2ikit.metrics.fingerprint import state_sha256
+from t2ikit.metrics.pixels import preprocess
+
+__all__ = ["FeatureExtractor", "RandomConvFeatures", "check_images", "preprocess"]
 
 
 class FeatureExtractor(ABC):

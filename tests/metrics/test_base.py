@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from t2ikit.metrics import DistributionMetrics, FeatureExtractor, Moments, RandomConvFeatures, Samples, prdc
+from t2ikit.metrics import (
+    DistributionMetrics,
+    FeatureExtractor,
+    Moments,
+    RandomConvFeatures,
+    Samples,
+    prdc,
+    prdc_preset,
+)
 from t2ikit.metrics.base import extract
 
 
@@ -63,9 +71,23 @@ def test_fingerprint_names_features_k_and_sets() -> None:
     assert described["reference_sha256"] != metric.fingerprint_of(other)["reference_sha256"]
 
 
+def test_presets_bring_their_k() -> None:
+    metric = DistributionMetrics(MeanColour(), k=9, preset="imagenet_t2i")
+    samples = Samples(pictures(27, 0), reference=pictures(29, 1))
+    scores = dict(metric.compute(samples))
+    assert scores["density"] == pytest.approx(
+        prdc_preset(MeanColour()(pictures(29, 1)), MeanColour()(pictures(27, 0)), "imagenet_t2i")["density"]
+    )
+    assert metric.fingerprint() == {"features": "mean_colour", "k": 3, "preset": "imagenet_t2i"}
+    with pytest.raises(ValueError, match="24 generated images, but k=3 needs at least 25"):
+        dict(metric.compute(Samples(pictures(24, 0), reference=pictures(29, 1))))
+    with pytest.raises(ValueError, match="preset must be one of imagenet_t2i"):
+        DistributionMetrics(MeanColour(), preset="dgm")
+
+
 def test_errors_name_what_to_change() -> None:
     metric = DistributionMetrics(MeanColour(), k=5)
-    with pytest.raises(ValueError, match="needs reference images"):
+    with pytest.raises(ValueError, match="k=5 needs reference images"):
         dict(metric.compute(Samples(pictures(10, 0))))
     with pytest.raises(ValueError, match="6 generated images, but k=5 needs at least 7: raise num_images"):
         dict(metric.compute(Samples(pictures(6, 0), reference=pictures(10, 1))))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from t2ikit.metrics import cmmd
-from t2ikit.metrics.cmmd import kid
+from t2ikit.metrics import RandomConvFeatures, Samples, cmmd
+from t2ikit.metrics.cmmd import CMMD, KID, kid
 
 
 def test_two_points_in_closed_form() -> None:
@@ -51,3 +51,18 @@ def test_errors_name_what_to_change() -> None:
         cmmd(np.zeros((0, 2)), np.zeros((2, 2)))
     with pytest.raises(ValueError, match="subset_size or num_images"):
         kid(np.zeros((10, 2)), np.zeros((20, 2)))
+
+
+def test_metrics_of_images() -> None:
+    random = torch.Generator().manual_seed(0)
+    real, fake = (torch.randint(0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=random) for count in (9, 8))
+    features, samples = RandomConvFeatures(dim=8), Samples(fake, reference=real)
+    assert dict(CMMD(features, batch_size=4).compute(samples))["cmmd"] == pytest.approx(
+        cmmd(features(real), features(fake)), rel=1e-4
+    )
+    metric = KID(features, subsets=4, subset_size=5, seed=2)
+    result = kid(features(real), features(fake), subsets=4, subset_size=5, seed=2)
+    assert dict(metric.compute(samples)) == {"kid": pytest.approx(result.mean), "kid_std": pytest.approx(result.std)}
+    assert metric.fingerprint()["subset_size"] == 5
+    with pytest.raises(ValueError, match="8 generated images, but subset_size=1000 needs at least 1000"):
+        dict(KID(features).compute(samples))

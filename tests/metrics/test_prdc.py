@@ -1,4 +1,4 @@
-"""Precision, recall, density, coverage: against the definition in exact arithmetic, the prdc package, sample vectors."""
+"""Precision, recall, density, coverage: the definition in exact arithmetic, the prdc package, sample vectors."""
 
 from __future__ import annotations
 
