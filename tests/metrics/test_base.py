@@ -73,10 +73,10 @@ def test_fingerprint_names_features_k_and_sets() -> None:
 
 def test_presets_bring_their_k() -> None:
     metric = DistributionMetrics(MeanColour(), k=9, preset="imagenet_t2i")
-    samples = Samples(pictures(27, 0), reference=pictures(29, 1))
+    samples = Samples(pictures(30, 0), reference=pictures(30, 1))
     scores = dict(metric.compute(samples))
     assert scores["density"] == pytest.approx(
-        prdc_preset(MeanColour()(pictures(29, 1)), MeanColour()(pictures(27, 0)), "imagenet_t2i")["density"]
+        prdc_preset(MeanColour()(pictures(29, 1)), MeanColour()(pictures(30, 0)), "imagenet_t2i")["density"]
     )
     assert metric.fingerprint() == {"features": "mean_colour", "k": 3, "preset": "imagenet_t2i"}
     with pytest.raises(ValueError, match="24 generated images, but k=3 needs at least 25"):
