@@ -217,7 +217,7 @@ class Snapshot(L.Callback):
         """Mean loss of the validation set, every record once, summed over the ranks."""
         total = torch.zeros(2, dtype=torch.float64, device=pl_module.device)
         with torch.autocast(pl_module.device.type, dtype=torch.bfloat16, enabled=_is_bf16(pl_module)):
-            for stored in trainer.datamodule.validation_batches():
+            for stored in trainer.datamodule.val_dataloader():
                 loss_B, _ = pl_module.validation_losses(stored.to(pl_module.device))
                 total += torch.stack([loss_B.double().sum(), torch.full_like(total[0], loss_B.shape[0])])
         total = trainer.strategy.reduce(total, reduce_op="sum")

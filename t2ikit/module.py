@@ -121,9 +121,6 @@ class TextToImage(L.LightningModule):
         self.space.check(manifest.autoencoder)
         self.manifest = manifest
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        return batch.to(device, non_blocking=device.type != "cpu")
-
     def on_after_batch_transfer(self, batch: StoredBatch, dataloader_idx: int) -> tuple[Batch, ...]:
         parts: tuple[Batch, ...] = (self.ready(batch),)
         for transform in self._transforms:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from t2ikit.data.datamodule import DataModule, ShapesData
     from t2ikit.data.loaders import EvaluationLoader, PositionLoader
+    from t2ikit.data.prompts import CaptionPrompts, Prompt, PromptFile, PromptSource
     from t2ikit.data.records import (
         Manifest,
         Record,
@@ -24,12 +25,16 @@ if TYPE_CHECKING:
     from t2ikit.data.streams import EvaluationStream, GatedStream, RecordOrder, TrainingStream
 
 __all__ = [
+    "CaptionPrompts",
     "DataModule",
     "EvaluationLoader",
     "EvaluationStream",
     "GatedStream",
     "Manifest",
     "PositionLoader",
+    "Prompt",
+    "PromptFile",
+    "PromptSource",
     "Record",
     "RecordOrder",
     "RecordSet",
@@ -44,6 +49,7 @@ __all__ = [
 
 _MODULES = {
     "datamodule": ("DataModule", "ShapesData"),
+    "prompts": ("CaptionPrompts", "Prompt", "PromptFile", "PromptSource"),
     "records": (
         "Manifest",
         "Record",
