@@ -76,7 +76,7 @@ def test_presets_bring_their_k() -> None:
     samples = Samples(pictures(30, 0), reference=pictures(30, 1))
     scores = dict(metric.compute(samples))
     assert scores["density"] == pytest.approx(
-        prdc_preset(MeanColour()(pictures(29, 1)), MeanColour()(pictures(30, 0)), "imagenet_t2i")["density"]
+        prdc_preset(MeanColour()(pictures(30, 1)), MeanColour()(pictures(30, 0)), "imagenet_t2i")["density"]
     )
     assert metric.fingerprint() == {"features": "mean_colour", "k": 3, "preset": "imagenet_t2i"}
     with pytest.raises(ValueError, match="24 generated images, but k=3 needs at least 25"):
