@@ -50,6 +50,7 @@ def up_to_date(folder: Path, wanted: Manifest, overwrite: bool, options: str) ->
     Raises:
         FileExistsError: the folder holds another set (or none, but other files), and it may not be replaced.
     """
+    remove_leftovers(folder)
     if not folder.is_dir() or not any(folder.iterdir()):
         return False
     if not (folder / MANIFEST_NAME).is_file():
@@ -64,9 +65,17 @@ def up_to_date(folder: Path, wanted: Manifest, overwrite: bool, options: str) ->
     return not unlike
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Removes what a killed call left beside ``folder``: partial sets whose process is gone."""
+    for partial in folder.parent.glob(f".{folder.name}.*.partial"):
+        process = partial.name.removeprefix(f".{folder.name}.").split("-")[0]
+        if process.isdigit() and not _runs(int(process)):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
 def identity(manifest: Manifest) -> str:
-    """SHA-256 that stands for the content of a stored set."""
-    return sha256_of_json(manifest.chunk_sha256)
+    """SHA-256 that stands for the records of a stored set: of its chunks, since LitData's index holds the time."""
+    return sha256_of_json({name: digest for name, digest in manifest.chunk_sha256.items() if name.endswith(".bin")})
 
 
 def sha256_of_json(value: Any) -> str:
@@ -155,6 +164,16 @@ def _comparable(manifest: Manifest, name: str) -> Any:
     """Encoders are compared by their weights."""
     value = getattr(manifest, name)
     return value.sha256 if hasattr(value, "sha256") else value
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _one_thread(worker: int) -> None:

@@ -1,0 +1,119 @@
+"""The check: a good data set passes, and every kind of damage is found."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from t2ikit.data.records import Record, RecordSet, Tokens, write_set
+from t2ikit.prepare.check import prepare_check
+
+
+def rewritten(folder: Path, change: Callable[[Record], Record]) -> None:
+    """Writes a set anew with its first record changed, hashes and all."""
+    records = list(RecordSet(folder))
+    manifest, empty = RecordSet(folder).manifest, RecordSet(folder).empty_prompt
+    write_set(folder, [change(records[0]), *records[1:]], manifest, empty, overwrite=True)
+
+
+def facts(record: Record, **changed: Any) -> Record:
+    return replace(record, metadata={**record.metadata, **changed})
+
+
+def without(record: Record, name: str) -> Record:
+    return replace(record, metadata={key: value for key, value in record.metadata.items() if key != name})
+
+
+def test_a_good_set_passes(prepared_once: Path) -> None:
+    assert prepare_check(prepared_once) == []
+    assert prepare_check(prepared_once / "train_cmall") == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: replace(r, captions=(" ",)), "there is no caption"),
+        (lambda r: facts(r, rectangle=[1, 1, 7, 7]), r"rectangle \[1, 1, 7, 7\] is none of setting"),
+        (lambda r: facts(r, setting="cm3"), "setting cm3, the manifest says cmall"),
+        (lambda r: facts(r, other_class_id=r.metadata["class_id"]), "same class"),
+        (lambda r: without(r, "other_key"), "lack other_key"),
+        (lambda r: without(r, "class_id"), "lack class_id"),
+        (
+            lambda r: replace(r, tokens=(Tokens(r.tokens[0].values, np.full_like(r.tokens[0].scales, np.inf)),)),
+            "text states are not finite",
+        ),
+    ],
+)
+def test_bad_records_are_found(prepared: Path, change: Callable[[Record], Record], message: str) -> None:
+    rewritten(prepared / "train_cmall", change)
+    findings = prepare_check(prepared)
+    assert len(findings) == 1
+    assert findings[0].startswith(f"{prepared / 'train_cmall'}: record 0: ")
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(findings[0])
+
+
+def test_two_records_of_one_key(prepared: Path) -> None:
+    second = RecordSet(prepared / "val")[1].metadata["key"]
+    rewritten(prepared / "val", lambda record: facts(record, key=second))
+    (finding,) = prepare_check(prepared)
+    assert "record 1: a second record has the key" in finding
+
+
+def test_latents_that_are_not_finite(tmp_path: Path) -> None:
+    from t2ikit.data.records import Manifest
+
+    images = np.ones((3, 2, 4, 2, 2), np.float16)
+    images[1, 0, 0, 0, 0] = np.nan
+    images[2, 1] = -1
+    records = [
+        Record(image, metadata={"key": str(k), "class_id": 0, "class_name": "x"}) for k, image in enumerate(images)
+    ]
+    write_set(tmp_path / "set", records, Manifest(kind="latents", image_shape=(2, 4, 2, 2)))
+    findings = prepare_check(tmp_path / "set")
+    assert [finding.split(": ", 1)[1] for finding in findings] == [
+        "record 1: the image is not finite",
+        "record 2: the posterior has a negative standard deviation",
+    ]
+
+
+def test_a_flipped_byte_is_found(prepared: Path) -> None:
+    chunk = next((prepared / "train").glob("chunk-*.bin"))
+    content = bytearray(chunk.read_bytes())
+    content[200] ^= 1
+    chunk.write_bytes(content)
+    assert any(f"{chunk} differs" in finding for finding in prepare_check(prepared))
+
+
+@pytest.mark.parametrize("how", ["cut", "gone", "no index", "bad manifest"])
+def test_damaged_files_are_found(prepared: Path, how: str) -> None:
+    chunk = next((prepared / "val").glob("chunk-*.bin"))
+    if how == "cut":
+        chunk.write_bytes(chunk.read_bytes()[:-10])
+    elif how == "gone":
+        chunk.unlink()
+    elif how == "no index":
+        (prepared / "val" / "index.json").unlink()
+    else:
+        (prepared / "val" / "manifest.json").write_text("{")
+    findings = prepare_check(prepared)
+    assert findings and all(str(prepared / "val") in finding for finding in findings)
+
+
+def test_captions_of_other_images(prepared: Path) -> None:
+    path = prepared / "captions/val.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[:-1]) + "\n")
+    (finding,) = prepare_check(prepared)
+    assert "captions of 5 images, of 6" in finding
+    path.write_text("\n".join([lines[0].replace('"images": "', '"images": "0'), *lines[1:]]) + "\n")
+    (finding,) = prepare_check(prepared)
+    assert "belongs to other images" in finding
+
+
+def test_nothing_to_check(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="prepare images"):
+        prepare_check(tmp_path)

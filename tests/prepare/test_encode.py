@@ -1,0 +1,145 @@
+"""Encoding: pixels and latents, states of the captions, and what makes a set out of date."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from t2ikit.data.records import Manifest, RecordSet, quantise_tokens
+from t2ikit.encoders import LatentSpace, TextEncoder, build_small_t5
+from t2ikit.prepare.captions import CaptionSet, prepare_captions
+from t2ikit.prepare.encode import prepare_encode
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    model = AutoencoderKL(**blocks, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1)
+    path = tmp_path_factory.mktemp("models") / "autoencoder"
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def text_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    words = "An image of crane maillot tench and"
+    return build_small_t5(tmp_path_factory.mktemp("models") / "t5", [words], dim=80, layers=1)
+
+
+def test_pixel_records(prepared_once: Path) -> None:
+    encoder = TextEncoder.load(str(prepared_once / "text_encoder"))
+    for name in ("train", "val", "train_cmall"):
+        records, images = RecordSet(prepared_once / name), RecordSet(prepared_once / "images" / name)
+        manifest = records.manifest
+        assert manifest.kind == "pixels" and manifest.image_shape == (3, 16, 16) and manifest.autoencoder is None
+        assert (manifest.text_dim, manifest.token_format, manifest.captions) == (32, "int8", "aio")
+        assert manifest.setting == ("cmall" if name == "train_cmall" else None)
+        assert manifest.text_encoder is not None and manifest.text_encoder.name == "text_encoder"
+        assert manifest.text_encoder.sha256 == encoder.reference.sha256
+        assert set(manifest.versions) >= {"t2ikit", "torch", "transformers"}
+        for record, image, (key, texts) in zip(records, images, CaptionSet(prepared_once, name), strict=True):
+            assert record.metadata == image.metadata and record.metadata["key"] == key
+            assert np.array_equal(record.image, image.image) and record.captions == texts
+            states = encoder.encode(texts)[0].numpy()
+            stored = record.tokens[0].dequantise()
+            assert stored.shape == states.shape
+            assert np.linalg.norm(stored - states) < 0.02 * np.linalg.norm(states)
+        empty = records.empty_prompt
+        assert len(empty) == 1
+        assert np.abs(empty.dequantise() - encoder.encode([""])[0].numpy()).max() < 0.05
+
+
+def test_small_encoder_knows_every_word(prepared_once: Path) -> None:
+    encoder = TextEncoder.load(str(prepared_once / "text_encoder"))
+    assert encoder.unknown_words("An image of tench and maillot") == []
+    assert encoder.unknown_words("An image of zebra") == ["zebra"]
+
+
+def test_latent_records(prepared: Path, autoencoder: Path, text_encoder: Path) -> None:
+    with pytest.raises(FileExistsError, match="kind, image_shape, text_dim.*--autoencoder.*--overwrite"):
+        prepare_encode(prepared, autoencoder=str(autoencoder), text_encoder=str(text_encoder))
+    manifests = prepare_encode(
+        prepared,
+        autoencoder=str(autoencoder),
+        text_encoder=str(text_encoder),
+        token_format="float16",
+        batch_size=5,
+        overwrite=True,
+    )
+    assert list(manifests) == ["train", "val", "train_cmall"]
+    space, encoder = LatentSpace(str(autoencoder)), TextEncoder.load(str(text_encoder))
+    records, images = RecordSet(prepared / "train"), RecordSet(prepared / "images/train")
+    assert records.manifest.image_shape == (2, 4, 8, 8) and records.manifest.autoencoder == space.reference
+    assert records.manifest.text_encoder == encoder.reference
+    mean, std = space.encode(torch.from_numpy(np.stack([image.image for image in images])))
+    for index, record in enumerate(records):
+        assert record.image.dtype == np.float16
+        stored = torch.from_numpy(record.image).float()
+        torch.testing.assert_close(stored, torch.stack([mean[index], std[index]]), rtol=2e-3, atol=2e-3)
+        expected = quantise_tokens(encoder.encode(record.captions)[0], "float16").dequantise()
+        np.testing.assert_allclose(record.tokens[0].dequantise(), expected, atol=2e-3)
+
+
+def test_one_model_call_a_batch_and_a_caption_only_once(
+    prepared: Path, autoencoder: Path, text_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images: list[int] = []
+    texts: list[str] = []
+    encode_images, encode_texts = LatentSpace.encode, TextEncoder.encode
+    monkeypatch.setattr(LatentSpace, "encode", lambda self, x: images.append(len(x)) or encode_images(self, x))
+    monkeypatch.setattr(TextEncoder, "encode", lambda self, x: texts.extend(x) or encode_texts(self, x))
+    prepare_encode(prepared, autoencoder=str(autoencoder), text_encoder=str(text_encoder), batch_size=8, overwrite=True)
+    assert images == [8, 4, 6, 8, 4]
+    assert len(texts) == len(set(texts))
+
+
+def test_second_run_does_nothing(prepared: Path, capsys: pytest.CaptureFixture) -> None:
+    files = [prepared / name / "manifest.json" for name in ("train", "val", "train_cmall")]
+    before = [file.stat().st_mtime_ns for file in files]
+    prepare_encode(prepared, autoencoder="pixels", text_encoder="small", text_dim=32)
+    assert [file.stat().st_mtime_ns for file in files] == before
+    assert capsys.readouterr().out.count("up to date") == 3
+
+
+def test_new_captions_make_the_sets_out_of_date(prepared: Path, tmp_path: Path) -> None:
+    rows = [(record.metadata["key"], "tench and image") for record in RecordSet(prepared / "images/val")]
+    (tmp_path / "t.tsv").write_text("".join(f"{key}\t{text}\n" for key, text in rows))
+    prepare_captions(prepared, tsv=str(tmp_path / "t.tsv"), overwrite=True)
+    with pytest.raises(FileExistsError, match="val was made from other inputs .captions, source_sha256 differ"):
+        prepare_encode(prepared, autoencoder="pixels", text_encoder="small", text_dim=32)
+    prepare_encode(prepared, autoencoder="pixels", text_encoder="small", text_dim=32, overwrite=True)
+    assert RecordSet(prepared / "val")[0].captions == ("tench and image",)
+    assert Manifest.read(prepared / "train").captions == "aio"
+
+
+def test_small_encoder_that_lacks_words_is_refused(prepared: Path, tmp_path: Path) -> None:
+    rows = [(record.metadata["key"], "a zebra") for record in RecordSet(prepared / "images/val")]
+    (tmp_path / "t.tsv").write_text("".join(f"{key}\t{text}\n" for key, text in rows))
+    prepare_captions(prepared, tsv=str(tmp_path / "t.tsv"), overwrite=True)
+    with pytest.raises(FileExistsError, match="does not know 'a'.*--overwrite"):
+        prepare_encode(prepared, autoencoder="pixels", text_encoder="small", text_dim=32)
+    with pytest.raises(FileExistsError, match="--text-dim 32"):
+        prepare_encode(prepared, autoencoder="pixels", text_encoder="small", text_dim=64)
+    prepare_encode(prepared, autoencoder="pixels", text_encoder="small", text_dim=48, overwrite=True)
+    hashes = {Manifest.read(prepared / name).text_encoder for name in ("train", "val", "train_cmall")}
+    assert len(hashes) == 1 and TextEncoder.load(str(prepared / "text_encoder")).dim == 48
+
+
+def test_refusals(prepared: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="prepare images --source"):
+        prepare_encode(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="--text-encoder"):
+        prepare_encode(prepared, autoencoder="pixels", text_encoder=str(tmp_path / "missing"))
+    with pytest.raises(ValueError, match="--token-format"):
+        prepare_encode(prepared, token_format="int4")
+    with pytest.raises(ValueError, match="--text-dtype"):
+        prepare_encode(prepared, text_dtype="float16")
+    with pytest.raises(ValueError, match="--batch-size"):
+        prepare_encode(prepared, batch_size=0)
+    (prepared / "captions/val.jsonl").write_text('{"kind": "aio", "images": "0", "count": 6}\n')
+    with pytest.raises(ValueError, match="belongs to other images.*--overwrite"):
+        prepare_encode(prepared, autoencoder="pixels", text_encoder="small", text_dim=32)
