@@ -128,7 +128,12 @@ def find_class(class_path: Any, key: str) -> type:
         raise ConfigError(f"{where}: importing {module_name} fails: {type(error).__name__}: {error}") from error
     found = getattr(module, name, None)
     if not isinstance(found, type):
-        classes = [other for other, value in vars(module).items() if isinstance(value, type)]
+        home = module_name.partition(".")[0]
+        classes = [
+            other
+            for other, value in vars(module).items()
+            if isinstance(value, type) and value.__module__.partition(".")[0] == home
+        ]
         raise ConfigError(f"{where}: {module_name} has no class '{name}'{nearest(name, classes)}")
     return found
 

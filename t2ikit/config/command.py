@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -84,7 +86,8 @@ def main(arguments: Sequence[str], prog: str) -> int:
     if request.print_config:
         print(text, end="")
         return 0
-    return train(plan, text, request.resume, f"{prog} {request.path}")
+    words = [word for override in request.overrides for word in (f"--{override.key}", override.text)]
+    return train(plan, text, request.resume, f"{prog} {shlex.join([str(request.path), *words])}")
 
 
 def read_arguments(arguments: Sequence[str], prog: str) -> Request:
@@ -135,12 +138,13 @@ def train(plan: Plan, text: str, resume: str | None, command: str) -> int:
     Args:
         plan: the checked experiment; ``text`` is the same as YAML.
         resume: ``last``, a path, or None.
-        command: as the user would type it again.
+        command: as the user would type it again, without --resume.
     """
     from lightning.pytorch import seed_everything
 
     from t2ikit.config import run_folder
 
+    _quiet()
     if plan.config["seed_everything"] is not None:
         seed_everything(plan.config["seed_everything"], workers=True, verbose=False)
     folder = run_folder.choose(plan.config["run"]["directory"], plan.name, resume)
@@ -155,7 +159,7 @@ def train(plan: Plan, text: str, resume: str | None, command: str) -> int:
             if folder.checkpoint is not None:
                 print(f"Going on from {folder.checkpoint}")
                 _tell_changes(plan.config, run_folder.latest_config(folder.path))
-            head = f"# t2ikit {t2ikit.__version__}: {' '.join([command.split(' ')[0], *sys.argv[1:]])}\n"
+            head = f"# t2ikit {t2ikit.__version__}: {command}\n"
             run_folder.write_config(folder.path, head + text, resumed=not folder.created)
         status = _fit(experiment, folder, command)
     except ConfigError:
@@ -165,6 +169,16 @@ def train(plan: Plan, text: str, resume: str | None, command: str) -> int:
     if chief and status == 0:
         print(f"Run folder: {folder.path}\nCurves and images: tensorboard --logdir {folder.path.parent}")
     return status
+
+
+def _quiet() -> None:
+    """Takes Lightning's advertisements out of the output; its warnings stay."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(_no_advertisement)
+
+
+def _no_advertisement(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(("💡", "TPU available", "HPU available"))
 
 
 def _build(plan: Plan, folder: Path, step: int) -> Experiment:

@@ -196,7 +196,8 @@ def test_what_jsonargparse_says_is_understood() -> None:
     assert explain("Option 'foo' is not accepted", "k") == "k: unknown key 'foo'"
     assert explain("Group 'it.sizes' does not accept option 'c'", "k") == "k.sizes: unknown key 'c'"
     assert explain("the following arguments are required: it.net", "k") == "k: missing net"
-    optional = "Parser key \"it.sizes\":\n  Errors:\n    - Problem with x\n        Option 'c' is not accepted\n    - Expected y"
+    errors = ["- Problem with given class_path 'x':", "    Option 'c' is not accepted", "- Expected a y"]
+    optional = 'Parser key "it.sizes":\n' + "\n".join(errors)
     assert explain(optional, "k") == "k.sizes: unknown key 'c'"
     assert explain("something new\nwith two lines", "k") == "k: something new with two lines"
 
