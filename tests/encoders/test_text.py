@@ -65,6 +65,9 @@ def test_same_seed_same_files(folder: Path, tmp_path: Path, encoder: TextEncoder
     assert build_small_t5(again, TEXTS) == again
     with pytest.raises(FileExistsError, match="delete it"):
         build_small_t5(again, TEXTS, seed=1)
+    build_small_t5(again, TEXTS, seed=1, overwrite=True)
+    assert TextEncoder.load(str(again)).reference.sha256 != encoder.reference.sha256
+    assert [path.name for path in tmp_path.iterdir()] == ["again"]
 
 
 def test_other_words_give_another_reference(tmp_path: Path, encoder: TextEncoder) -> None:
