@@ -159,7 +159,7 @@ def train(plan: Plan, text: str, resume: str | None, command: str) -> int:
             if folder.checkpoint is not None:
                 print(f"Going on from {folder.checkpoint}")
                 _tell_changes(plan.config, run_folder.latest_config(folder.path))
-            head = f"# t2ikit {t2ikit.__version__}: {command}\n"
+            head = f"# t2ikit {t2ikit.__version__}: {' '.join(command.split())}\n"
             run_folder.write_config(folder.path, head + text, resumed=not folder.created)
         status = _fit(experiment, folder, command)
     except ConfigError:
