@@ -12,6 +12,13 @@ from t2ikit.augment.cutmix import SETTINGS
 _ORDER = "Steps, in this order: images, captions, cutmix, encode; then point an experiment at DIR with --data.root DIR."
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Adds ``prepare`` and its steps to the subcommands of a parser; ``run`` runs what was parsed."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
@@ -40,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _step(steps: Any, name: str, run_step: Any, summary: str, description: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = steps.add_parser(
-        name, help=summary, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        name, help=summary, description=description, formatter_class=_Help
     )
     parser.set_defaults(prepare_run=run_step)
     return parser
