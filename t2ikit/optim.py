@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +104,7 @@ class LAMB(Optimizer):
         if group["weight_decay"] != 0.0:
             torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
         if group["trust_ratio"]:
-            steps = (-group["lr"] * _trust_ratios(weights, updates)).unbind()
+            steps = (-group["lr"] * _trust_ratios(weights, list(updates))).unbind()
             torch._foreach_addcmul_(weights, updates, steps)
         else:
             torch._foreach_add_(weights, updates, alpha=-group["lr"])
@@ -126,7 +126,7 @@ class LAMB(Optimizer):
         return state
 
 
-def _trust_ratios(weights: Sequence[Tensor], updates: Sequence[Tensor]) -> Tensor:
+def _trust_ratios(weights: list[Tensor], updates: list[Tensor]) -> Tensor:
     """|p| / |u| of each of n tensors, 1 where either is 0; [n] on the device."""
     weight_norms = torch.stack(torch._foreach_norm(weights))
     update_norms = torch.stack(torch._foreach_norm(updates))

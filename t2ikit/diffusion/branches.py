@@ -35,7 +35,8 @@ class GuidedDenoiser:
         denoiser: the denoiser.
         process: the diffusion process.
         guidance: the rule.
-        times: [steps + 1] on the device of x, the t of every node.
+        times: [steps + 1] on the CPU, the t of every node.
+        device: of x.
         context: of the text, B rows.
         uncond: context of the unconditional text, B rows; None when nothing needs it.
         weaker: context of the text by ``guidance.weaker``, B rows; None without autoguidance.
@@ -48,6 +49,7 @@ class GuidedDenoiser:
         process: Process,
         guidance: Guidance,
         times: Tensor,
+        device: torch.device,
         context: Any,
         uncond: Any = None,
         weaker: Any = None,
@@ -56,12 +58,12 @@ class GuidedDenoiser:
         self.denoiser, self.process, self.guidance = denoiser, process, guidance
         self.times = times
         self.steps = len(times) - 1
-        self.log_snr = process.log_snr(times.cpu().double()).tolist()
+        self.log_snr = process.log_snr(times.double()).tolist()
         self.context, self.uncond, self.weaker = context, uncond, weaker
         self.stacked = stacked
-        self.levels = process.level(times, denoiser.level_kind)
+        self.levels = process.level(times, denoiser.level_kind).to(device)
         if guidance.weaker is not None:
-            self.weaker_levels = process.level(times, guidance.weaker.level_kind)
+            self.weaker_levels = process.level(times, guidance.weaker.level_kind).to(device)
         self.state: Any = None
         self.uncond_state: Any = None
         self.weaker_state: Any = None
@@ -70,7 +72,7 @@ class GuidedDenoiser:
 
     def __call__(self, x: Tensor, node: int, step: int) -> tuple[Tensor, Tensor]:
         """(x_0, noise) estimated from x [B, C, H, W] at a node of the grid, as part of a step."""
-        t = self.times[node].expand(x.shape[0])
+        t = self.times[node : node + 1]
         weight, latent_weight = self.guidance.weights(step, self.steps, self.log_snr[node])
         if weight == 0.0 and latent_weight == 0.0:
             output = self._unguided(x, node)
@@ -137,7 +139,7 @@ class GuidedDenoiser:
         other_x0, _ = self.process.split(x, other, t)
         self._running = projection.running(x0 - other_x0, self._running)
         moved = x0 + weight * projection.project(self._running, x0)
-        alpha, sigma = (each.to(x.dtype).reshape(-1, 1, 1, 1) for each in self.process.scales(t))
+        alpha, sigma = (float(each) for each in self.process.scales(t))
         return self.process.target(moved, (x - alpha * moved) / sigma, t)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from t2ikit.diffusion.schedules import GammaSchedule, check_schedule, gamma_schedule
 
 LevelKind = Literal["gamma", "t", "log_snr"]
+Spacing = Literal["time", "ode", "angle"]
 Threshold = tuple[str, float] | str
 # A network cannot be told an infinite log-SNR; fp32 cannot tell gamma from 1 beyond 17 anyway.
 LOG_SNR_LIMIT = 30.0
@@ -71,12 +72,14 @@ class Process(ABC):
         """(d alpha / ds, d sigma / ds) at t [...]; the ODE is dx/ds = alpha' x_0 + sigma' noise."""
 
     @abstractmethod
-    def times(self, steps: int) -> Tensor:
-        """[steps + 1] float64 from 1 down to 0: the grid of DDIM and DDPM."""
+    def times(self, steps: int, spacing: Spacing = "time") -> Tensor:
+        """A sampling grid, [steps + 1] float64 from 1 down to 0.
 
-    @abstractmethod
-    def smooth_times(self, steps: int) -> Tensor:
-        """[steps + 1] float64 from 1 down to 0: the grid of Euler, Heun and DPM-Solver++."""
+        Args:
+            steps: number of steps.
+            spacing: "time", even in t; "angle", :meth:`angle_times`; "ode", the one of the two that suits Euler and
+                Heun.
+        """
 
     @abstractmethod
     def default_threshold(self, channels: int) -> Threshold:
@@ -104,6 +107,27 @@ class Process(ABC):
         """x_t = alpha x_0 + sigma noise, [B, C, H, W]."""
         alpha, sigma = self._columns(x0, t)
         return alpha * x0 + sigma * noise
+
+    def angle_times(self, steps: int, log_snr_shift: float = 0.0) -> Tensor:
+        """A grid by the angle phi with tan phi = sigma / alpha, whose steps shrink towards both ends.
+
+        phi falls with the distribution function of a semicircle. Towards the ends the log-SNR then changes by about
+        1.5 / k in the k-th step, where x depends on it like (k / steps)^3, so that the error of a second-order solver
+        is steps^-2. With even steps of phi it is log(steps) steps^-2; with even steps of t and a linear gamma, whose
+        phi is like sqrt(t), the last step alone costs steps^-1.
+
+        Args:
+            steps: number of steps.
+            log_snr_shift: centre of the grid in log-SNR.
+        """
+        ends = self.log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64)) - log_snr_shift
+        first, last = torch.atan(torch.exp(-0.5 * ends))
+        s = torch.arange(steps + 1, dtype=torch.float64) / steps
+        share = (torch.asin(s.sqrt()) - (1.0 - 2.0 * s) * (s * (1.0 - s)).sqrt()) * (2.0 / math.pi)
+        angle = first + (last - first) * share
+        t = self.time(log_snr_shift - 2.0 * torch.log(torch.tan(angle)))
+        t[0], t[-1] = 1.0, 0.0
+        return t
 
     def _gamma(self, t: Tensor) -> Tensor:
         alpha, sigma = self.scales(t)
@@ -222,21 +246,11 @@ class GaussianDiffusion(Process):
         alpha, sigma = self.scales(t)
         return -sigma, alpha
 
-    def times(self, steps: int) -> Tensor:
-        """t_k = 1 - k / steps."""
-        return 1.0 - torch.arange(steps + 1, dtype=torch.float64) / steps
-
-    def smooth_times(self, steps: int) -> Tensor:
-        """Even steps of the angle, whatever the schedule.
-
-        Even steps of t give a linear gamma an angle like sqrt(t): at both ends the first and last step then carry an
-        error of first order, and no solver can be better than that.
-        """
-        ends = self.coordinate(torch.tensor([1.0, 0.0], dtype=torch.float64))
-        angle = torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64) * (ends[1] - ends[0]) + ends[0]
-        t = self.time(-2.0 * torch.log(torch.tan(angle)))
-        t[0], t[-1] = 1.0, 0.0
-        return t
+    def times(self, steps: int, spacing: Spacing = "time") -> Tensor:
+        """ "time": t_k = 1 - k / steps; else by angle."""
+        if spacing == "time":
+            return 1.0 - torch.arange(steps + 1, dtype=torch.float64) / steps
+        return self.angle_times(steps, self.schedule.log_snr_shift)
 
     def default_threshold(self, channels: int) -> Threshold:
         """Pixels (3 channels) are clamped to +-1, latents to +-4 standard deviations."""
@@ -314,13 +328,11 @@ class RectifiedFlow(Process):
         """(-1, 1)."""
         return -torch.ones_like(t), torch.ones_like(t)
 
-    def times(self, steps: int) -> Tensor:
-        """Shifted 1 - k / steps."""
+    def times(self, steps: int, spacing: Spacing = "time") -> Tensor:
+        """ "time" and "ode": shifted 1 - k / steps, since a flow is smooth in t; else by angle."""
+        if spacing == "angle":
+            return self.angle_times(steps, -2.0 * math.log(self.shift))
         return self._shifted(1.0 - torch.arange(steps + 1, dtype=torch.float64) / steps)
-
-    def smooth_times(self, steps: int) -> Tensor:
-        """The same as :meth:`times`: a flow is smooth in t."""
-        return self.times(steps)
 
     def default_threshold(self, channels: int) -> Threshold:
         """None."""
@@ -332,4 +344,4 @@ class RectifiedFlow(Process):
 
 def _column(values: Tensor, x: Tensor) -> Tensor:
     dtype = torch.promote_types(x.dtype, torch.float32)
-    return values.to(dtype).reshape(-1, *(1,) * (x.dim() - 1))
+    return values.to(x.device, dtype, non_blocking=True).reshape(-1, *(1,) * (x.dim() - 1))

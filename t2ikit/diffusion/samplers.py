@@ -110,12 +110,14 @@ def sample(
     _check(noise, steps, generators)
     x = noise.to(torch.promote_types(noise.dtype, torch.float32))
     bound = threshold_function(process.default_threshold(x.shape[1]) if threshold is None else threshold)
-    # In the dtype of x, so that the network is told exactly the gamma from which the coefficients come.
-    times = (process.smooth_times(steps) if solver.smooth else process.times(steps)).to(x.dtype)
+    times = process.times(steps, solver.spacing)
+    if solver.spacing == "time":
+        # DDIM as specified: gamma of a t in the dtype of x. The other grids lie too close to t = 1 for fp32.
+        times = times.to(x.dtype)
     grid = Grid.of(process, times)
     with _evaluating(denoiser, rule.weaker):
         context, uncond_context, weaker_context = _contexts(denoiser, rule, x, text, uncond)
-        network = GuidedDenoiser(denoiser, process, rule, times.to(x.device), context, uncond_context, weaker_context)
+        network = GuidedDenoiser(denoiser, process, rule, times, x.device, context, uncond_context, weaker_context)
 
         def estimate(x: Tensor, node: int, step: int) -> tuple[Tensor, Tensor]:
             x0, noise = network(x, node, step)

@@ -131,10 +131,9 @@ class Cosine(GammaSchedule):
 
     def unshifted(self, t: Tensor) -> Tensor:
         """t [...] -> [...]."""
-        if self.tau <= 0.0:
-            return torch.full_like(t, math.nan)
         at_start, at_end = self._power(self.start), self._power(self.end)
-        if at_start == at_end:
+        # Outside [0, 1] the wave turns, which the clipping would hide.
+        if self.tau <= 0.0 or not 0.0 <= min(self.start, self.end) < max(self.start, self.end) <= 1.0:
             return torch.full_like(t, math.nan)
         angle = (t * (self.end - self.start) + self.start) * (0.5 * math.pi)
         # cos(pi / 2) rounds to a tiny negative number, which has no fractional power.
@@ -142,7 +141,7 @@ class Cosine(GammaSchedule):
         return ((at_end - at_t) / (at_end - at_start)).clamp(GAMMA_MIN, GAMMA_MAX)
 
     def _power(self, x: float) -> float:
-        return float(max(math.cos(0.5 * math.pi * x), 0.0) ** (2.0 * self.tau))
+        return float(max(math.cos(0.5 * math.pi * x), 0.0) ** (2.0 * max(self.tau, 0.0)))
 
 
 class CosineSimple(GammaSchedule):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from t2ikit.diffusion.processes import Process
+from t2ikit.diffusion.processes import Process, Spacing
 
 Estimate = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
 Draw = Callable[[Tensor], Tensor]
@@ -131,16 +131,16 @@ def _slope(grid: Grid, node: int, x0: Tensor, noise: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Solver:
-    """A method and the grid it wants: the process's plain times, or the ones on which its ODE is smooth."""
+    """A method, and the spacing of the grid that it wants."""
 
     steps: Callable[[Estimate, Grid, Tensor, Draw], Iterator[Tensor]]
-    smooth: bool
+    spacing: Spacing
 
 
 SOLVERS = {
-    "ddim": Solver(ddim, smooth=False),
-    "ddpm": Solver(ddpm, smooth=False),
-    "euler": Solver(euler, smooth=True),
-    "heun": Solver(heun, smooth=True),
-    "dpmpp_2m": Solver(dpmpp_2m, smooth=True),
+    "ddim": Solver(ddim, "time"),
+    "ddpm": Solver(ddpm, "time"),
+    "euler": Solver(euler, "ode"),
+    "heun": Solver(heun, "ode"),
+    "dpmpp_2m": Solver(dpmpp_2m, "angle"),
 }

@@ -1,0 +1,105 @@
+"""The objective: closed forms of the loss and its weights, the text encoded once, no side effects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from t2ikit.diffusion import GaussianDiffusion, Objective, RectifiedFlow
+
+
+def _inputs(rows: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x0, noise = torch.randn(2, rows, 2, 2, 2, generator=generator, dtype=torch.float64)
+    return x0, noise, torch.linspace(0.1, 0.9, rows, dtype=torch.float64)
+
+
+def test_loss_is_the_mean_squared_error_of_the_main_pass(make: Any) -> None:
+    denoiser = make.bookkeeping().eval()
+    x0, noise, t = _inputs()
+    keep = torch.tensor([True, False, True, True])
+    text = make.text(0.1, 0.2, 0.3, 0.4)
+    loss = Objective(GaussianDiffusion()).loss(denoiser, x0, noise, t, text, keep)
+    assert denoiser.books.encoded == 1 and len(denoiser.books.keeps) == 1
+    assert denoiser.books.calls[0].states == [3.0, 0.0, 3.0, 3.0]
+    gamma = (1 - t).reshape(-1, 1, 1, 1)
+    y = gamma.sqrt() * x0 + (1 - gamma).sqrt() * noise
+    shift = (torch.tensor([0.1, 0.2, 0.3, 0.4]) + 0.1 * torch.tensor([3.0, 0, 3, 3])).double().reshape(-1, 1, 1, 1)
+    expected = (0.5 * y + shift * torch.tanh(y) - noise).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_no_self_conditioning_without_keep(make: Any) -> None:
+    denoiser = make.bookkeeping()
+    x0, noise, t = _inputs()
+    Objective(RectifiedFlow()).loss(denoiser, x0, noise, t, make.text(0, 0, 0, 0))
+    assert denoiser.books.keeps == [] and denoiser.books.calls[0].states is None
+
+
+def test_the_window_reaches_the_denoiser(make: Any) -> None:
+    denoiser = make.bookkeeping()
+    x0, noise, t = _inputs()
+    window = torch.full((4, 4), 0.25)
+    Objective(GaussianDiffusion()).loss(denoiser, x0, noise, t, make.text(0, 0, 0, 1), window=window)
+    assert denoiser.books.calls[0].texts == [0.25, 0.25, 0.25, 1.25]
+
+
+def test_no_side_effects(make: Any) -> None:
+    denoiser = make.bookkeeping().eval()
+    x0, noise, t = _inputs()
+    before = [each.clone() for each in (x0, noise, t)]
+    denoiser.gain.grad = torch.tensor(7.0, dtype=torch.float64)
+    state = torch.random.get_rng_state()
+    loss = Objective(GaussianDiffusion(), offset_noise=0.1).loss(denoiser, x0, noise, t, make.text(0, 0, 0, 0))
+    assert all(torch.equal(a, b) for a, b in zip(before, (x0, noise, t), strict=True))
+    assert torch.equal(state, torch.random.get_rng_state()) and float(denoiser.gain.grad) == 7.0
+    loss.mean().backward()
+    assert float(denoiser.gain.grad) != 7.0
+
+
+@pytest.mark.parametrize("process", [GaussianDiffusion(), GaussianDiffusion(prediction="v"), RectifiedFlow()], ids=repr)
+def test_min_snr_weighs_the_error_of_x0(process: Any, make: Any) -> None:
+    """min(SNR, 5) |x_0 estimate - x_0|^2 from its definition, for each parametrisation."""
+    denoiser = make.bookkeeping().eval()
+    x0, noise, t = _inputs()
+    text = make.text(0.1, 0.2, 0.3, 0.4)
+    loss = Objective(process, min_snr=5.0).loss(denoiser, x0, noise, t, text)
+    x_t = process.add_noise(x0, noise, t)
+    output = denoiser(x_t, process.level(t, "gamma"), denoiser.encode_text(text)).output
+    estimate, _ = process.split(x_t, output, t)
+    snr = process.log_snr(t).exp()
+    expected = snr.clamp(max=5.0) * (estimate - x0).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
+    assert torch.isfinite(Objective(process, min_snr=5.0).weight(torch.tensor([0.0, 1.0]))).all()  # type: ignore[arg-type]
+
+
+def test_epsilon_space_of_a_v_prediction_is_the_error_of_the_noise(make: Any) -> None:
+    process = GaussianDiffusion("shifted_cosine", prediction="v")
+    denoiser = make.bookkeeping().eval()
+    x0, noise, t = _inputs()
+    text = make.text(0.1, 0.2, 0.3, 0.4)
+    loss = Objective(process, space="epsilon").loss(denoiser, x0, noise, t, text)
+    x_t = process.add_noise(x0, noise, t)
+    output = denoiser(x_t, process.level(t, "gamma"), denoiser.encode_text(text)).output
+    _, estimate = process.split(x_t, output, t)
+    torch.testing.assert_close(loss, (estimate - noise).square().mean(dim=(1, 2, 3)))
+
+
+def test_offset_noise_has_the_law_of_a_constant_a_channel() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(20_000, 2, 4, 4, generator=generator, dtype=torch.float64)
+    moved = Objective(GaussianDiffusion(), offset_noise=0.3).offset(noise)
+    means = moved.mean(dim=(2, 3))
+    assert float(means.var()) == pytest.approx(1 / 16 + 0.09, rel=0.02)
+    residual = moved - means[..., None, None]
+    torch.testing.assert_close(residual, noise - noise.mean(dim=(2, 3), keepdim=True))
+    assert abs(float((means[:, 0] * means[:, 1]).mean())) < 3e-3
+    assert Objective(GaussianDiffusion()).offset(noise) is noise
+
+
+def test_wrong_options_are_refused() -> None:
+    for options in ({"offset_noise": -0.1}, {"min_snr": 0.0}, {"space": "x0"}, {"min_snr": 5.0, "space": "epsilon"}):
+        with pytest.raises(ValueError, match="offset_noise|min_snr|space"):
+            Objective(GaussianDiffusion(), **options)  # type: ignore[arg-type]
