@@ -6,7 +6,7 @@ Shape legend::
     t                        [B], float32 or float64, in [0, 1]: 0 is clean, 1 is noise
     u                        [B], noise quantile in [0, 1]; t = process.t(u)
 
-Every process here is x_t = alpha(t) x_0 + sigma(t) noise. A process holds no tensors and no state. Results are in the
+Every process is x_t = alpha(t) x_0 + sigma(t) noise. A process holds no tensors and no state. Results are in the
 dtype of x, fp32 at the least.
 """
 
@@ -137,6 +137,130 @@ class Process(ABC):
         """alpha and sigma as [B, 1, ..., 1] in the dtype of x, fp32 at the least."""
         alpha, sigma = self.scales(t)
         return _column(alpha, x), _column(sigma, x)
+
+
+class GaussianDiffusion(Process):
+    """Variance-preserving diffusion: alpha^2 = gamma(t), sigma^2 = 1 - gamma(t) (Ho et al. 2020, equation 4).
+
+    Args:
+        schedule: name of a gamma schedule, or a :class:`GammaSchedule`.
+        prediction: "epsilon", the noise (Ho et al. 2020, equation 14), or "v" = alpha noise - sigma x_0
+            (Salimans & Ho 2022, appendix D).
+        start: option of the sigmoid and cosine schedules.
+        end: option of the sigmoid and cosine schedules.
+        tau: option of the sigmoid and cosine schedules.
+        log_snr_min: option of the shifted cosine.
+        log_snr_max: option of the shifted cosine.
+        log_snr_shift: of any named schedule: added to the log-SNR, 2 log(64 / side) for larger images.
+        data_std: standard deviation of x_0; bounds the estimates of x_0 in sampling at 4 times itself.
+
+    Raises:
+        ValueError: an unknown schedule, prediction or option, or a schedule that is not monotone.
+    """
+
+    def __init__(
+        self,
+        schedule: str | GammaSchedule = "linear",
+        prediction: Literal["epsilon", "v"] = "epsilon",
+        start: float | None = None,
+        end: float | None = None,
+        tau: float | None = None,
+        log_snr_min: float | None = None,
+        log_snr_max: float | None = None,
+        log_snr_shift: float | None = None,
+        data_std: float = 1.0,
+    ) -> None:
+        given = {
+            "start": start,
+            "end": end,
+            "tau": tau,
+            "log_snr_min": log_snr_min,
+            "log_snr_max": log_snr_max,
+            "log_snr_shift": log_snr_shift,
+        }
+        options = {name: value for name, value in given.items() if value is not None}
+        if isinstance(schedule, str):
+            self.schedule = gamma_schedule(schedule, **options)
+        elif options:
+            raise ValueError(f"{', '.join(options)}: give these to the schedule object itself, or name the schedule")
+        else:
+            check_schedule(schedule)
+            self.schedule = schedule
+        if prediction not in ("epsilon", "v"):
+            raise ValueError(f"prediction must be 'epsilon' or 'v', got {prediction!r}")
+        if not data_std > 0.0:
+            raise ValueError(f"data_std is the standard deviation of x_0, above 0; got {data_std}")
+        self.prediction = prediction
+        self.data_std = data_std
+
+    def __repr__(self) -> str:
+        return f"GaussianDiffusion({self.schedule!r}, prediction={self.prediction!r}, data_std={self.data_std!r})"
+
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(sqrt gamma, sqrt(1 - gamma))."""
+        gamma = self.schedule(t)
+        return gamma.sqrt(), (1.0 - gamma).sqrt()
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(gamma / (1 - gamma))."""
+        return self.schedule.log_snr(t)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        """t of a log-SNR."""
+        return self.schedule.time(log_snr)
+
+    def t(self, u: Tensor) -> Tensor:
+        """t is uniform: the identity."""
+        return u
+
+    def quantile(self, log_snr: float) -> float:
+        """u = t of the log-SNR."""
+        return self.schedule.quantile(log_snr)
+
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """The noise, or v = alpha noise - sigma x_0."""
+        if self.prediction == "epsilon":
+            return noise
+        alpha, sigma = self._columns(x0, t)
+        return alpha * noise - sigma * x0
+
+    def split(self, x_t: Tensor, output: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """epsilon: ((x_t - sigma e) / alpha, e); v: (alpha x_t - sigma v, sigma x_t + alpha v)."""
+        alpha, sigma = self._columns(x_t, t)
+        if self.prediction == "epsilon":
+            return (x_t - sigma * output) / alpha, output
+        return alpha * x_t - sigma * output, sigma * x_t + alpha * output
+
+    def error_gain(self, t: Tensor) -> Tensor:
+        """epsilon: 1 / alpha; v: 1."""
+        alpha, _ = self.scales(t)
+        return 1.0 / alpha if self.prediction == "epsilon" else torch.ones_like(alpha)
+
+    def coordinate(self, t: Tensor) -> Tensor:
+        """The angle phi with alpha = cos phi, sigma = sin phi; dx/dphi is v (Salimans & Ho 2022, appendix D)."""
+        alpha, sigma = self.scales(t)
+        return torch.atan2(sigma, alpha)
+
+    def tangent(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(-sigma, alpha)."""
+        alpha, sigma = self.scales(t)
+        return -sigma, alpha
+
+    def times(self, steps: int, spacing: Spacing = "time") -> Tensor:
+        """ "time": t_k = 1 - k / steps; else by angle."""
+        if spacing == "time":
+            return 1.0 - torch.arange(steps + 1, dtype=torch.float64) / steps
+        return self.angle_times(steps, self.schedule.log_snr_shift)
+
+    def default_threshold(self, channels: int) -> Threshold:
+        """Pixels (3 channels) are clamped to +-1, latents to +-4 standard deviations."""
+        return ("clamp", 1.0) if channels == 3 else ("clamp", 4.0 * self.data_std)
+
+
+def _columns(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha and sigma as [B, 1, ..., 1] in the dtype of x, fp32 at the least."""
+    alpha, sigma = self.scales(t)
+    return _column(alpha, x), _column(sigma, x)
 
 
 class GaussianDiffusion(Process):
