@@ -96,7 +96,6 @@ def class_parser(cls: type) -> ArgumentParser:
     return parser
 
 
-@cache
 def accepted(cls: type) -> tuple[str, ...]:
     """Names of the constructor's arguments, inherited ones included."""
     defaults = class_parser(cls).get_defaults().get("it")

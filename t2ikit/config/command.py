@@ -194,8 +194,9 @@ def _build(plan: Plan, folder: Path, step: int) -> Experiment:
             self.experiment.flush()
 
     # A resumed run makes the steps after its checkpoint again: TensorBoard forgets the old ones, so does metrics.csv.
-    purge = {"purge_step": step + 1} if step else {}
-    board = TensorBoard(str(folder.parent), name="", version=folder.name, default_hp_metric=False, **purge)
+    board = TensorBoard(
+        str(folder.parent), name="", version=folder.name, default_hp_metric=False, purge_step=step + 1 if step else None
+    )
     table = MetricsCSV(str(folder))
     if step:
         table.rewind(step)

@@ -94,7 +94,7 @@ def merge(base: Any, new: Any) -> Any:
         new = {"class_path": new}
     if not (isinstance(base, dict) and isinstance(new, dict)):
         return copy.deepcopy(new)
-    merged = dict(base)
+    merged = copy.deepcopy(base)
     if "class_path" in base and "class_path" in new and not _same_class(base["class_path"], new["class_path"]):
         merged.pop("init_args", None)
         merged.pop("dict_kwargs", None)

@@ -42,6 +42,13 @@ def test_name_is_the_stem_of_the_file(tmp_path: Path) -> None:
     assert composed(tmp_path / "second.yaml")["run"]["name"] == "second"
 
 
+def test_one_experiment_leaves_nothing_for_the_next(tmp_path: Path) -> None:
+    write(tmp_path, one="run: {directory: here}\nmodel: {init_args: {lr: 1}}", two="trainer: {}")
+    composed(tmp_path / "one.yaml", ("run.name", "mine"))
+    assert composed(tmp_path / "two.yaml")["run"] == {"directory": "runs", "name": "two"}
+    assert composed(tmp_path / "two.yaml")["model"] == {"class_path": "t2ikit.module.TextToImage"}
+
+
 def test_parent_falls_back_to_the_shipped_ones(tmp_path: Path) -> None:
     write(tmp_path, mine="extends: [base/training.yaml]\ndata: {class_path: x.Y}")
     assert (shipped_experiments() / "base" / "training.yaml").is_file()

@@ -1,0 +1,54 @@
+"""What the Markdown files say is there: links lead somewhere, the commands shown are commands of this version."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from t2ikit.cli import COMMANDS
+from t2ikit.config import compose
+from t2ikit.config.command import read_arguments
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+# [text](target), ![text](target), <img src="target">
+LINK = re.compile(r"\]\(([^)\s]+)\)|<img[^>]*\ssrc=\"([^\"]+)\"")
+COMMAND = re.compile(r"\b(lightning|t2ikit|python -m t2ikit) +([a-z][a-z-]*)([^`\n#|&;]*)")
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(text: str) -> str:
+    """The fenced blocks and inline code of a page."""
+    fenced = re.findall(r"^```[a-z]*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    return "\n".join([*fenced, *re.findall(r"`([^`\n]+)`", text)])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links(page: Path) -> None:
+    targets = [first or second for first, second in LINK.findall(page.read_text())]
+    local = [target.partition("#")[0] for target in targets if not re.match(r"[a-z]+:", target)]
+    missing = [target for target in local if target and not (page.parent / target).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands(page: Path) -> None:
+    for program, command, rest in COMMAND.findall(blocks(page.read_text())):
+        if program == "lightning" and command != "run":
+            continue
+        assert command in COMMANDS, f"{program} {command}"
+        experiment = re.search(r"experiments/\S+\.ya?ml", rest)
+        if command == "run" and experiment:
+            compose(ROOT / experiment[0])
+            words = [word for word in shlex.split(rest) if not re.fullmatch(r"\[.*\]?|.*\]", word)]
+            read_arguments(words, "lightning run")
+
+
+def test_pages_are_found() -> None:
+    assert {"README.md", "CONTRIBUTING.md"} <= {name(page) for page in PAGES}
