@@ -15,17 +15,22 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-class _Numbers:
-    """A sampler whose numbers can change between two passes, so that worker processes are kept."""
+def _read(
+    stream: TrainingStream | EvaluationStream, numbers: range, num_workers: int, pin_memory: bool
+) -> DataLoader[StoredBatch]:
+    """Reads the numbered batches of a stream, in order.
 
-    def __init__(self) -> None:
-        self.numbers = range(0)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.numbers)
-
-    def __len__(self) -> int:
-        return len(self.numbers)
+    Workers live as long as one pass: kept ones would end only with the garbage collection of the loader, where PyTorch
+    waits five seconds for each of them.
+    """
+    return DataLoader(
+        stream,  # type: ignore[arg-type]  # map-style by its methods
+        batch_size=None,
+        sampler=numbers,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        collate_fn=_as_it_is,
+    )
 
 
 class PositionLoader:
@@ -52,16 +57,8 @@ class PositionLoader:
     ) -> None:
         self.stream = stream
         self.batches_per_pass = batches_per_pass or len(stream)
-        self._sampler = _Numbers()
-        self._loader: DataLoader[StoredBatch] = DataLoader(
-            stream,  # type: ignore[arg-type]  # map-style by its methods
-            batch_size=None,
-            sampler=self._sampler,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            persistent_workers=num_workers > 0,
-            collate_fn=_as_it_is,
-        )
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
         self._position = 0  # micro-batches of this rank
 
     @property
@@ -80,8 +77,7 @@ class PositionLoader:
     def __iter__(self) -> Iterator[StoredBatch]:
         # A generator: Lightning calls iter() several times, but only the iterator that is advanced may start workers.
         end = (self._position // self.batches_per_pass + 1) * self.batches_per_pass
-        self._sampler.numbers = range(self._position, end)
-        for batch in self._loader:
+        for batch in _read(self.stream, range(self._position, end), self.num_workers, self.pin_memory):
             self._position += 1
             yield batch
 
@@ -113,16 +109,11 @@ class EvaluationLoader:
 
     def __init__(self, stream: EvaluationStream, num_workers: int = 0, pin_memory: bool = False) -> None:
         self.stream = stream
-        self._loader: DataLoader[StoredBatch] = DataLoader(
-            stream,  # type: ignore[arg-type]  # map-style by its methods
-            batch_size=None,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            collate_fn=_as_it_is,
-        )
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
 
     def __len__(self) -> int:
         return len(self.stream)
 
     def __iter__(self) -> Iterator[StoredBatch]:
-        yield from self._loader
+        yield from _read(self.stream, range(len(self.stream)), self.num_workers, self.pin_memory)

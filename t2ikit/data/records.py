@@ -249,7 +249,7 @@ class RecordSet:
         """
         path = self.folder / _EMPTY_PROMPT_NAME
         if not path.is_file():
-            raise ValueError(f"{self.folder} has no text states: run t2ikit prepare encode")
+            raise ValueError(f"{self.folder} has no text states: run t2ikit prepare encode --out {self.folder.parent}")
         with np.load(path, allow_pickle=False) as arrays:
             return Tokens(arrays["values"], arrays.get("scales"))
 
@@ -278,5 +278,5 @@ class RecordSet:
     def _repair(self) -> str:
         return (
             f"See what is damaged with: t2ikit prepare check {self.folder}\n"
-            f"Then remove {self.folder} and write it again: t2ikit prepare encode"
+            f"Then remove {self.folder} and write it again: t2ikit prepare encode --out {self.folder.parent}"
         )
