@@ -2,27 +2,22 @@
 
 Shape legend::
 
-    N  image and caption pairs    D  embedding width    L  tokens
+    N  image and caption pairs    D  embedding width
 
-CLIP's text tower reads at most 77 tokens and pools at the end token. A longer caption has to be cut so that the end
-token stays; common code cuts it away, after which the largest id left is pooled (with CLIP's vocabulary the start
-token, whose state knows no caption), and scores of long captions fall to about a third. ``legacy=True`` reproduces
-that for comparison with numbers made so.
+Long captions keep their end token; the ``legacy`` switch drops it as common code does (see ``t2ikit.metrics.clip``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from t2ikit.metrics.base import Metric, Samples
-from t2ikit.metrics.pixels import describe_pipeline, preprocess_batch
-from t2ikit.pretrained import load_pretrained
+from t2ikit.metrics.clip import CLIPEncoder
 
-CONTEXT = 77  # tokens that CLIP reads, with the start and the end
 FORMS = ("torchmetrics", "hessel")
 HESSEL_PREFIX = "A photo depicts "
 HESSEL_WEIGHT = 2.5
@@ -60,37 +55,6 @@ def pair_cosines(image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
     return (images * texts).sum(dim=1) / lengths
 
 
-def truncate(ids: Sequence[int], end: int, legacy: bool = False, context: int = CONTEXT) -> list[int]:
-    """The tokens of one caption, start and end included, cut to what CLIP reads.
-
-    Args:
-        ids: token ids of the whole caption.
-        end: id of the end token.
-        legacy: cut without mercy, so that a long caption loses its end token.
-        context: how many tokens are read.
-
-    Returns:
-        At most ``context`` ids; a cut caption has the end token last, unless ``legacy``.
-    """
-    if len(ids) <= context:
-        return list(ids)
-    return list(ids[:context]) if legacy else [*ids[: context - 1], end]
-
-
-def pooled_position(ids: Tensor, end: int, legacy: bool = False) -> Tensor:
-    """Where the text tower pools: the first end token of each row [B, L], or, ``legacy``, the largest id.
-
-    Raises:
-        ValueError: a row without an end token (not ``legacy``).
-    """
-    if legacy:
-        return ids.argmax(dim=1)
-    ends = ids == end
-    if not bool(ends.any(dim=1).all()):
-        raise ValueError("a caption has no end token: cut it with truncate()")
-    return ends.to(torch.int64).argmax(dim=1)
-
-
 class CLIPScore(Metric):
     """CLIPScore of the samples' images and prompts."""
 
@@ -113,60 +77,22 @@ class CLIPScore(Metric):
         """
         if form not in FORMS:
             raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}")
-        self.model = model
-        self.revision = revision
         self.form = form
-        self.legacy = legacy
         self.batch_size = batch_size
-        self.pipeline = "clip_224"
-        self._loaded: tuple[nn.Module, Any, str] | None = None
-
-    def _load(self) -> tuple[nn.Module, Any, str]:
-        if self._loaded is None:
-            from transformers import AutoTokenizer, CLIPModel
-
-            network, found = load_pretrained(
-                CLIPModel, self.model, self.revision, "init_args.model", ("tokenizer.json", "vocab.json", "merges.txt")
-            )
-            self._loaded = (network, AutoTokenizer.from_pretrained(found.folder), found.reference.sha256)
-        return self._loaded
+        self.encoder = CLIPEncoder(model, revision, "clip_224", legacy)
 
     def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
         """Yields ("clip_score", value); ValueError without prompts."""
         if not samples.prompts:
             raise ValueError("CLIPScore needs the prompts of the images")
-        images = [self.embed_images(part) for part in samples.images.split(self.batch_size)]
-        texts = [
-            self.embed_texts(samples.prompts[start : start + self.batch_size], samples.images.device)
-            for start in range(0, len(samples), self.batch_size)
-        ]
-        yield "clip_score", clip_score(torch.cat(images), torch.cat(texts), self.form)
-
-    @torch.no_grad()
-    def embed_images(self, images: Tensor) -> Tensor:
-        """Projected embeddings [B, D] float32 of images [B, 3, H, W] uint8."""
-        network: Any = self._load()[0].to(images.device)
-        pixels = preprocess_batch(self.pipeline, images)
-        pooled = network.vision_model(pixel_values=pixels).pooler_output
-        return network.visual_projection(pooled)
-
-    @torch.no_grad()
-    def embed_texts(self, texts: Sequence[str], device: torch.device | str = "cpu") -> Tensor:
-        """Projected embeddings [B, D] float32 of captions."""
-        loaded, tokenizer, _ = self._load()
-        network: Any = loaded.to(device)
         prefix = HESSEL_PREFIX if self.form == "hessel" else ""
-        end = tokenizer.eos_token_id
-        context = min(CONTEXT, network.config.text_config.max_position_embeddings)
-        rows = [truncate(tokenizer(prefix + text)["input_ids"], end, self.legacy, context) for text in texts]
-        length = max(len(row) for row in rows)
-        # Padding goes after the end token, and attention is causal: no mask is needed and any id will do but the end.
-        ids = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=device)
-        states = network.text_model(input_ids=ids).last_hidden_state
-        place = pooled_position(ids, end, self.legacy)
-        return network.text_projection(states[torch.arange(len(rows), device=device), place])
+        images, texts = [], []
+        for start in range(0, len(samples), self.batch_size):
+            images.append(self.encoder.images(samples.images[start : start + self.batch_size]))
+            prompts = [prefix + prompt for prompt in samples.prompts[start : start + self.batch_size]]
+            texts.append(self.encoder.texts(prompts, samples.images.device))
+        yield "clip_score", clip_score(torch.cat(images), torch.cat(texts), self.form)
 
     def fingerprint(self) -> dict[str, Any]:
         """Model, hash of its weights, pixel pipeline, form and the legacy switch."""
-        described = {"features": f"clip:{self.model}", "features_sha256": self._load()[2], "form": self.form}
-        return {**described, "legacy": self.legacy, **describe_pipeline(self.pipeline)}
+        return {**self.encoder.fingerprint(), "form": self.form}

@@ -1,8 +1,8 @@
 """DSG-1k: questions in a scene graph; a question counts only when its parents hold.
 
-Source: Cho et al., "Davidsonian scene graph", 2024. The released script, unlike the paper's pseudo-code, reads the plain
-answers of the parents: a zeroed parent that was itself answered yes does not pull its children down. Both ways are
-here; "official" is the script's and gives the published table.
+Source: Cho et al., "Davidsonian scene graph", 2024. The released script, unlike the pseudo-code beside it, reads the
+plain answers of the parents: a zeroed parent that was itself answered yes does not pull its children down. Both ways
+are here; "official" is the script's and gives the published table.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Shape legend::
 
     C  choices of a question    D  width of the sentence embeddings
 
-Source: Hu et al., "TIFA: accurate and interpretable text-to-image faithfulness evaluation with question answering", 2023.
+Source: Hu et al., "TIFA: accurate and interpretable text-to-image faithfulness evaluation", 2023.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from t2ikit.metrics import Samples
-from t2ikit.metrics.clip_score import CLIPScore, clip_score, pooled_position, truncate
+from t2ikit.metrics.clip import CLIPEncoder, pooled_position, truncate
+from t2ikit.metrics.clip_score import CLIPScore, clip_score
 from t2ikit.metrics.pixels import preprocess
 
 START, END = 98, 99
@@ -56,34 +57,6 @@ def test_pooling_place() -> None:
         pooled_position(cut, END)
 
 
-@pytest.fixture(scope="module")
-def small_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP of 77 tokens and 224 pixels with a vocabulary of 97 words, then the start and the end token."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("clip")
-    vocabulary = {**{f"w{number}": number for number in range(98)}, "<start>": START, "<end>": END}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[("<start>", START), ("<end>", END)]
-    )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<start>", eos_token="<end>", pad_token="<end>"
-    )
-    fast.save_pretrained(folder)
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = CLIPConfig(
-        text_config={**tower, "vocab_size": 100, "eos_token_id": END, "bos_token_id": START, "pad_token_id": END},
-        vision_config={**tower, "image_size": 224, "patch_size": 56},
-        projection_dim=24,
-    )
-    CLIPModel(config).eval().save_pretrained(folder)
-    return folder
-
-
 def test_small_clip_scores_as_transformers_does(small_clip: Path) -> None:
     from transformers import AutoTokenizer, CLIPModel
 
@@ -106,9 +79,9 @@ def test_small_clip_scores_as_transformers_does(small_clip: Path) -> None:
 def test_legacy_forgets_long_captions(small_clip: Path) -> None:
     first = " ".join(f"w{number % 90 + 1}" for number in range(100))
     second = " ".join(f"w{number % 80 + 5}" for number in range(100))
-    legacy = CLIPScore(str(small_clip), legacy=True).embed_texts([first, second])
+    legacy = CLIPEncoder(str(small_clip), legacy=True).texts([first, second])
     assert torch.allclose(legacy[0], legacy[1], atol=1e-6)
-    right = CLIPScore(str(small_clip)).embed_texts([first, second])
+    encoder = CLIPEncoder(str(small_clip))
+    right = encoder.texts([first, second])
     assert not torch.allclose(right[0], right[1], atol=1e-3)
-    together = CLIPScore(str(small_clip)).embed_texts(["w1", first])
-    torch.testing.assert_close(together[1], right[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encoder.texts(["w1", first])[1], right[0], rtol=1e-4, atol=1e-5)
