@@ -18,57 +18,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from t2ikit.data.shapes_geometry import SHAPES, TEXTURES, VARIANTS, class_id, class_name, inside, local, marked
+from t2ikit.data.shapes_palette import BACKGROUNDS, COLORS, MARKS
 from t2ikit.draws import derived_seed, uniforms
 
 DIFFICULTIES = ("simple", "full")
 SPLITS = ("train", "val")
 SMALLEST_SIZE = 16
 
-COLORS: dict[str, tuple[int, int, int]] = {
-    "red": (215, 35, 40),
-    "orange": (250, 140, 20),
-    "yellow": (250, 225, 40),
-    "green": (35, 155, 60),
-    "blue": (40, 80, 225),
-    "purple": (125, 35, 165),
-    "pink": (250, 125, 190),
-    "brown": (115, 65, 30),
-    "black": (18, 18, 20),
-    "white": (250, 250, 250),
-}
-"""GenEval's ten colours."""
+SHAPES_OF = {"simple": SHAPES[:6], "full": SHAPES}
+TEXTURES_OF = {"simple": TEXTURES[:1], "full": TEXTURES}
+COLORS_OF = {"simple": ("red", "orange", "yellow", "green", "blue", "purple"), "full": tuple(COLORS)}
+"""What a difficulty draws from."""
 
-MARKS = {
-    "red": "yellow",
-    "orange": "black",
-    "yellow": "white",
-    "green": "yellow",
-    "blue": "red",
-    "purple": "pink",
-    "pink": "white",
-    "brown": "yellow",
-    "black": "red",
-    "white": "orange",
-}
-"""The second colour of a textured object, by its first: no pair twice, and no mixture of a pair that is a background."""
-
-BACKGROUNDS: dict[str, tuple[int, int, int]] = {
-    "grey": (140, 140, 142),
-    "beige": (205, 188, 150),
-    "mint": (160, 205, 172),
-    "lavender": (172, 162, 208),
-    "slate": (92, 110, 128),
-    "teal": (85, 148, 150),
-    "olive": (128, 132, 84),
-    "tan": (184, 156, 122),
-}
-"""Muted colours, each far from all ten of the objects."""
-
-_SIMPLE_SHAPES, _SIMPLE_COLORS = SHAPES[:6], ("red", "orange", "yellow", "green", "blue", "purple")
 _TINT, _SHADE, _NOISE = 10.0, 9.0, 16.0  # grey levels by which object, background and each noisy pixel may differ
 _MARGIN = 0.04  # of the side, around every object
 _LARGEST_ANGLE = np.deg2rad(10)
 _COLUMNS = 64  # uniform numbers a scene may use
+WORDS = 32  # uniform numbers its caption may use
 _OVERSAMPLING = 4
 
 
@@ -110,7 +76,7 @@ class Background:
 class Scene:
     """What an image shows: ``count`` objects of the main class first, then the secondary ones.
 
-    ``noise_seed`` decides the pixels of a noisy background; ``wording`` [32] floats in [0, 1) the words of the caption.
+    ``noise_seed`` decides the pixels of a noisy background; ``wording`` [WORDS], in [0, 1), the words of the caption.
     """
 
     objects: tuple[SceneObject, ...]
@@ -176,7 +142,7 @@ def scenes(seed: int, split: str, first: int, count: int, difficulty: str) -> li
         raise ValueError(f"unknown difficulty {difficulty!r}; set data.difficulty to one of {', '.join(DIFFICULTIES)}")
     build = _simple if difficulty == "simple" else _full
     rows = uniforms(seed, f"shapes-{split}", first, count, _COLUMNS)
-    wording = uniforms(seed, f"shapes-words-{split}", first, count, 32)
+    wording = uniforms(seed, f"shapes-words-{split}", first, count, WORDS)
     return [
         build(_Chooser(row), derived_seed(seed, f"shapes-noise-{split}", first + i), tuple(wording[i].tolist()))
         for i, row in enumerate(rows)
@@ -184,7 +150,7 @@ def scenes(seed: int, split: str, first: int, count: int, difficulty: str) -> li
 
 
 def _simple(chooser: _Chooser, noise_seed: int, wording: tuple[float, ...]) -> Scene:
-    shape, color = chooser.name(_SIMPLE_SHAPES), chooser.name(_SIMPLE_COLORS)
+    shape, color = chooser.name(SHAPES_OF["simple"]), chooser.name(COLORS_OF["simple"])
     placed = _place(chooser, shape, "plain", color, chooser.uniform(0.5, 0.86), (0.0, 0.0, 1.0, 1.0))
     name = chooser.name(tuple(BACKGROUNDS))
     background = Background("plain", name, name, 0.0, chooser.uniform(-_SHADE, _SHADE))

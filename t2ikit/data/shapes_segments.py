@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from t2ikit.data.shapes import COLORS, MARKS
+from t2ikit.data.shapes_palette import COLORS, MARKS
 
 _PALETTE = np.array(list(COLORS.values()), dtype=np.float64)
 _NAMES = list(COLORS)
