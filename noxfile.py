@@ -29,7 +29,10 @@ def install_wheel(session: nox.Session, *tools: str) -> None:
 def tests(session: nox.Session) -> None:
     """pytest on the installed project; arguments go to pytest: ``nox -s tests -- -k config``."""
     session.install("-e", ".[dev]")
-    session.run("pytest", "-q", *session.posargs, env={"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
+    parallel = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"] if not session.posargs else []
+    session.run(
+        "pytest", "-q", *parallel, *session.posargs, env={"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    )
 
 
 @nox.session
@@ -52,9 +55,10 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Every link between the Markdown files of the project leads somewhere; every command shown is one of ours."""
-    session.install("pytest", "pytest-timeout", "-e", ".")
+    """Links lead somewhere, the commands shown are ours, and the pages can be built."""
+    session.install("pytest", "pytest-timeout", "-e", ".[docs]")
     session.run("pytest", "-q", "tests/test_docs.py")
+    session.run("mkdocs", "build", "--strict", "--site-dir", str(Path(session.create_tmp()).resolve() / "site"))
 
 
 @nox.session

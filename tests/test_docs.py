@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 # [text](target), ![text](target), <img src="target">
 LINK = re.compile(r"\]\(([^)\s]+)\)|<img[^>]*\ssrc=\"([^\"]+)\"")
-COMMAND = re.compile(r"\b(lightning|t2ikit|python -m t2ikit) +([a-z][a-z-]*)([^`\n#|&;]*)")
+COMMAND = re.compile(r"(?:^|&& )(lightning|t2ikit|python -m t2ikit) +([a-z][a-z-]*)([^`\n#|&;]*)", re.MULTILINE)
 
 
 def name(page: Path) -> str:
