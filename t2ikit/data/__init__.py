@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         quantise_tokens,
         write_set,
     )
+    from t2ikit.data.shapes_detector import LargestColorShare, ShapesDetector
+    from t2ikit.data.shapes_prompts import ShapesGenEvalPrompts
     from t2ikit.data.streams import EvaluationStream, GatedStream, RecordOrder, TrainingStream
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "EvaluationLoader",
     "EvaluationStream",
     "GatedStream",
+    "LargestColorShare",
     "Manifest",
     "PositionLoader",
     "Prompt",
@@ -40,6 +43,8 @@ __all__ = [
     "RecordSet",
     "RecordView",
     "ShapesData",
+    "ShapesDetector",
+    "ShapesGenEvalPrompts",
     "Tokens",
     "TrainingStream",
     "damaged_files",
@@ -61,6 +66,8 @@ _MODULES = {
         "write_set",
     ),
     "loaders": ("EvaluationLoader", "PositionLoader"),
+    "shapes_detector": ("LargestColorShare", "ShapesDetector"),
+    "shapes_prompts": ("ShapesGenEvalPrompts",),
     "streams": ("EvaluationStream", "GatedStream", "RecordOrder", "TrainingStream"),
 }
 

@@ -39,12 +39,13 @@ class PromptSource(ABC):
     def states(self, data: DataModule, prompts: Sequence[Prompt]) -> list[Tensor]:
         """Text states of the prompts, each [L, D] float32, from the text encoder that the data was prepared with."""
         reference = data.manifest.text_encoder
+        if reference is None:
+            raise ValueError(f"the data in {data.root} has no text states: run `t2ikit prepare encode`")
         local = Path(data.root) / reference.name
-        name = str(local) if local.is_dir() else reference.name
-        encoder = TextEncoder.load(name, revision=reference.revision, max_tokens=data.manifest.max_tokens)
+        encoder = TextEncoder.load(str(local) if local.is_dir() else reference.name, revision=reference.revision)
         if encoder.reference.sha256 != reference.sha256:
             raise ValueError(
-                f"the text encoder {name} has other weights than the one the data was prepared with "
+                f"the text encoder {reference.name} has other weights than the one the data was prepared with "
                 f"({encoder.reference.sha256[:12]}, manifest: {reference.sha256[:12]}): bring the same weights or run "
                 "`t2ikit prepare encode` again"
             )

@@ -5,12 +5,14 @@ from t2ikit.metrics.cmmd import cmmd
 from t2ikit.metrics.features import FeatureExtractor, RandomConvFeatures
 from t2ikit.metrics.fingerprint import Fingerprint
 from t2ikit.metrics.frechet import Moments, frechet_distance
+from t2ikit.metrics.geneval import GenEval
 from t2ikit.metrics.prdc import prdc, prdc_preset
 
 __all__ = [
     "DistributionMetrics",
     "FeatureExtractor",
     "Fingerprint",
+    "GenEval",
     "Metric",
     "Moments",
     "RandomConvFeatures",
