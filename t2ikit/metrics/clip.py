@@ -66,6 +66,7 @@ class CLIPEncoder:
         pipeline: str = "clip_224",
         legacy: bool = False,
         option: str = "init_args.model",
+        tokenizer: str | None = None,
     ) -> None:
         """Names the model.
 
@@ -75,12 +76,14 @@ class CLIPEncoder:
             pipeline: pixel pipeline of the images.
             legacy: reproduce the loss of the end token in captions over 77 tokens.
             option: what an error message names.
+            tokenizer: repository or local folder of the tokenizer; None takes the model's own.
         """
         self.model = model
         self.revision = revision
         self.pipeline = pipeline
         self.legacy = legacy
         self.option = option
+        self.tokenizer = tokenizer
         self._settings = describe_pipeline(pipeline)
         self._loaded: tuple[Any, Any, str] | None = None
 
@@ -89,7 +92,12 @@ class CLIPEncoder:
             from transformers import AutoTokenizer, CLIPModel
 
             network, found = load_pretrained(CLIPModel, self.model, self.revision, self.option, TOKENIZER_FILES)
-            self._loaded = (network, AutoTokenizer.from_pretrained(found.folder), found.reference.sha256)
+            source = self.tokenizer or found.folder
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(source)
+            except (OSError, ValueError) as error:
+                raise FileNotFoundError(f"no tokenizer at {source} ({error}): correct {self.option}") from error
+            self._loaded = (network, tokenizer, found.reference.sha256)
         return self._loaded
 
     @property
