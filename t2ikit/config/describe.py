@@ -36,7 +36,7 @@ def _describe_class(cls: type, short: str, values: dict[str, Any]) -> Iterator[s
     known = set(accepted(cls)) - (set(TRAINER_OURS) if cls is Trainer else set())
     for action in class_parser(cls)._actions:
         name = action.dest.removeprefix("it.")
-        if name.partition(".")[0] not in known or (name in values and isinstance(values[name], dict)):
+        if name.partition(".")[0] not in known or name.endswith(".help"):
             continue
         text = " ".join((action.help or "").split()) if isinstance(action.help, str) else ""
         text = text if cls is not Trainer else text.partition(". ")[0]
@@ -52,5 +52,7 @@ def _value(values: dict[str, Any], name: str, default: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, dict) and "class_path" in value:
+        return str(value["class_path"])
     text = "null" if value is None else str(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -216,6 +216,7 @@ def test_help_comes_from_the_docstrings() -> None:
     assert "model: tiny_parts.Model. Fits a line." in text
     assert "--model.lr [0.1]  step size." in text
     assert "--model.net.width [7]  how many inputs." in text
+    assert "--model.net [tiny_parts.Line]  the network." in text and ".help" not in text
     assert "--data.batch_size [4]  samples a step." in text
     assert "--callbacks.gate.tau [0.5]  in [0, 1]." in text
     assert "--trainer.max_steps [2]  Stop training after this number of steps" in text
