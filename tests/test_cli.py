@@ -196,21 +196,21 @@ def test_mistake(run: Run, tmp_path: Path, arguments: list[str], message: str) -
     refused = run("run", *arguments)
     assert refused.status == 2
     assert message in refused.err.splitlines()[-1] and "Traceback" not in refused.err
-    assert not list(tmp_path.glob("runs/e/*"))  # nothing is left behind
+    assert not list(tmp_path.glob("runs/*"))  # nothing is left behind
     assert (tmp_path / "touched").exists() == ("nowhere" in arguments)  # only a missing root is found by looking at it
 
 
 REAL_MISTAKES: list[tuple[list[str], str]] = [
-    (["--callbacks.cutmix.tau", "1.4"], "tau"),
-    (["--callbacks.cutmix.p", "-0.1"], "p"),
-    (["--callbacks.cutmix.setting", "cm5"], "setting"),
+    (["--callbacks.cutmix.tau", "1.4"], "callbacks.cutmix: tau must lie in [0, 1], got 1.4"),
+    (["--callbacks.cutmix.p", "-0.1"], "callbacks.cutmix: p must lie in [0, 1], got -0.1"),
+    (["--callbacks.cutmix.setting", "cm5"], "callbacks.cutmix: setting must be one of cm2, cm4"),
     (
         ["--model.process", "t2ikit.diffusion.RectifiedFlow", "--model.process.schedule", "sigmoid"],
         "an argument of GaussianD",
     ),
     (["--model.denoiser", "t2ikit.denoisers.CADJ"], "nearest known: 'CADI'"),
     (["--model.denoiser.num_latent", "4"], "CADI takes no 'num_latent'; nearest known: 'num_latents'"),
-    (["--model.text_drop", "2"], "text_drop"),
+    (["--model.text_drop", "2"], "model.init_args.text_drop is a probability in [0, 1]"),
     (["--data.batch_size", "64", "--trainer.accumulate_grad_batches", "3"], "data.init_args.batch_size: 64 samples"),
     (["--callbacks.ema.decay", "much"], "callbacks.ema.init_args.decay: expected float"),
 ]
@@ -222,7 +222,7 @@ def test_mistake_in_the_quickstart(run: Run, tmp_path: Path, arguments: list[str
     refused = run("run", "mine.yaml", *arguments)
     assert refused.status == 2
     assert message in refused.err.splitlines()[-1] and "Traceback" not in refused.err
-    assert not list(tmp_path.glob("runs/mine/*"))
+    assert not list(tmp_path.glob("runs/*"))
 
 
 def test_checkpoint_that_is_none(run: Run, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shlex
@@ -165,6 +166,8 @@ def train(plan: Plan, text: str, resume: str | None, command: str) -> int:
     except ConfigError:
         if folder.created:
             shutil.rmtree(folder.path)
+            with contextlib.suppress(OSError):  # other versions are there
+                folder.path.parent.rmdir()
         raise
     if chief and status == 0:
         print(f"Run folder: {folder.path}\nCurves and images: tensorboard --logdir {folder.path.parent}")
