@@ -70,7 +70,7 @@ class GammaSchedule(ABC):
 
     def quantile(self, log_snr: float) -> float:
         """The t in [0, 1] whose log-SNR is ``log_snr``."""
-        return float(self.time(torch.tensor(log_snr, dtype=torch.float64)))
+        return float(self.time(torch.tensor(log_snr, dtype=torch.float64, device="cpu")))
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
@@ -218,7 +218,7 @@ def check_schedule(schedule: GammaSchedule) -> None:
     Raises:
         ValueError: with the schedule, its options and the first t at fault.
     """
-    t = torch.linspace(0.0, 1.0, 1001, dtype=torch.float64)
+    t = torch.linspace(0.0, 1.0, 1001, dtype=torch.float64, device="cpu")  # also under a meta default
     gamma = schedule(t)
     wrong = ~torch.isfinite(gamma) | (gamma < 0.0) | (gamma > 1.0)
     wrong[1:] |= gamma[1:] > gamma[:-1] + 1e-15

@@ -1,0 +1,53 @@
+"""Every shipped experiment is read, typed, and opens with its run card; its network is built without memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from t2ikit.config import compose
+from t2ikit.config.experiment import check
+
+FOLDER = Path(__file__).parent.parent / "experiments"
+EXPERIMENTS = sorted(FOLDER.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiment_is_complete(path: Path) -> None:
+    plan = check(compose(path))
+    assert plan.name == path.stem
+    assert plan.trainer["max_steps"] > 0
+    assert {"ema", "guard", "checkpoint", "training_log", "progress"} <= set(plan.callbacks)
+    names = list(plan.callbacks)
+    snapshots = [name for name, part in plan.callbacks.items() if part.class_path.endswith("Snapshot")]
+    # The checkpoint of a step must hold what snapshots found at that step; the averages are updated before both.
+    assert all(names.index("ema") < names.index(name) < names.index("checkpoint") for name in snapshots)
+    with torch.device("meta"):
+        module = plan.model.build()
+    assert module.denoiser.input_shape[0] == module.space.channels
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiment_opens_with_its_run_card(path: Path) -> None:
+    card = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert card[0].startswith(("# Paper: ", "# Not a paper's row: ", "# As "))
+    assert any("Run:  lightning run experiments/" + path.name in line for line in card)
+    assert any("Ours: " in line or "not comparable" in line for line in card)
+
+
+def test_the_paper_s_run_has_the_paper_s_numbers() -> None:
+    plan = check(compose(FOLDER / "cad_i_cmall.yaml"))
+    with torch.device("meta"):
+        module = plan.model.build()
+    assert sum(p.numel() for p in module.denoiser.parameters() if p.requires_grad) == 330_235_152
+    data, trainer = plan.config["data"]["init_args"], plan.trainer
+    assert (data["batch_size"], trainer["max_steps"], trainer["precision"]) == (1024, 250_000, "bf16-mixed")
+    cutmix = plan.config["callbacks"]["cutmix"]["init_args"]
+    assert (cutmix["setting"], cutmix["tau"], cutmix["p"]) == ("cmall", 0.4, 0.5)
+    model = plan.config["model"]["init_args"]
+    assert model["space"]["init_args"]["normalisation"] == "scalar"
+    assert model["optimizer"]["class_path"] == "t2ikit.optim.Lamb" and model["optimizer"]["init_args"]["lr"] == 1e-3
+    channelwise = check(compose(FOLDER / "cad_i_cmall_channelwise.yaml")).config["model"]["init_args"]["space"]
+    assert channelwise["init_args"]["normalisation"] == "channelwise"

@@ -1,0 +1,166 @@
+"""The training step: what it draws, that it has no side effect, and that accumulation is one batch."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from t2ikit.batch import Batch, StoredBatch, Text
+from t2ikit.data.manifest import Manifest
+from t2ikit.denoisers import CADI
+from t2ikit.encoders import PixelSpace
+from t2ikit.module import TextToImage
+
+
+def tiny(**options: object) -> TextToImage:
+    torch.manual_seed(0)
+    denoiser = CADI(
+        input_size=4, in_channels=3, patch_size=2, data_dim=16, num_latents=4, latent_dim=16, num_blocks=1,
+        num_layers=1, read_write_heads=2, compute_heads=2, text_dim=8, num_registers=2,
+    )  # fmt: skip
+    with torch.no_grad():  # self-conditioning starts switched off: switch it on, so that a wrong state shows
+        denoiser.ln_previous.weight.fill_(1.0)
+    module = TextToImage(denoiser, space=PixelSpace(), **options)  # type: ignore[arg-type]
+    module.unconditional = Text(torch.ones(1, 1, 8), torch.ones(1, 1, dtype=torch.bool))
+    return module
+
+
+def stored(first: int, count: int) -> StoredBatch:
+    """Records first .. first + count, a pure function of the slot."""
+    rows = []
+    for slot in range(first, first + count):
+        generator = torch.Generator().manual_seed(slot)
+        rows.append(
+            (
+                torch.randint(0, 256, (3, 4, 4), generator=generator, dtype=torch.uint8),
+                torch.randint(-127, 128, (3, 8), generator=generator, dtype=torch.int8),
+                torch.rand((), generator=generator),
+            )
+        )
+    image, tokens, u = (torch.stack(column) for column in zip(*rows))
+    return StoredBatch(
+        image=image,
+        tokens=tokens.reshape(-1, 8),
+        scales=torch.full((count * 3, 1), 0.01, dtype=torch.float16),
+        positions=(torch.arange(count)[:, None] * 16 + torch.arange(3)).flatten(),
+        u=u,
+        source=torch.zeros(count, dtype=torch.long),
+        index=torch.arange(first, first + count),
+        slot=first,
+        max_length=16,
+    )
+
+
+def gradients(module: TextToImage, sizes: list[int]) -> list[torch.Tensor]:
+    module.zero_grad()
+    total, first = sum(sizes), 0
+    for size in sizes:
+        step = module.training_step(module.on_after_batch_transfer(stored(first, size), 0), 0)
+        (step["loss"] * size / total).backward()
+        first += size
+    return [p.grad.clone() for p in module.denoiser.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])
+def test_accumulation_is_one_batch(rate: float) -> None:
+    module = tiny(self_condition_rate=rate, text_drop=0.3)
+    whole, parts = gradients(module, [9]), gradients(module, [2, 4, 3])
+    assert len(whole) == len(parts) > 20
+    for a, b in zip(whole, parts):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_is_a_pure_function_of_its_slots() -> None:
+    module = tiny()
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    batch = stored(32, 8)
+    first = module.training_step(module.on_after_batch_transfer(batch, 0), 0)["loss_B"]
+    assert torch.equal(torch.get_rng_state(), before), "a step must not draw from the global generator"
+    torch.manual_seed(2)
+    assert torch.equal(first, module.training_step(module.on_after_batch_transfer(stored(32, 8), 0), 7)["loss_B"])
+    other = module.training_step(module.on_after_batch_transfer(stored(40, 8), 0), 0)["loss_B"]
+    assert not torch.equal(first, other)
+
+
+def test_self_conditioning_keeps_a_fixed_number_from_ten_up() -> None:
+    module = tiny(self_condition_rate=0.9)
+    for count in (10, 64, 100):
+        assert {int(module._kept(slot, count).sum()) for slot in range(0, 2000, 100)} == {round(0.9 * count)}
+    share = torch.cat([module._kept(slot, 8) for slot in range(0, 16000, 8)]).float().mean()
+    assert abs(float(share) - 0.9) < 0.01
+
+
+def test_text_drop_replaces_by_the_empty_prompt_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Text] = []
+    for rate, expected in ((0.0, 3), (1.0, 1)):
+        module = tiny(text_drop=rate)
+        monkeypatch.setattr(module.objective, "loss", lambda *args, **kw: (seen.append(args[4]), args[3])[1])
+        module.training_step(module.on_after_batch_transfer(stored(0, 4), 0), 0)
+        assert seen[-1].mask.sum(1).tolist() == [expected] * 4
+    assert torch.equal(seen[-1].embeddings[:, 0], torch.ones(4, 8))
+
+
+def test_transforms_may_split_a_batch() -> None:
+    module = tiny()
+
+    def halves(batch: Batch) -> tuple[Batch, ...]:
+        rows = [torch.arange(0, 3), torch.arange(3, 8)]
+        return tuple(
+            Batch(
+                batch.latents[r], batch.text.rows(r), batch.t[r], batch.source[r], batch.index[r],
+                slot=batch.slot + int(r[0]),
+            )
+            for r in rows
+        )  # fmt: skip
+
+    whole = module.training_step(module.on_after_batch_transfer(stored(8, 8), 0), 0)
+    module.add_batch_transform(halves)
+    split = module.training_step(module.on_after_batch_transfer(stored(8, 8), 0), 0)
+    torch.testing.assert_close(whole["loss_B"], split["loss_B"], rtol=1e-5, atol=1e-6)
+    assert torch.equal(whole["index"], split["index"])
+
+
+def test_the_learning_rate_starts_at_its_first_step_and_not_at_the_full_one() -> None:
+    from t2ikit.optim import AdamW, WarmupCosine
+
+    module = tiny(optimizer=AdamW(lr=0.1), learning_rate=WarmupCosine(warmup=10))
+    module._trainer = SimpleNamespace(estimated_stepping_batches=100)
+    found = module.configure_optimizers()
+    assert found["optimizer"].param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+def manifest(**changes: object) -> Manifest:
+    fields: dict[str, object] = {"kind": "pixels", "image_shape": (3, 4, 4), "text_dim": 8}
+    return Manifest(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_shape": (3, 8, 8)}, "input_size"),
+        ({"text_dim": 16}, "text_dim"),
+        ({"kind": "latents", "image_shape": (2, 4, 4, 4)}, "space"),
+    ],
+)
+def test_data_that_does_not_fit_names_the_option(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny().check_manifest(manifest(**changes))
+    tiny().check_manifest(manifest())
+
+
+def test_another_space_than_the_checkpoint_s_is_refused() -> None:
+    module = tiny()
+    checkpoint: dict[str, object] = {}
+    module.on_save_checkpoint(checkpoint)
+    module.on_load_checkpoint(checkpoint)
+    with pytest.raises(ValueError, match="normalisation"):
+        module.on_load_checkpoint({"space": {"space": "LatentSpace", "normalisation": "scalar"}})
+
+
+@pytest.mark.parametrize("option", ["text_drop", "self_condition_rate"])
+def test_rates_outside_0_1_are_refused(option: str) -> None:
+    with pytest.raises(ValueError, match=option):
+        tiny(**{option: 1.5})
