@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +144,7 @@ def train(plan: Plan, text: str, resume: str | None, command: str) -> int:
     """
     from lightning.pytorch import seed_everything
 
+    from t2ikit.callbacks import MetricsCSV
     from t2ikit.config import run_folder
 
     _quiet()
@@ -155,33 +157,53 @@ def train(plan: Plan, text: str, resume: str | None, command: str) -> int:
         experiment = _build(plan, folder.path, step)
         if 0 < experiment.trainer.max_steps <= step:
             print(f"{folder.checkpoint} has made {step} of {experiment.trainer.max_steps} steps: nothing left to train")
+            _discard(folder)
             return 0
         if chief:
             if folder.checkpoint is not None:
                 print(f"Going on from {folder.checkpoint}")
                 _tell_changes(plan.config, run_folder.latest_config(folder.path))
+                for logger in experiment.trainer.loggers:
+                    if isinstance(logger, MetricsCSV):
+                        logger.rewind(step)
             head = f"# t2ikit {t2ikit.__version__}: {' '.join(command.split())}\n"
             run_folder.write_config(folder.path, head + text, resumed=not folder.created)
         status = _fit(experiment, folder, command)
     except ConfigError:
-        if folder.created:
-            shutil.rmtree(folder.path)
-            with contextlib.suppress(OSError):  # other versions are there
-                folder.path.parent.rmdir()
+        _discard(folder)
         raise
     if chief and status == 0:
         print(f"Run folder: {folder.path}\nCurves and images: tensorboard --logdir {folder.path.parent}")
     return status
 
 
+# What Lightning warns of and is meant: the module makes the batch, snapshots validate, steps are counted, not epochs.
+MEANT = (
+    "You have overridden `on_after_batch_transfer`",
+    "You passed in a `val_dataloader` but have no `validation_step`",
+    "The number of training batches",
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+)
+
+
 def _quiet() -> None:
-    """Takes Lightning's advertisements out of the output; its warnings stay."""
+    """Takes advertisements and warnings about what is meant out of Lightning's output."""
+    for message in MEANT:
+        warnings.filterwarnings("ignore", message=f".*{message}")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(_no_advertisement)
 
 
 def _no_advertisement(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(("💡", "TPU available", "HPU available"))
+    return not record.getMessage().startswith(("💡", "TPU available"))
+
+
+def _discard(folder: RunFolder) -> None:
+    """Removes the folder that this process made for a run that does not take place."""
+    if folder.created:
+        shutil.rmtree(folder.path)
+        with contextlib.suppress(OSError):  # other versions are there
+            folder.path.parent.rmdir()
 
 
 def _build(plan: Plan, folder: Path, step: int) -> Experiment:
@@ -196,14 +218,11 @@ def _build(plan: Plan, folder: Path, step: int) -> Experiment:
         def save(self) -> None:
             self.experiment.flush()
 
-    # A resumed run makes the steps after its checkpoint again: TensorBoard forgets the old ones, so does metrics.csv.
+    # A resumed run makes the steps after its checkpoint again: TensorBoard hides the old ones.
     board = TensorBoard(
         str(folder.parent), name="", version=folder.name, default_hp_metric=False, purge_step=step + 1 if step else None
     )
-    table = MetricsCSV(str(folder))
-    if step:
-        table.rewind(step)
-    return build(plan, folder, [board, table])
+    return build(plan, folder, [board, MetricsCSV(str(folder))])
 
 
 def _fit(experiment: Experiment, folder: RunFolder, command: str) -> int:
