@@ -22,7 +22,7 @@ from t2ikit.config.messages import explain, located
 # Where a class named without its module is looked for, to say its full path.
 ROOMS = ("callbacks", "denoisers", "diffusion", "optim", "data", "encoders", "metrics", "module")
 # Exceptions of a constructor that are the user's to mend; any other is a defect and keeps its traceback.
-USER_ERRORS = (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError, MisconfigurationException)
+USER_ERRORS = (ValueError, TypeError, FileNotFoundError, ImportError, MisconfigurationException)
 
 
 @dataclass(frozen=True)
