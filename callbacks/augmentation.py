@@ -28,7 +28,7 @@ class AugmentationCallback(L.Callback):
         if stage != "fit":
             return
         if not isinstance(pl_module, TextToImage):
-            raise ValueError(f"{type(self).__name__} augments t2ikit.module.TextToImage, not {type(pl_module).__name__}")
+            raise ValueError(f"{type(self).__name__} augments TextToImage, not {type(pl_module).__name__}")
         self.register(trainer.datamodule, pl_module)
 
     def register(self, data: DataModule, module: TextToImage) -> None:

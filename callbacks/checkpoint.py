@@ -27,7 +27,8 @@ class Checkpoint(LightningCheckpoint):
 
     def __init__(self, every_n_steps: int = 1000, keep: int = 2, keep_every_n_steps: int | None = None) -> None:
         super().__init__()
-        for name, value in (("every_n_steps", every_n_steps), ("keep", keep), ("keep_every_n_steps", keep_every_n_steps)):
+        numbers = {"every_n_steps": every_n_steps, "keep": keep, "keep_every_n_steps": keep_every_n_steps}
+        for name, value in numbers.items():
             if value is not None and value < 1:
                 raise ValueError(f"callbacks.checkpoint: {name} must be at least 1, got {value}")
         self.every_n_steps = every_n_steps
@@ -58,7 +59,7 @@ class Checkpoint(LightningCheckpoint):
         self._last_step = step
         path = self._folder(trainer) / f"step-{step:08d}.ckpt"
         partial = path.with_name(path.name + ".partial")
-        trainer.save_checkpoint(partial)
+        trainer.save_checkpoint(partial, weights_only=False)
         if trainer.is_global_zero:
             publish(partial, path)
             self._prune(path.parent)

@@ -1,6 +1,6 @@
 """Exponential moving average of the denoiser's weights, updated once an optimizer step.
 
-    ema <- decay_k * ema + (1 - decay_k) * weights,   decay_k = min(decay, (1 + k) / (10 + k)) with warm-up, else decay
+ema <- decay_k * ema + (1 - decay_k) * weights,   decay_k = min(decay, (1 + k) / (10 + k)) with warm-up, else decay
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class EMA(L.Callback):
@@ -52,7 +52,9 @@ class EMA(L.Callback):
         return "EMA"
 
     def state_dict(self) -> dict[str, Any]:
-        profiles = {str(decay): dict(zip(self._names, tensors)) for decay, tensors in self._averages.items()}
+        profiles = {
+            str(decay): dict(zip(self._names, tensors, strict=True)) for decay, tensors in self._averages.items()
+        }
         return {"step": self.step, "profiles": profiles}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -86,7 +88,7 @@ class EMA(L.Callback):
                 )
             if set(stored) != set(self._names):
                 raise ValueError("the averages of the checkpoint belong to another denoiser: set it as it was")
-            for name, average in zip(self._names, averages):
+            for name, average in zip(self._names, averages, strict=True):
                 average.copy_(stored[name])
         self.step = int(state["step"])
 
@@ -144,5 +146,7 @@ class EMA(L.Callback):
 
 def _trainable(pl_module: L.LightningModule) -> tuple[list[str], list[Tensor]]:
     """Names and tensors of the trainable floating-point parameters of the denoiser."""
-    pairs = [(n, p) for n, p in pl_module.denoiser.named_parameters() if p.requires_grad and p.is_floating_point()]
+    denoiser = pl_module.denoiser
+    assert isinstance(denoiser, nn.Module)
+    pairs = [(n, p) for n, p in denoiser.named_parameters() if p.requires_grad and p.is_floating_point()]
     return [name for name, _ in pairs], [parameter for _, parameter in pairs]

@@ -54,9 +54,10 @@ class NonFiniteGuard(L.Callback):
         names = trainer.datamodule.source_names
         records = [f"{names[source]}[{index}]" for source, index, broken in self._rows.T.tolist() if broken]
         raise FloatingPointError(
-            f"the loss is not finite at optimizer step {int(self._step)}; records (source[index]): {', '.join(records)}. "
-            "The last checkpoint is from before; lower the learning rate or trainer.gradient_clip_val, or look at these "
-            "records with `t2ikit prepare check`"
+            f"the loss is not finite at optimizer step {int(self._step)}; records (source[index]): "
+            f"{', '.join(records)}. "
+            "The last checkpoint is from before; lower the learning rate or trainer.gradient_clip_val, or look at "
+            "these records with `t2ikit prepare check`"
         )
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -43,4 +43,5 @@ class ScoreTable(L.Callback):
         console = Console(width=100)
         console.print(table)
         minutes = (time.perf_counter() - self._started) / 60
-        console.print(f"{minutes:.1f} minutes in all, {sum(s.evaluation_seconds for s in snapshots) / 60:.1f} of them evaluation")
+        evaluation = sum(snapshot.evaluation_seconds for snapshot in snapshots) / 60
+        console.print(f"{minutes:.1f} minutes in all, {evaluation:.1f} of them evaluation")

@@ -200,8 +200,11 @@ class Snapshot(L.Callback):
     def _draw(self, pl_module: TextToImage, text: Text, start: int, progress: Any) -> Tensor:
         shape = pl_module.denoiser.input_shape
         noise = draws.normal(self.seed, "snapshot", start, len(text), shape)
-        generators = [torch.Generator(pl_module.device).manual_seed(self.seed * 1_000_003 + start + i) for i in range(len(text))]
         device = pl_module.device
+        generators = [
+            torch.Generator(device).manual_seed(draws.derived_seed(self.seed, "snapshot steps", start + row))
+            for row in range(len(text))
+        ]
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=_is_bf16(pl_module)):
             return pl_module.draw(
                 text.to(device),

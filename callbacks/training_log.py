@@ -9,8 +9,6 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from t2ikit.callbacks.metrics_csv import MetricsCSV
-
 
 class TrainingLog(L.Callback):
     """Sums the loss of every sample on the device, in a table [sources, noise bins], and logs its means.
@@ -46,9 +44,6 @@ class TrainingLog(L.Callback):
         if self._loaded is not None and self._loaded.shape == self._sums.shape:
             self._sums.copy_(self._loaded)
         self._last_logged = trainer.global_step
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsCSV):
-                logger.rewind(trainer.global_step)
         self._restart_clock(trainer)
 
     def on_train_batch_end(

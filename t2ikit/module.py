@@ -21,7 +21,7 @@ from t2ikit.data.manifest import Manifest
 from t2ikit.denoisers import Denoiser
 from t2ikit.diffusion import GaussianDiffusion, Guidance, sample
 from t2ikit.diffusion.objectives import Objective
-from t2ikit.diffusion.processes import Process
+from t2ikit.diffusion.processes import Process, Threshold
 from t2ikit.encoders.autoencoders import ImageSpace, PixelSpace
 from t2ikit.optim import Constant, Lamb, LearningRate, OptimizerFactory
 
@@ -104,14 +104,16 @@ class TextToImage(L.LightningModule):
         expected = "pixels" if isinstance(self.space, PixelSpace) else "latents"
         if manifest.kind != expected:
             raise ValueError(
-                f"the prepared data holds {manifest.kind}, model.init_args.space ({type(self.space).__name__}) expects "
-                f"{expected}: change model.init_args.space or prepare again with `t2ikit prepare encode --autoencoder`"
+                f"the prepared data holds {manifest.kind}, model.init_args.space ({type(self.space).__name__}) "
+                f"expects {expected}: change model.init_args.space or prepare again with `t2ikit prepare encode "
+                "--autoencoder`"
             )
         shape = tuple(manifest.image_shape[-3:])
         if shape != tuple(self.denoiser.input_shape):
             raise ValueError(
-                f"the prepared images are {shape} [C, H, W], the denoiser takes {tuple(self.denoiser.input_shape)}: set "
-                "model.init_args.denoiser.init_args.input_size and in_channels, or prepare with another --size"
+                f"the prepared images are {shape} [C, H, W], the denoiser takes "
+                f"{tuple(self.denoiser.input_shape)}: set model.init_args.denoiser.init_args.input_size and in_channels, "
+                "or prepare with another --size"
             )
         if manifest.text_dim != self.denoiser.text_dim:
             raise ValueError(
@@ -139,7 +141,9 @@ class TextToImage(L.LightningModule):
         """
         noise = None
         if self.space.stochastic:
-            noise = draws.normal(self.seed, purpose, stored.slot, len(stored), stored.image.shape[2:], stored.image.device)
+            noise = draws.normal(
+                self.seed, purpose, stored.slot, len(stored), stored.image.shape[2:], stored.image.device
+            )
         latents = self.space.x_0(stored.image, noise)
         t = self.process.t(stored.u)
         return Batch(latents, stored.text(), t, stored.source, stored.index, slot=stored.slot)
@@ -240,7 +244,7 @@ class TextToImage(L.LightningModule):
         )
         return self.space.images(x_0)
 
-    def _threshold(self) -> tuple[str, float] | str:
+    def _threshold(self) -> Threshold:
         """Variance-preserving latents: +-4 standard deviations of the space; pixels +-1; flow none."""
         kind = self.process.default_threshold(self.space.channels)
         if kind != "none" and not isinstance(self.space, PixelSpace):
