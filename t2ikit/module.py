@@ -112,13 +112,13 @@ class TextToImage(L.LightningModule):
         if shape != tuple(self.denoiser.input_shape):
             raise ValueError(
                 f"the prepared images are {shape} [C, H, W], the denoiser takes "
-                f"{tuple(self.denoiser.input_shape)}: set model.init_args.denoiser.init_args.input_size and in_channels, "
+                f"{tuple(self.denoiser.input_shape)}: change its input_size and in_channels, "
                 "or prepare with another --size"
             )
         if manifest.text_dim != self.denoiser.text_dim:
             raise ValueError(
-                f"the stored text states are {manifest.text_dim} wide, the denoiser takes {self.denoiser.text_dim}: set "
-                "model.init_args.denoiser.init_args.text_dim, or prepare with another --text-encoder"
+                f"the stored text states are {manifest.text_dim} wide, the denoiser takes {self.denoiser.text_dim}: "
+                "set model.init_args.denoiser.init_args.text_dim, or prepare with another --text-encoder"
             )
         self.space.check(manifest.autoencoder)
         self.manifest = manifest
