@@ -23,7 +23,6 @@ from t2ikit.denoisers.embeddings import LevelEmbed, PatchEmbed, grid_of, unpatch
 from t2ikit.denoisers.layers import MLP, CrossBlock, LayerNorm, Linear, SelfBlock, check_divides, truncated_normal_
 
 REFINE_BLOCKS = 2
-REFINE_HEADS = 16
 LAYER_SCALE = 0.1
 
 
@@ -86,7 +85,7 @@ class CADI(Denoiser):
         patch_size: side of a patch.
         data_dim: Dd.
         num_latents: M.
-        latent_dim: D; a multiple of 16, of ``read_write_heads`` and of ``compute_heads``.
+        latent_dim: D; a multiple of all three numbers of heads.
         num_blocks: number of RIN blocks.
         num_layers: self-attention layers over the latents in each block.
         read_write_heads: heads of the attentions to condition and data, and of the write; divides ``data_dim`` too.
@@ -100,6 +99,7 @@ class CADI(Denoiser):
         drop_path: stochastic depth of the same layers.
         checkpoint_blocks: recompute each block in the backward pass; saves memory, costs about a third more time.
         level_kind: scalar that the network is told: "gamma" for Gaussian diffusion, "t" for flows.
+        refine_heads: heads of the text refine blocks; 16 in all released sizes. Small widths want fewer.
 
     Raises:
         ValueError: sizes that do not divide; the message names the option.
@@ -126,10 +126,11 @@ class CADI(Denoiser):
         drop_path: float = 0.0,
         checkpoint_blocks: bool = False,
         level_kind: LevelKind = "gamma",
+        refine_heads: int = 16,
     ) -> None:
         super().__init__()
         self.grid = grid_of(input_size, patch_size)
-        check_divides("latent_dim", latent_dim, REFINE_HEADS, "heads of the text refine blocks")
+        check_divides("latent_dim", latent_dim, refine_heads, "refine_heads")
         check_divides("latent_dim", latent_dim, read_write_heads, "read_write_heads")
         check_divides("min(data_dim, latent_dim)", min(data_dim, latent_dim), read_write_heads, "read_write_heads")
         check_divides("latent_dim", latent_dim, compute_heads, "compute_heads")
@@ -147,7 +148,7 @@ class CADI(Denoiser):
         self.coherence_embedder = LevelEmbed(latent_dim) if coherence else None
         self.coherence_positional_embedding = nn.Parameter(torch.empty(latent_dim)) if coherence else None
         self.transformers_blocks = nn.ModuleList(
-            SelfBlock(latent_dim, REFINE_HEADS, layer_scale=LAYER_SCALE) for _ in range(REFINE_BLOCKS)
+            SelfBlock(latent_dim, refine_heads, layer_scale=LAYER_SCALE) for _ in range(REFINE_BLOCKS)
         )
         self.linear_previous = nn.Sequential(LayerNorm(latent_dim), MLP(latent_dim, 4))
         self.ln_previous = LayerNorm(latent_dim)

@@ -249,7 +249,7 @@ def test_other_sizes_and_shapes() -> None:
     assert denoiser.input_shape == (3, 8, 12)
     x = torch.randn(2, 3, 8, 12)
     assert denoiser(x, torch.rand(2), denoiser.encode_text(text)).output.shape == x.shape
-    with pytest.raises(ValueError, match=r"latent_dim \(72\) must be a multiple of heads of the text refine"):
+    with pytest.raises(ValueError, match=r"latent_dim \(72\) must be a multiple of refine_heads"):
         CADI(8, latent_dim=72)
     with pytest.raises(ValueError, match="read_write_heads"):
         CADI(8, data_dim=40, read_write_heads=16)
