@@ -1,12 +1,14 @@
-"""A grid of images as one PNG, enlarged so that small images can be seen. Images are uint8 [N, 3, H, W]."""
+"""Images as PNG files: one by one, or as a grid, enlarged so that small ones can be seen. All are uint8."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from t2ikit.callbacks.checkpoint import publish
@@ -37,10 +39,27 @@ def image_grid(images: Tensor, columns: int | None = None, smallest: int = 96, g
     return canvas
 
 
-def save_grid(images: Tensor, path: Path) -> Tensor:
-    """Writes ``image_grid(images)`` as a PNG, whole or not at all, and returns it [3, rows, width]."""
-    picture = image_grid(images)
-    partial = path.with_name(path.name + ".partial")
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(partial, format="PNG")
-    publish(partial, path)
+def save_grid(images: Tensor, path: Path, text: Mapping[str, str] | None = None, columns: int | None = None) -> Tensor:
+    """Writes ``image_grid(images, columns)`` by :func:`save_png` and returns it: [N, 3, H, W] to [3, rows, width]."""
+    picture = image_grid(images, columns)
+    save_png(picture, path, text)
     return picture
+
+
+def save_png(picture: Tensor, path: Path, text: Mapping[str, str] | None = None) -> None:
+    """Writes a PNG, whole or not at all.
+
+    Args:
+        picture: [3, H, W] uint8 on the CPU.
+        path: of the file; one that is there is replaced.
+        text: entries of its text metadata (``PIL.Image.open(path).text``).
+    """
+    entries = PngInfo()
+    for key, value in (text or {}).items():
+        entries.add_text(key, value)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(partial, format="PNG", pnginfo=entries)
+        publish(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from t2ikit import draws
-from t2ikit.batch import Text
 from t2ikit.callbacks.checkpoint import publish
 from t2ikit.callbacks.ema import EMA
 from t2ikit.callbacks.image_grid import save_grid
 from t2ikit.data.prompts import Prompt, PromptSource, prompts_hash
 from t2ikit.diffusion import Guidance
+from t2ikit.drawing import draw_batch
 from t2ikit.metrics.base import Metric, Samples
 from t2ikit.module import TextToImage
 
@@ -188,33 +187,22 @@ class Snapshot(L.Callback):
         )
         with bar:
             for start in mine:
-                rows = self._states[start : start + self.batch_size]
-                images = self._draw(pl_module, Text.from_rows(rows), start, lambda done, total: bar.update(1))
-                drawn[start] = (images * 255.0).round().to(torch.uint8).cpu()
+                drawn[start] = draw_batch(
+                    pl_module,
+                    self._states[start : start + self.batch_size],
+                    start,
+                    seed=self.seed,
+                    steps=self.steps,
+                    method=self.method,
+                    guidance=self.guidance,
+                    bf16=_is_bf16(pl_module),
+                    progress=lambda done, total: bar.update(1),
+                )
         if trainer.world_size > 1:
             gathered: list[dict[int, Tensor]] = [{} for _ in range(trainer.world_size)]
             torch.distributed.all_gather_object(gathered, drawn)
             drawn = {start: images for part in gathered for start, images in part.items()}
         return torch.cat([drawn[start] for start in starts])
-
-    def _draw(self, pl_module: TextToImage, text: Text, start: int, progress: Any) -> Tensor:
-        shape = pl_module.denoiser.input_shape
-        noise = draws.normal(self.seed, "snapshot", start, len(text), shape)
-        device = pl_module.device
-        generators = [
-            torch.Generator(device).manual_seed(draws.derived_seed(self.seed, "snapshot steps", start + row))
-            for row in range(len(text))
-        ]
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=_is_bf16(pl_module)):
-            return pl_module.draw(
-                text.to(device),
-                noise.to(device),
-                steps=self.steps,
-                guidance=self.guidance,
-                method=self.method,
-                generators=generators,
-                progress=progress,
-            )
 
     def _loss(self, trainer: L.Trainer, pl_module: TextToImage) -> float:
         """Mean loss of the validation set, every record once, summed over the ranks."""

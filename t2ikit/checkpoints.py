@@ -168,8 +168,12 @@ def latent_normalisation(latents: Tensor) -> LatentNormalisation:
     return "scalar" if bool(nearer) else "channelwise"
 
 
-def read_weights(path: str | Path) -> dict[str, Any]:
+def read_weights(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     """The content of a ``.safetensors`` file, or of a PyTorch checkpoint (read without running code from it).
+
+    Args:
+        path: the file.
+        mmap: read a tensor of a checkpoint from the disk when it is used: what is not needed costs no memory.
 
     Raises:
         FileNotFoundError: no such file.
@@ -181,7 +185,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return cast(dict[str, Any], load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise ValueError(f"{path} is not a readable weight file: {error}") from error
     if not isinstance(content, dict):

@@ -16,6 +16,7 @@ from t2ikit.config.compose import nearest
 # Each but `run` is a module with add_parser(subparsers) and run(args) -> exit status.
 COMMANDS = {
     "run": ("train what an experiment file describes", "t2ikit.config.command"),
+    "sample": ("images of a trained model, from prompts", "t2ikit.sample"),
     "prepare": ("photos to encoded records: images, captions, cutmix, encode, shapes, check", "t2ikit.prepare.command"),
 }
 

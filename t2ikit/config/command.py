@@ -75,7 +75,7 @@ def main(arguments: Sequence[str], prog: str) -> int:
     if request.path is None:
         return 0
     config = compose(request.path, request.overrides)
-    _extend_import_path(request.path)
+    extend_import_path(request.path.parent)
     from t2ikit.config.experiment import check  # loads torch and Lightning: not before the file is read
 
     plan = check(config)
@@ -295,8 +295,8 @@ def _tell_changes(config: dict[str, Any], path: Path) -> None:
             print(f"  changed: {key}: {before.get(key)!r} -> {now.get(key)!r}")
 
 
-def _extend_import_path(path: Path) -> None:
-    """Makes classes in files of the user's own importable: from the current folder and from beside the experiment."""
-    for folder in (str(Path.cwd()), str(path.parent.resolve())):
+def extend_import_path(*folders: Path) -> None:
+    """Makes classes in files of the user's own importable: from the current folder and from the given ones."""
+    for folder in (str(each.resolve()) for each in (Path.cwd(), *folders)):
         if folder not in sys.path:
             sys.path.append(folder)

@@ -45,7 +45,7 @@ def choose(directory: str, name: str, resume: str | None) -> RunFolder:
     versions = Path(directory) / name
     checkpoint_path = None
     if resume is not None:
-        checkpoint_path = _last(versions) if resume == "last" else _given(Path(resume))
+        checkpoint_path = _last(versions) if resume == "last" else find_checkpoint(Path(resume), "--resume")
         folder = checkpoint_path.parent.parent
         if checkpoint_path.parent.name == "checkpoints" and (folder / "config.yaml").is_file():
             return RunFolder(folder, checkpoint_path, False)
@@ -96,6 +96,29 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(complete, key=order, default=None)
 
 
+def find_checkpoint(path: Path, option: str) -> Path:
+    """A complete checkpoint: the one given, or the newest of the run folder (or its ``checkpoints``) given.
+
+    Args:
+        path: of a checkpoint or of a folder.
+        option: what the user gave it by, for the message.
+
+    Raises:
+        ConfigError: there is none, or it is not complete.
+    """
+    if path.is_dir() and path.suffix != ".ckpt":
+        newest = newest_checkpoint(path.parent if path.name == "checkpoints" else path)
+        if newest is None:
+            raise ConfigError(f"{option} {path}: no complete checkpoint in {path}")
+        return newest
+    if not path.exists():
+        beside = [str(file) for file in path.parent.glob("*.ckpt")] if path.parent.is_dir() else []
+        raise ConfigError(f"{option} {path}: no such file{nearest(str(path), beside)}")
+    if not is_complete(path):
+        raise ConfigError(f"{option} {path}: not a complete checkpoint (cut off, or not written by torch)")
+    return path
+
+
 def write_config(folder: Path, text: str, resumed: bool) -> Path:
     """Keeps the resolved experiment as ``config.yaml``, or ``config.resume-N.yaml`` beside it; whole or not at all."""
     number, path = 0, folder / "config.yaml"
@@ -125,20 +148,6 @@ def _last(versions: Path) -> Path:
     known = [folder.name for folder in versions.parent.glob("*") if folder.is_dir()] if versions.parent.is_dir() else []
     other = nearest(versions.name, known) if versions.name not in known else ""
     raise ConfigError(f"--resume last: no version in {versions} holds a complete checkpoint{other}")
-
-
-def _given(path: Path) -> Path:
-    if path.is_dir() and path.suffix != ".ckpt":
-        newest = newest_checkpoint(path.parent if path.name == "checkpoints" else path)
-        if newest is None:
-            raise ConfigError(f"--resume {path}: no complete checkpoint in {path}")
-        return newest
-    if not path.exists():
-        beside = [str(file) for file in path.parent.glob("*.ckpt")] if path.parent.is_dir() else []
-        raise ConfigError(f"--resume {path}: no such file{nearest(str(path), beside)}")
-    if not is_complete(path):
-        raise ConfigError(f"--resume {path}: not a complete checkpoint (cut off, or not written by torch)")
-    return path
 
 
 def _new_version(versions: Path) -> Path:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from t2ikit.encoders.text import TextEncoder
+from t2ikit.pretrained import EncoderReference
 
 if TYPE_CHECKING:
     from t2ikit.data.datamodule import DataModule
@@ -41,14 +42,8 @@ class PromptSource(ABC):
         reference = data.manifest.text_encoder
         if reference is None:
             raise ValueError(f"the data in {data.root} has no text states: run `t2ikit prepare encode`")
-        local = Path(data.root) / reference.name
-        encoder = TextEncoder.load(str(local) if local.is_dir() else reference.name, revision=reference.revision)
-        if encoder.reference.sha256 != reference.sha256:
-            raise ValueError(
-                f"the text encoder {reference.name} has other weights than the one the data was prepared with "
-                f"({encoder.reference.sha256[:12]}, manifest: {reference.sha256[:12]}): bring the same weights or run "
-                "`t2ikit prepare encode` again"
-            )
+        remedy = "bring the same weights or run `t2ikit prepare encode` again"
+        encoder = load_encoder(reference, Path(data.root), remedy)
         return encoder.encode([prompt.text for prompt in prompts])
 
 
@@ -87,14 +82,63 @@ class PromptFile(PromptSource):
         self.path = path
 
     def prompts(self, data: DataModule) -> list[Prompt]:
-        file = Path(self.path)
-        if not file.is_file():
-            raise FileNotFoundError(f"no prompt file {file}: set the `path` of PromptFile")
+        return [Prompt(line) for line in read_prompts(self.path, "the `path` of PromptFile")]
+
+
+def read_prompts(path: str | Path, option: str) -> list[str]:
+    """The lines of a UTF-8 text file that are not empty.
+
+    Args:
+        path: of the file.
+        option: what gives it, for the message.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: there is no prompt in it, or it is no UTF-8 text.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"no prompt file {file}: set {option}")
+    try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-        prompts = [Prompt(line) for line in lines if line]
-        if not prompts:
-            raise ValueError(f"the prompt file {file} holds no prompt")
-        return prompts
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the prompt file {file} is no UTF-8 text ({error}): set {option}") from error
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise ValueError(f"the prompt file {file} holds no prompt")
+    return prompts
+
+
+def load_encoder(
+    reference: EncoderReference,
+    root: Path | None,
+    remedy: str,
+    name: str | None = None,
+    device: str | torch.device = "cpu",
+) -> TextEncoder:
+    """The very text encoder that a prepared set was encoded with.
+
+    Args:
+        reference: of the set's manifest.
+        root: data root, where a text encoder that was built for the set lies.
+        remedy: what to do about other weights, the end of the message.
+        name: folder or repository to take it from instead of the recorded one.
+        device: where the model runs.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it has other weights.
+    """
+    place, revision = name or reference.name, reference.revision if name in (None, reference.name) else None
+    if name is None and root is not None and (root / reference.name).is_dir():
+        place = str(root / reference.name)
+    encoder = TextEncoder.load(place, revision, device)
+    if encoder.reference.sha256 != reference.sha256:
+        raise ValueError(
+            f"the text encoder {place} has other weights than the one the data was prepared with "
+            f"({encoder.reference.sha256[:12]}, manifest: {reference.sha256[:12]}): {remedy}"
+        )
+    return encoder
 
 
 def prompts_hash(prompts: Sequence[Prompt]) -> str:

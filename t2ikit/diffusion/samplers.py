@@ -105,7 +105,7 @@ def sample(
     Raises:
         ValueError: unknown method or threshold, rows that do not fit, or guidance without ``uncond``.
     """
-    solver = _solver(method)
+    solver = find_solver(method)
     rule = guidance if isinstance(guidance, Guidance) else Guidance(float(guidance))
     _check(noise, steps, generators)
     x = noise.to(torch.promote_types(noise.dtype, torch.float32))
@@ -134,7 +134,8 @@ def sample(
     return (path[-1], torch.stack(path)) if trajectory else path[-1]
 
 
-def _solver(method: str) -> Solver:
+def find_solver(method: str) -> Solver:
+    """The solver of that name; ValueError with the nearest one if there is none."""
     name = ALIASES.get(method, method)
     if name not in SOLVERS:
         near = difflib.get_close_matches(str(name), SOLVERS, n=1, cutoff=0.0)[0]
