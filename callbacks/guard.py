@@ -40,6 +40,7 @@ class NonFiniteGuard(L.Callback):
             self._broken = torch.zeros_like(bad)
             self._step = torch.zeros_like(rows[0, 0])
             self._rows = rows
+        assert self._step is not None
         first = bad & ~self._broken
         self._rows = torch.where(first, rows, self._rows)
         self._step = torch.where(first, trainer.global_step, self._step)

@@ -39,8 +39,8 @@ class TrainingLog(L.Callback):
         self._loaded = state_dict.get("sums")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        rows = len(trainer.datamodule.source_names)
-        self._sums = torch.zeros(2, rows, pl_module.noise_bins, dtype=torch.float64, device=pl_module.device)
+        rows, bins = len(trainer.datamodule.source_names), int(pl_module.noise_bins)  # type: ignore[arg-type]
+        self._sums = torch.zeros(2, rows, bins, dtype=torch.float64, device=pl_module.device)
         if self._loaded is not None and self._loaded.shape == self._sums.shape:
             self._sums.copy_(self._loaded)
         self._last_logged = trainer.global_step
@@ -107,4 +107,4 @@ def loss_means(table: Tensor, source_names: list[str]) -> dict[str, float]:
 
 def evaluation_seconds(trainer: L.Trainer) -> float:
     """Seconds that callbacks of this run have spent on evaluation so far."""
-    return sum(getattr(callback, "evaluation_seconds", 0.0) for callback in trainer.callbacks)
+    return sum(float(vars(callback).get("evaluation_seconds", 0.0)) for callback in trainer.callbacks)
