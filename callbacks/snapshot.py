@@ -150,7 +150,10 @@ class Snapshot(L.Callback):
         )
         if trainer.is_global_zero:
             for metric in self.metrics:
-                scores.update(metric.compute(samples))
+                for score, value in metric.compute(samples):
+                    if score in scores:
+                        raise ValueError(f"callbacks.{self.name}: two metrics give {score}; use two snapshots")
+                    scores[score] = value
         scores = trainer.strategy.broadcast(scores)
         self.history[step] = scores
         self._write(trainer, step, samples, scores)

@@ -110,14 +110,18 @@ class DataModule(LightningDataModule):
             [M, 3, H, W] uint8.
 
         Raises:
-            ValueError: for a set of latents, which holds no images.
+            FileNotFoundError: the set holds latents, and the images it was made of are gone.
         """
         records = self.record_set(split)
         if records.manifest.kind != "pixels":
-            raise ValueError(
-                f"{records.folder} holds {records.manifest.kind}, no images: "
-                "give the metric reference statistics or a folder of images instead"
-            )
+            # The images before encoding, at the same size: latents decode to something less sharp.
+            folder = self.root / "images" / split
+            if not folder.is_dir():
+                raise FileNotFoundError(
+                    f"{records.folder} holds {records.manifest.kind}, and {folder} with their images is gone: keep it, "
+                    f"or write it again: t2ikit prepare images --source IMAGE_FOLDER --out {self.root}"
+                )
+            records = RecordSet(folder)
         count = len(records) if limit is None else min(limit, len(records))
         index = [number * len(records) // count for number in range(count)]
         return torch.stack([torch.from_numpy(records.view(place).image().copy()) for place in index])

@@ -276,7 +276,11 @@ class RecordSet:
         return f"{path} {what}.\n{self._repair()}"
 
     def _repair(self) -> str:
+        root, step = self.folder.parent, "encode"
+        if root.name == "images":  # an image set, not yet encoded: photos, or the CutMix images of a setting
+            _, _, setting = self.folder.name.partition("_")
+            root, step = root.parent, f"cutmix --setting {setting}" if setting else "images --source IMAGE_FOLDER"
         return (
             f"See what is damaged with: t2ikit prepare check {self.folder}\n"
-            f"Then remove {self.folder} and write it again: t2ikit prepare encode --out {self.folder.parent}"
+            f"Then remove {self.folder} and write it again: t2ikit prepare {step} --out {root}"
         )

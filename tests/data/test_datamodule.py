@@ -224,8 +224,11 @@ def test_the_empty_prompt_and_reference_images(root: Path, tmp_path: Path) -> No
     assert data.manifest.count == 53
     latents = Manifest("latents", (2, 4, 2, 2), 8)
     write_set(tmp_path / "val", [Record(np.zeros((2, 4, 2, 2), np.float16), ("a",), (EMPTY,))], latents)
-    with pytest.raises(ValueError, match="no images"):
+    with pytest.raises(FileNotFoundError, match="prepare images"):
         DataModule(str(tmp_path)).reference_images()
+    write_set(tmp_path / "images" / "val", [make_record("val", i) for i in range(2)], Manifest("pixels", (3, 4, 4), 8))
+    images = DataModule(str(tmp_path)).reference_images()
+    assert np.array_equal(images.numpy(), [make_record("val", i).image for i in range(2)])
 
 
 def test_shapes_options_choose_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
