@@ -68,6 +68,7 @@ def test_run_writes_what_it_promises(run: Run, tmp_path: Path) -> None:
     assert done.status == 0
     folder = tmp_path / "runs" / "e" / "version_0"
     assert "Run folder: runs/e/version_0" in done.out and "tensorboard --logdir runs/e" in done.out
+    assert "runs/e/version_0/config.yaml" in done.out and "runs/e/version_0/checkpoints/" in done.out
     names = {path.name.split(".")[0] for path in folder.iterdir()}
     assert names == {"config", "checkpoints", "events", "metrics"}
     config = yaml.safe_load((folder / "config.yaml").read_text())

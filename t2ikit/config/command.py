@@ -173,7 +173,10 @@ def train(plan: Plan, text: str, resume: str | None, command: str) -> int:
         _discard(folder)
         raise
     if chief and status == 0:
-        print(f"Run folder: {folder.path}\nCurves and images: tensorboard --logdir {folder.path.parent}")
+        print(f"Run folder: {folder.path}")
+        for line in run_folder.contents(folder.path):
+            print(f"  {line}")
+        print(f"Curves and images: tensorboard --logdir {folder.path.parent}")
     return status
 
 

@@ -186,3 +186,12 @@ def _write(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def contents(folder: Path) -> list[str]:
+    """What a user looks for in a run folder: the experiment, the numbers, the newest checkpoint and the newest grids."""
+    found = [folder / name for name in ("config.yaml", "metrics.csv")]
+    found.append(newest_checkpoint(folder) or folder / "checkpoints")
+    for samples in sorted((folder / "samples").glob("*")):
+        found += sorted(samples.glob("step-*.png"))[-1:]
+    return [str(path) for path in found if path.exists()]
