@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning as L
 import torch
 
@@ -84,5 +86,19 @@ class CutMix(AugmentationCallback):
         gamma = gamma_schedule(schedule)(torch.tensor(tau, dtype=torch.float64))
         self.log_snr = float(torch.log(gamma) - torch.log1p(-gamma))
 
+    def validate_experiment(self, experiment: Any) -> None:
+        """Refuses a setting that the embedded data set is not told to build."""
+        built = getattr(experiment.data, "settings", None)
+        if built is not None and self.folder == f"train_{self.setting}" and self.setting not in built:
+            raise ValueError(f"setting {self.setting} is not built; add it: --data.settings [{self.setting}]")
+
     def register(self, data: DataModule, module: TextToImage) -> None:
-        data.add_stream(self.setting, self.folder, module.process.quantile(self.log_snr), self.p)
+        try:
+            data.add_stream(self.setting, self.folder, module.process.quantile(self.log_snr), self.p)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"callbacks.cutmix: there is no prepared set {data.root / self.folder}. Make it from the images of the "
+                f"data set, with the encoders that train/ was encoded with:\n"
+                f"  t2ikit prepare cutmix --setting {self.setting} --out {data.root}\n"
+                f"  t2ikit prepare encode --out {data.root} --autoencoder ... --text-encoder ..."
+            ) from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 
 
@@ -41,6 +42,7 @@ class Checkpoint(LightningCheckpoint):
         if trainer.is_global_zero:
             for partial in self._folder(trainer).glob("*.partial"):
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+            self._set_aside(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -57,6 +59,7 @@ class Checkpoint(LightningCheckpoint):
         if step == self._last_step:
             return
         self._last_step = step
+        refuse_broken_weights(trainer)
         path = self._folder(trainer) / f"step-{step:08d}.ckpt"
         partial = path.with_name(path.name + ".partial")
         trainer.save_checkpoint(partial, weights_only=False)
@@ -67,12 +70,44 @@ class Checkpoint(LightningCheckpoint):
     def _folder(self, trainer: L.Trainer) -> Path:
         return Path(trainer.default_root_dir) / "checkpoints"
 
+    def _set_aside(self, trainer: L.Trainer) -> None:
+        """Moves checkpoints of later steps away: this run went back before them and makes those steps anew.
+
+        They are kept, but neither `--resume last` nor the pruning of older ones may take them for this run's.
+        """
+        folder, step = self._folder(trainer), trainer.global_step
+        later = [path for path in folder.glob("step-*.ckpt") if _step_of(path) > step]
+        if not later:
+            return
+        aside = folder / f"left-at-{step:08d}"
+        aside.mkdir(exist_ok=True)
+        for path in later:
+            os.replace(path, aside / path.name)
+        trainer.print(f"resumed at step {step}: {len(later)} checkpoints of later steps moved to {aside}")
+
     def _prune(self, folder: Path) -> None:
         steps = sorted(folder.glob("step-*.ckpt"))
         for old in steps[: -self.keep]:
-            step = int(old.stem.removeprefix("step-"))
-            if self.keep_every_n_steps is None or step % self.keep_every_n_steps:
+            if self.keep_every_n_steps is None or _step_of(old) % self.keep_every_n_steps:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
+def _step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
+
+
+def refuse_broken_weights(trainer: L.Trainer) -> None:
+    """A finite loss can still have broken the weights in its backward pass: no checkpoint of those.
+
+    Raises:
+        FloatingPointError: a weight is not finite; every rank raises, since all hold the same weights.
+    """
+    weights = [p.detach() for p in trainer.lightning_module.parameters() if p.is_floating_point()]
+    if weights and not bool(torch.stack(torch._foreach_norm(weights)).isfinite().all()):
+        raise FloatingPointError(
+            f"the weights are not finite after optimizer step {trainer.global_step}; the checkpoint before is good: "
+            "lower the learning rate or trainer.gradient_clip_val and go on with --resume last"
+        )
 
 
 def publish(partial: Path, path: Path) -> None:

@@ -40,6 +40,7 @@ class EMA(L.Callback):
         self.decays = [float(d) for d in decays]
         self.warmup = warmup
         self.step = 0
+        self._seen = 0
         self._names: list[str] = []
         self._averages: dict[float, list[Tensor]] = {}
         self._loaded: dict[str, Any] | None = None
@@ -73,6 +74,7 @@ class EMA(L.Callback):
         if self._loaded is not None:
             self._restore(self._loaded)
             self._loaded = None
+        self._seen = trainer.global_step
 
     def _start(self, pl_module: L.LightningModule) -> None:
         self._names, weights = _trainable(pl_module)
@@ -99,7 +101,8 @@ class EMA(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step > self.step:  # only after an optimizer step, not after every accumulated micro-batch
+        if trainer.global_step > self._seen:  # only after an optimizer step, not after every accumulated micro-batch
+            self._seen = trainer.global_step
             self.update(pl_module)
 
     @torch.no_grad()

@@ -31,7 +31,9 @@ class ScoreTable(L.Callback):
             return
         first = min(min(snapshot.history) for snapshot in snapshots)
         last = max(max(snapshot.history) for snapshot in snapshots)
-        table = Table(title="Scores (EMA weights)", caption=self.note or None)
+        networks = {getattr(getattr(metric, "features", None), "name", None) for s in snapshots for metric in s.metrics}
+        caption = " ".join([*(f"Features: {name}." for name in sorted(filter(None, networks))), self.note])
+        table = Table(title="Scores (EMA weights)", caption=caption or None)
         table.add_column("score")
         table.add_column(f"step {first}", justify="right")
         table.add_column(f"step {last}", justify="right")

@@ -21,7 +21,9 @@ from t2ikit.callbacks.ema import EMA
 from t2ikit.callbacks.image_grid import save_grid
 from t2ikit.data.prompts import Prompt, PromptSource, prompts_hash
 from t2ikit.diffusion import Guidance
+from t2ikit.diffusion.samplers import find_solver
 from t2ikit.drawing import draw_batch
+from t2ikit.encoders.autoencoders import LatentSpace
 from t2ikit.metrics.base import Metric, Samples
 from t2ikit.module import TextToImage
 
@@ -78,6 +80,7 @@ class Snapshot(L.Callback):
         for option, value in counts.items():
             if value is not None and value < 1:
                 raise ValueError(f"callbacks.{name}: {option} must be at least 1, got {value}")
+        find_solver(method)  # refuses an unknown one
         self.name = name
         self.prompt_source = prompts
         self.metrics = list(metrics or [])
@@ -110,9 +113,18 @@ class Snapshot(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = {int(step): dict(scores) for step, scores in state_dict["history"].items()}
 
+    def validate_experiment(self, experiment: Any) -> None:
+        """Refuses an EMA profile that the run does not keep."""
+        averages = [callback for callback in experiment.callbacks.values() if isinstance(callback, EMA)]
+        if self.ema_decay is not None and not any(self.ema_decay in ema.decays for ema in averages):
+            raise ValueError(f"ema_decay {self.ema_decay} is no profile of the EMA callback; add it to its decay")
+
     # ------------------------------------------------------------------ when
 
     def on_train_start(self, trainer: L.Trainer, pl_module: TextToImage) -> None:
+        self._prepare(trainer)  # what is missing is found now, not at the first snapshot
+        if isinstance(pl_module.space, LatentSpace):
+            _ = pl_module.space.model
         if self.at_start and trainer.global_step == 0:
             self.run(trainer, pl_module)
 
@@ -121,7 +133,7 @@ class Snapshot(L.Callback):
     ) -> None:
         step = trainer.global_step
         last = step == trainer.max_steps and self.at_end
-        due = self.every_n_steps is not None and step % self.every_n_steps == 0
+        due = self.every_n_steps is not None and step > 0 and step % self.every_n_steps == 0
         if (due or last) and step not in self.history:
             self.run(trainer, pl_module)
 
@@ -153,7 +165,7 @@ class Snapshot(L.Callback):
                 for score, value in metric.compute(samples):
                     if score in scores:
                         raise ValueError(f"callbacks.{self.name}: two metrics give {score}; use two snapshots")
-                    scores[score] = value
+                    scores[score] = float(value)  # plain numbers only: they go into every checkpoint
         scores = trainer.strategy.broadcast(scores)
         self.history[step] = scores
         self._write(trainer, step, samples, scores)
@@ -172,7 +184,7 @@ class Snapshot(L.Callback):
         self._prompts = prompts
 
     def _weights(self, trainer: L.Trainer, pl_module: TextToImage) -> AbstractContextManager[None]:
-        ema = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
+        ema = _ema_of(trainer)
         return nullcontext() if ema is None else ema.applied(pl_module, self.ema_decay)
 
     def _draw_all(self, trainer: L.Trainer, pl_module: TextToImage) -> Tensor:
@@ -219,10 +231,13 @@ class Snapshot(L.Callback):
 
     # ------------------------------------------------------------------ where it goes
 
-    def fingerprint(self, samples: Samples) -> dict[str, Any]:
-        """Everything a score of this snapshot depends on besides the weights."""
+    def fingerprint(self, trainer: L.Trainer, samples: Samples) -> dict[str, Any]:
+        """Everything a score of this snapshot depends on besides the values of the weights."""
         assert self._prompts is not None
+        ema = _ema_of(trainer)
         return {
+            "weights": "raw" if ema is None else f"ema {self.ema_decay or ema.decays[0]}",
+            "precision": str(trainer.precision),
             "prompts": prompts_hash(self._prompts),
             "seed": self.seed,
             "sampler": self.method,
@@ -237,7 +252,7 @@ class Snapshot(L.Callback):
         folder = Path(trainer.default_root_dir) / "samples" / self.name
         folder.mkdir(parents=True, exist_ok=True)
         picture = save_grid(samples.images[: self.grid], folder / f"step-{step:08d}.png")
-        record = {"step": step, "scores": scores, "fingerprint": self.fingerprint(samples)}
+        record = {"step": step, "scores": scores, "fingerprint": self.fingerprint(trainer, samples)}
         partial = folder / f"step-{step:08d}.json.partial"
         partial.write_text(json.dumps(record, indent=2))
         publish(partial, partial.with_suffix(""))
@@ -253,3 +268,7 @@ class Snapshot(L.Callback):
 
 def _is_bf16(pl_module: TextToImage) -> bool:
     return str(pl_module.trainer.precision).startswith("bf16")
+
+
+def _ema_of(trainer: L.Trainer) -> EMA | None:
+    return next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)

@@ -41,7 +41,8 @@ class TrainingLog(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         rows, bins = len(trainer.datamodule.source_names), int(pl_module.noise_bins)  # type: ignore[arg-type]
         self._sums = torch.zeros(2, rows, bins, dtype=torch.float64, device=pl_module.device)
-        if self._loaded is not None and self._loaded.shape == self._sums.shape:
+        # The stored sums are those of rank 0: only it takes them back, the others start the interval anew.
+        if trainer.is_global_zero and self._loaded is not None and self._loaded.shape == self._sums.shape:
             self._sums.copy_(self._loaded)
         self._last_logged = trainer.global_step
         self._restart_clock(trainer)

@@ -3,7 +3,8 @@
     StoredBatch --on_after_batch_transfer--> Batch --batch transforms--> Batch, ... --objective--> loss_B [B]
 
 Every random number of a step is a pure function of (seed, purpose, global slot), so that gradient accumulation, more
-ranks or a resumed run draw the same numbers (``t2ikit.draws``).
+ranks or a resumed run draw the same numbers (``t2ikit.draws``). One thing depends on how a batch is split: from 10
+samples a micro-batch up, self-conditioning keeps a fixed number of each micro-batch, which gives static shapes.
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ class TextToImage(L.LightningModule):
         self.manifest: Manifest | None = None
         self.unconditional: Text | None = None
         self._transforms: list[BatchTransform] = []
+        rates = (getattr(layer, "p", getattr(layer, "rate", 0.0)) for layer in denoiser.modules())
+        self._drops = any(isinstance(rate, float) and rate > 0.0 for rate in rates)
 
     # ------------------------------------------------------------------ the data's side
 
@@ -152,6 +155,8 @@ class TextToImage(L.LightningModule):
     # ------------------------------------------------------------------ the training step
 
     def training_step(self, parts: tuple[Batch, ...], batch_idx: int) -> dict[str, Tensor]:
+        if self._drops:  # dropout draws from the global generator: keyed, so that a resumed run draws the same
+            torch.manual_seed(draws.derived_seed(self.seed, "dropout", parts[0].slot))
         losses = []
         for part in parts:
             drop = torch.from_numpy(draws.uniforms(self.seed, "drop", part.slot, len(part))[:, 0] < self.text_drop)
@@ -261,6 +266,17 @@ class TextToImage(L.LightningModule):
             optimizer, lambda step: self.learning_rate.factor(step + 1, total)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """What the experiment says of the optimizer holds after a resume too, not what the checkpoint remembers."""
+        optimizer = self.trainer.optimizers[0]
+        schedule = self.trainer.lr_scheduler_configs[0].scheduler
+        assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
+        fresh = self.optimizer_factory.build(self.denoiser).param_groups
+        schedule.base_lrs = [group["lr"] for group in fresh]
+        for group, new, factor in zip(optimizer.param_groups, fresh, schedule.lr_lambdas, strict=True):
+            group.update({key: value for key, value in new.items() if key != "params"})
+            group["initial_lr"], group["lr"] = new["lr"], new["lr"] * factor(schedule.last_epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.manifest is not None:

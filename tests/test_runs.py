@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 
 from t2ikit import cli
+from t2ikit.callbacks.checkpoint import refuse_broken_weights
 from t2ikit.callbacks.metrics_csv import read_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -95,6 +97,37 @@ def test_a_run_trains_scores_and_can_be_killed(folder: Path, capfd: pytest.Captu
     last = [torch.load(run / "checkpoints" / "step-00000008.ckpt", weights_only=True) for run in (straight, killed)]
     for name, weight in last[0]["state_dict"].items():
         assert torch.equal(weight, last[1]["state_dict"][name])
+
+
+def test_going_back_keeps_what_it_leaves_and_takes_new_options(folder: Path) -> None:
+    """Resumed from an older checkpoint, with dropout on: the same losses; later checkpoints are kept aside."""
+    plain = ["run", "small.yaml", "--callbacks.val", "null", "--callbacks.geneval", "null"]
+    plain += ["--model.denoiser.dropout", "0.2", "--callbacks.checkpoint.keep", "1"]
+    plain += ["--callbacks.checkpoint.keep_every_n_steps", "4"]
+    assert cli.main(plain) == 0
+    run = folder / "runs" / "small" / "version_0"
+    first = numbers(run)
+    older = run / "checkpoints" / "step-00000004.ckpt"
+    assert cli.main([*plain, "--resume", str(older)]) == 0
+    assert numbers(run) == first
+    kept = sorted(str(path.relative_to(run / "checkpoints")) for path in run.rglob("*.ckpt"))
+    assert kept == ["left-at-00000004/step-00000008.ckpt", "step-00000004.ckpt", "step-00000008.ckpt"]
+    assert cli.main([*plain, "--resume", str(older), "--model.optimizer.lr", "0.02"]) == 0
+    rates = dict(numbers(run)["train/learning_rate"])
+    for step, rate in first["train/learning_rate"]:
+        assert rates[step] == pytest.approx(rate * (10 if step > 4 else 1))
+    assert numbers(run)["train/loss"][:4] == first["train/loss"][:4]
+    assert numbers(run)["train/loss"][5:] != first["train/loss"][5:]
+
+
+def test_a_checkpoint_of_broken_weights_is_refused() -> None:
+    layer = torch.nn.Linear(2, 2)
+    trainer = SimpleNamespace(lightning_module=layer, global_step=7)
+    refuse_broken_weights(trainer)
+    with torch.no_grad():
+        layer.weight[0, 1] = float("inf")
+    with pytest.raises(FloatingPointError, match="after optimizer step 7"):
+        refuse_broken_weights(trainer)
 
 
 def test_an_augmentation_of_ones_own(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -277,8 +278,11 @@ def _fit(experiment: Experiment, folder: RunFolder, command: str) -> int:
 
 def _step(checkpoint: Path | None) -> int:
     """Optimizer steps that a checkpoint has made; 0 without one."""
-    if checkpoint is None or checkpoint.is_dir():
+    if checkpoint is None:
         return 0
+    if checkpoint.is_dir():  # a sharded checkpoint: its name says the step
+        found = re.search(r"(\d+)$", checkpoint.stem)
+        return int(found[1]) if found else 0
     import torch
 
     try:

@@ -189,7 +189,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def contents(folder: Path) -> list[str]:
-    """What a user looks for in a run folder: the experiment, the numbers, the newest checkpoint and the newest grids."""
+    """What a user looks for in a run folder: experiment, numbers, the newest checkpoint, the newest grids."""
     found = [folder / name for name in ("config.yaml", "metrics.csv")]
     found.append(newest_checkpoint(folder) or folder / "checkpoints")
     for samples in sorted((folder / "samples").glob("*")):

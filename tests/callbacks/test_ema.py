@@ -100,7 +100,7 @@ def test_state_goes_through_a_checkpoint() -> None:
     other = EMA(decay=0.7)
     other.load_state_dict(ema.state_dict())
     other.on_fit_start(None, module)
-    other.on_train_start(None, module)
+    other.on_train_start(SimpleNamespace(global_step=2), module)
     assert other.step == 2
     for key, tensor in ema.state_dict()["profiles"]["0.7"].items():
         assert torch.equal(tensor, other.state_dict()["profiles"]["0.7"][key])
@@ -114,7 +114,7 @@ def test_another_decay_or_another_network_is_refused() -> None:
     changed.load_state_dict(state)
     changed.on_fit_start(None, module)
     with pytest.raises(ValueError, match="callbacks.ema.init_args.decay"):
-        changed.on_train_start(None, module)
+        changed.on_train_start(SimpleNamespace(global_step=2), module)
     same = EMA(decay=0.7)
     same.load_state_dict(state)
     deeper = module_of(3, 3)
