@@ -104,7 +104,14 @@ def build(plan: Plan, folder: Path, loggers: list[Logger]) -> Experiment:
     Raises:
         ConfigError: a constructor refuses its arguments, or two options contradict each other.
     """
-    data, model = plan.data.build(), plan.model.build()
+    data = plan.data.build()
+    find_data = getattr(data, "find_data", None)  # before a large network is drawn for data that is not there
+    if callable(find_data):
+        try:
+            find_data()
+        except USER_ERRORS as error:
+            raise ConfigError(str(error)) from error
+    model = plan.model.build()
     callbacks = {name: component.build() for name, component in plan.callbacks.items()}
     options = dict(plan.trainer)
     # Lightning adds a checkpoint callback of its own where it sees none: only what the experiment names writes files.

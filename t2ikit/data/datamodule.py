@@ -70,6 +70,15 @@ class DataModule(LightningDataModule):
         self._gated: list[GatedStream] = []
         self._train_loader_built = False
 
+    def find_data(self) -> None:
+        """Refuses a root without prepared sets, before anything else is built.
+
+        Raises:
+            FileNotFoundError: names ``--data.root`` and the commands that prepare it.
+        """
+        for split in ("train", "val"):
+            Manifest.read(self.root / split)
+
     def setup(self, stage: str | None = None) -> None:
         """Opens the sets, so that a missing or unfit one is refused at once.
 
@@ -267,6 +276,9 @@ class ShapesData(DataModule):
         self.captions = captions
         self.settings = tuple(settings)
         self.scene_seed = scene_seed
+
+    def find_data(self) -> None:
+        """Nothing to find: what is not there is rendered."""
 
     def prepare_data(self) -> None:
         """Renders, captions and encodes the data where it does not exist yet."""

@@ -231,6 +231,13 @@ def test_the_empty_prompt_and_reference_images(root: Path, tmp_path: Path) -> No
     assert np.array_equal(images.numpy(), [make_record("val", i).image for i in range(2)])
 
 
+def test_a_missing_root_is_refused_before_anything_is_built(root: Path, tmp_path: Path) -> None:
+    DataModule(str(root)).find_data()
+    with pytest.raises(FileNotFoundError, match=r"--data\.root(.|\n)*t2ikit prepare encode"):
+        DataModule(str(tmp_path / "none")).find_data()
+    ShapesData(root=str(tmp_path / "none")).find_data()
+
+
 def test_shapes_options_choose_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     first, same, other = ShapesData(), ShapesData(batch_size=8, seed=4), ShapesData(count=50)
