@@ -108,4 +108,5 @@ def loss_means(table: Tensor, source_names: list[str]) -> dict[str, float]:
 
 def evaluation_seconds(trainer: L.Trainer) -> float:
     """Seconds that callbacks of this run have spent on evaluation so far."""
-    return sum(float(vars(callback).get("evaluation_seconds", 0.0)) for callback in trainer.callbacks)
+    seconds = [float(vars(callback).get("evaluation_seconds", 0.0)) for callback in trainer.callbacks]
+    return sum(seconds, 0.0)
