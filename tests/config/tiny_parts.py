@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,4 +153,8 @@ class Stop(Callback):
         if trainer.global_step == self.at:
             if self.how == "error":
                 raise ValueError("a defect in the middle")
-            os.kill(os.getpid(), signal.SIGINT)
+            if (
+                signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            ):  # inherited from a shell that put us in the background
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.raise_signal(signal.SIGINT)  # in this thread: os.kill may be served a step later
