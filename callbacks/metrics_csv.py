@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
+
+from t2ikit.callbacks.checkpoint import publish
 
 HEADER = ("step", "name", "value")
 
@@ -68,11 +69,8 @@ class MetricsCSV(Logger):
         writer.writerow(HEADER)
         writer.writerows(row for row in rows[1:] if int(row[0]) <= step)
         partial = self.path.with_name(self.path.name + ".partial")
-        with open(partial, "w") as file:
-            file.write(kept.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self.path)
+        partial.write_text(kept.getvalue())
+        publish(partial, self.path)
 
 
 def read_metrics(path: str | Path) -> dict[str, list[tuple[int, float]]]:

@@ -258,7 +258,9 @@ class Snapshot(L.Callback):
         publish(partial, partial.with_suffix(""))
         captions = folder / "prompts.txt"
         if not captions.exists():
-            captions.write_text("\n".join(prompt.text for prompt in (self._prompts or [])[: self.grid]) + "\n")
+            partial = captions.with_name(captions.name + ".partial")
+            partial.write_text("\n".join(prompt.text for prompt in (self._prompts or [])[: self.grid]) + "\n")
+            publish(partial, captions)
         for logger in trainer.loggers:
             logger.log_metrics({f"{self.name}/{key}": value for key, value in scores.items()}, step=step)
             add_image = getattr(getattr(logger, "experiment", None), "add_image", None)

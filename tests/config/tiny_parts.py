@@ -153,8 +153,6 @@ class Stop(Callback):
         if trainer.global_step == self.at:
             if self.how == "error":
                 raise ValueError("a defect in the middle")
-            if (
-                signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-            ):  # inherited from a shell that put us in the background
+            if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background jobs inherit it
                 signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.raise_signal(signal.SIGINT)  # in this thread: os.kill may be served a step later
