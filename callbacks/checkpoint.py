@@ -11,6 +11,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 
+from t2ikit.files import publish
+
 
 class Checkpoint(LightningCheckpoint):
     """Writes ``checkpoints/step-00001000.ckpt`` under the run folder.
@@ -108,17 +110,3 @@ def refuse_broken_weights(trainer: L.Trainer) -> None:
             f"the weights are not finite after optimizer step {trainer.global_step}; the checkpoint before is good: "
             "lower the learning rate or trainer.gradient_clip_val and go on with --resume last"
         )
-
-
-def publish(partial: Path, path: Path) -> None:
-    """Syncs ``partial`` and its folder to the disk and renames it to ``path``: afterwards it is whole or not there."""
-    files = [file for file in partial.rglob("*") if file.is_file()] if partial.is_dir() else [partial]
-    for file in files:
-        with open(file, "rb") as stream:
-            os.fsync(stream.fileno())
-    os.replace(partial, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -11,7 +11,7 @@ from typing import Any
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 
-from t2ikit.callbacks.checkpoint import publish
+from t2ikit.files import write_whole
 
 HEADER = ("step", "name", "value")
 
@@ -68,9 +68,7 @@ class MetricsCSV(Logger):
         writer = csv.writer(kept, lineterminator="\n")
         writer.writerow(HEADER)
         writer.writerows(row for row in rows[1:] if int(row[0]) <= step)
-        partial = self.path.with_name(self.path.name + ".partial")
-        partial.write_text(kept.getvalue())
-        publish(partial, self.path)
+        write_whole(self.path, kept.getvalue())
 
 
 def read_metrics(path: str | Path) -> dict[str, list[tuple[int, float]]]:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from t2ikit.callbacks.checkpoint import publish
 from t2ikit.callbacks.ema import EMA
 from t2ikit.callbacks.image_grid import save_grid
 from t2ikit.data.prompts import Prompt, PromptSource, prompts_hash
@@ -24,6 +23,7 @@ from t2ikit.diffusion import Guidance
 from t2ikit.diffusion.samplers import find_solver
 from t2ikit.drawing import draw_batch
 from t2ikit.encoders.autoencoders import LatentSpace
+from t2ikit.files import write_whole
 from t2ikit.metrics.base import Metric, Samples
 from t2ikit.module import TextToImage
 
@@ -253,14 +253,10 @@ class Snapshot(L.Callback):
         folder.mkdir(parents=True, exist_ok=True)
         picture = save_grid(samples.images[: self.grid], folder / f"step-{step:08d}.png")
         record = {"step": step, "scores": scores, "fingerprint": self.fingerprint(trainer, samples)}
-        partial = folder / f"step-{step:08d}.json.partial"
-        partial.write_text(json.dumps(record, indent=2))
-        publish(partial, partial.with_suffix(""))
+        write_whole(folder / f"step-{step:08d}.json", json.dumps(record, indent=2))
         captions = folder / "prompts.txt"
         if not captions.exists():
-            partial = captions.with_name(captions.name + ".partial")
-            partial.write_text("\n".join(prompt.text for prompt in (self._prompts or [])[: self.grid]) + "\n")
-            publish(partial, captions)
+            write_whole(captions, "\n".join(prompt.text for prompt in (self._prompts or [])[: self.grid]) + "\n")
         for logger in trainer.loggers:
             logger.log_metrics({f"{self.name}/{key}": value for key, value in scores.items()}, step=step)
             add_image = getattr(getattr(logger, "experiment", None), "add_image", None)

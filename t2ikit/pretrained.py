@@ -16,6 +16,8 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+from t2ikit.files import write_whole
+
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 _SETTING_PATTERNS = ("*.json", "*.txt", "*.model")
 _BLOCK = 1 << 22
@@ -224,7 +226,7 @@ def _recorded_sums(name: str, commit: str, files: Sequence[Path]) -> dict[str, s
         record[file.name] = {"sha256": sums[file.name], "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
         changed = True
     if changed:
-        _write_whole(record_file, json.dumps(record, indent=2, sort_keys=True))
+        write_whole(record_file, json.dumps(record, indent=2, sort_keys=True))
     return sums
 
 
@@ -233,13 +235,3 @@ def _sum_of_sums(sums: dict[str, str]) -> str:
         return next(iter(sums.values()))
     listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
     return hashlib.sha256(listing.encode()).hexdigest()
-
-
-def _write_whole(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with temporary.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from t2ikit.config.compose import ConfigError, nearest
+from t2ikit.files import write_whole
 
 # Lightning starts the other ranks of a machine by running the same command again: they find the choice here.
 FOLDER_VARIABLE = "T2IKIT_RUN_FOLDER"
@@ -125,7 +126,7 @@ def write_config(folder: Path, text: str, resumed: bool) -> Path:
     while resumed and path.exists():
         number += 1
         path = folder / f"config.resume-{number}.yaml"
-    _write(path, text)
+    write_whole(path, text)
     return path
 
 
@@ -161,7 +162,7 @@ def _new_version(versions: Path) -> Path:
             number += 1
             continue
         if launch_id():
-            _write(folder / MARKER, launch_id())
+            write_whole(folder / MARKER, launch_id())
         return folder
 
 
@@ -177,15 +178,6 @@ def _follow(versions: Path, launch: str) -> Path:
     raise ConfigError(
         f"rank {rank()} found no run folder of rank 0 in {versions}: is run.directory shared by all machines?"
     )
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def contents(folder: Path) -> list[str]:

@@ -27,6 +27,7 @@ import numpy as np
 
 from t2ikit.data.layout import Record, RecordView, Tokens, quantise_tokens
 from t2ikit.data.manifest import MANIFEST_NAME, PREPARE_COMMANDS, Manifest
+from t2ikit.files import sync
 
 __all__ = [
     "MANIFEST_NAME",
@@ -138,11 +139,7 @@ def _sha256(path: Path) -> str:
 
 def _settle(path: Path) -> str:
     """Flushes a file to the disk; its SHA-256."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path)
     return _sha256(path)
 
 

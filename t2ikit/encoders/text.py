@@ -9,7 +9,6 @@ Shapes: L tokens of a prompt, D width of the states.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections import Counter
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from t2ikit.batch import Text
+from t2ikit.files import publish
 from t2ikit.pretrained import EncoderReference, load_pretrained
 
 DEFAULT_TEXT_ENCODER = "google/flan-t5-xl"
@@ -201,11 +201,10 @@ def build_small_t5(
             return folder
         if folder.exists() and not overwrite:
             raise FileExistsError(f"{folder} exists and is not the model asked for: delete it or choose another folder")
-        _sync(temporary)
         temporary.chmod(0o755)
         if folder.exists():
             folder.rename(temporary.with_name(f"{temporary.name}.old"))
-        temporary.rename(folder)
+        publish(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(temporary.with_name(f"{temporary.name}.old"), ignore_errors=True)
@@ -264,10 +263,3 @@ def _same_files(first: Path, second: Path) -> bool:
     if sorted(file.name for file in first.iterdir()) != names:
         return False
     return all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
-
-
-def _sync(folder: Path) -> None:
-    for file in folder.iterdir():
-        descriptor = os.open(file, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)

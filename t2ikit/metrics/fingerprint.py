@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -19,24 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes ``content`` to ``path`` whole or not at all: a temporary name beside it, flushed to disk, renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        # mkstemp is private by design; a score is to be read as any other file of the run.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+from t2ikit.files import write_whole
 
 
 def images_sha256(images: Tensor) -> str:
@@ -170,7 +151,7 @@ def write_score(path: str | Path, score: Score) -> None:
         "fingerprint": score.fingerprint.to_dict(),
         "fingerprint_sha256": score.fingerprint.hash(),
     }
-    write_atomically(Path(path), (json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+    write_whole(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def read_score(path: str | Path) -> Score:

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from t2ikit.metrics.fingerprint import write_atomically
+from t2ikit.files import write_whole
 
 Array = Tensor | NDArray[np.floating]
 
@@ -192,7 +192,7 @@ class Moments:
             count=np.int64(self.count),
             fingerprint=np.array(json.dumps(self.fingerprint, sort_keys=True)),
         )
-        write_atomically(Path(path), buffer.getvalue())
+        write_whole(path, buffer.getvalue())
 
     @classmethod
     def load(cls, path: str | Path) -> Moments:

@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from t2ikit.data.manifest import MANIFEST_NAME, Manifest
+from t2ikit.files import write_whole
 
 Item = TypeVar("Item")
 
@@ -143,21 +143,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 def write_lines(path: Path, lines: Iterable[str]) -> str:
     """Writes a text file, whole or not at all; its SHA-256."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    digest = hashlib.sha256()
-    try:
-        with temporary.open("wb") as stream:
-            for line in lines:
-                content = line.encode() + b"\n"
-                digest.update(content)
-                stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return digest.hexdigest()
+    return write_whole(path, (line.encode() + b"\n" for line in lines))
 
 
 def _comparable(manifest: Manifest, name: str) -> Any:

@@ -16,7 +16,6 @@ from t2ikit.metrics.fingerprint import (
     images_sha256,
     read_score,
     state_sha256,
-    write_atomically,
     write_score,
 )
 
@@ -59,20 +58,6 @@ def test_score_files(tmp_path: Path) -> None:
     path.write_text("[]")
     with pytest.raises(ValueError, match="fid.json is not a score file"):
         read_score(path)
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_hashes_see_content_and_order() -> None:

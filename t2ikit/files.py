@@ -1,0 +1,63 @@
+"""Files that are whole or not there: written under another name, synced to the disk, renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = ["partial_of", "publish", "sync", "write_whole"]
+
+
+def partial_of(path: Path) -> Path:
+    """A name beside ``path`` for its unfinished content; no other process takes the same one."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+
+
+def sync(path: Path) -> None:
+    """Flushes a file, or the entries of a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Syncs ``partial``, a file or a folder, and renames it to ``path``; a file that was there is replaced."""
+    for file in [file for file in partial.rglob("*") if file.is_file()] if partial.is_dir() else [partial]:
+        sync(file)
+    os.replace(partial, path)
+    sync(path.parent)
+
+
+def write_whole(path: str | Path, content: bytes | str | Iterable[bytes]) -> str:
+    """Writes a file, whole or not at all; the folder is made.
+
+    Args:
+        path: the file; an old one stays as it was until the new one is complete.
+        content: bytes, text (UTF-8), or parts that are written as they come.
+
+    Returns:
+        Its SHA-256.
+
+    Example:
+        >>> import tempfile
+        >>> write_whole(f"{tempfile.mkdtemp()}/scores.json", "{}")[:12]
+        '44136fa355b3'
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parts = [content] if isinstance(content, bytes) else [content.encode()] if isinstance(content, str) else content
+    digest, partial = hashlib.sha256(), partial_of(path)
+    try:
+        with partial.open("wb") as stream:
+            for part in parts:
+                digest.update(part)
+                stream.write(part)
+        publish(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return digest.hexdigest()
