@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.base import Benchmark, Measurement, Settings
 
-ROOMS = ("training", "text_length", "memory", "compile", "sampling", "solvers", "data", "metrics")
+ROOMS = ("training", "text_length", "memory", "sampling")
 _PACKAGES = ("t2ikit", "torch", "lightning", "diffusers", "litdata", "numpy", "pillow")
 
 
@@ -65,9 +65,8 @@ def table(measurements: list[Measurement]) -> str:
         ratio = "" if one.ratio is None else f"{one.ratio:.3g}"
         verdict = "" if one.reached is None else "yes" if one.reached else "no"
         what = f"{one.what} ({one.note})" if one.note else one.what
-        lines.append(
-            f"| {what} | {_number(one.value)} {one.unit} | {one.against} | {theirs} | {ratio} | {one.goal} | {verdict} |"
-        )
+        cells = [what, f"{_number(one.value)} {one.unit}", one.against, theirs, ratio, one.goal, verdict]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -91,7 +90,7 @@ def _write(path: Path, settings: Settings, results: dict[str, list[Measurement]]
         "machine": machine(settings.device),
         "settings": asdict(settings),
         "commit": _git("rev-parse", "HEAD") + ("-dirty" if _git("status", "--porcelain", "-uno") else ""),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "results": {name: [{**asdict(one), "ratio": one.ratio} for one in rows] for name, rows in results.items()},
