@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.base import Benchmark, Measurement, Settings
 
-ROOMS = ("training", "text_length", "memory", "sampling")
+ROOMS = ("training", "text_length", "memory", "sampling", "solvers", "gpu")
 _PACKAGES = ("t2ikit", "torch", "lightning", "diffusers", "litdata", "numpy", "pillow")
 
 
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     import torch
 
     torch.set_num_threads(args.threads)
-    settings = Settings(args.full, args.threads, args.device)
+    settings = Settings(args.full, args.threads, args.device, tuple(args.checkpoint), args.figure)
     results: dict[str, list[Measurement]] = {}
     failed = 0
     for name in args.names or found:
@@ -95,7 +95,7 @@ def _write(path: Path, settings: Settings, results: dict[str, list[Measurement]]
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "results": {name: [{**asdict(one), "ratio": one.ratio} for one in rows] for name, rows in results.items()},
     }
-    write_whole(path, json.dumps(content, indent=2) + "\n")
+    write_whole(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
 def _of(room: str) -> tuple[Benchmark, ...]:
@@ -124,6 +124,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--full", action="store_true", help="also sizes that take longer")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (%(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where networks run (%(default)s)")
+    parser.add_argument("--checkpoint", type=Path, action="append", default=[], metavar="RUN", help="a trained model")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="PNG of the solvers' curves")
     parser.add_argument("--out", type=Path, default=Path("benchmarks.json"), help="JSON of the results (%(default)s)")
     parser.add_argument("--debug", action="store_true", help="stop at the first failure, with its traceback")
     return parser

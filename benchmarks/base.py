@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 
@@ -22,11 +23,15 @@ class Settings:
         full: also what does not fit into ten minutes on two cores.
         threads: threads of torch.
         device: where networks run, "cpu" or "cuda".
+        checkpoints: trained models, for what needs some.
+        figure: where curves are drawn, or None.
     """
 
     full: bool = False
     threads: int = 1
     device: str = "cpu"
+    checkpoints: tuple[Path, ...] = ()
+    figure: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ class Operations:
     """What the dispatcher saw.
 
     Attributes:
-        total: operations.
+        total: operations; views, which rename memory and launch nothing, are left out.
         syncs: those that make the host wait for the device.
     """
 
@@ -34,8 +34,9 @@ class _Counter(TorchDispatchMode):
         self.total = self.syncs = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.total += 1
-        self.syncs += func.overloadpacket.__name__ in _SYNCS
+        name = func.overloadpacket.__name__
+        self.total += not (func.is_view or name == "_unsafe_view")
+        self.syncs += name in _SYNCS
         return func(*args, **(kwargs or {}))
 
 
