@@ -17,7 +17,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from t2ikit.callbacks.ema import EMA
-from t2ikit.callbacks.image_grid import save_grid
 from t2ikit.data.prompts import Prompt, PromptSource, prompts_hash
 from t2ikit.diffusion import Guidance
 from t2ikit.diffusion.samplers import find_solver
@@ -26,6 +25,7 @@ from t2ikit.encoders.autoencoders import LatentSpace
 from t2ikit.files import write_whole
 from t2ikit.metrics.base import Metric, Samples
 from t2ikit.module import TextToImage
+from t2ikit.pictures import save_grid
 
 
 class Snapshot(L.Callback):

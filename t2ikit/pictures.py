@@ -1,17 +1,20 @@
-"""Images as PNG files: one by one, or as a grid, enlarged so that small ones can be seen. All are uint8."""
+"""Images as files: one by one, or as a grid, enlarged so that small ones can be seen. All are uint8."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from t2ikit.files import publish
+from t2ikit.files import partial_of, publish
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def image_grid(images: Tensor, columns: int | None = None, smallest: int = 96, gap: int = 2) -> Tensor:
@@ -57,9 +60,48 @@ def save_png(picture: Tensor, path: Path, text: Mapping[str, str] | None = None)
     entries = PngInfo()
     for key, value in (text or {}).items():
         entries.add_text(key, value)
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_of(path)
     try:
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(partial, format="PNG", pnginfo=entries)
         publish(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """PNG and JPEG files right in ``folder``, by number where every name is one (2 before 10), else by name.
+
+    Raises:
+        FileNotFoundError: no such folder, or no picture in it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}")
+    files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    if not files:
+        raise FileNotFoundError(f"no PNG or JPEG file in {folder}")
+    numbered = all(path.stem.isdecimal() for path in files)
+    return sorted(files, key=lambda path: (int(path.stem) if numbered else 0, path.name))
+
+
+def read_pictures(paths: Sequence[Path]) -> Tensor:
+    """Pictures of one size as [N, 3, H, W] uint8; grey ones are taken to RGB.
+
+    Raises:
+        ValueError: a file that is no whole image, or of another size than the first; names it.
+    """
+    pictures: Tensor | None = None
+    for number, path in enumerate(paths):
+        try:
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            raise ValueError(f"{path} is no whole image ({error}): write it again") from error
+        if pictures is None:
+            pictures = torch.empty(len(paths), 3, *pixels.shape[:2], dtype=torch.uint8)
+        if pixels.shape[:2] != pictures.shape[2:]:
+            sizes = [f"{width} x {height}" for height, width in (pixels.shape[:2], pictures.shape[2:])]
+            raise ValueError(f"{path} has {sizes[0]} pixels, {paths[0]} has {sizes[1]}: bring all to one size")
+        pictures[number] = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    if pictures is None:
+        raise ValueError("no pictures to read")
+    return pictures

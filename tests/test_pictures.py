@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from t2ikit.pictures import find_pictures, image_grid, read_pictures, save_grid, save_png
+
+
+def test_small_images_are_enlarged_and_stay_themselves() -> None:
+    images = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
+    grid = image_grid(images, smallest=32, gap=2)
+    assert grid.shape == (3, 2 * 32 + 2, 3 * 32 + 2 * 2)
+    torch.testing.assert_close(grid[:, 34:66:2, 34:66:2], images[4])
+    assert (grid[:, 34:, 68:] == 255).all()
+
+
+def test_the_file_holds_the_grid(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    picture = save_grid(images, tmp_path / "grid.png")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "grid.png")), picture.permute(1, 2, 0).numpy())
+    assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
+
+
+def test_a_folder_is_read_in_its_order(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (3, 3, 4, 6), dtype=torch.uint8)
+    for name, image in zip(("10.png", "2.png", "1.PNG"), images, strict=True):
+        save_png(image, tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no picture")
+    files = find_pictures(tmp_path)
+    assert [path.name for path in files] == ["1.PNG", "2.png", "10.png"]
+    assert torch.equal(read_pictures(files), images[[2, 1, 0]])
+    save_png(images[0], tmp_path / "b.png")
+    assert [path.name for path in find_pictures(tmp_path)] == ["1.PNG", "10.png", "2.png", "b.png"]
+    Image.new("L", (6, 4), 7).save(tmp_path / "a.png")
+    assert (read_pictures([tmp_path / "a.png"]) == 7).all()
+
+
+def test_what_is_no_set_of_pictures_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no PNG or JPEG file in"):
+        find_pictures(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        find_pictures(tmp_path / "gone")
+    noise = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
+    save_png(noise, tmp_path / "0.png")
+    save_png(noise[:, :4], tmp_path / "1.png")
+    with pytest.raises(ValueError, match=r"1.png has 8 x 4 pixels, .*0.png has 8 x 8"):
+        read_pictures(find_pictures(tmp_path))
+    (tmp_path / "1.png").write_bytes((tmp_path / "0.png").read_bytes()[:-60])
+    with pytest.raises(ValueError, match=r"1.png is no whole image"):
+        read_pictures(find_pictures(tmp_path))
