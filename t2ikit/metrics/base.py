@@ -52,11 +52,21 @@ class Samples:
 
 
 class Metric(ABC):
-    """Scores of one set of images. Holds settings and networks, never results; needs no Lightning and no data set."""
+    """Scores of one set of images. Holds settings and networks, never results; needs no Lightning and no data set.
+
+    Attributes:
+        name: put before the names of its scores (``<name>/<score>``), so that two of a kind can read the same images.
+    """
+
+    name: str | None = None
 
     @abstractmethod
     def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
         """Yields (name, value) pairs; ValueError when the samples lack something, naming the option to change."""
+
+    def standard_errors(self) -> dict[str, float]:
+        """Standard errors of the scores that :meth:`compute` has just given, by their names; most metrics have none."""
+        return {}
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
@@ -70,7 +80,14 @@ class Metric(ABC):
 class DistributionMetrics(Metric):
     """Frechet distance, precision, recall, density and coverage on one feature network."""
 
-    def __init__(self, features: FeatureExtractor, k: int = 5, preset: str | None = None, batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        features: FeatureExtractor,
+        k: int = 5,
+        preset: str | None = None,
+        batch_size: int = 64,
+        name: str | None = None,
+    ) -> None:
         """Settings.
 
         Args:
@@ -79,6 +96,7 @@ class DistributionMetrics(Metric):
             preset: a published way to compute those four instead ("imagenet_t2i", "dgm_eval", "synthreal"; see
                 ``t2ikit.metrics.prdc.PRESETS``), which brings its own k.
             batch_size: images a pass of the feature network.
+            name: put before the scores' names, where a snapshot has two of these (``dinov2/frechet_distance``).
         """
         if k < 1:
             raise ValueError(f"k must be at least 1; got {k}")
@@ -87,6 +105,7 @@ class DistributionMetrics(Metric):
         if preset is not None and preset not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {preset!r}")
         self.features = features
+        self.name = name
         self.k = k if preset is None else PRESETS[preset].k
         self.preset = preset
         self.batch_size = batch_size
