@@ -5,7 +5,8 @@ Shapes: x [B, C, H, W]; level [B]; a ``Text`` of B rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +31,10 @@ def loss(
 
 
 class LoopLAMB(torch.optim.Optimizer):
-    """LAMB (You et al. 2020, algorithm 2), one parameter after the other."""
+    """LAMB (You et al. 2020, Algorithm 2) on the groups of ``t2ikit.optim``, one parameter after the other."""
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float = 1e-3, weight_decay: float = 0.01) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "betas": (0.9, 0.999), "eps": 1e-8})
+    def __init__(self, groups: list[dict[str, Any]], lr: float = 1e-3) -> None:
+        super().__init__(groups, {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-8, "trust_ratio": True})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -51,7 +52,8 @@ class LoopLAMB(torch.optim.Optimizer):
                 square = state["square"] / (1 - second ** state["step"])
                 update = mean / (square.sqrt() + group["eps"]) + group["weight_decay"] * parameter
                 weight_norm, update_norm = parameter.norm().item(), update.norm().item()
-                ratio = weight_norm / update_norm if weight_norm > 0 and update_norm > 0 else 1.0
+                scaled = group["trust_ratio"] and weight_norm > 0 and update_norm > 0
+                ratio = weight_norm / update_norm if scaled else 1.0
                 parameter.sub_(update, alpha=group["lr"] * ratio)
 
 

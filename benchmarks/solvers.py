@@ -15,7 +15,6 @@ from torch import Tensor
 
 from benchmarks.base import Benchmark, Measurement, Settings
 from t2ikit.batch import Text
-from t2ikit.data.prompts import read_prompts
 from t2ikit.diffusion import sample
 from t2ikit.trained import TrainedModel, load_trained
 

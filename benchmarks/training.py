@@ -74,7 +74,7 @@ class PlainStep(Step):
 
     def __init__(self, denoiser: Denoiser, rows: int, tokens: int) -> None:
         super().__init__(denoiser, rows, tokens)
-        self.loop = plain.LoopLAMB(self.parameters)
+        self.loop = plain.LoopLAMB(parameter_groups(denoiser))
 
     def loss(self) -> Tensor:
         return plain.loss(self.denoiser, self.process, self.x0, self.noise, self.t, self.text, self.keep).mean()
