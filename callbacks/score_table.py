@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from t2ikit.callbacks.snapshot import Snapshot
+from t2ikit.metrics.fingerprint import Score, UnlikeFingerprints, compare, read_scores
 
 
 class ScoreTable(L.Callback):
@@ -37,13 +38,38 @@ class ScoreTable(L.Callback):
         table.add_column("score")
         table.add_column(f"step {first}", justify="right")
         table.add_column(f"step {last}", justify="right")
+        refused: dict[str, list[str]] = {}
         for snapshot in snapshots:
-            before, after = snapshot.history[min(snapshot.history)], snapshot.history[max(snapshot.history)]
-            for name in after:
-                values = [f"{scores[name]:.4g}" if name in scores else "-" for scores in (before, after)]
-                table.add_row(f"{snapshot.name}/{name}", *values)
+            steps = min(snapshot.history), max(snapshot.history)
+            before, after = (read_scores(snapshot.scores_folder(trainer, step)) for step in steps)
+            for name, value in snapshot.history[steps[1]].items():
+                reason = _unlike(before.get(name), after.get(name)) if name in snapshot.history[steps[0]] else None
+                if reason is not None:
+                    refused.setdefault(reason, []).append(f"{snapshot.name}/{name}")
+                earlier = snapshot.history[steps[0]].get(name) if reason is None else None
+                error = after[name].standard_error if name in after else None
+                table.add_row(f"{snapshot.name}/{name}", _shown(earlier), _shown(value, error))
         console = Console(width=100)
         console.print(table)
+        for reason, names in refused.items():
+            console.print(f"{', '.join(names)}: {reason}", highlight=False)
         minutes = (time.perf_counter() - self._started) / 60
         evaluation = sum(snapshot.evaluation_seconds for snapshot in snapshots) / 60
         console.print(f"{minutes:.1f} minutes in all, {evaluation:.1f} of them evaluation")
+
+
+def _shown(value: float | None, error: float | None = None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if error is None else f"{value:.4g} \u00b1 {error:.2g}"
+
+
+def _unlike(first: Score | None, second: Score | None) -> str | None:
+    """Why two scores are not put side by side; None if they may be."""
+    if first is None or second is None:
+        return "the first score is not shown: its file is gone"
+    try:
+        compare(first.fingerprint, second.fingerprint)
+    except UnlikeFingerprints as error:
+        return f"the first score is not shown: {error}"
+    return None

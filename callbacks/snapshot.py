@@ -1,29 +1,37 @@
 """A snapshot: prompts -> images -> metrics, at some steps of a run. Every metric reads the same images.
 
-Shapes: N images of a snapshot; images uint8 [N, 3, H, W]; noise [B, C, H, W].
+What is drawn and scored is an ``Evaluation``; here is when, of which weights, and where the results go:
+
+    samples/NAME/step-00000500.png                    a grid of the first images
+    samples/NAME/scores/step-00000500/SCORE.json      every score with its fingerprint
+    samples/NAME/step-00000500/                       all images, with ``keep_images``
+    samples/NAME/step-00000500.drawing/               images under way: an interrupted snapshot goes on from them
 """
 
 from __future__ import annotations
 
-import json
+import re
+import shutil
 import time
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
-from torch import Tensor
-from tqdm import tqdm
+from lightning.pytorch.utilities.seed import isolate_rng
 
+from t2ikit import ranks
 from t2ikit.callbacks.ema import EMA
-from t2ikit.data.prompts import Prompt, PromptSource, prompts_hash
+from t2ikit.data.prompts import PromptSource
 from t2ikit.diffusion import Guidance
 from t2ikit.diffusion.samplers import find_solver
-from t2ikit.drawing import draw_batch
+from t2ikit.drawing import Sampling
 from t2ikit.encoders.autoencoders import LatentSpace
+from t2ikit.evaluation import Evaluated, Evaluation
 from t2ikit.files import write_whole
-from t2ikit.metrics.base import Metric, Samples
+from t2ikit.metrics.base import Metric
+from t2ikit.metrics.fingerprint import write_scores
 from t2ikit.module import TextToImage
 from t2ikit.pictures import save_grid
 
@@ -51,6 +59,7 @@ class Snapshot(L.Callback):
         validation_loss: also compute the loss of the validation set (``<name>/loss``).
         grid: number of images in the picture.
         ema_decay: which EMA profile; None takes the first. Without an EMA callback the raw weights are drawn.
+        keep_images: keep every image as a PNG file, in the layout of the prompt source (that of its benchmark).
 
     Raises:
         ValueError: a number below 1.
@@ -74,6 +83,7 @@ class Snapshot(L.Callback):
         validation_loss: bool = False,
         grid: int = 16,
         ema_decay: float | None = None,
+        keep_images: bool = False,
     ) -> None:
         super().__init__()
         counts = {"every_n_steps": every_n_steps, "steps": steps, "batch_size": batch_size, "grid": grid}
@@ -82,26 +92,21 @@ class Snapshot(L.Callback):
                 raise ValueError(f"callbacks.{name}: {option} must be at least 1, got {value}")
         find_solver(method)  # refuses an unknown one
         self.name = name
-        self.prompt_source = prompts
-        self.metrics = list(metrics or [])
         self.every_n_steps = every_n_steps
         self.at_start = at_start
         self.at_end = at_end
-        self.steps = steps
-        self.method = method
-        self.guidance = guidance
-        self.batch_size = batch_size
-        self.seed = seed
-        self.reference = reference
-        self.reference_limit = reference_limit
-        self.validation_loss = validation_loss
+        self.sampling = Sampling(steps, method, guidance, seed, batch_size)
+        self.evaluation = Evaluation(name, prompts, metrics or [], reference, reference_limit, validation_loss)
         self.grid = grid
         self.ema_decay = ema_decay
+        self.keep_images = keep_images
         self.history: dict[int, dict[str, float]] = {}
         self.evaluation_seconds = 0.0
-        self._prompts: list[Prompt] | None = None
-        self._states: list[Tensor] = []
-        self._reference_images: Tensor | None = None
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """What is computed of the images."""
+        return self.evaluation.metrics
 
     @property
     def state_key(self) -> str:
@@ -122,10 +127,12 @@ class Snapshot(L.Callback):
     # ------------------------------------------------------------------ when
 
     def on_train_start(self, trainer: L.Trainer, pl_module: TextToImage) -> None:
-        self._prepare(trainer)  # what is missing is found now, not at the first snapshot
+        self.evaluation.prepare(trainer.datamodule)  # what is missing is found now, not at the first snapshot
         if isinstance(pl_module.space, LatentSpace):
             _ = pl_module.space.model
-        if self.at_start and trainer.global_step == 0:
+        step = trainer.global_step
+        interrupted = step > 0 and self._due(step) and step not in self.history
+        if interrupted or (self.at_start and step == 0):
             self.run(trainer, pl_module)
 
     def on_train_batch_end(
@@ -133,139 +140,83 @@ class Snapshot(L.Callback):
     ) -> None:
         step = trainer.global_step
         last = step == trainer.max_steps and self.at_end
-        due = self.every_n_steps is not None and step > 0 and step % self.every_n_steps == 0
-        if (due or last) and step not in self.history:
+        if (self._due(step) or last) and step not in self.history:
             self.run(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: TextToImage) -> None:
         if self.at_end and trainer.global_step not in self.history:
             self.run(trainer, pl_module)
 
+    def _due(self, step: int) -> bool:
+        return self.every_n_steps is not None and step > 0 and step % self.every_n_steps == 0
+
     # ------------------------------------------------------------------ what
 
     def run(self, trainer: L.Trainer, pl_module: TextToImage) -> dict[str, float]:
-        """One snapshot of the present weights: draws, scores, logs, writes grid and scores; returns the scores."""
+        """One snapshot of the present weights: draws, scores, logs, writes grid and scores; returns the scores.
+
+        Everything global is left as it was: weights, their mode, and the random state of torch, NumPy and Python.
+        """
         started = time.perf_counter()
-        self._prepare(trainer)
-        assert self._prompts is not None
         step = trainer.global_step
-        with self._weights(trainer, pl_module):
-            images = self._draw_all(trainer, pl_module)
-            loss = self._loss(trainer, pl_module) if self.validation_loss else None
-        scores: dict[str, float] = {} if loss is None else {"loss": loss}
-        samples = Samples(
-            images,
-            [prompt.text for prompt in self._prompts],
-            [prompt.metadata for prompt in self._prompts],
-            self._reference_images,
-            self.reference or "",
-        )
-        if trainer.is_global_zero:
-            for metric in self.metrics:
-                for score, value in metric.compute(samples):
-                    if score in scores:
-                        raise ValueError(f"callbacks.{self.name}: two metrics give {score}; use two snapshots")
-                    scores[score] = float(value)  # plain numbers only: they go into every checkpoint
-        scores = trainer.strategy.broadcast(scores)
+        ema = _ema_of(trainer)
+        weights = "raw" if ema is None else f"ema {self.ema_decay or ema.decays[0]}"
+        with isolate_rng(), self._weights(ema, pl_module):
+            found = self.evaluation.evaluate(
+                pl_module,
+                trainer.datamodule,
+                replace(self.sampling, precision=str(trainer.precision)),
+                self.folder(trainer) / f"{_label(step)}.drawing",
+                weights=weights,
+                step=step,
+            )
+        scores = {score.name: score.value for score in found.scores}  # plain numbers: they go into every checkpoint
         self.history[step] = scores
-        self._write(trainer, step, samples, scores)
+        ranks.from_first(lambda: self._write(trainer, step, found, weights))
         self.evaluation_seconds += time.perf_counter() - started
         return scores
 
-    def _prepare(self, trainer: L.Trainer) -> None:
-        """Prompts, their text states and the reference images are the same at every step: read once."""
-        if self._prompts is not None:
-            return
-        data = trainer.datamodule
-        prompts = self.prompt_source.prompts(data)
-        self._states = self.prompt_source.states(data, prompts)
-        if self.reference is not None:
-            self._reference_images = data.reference_images(self.reference, self.reference_limit)
-        self._prompts = prompts
-
-    def _weights(self, trainer: L.Trainer, pl_module: TextToImage) -> AbstractContextManager[None]:
-        ema = _ema_of(trainer)
+    def _weights(self, ema: EMA | None, pl_module: TextToImage) -> AbstractContextManager[None]:
         return nullcontext() if ema is None else ema.applied(pl_module, self.ema_decay)
-
-    def _draw_all(self, trainer: L.Trainer, pl_module: TextToImage) -> Tensor:
-        """All N images on every rank, uint8 [N, 3, H, W]; each rank draws every world_size-th batch."""
-        assert self._prompts is not None
-        starts = range(0, len(self._prompts), self.batch_size)
-        mine = list(starts)[trainer.global_rank :: trainer.world_size]
-        drawn: dict[int, Tensor] = {}
-        bar = tqdm(
-            total=len(mine) * self.steps,
-            desc=f"{self.name}: drawing",
-            leave=False,
-            disable=not trainer.is_global_zero,
-            mininterval=1.0,
-        )
-        with bar:
-            for start in mine:
-                drawn[start] = draw_batch(
-                    pl_module,
-                    self._states[start : start + self.batch_size],
-                    start,
-                    seed=self.seed,
-                    steps=self.steps,
-                    method=self.method,
-                    guidance=self.guidance,
-                    bf16=_is_bf16(pl_module),
-                    progress=lambda done, total: bar.update(1),
-                )
-        if trainer.world_size > 1:
-            gathered: list[dict[int, Tensor]] = [{} for _ in range(trainer.world_size)]
-            torch.distributed.all_gather_object(gathered, drawn)
-            drawn = {start: images for part in gathered for start, images in part.items()}
-        return torch.cat([drawn[start] for start in starts])
-
-    def _loss(self, trainer: L.Trainer, pl_module: TextToImage) -> float:
-        """Mean loss of the validation set, every record once, summed over the ranks."""
-        total = torch.zeros(2, dtype=torch.float64, device=pl_module.device)
-        with torch.autocast(pl_module.device.type, dtype=torch.bfloat16, enabled=_is_bf16(pl_module)):
-            for stored in trainer.datamodule.val_dataloader():
-                loss_B, _ = pl_module.validation_losses(stored.to(pl_module.device))
-                total += torch.stack([loss_B.double().sum(), torch.full_like(total[0], loss_B.shape[0])])
-        total = trainer.strategy.reduce(total, reduce_op="sum")
-        return float(total[0] / total[1])
 
     # ------------------------------------------------------------------ where it goes
 
-    def fingerprint(self, trainer: L.Trainer, samples: Samples) -> dict[str, Any]:
-        """Everything a score of this snapshot depends on besides the values of the weights."""
-        assert self._prompts is not None
-        ema = _ema_of(trainer)
-        return {
-            "weights": "raw" if ema is None else f"ema {self.ema_decay or ema.decays[0]}",
-            "precision": str(trainer.precision),
-            "prompts": prompts_hash(self._prompts),
-            "seed": self.seed,
-            "sampler": self.method,
-            "steps": self.steps,
-            "guidance": self.guidance if isinstance(self.guidance, (int, float)) else repr(self.guidance),
-            "metrics": {type(metric).__name__: metric.fingerprint_of(samples) for metric in self.metrics},
-        }
+    def folder(self, trainer: L.Trainer) -> Path:
+        """Of all results of this snapshot."""
+        return Path(trainer.default_root_dir) / "samples" / self.name
 
-    def _write(self, trainer: L.Trainer, step: int, samples: Samples, scores: dict[str, float]) -> None:
-        if not trainer.is_global_zero:
-            return
-        folder = Path(trainer.default_root_dir) / "samples" / self.name
+    def scores_folder(self, trainer: L.Trainer, step: int) -> Path:
+        """Of the score files of one step."""
+        return self.folder(trainer) / "scores" / _label(step)
+
+    def _write(self, trainer: L.Trainer, step: int, found: Evaluated, weights: str) -> None:
+        assert found.images is not None
+        folder, prompts = self.folder(trainer), self.evaluation.prompts
         folder.mkdir(parents=True, exist_ok=True)
-        picture = save_grid(samples.images[: self.grid], folder / f"step-{step:08d}.png")
-        record = {"step": step, "scores": scores, "fingerprint": self.fingerprint(trainer, samples)}
-        write_whole(folder / f"step-{step:08d}.json", json.dumps(record, indent=2))
-        captions = folder / "prompts.txt"
-        if not captions.exists():
-            write_whole(captions, "\n".join(prompt.text for prompt in (self._prompts or [])[: self.grid]) + "\n")
+        picture = save_grid(found.images[: self.grid], folder / f"{_label(step)}.png")
+        write_whole(folder / "prompts.txt", "\n".join(prompt.text for prompt in prompts[: self.grid]) + "\n")
+        if self.keep_images:
+            facts = {**self.sampling.conditions(), "weights": weights, "step": step}
+            self.evaluation.keep_images(folder / _label(step), found.images, facts)
+        write_scores(self.scores_folder(trainer, step), found.scores)
+        for unfinished in folder.glob(
+            "step-*.drawing"
+        ):  # of this step, and of steps before it that are not coming back
+            if int(re.sub(r"\D", "", unfinished.name)) <= step:
+                shutil.rmtree(unfinished, ignore_errors=True)
+        numbers = {f"{self.name}/{score.name}": score.value for score in found.scores}
+        for cost in found.costs:
+            key = f"{self.name}/seconds/{cost.what}"
+            numbers[key] = numbers.get(key, 0.0) + cost.seconds
         for logger in trainer.loggers:
-            logger.log_metrics({f"{self.name}/{key}": value for key, value in scores.items()}, step=step)
+            logger.log_metrics(numbers, step=step)
             add_image = getattr(getattr(logger, "experiment", None), "add_image", None)
             if add_image is not None:
                 add_image(f"{self.name}/grid", picture, global_step=step)
 
 
-def _is_bf16(pl_module: TextToImage) -> bool:
-    return str(pl_module.trainer.precision).startswith("bf16")
+def _label(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _ema_of(trainer: L.Trainer) -> EMA | None:

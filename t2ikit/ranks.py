@@ -75,6 +75,13 @@ def from_first(work: Callable[[], Result]) -> Result:
     return found  # type: ignore[no-any-return]
 
 
+def from_first_kept(work: Callable[[], Result]) -> Result | None:
+    """As :func:`from_first` for a result that is too large to send: the other ranks get None."""
+    kept: list[Result] = []
+    from_first(lambda: kept.append(work()))
+    return kept[0] if kept else None
+
+
 def _running() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 

@@ -1,4 +1,4 @@
-"""Where the prompts of a snapshot come from, and their text states.
+"""Where the prompts of a snapshot come from, their text states, and how their images lie in a folder.
 
 Shapes: L text tokens, D width of the text states; a prompt's states are [L, D] without padding.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from t2ikit.encoders.text import TextEncoder
+from t2ikit.pictures import find_pictures, read_pictures, save_png
 from t2ikit.pretrained import EncoderReference
 
 if TYPE_CHECKING:
     from t2ikit.data.datamodule import DataModule
+    from t2ikit.data.records import RecordSet
 
 
 @dataclass(frozen=True)
@@ -31,20 +33,58 @@ class Prompt:
 
 
 class PromptSource(ABC):
-    """A named, ordered list of prompts."""
+    """A named, ordered list of prompts; one that is to be drawn several times is there several times.
+
+    Attributes:
+        name: in the fingerprint of every score; by default that of the class.
+    """
+
+    name: str | None = None
 
     @abstractmethod
     def prompts(self, data: DataModule) -> list[Prompt]:
         """The prompts in their fixed order; index i keys the noise of image i."""
 
-    def states(self, data: DataModule, prompts: Sequence[Prompt]) -> list[Tensor]:
-        """Text states of the prompts, each [L, D] float32, from the text encoder that the data was prepared with."""
+    def states(self, data: DataModule, prompts: Sequence[Prompt]) -> Sequence[Tensor]:
+        """Text states of the prompts, each [L, D] float32, from the text encoder that the data was prepared with.
+
+        A text that is there several times is encoded once.
+        """
         reference = data.manifest.text_encoder
         if reference is None:
             raise ValueError(f"the data in {data.root} has no text states: run `t2ikit prepare encode`")
         remedy = "bring the same weights or run `t2ikit prepare encode` again"
         encoder = load_encoder(reference, Path(data.root), remedy)
-        return encoder.encode([prompt.text for prompt in prompts])
+        texts = list(dict.fromkeys(prompt.text for prompt in prompts))
+        encoded = dict(zip(texts, encoder.encode(texts), strict=True))
+        return [encoded[prompt.text] for prompt in prompts]
+
+    def write_images(self, folder: Path, images: Tensor, prompts: Sequence[Prompt], facts: Mapping[str, str]) -> None:
+        """Writes images where the benchmark's own program looks for them; by default 00000.png, 00001.png, ...
+
+        Args:
+            folder: an empty one.
+            images: uint8 [N, 3, H, W].
+            prompts: theirs.
+            facts: how they were made, for the metadata of a PNG.
+        """
+        for number, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+            save_png(image, folder / f"{number:05d}.png", {"prompt": prompt.text, "index": str(number), **facts})
+
+    def read_images(self, folder: Path, prompts: Sequence[Prompt]) -> Tensor:
+        """The inverse: images of any model for these prompts, uint8 [N, 3, H, W].
+
+        Raises:
+            FileNotFoundError: no folder, or no picture in it.
+            ValueError: another number of pictures than of prompts, a broken picture, or one of another size.
+        """
+        files = find_pictures(folder)
+        if len(files) != len(prompts):
+            raise ValueError(
+                f"{folder} holds {len(files)} pictures, {type(self).__name__} has {len(prompts)} prompts: one picture "
+                "a prompt is needed, in the order of their names (or take the first ones with --limit)"
+            )
+        return read_pictures(files)
 
 
 class CaptionPrompts(PromptSource):
@@ -66,9 +106,29 @@ class CaptionPrompts(PromptSource):
         count = len(records) if self.limit is None else min(self.limit, len(records))
         return [Prompt(record.captions[0], record.metadata) for record in (records[i] for i in range(count))]
 
-    def states(self, data: DataModule, prompts: Sequence[Prompt]) -> list[Tensor]:
-        records = data.record_set(self.split)
-        return [torch.as_tensor(records[i].tokens[0].dequantise()) for i in range(len(prompts))]
+    def states(self, data: DataModule, prompts: Sequence[Prompt]) -> Sequence[Tensor]:
+        return _StoredStates(data.record_set(self.split), len(prompts))
+
+
+class _StoredStates(Sequence[Tensor]):
+    """States of the first captions of a set, read when they are asked for: those of 30,000 take gigabytes."""
+
+    def __init__(self, records: RecordSet, count: int) -> None:
+        self.records = records
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[place] for place in range(self.count))
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[each] for each in range(*place.indices(self.count))]
+        if not 0 <= place < self.count:
+            raise IndexError(place)
+        return torch.as_tensor(self.records[place].tokens[0].dequantise())
 
 
 class PromptFile(PromptSource):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -113,13 +113,19 @@ class UnlikeFingerprints(ValueError):
     """Two scores were made under unlike conditions and say nothing about each other."""
 
 
-def compare(first: Fingerprint, second: Fingerprint) -> None:
+def compare(first: Fingerprint, second: Fingerprint, varied: Collection[str] = ()) -> None:
     """Passes when two scores may be compared.
 
+    Args:
+        first, second: conditions of the two.
+        varied: fields that are meant to differ, such as ("guidance",) in a sweep; entries of ``extra`` by their key.
+
     Raises:
-        UnlikeFingerprints: naming every field that differs with both values.
+        UnlikeFingerprints: naming every other field that differs with both values.
     """
-    differences = first.differences(second)
+    differences = {
+        name: pair for name, pair in first.differences(second).items() if name.removeprefix("extra.") not in varied
+    }
     if differences:
         listed = "; ".join(f"{name}: {one!r} and {other!r}" for name, (one, other) in differences.items())
         raise UnlikeFingerprints(f"these scores cannot be compared, they differ in {listed}")
@@ -170,3 +176,24 @@ def read_score(path: str | Path) -> Score:
     if recorded != fingerprint.hash():
         raise ValueError(f"{path}: the fingerprint does not match its recorded hash; the file was changed by hand")
     return score
+
+
+def write_scores(folder: Path, scores: Sequence[Score]) -> None:
+    """One file a score, ``<folder>/<name>.json``; score files of other names are removed."""
+    kept = set()
+    for score in scores:
+        path = folder / f"{score.name}.json"
+        write_score(path, score)
+        kept.add(path)
+    for path in set(folder.rglob("*.json")) - kept:
+        path.unlink()
+
+
+def read_scores(folder: Path) -> dict[str, Score]:
+    """The scores that :func:`write_scores` wrote, by name; none where there is no such folder.
+
+    Raises:
+        ValueError: a file that is no score.
+    """
+    scores = [read_score(path) for path in sorted(folder.rglob("*.json"))]
+    return {score.name: score for score in scores}

@@ -1,0 +1,97 @@
+"""Images of a snapshot while it is under way: a folder with one file a drawn batch, so that an interrupt costs a batch.
+
+    NAME.drawing/identity.json                what the images depend on
+    NAME.drawing/00000128-00000256.npy        images 128 to 255, uint8 [128, 3, H, W]
+
+Every file is whole or not there. Images of another identity are never used: they are removed when the folder is opened.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from t2ikit.files import write_whole
+
+_IDENTITY = "identity.json"
+
+
+class DrawnImages:
+    """The images made so far.
+
+    Args:
+        folder: of their own; any other file in it may be removed.
+        count: images when all are there.
+    """
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder = folder
+        self.count = count
+
+    def open(self, identity: dict[str, Any]) -> None:
+        """Keeps what was drawn under this identity, removes anything else. One process calls it, before the others go
+        on."""
+        path = self.folder / _IDENTITY
+        text = json.dumps(identity, indent=2, sort_keys=True) + "\n"
+        if not path.is_file() or path.read_text() != text:
+            self.discard()
+            write_whole(path, text)
+
+    def missing(self, batch_size: int) -> list[range]:
+        """What is still to be drawn, cut at the multiples of ``batch_size``: whole batches where nothing is there."""
+        there = np.zeros(self.count, dtype=bool)
+        for first, end, _ in self._files():
+            there[first:end] = True
+        batches = []
+        for start in range(0, self.count, batch_size):
+            places = [place for place in range(start, min(start + batch_size, self.count)) if not there[place]]
+            for place in places:
+                if batches and batches[-1].stop == place and place % batch_size:
+                    batches[-1] = range(batches[-1].start, place + 1)
+                else:
+                    batches.append(range(place, place + 1))
+        return batches
+
+    def add(self, first: int, images: Tensor) -> None:
+        """Keeps images ``first`` to ``first + B - 1``, uint8 [B, 3, H, W]."""
+        content = io.BytesIO()
+        np.save(content, images.cpu().numpy())
+        write_whole(self.folder / f"{first:08d}-{first + len(images):08d}.npy", content.getvalue())
+
+    def read(self) -> Tensor:
+        """All images, uint8 [count, 3, H, W].
+
+        Raises:
+            RuntimeError: some are missing.
+        """
+        if self.missing(self.count):
+            raise RuntimeError(f"{self.folder} lacks images of {self.missing(self.count)}")
+        images: Tensor | None = None
+        for first, end, path in self._files():
+            part = torch.from_numpy(np.load(path))
+            if images is None:
+                images = torch.empty(self.count, *part.shape[1:], dtype=torch.uint8)
+            images[first:end] = part
+        assert images is not None
+        return images
+
+    def discard(self) -> None:
+        """Removes the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _files(self) -> list[tuple[int, int, Path]]:
+        """(first, end, file) of every drawn batch."""
+        found = []
+        for path in sorted(self.folder.glob("*.npy")):
+            numbers = re.fullmatch(r"(\d{8})-(\d{8})", path.stem)
+            if numbers is not None:
+                found.append((int(numbers[1]), int(numbers[2]), path))
+        return found
