@@ -7,17 +7,21 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class NonFiniteGuard(L.Callback):
     """Watches every loss on the device and looks at the verdict every few steps, so that no step waits for the host.
+
+    A verdict is that of all ranks: when one meets a loss that is not finite, every rank stops.
 
     Args:
         every_n_steps: optimizer steps between two looks; every checkpoint looks as well, so none is written after the
             loss broke.
 
     Raises:
-        FloatingPointError: names the step and the records of the first batch with a non-finite loss.
+        FloatingPointError: names the optimizer step (1 is the first) and the records of the first batch with a
+            non-finite loss; on a rank without one, says that it was another rank's.
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
@@ -25,9 +29,16 @@ class NonFiniteGuard(L.Callback):
         if every_n_steps < 1:
             raise ValueError(f"callbacks.guard: every_n_steps must be at least 1, got {every_n_steps}")
         self.every_n_steps = every_n_steps
+        self._current = 0
         self._broken: Tensor | None = None
         self._step: Tensor | None = None
         self._rows: Tensor | None = None
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # The step that this batch is part of, also where several batches make one step.
+        self._current = trainer.global_step + 1
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -35,30 +46,36 @@ class NonFiniteGuard(L.Callback):
         loss_B = outputs["loss_B"]
         rows = torch.stack([outputs["source"], outputs["index"], (~torch.isfinite(loss_B)).long()])
         bad = rows[2].any()
-        if self._broken is None or self._rows is None or self._rows.shape != rows.shape:
-            self.check(trainer)
-            self._broken = torch.zeros_like(bad)
-            self._step = torch.zeros_like(rows[0, 0])
-            self._rows = rows
-        assert self._step is not None
+        if self._broken is None or self._rows is None or self._step is None:
+            self._broken, self._step, self._rows = torch.zeros_like(bad), torch.zeros_like(rows[0, 0]), rows
+        width = max(rows.shape[1], self._rows.shape[1])  # a column of padding is no broken record
+        rows, kept = (F.pad(each, (0, width - each.shape[1])) for each in (rows, self._rows))
         first = bad & ~self._broken
-        self._rows = torch.where(first, rows, self._rows)
-        self._step = torch.where(first, trainer.global_step, self._step)
+        self._rows = torch.where(first, rows, kept)
+        self._step = torch.where(first, self._current, self._step)
         self._broken = self._broken | bad
-        if trainer.global_step % self.every_n_steps == 0:
+        stepped = trainer.global_step >= self._current
+        if stepped and trainer.global_step % self.every_n_steps == 0:
             self.check(trainer)
 
     def check(self, trainer: L.Trainer) -> None:
-        """Looks at the verdict; one host sync."""
-        if self._broken is None or self._rows is None or self._step is None or not bool(self._broken):
+        """Looks at the verdict of all ranks; every rank must call it. One host sync."""
+        if self._broken is None or self._rows is None or self._step is None:
             return
+        broken_ranks = trainer.strategy.reduce(self._broken.long(), reduce_op="sum")
+        if not bool(broken_ranks):
+            return
+        remedy = (
+            "The last checkpoint is from before; lower the learning rate or trainer.gradient_clip_val, or look at "
+            "these records with `t2ikit prepare check`"
+        )
+        if not bool(self._broken):
+            raise FloatingPointError(f"the loss of another rank is not finite; its message names the records. {remedy}")
         names = trainer.datamodule.source_names
         records = [f"{names[source]}[{index}]" for source, index, broken in self._rows.T.tolist() if broken]
         raise FloatingPointError(
             f"the loss is not finite at optimizer step {int(self._step)}; records (source[index]): "
-            f"{', '.join(records)}. "
-            "The last checkpoint is from before; lower the learning rate or trainer.gradient_clip_val, or look at "
-            "these records with `t2ikit prepare check`"
+            f"{', '.join(records)}. {remedy}"
         )
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -64,7 +64,7 @@ class TrainingLog(L.Callback):
 
     def _log(self, trainer: L.Trainer, step: int) -> None:
         assert self._sums is not None
-        table = trainer.strategy.reduce(self._sums, reduce_op="sum").cpu()
+        table = trainer.strategy.reduce(self._sums, reduce_op="sum")
         seconds = time.perf_counter() - self._since - (evaluation_seconds(trainer) - self._evaluated)
         self.latest = {
             **loss_means(table, trainer.datamodule.source_names),
@@ -89,9 +89,9 @@ def loss_means(table: Tensor, source_names: list[str]) -> dict[str, float]:
 
     Returns:
         ``train/loss``, ``train/loss/<source>``, ``train/share/<source>`` and ``train/loss_t/<low>-<high>``; cells
-        without a sample are left out.
+        without a sample are left out. One host sync.
     """
-    sums, counts = table[0], table[1]
+    sums, counts = table.cpu().numpy()
     metrics = {"train/loss": float(sums.sum() / counts.sum())}
     if len(source_names) > 1:
         for row, name in enumerate(source_names):

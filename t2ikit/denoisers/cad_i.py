@@ -20,7 +20,16 @@ from torch import Tensor, nn
 from t2ikit.batch import Prediction, Text
 from t2ikit.denoisers.base import Denoiser, LevelKind, TextContext, check_level_kind, kept_rows, without_graph
 from t2ikit.denoisers.embeddings import LevelEmbed, PatchEmbed, grid_of, unpatchify
-from t2ikit.denoisers.layers import MLP, CrossBlock, LayerNorm, Linear, SelfBlock, check_divides, truncated_normal_
+from t2ikit.denoisers.layers import (
+    MLP,
+    CrossBlock,
+    LayerNorm,
+    Linear,
+    SelfBlock,
+    check_divides,
+    key_bias,
+    truncated_normal_,
+)
 
 REFINE_BLOCKS = 2
 LAYER_SCALE = 0.1
@@ -51,7 +60,7 @@ class RINBlock(nn.Module):
         self.writer_ca = CrossBlock(data_dim, latent_dim, read_write_heads, data_mlp_ratio)
 
     def forward(
-        self, data: Tensor, latents: Tensor, level: Tensor, text: Tensor, mask: Tensor, write: bool = True
+        self, data: Tensor, latents: Tensor, level: Tensor, text: Tensor, bias: Tensor, write: bool = True
     ) -> tuple[Tensor, Tensor]:
         """One block.
 
@@ -60,14 +69,14 @@ class RINBlock(nn.Module):
             latents: [B, M, D].
             level: [B, 1, D], the noise-level token.
             text: [B, K - 1, 2 D], keys and values of the rest of the condition.
-            mask: [B, 1, 1, K] bool of visible keys.
+            bias: [B, 1, 1, K] of ``key_bias``.
             write: False leaves the data as it is.
 
         Returns:
             data and latents, shaped as given.
         """
         condition = torch.cat([self.retrieve_cond.ca.keys_values(level), text], dim=1)
-        latents = self.retrieve_cond(latents, condition, mask)
+        latents = self.retrieve_cond(latents, condition, bias)
         latents = self.retriever_ca(latents, self.retriever_ca.ca.keys_values(data))
         for layer in self.processer_sa:
             latents = layer(latents)
@@ -211,9 +220,9 @@ class CADI(Denoiser):
         sequence = torch.cat(parts, dim=1)
         # One more key in front of the refined sequence: the noise level, which is not known here.
         mask = nn.functional.pad(text.mask, (1 + sequence.shape[1] - tokens.shape[1], 0), value=True)
-        visible = mask[:, None, None, 1:]
+        bias = key_bias(mask[:, 1:], self.latents)
         for block in self.transformers_blocks:
-            sequence = self._run(block, sequence, visible)
+            sequence = self._run(block, sequence, bias)
         return TextContext(tuple(block.retrieve_cond.ca.keys_values(sequence) for block in self._blocks()), mask)
 
     def _blocks(self) -> list[RINBlock]:
@@ -294,11 +303,11 @@ class CADI(Denoiser):
         state = state.to(self.latents.dtype)
         latents = self.latents + token
         latents = latents + self.ln_previous(state + self.linear_previous(state))
-        mask = context.mask[:, None, None]
+        bias = key_bias(context.mask, self.latents)
         last = len(self.rin_blocks) - 1
         for number, (block, text) in enumerate(zip(self._blocks(), context.keys_values, strict=True)):
             write = write_last or number < last
-            data, latents = self._run(block, data, latents, token, text, mask, write, random=block.random)
+            data, latents = self._run(block, data, latents, token, text, bias, write, random=block.random)
         return data, latents
 
 

@@ -29,6 +29,7 @@ from t2ikit.denoisers.layers import (
     SelfAttention,
     SelfBlock,
     check_divides,
+    key_bias,
     truncated_normal_,
 )
 
@@ -67,13 +68,13 @@ class DiTBlock(nn.Module):
         if self.table is not None:
             nn.init.normal_(self.table, std=self.table.shape[1] ** -0.5)
 
-    def forward(self, x: Tensor, keys_values: Tensor, mask: Tensor, modulation: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, keys_values: Tensor, bias: Tensor, modulation: Tensor | None = None) -> Tensor:
         """One block.
 
         Args:
             x: [B, N, D].
             keys_values: [B, K, 2 D] of ``cross_attention``.
-            mask: [B, 1, 1, K] bool of visible keys.
+            bias: [B, 1, 1, K] of ``key_bias``.
             modulation: [B, 6, D], shared by all blocks; given exactly when the block has a table.
 
         Returns:
@@ -82,11 +83,11 @@ class DiTBlock(nn.Module):
         own, cross, wide = self.scales.unbind(0)
         if self.table is None or modulation is None:
             x = x + self.self_attention(self.self_norm(x)) * own
-            x = x + self.cross_attention(self.cross_norm(x), keys_values, mask) * cross
+            x = x + self.cross_attention(self.cross_norm(x), keys_values, bias) * cross
             return x + self.mlp(self.mlp_norm(x)) * wide
         shift_a, scale_a, gate_a, shift_b, scale_b, gate_b = (self.table + modulation).split(1, dim=1)
         x = x + self.self_attention(self.self_norm(x) * (1 + scale_a) + shift_a) * (gate_a * own)
-        x = x + self.cross_attention(self.cross_norm(x), keys_values, mask) * cross
+        x = x + self.cross_attention(self.cross_norm(x), keys_values, bias) * cross
         return x + self.mlp(self.mlp_norm(x) * (1 + scale_b) + shift_b) * (gate_b * wide)
 
 
@@ -233,8 +234,9 @@ class DiTI(Denoiser):
             parts.append(self.window_embed(window))
             mask = nn.functional.pad(mask, (0, 4), value=True)
         sequence = torch.cat(parts, dim=1)
+        bias = key_bias(mask[:, lead:], self.registers)
         for block in self.refine_blocks:
-            sequence = self._run(block, sequence, mask[:, None, None, lead:])
+            sequence = self._run(block, sequence, bias)
         keys_values = tuple(block.cross_attention.keys_values(sequence) for block in self._blocks())
         return TextContext(keys_values, mask, window)
 
@@ -260,20 +262,20 @@ class DiTI(Denoiser):
         positions, grid = self._positions_of(x, level, context)
         x_tokens = self.patch_embed(x) + positions.to(self.registers.dtype)
         token = self.level_embed(level)
-        mask = context.mask[:, None, None]
+        bias = key_bias(context.mask, self.registers)
         modulation = None if self.modulation is None else self.modulation(token).unflatten(-1, (6, -1))
         for block, keys_values in zip(self._blocks(), context.keys_values, strict=True):
-            x_tokens = self._run(self._block, block, x_tokens, token, keys_values, mask, modulation)
+            x_tokens = self._run(self._block, block, x_tokens, token, keys_values, bias, modulation)
         output = unpatchify(self.final(self.final_norm(x_tokens)), self.patch_size, grid)
         return Prediction(output.to(x.dtype), None)
 
     @staticmethod
     def _block(
-        block: DiTBlock, x: Tensor, token: Tensor, keys_values: Tensor, mask: Tensor, modulation: Tensor | None
+        block: DiTBlock, x: Tensor, token: Tensor, keys_values: Tensor, bias: Tensor, modulation: Tensor | None
     ) -> Tensor:
         if modulation is None:
             keys_values = torch.cat([block.cross_attention.keys_values(token[:, None]), keys_values], dim=1)
-        return cast(Tensor, block(x, keys_values, mask, modulation))
+        return cast(Tensor, block(x, keys_values, bias, modulation))
 
     def _positions_of(self, x: Tensor, level: Tensor, context: TextContext) -> tuple[Tensor, tuple[int, int]]:
         """Positions [1 or B, N, D] of the tokens of x, and its grid."""

@@ -6,7 +6,8 @@ Shape legend::
     K  keys         A     width of an attention (heads * head width)
 
 LayerNorms are affine with eps 1e-6; their kernels keep fp32 statistics for 16-bit inputs and weights too. Attention is
-``scaled_dot_product_attention`` with key masks [B, 1, 1, K] only, so that its fused kernels can be used.
+``scaled_dot_product_attention`` with nothing or a bias [B, 1, 1, K] of the keys, never [B, N, K], so that its fused
+kernels can be used: flash without a bias, the memory-efficient one with it.
 """
 
 from __future__ import annotations
@@ -91,19 +92,40 @@ class DropPath(nn.Module):
         return branch * (mask / keep).to(branch.dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def key_bias(mask: Tensor, weight: Tensor) -> Tensor:
+    """What attention adds to its logits so that it looks at visible keys only: 0 there, -inf elsewhere.
+
+    Made once for all attentions to the same keys; from a bool mask each of them would make it again. Rows start at
+    multiples of 16 numbers, as the memory-efficient kernel wants them, which would copy them otherwise.
+
+    Args:
+        mask: [B, K] bool, True at a visible key.
+        weight: a weight of the attention; the bias has the dtype in which it is used.
+
+    Returns:
+        [B, 1, 1, K].
+    """
+    kind, dtype = weight.device.type, weight.dtype
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    rows, keys = mask.shape
+    bias = torch.full((rows, 1, 1, -(-keys // 16) * 16), -torch.inf, dtype=dtype, device=mask.device)[..., :keys]
+    return bias.masked_fill_(mask[:, None, None], 0.0)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Softmax attention, scale 1 / sqrt(head width).
 
     Args:
         q: [B, N, heads, head width].
         k: [B, K, heads, head width].
         v: [B, K, heads, head width].
-        mask: [B, 1, 1, K] bool of visible keys, or None for all.
+        bias: [B, 1, 1, K] of :func:`key_bias`, or None when all keys are visible.
 
     Returns:
         [B, N, A].
     """
-    attended = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
+    attended = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=bias)
     return attended.transpose(1, 2).flatten(2)
 
 
@@ -124,13 +146,13 @@ class SelfAttention(nn.Module):
         self.q_norm = HeadNorm(width // heads) if qk_norm else None
         self.k_norm = HeadNorm(width // heads) if qk_norm else None
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x [B, N, D], mask [B, 1, 1, N] bool of visible keys -> [B, N, D]."""
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [B, N, D], bias [B, 1, 1, N] of :func:`key_bias` -> [B, N, D]."""
         rows, tokens, _ = x.shape
         q, k, v = self.qkv(x).view(rows, tokens, 3, self.heads, -1).unbind(2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        return cast(Tensor, self.out(attend(q, k, v, mask)))
+        return cast(Tensor, self.out(attend(q, k, v, bias)))
 
 
 class CrossAttention(nn.Module):
@@ -161,13 +183,13 @@ class CrossAttention(nn.Module):
         keys, values = fused.chunk(2, dim=-1)
         return torch.cat([self.k_norm(keys.unflatten(-1, (self.heads, -1))).flatten(-2), values], dim=-1)
 
-    def forward(self, x: Tensor, keys_values: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x [B, N, D], keys_values [B, K, 2 A], mask [B, 1, 1, K] bool of visible keys -> [B, N, D]."""
+    def forward(self, x: Tensor, keys_values: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [B, N, D], keys_values [B, K, 2 A], bias [B, 1, 1, K] of :func:`key_bias` -> [B, N, D]."""
         q = self.q(x).unflatten(-1, (self.heads, -1))
         if self.q_norm is not None:
             q = self.q_norm(q)
         k, v = keys_values.view(x.shape[0], keys_values.shape[1], 2, self.heads, -1).unbind(2)
-        return cast(Tensor, self.out(attend(q, k, v, mask)))
+        return cast(Tensor, self.out(attend(q, k, v, bias)))
 
 
 class SelfBlock(nn.Module):
@@ -211,9 +233,9 @@ class SelfBlock(nn.Module):
             nn.init.constant_(self.layer_scale_1, self.layer_scale)
             nn.init.constant_(self.layer_scale_2, self.layer_scale)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x [B, N, D], mask [B, 1, 1, N] bool of visible keys -> [B, N, D]."""
-        branch = self.sa(self.initial_ln(x), mask)
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [B, N, D], bias [B, 1, 1, N] of :func:`key_bias` -> [B, N, D]."""
+        branch = self.sa(self.initial_ln(x), bias)
         x = x + self.drop_path(branch if self.layer_scale_1 is None else branch * self.layer_scale_1)
         branch = self.ffn(self.middle_ln(x))
         return x + self.drop_path(branch if self.layer_scale_2 is None else branch * self.layer_scale_2)
@@ -236,9 +258,9 @@ class CrossBlock(nn.Module):
         self.middle_ln = LayerNorm(width)
         self.ffn = MLP(width, ratio)
 
-    def forward(self, x: Tensor, keys_values: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x [B, N, D], keys_values [B, K, 2 A] of ``ca``, mask [B, 1, 1, K] bool -> [B, N, D]."""
-        x = x + self.ca(self.initial_to_ln(x), keys_values, mask)
+    def forward(self, x: Tensor, keys_values: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [B, N, D], keys_values [B, K, 2 A] of ``ca``, bias [B, 1, 1, K] -> [B, N, D]."""
+        x = x + self.ca(self.initial_to_ln(x), keys_values, bias)
         return x + self.ffn(self.middle_ln(x))
 
 

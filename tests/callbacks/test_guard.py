@@ -1,3 +1,5 @@
+"""The guard: what it names, when it looks, and that every rank stops for one."""
+
 from __future__ import annotations
 
 from types import SimpleNamespace
@@ -8,8 +10,18 @@ import torch
 from t2ikit.callbacks import NonFiniteGuard
 
 
-def trainer_at(step: int) -> SimpleNamespace:
-    return SimpleNamespace(global_step=step, datamodule=SimpleNamespace(source_names=["raw", "cmall"]))
+def trainer_at(step: int, others: int = 0) -> SimpleNamespace:
+    """At ``step``, beside ``others`` ranks whose loss is not finite."""
+    strategy = SimpleNamespace(reduce=lambda tensor, reduce_op: tensor + others)
+    return SimpleNamespace(
+        global_step=step, strategy=strategy, datamodule=SimpleNamespace(source_names=["raw", "cmall"])
+    )
+
+
+def batch(guard: NonFiniteGuard, step: int, losses: list[float], stepped: bool = True, others: int = 0) -> None:
+    """One batch of optimizer step ``step``, which ends with it if it ``stepped``."""
+    guard.on_train_batch_start(trainer_at(step - 1), None, None, 0)
+    guard.on_train_batch_end(trainer_at(step if stepped else step - 1, others), None, outputs(losses), None, 0)
 
 
 def outputs(losses: list[float]) -> dict[str, torch.Tensor]:
@@ -24,27 +36,51 @@ def outputs(losses: list[float]) -> dict[str, torch.Tensor]:
 def test_finite_losses_pass() -> None:
     guard = NonFiniteGuard(every_n_steps=1)
     for step in range(1, 4):
-        guard.on_train_batch_end(trainer_at(step), None, outputs([0.1, 2.0, 3.0]), None, 0)
+        batch(guard, step, [0.1, 2.0, 3.0])
 
 
 def test_the_first_bad_step_and_its_records_are_named_later() -> None:
     guard = NonFiniteGuard(every_n_steps=10)
-    guard.on_train_batch_end(trainer_at(3), None, outputs([0.1, float("nan"), 0.2]), None, 0)
-    guard.on_train_batch_end(trainer_at(4), None, outputs([float("inf"), 1.0, 1.0]), None, 0)
+    batch(guard, 3, [0.1, float("nan"), 0.2])
+    batch(guard, 4, [float("inf"), 1.0, 1.0])
     with pytest.raises(FloatingPointError, match=r"step 3; records .*: cmall\[71\]\."):
-        guard.on_train_batch_end(trainer_at(10), None, outputs([1.0, 1.0, 1.0]), None, 0)
+        batch(guard, 10, [1.0, 1.0, 1.0])
 
 
 def test_no_checkpoint_is_written_after_the_loss_broke() -> None:
     guard = NonFiniteGuard(every_n_steps=1000)
-    guard.on_train_batch_end(trainer_at(7), None, outputs([float("nan")]), None, 0)
+    batch(guard, 7, [float("nan")])
     with pytest.raises(FloatingPointError, match="step 7"):
         guard.on_save_checkpoint(trainer_at(7), None, {})
 
 
 def test_a_last_smaller_batch_is_watched_too() -> None:
     guard = NonFiniteGuard(every_n_steps=1000)
-    guard.on_train_batch_end(trainer_at(1), None, outputs([1.0, 1.0, 1.0]), None, 0)
-    guard.on_train_batch_end(trainer_at(2), None, outputs([1.0, float("nan")]), None, 0)
+    batch(guard, 1, [1.0, 1.0, 1.0])
+    batch(guard, 2, [1.0, float("nan")])
     with pytest.raises(FloatingPointError, match=r"step 2; .*cmall\[71\]"):
         guard.check(trainer_at(2))
+
+
+def test_the_step_is_the_one_that_the_batch_is_part_of_under_accumulation() -> None:
+    guard = NonFiniteGuard(every_n_steps=2)
+    batch(guard, 1, [1.0], stepped=False)
+    batch(guard, 1, [1.0])
+    batch(guard, 2, [float("nan")], stepped=False)
+    with pytest.raises(FloatingPointError, match="step 2;"):
+        batch(guard, 2, [1.0])
+
+
+def test_it_looks_once_a_step_and_only_every_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard, looks = NonFiniteGuard(every_n_steps=3), []
+    monkeypatch.setattr(guard, "check", lambda trainer: looks.append(trainer.global_step))
+    for step in range(1, 8):
+        batch(guard, step, [1.0], stepped=False)
+        batch(guard, step, [1.0])
+    assert looks == [3, 6]
+
+
+def test_a_rank_stops_for_the_loss_of_another() -> None:
+    guard = NonFiniteGuard(every_n_steps=1)
+    with pytest.raises(FloatingPointError, match="another rank"):
+        batch(guard, 1, [1.0, 2.0], others=1)

@@ -18,6 +18,7 @@ from t2ikit.denoisers.layers import (
     SelfAttention,
     SelfBlock,
     check_divides,
+    key_bias,
 )
 
 
@@ -44,7 +45,7 @@ def test_self_attention_is_softmax_attention_with_fused_rows() -> None:
         scores = scores.masked_fill(~mask[:, None], -math.inf)
         heads.append(scores.softmax(-1) @ v[..., rows])
     expected = torch.cat(heads, -1) @ layer.out.weight.T
-    torch.testing.assert_close(layer(x, mask[:, None, None]), expected)
+    torch.testing.assert_close(layer(x, key_bias(mask, layer.qkv.weight)), expected)
 
 
 def test_cross_attention_width_is_the_smaller_of_the_two() -> None:

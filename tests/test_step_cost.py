@@ -1,0 +1,192 @@
+"""What a whole training step and a sampler step cost: operations, host syncs, FLOPs, text encodings.
+
+Counted, not timed. A step is everything that happens from the start of one batch to the start of the next: the move to
+the device, both passes, the backward pass, clipping, LAMB, EMA, the guard and the log. Where a count must not depend on
+the machine, the meta device stands in for a GPU: it has no numbers, so whatever waits for one fails.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+
+from t2ikit import draws
+from t2ikit.batch import StoredBatch, Text
+from t2ikit.callbacks import EMA, NonFiniteGuard, TrainingLog
+from t2ikit.data.manifest import Manifest
+from t2ikit.denoisers import CADI, Denoiser, DiTI
+from t2ikit.denoisers.cad_i import cad_i_l
+from t2ikit.diffusion import GaussianDiffusion, Guidance, Objective, RectifiedFlow, sample
+from t2ikit.encoders import PixelSpace
+from t2ikit.module import TextToImage
+
+TEXT_DIM = 8
+LIMIT_OPERATIONS, LIMIT_SYNCS = 1500, 3
+
+
+def deep(width: int = 16) -> CADI:
+    """CAD-I with the depth and the options of L, but narrow."""
+    heads = {"read_write_heads": 2, "compute_heads": 2, "refine_heads": 2}
+    return CADI(4, 3, 2, width, 4, 2 * width, text_dim=TEXT_DIM, **heads)
+
+
+def shallow(**options: Any) -> CADI:
+    heads = {"read_write_heads": 2, "compute_heads": 2, "refine_heads": 2}
+    return CADI(4, 3, 2, 16, 4, 32, 2, 1, text_dim=TEXT_DIM, **heads, **options)
+
+
+def shallow_dit(**options: Any) -> DiTI:
+    return DiTI(4, 3, 2, 32, 2, 2, text_dim=TEXT_DIM, **options)
+
+
+class Operations(TorchDispatchMode):
+    """Counts aten operations by name. Views launch nothing and are left out; so are marks of profilers."""
+
+    SYNCS = frozenset({"_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if func.namespace == "aten" and not func.is_view and name != "_unsafe_view":
+            self.names[name] += 1
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def total(self) -> int:
+        return sum(self.names.values())
+
+    @property
+    def syncs(self) -> int:
+        return sum(count for name, count in self.names.items() if name in self.SYNCS)
+
+
+class Copies(TorchFunctionMode):
+    """Counts calls that take a whole tensor to the host, which on the CPU the dispatcher does not see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += getattr(func, "__name__", "") in ("cpu", "tolist")  # numpy() refuses a GPU
+        return func(*args, **(kwargs or {}))
+
+
+class Window(L.Callback):
+    """Counts between the starts of batch ``number`` and the next."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.operations, self.copies = Operations(), Copies()
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == self.number:
+            self.operations.__enter__()
+            self.copies.__enter__()
+        elif batch_idx == self.number + 1:
+            self.copies.__exit__(None, None, None)
+            self.operations.__exit__(None, None, None)
+
+
+class Records(L.LightningDataModule):
+    """Ten rows a batch."""
+
+    source_names = ("raw", "cmall")
+
+    def __init__(self, batches: int, tokens: int = 12) -> None:
+        super().__init__()
+        self.batches, self.tokens = batches, tokens
+        self.manifest = Manifest("pixels", (3, 4, 4), text_dim=TEXT_DIM)
+
+    def unconditional(self) -> Text:
+        return Text(torch.ones(1, 1, TEXT_DIM), torch.ones(1, 1, dtype=torch.bool))
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        batches = [records(10 * number, self.tokens) for number in range(self.batches)]
+        return DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)  # type: ignore[arg-type]
+
+
+def records(slot: int, tokens: int, rows: int = 10) -> StoredBatch:
+    generator = torch.Generator().manual_seed(slot)
+    return StoredBatch(
+        image=torch.randint(0, 256, (rows, 3, 4, 4), generator=generator, dtype=torch.uint8),
+        tokens=torch.randint(-127, 128, (rows * tokens, TEXT_DIM), generator=generator, dtype=torch.int8),
+        scales=torch.full((rows * tokens, 1), 0.01, dtype=torch.float16),
+        positions=torch.arange(rows * tokens),
+        u=torch.rand(rows, generator=generator),
+        source=torch.arange(rows) % 2,
+        index=torch.arange(rows),
+        slot=slot,
+        max_length=tokens,
+    )
+
+
+def count_step(
+    denoiser: Denoiser, precision: Any = "32-true", number: int = 2, every: int = 50, batches: int = 5
+) -> Window:
+    """Counts batch ``number`` of a real run; log and guard look at the numbers every ``every`` steps."""
+    window = Window(number)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=batches,
+        precision=precision,
+        gradient_clip_val=2.0,
+        log_every_n_steps=every,
+        callbacks=[TrainingLog(), NonFiniteGuard(every), EMA(), window],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(TextToImage(denoiser, space=PixelSpace()), datamodule=Records(batches))
+    assert trainer.global_step == batches and window.operations.total > 0
+    return window
+
+
+@pytest.fixture(scope="module")
+def step() -> Window:
+    return count_step(deep())
+
+
+def test_a_step_of_the_large_model_has_few_operations(step: Window) -> None:
+    assert step.operations.total <= LIMIT_OPERATIONS, step.operations.names.most_common()
+    # What the step is made of is in there: both passes, the backward pass, clipping, LAMB and EMA.
+    for name in ("native_layer_norm", "native_layer_norm_backward", "_foreach_norm", "_foreach_addcmul_"):
+        assert step.operations.names[name] > 0
+    assert step.operations.names["_foreach_lerp_"] == 3  # two groups of LAMB, one profile of EMA
+
+
+def test_the_count_does_not_depend_on_width(step: Window) -> None:
+    assert count_step(deep(32)).operations.names == step.operations.names
+
+
+def test_a_step_waits_for_nothing(step: Window) -> None:
+    assert step.copies.count == 0
+    # Which rows are self-conditioned is drawn on the CPU, and looked up there.
+    assert step.operations.syncs == step.operations.names["nonzero"] <= 1
+
+
+def test_a_step_that_logs_and_looks_waits_at_most_three_times() -> None:
+    window = count_step(shallow(), number=1, every=2, batches=3)
+    assert 2 <= window.copies.count + window.operations.syncs <= LIMIT_SYNCS
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_bf16_adds_casts_and_nothing_else(step: Window, precision: str) -> None:
+    names = count_step(deep(), precision).operations.names
+    names.subtract(step.operations.names)
+    added = {name: count for name, count in names.items() if count > 0}
+    assert sum(count for name, count in added.items() if name != "_to_copy") <= 5, added
