@@ -21,13 +21,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from t2ikit.data.layout import Record, RecordView, Tokens, quantise_tokens
 from t2ikit.data.manifest import MANIFEST_NAME, PREPARE_COMMANDS, Manifest
 from t2ikit.files import sync
+
+if TYPE_CHECKING:
+    from t2ikit.data.verified import SetFiles
 
 __all__ = [
     "MANIFEST_NAME",
@@ -173,6 +176,7 @@ class RecordSet:
 
     Attributes:
         folder: where the set is.
+        files: brings and checks a chunk before it is mapped; None takes it as it lies in ``folder``.
         manifest: what it holds.
         chunk_sizes: number of records of every chunk, in order.
 
@@ -183,6 +187,7 @@ class RecordSet:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
+        self.files: SetFiles | None = None
         self.manifest = Manifest.read(folder)
         try:
             index = json.loads((self.folder / _INDEX_NAME).read_text(encoding="utf-8"))
@@ -235,7 +240,12 @@ class RecordSet:
         try:
             return RecordView(self.raw(index))
         except ValueError as error:
-            raise ValueError(f"record {index} of {self.folder}: {error}\n{self._repair()}") from error
+            raise ValueError(f"record {index} of {self.folder}: {error}\n{self.repair()}") from error
+
+    @property
+    def chunk_names(self) -> tuple[str, ...]:
+        """File names of the chunks, in order."""
+        return tuple(self._names)
 
     @property
     def empty_prompt(self) -> Tokens:
@@ -252,6 +262,8 @@ class RecordSet:
 
     def _map(self, chunk: int) -> tuple[memoryview, list[int]]:
         path = self.folder / self._names[chunk]
+        if self.files is not None:
+            self.files.ready(path.name)
         size = self.chunk_sizes[chunk]
         if not path.is_file():
             raise FileNotFoundError(self._damage(path, "is missing"))
@@ -265,14 +277,15 @@ class RecordSet:
             raise ValueError(self._damage(path, f"has {len(buffer)} bytes where its header says {header[-1]}"))
         opened = (buffer, header[1:].tolist())
         self._open[chunk] = opened
-        if len(self._open) > _OPEN_CHUNKS:
+        if len(self._open) > (_OPEN_CHUNKS if self.files is None else self.files.most_open):
             self._open.popitem(last=False)  # unmapped when the last view of it is gone
         return opened
 
     def _damage(self, path: Path, what: str) -> str:
-        return f"{path} {what}.\n{self._repair()}"
+        return f"{path} {what}.\n{self.repair()}"
 
-    def _repair(self) -> str:
+    def repair(self) -> str:
+        """How to see what is damaged, and how to write the set again; the end of a message."""
         root, step = self.folder.parent, "encode"
         if root.name == "images":  # an image set, not yet encoded: photos, or the CutMix images of a setting
             _, _, setting = self.folder.name.partition("_")
