@@ -1,173 +1,417 @@
-"""How a step of ``t2ikit prepare`` runs: once, in order, in constant memory, and whole or not at all.
+"""Long work on one CPU, on the GPUs of a machine or on a cluster: Lightning's ``trainer.predict``, shard by shard.
 
-A step describes what it would write by a manifest. If the folder holds just that, there is nothing to do; if it holds
-something else, the step stops unless it may overwrite it. Interrupted steps leave nothing behind (``write_set`` writes
-beside and renames).
+A step describes what it computes as a ``Work``: items in a fixed order, each loaded in a loader process, batches of
+them turned into results on the device. ``run_work`` deals out the unfinished shards (``shards.py``) to the processes
+that Lightning's launchers start; every batch lies within one shard, so the results do not depend on the number of
+processes. A call that is killed, at whatever moment, loses the shards that were begun; the next one goes on.
+
+Lightning starts the other processes of a machine by running the command again: every process must take the same steps,
+and only the chief of the results makes something of them.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import json
+import logging
 import os
-import shutil
-from collections.abc import Iterable, Iterator
+import signal
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.trainer.states import TrainerStatus
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from t2ikit.data.manifest import MANIFEST_NAME, Manifest
-from t2ikit.files import write_whole
-
-Item = TypeVar("Item")
-
-_COMPARED = (
-    "kind",
-    "image_shape",
-    "text_dim",
-    "token_format",
-    "text_encoder",
-    "autoencoder",
-    "captions",
-    "setting",
-    "source_sha256",
+from t2ikit.prepare.shards import Ledger, Rejected, Results
+from t2ikit.prepare.steps import (  # noqa: F401
+    batched,
+    identity,
+    in_order,
+    remove_leftovers,
+    require_disk,
+    sha256_of_json,
+    tracked,
+    up_to_date,
+    versions,
+    write_lines,
 )
 
+_START_METHODS = {"ddp": "popen", "ddp_spawn": "spawn", "ddp_fork": "fork"}
+_PATIENCE = timedelta(days=30)  # the others wait for the chief, which may write for hours
 
-def up_to_date(folder: Path, wanted: Manifest, overwrite: bool, options: str) -> bool:
-    """Whether ``folder`` already holds the set that a step would write.
+
+@dataclass(frozen=True)
+class Launch:
+    """How a step is run: the arguments of Lightning's ``Trainer``, and how items are read.
+
+    Attributes:
+        accelerator: "auto", "cpu", "gpu", ...
+        devices: how many of each machine, "auto" for all, or which: "0,2".
+        num_nodes: machines; on SLURM as many as the job has.
+        strategy: "auto", "ddp", "ddp_spawn", or another of Lightning's.
+        workers: loader processes of each rank; 0 loads in the rank itself.
+        batch_size: items that go through ``Work.compute`` at once.
+    """
+
+    accelerator: str = "auto"
+    devices: str | int = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    workers: int = 0
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        for option, value, least in (("batch-size", self.batch_size, 1), ("workers", self.workers, 0)):
+            if value < least:
+                raise ValueError(f"--{option} must be at least {least}; got {value}")
+
+
+class Work(ABC):
+    """What a step computes. Picklable before ``setup``: it goes to loader processes, and with "ddp_spawn" to ranks.
+
+    Attributes:
+        identity: hash of everything that decides the results: inputs, options, weights.
+    """
+
+    identity: str
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Items, in their fixed order."""
+
+    @abstractmethod
+    def load(self, index: int) -> Any:
+        """One item, in a loader process."""
+
+    def setup(self, device: torch.device) -> None:
+        """Brings models to the device, once a process, before the first batch."""
+
+    def begin_shard(self) -> None:
+        """Forgets what was kept from earlier batches, where that decides the last bit of a result."""
+
+    @abstractmethod
+    def compute(self, items: list[Any]) -> Sequence[bytes | Rejected]:
+        """One result an item, in order."""
+
+    def facts(self, results: Sequence[bytes | Rejected]) -> Mapping[str, int]:
+        """Numbers to remember of the results of a shard; see ``Results.largest``."""
+        return {}
+
+
+def run_work(
+    work: Work,
+    folder: Path,
+    launch: Launch,
+    label: str,
+    unit: str = "img",
+    shard_size: int = 1024,
+    overwrite: bool = False,
+) -> Results:
+    """Computes what is missing of a work, and returns the results of all of it.
 
     Args:
-        folder: where the set goes.
-        wanted: what would be written.
-        overwrite: allows another set to be replaced.
-        options: the options that decide the content, for the error message.
+        work: what is computed.
+        folder: where the shards are; kept when the call is stopped, for the next one.
+        launch: on which devices.
+        label, unit: of the progress bar.
+        shard_size: items that are written together; what a killed process loses at most. Must not change between
+            calls.
+        overwrite: drop unfinished results of other work.
+
+    Returns:
+        The results, the same in every process; its chief makes something of them, and all call ``discard``.
 
     Raises:
-        FileExistsError: the folder holds another set (or none, but other files), and it may not be replaced.
+        FileExistsError: the folder holds unfinished results of other work.
+        KeyboardInterrupt: the user stopped it.
+
+    Example:
+        >>> results = run_work(work, out / ".captions.work", Launch(devices=2), "captions")  # doctest: +SKIP
+        >>> if results.chief:
+        ...     write_lines(path, (result.decode() for result in results))
+        >>> results.discard()
     """
-    remove_leftovers(folder)
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return False
-    if not (folder / MANIFEST_NAME).is_file():
-        raise FileExistsError(f"{folder} holds files that are no prepared set: choose another --out")
-    existing = Manifest.read(folder)
-    unlike = [name for name in _COMPARED if _comparable(existing, name) != _comparable(wanted, name)]
-    if unlike and not overwrite:
-        raise FileExistsError(
-            f"{folder} was made from other inputs ({', '.join(unlike)} differ): give the same {options} as then, "
-            "choose another --out, or replace it with --overwrite"
-        )
-    return not unlike
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Removes what a killed call left beside ``folder``: partial sets whose process is gone."""
-    for partial in folder.parent.glob(f".{folder.name}.*.partial"):
-        process = partial.name.removeprefix(f".{folder.name}.").split("-")[0]
-        if process.isdigit() and not _runs(int(process)):
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def identity(manifest: Manifest) -> str:
-    """SHA-256 that stands for the records of a stored set: of its chunks, since LitData's index holds the time."""
-    return sha256_of_json({name: digest for name, digest in manifest.chunk_sha256.items() if name.endswith(".bin")})
-
-
-def sha256_of_json(value: Any) -> str:
-    """SHA-256 of a value in JSON, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def require_disk(folder: Path, count: int, bytes_each: int, label: str) -> None:
-    """Says how much disk a set will take, and stops if there is less.
-
-    Raises:
-        ValueError: too little disk; names ``--out``.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    needed, free = count * bytes_each, shutil.disk_usage(folder).free
-    print(f"{label}: {count:,} images, about {_size(needed)} on disk ({_size(free)} free)", flush=True)
-    if needed > free:
-        raise ValueError(
-            f"{label} needs about {_size(needed)}, but {folder} has {_size(free)} free: choose another --out"
-        )
-
-
-def in_order(dataset: Dataset[Item], workers: int, batch: int = 16) -> Iterator[Item]:
-    """The items of a map-style data set in order, made by ``workers`` processes (0 = this one), a few ahead."""
-    loader: Iterable[list[Item]] = DataLoader(
-        dataset,
-        batch_size=batch,
-        shuffle=False,
-        num_workers=workers,
-        collate_fn=list,
-        worker_init_fn=_one_thread,
-        prefetch_factor=4 if workers else None,
-    )
-    for items in loader:
-        yield from items
-
-
-def tracked(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
-    """The items behind a progress bar with rate and time left."""
-    yield from tqdm(items, total=total, desc=label, unit="img", smoothing=0.05, mininterval=0.5)
-
-
-def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of ``size`` items; the last one may be shorter."""
-    batch: list[Item] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """Versions of the kit and of ``packages``, for a manifest."""
-    found = {}
-    for package in ("t2ikit", *packages):
+    ledger = Ledger(folder, work.identity, len(work), shard_size)
+    if not overwrite:
+        ledger.check_owner()
+    with _quiet():
+        run = _Run(work, ledger, launch)
+        trainer = _trainer(launch, [_Writer(ledger, label, unit)])
         try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            trainer.predict(run, return_predictions=False)
+        except SystemExit as error:  # what Lightning makes of Ctrl+C
+            if trainer.state.status != TrainerStatus.INTERRUPTED or error.code != 1:
+                raise
+            raise KeyboardInterrupt from error
+        return _Shared(ledger, trainer)
 
 
-def write_lines(path: Path, lines: Iterable[str]) -> str:
-    """Writes a text file, whole or not at all; its SHA-256."""
-    return write_whole(path, (line.encode() + b"\n" for line in lines))
+class _Shared(Results):
+    """Results of one or several processes, the first of which is the chief."""
+
+    def __init__(self, ledger: Ledger, trainer: Trainer) -> None:
+        super().__init__(ledger, trainer.is_global_zero)
+        self._trainer = trainer
+
+    def discard(self) -> None:
+        super().discard()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            try:
+                self._trainer.strategy.barrier("discard")
+            except RuntimeError as error:  # the chief is gone: it has said why
+                raise SystemExit(1) from error
 
 
-def _comparable(manifest: Manifest, name: str) -> Any:
-    """Encoders are compared by their weights."""
-    value = getattr(manifest, name)
-    return value.sha256 if hasattr(value, "sha256") else value
+class _Run(LightningModule):
+    """The work as Lightning sees it: no weights of its own, batches that come as they are."""
+
+    def __init__(self, work: Work, ledger: Ledger, launch: Launch) -> None:
+        super().__init__()
+        self.work = work
+        self.ledger = ledger
+        self.launch = launch
+        self.mine: list[int] = []
+
+    def setup(self, stage: str) -> None:
+        """Agrees on the unfinished shards: each process verifies its part, the chief deals out what is left."""
+        strategy, rank, world = self.trainer.strategy, self.trainer.global_rank, self.trainer.world_size
+        if rank == 0:
+            self.ledger.open()
+        strategy.barrier("open")
+        for shard in self.ledger.finished()[rank::world]:
+            self.ledger.verify(shard)
+        strategy.barrier("verified")
+        done = set(self.ledger.finished())
+        left = strategy.broadcast([shard for shard in range(self.ledger.shards) if shard not in done])
+        self.mine = left[rank::world]
+
+    def predict_dataloader(self) -> _Batches:
+        """Not a ``DataLoader``, which Lightning would take apart and put together again with another sampler."""
+        return _Batches(_Loading(self.work, self.ledger, self.mine, self.launch.batch_size), self.launch.workers)
+
+    def on_predict_start(self) -> None:
+        if self.mine:
+            self.work.setup(self.device)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Left to ``compute``, which knows what an item is."""
+        return batch
+
+    def predict_step(self, batch: _Batch, batch_idx: int) -> Sequence[bytes | Rejected]:
+        if batch.start == self.ledger.range(batch.shard).start:
+            self.work.begin_shard()
+        results = self.work.compute(batch.items)
+        if len(results) != len(batch.items):
+            raise ValueError(f"{type(self.work).__name__} made {len(results)} results of {len(batch.items)} items")
+        return results
 
 
-def _runs(process: int) -> bool:
+@dataclass
+class _Batch:
+    """Loaded items ``start ...`` of a shard."""
+
+    shard: int
+    start: int
+    items: list[Any]
+
+
+class _Loading(Dataset[_Batch]):
+    """The batches of some shards; loader processes load whole ones."""
+
+    def __init__(self, work: Work, ledger: Ledger, shards: list[int], batch_size: int) -> None:
+        self.work = work
+        self.ledger = ledger
+        self.shards = shards  # in order: only the last shard of all may be shorter
+        self.batch_size = batch_size
+        self.per_shard = -(-ledger.shard_size // batch_size)
+
+    def __len__(self) -> int:
+        if not self.shards:
+            return 0
+        last = -(-len(self.ledger.range(self.shards[-1])) // self.batch_size)
+        return (len(self.shards) - 1) * self.per_shard + last
+
+    def __getitem__(self, index: int) -> _Batch:
+        shard = self.shards[index // self.per_shard]
+        items = self.ledger.range(shard)
+        first = index % self.per_shard * self.batch_size
+        part = items[first : first + self.batch_size]
+        return _Batch(shard, part.start, [self.work.load(item) for item in part])
+
+
+class _Batches:
+    """Reads batches ahead, in order. Loader processes start with the iterator: before models are on a device."""
+
+    def __init__(self, loading: _Loading, workers: int) -> None:
+        self.loading = loading
+        self.workers = workers
+
+    def __iter__(self) -> Iterator[_Batch]:
+        loader: DataLoader[_Batch] = DataLoader(
+            self.loading, batch_size=None, num_workers=self.workers, worker_init_fn=_one_thread
+        )
+        return iter(loader)
+
+
+class _Writer(Callback):
+    """Gathers the results of a shard and writes it, beside the computation of the next one; draws the bar."""
+
+    def __init__(self, ledger: Ledger, label: str, unit: str) -> None:
+        self.ledger = ledger
+        self.label = label
+        self.unit = unit
+        self._results: list[bytes | Rejected] = []
+        self._bar: Any = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
+        self._parent = os.getppid()
+        self._begun = time.monotonic()
+        self._alone = trainer.world_size == 1
+        self._others = self._before = self._done()
+        self._own = 0
+        if trainer.is_global_zero and pl_module.mine:
+            self._bar = tqdm(
+                total=self.ledger.items,
+                initial=self._before,
+                desc=self.label,
+                unit=self.unit,
+                smoothing=0.05,
+                mininterval=0.5,
+            )
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: _Batch, batch_idx: int
+    ) -> None:
+        _stop_if_asked(trainer, self._parent)
+        self._results += outputs
+        self._own += len(outputs)
+        if self._bar is not None:
+            self._bar.update(min(self._others + self._own, self.ledger.items) - self._bar.n)
+        if batch.start + len(batch.items) == self.ledger.range(batch.shard).stop:
+            self._settle()
+            results, self._results = self._results, []
+            facts = pl_module.work.facts(results)
+            self._pending = self._thread.submit(self.ledger.write, batch.shard, results, facts)
+            if self._bar is not None and self._own == len(results):
+                self._estimate(trainer.world_size)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._settle()
+        trainer.strategy.barrier("computed")
+        self._close(complete=True)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._close(complete=False)
+
+    def _settle(self) -> None:
+        """Waits for the shard that is being written: at most one is held in memory beside the one in the making."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+            whole = self._own - len(self._results)
+            if not self._alone and self._bar is not None:  # what the other processes have finished meanwhile
+                self._others = max(self._others, self._done() - whole)
+
+    def _estimate(self, world_size: int) -> None:
+        """Says after the first shard how long the rest will take."""
+        left = self.ledger.items - self._before - self._own * world_size
+        seconds = left * (time.monotonic() - self._begun) / (self._own * world_size)
+        if seconds >= 60:
+            tqdm.write(f"{self.label}: about {_duration(seconds)} for the {left:,} {self.unit} that are left")
+
+    def _done(self) -> int:
+        return sum(len(self.ledger.range(shard)) for shard in self.ledger.finished())
+
+    def _close(self, complete: bool) -> None:
+        if self._bar is not None:
+            if complete:
+                self._bar.update(self.ledger.items - self._bar.n)
+            self._bar.close()
+            self._bar = None
+        if getattr(self, "_thread", None) is not None:
+            self._thread.shutdown()
+
+
+def _trainer(launch: Launch, callbacks: list[Callback]) -> Trainer:
+    """A trainer that only predicts.
+
+    Processes talk by gloo: there is nothing to exchange but who does what, and a process that is gone is noticed.
+    """
+    strategy: str | Strategy = launch.strategy
+    if strategy == "auto":
+        strategy = "ddp" if isinstance(_new_trainer(launch, "auto", []).strategy, DDPStrategy) else "auto"
+    if strategy in _START_METHODS:
+        method: Any = _START_METHODS[strategy]
+        strategy = DDPStrategy(process_group_backend="gloo", timeout=_PATIENCE, start_method=method)
+    return _new_trainer(launch, strategy, callbacks)
+
+
+def _new_trainer(launch: Launch, strategy: str | Strategy, callbacks: list[Callback]) -> Trainer:
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        return Trainer(
+            accelerator=launch.accelerator,
+            devices=launch.devices,
+            num_nodes=launch.num_nodes,
+            strategy=strategy,
+            # Requeued jobs would begin with Lightning's checkpoint of a training; ours are the shards.
+            plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{error} (--accelerator {launch.accelerator} --devices {launch.devices} --num-nodes {launch.num_nodes} "
+            f"--strategy {launch.strategy})"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what Lightning tells of a training: devices, tips, loggers."""
+    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            warnings.filterwarnings("ignore", message="This DataLoader will create")  # --workers is the user's choice
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _stop_if_asked(trainer: Trainer, parent: int) -> None:
+    """Ends this process after SIGTERM, which Lightning only notes, and a started one when that which started it ends."""
+    orphan = trainer.global_rank > 0 and "LOCAL_RANK" in os.environ and os.getppid() != parent
+    if trainer.received_sigterm or orphan:
+        raise SystemExit(128 + signal.SIGTERM)
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
 def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
-
-
-def _size(count: int) -> str:
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}"
-    return f"{count / 1e3:.0f} kB"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the process that reads

@@ -1,93 +1,138 @@
-"""The engine: what is up to date, order, disk, leftovers."""
+"""The engine: results in order whatever was interrupted, damaged or spread; shards written once."""
 
-import os
+import hashlib
+import importlib.util
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from torch.utils.data import Dataset
 
-from t2ikit.data.manifest import Manifest
-from t2ikit.prepare.engine import batched, in_order, remove_leftovers, require_disk, up_to_date, write_lines
-from t2ikit.pretrained import EncoderReference, sha256_of
+from t2ikit.prepare.engine import Launch, run_work
+from t2ikit.prepare.shards import Ledger, Rejected, Results
 
-MANIFEST = Manifest(
-    kind="pixels", image_shape=(3, 8, 8), source_sha256="a", text_encoder=EncoderReference("x", None, "1")
-)
+PROGRAM = Path(__file__).with_name("counting_work.py")
+_spec = importlib.util.spec_from_file_location("counting_work", PROGRAM)
+assert _spec is not None and _spec.loader is not None
+counting_work: Any = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(counting_work)
+Counting = counting_work.Counting
 
-
-def test_up_to_date(tmp_path: Path) -> None:
-    folder = tmp_path / "set"
-    assert not up_to_date(folder, MANIFEST, False, "--size")
-    folder.mkdir()
-    assert not up_to_date(folder, MANIFEST, False, "--size")
-    (folder / "manifest.json").write_text(MANIFEST.to_json())
-    assert up_to_date(folder, MANIFEST, False, "--size")
-    moved = replace(MANIFEST, text_encoder=EncoderReference("elsewhere", None, "1"), versions={"torch": "0"})
-    assert up_to_date(folder, moved, False, "--size")
-    other = replace(MANIFEST, text_encoder=EncoderReference("x", None, "2"))
-    with pytest.raises(FileExistsError, match="text_encoder differ.*--size.*--overwrite"):
-        up_to_date(folder, other, False, "--size")
-    assert not up_to_date(folder, other, True, "--size")
+CPU = Launch("cpu", 1, batch_size=4)
+EXPECTED = [f"item {k}".encode() for k in range(103) if k % 13 != 12]
 
 
-def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "letters").mkdir()
-    (tmp_path / "letters" / "a.txt").write_text("dear")
-    for overwrite in (False, True):
-        with pytest.raises(FileExistsError, match="no prepared set: choose another --out"):
-            up_to_date(tmp_path / "letters", MANIFEST, overwrite, "--size")
+def run(work: Any, folder: Path, **options: Any) -> Results:
+    return run_work(work, folder, options.pop("launch", CPU), "counting", shard_size=10, **options)
 
 
-class Numbers(Dataset[int]):
-    def __len__(self) -> int:
-        return 50
-
-    def __getitem__(self, index: int) -> int:
-        return index * index
+def test_results_are_in_order_and_shards_are_not_made_again(tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    work = Counting()
+    results = run(work, folder)
+    assert list(results) == EXPECTED and len(results) == len(EXPECTED)
+    assert list(results.rejected()) == [(k, "unlucky") for k in range(12, 103, 13)]
+    assert results.largest("longest") == len("item 102") and work.shards_begun == 11
+    assert [str(device) for device in work.devices] == ["cpu"]
+    times = {path: path.stat().st_mtime_ns for path in folder.glob("shard-*")}
+    assert len(times) == 22
+    again = Counting()
+    assert list(run(again, folder)) == EXPECTED
+    assert again.computed == [] and again.devices == []
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("shard-*")} == times
+    results.discard()
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_order_is_kept(workers: int) -> None:
-    assert list(in_order(Numbers(), workers, batch=4)) == [k * k for k in range(50)]
+def test_loader_processes_do_not_change_the_results(tmp_path: Path, workers: int) -> None:
+    results = run(Counting(), tmp_path / "work", launch=Launch("cpu", 1, workers=workers, batch_size=7))
+    assert list(results) == EXPECTED
 
 
-def test_batches() -> None:
-    assert list(batched(range(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
-    assert list(batched([], 3)) == []
+def test_a_failure_keeps_what_was_finished(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    folder = tmp_path / "work"
+    with pytest.raises(RuntimeError, match="item 57 is broken"):
+        run(Counting(broken=57), folder)
+    assert Ledger(folder, "counting", 103, 10).finished() == [0, 1, 2, 3, 4]
+    (folder / ".shard-000005.bin.1-ab.partial").write_bytes(b"half")
+    (folder / "shard-000006.bin").write_bytes(b"without its line")
+    capfd.readouterr()
+    work = Counting()
+    assert list(run(work, folder)) == EXPECTED
+    assert work.computed == list(range(50, 103)) and not list(folder.glob(".*"))
+    out = capfd.readouterr()
+    assert "50/103" in out.err and "103/103" in out.err and out.out == ""  # resumed items count as done; no noise
+    assert "Warning" not in out.err and "lightning" not in out.err.lower()
 
 
-def test_disk(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    require_disk(tmp_path, 1000, 2500, "photos")
-    assert "photos: 1,000 images, about 2.5 MB on disk" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="1000.0 TB.*--out"):
-        require_disk(tmp_path, 10**9, 10**6, "photos")
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "line", "foreign"])
+def test_a_damaged_shard_is_made_again(tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "work"
+    run(Counting(), folder)
+    shard, line = folder / "shard-000003.bin", folder / "shard-000003.json"
+    content = bytearray(shard.read_bytes())
+    if damage == "flipped":
+        content[-1] ^= 1
+        shard.write_bytes(content)
+    elif damage == "cut":
+        shard.write_bytes(content[:-3])
+    elif damage == "gone":
+        shard.unlink()
+    elif damage == "line":
+        line.write_text(line.read_text()[:30])
+    else:
+        other = tmp_path / "other"
+        run(Counting(identity="other"), other)
+        line.write_bytes((other / line.name).read_bytes())
+    work = Counting()
+    assert list(run(work, folder)) == EXPECTED
+    assert work.computed == list(range(30, 40))
 
 
-def test_lines_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "lines.txt"
-    digest = write_lines(path, ["one", "zwei ö"])
-    assert path.read_text(encoding="utf-8") == "one\nzwei ö\n" and digest == sha256_of(path)
-
-    def broken() -> object:
-        yield "three"
-        raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError):
-        write_lines(path, broken())  # type: ignore[arg-type]
-    assert sha256_of(path) == digest and list(path.parent.iterdir()) == [path]
+def test_results_of_other_work_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    run(Counting(identity="mine"), folder)
+    for other in (Counting(identity="other"), Counting(items=104, identity="mine")):
+        with pytest.raises(FileExistsError, match="unfinished results of other inputs.*--overwrite"):
+            run(other, folder)
+    work = Counting(identity="other")
+    assert list(run(work, folder, overwrite=True)) == EXPECTED and len(work.computed) == 103
 
 
-def test_leftovers_of_dead_processes_go(tmp_path: Path) -> None:
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    gone, living, other = (
-        tmp_path / f".{name}.{process}-ab12.partial"
-        for name, process in (("train", int(dead.stdout)), ("train", os.getpid()), ("val", int(dead.stdout)))
-    )
-    for folder in (gone, living, other):
-        folder.mkdir()
-        (folder / "chunk-0-0.bin").write_bytes(b"x")
-    remove_leftovers(tmp_path / "train")
-    assert not gone.exists() and living.exists() and other.exists()
+def test_options_are_checked(tmp_path: Path) -> None:
+    for options, name in (({"batch_size": 0}, "--batch-size"), ({"workers": -1}, "--workers")):
+        with pytest.raises(ValueError, match=name):
+            Launch(**options)
+    with pytest.raises(ValueError, match="--accelerator abacus"):
+        run(Counting(), tmp_path / "work", launch=Launch("abacus"))
+    with pytest.raises(ValueError, match="--devices none"):
+        run(Counting(), tmp_path / "work", launch=Launch("cpu", "none"))
+    with pytest.raises(ValueError, match="5 items, but 4 results"):
+        Ledger(tmp_path, "x", 5, 5).write(0, [b"a", b"b", b"c", Rejected("d")], {})
+
+
+def start(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(PROGRAM), str(folder / "work"), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_two_ranks_give_the_same(tmp_path: Path) -> None:
+    """Rank 1 finishes what it was dealt, rank 0 alone uses the results, and both wait until they are used."""
+    (tmp_path / "two").mkdir()
+    done = start(tmp_path / "two", "2")
+    assert done.returncode == 0, done.stderr
+    digest = hashlib.sha256(b"".join(EXPECTED)).hexdigest()
+    assert sorted(done.stdout.splitlines()) == ["after False", "after False", f"chief {len(EXPECTED)} {digest}"]
+
+
+def test_a_rank_that_fails_stops_all_and_the_rest_is_kept(tmp_path: Path) -> None:
+    failed = start(tmp_path, "2", "75")  # shard 7, of rank 1
+    assert failed.returncode != 0 and "item 75 is broken" in failed.stderr and "chief" not in failed.stdout
+    ledger = Ledger(tmp_path / "work", "counting", 103, 10)
+    done = ledger.finished()
+    assert {1, 3, 5} <= set(done) and 7 not in done
+    work = Counting()
+    assert list(run(work, tmp_path / "work")) == EXPECTED
+    assert not {k for shard in done for k in ledger.range(shard)} & set(work.computed)

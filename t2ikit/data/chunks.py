@@ -1,0 +1,126 @@
+"""Chunk files of a stored set, in LitData's format, and the index that lists them.
+
+A chunk is little-endian and holds one bytes leaf an item::
+
+    u32 n | u32 offset of item 0, 1, ... n - 1, end of the file | items: u32 size, content
+
+Written by hand, not by LitData's ``BinaryWriter``: that decides by itself where a chunk ends, while here a chunk must
+hold the same items however the work was spread or interrupted. ``test_chunks.py`` compares the bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+INDEX_NAME = "index.json"
+_LIMIT = 2**32 - 1
+_CONFIG = {
+    "chunk_bytes": None,
+    "chunk_size": None,
+    "compression": None,
+    "compression_batch_size": None,
+    "compression_level": None,
+    "data_format": ["bytes"],
+    "data_spec": '[1, {"type": null, "context": null, "children_spec": []}]',  # LitData's pytree of one leaf
+    "encryption": None,
+    "ipc_compression": None,
+    "item_loader": "PyTreeLoader",
+    "types": "bytes",
+}
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One chunk file.
+
+    Attributes:
+        name: of the file.
+        count: items in it.
+        size: of the file, in bytes.
+    """
+
+    name: str
+    count: int
+    size: int
+
+
+def chunk_name(number: int) -> str:
+    """Name of chunk ``number`` of a set."""
+    return f"chunk-0-{number}.bin"
+
+
+def chunk_content(items: Sequence[bytes]) -> Iterator[bytes]:
+    """The parts of a chunk file that holds ``items``, to be written one after the other.
+
+    Raises:
+        ValueError: more than 4 GiB.
+    """
+    offsets = np.empty(len(items) + 1, dtype=np.int64)
+    offsets[0] = 4 * (len(items) + 2)
+    np.cumsum([4 + len(item) for item in items], out=offsets[1:])
+    offsets[1:] += offsets[0]
+    if offsets[-1] > _LIMIT:
+        raise ValueError(f"a chunk of {offsets[-1]:,} bytes: its offsets reach to 4 GiB only; write fewer items to one")
+    yield struct.pack("<I", len(items)) + offsets.astype("<u4").tobytes()
+    for item in items:
+        yield struct.pack("<I", len(item))
+        yield item
+
+
+def open_chunk(path: Path, count: int) -> tuple[memoryview, list[int]]:
+    """Maps a chunk: its bytes, and the offsets of its ``count`` items and of its end.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: it is cut short or holds another number of items; the message is the second half of a sentence.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        if size < 4 * (count + 2):
+            raise ValueError("is cut short")
+        buffer = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    header = np.frombuffer(buffer, "<u4", count + 2)
+    if header[0] != count or header[-1] != len(buffer):
+        raise ValueError(f"has {len(buffer)} bytes where its header says {header[-1]}")
+    return buffer, header[1:].tolist()
+
+
+def read_chunk(path: Path, count: int) -> Iterator[bytes]:
+    """The items of a chunk, copied; raises as :func:`open_chunk`."""
+    buffer, offsets = open_chunk(path, count)
+    for start, end in zip(offsets, offsets[1:], strict=False):
+        yield bytes(buffer[start + 4 : end])
+
+
+def index_content(chunks: Iterable[Chunk]) -> str:
+    """LitData's ``index.json``. It holds no time, so that the same records give the same file."""
+    rows = [
+        {"chunk_bytes": chunk.size, "chunk_size": chunk.count, "dim": None, "filename": chunk.name} for chunk in chunks
+    ]
+    return json.dumps({"chunks": rows, "config": _CONFIG, "updated_at": "0"}) + "\n"
+
+
+def read_index(folder: Path) -> list[Chunk]:
+    """The chunks that ``index.json`` lists.
+
+    Raises:
+        ValueError: it is missing, cannot be read, or describes another layout.
+    """
+    try:
+        index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
+        layout = (index["config"]["data_format"], index["config"]["compression"])
+        chunks = [
+            Chunk(str(row["filename"]), int(row["chunk_size"]), int(row["chunk_bytes"])) for row in index["chunks"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"cannot be read ({error})") from error
+    if layout != (["bytes"], None):
+        raise ValueError(f"describes items {layout}, not one bytes leaf without compression")
+    return chunks

@@ -1,0 +1,62 @@
+"""Work for the tests of the engine, in a file of its own so that started ranks can import it; also a program."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from t2ikit.prepare.engine import Launch, Work, run_work
+from t2ikit.prepare.shards import Rejected
+
+
+class Counting(Work):
+    """Item k becomes the text of k; every 13th has no result; item ``broken`` raises. Notes what was computed."""
+
+    def __init__(self, items: int = 103, identity: str = "counting", broken: int | None = None) -> None:
+        self.items = items
+        self.identity = identity
+        self.broken = broken
+        self.computed: list[int] = []
+        self.shards_begun = 0
+        self.devices: list[torch.device] = []
+
+    def __len__(self) -> int:
+        return self.items
+
+    def load(self, index: int) -> int:
+        return index
+
+    def setup(self, device: torch.device) -> None:
+        self.devices.append(device)
+
+    def begin_shard(self) -> None:
+        self.shards_begun += 1
+
+    def compute(self, items: list[Any]) -> list[bytes | Rejected]:
+        if self.broken in items:
+            raise RuntimeError(f"item {self.broken} is broken")
+        self.computed += items
+        return [Rejected("unlucky") if k % 13 == 12 else f"item {k}".encode() for k in items]
+
+    def facts(self, results: Sequence[bytes | Rejected]) -> dict[str, int]:
+        return {"longest": max(len(result) for result in results if isinstance(result, bytes))}
+
+
+def main(folder: str, devices: str, broken: str = "") -> None:
+    work = Counting(broken=int(broken) if broken else None)
+    launch = Launch("cpu", devices, batch_size=4)
+    results = run_work(work, Path(folder), launch, "counting", shard_size=10)
+    if results.chief:
+        print("chief", len(results), hashlib.sha256(b"".join(results)).hexdigest(), flush=True)
+        results.ledger.folder.with_name("kept").mkdir()
+    results.discard()
+    print("after", Path(folder).exists(), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
