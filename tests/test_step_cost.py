@@ -8,25 +8,19 @@ the machine, the meta device stands in for a GPU: it has no numbers, so whatever
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
-from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
 
-from t2ikit import draws
 from t2ikit.batch import StoredBatch, Text
 from t2ikit.callbacks import EMA, NonFiniteGuard, TrainingLog
 from t2ikit.data.manifest import Manifest
 from t2ikit.denoisers import CADI, Denoiser, DiTI
-from t2ikit.denoisers.cad_i import cad_i_l
-from t2ikit.diffusion import GaussianDiffusion, Guidance, Objective, RectifiedFlow, sample
 from t2ikit.encoders import PixelSpace
 from t2ikit.module import TextToImage
 

@@ -259,4 +259,6 @@ class GaussianDiffusion(Process):
 
 def _column(values: Tensor, x: Tensor) -> Tensor:
     dtype = torch.promote_types(x.dtype, torch.float32)
+    if values.numel() == 1 and values.device.type == "cpu" and x.dtype == dtype:
+        return values.to(dtype).reshape(())  # one number for all rows, as in a sampler: a scalar needs no copy to a GPU
     return values.to(x.device, dtype, non_blocking=True).reshape(-1, *(1,) * (x.dim() - 1))
