@@ -13,10 +13,12 @@ import t2ikit
 from t2ikit.config import ConfigError
 from t2ikit.config.compose import nearest
 
-# Each but `run` is a module with add_parser(subparsers) and run(args) -> exit status.
+# Each but `run` is a module with add_parser(subparsers) and run(args) -> exit status; of one with take_overrides(words)
+# `--a.b value` is taken out of the words, as args.overrides.
 COMMANDS = {
     "run": ("train what an experiment file describes", "t2ikit.config.command"),
     "sample": ("images of a trained model, from prompts", "t2ikit.sample"),
+    "evaluate": ("scores of a trained model, or of pictures of any other", "t2ikit.evaluate"),
     "prepare": ("photos to encoded records: images, captions, cutmix, encode, shapes, check", "t2ikit.prepare.command"),
 }
 
@@ -94,7 +96,10 @@ def _dispatch(command: str, rest: Sequence[str], prog: str) -> int:
         return int(module.main(rest, f"{prog} run"))
     parser = argparse.ArgumentParser(prog="t2ikit", allow_abbrev=False)
     module.add_parser(parser.add_subparsers(dest="command", required=True))
-    return int(module.run(parser.parse_args([command, *rest])) or 0)
+    given = argparse.Namespace()
+    if hasattr(module, "take_overrides"):
+        rest, given.overrides = module.take_overrides(rest)
+    return int(module.run(parser.parse_args([command, *rest], given)) or 0)
 
 
 def _usage() -> str:

@@ -66,7 +66,7 @@ class Sampling:
 
 
 def describe_guidance(guidance: float | Guidance) -> float | str:
-    """The weight where there is nothing else to say, else every setting; a weaker denoiser by the hash of its weights."""
+    """The weight where there is nothing else to say, else every setting; a weaker denoiser by its hash."""
     if not isinstance(guidance, Guidance):
         return float(guidance)
     if guidance == Guidance(guidance.weight):

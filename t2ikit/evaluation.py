@@ -151,7 +151,7 @@ class Evaluation:
         return self._score(images, {}, None, [], [])
 
     def keep_images(self, folder: Path, images: Tensor, facts: dict[str, Any]) -> None:
-        """Writes images as PNG files in the layout of the prompt source; an older folder is replaced when all are there.
+        """Writes images as PNG files in the layout of the prompt source; replaces an older folder when all are there.
 
         Args:
             folder: of their own.

@@ -21,7 +21,7 @@ from t2ikit.encoders.text import TextEncoder
 from t2ikit.module import TextToImage
 from t2ikit.pretrained import sha256_of
 
-Weights = Literal["ema", "raw"]
+Weights = Literal["ema", "raw", "auto"]
 _DENOISER = "denoiser."
 
 
@@ -36,6 +36,7 @@ class TrainedModel:
         sha256: of the checkpoint file.
         checkpoint: the file.
         step: optimizer steps that it has made.
+        weights: which ones it carries: "ema 0.9999" or "raw".
     """
 
     module: TextToImage
@@ -44,6 +45,7 @@ class TrainedModel:
     sha256: str
     checkpoint: Path
     step: int
+    weights: str
 
     def text_encoder(self, name: str | None = None, device: str | torch.device = "cpu") -> TextEncoder:
         """The text encoder that the training data was encoded with; its weights are compared with those.
@@ -80,14 +82,18 @@ class TrainedModel:
         return None if root is None else Path(root)
 
 
-def load_trained(checkpoint: str | Path, weights: Weights = "ema", autoencoder: str | None = None) -> TrainedModel:
+def load_trained(
+    checkpoint: str | Path, weights: Weights = "ema", autoencoder: str | None = None, decay: float | None = None
+) -> TrainedModel:
     """Rebuilds the module of a checkpoint, without a look at any data set.
 
     Args:
         checkpoint: a ``step-*.ckpt`` in its run folder, or the run folder, whose newest complete one is taken. The
             experiment is read from the run folder, the latest where a run was resumed.
-        weights: "ema" for the averages of the EMA callback (its first profile), "raw" for the weights themselves.
+        weights: "ema" for the averages of the EMA callback, "raw" for the weights themselves, "auto" for the averages
+            where there are any, as a snapshot of the run takes them.
         autoencoder: folder or repository of the autoencoder, in place of the experiment's.
+        decay: which profile of the averages; None takes the first.
 
     Raises:
         ConfigError: no checkpoint, no experiment beside it, or one that cannot be built.
@@ -109,9 +115,9 @@ def load_trained(checkpoint: str | Path, weights: Weights = "ema", autoencoder: 
     module.on_load_checkpoint(content)
     manifest = Manifest.from_json(content["data_manifest"])
     module.check_manifest(manifest)
-    _load(module, content, weights)
+    label = _load(module, content, weights, decay)
     module.eval().requires_grad_(False)
-    return TrainedModel(module, manifest, config, sha256_of(path), path, int(content["global_step"]))
+    return TrainedModel(module, manifest, config, sha256_of(path), path, int(content["global_step"]), label)
 
 
 def find_config(checkpoint: Path) -> Path:
@@ -146,12 +152,18 @@ def _build(config: dict[str, Any], autoencoder: str | None) -> TextToImage:
     return module
 
 
-def _load(module: TextToImage, content: Mapping[str, Any], weights: Weights) -> None:
-    """The weights of the denoiser, with the averages in place of what they average."""
+def _load(module: TextToImage, content: Mapping[str, Any], weights: Weights, decay: float | None) -> str:
+    """The weights of the denoiser, with the averages in place of what they average; says which ones."""
     state: dict[str, Tensor] = {key.removeprefix(_DENOISER): value for key, value in content["state_dict"].items()}
-    if weights == "ema":
-        profiles = content.get("callbacks", {}).get("EMA", {}).get("profiles")
-        if not profiles:
-            raise ValueError("this checkpoint holds no averaged weights (no EMA callback): draw with --weights raw")
-        state |= next(iter(profiles.values()))
+    profiles = content.get("callbacks", {}).get("EMA", {}).get("profiles") or {}
+    if weights == "ema" and not profiles:
+        raise ValueError("this checkpoint holds no averaged weights (no EMA callback): draw with --weights raw")
+    label = "raw"
+    if weights != "raw" and profiles:
+        profile = next(iter(profiles)) if decay is None else str(decay)
+        if profile not in profiles:
+            raise ValueError(f"this checkpoint has no averages of decay {decay}, only of {', '.join(profiles)}")
+        state |= profiles[profile]
+        label = f"ema {profile}"
     load_weights(module.denoiser, state)
+    return label

@@ -1,0 +1,120 @@
+"""Scores against the guidance weight: table, CSV and figure, as Figure 9 of "Greedy Growing Enables High-Resolution
+Pixel-Based Diffusion Models" (2024, arXiv 2405.16759) shows FID, FD-DINOv2, CMMD and CLIPScore.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from t2ikit.files import partial_of, publish, write_whole
+from t2ikit.metrics.fingerprint import Score, compare
+
+SMALLER_IS_BETTER = ("frechet_distance", "cmmd", "kid", "loss")
+NO_CURVES = ("loss", "kid_std", "num_images", "num_prompts")
+"""Scores that guidance does not move, or that say how sure another one is."""
+
+Sweep = Mapping[float, Sequence[Score]]
+
+
+def columns(sweep: Sweep) -> list[str]:
+    """Names of the scores that every weight has, in their order.
+
+    Raises:
+        UnlikeFingerprints: the scores of two weights differ in more than the guidance.
+    """
+    first, *rest = ({score.name: score for score in scores} for scores in sweep.values())
+    names = [name for name in first if all(name in other for other in rest)]
+    for name in names:
+        for other in rest:
+            compare(first[name].fingerprint, other[name].fingerprint, ("guidance",))
+    return names
+
+
+def curves(sweep: Sweep) -> list[str]:
+    """The scores that are worth a panel of the figure."""
+    return [name for name in columns(sweep) if _plain(name) not in NO_CURVES and not name.endswith("_se")]
+
+
+def best(name: str, values: Sequence[float]) -> int:
+    """Place of the best value: the least of a distance, else the greatest."""
+    pick = min if _plain(name) in SMALLER_IS_BETTER else max
+    return pick(range(len(values)), key=lambda place: values[place])
+
+
+def write_csv(path: Path, sweep: Sweep) -> None:
+    """One line a weight: guidance, every score, and its standard error where there is one."""
+    names = columns(sweep)
+    table = {weight: {score.name: score for score in scores} for weight, scores in sweep.items()}
+    unsure = [name for name in names if any(row[name].standard_error is not None for row in table.values())]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["guidance", *(column for name in names for column in _columns_of(name, unsure))])
+    for weight, row in table.items():
+        cells: list[str] = [repr(weight)]
+        for name in names:
+            cells.append(repr(row[name].value))
+            if name in unsure:
+                error = row[name].standard_error
+                cells.append("" if error is None else repr(error))
+        writer.writerow(cells)
+    write_whole(path, text.getvalue())
+
+
+def sweep_table(sweep: Sweep) -> Table:
+    """A line a score, a column a weight, the best value marked."""
+    table = Table(title="scores by guidance weight (best: *)")
+    table.add_column("score")
+    for weight in sweep:
+        table.add_column(f"w = {weight:g}", justify="right")
+    drawn = curves(sweep)
+    for name in columns(sweep):
+        values = [next(score.value for score in scores if score.name == name) for scores in sweep.values()]
+        top = best(name, values) if name in drawn else None
+        table.add_row(name, *(f"{value:.4g}{'*' if place == top else ''}" for place, value in enumerate(values)))
+    return table
+
+
+def draw_figure(path: Path, sweep: Sweep, title: str) -> None:
+    """A panel a score: its curve over the guidance weight, standard errors as bars, the best weight marked."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names, weights = curves(sweep), sorted(sweep)
+    rows = [{score.name: score for score in sweep[weight]} for weight in weights]
+    across = min(4, max(1, math.ceil(math.sqrt(len(names)))))
+    down = max(1, math.ceil(len(names) / across))
+    figure = Figure(figsize=(3.2 * across, 2.6 * down), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    for place, name in enumerate(names):
+        axes = figure.add_subplot(down, across, place + 1)
+        values = [row[name].value for row in rows]
+        errors = [row[name].standard_error or 0.0 for row in rows]
+        axes.errorbar(weights, values, errors if any(errors) else None, marker="o", markersize=4, linewidth=1.3)
+        top = best(name, values)
+        axes.plot(weights[top], values[top], marker="s", markersize=11, fillstyle="none", color="tab:red")
+        axes.set_title(f"{name}, best {values[top]:.4g} at {weights[top]:g}", fontsize=8)
+        axes.set_xlabel("guidance w", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.3)
+    figure.suptitle(title, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_of(path)
+    try:
+        canvas.print_png(str(partial))
+        publish(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _plain(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _columns_of(name: str, unsure: Sequence[str]) -> list[str]:
+    return [name, f"{name}_standard_error"] if name in unsure else [name]
