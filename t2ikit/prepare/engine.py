@@ -14,13 +14,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import time
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,9 +28,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerStatus
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
+from t2ikit.prepare.loading import Batch, Batches, Loading
+from t2ikit.prepare.progress import Progress
 from t2ikit.prepare.shards import Ledger, Rejected, Results
 from t2ikit.prepare.steps import (  # noqa: F401
     batched,
@@ -47,67 +44,12 @@ from t2ikit.prepare.steps import (  # noqa: F401
     versions,
     write_lines,
 )
+from t2ikit.prepare.work import Launch, Work
+
+__all__ = ["Launch", "Rejected", "Results", "Work", "run_work"]
 
 _START_METHODS = {"ddp": "popen", "ddp_spawn": "spawn", "ddp_fork": "fork"}
 _PATIENCE = timedelta(days=30)  # the others wait for the chief, which may write for hours
-
-
-@dataclass(frozen=True)
-class Launch:
-    """How a step is run: the arguments of Lightning's ``Trainer``, and how items are read.
-
-    Attributes:
-        accelerator: "auto", "cpu", "gpu", ...
-        devices: how many of each machine, "auto" for all, or which: "0,2".
-        num_nodes: machines; on SLURM as many as the job has.
-        strategy: "auto", "ddp", "ddp_spawn", or another of Lightning's.
-        workers: loader processes of each rank; 0 loads in the rank itself.
-        batch_size: items that go through ``Work.compute`` at once.
-    """
-
-    accelerator: str = "auto"
-    devices: str | int = "auto"
-    num_nodes: int = 1
-    strategy: str = "auto"
-    workers: int = 0
-    batch_size: int = 32
-
-    def __post_init__(self) -> None:
-        for option, value, least in (("batch-size", self.batch_size, 1), ("workers", self.workers, 0)):
-            if value < least:
-                raise ValueError(f"--{option} must be at least {least}; got {value}")
-
-
-class Work(ABC):
-    """What a step computes. Picklable before ``setup``: it goes to loader processes, and with "ddp_spawn" to ranks.
-
-    Attributes:
-        identity: hash of everything that decides the results: inputs, options, weights.
-    """
-
-    identity: str
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """Items, in their fixed order."""
-
-    @abstractmethod
-    def load(self, index: int) -> Any:
-        """One item, in a loader process."""
-
-    def setup(self, device: torch.device) -> None:
-        """Brings models to the device, once a process, before the first batch."""
-
-    def begin_shard(self) -> None:
-        """Forgets what was kept from earlier batches, where that decides the last bit of a result."""
-
-    @abstractmethod
-    def compute(self, items: list[Any]) -> Sequence[bytes | Rejected]:
-        """One result an item, in order."""
-
-    def facts(self, results: Sequence[bytes | Rejected]) -> Mapping[str, int]:
-        """Numbers to remember of the results of a shard; see ``Results.largest``."""
-        return {}
 
 
 def run_work(
@@ -197,9 +139,9 @@ class _Run(LightningModule):
         left = strategy.broadcast([shard for shard in range(self.ledger.shards) if shard not in done])
         self.mine = left[rank::world]
 
-    def predict_dataloader(self) -> _Batches:
+    def predict_dataloader(self) -> Batches:
         """Not a ``DataLoader``, which Lightning would take apart and put together again with another sampler."""
-        return _Batches(_Loading(self.work, self.ledger, self.mine, self.launch.batch_size), self.launch.workers)
+        return Batches(Loading(self.work, self.ledger, self.mine, self.launch.batch_size), self.launch.workers)
 
     def on_predict_start(self) -> None:
         if self.mine:
@@ -209,7 +151,7 @@ class _Run(LightningModule):
         """Left to ``compute``, which knows what an item is."""
         return batch
 
-    def predict_step(self, batch: _Batch, batch_idx: int) -> Sequence[bytes | Rejected]:
+    def predict_step(self, batch: Batch, batch_idx: int) -> Sequence[bytes | Rejected]:
         if batch.start == self.ledger.range(batch.shard).start:
             self.work.begin_shard()
         results = self.work.compute(batch.items)
@@ -218,96 +160,38 @@ class _Run(LightningModule):
         return results
 
 
-@dataclass
-class _Batch:
-    """Loaded items ``start ...`` of a shard."""
-
-    shard: int
-    start: int
-    items: list[Any]
-
-
-class _Loading(Dataset[_Batch]):
-    """The batches of some shards; loader processes load whole ones."""
-
-    def __init__(self, work: Work, ledger: Ledger, shards: list[int], batch_size: int) -> None:
-        self.work = work
-        self.ledger = ledger
-        self.shards = shards  # in order: only the last shard of all may be shorter
-        self.batch_size = batch_size
-        self.per_shard = -(-ledger.shard_size // batch_size)
-
-    def __len__(self) -> int:
-        if not self.shards:
-            return 0
-        last = -(-len(self.ledger.range(self.shards[-1])) // self.batch_size)
-        return (len(self.shards) - 1) * self.per_shard + last
-
-    def __getitem__(self, index: int) -> _Batch:
-        shard = self.shards[index // self.per_shard]
-        items = self.ledger.range(shard)
-        first = index % self.per_shard * self.batch_size
-        part = items[first : first + self.batch_size]
-        return _Batch(shard, part.start, [self.work.load(item) for item in part])
-
-
-class _Batches:
-    """Reads batches ahead, in order. Loader processes start with the iterator: before models are on a device."""
-
-    def __init__(self, loading: _Loading, workers: int) -> None:
-        self.loading = loading
-        self.workers = workers
-
-    def __iter__(self) -> Iterator[_Batch]:
-        loader: DataLoader[_Batch] = DataLoader(
-            self.loading, batch_size=None, num_workers=self.workers, worker_init_fn=_one_thread
-        )
-        return iter(loader)
-
-
 class _Writer(Callback):
-    """Gathers the results of a shard and writes it, beside the computation of the next one; draws the bar."""
+    """Gathers the results of a shard and writes it, beside the computation of the next one."""
 
     def __init__(self, ledger: Ledger, label: str, unit: str) -> None:
         self.ledger = ledger
         self.label = label
         self.unit = unit
         self._results: list[bytes | Rejected] = []
-        self._bar: Any = None
+        self._pending: Future[None] | None = None
+        self._progress: Progress | None = None
+        self._thread: ThreadPoolExecutor | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._thread = ThreadPoolExecutor(1)
-        self._pending: Future[None] | None = None
         self._parent = os.getppid()
-        self._begun = time.monotonic()
-        self._alone = trainer.world_size == 1
-        self._others = self._before = self._done()
-        self._own = 0
-        if trainer.is_global_zero and pl_module.mine:
-            self._bar = tqdm(
-                total=self.ledger.items,
-                initial=self._before,
-                desc=self.label,
-                unit=self.unit,
-                smoothing=0.05,
-                mininterval=0.5,
-            )
+        self._thread = ThreadPoolExecutor(1)
+        drawn = trainer.is_global_zero and len(pl_module.mine) > 0
+        self._progress = Progress(self.ledger, self.label, self.unit, drawn, trainer.world_size)
 
     def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: _Batch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
+        assert self._thread is not None and self._progress is not None
         _stop_if_asked(trainer, self._parent)
         self._results += outputs
-        self._own += len(outputs)
-        if self._bar is not None:
-            self._bar.update(min(self._others + self._own, self.ledger.items) - self._bar.n)
+        self._progress.add(len(outputs))
         if batch.start + len(batch.items) == self.ledger.range(batch.shard).stop:
             self._settle()
             results, self._results = self._results, []
             facts = pl_module.work.facts(results)
             self._pending = self._thread.submit(self.ledger.write, batch.shard, results, facts)
-            if self._bar is not None and self._own == len(results):
-                self._estimate(trainer.world_size)
+            if self._progress.own == len(results):
+                self._progress.estimate()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._settle()
@@ -319,30 +203,15 @@ class _Writer(Callback):
 
     def _settle(self) -> None:
         """Waits for the shard that is being written: at most one is held in memory beside the one in the making."""
-        if self._pending is not None:
+        if self._pending is not None and self._progress is not None:
             self._pending.result()
             self._pending = None
-            whole = self._own - len(self._results)
-            if not self._alone and self._bar is not None:  # what the other processes have finished meanwhile
-                self._others = max(self._others, self._done() - whole)
-
-    def _estimate(self, world_size: int) -> None:
-        """Says after the first shard how long the rest will take."""
-        left = self.ledger.items - self._before - self._own * world_size
-        seconds = left * (time.monotonic() - self._begun) / (self._own * world_size)
-        if seconds >= 60:
-            tqdm.write(f"{self.label}: about {_duration(seconds)} for the {left:,} {self.unit} that are left")
-
-    def _done(self) -> int:
-        return sum(len(self.ledger.range(shard)) for shard in self.ledger.finished())
+            self._progress.shard_written(len(self._results))
 
     def _close(self, complete: bool) -> None:
-        if self._bar is not None:
-            if complete:
-                self._bar.update(self.ledger.items - self._bar.n)
-            self._bar.close()
-            self._bar = None
-        if getattr(self, "_thread", None) is not None:
+        if self._progress is not None:
+            self._progress.close(complete)
+        if self._thread is not None:
             self._thread.shutdown()
 
 
@@ -401,17 +270,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _stop_if_asked(trainer: Trainer, parent: int) -> None:
-    """Ends this process after SIGTERM, which Lightning only notes, and a started one when that which started it ends."""
+    """Ends this process after SIGTERM, which Lightning only notes; and a started one when the one that did it ends."""
     orphan = trainer.global_rank > 0 and "LOCAL_RANK" in os.environ and os.getppid() != parent
     if trainer.received_sigterm or orphan:
         raise SystemExit(128 + signal.SIGTERM)
-
-
-def _duration(seconds: float) -> str:
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the process that reads
