@@ -9,8 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from t2ikit.data.datamodule import DataModule, ShapesData
+    from t2ikit.data.datamodule import DataModule
     from t2ikit.data.loaders import EvaluationLoader, PositionLoader
+    from t2ikit.data.order import RecordOrder
     from t2ikit.data.prompts import CaptionPrompts, Prompt, PromptFile, PromptSource
     from t2ikit.data.records import (
         Manifest,
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
         write_set,
     )
     from t2ikit.data.shapes_detector import LargestColorShare, ShapesDetector
+    from t2ikit.data.shapes_module import ShapesData
     from t2ikit.data.shapes_prompts import ShapesGenEvalPrompts
-    from t2ikit.data.streams import EvaluationStream, GatedStream, RecordOrder, TrainingStream
+    from t2ikit.data.streams import EvaluationStream, GatedStream, TrainingStream
 
 __all__ = [
     "CaptionPrompts",
@@ -53,7 +55,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "datamodule": ("DataModule", "ShapesData"),
+    "datamodule": ("DataModule",),
     "prompts": ("CaptionPrompts", "Prompt", "PromptFile", "PromptSource"),
     "records": (
         "Manifest",
@@ -67,8 +69,10 @@ _MODULES = {
     ),
     "loaders": ("EvaluationLoader", "PositionLoader"),
     "shapes_detector": ("LargestColorShare", "ShapesDetector"),
+    "shapes_module": ("ShapesData",),
     "shapes_prompts": ("ShapesGenEvalPrompts",),
-    "streams": ("EvaluationStream", "GatedStream", "RecordOrder", "TrainingStream"),
+    "order": ("RecordOrder",),
+    "streams": ("EvaluationStream", "GatedStream", "TrainingStream"),
 }
 
 

@@ -1,10 +1,9 @@
-"""The data modules: stored sets as Lightning sees them."""
+"""The data module: stored sets as Lightning sees them."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -12,22 +11,23 @@ from torch import Tensor
 
 from t2ikit.augment.gate import shares
 from t2ikit.batch import StoredBatch, Text
+from t2ikit.data.caption_choice import check_weights
+from t2ikit.data.fits import OWN_TEXT_ENCODER, check_fits, check_text_encoder
 from t2ikit.data.loaders import EvaluationLoader, PositionLoader
-from t2ikit.data.records import Manifest, RecordSet
-from t2ikit.data.streams import (
-    SHUFFLE_WINDOW,
-    EvaluationStream,
-    GatedStream,
-    TrainingStream,
-    check_fits,
-)
+from t2ikit.data.manifest import Manifest
+from t2ikit.data.order import SHUFFLE_WINDOW
+from t2ikit.data.records import RecordSet
+from t2ikit.data.remote import RemoteFolder, is_remote, open_remote_set, read_manifest
+from t2ikit.data.streams import EvaluationStream, GatedStream, TrainingStream
+from t2ikit.data.verified import VERIFY, Verify, open_set
 
 
 class DataModule(LightningDataModule):
     """Streams a prepared data root: ``train/``, ``val/`` and the sets of the augmentations, such as ``train_cmall/``.
 
     Args:
-        root: prepared folder (``t2ikit prepare``), with ``train/`` and ``val/``.
+        root: prepared folder (``t2ikit prepare``), with ``train/`` and ``val/``; or the address of one, such as
+            ``s3://bucket/imagenet256``, ``gs://``, ``hf://datasets/user/name`` or ``https://``.
         batch_size: samples of one optimizer step, over all devices and accumulated batches.
         num_workers: reading processes of each device; 0 reads in the training process.
         seed: seed of order, sources, noise levels and captions.
@@ -35,6 +35,17 @@ class DataModule(LightningDataModule):
         length_bucket: captions are padded to a multiple of this many tokens.
         eval_batch_size: validation samples of one device and forward pass.
         shuffle_window: records that are shuffled together, at least; 1 keeps to one chunk at a time.
+        caption_weights: how often each of several captions of a record is used: one weight a caption, or by kind, such
+            as ``{long: 0.9, aio: 0.1}``; by default all alike.
+        text_encoder: the text encoder that the experiment is about, a repository of the Hub or a local folder; sets of
+            other weights are refused. By default any whose states have the width that the denoiser takes.
+        verify: "once" compares a chunk with its SHA-256 before it is first used (and again when the file has changed),
+            "always" whenever it is mapped, "never" not at all.
+        cache_dir: where chunks of a remote root are kept; by default ``data`` below ``$T2IKIT_CACHE`` (or
+            ``~/.cache/t2ikit``).
+        cache_gb: gigabytes (10^9 bytes) that they may take there, the least recently used go first; by default as many
+            as the disk holds but for one.
+        storage_options: of the file system of a remote root, as fsspec takes them, such as ``{anon: true}``.
     """
 
     def __init__(
@@ -47,6 +58,12 @@ class DataModule(LightningDataModule):
         length_bucket: int = 16,
         eval_batch_size: int = 64,
         shuffle_window: int = SHUFFLE_WINDOW,
+        caption_weights: list[float] | dict[str, float] | None = None,
+        text_encoder: str | None = None,
+        verify: Verify = "once",
+        cache_dir: str | None = None,
+        cache_gb: float | None = None,
+        storage_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         for option, value, least in (
@@ -58,7 +75,15 @@ class DataModule(LightningDataModule):
         ):
             if value < least:
                 raise ValueError(f"data.{option} must be at least {least}, not {value}")
-        self.root = Path(root).expanduser()
+        if verify not in VERIFY:
+            raise ValueError(f"data.verify must be one of {', '.join(VERIFY)}, not {verify!r}")
+        if cache_gb is not None and cache_gb <= 0:
+            raise ValueError(f"data.cache_gb must be more than 0, not {cache_gb}")
+        if caption_weights is not None:
+            check_weights(caption_weights)
+        self.root: Path | RemoteFolder = (
+            RemoteFolder.at(root, cache_dir, storage_options) if is_remote(root) else Path(root).expanduser()
+        )
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
@@ -66,33 +91,52 @@ class DataModule(LightningDataModule):
         self.length_bucket = length_bucket
         self.eval_batch_size = eval_batch_size
         self.shuffle_window = shuffle_window
+        self.caption_weights = caption_weights
+        self.text_encoder = text_encoder
+        self.verify: Verify = verify
+        self.cache_limit = None if cache_gb is None else int(cache_gb * 1e9)
         self._sets: dict[str, RecordSet] = {}
         self._gated: list[GatedStream] = []
         self._train_loader_built = False
 
     def find_data(self) -> None:
-        """Refuses a root without prepared sets, before anything else is built.
+        """Refuses a root without prepared sets, or with those of another text encoder, before anything else is built.
 
         Raises:
             FileNotFoundError: names ``--data.root`` and the commands that prepare it.
+            ValueError: the text encoder is another than ``data.text_encoder``.
         """
         for split in ("train", "val"):
-            Manifest.read(self.root / split)
+            folder = self.root / split
+            manifest = read_manifest(folder) if isinstance(folder, RemoteFolder) else Manifest.read(folder)
+            check_text_encoder(manifest, self.text_encoder, str(folder))
 
     def setup(self, stage: str | None = None) -> None:
         """Opens the sets, so that a missing or unfit one is refused at once.
 
         Raises:
             FileNotFoundError: names ``--data.root`` and the commands that prepare it.
-            ValueError: if train and val do not fit each other.
+            ValueError: if train and val do not fit each other, or were made with another text encoder than
+                ``data.text_encoder``.
         """
-        check_fits(self.record_set("train"), self.record_set("val"), "validation")
+        train = self.record_set("train")
+        check_text_encoder(train.manifest, self.text_encoder, str(self.root / "train"))
+        check_fits(train, self.record_set("val"), "validation")
+        reference = train.manifest.text_encoder
+        if isinstance(self.root, RemoteFolder) and reference is not None and reference.name == OWN_TEXT_ENCODER:
+            self.root.bring_folder(OWN_TEXT_ENCODER)  # one that was built for the set, and lies beside it
 
     def record_set(self, split: str) -> RecordSet:
         """The set in ``<root>/<split>``: "train", "val", or the folder of an augmentation."""
         if split not in self._sets:
-            self._sets[split] = RecordSet(self.root / split)
+            self._sets[split] = self._opened(self.root / split)
         return self._sets[split]
+
+    def _opened(self, folder: Path | RemoteFolder) -> RecordSet:
+        if isinstance(folder, RemoteFolder):
+            assert isinstance(self.root, RemoteFolder)
+            return open_remote_set(folder, self.verify, self.root.copy.parent, self.cache_limit)
+        return open_set(folder, self.verify)
 
     @property
     def manifest(self) -> Manifest:
@@ -124,13 +168,14 @@ class DataModule(LightningDataModule):
         records = self.record_set(split)
         if records.manifest.kind != "pixels":
             # The images before encoding, at the same size: latents decode to something less sharp.
-            folder = self.root / "images" / split
-            if not folder.is_dir():
+            folder = f"images/{split}"
+            try:
+                records = self.record_set(folder)
+            except FileNotFoundError as error:
                 raise FileNotFoundError(
-                    f"{records.folder} holds {records.manifest.kind}, and {folder} with their images is gone: keep it, "
-                    f"or write it again: t2ikit prepare images --source IMAGE_FOLDER --out {self.root}"
-                )
-            records = RecordSet(folder)
+                    f"{self.root / split} holds {records.manifest.kind}, and {self.root / folder} with their images is "
+                    f"gone: keep it, or write it again: t2ikit prepare images --source IMAGE_FOLDER --out {self.root}"
+                ) from error
         count = len(records) if limit is None else min(limit, len(records))
         index = [number * len(records) // count for number in range(count)]
         return torch.stack([torch.from_numpy(records.view(place).image().copy()) for place in index])
@@ -179,7 +224,14 @@ class DataModule(LightningDataModule):
             rank=rank,
             length_bucket=self.length_bucket,
             shuffle_window=self.shuffle_window,
+            caption_weights=self.caption_weights,
+            open_set=self._opened,
         )
+        if self.cache_limit is not None and stream.working_set() > self.cache_limit:
+            raise ValueError(
+                f"data.cache_gb {self.cache_limit / 1e9:g} does not hold the chunks that are shuffled together and the "
+                f"next ones, {stream.working_set() / 1e9:.3g} GB: raise it, or lower data.shuffle_window"
+            )
         self._train_loader_built = True
         return PositionLoader(stream, self.num_workers, self._pins(), self._batches_per_pass(len(stream)))
 
@@ -213,85 +265,3 @@ class DataModule(LightningDataModule):
             raise ValueError("trainer.overfit_batches would repeat batches: use a small data set instead")
         limit = self.trainer.limit_train_batches
         return max(1, min(limit, epoch) if isinstance(limit, int) else int(limit * epoch))
-
-
-class ShapesData(DataModule):
-    """The embedded data set: rendered scenes of coloured shapes, built at the first use and kept.
-
-    Args:
-        size: height and width of the images, at least 16.
-        difficulty: "simple" (one plain object) or "full".
-        count: training images.
-        val_count: validation images.
-        captions: "long" or "aio" (an image of <class>).
-        settings: CutMix settings that are built beside the images.
-        scene_seed: seed of the scenes.
-        root: where the data is kept; by default in the cache folder of the user, by its options.
-        batch_size: samples of one optimizer step, over all devices and accumulated batches.
-        num_workers: reading processes of each device; 0 reads in the training process.
-        seed: seed of order, sources, noise levels and captions.
-        pin_memory: copy batches to page-locked memory; by default where there is a GPU.
-        length_bucket: captions are padded to a multiple of this many tokens.
-        eval_batch_size: validation samples of one device and forward pass.
-        shuffle_window: records that are shuffled together, at least.
-    """
-
-    def __init__(
-        self,
-        size: int = 16,
-        difficulty: Literal["simple", "full"] = "simple",
-        count: int = 20_000,
-        val_count: int = 1_000,
-        captions: Literal["long", "aio"] = "long",
-        settings: tuple[str, ...] = ("cmall",),
-        scene_seed: int = 0,
-        root: str | None = None,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        seed: int = 0,
-        pin_memory: bool | None = None,
-        length_bucket: int = 16,
-        eval_batch_size: int = 64,
-        shuffle_window: int = SHUFFLE_WINDOW,
-    ) -> None:
-        for option, value, choices in (
-            ("difficulty", difficulty, ("simple", "full")),
-            ("captions", captions, ("long", "aio")),
-        ):
-            if value not in choices:
-                raise ValueError(f'data.{option} must be "{choices[0]}" or "{choices[1]}", not "{value}"')
-        if size < 16:
-            raise ValueError(f"data.size must be at least 16, not {size}")
-        if root is None:
-            cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-            parts = [str(size), difficulty, captions, str(count), str(val_count), *settings, str(scene_seed)]
-            root = str(cache / "t2ikit" / "-".join(["shapes", *parts]))
-        super().__init__(
-            root, batch_size, num_workers, seed, pin_memory, length_bucket, eval_batch_size, shuffle_window
-        )
-        self.size = size
-        self.difficulty = difficulty
-        self.count = count
-        self.val_count = val_count
-        self.captions = captions
-        self.settings = tuple(settings)
-        self.scene_seed = scene_seed
-
-    def find_data(self) -> None:
-        """Nothing to find: what is not there is rendered."""
-
-    def prepare_data(self) -> None:
-        """Renders, captions and encodes the data where it does not exist yet."""
-        # Imported here: the renderer and the small text encoder are not needed to stream prepared data.
-        from t2ikit.data.shapes_set import build_shapes
-
-        build_shapes(
-            self.root,
-            self.size,
-            self.difficulty,
-            self.count,
-            self.val_count,
-            self.captions,
-            self.settings,
-            self.scene_seed,
-        )

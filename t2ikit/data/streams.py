@@ -11,9 +11,10 @@ Shapes::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +22,18 @@ import torch
 from t2ikit import draws
 from t2ikit.augment.gate import Gate, draw, shares
 from t2ikit.batch import StoredBatch
+from t2ikit.data.ahead import Ahead
+from t2ikit.data.caption_choice import CaptionChoice, CaptionWeights, caption_kinds
+from t2ikit.data.fits import check_fits
 from t2ikit.data.layout import RecordView, groups
+from t2ikit.data.order import SHUFFLE_WINDOW, RecordOrder
 from t2ikit.data.records import RecordSet
+from t2ikit.data.remote import RemoteFiles
 
-SHUFFLE_WINDOW = 16_384
-"""Records that are shuffled together, at least."""
+__all__ = ["SHUFFLE_WINDOW", "EvaluationStream", "GatedStream", "RecordOrder", "TrainingStream"]
+
+AHEAD_BATCHES = 4
+"""Batches beyond the present pool whose chunks are made ready, at least."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +42,13 @@ class GatedStream:
 
     Attributes:
         name: of the source, as it is logged.
-        folder: the encoded set.
+        folder: the encoded set; a path, or a folder behind an address (``remote.py``).
         quantile: tau, the noise quantile beyond which the stream may be drawn, in [0, 1].
         probability: p, with which it then is, in [0, 1].
     """
 
     name: str
-    folder: str | Path
+    folder: str | os.PathLike[str]
     quantile: float
     probability: float
 
@@ -48,76 +56,6 @@ class GatedStream:
     def gate(self) -> Gate:
         """Checks both numbers."""
         return Gate(self.quantile, self.probability, self.name)
-
-
-class RecordOrder:
-    """The order in which the records of a set are visited, epoch by epoch.
-
-    Chunks are shuffled; neighbours that together hold at least ``window`` records are then shuffled as one pool. So
-    reading stays within few chunks at a time, and a batch is not filled from one chunk (one class, in a set that was
-    written class by class). A set of at most ``window`` records is shuffled as a whole.
-
-    Args:
-        chunk_sizes: records of every chunk.
-        seed: seed of the run.
-        name: of the stream; streams of unlike names have unrelated orders.
-        window: records that are shuffled together, at least; 1 keeps to one chunk at a time.
-    """
-
-    def __init__(self, chunk_sizes: Sequence[int], seed: int, name: str, window: int = SHUFFLE_WINDOW) -> None:
-        if window < 1:
-            raise ValueError(f"the shuffle window needs at least one record, not {window}: change data.shuffle_window")
-        self.chunk_sizes = np.asarray(chunk_sizes, dtype=np.int64)
-        self.seed = seed
-        self.name = name
-        self.window = window
-        self._starts = np.cumsum(self.chunk_sizes) - self.chunk_sizes
-        self._orders: dict[int, np.ndarray] = {}  # this epoch's and the last one's
-
-    def __len__(self) -> int:
-        return int(self.chunk_sizes.sum())
-
-    def index(self, epoch: int | np.ndarray, slots: np.ndarray) -> np.ndarray:
-        """The record at each place of an epoch.
-
-        Args:
-            epoch: one epoch, or one for every place [n].
-            slots: places in the epoch, [n] int64 in [0, len).
-
-        Returns:
-            [n] int64; a full epoch visits every record once.
-        """
-        epochs = np.broadcast_to(np.asarray(epoch), np.shape(slots))
-        index = np.empty(len(slots), dtype=np.int64)
-        for value in np.unique(epochs).tolist():
-            here = epochs == value
-            index[here] = self._order(value)[slots[here]]
-        return index
-
-    def _order(self, epoch: int) -> np.ndarray:
-        order = self._orders.get(epoch)
-        if order is None:
-            order = self._shuffle(epoch)
-            self._orders = {number: kept for number, kept in self._orders.items() if number == epoch - 1}
-            self._orders[epoch] = order
-        return order
-
-    def _shuffle(self, epoch: int) -> np.ndarray:
-        purpose = f"order of {self.name}"
-        order: list[np.ndarray] = []
-        pool: list[np.ndarray] = []
-        pooled = 0
-        chunks = draws.permutation(self.seed, purpose, epoch, len(self.chunk_sizes))
-        for place, chunk in enumerate(chunks):
-            size = int(self.chunk_sizes[chunk])
-            pool.append(np.arange(self._starts[chunk], self._starts[chunk] + size))
-            pooled += size
-            if pooled >= self.window or place == len(chunks) - 1:
-                records = np.concatenate(pool)
-                number = len(order) + 1  # stream 0 is the order of the chunks
-                order.append(records[draws.permutation(self.seed, purpose, epoch, pooled, stream=number)])
-                pool, pooled = [], 0
-        return np.concatenate(order)
 
 
 def read_batch(
@@ -187,10 +125,13 @@ class TrainingStream:
         rank: this one.
         length_bucket: see :func:`read_batch`.
         shuffle_window: see :class:`RecordOrder`.
+        caption_weights: how often each of several captions is used; by default all alike.
+        open_set: opens the sets of the gated streams.
 
     Raises:
         ValueError: if the batch cannot be divided, the set is smaller than a batch or not encoded, a gated set does
-            not fit the primary one, or the gates are no probabilities; names what to change.
+            not fit the primary one, the gates are no probabilities, or the captions are others than the weights say;
+            names what to change.
     """
 
     def __init__(
@@ -204,6 +145,8 @@ class TrainingStream:
         rank: int = 0,
         length_bucket: int = 16,
         shuffle_window: int = SHUFFLE_WINDOW,
+        caption_weights: CaptionWeights | None = None,
+        open_set: Callable[[Any], RecordSet] = RecordSet,
     ) -> None:
         if micro_batch < 1 or global_batch % (world_size * micro_batch) or not 0 <= rank < world_size:
             raise ValueError(
@@ -221,7 +164,7 @@ class TrainingStream:
             raise ValueError(f"{primary.folder} holds no text states: run t2ikit prepare encode")
         self.gates = [stream.gate for stream in gated]
         shares(self.gates)
-        self.sets = [primary, *(RecordSet(stream.folder) for stream in gated)]
+        self.sets = [primary, *(open_set(stream.folder) for stream in gated)]
         for stream, records in zip(gated, self.sets[1:], strict=True):
             check_fits(primary, records, stream.name)
         names = ["raw", *(stream.name for stream in gated)]
@@ -229,16 +172,29 @@ class TrainingStream:
             RecordOrder(records.chunk_sizes, seed, name, shuffle_window)
             for name, records in zip(names, self.sets, strict=True)
         ]
+        self.captions = [
+            CaptionChoice(caption_weights, caption_kinds(records.manifest), str(records.folder))
+            for records in self.sets
+        ]
+        if caption_weights is not None:
+            for records, choice in zip(self.sets, self.captions, strict=True):
+                choice(0.0, records.view(0).states_count)  # refused now, not in an hour
         self.seed = seed
         self.micro_batch = micro_batch
         self.world_size = world_size
         self.rank = rank
         self.length_bucket = length_bucket
         self.slots_per_epoch = len(primary) // global_batch * global_batch
+        self.periods = [self.slots_per_epoch, *(len(order) for order in self.orders[1:])]
+        self._ahead = Ahead(self.sets, self.orders, self.periods, AHEAD_BATCHES * global_batch)
 
     def __len__(self) -> int:
         """Micro-batches of this rank in an epoch; later ones are valid too, in the following epochs."""
         return self.slots_per_epoch // (self.world_size * self.micro_batch)
+
+    def working_set(self) -> int:
+        """Bytes of the chunks of remote sets that should be in the cache at once, at the start of the run."""
+        return sum(files.sizes.get(name, 0) for files, name in self._ahead.tasks(0) if isinstance(files, RemoteFiles))
 
     def plan(self, micro_batch_number: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """What a micro-batch holds, without reading it.
@@ -252,27 +208,21 @@ class TrainingStream:
         source, u = draw(numbers, self.gates)
         slots = np.arange(first, first + self.micro_batch)
         index = np.empty(self.micro_batch, dtype=np.int64)
-        for number, order in enumerate(self.orders):
+        for number, (order, period) in enumerate(zip(self.orders, self.periods, strict=True)):
             here = source == number
-            size = self.slots_per_epoch if number == 0 else len(order)
-            index[here] = order.index(slots[here] // size, slots[here] % size)
+            index[here] = order.index(slots[here] // period, slots[here] % period)
         return first, source, u, index, numbers[:, 2]
 
     def __getitem__(self, micro_batch_number: int) -> StoredBatch:
         first, source, u, index, choice = self.plan(micro_batch_number)
-        views = [self.sets[number].view(place) for number, place in zip(source.tolist(), index.tolist(), strict=True)]
-        captions = [int(part * view.states_count) for part, view in zip(choice.tolist(), views, strict=True)]
+        self._ahead.move(first)
+        sources = source.tolist()
+        views = [self.sets[number].view(place) for number, place in zip(sources, index.tolist(), strict=True)]
+        captions = [
+            self.captions[number](part, view.states_count)
+            for number, part, view in zip(sources, choice.tolist(), views, strict=True)
+        ]
         return read_batch(views, captions, first, source, u, index, self.length_bucket)
-
-
-def check_fits(primary: RecordSet, other: RecordSet, name: str) -> None:
-    """Raises ValueError, naming the field, if the records of two sets cannot share a batch."""
-    mismatch = primary.manifest.mismatch(other.manifest)
-    if mismatch is not None:
-        raise ValueError(
-            f"the set of {name} ({other.folder}) does not fit {primary.folder}: {mismatch}. "
-            "Prepare both with the same options of t2ikit prepare encode"
-        )
 
 
 class EvaluationStream:

@@ -11,7 +11,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -127,10 +127,8 @@ class CheckedFiles(SetFiles):
         """Notes that a file, as it is now or in ``state``, is good."""
         state = state or self._state(name)
         self._good[name] = state
-        try:
+        with suppress(OSError):  # a cache that cannot be written only costs time
             write_whole(self.notes / name, state)
-        except OSError:
-            pass  # a cache that cannot be written only costs time
 
     @contextmanager
     def alone_with(self, name: str, wait: bool = True) -> Iterator[bool]:

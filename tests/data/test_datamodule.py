@@ -13,9 +13,10 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 
 from t2ikit.batch import StoredBatch
-from t2ikit.data.datamodule import DataModule, ShapesData
+from t2ikit.data.datamodule import DataModule
 from t2ikit.data.manifest import Manifest
 from t2ikit.data.records import Record, quantise_tokens, write_set
+from t2ikit.data.shapes_module import ShapesData
 from t2ikit.pretrained import EncoderReference
 
 PIXELS = Manifest("pixels", (3, 4, 4), text_dim=8, text_encoder=EncoderReference("tiny-t5", None, "ab" * 32))
