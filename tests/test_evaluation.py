@@ -1,0 +1,248 @@
+"""The core of a snapshot: images that depend on their number alone, an interrupt that costs a batch, honest scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from t2ikit.batch import Text
+from t2ikit.data.prompts import Prompt, PromptSource
+from t2ikit.denoisers import CADI
+from t2ikit.diffusion import Guidance
+from t2ikit.drawing import Sampling, identity_of
+from t2ikit.drawn import DrawnImages
+from t2ikit.evaluation import Evaluated, Evaluation
+from t2ikit.metrics.base import Metric, Samples
+from t2ikit.module import TextToImage
+from t2ikit.pictures import find_pictures, read_pictures
+
+COUNT = 11
+DATA: Any = SimpleNamespace(trainer=None)
+
+
+class Numbered(PromptSource):
+    """Prompts "0", "1", ...; every third one is the same text."""
+
+    def __init__(self, count: int = COUNT, salt: int = 0) -> None:
+        self.count, self.salt = count, salt
+
+    def prompts(self, data: Any) -> list[Prompt]:
+        return [Prompt(str(number if number % 3 else 0)) for number in range(self.count)]
+
+    def states(self, data: Any, prompts: Sequence[Prompt]) -> list[Tensor]:
+        generators = (torch.Generator().manual_seed(self.salt + int(prompt.text)) for prompt in prompts)
+        return [
+            torch.randn(1 + int(prompt.text) % 4, 8, generator=g) for g, prompt in zip(generators, prompts, strict=True)
+        ]
+
+
+class Mean(Metric):
+    """The mean of all pixels, with a standard error of 0.5."""
+
+    def __init__(self, name: str | None = None, add: float = 0.0) -> None:
+        self.name, self.add = name, add
+
+    def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
+        yield "mean", float(samples.images.double().mean()) + self.add
+
+    def standard_errors(self) -> dict[str, float]:
+        return {"mean": 0.5}
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"add": self.add}
+
+
+def module_of(seed: int = 0) -> TextToImage:
+    torch.manual_seed(seed)
+    denoiser = CADI(input_size=8, in_channels=3, patch_size=4, data_dim=16, num_latents=4, latent_dim=16, num_blocks=1,
+                    num_layers=1, read_write_heads=2, compute_heads=2, text_dim=8)  # fmt: skip
+    with torch.no_grad():
+        for parameter in denoiser.parameters():  # a fresh one predicts zeros
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    module = TextToImage(denoiser)
+    module.unconditional = Text.from_rows([torch.zeros(1, 8)])
+    return module
+
+
+def evaluate(
+    folder: Path, source: PromptSource | None = None, module: TextToImage | None = None, **sampling: Any
+) -> Evaluated:
+    settings = Sampling(**{"steps": 3, "guidance": 2.0, "batch_size": 4, **sampling})
+    evaluation = Evaluation("val", source or Numbered(), [Mean()])
+    return evaluation.evaluate(module or module_of(), DATA, settings, folder / "drawn", weights="raw", step=7)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of every call of the denoiser."""
+    rows: list[int] = []
+    forward = CADI.forward
+
+    def counted(self: CADI, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        rows.append(x.shape[0])
+        return forward(self, x, *args, **kwargs)
+
+    monkeypatch.setattr(CADI, "forward", counted)
+    return rows
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches kill -9."""
+
+
+def kill_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
+    """The next evaluation ends while it writes batch number ``batches``."""
+    add, done = DrawnImages.add, list[int]()
+
+    def limited(self: DrawnImages, first: int, images: Tensor) -> None:
+        if len(done) == batches:
+            monkeypatch.setattr(DrawnImages, "add", add)
+            (self.folder / ".torn.npy.1-a.partial").write_bytes(b"half")
+            raise Killed
+        done.append(first)
+        add(self, first, images)
+
+    monkeypatch.setattr(DrawnImages, "add", limited)
+
+
+@pytest.mark.parametrize("method", ["ddim", "ddpm"])
+def test_an_image_depends_on_its_number_and_prompt_alone(tmp_path: Path, method: str) -> None:
+    one, three, all_ = (evaluate(tmp_path / str(size), batch_size=size, method=method).images for size in (1, 3, 64))
+    assert one is not None and three is not None and all_ is not None
+    assert one.shape == (COUNT, 3, 8, 8) and one.float().std() > 10
+    assert (one.int() - three.int()).abs().max() <= 1 and (one.int() - all_.int()).abs().max() <= 1
+    assert len({image.numpy().tobytes() for image in one}) == COUNT  # also those of one prompt
+    fewer = evaluate(tmp_path / "fewer", Numbered(5), method=method).images
+    assert fewer is not None and (fewer.int() - one[:5].int()).abs().max() <= 1
+    other = evaluate(tmp_path / "seed", seed=1, method=method).images
+    assert other is not None and (other.int() - one.int()).abs().amax((1, 2, 3)).min() > 20
+
+
+def test_an_interrupt_costs_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: list[int]) -> None:
+    whole = evaluate(tmp_path / "whole")
+    full = list(calls)
+    kill_after(monkeypatch, 2)
+    with pytest.raises(Killed):
+        evaluate(tmp_path / "cut")
+    calls.clear()
+    again = evaluate(tmp_path / "cut")
+    # Batches of 4, 4 and 3: the third alone is drawn, 3 steps, guided from the second one on.
+    assert calls == full[-len(calls) :] and 3 * len(calls) == len(full) and sum(calls) < sum(full) / 3
+    assert again.images is not None and whole.images is not None
+    assert torch.equal(again.images, whole.images)
+    assert [score.value for score in again.scores] == [score.value for score in whole.scores]
+    calls.clear()
+    evaluate(tmp_path / "cut")  # killed while it was scored: nothing is left to draw
+    assert not calls
+
+
+def test_a_resumed_evaluation_may_have_other_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = evaluate(tmp_path / "whole").images
+    kill_after(monkeypatch, 1)
+    with pytest.raises(Killed):
+        evaluate(tmp_path / "cut", batch_size=3)
+    drawn = DrawnImages(tmp_path / "cut" / "drawn", COUNT)
+    assert drawn.missing(4) == [range(3, 4), range(4, 8), range(8, 11)]
+    images = evaluate(tmp_path / "cut", batch_size=4).images
+    assert images is not None and whole is not None and (images.int() - whole.int()).abs().max() <= 1
+    with pytest.raises(RuntimeError, match="lacks images"):
+        DrawnImages(tmp_path / "none", 3).read()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"module": module_of(1)},
+        {"source": Numbered(salt=5)},
+        {"guidance": 1.0},
+        {"guidance": Guidance(2.0, schedule="linear")},
+        {"steps": 2},
+        {"seed": 3},
+        {"method": "euler"},
+        {"precision": "bf16-mixed"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_stale_images_are_never_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: list[int], change: dict[str, Any]
+) -> None:
+    undisturbed = evaluate(tmp_path / "new", **change).images
+    expected = list(calls)
+    kill_after(monkeypatch, 2)
+    with pytest.raises(Killed):
+        evaluate(tmp_path / "cut")
+    calls.clear()
+    images = evaluate(tmp_path / "cut", **change).images
+    assert calls == expected
+    assert images is not None and undisturbed is not None and torch.equal(images, undisturbed)
+
+
+def test_the_process_and_the_empty_prompt_are_part_of_the_identity() -> None:
+    from t2ikit.diffusion import GaussianDiffusion
+
+    states, sampling = [torch.zeros(2, 8)], Sampling(steps=3)
+    first, again, other, empty = (module_of() for _ in range(4))
+    other.process = GaussianDiffusion(schedule="sigmoid")
+    empty.unconditional = Text.from_rows([torch.ones(1, 8)])
+    assert identity_of(first, states, sampling) == identity_of(again, states, sampling)
+    for changed in (other, empty):
+        assert identity_of(changed, states, sampling) != identity_of(first, states, sampling)
+    # The batch size is none of it, and a plain Guidance is its weight.
+    assert identity_of(first, states, Sampling(steps=3, batch_size=1)) == identity_of(first, states, sampling)
+    assert identity_of(first, states, Sampling(steps=3, guidance=Guidance(2.0))) == identity_of(first, states, sampling)
+
+
+def test_a_score_says_what_it_depends_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = evaluate(tmp_path, guidance=1)
+    (score,) = found.scores
+    assert found.images is not None and score.value == pytest.approx(float(found.images.double().mean()))
+    fingerprint = score.fingerprint
+    assert (score.name, score.step, score.standard_error) == ("mean", 7, 0.5)
+    assert (fingerprint.sampler, fingerprint.steps, fingerprint.guidance, fingerprint.seeds) == ("ddim", 3, 1.0, "0")
+    assert (fingerprint.prompts, fingerprint.num_images) == ("Numbered", COUNT)
+    assert fingerprint.extra == {"add": 0.0, "metric": "Mean", "weights": "raw", "precision": "32-true"}
+    assert [cost.what for cost in found.costs] == ["drawing", "Mean"]
+    assert all(cost.seconds >= 0 and cost.memory > 2**20 for cost in found.costs)
+    printed = capsys.readouterr().out
+    assert "val: drawing: " in printed and "val: Mean: " in printed and "MiB" in printed
+
+
+def test_two_metrics_of_a_kind_need_names(tmp_path: Path) -> None:
+    def scores(*metrics: Metric) -> list[str]:
+        evaluation = Evaluation("val", Numbered(2), metrics)
+        found = evaluation.evaluate(module_of(), DATA, Sampling(steps=1), tmp_path / "drawn", weights="raw", step=0)
+        return [score.name for score in found.scores]
+
+    assert scores(Mean(), Mean("other")) == ["mean", "other/mean"]
+    with pytest.raises(ValueError, match="callbacks.val: two metrics give mean; set `name`"):
+        scores(Mean(), Mean())
+    with pytest.raises(ValueError, match="callbacks.val: mean of Mean is nan"):
+        scores(Mean(add=float("nan")))
+    with pytest.raises(ValueError, match="Numbered gives no prompt"):
+        Evaluation("val", Numbered(0)).prepare(DATA)
+
+
+def test_pictures_of_another_program_are_scored_as_kept_ones_are(tmp_path: Path) -> None:
+    found = evaluate(tmp_path)
+    assert found.images is not None
+    evaluation = Evaluation("val", Numbered(), [Mean()])
+    evaluation.prepare(DATA, draws=False)
+    for _ in range(2):  # the second time it replaces the folder
+        evaluation.keep_images(tmp_path / "kept", found.images, {"seed": 0})
+    files = find_pictures(tmp_path / "kept")
+    assert [path.name for path in files] == [f"{number:05d}.png" for number in range(COUNT)]
+    assert torch.equal(read_pictures(files), found.images)
+    (ours,), (theirs,) = found.scores, evaluation.evaluate_pictures(tmp_path / "kept", DATA).scores
+    assert theirs.value == ours.value and theirs.fingerprint.sampler is None and theirs.step is None
+    assert set(ours.fingerprint.differences(theirs.fingerprint)) == {
+        "sampler", "steps", "seeds", "guidance", "extra.precision", "extra.weights"
+    }  # fmt: skip
+    files[3].unlink()
+    with pytest.raises(ValueError, match=f"holds {COUNT - 1} pictures, Numbered has {COUNT} prompts"):
+        evaluation.evaluate_pictures(tmp_path / "kept", DATA)
