@@ -21,6 +21,21 @@ PREPARE_COMMANDS = """\
 
 
 @dataclass(frozen=True)
+class Part:
+    """What was written at one go: the set as it began, or what was appended to it.
+
+    Attributes:
+        count: number of records.
+        chunks: number of chunks.
+        source_sha256: hash of everything that the records were made from.
+    """
+
+    count: int
+    chunks: int
+    source_sha256: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Description of a stored set.
 
@@ -30,15 +45,22 @@ class Manifest:
         text_dim: width D of the text states, 0 for a set without states.
         max_tokens: longest caption of the set, in tokens.
         token_format: "int8" or "float16".
+        token_limit: longer captions were cut to this many tokens; 0 for a set without states.
+        text_dtype: precision in which the text encoder ran.
         text_encoder: what encoded the captions, None for a set without states.
         autoencoder: what encoded the images, None for pixels.
+        autoencoder_dtype: precision in which the autoencoder ran; empty for pixels.
+        normalisation: of the stored images. "none": pixels 0 .. 255, or the posterior as the autoencoder gives it,
+            which an experiment then normalises as it wants.
         captions: kind of the captions, such as "aio" or "long".
+        captioners: of every kind of caption, what made it: model, hash of its weights, prompts.
         setting: CutMix setting, None for plain images.
         source: where the images come from.
-        source_sha256: hash of the list of the sources.
+        source_sha256: hash of everything that the records were made from; of several parts, that of their hashes.
         versions: versions of the programs that wrote the set.
-        count: number of records; filled in by ``write_set``.
-        chunk_sha256: SHA-256 of every file of the set; filled in by ``write_set``.
+        count: number of records; this and what follows is filled in when the set is written.
+        chunk_sha256: SHA-256 of every file of the set.
+        parts: what was written at one go, in order; the records of a part are never changed by later ones.
     """
 
     kind: str
@@ -46,15 +68,21 @@ class Manifest:
     text_dim: int = 0
     max_tokens: int = 0
     token_format: str = "int8"
+    token_limit: int = 0
+    text_dtype: str = ""
     text_encoder: EncoderReference | None = None
     autoencoder: EncoderReference | None = None
+    autoencoder_dtype: str = ""
+    normalisation: str = "none"
     captions: str = ""
+    captioners: dict[str, dict[str, str]] = field(default_factory=dict)
     setting: str | None = None
     source: str = ""
     source_sha256: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     count: int = 0
     chunk_sha256: dict[str, str] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_shape", tuple(int(size) for size in self.image_shape))
@@ -64,6 +92,9 @@ class Manifest:
             raise ValueError(f"an image of a set of {self.kind} cannot have shape {list(self.image_shape)}")
         if self.token_format not in ("int8", "float16"):
             raise ValueError(f'token_format is "int8" or "float16", not "{self.token_format}"')
+        if not self.parts and self.count:  # written before sets had parts
+            chunks = sum(name.endswith(".bin") for name in self.chunk_sha256)
+            object.__setattr__(self, "parts", (Part(self.count, chunks, self.source_sha256),))
 
     def to_json(self) -> str:
         """The content of ``manifest.json``."""
@@ -90,6 +121,7 @@ class Manifest:
             if values.get(name) is not None:
                 values[name] = EncoderReference(**values[name])
         try:
+            values["parts"] = tuple(Part(**part) for part in values.get("parts", ()))
             return Manifest(**values)
         except TypeError as error:
             raise ValueError(f"it lacks fields ({error})") from error

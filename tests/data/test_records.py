@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,8 +14,20 @@ import numpy as np
 import pytest
 import torch
 
-from t2ikit.data.manifest import Manifest
-from t2ikit.data.records import Record, RecordSet, RecordView, Tokens, damaged_files, quantise_tokens, write_set
+from t2ikit.data.chunks import Chunk, chunk_content
+from t2ikit.data.manifest import Manifest, Part
+from t2ikit.data.records import (
+    Record,
+    RecordSet,
+    RecordView,
+    Tokens,
+    damaged_files,
+    extend_set,
+    quantise_tokens,
+    recover,
+    write_set,
+)
+from t2ikit.files import write_whole
 from t2ikit.pretrained import EncoderReference
 
 ENCODER = EncoderReference("tiny-t5", None, "ab" * 32)
@@ -278,3 +291,60 @@ def test_reading_needs_neither_lightning_nor_litdata() -> None:
     program = "import sys, t2ikit.data.records; print('lightning' in sys.modules, 'litdata' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert answer.stdout.split() == ["False", "False"]
+
+
+def shards(folder: Path, first: int, count: int, size: int = 7) -> Iterator[tuple[Path, Chunk]]:
+    """Chunks of records ``first ...`` that lie elsewhere."""
+    folder.mkdir()
+    for start in range(first, first + count, size):
+        items = [make_record(index).to_bytes() for index in range(start, min(start + size, first + count))]
+        path = folder / f"shard-{start}.bin"
+        digest = write_whole(path, chunk_content(items))
+        yield path, Chunk(path.name, len(items), path.stat().st_size, digest)
+
+
+def test_a_set_is_extended_without_a_copy(tmp_path: Path) -> None:
+    target = tmp_path / "train"
+    first = replace(PIXELS, max_tokens=5, source_sha256="one")
+    made = extend_set(target, shards(tmp_path / "a", 0, 20), first, make_record(0).tokens[0], {"list.tsv": [b"a\n"]})
+    assert made == Manifest.read(target) and made.parts == (Part(20, 3, "one"),) and made.source_sha256 == "one"
+    nodes = {path.name: path.stat().st_ino for path in target.glob("*.bin")}
+    second = replace(PIXELS, max_tokens=7, source_sha256="two")
+    made = extend_set(target, shards(tmp_path / "b", 20, 9), second, None, {"list.tsv": [b"a\n", b"b\n"]})
+    assert made.parts == (Part(20, 3, "one"), Part(9, 2, "two")) and made.count == 29 and made.max_tokens == 7
+    assert made.source_sha256 not in ("one", "two")
+    assert {name: (target / name).stat().st_ino for name in nodes} == nodes
+    assert (target / "list.tsv").read_text() == "a\nb\n" and damaged_files(target) == []
+    records = RecordSet(target)
+    assert len(records.empty_prompt) == len(make_record(0).tokens[0])
+    for index, record in enumerate(records):
+        assert_equal(record, make_record(index))
+    shutil.rmtree(tmp_path / "a")  # the set does not need what it was made of
+    assert damaged_files(target) == [] and sorted(path.name for path in tmp_path.iterdir()) == ["b", "train"]
+    from litdata import StreamingDataset
+
+    assert_equal(Record.from_bytes(bytes(StreamingDataset(str(target))[23])), make_record(23))
+    made = extend_set(target, shards(tmp_path / "c", 40, 3), first, None, overwrite=True)
+    assert made.count == 3 and made.parts == (Part(3, 1, "one"),) and not (target / "list.tsv").exists()
+
+
+def test_what_a_killed_call_left_is_put_right(tmp_path: Path) -> None:
+    gone = int(subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True).stdout)
+    write_pixels(tmp_path / "train", 6)
+    for name in (f".train.{gone}-ab12.partial", f".train.{gone}-ab12.old", f".train.{os.getpid()}-ab12.partial"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".train.part-0.work").mkdir()
+    recover(tmp_path / "train")
+    left = [".train.part-0.work", f".train.{os.getpid()}-ab12.partial", "train"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(left)
+    os.rename(tmp_path / "train", tmp_path / f".train.{gone}-ab12.old")  # killed between the two renames
+    recover(tmp_path / "train")
+    assert len(RecordSet(tmp_path / "train")) == 6
+
+
+def test_sets_of_before_have_one_part(tmp_path: Path) -> None:
+    manifest = write_pixels(tmp_path, 20)
+    content = json.loads(manifest.to_json())
+    del content["parts"]
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    assert Manifest.read(tmp_path) == manifest and manifest.parts[0].chunks == len(RecordSet(tmp_path).chunk_sizes)
