@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
-import torch
-from torch import Tensor
+
+from t2ikit.metrics.standard_error import clustered_error
 
 MODES = ("official", "fixed")
 COLUMNS = ("item_id", "proposition_id", "dependency", "tuple", "question_natural_language")
@@ -47,13 +47,16 @@ class DPGScores(TypedDict):
     """The scores of a run.
 
     ``overall``, ``L1`` (broad category) and ``L2`` (category) are percentages; ``standard_error`` is that of
-    ``overall`` over prompts; ``failed`` are the dropped items; ``n_vqa_calls`` the questions that were asked.
+    ``overall`` over prompts, ``L1_errors`` and ``L2_errors`` those of the categories, whose questions are pooled, with
+    prompts as clusters; ``failed`` are the dropped items; ``n_vqa_calls`` the questions that were asked.
     """
 
     overall: float
     standard_error: float
     L1: dict[str, float]
+    L1_errors: dict[str, float]
     L2: dict[str, float]
+    L2_errors: dict[str, float]
     items: dict[str, ItemScore]
     failed: list[str]
     n_vqa_calls: int
@@ -74,14 +77,50 @@ class Item:
     questions: dict[int, str] = field(default_factory=dict)
 
 
-def read_questions(path: str | Path) -> list[dict[str, str]]:
-    """The rows of ``dpg_bench.csv``; ValueError when a column is missing."""
-    with Path(path).open(newline="", encoding="utf-8") as stream:
+def read_questions(path: str | Path, strict: bool = True) -> list[dict[str, str]]:
+    """The rows of a table of questions: ``dpg_bench.csv``, or DSG-1k's, which has the same columns.
+
+    Args:
+        path: the csv file.
+        strict: every row needs its tuple and dependencies that are numbers; DSG-1k has some that are none.
+
+    Raises:
+        ValueError: the file is no UTF-8 table, a column is missing, or a row has too few or too many cells, no item or
+            question, or a ``proposition_id`` that is no number; names file and line.
+    """
+    rows: list[dict[str, str]] = []
+    with Path(path).open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
-        if missing:
-            raise ValueError(f"{path} is no DPG-Bench table: it lacks the columns {', '.join(missing)}")
-        return list(reader)
+        try:
+            missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
+            if missing:
+                raise ValueError(f"{path} is no table of questions: it lacks the columns {', '.join(missing)}")
+            for row in reader:
+                fault = _fault(row, strict)
+                if fault:
+                    raise ValueError(f"{path}, line {reader.line_num}: {fault}")
+                rows.append(row)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}, after line {reader.line_num}: {error}") from error
+    if not rows:
+        raise ValueError(f"{path} has no questions")
+    return rows
+
+
+def _fault(row: Mapping[Any, Any], strict: bool) -> str:
+    """What is wrong with a row of the table, or nothing."""
+    if None in row:
+        return "more cells than columns"
+    if None in row.values():
+        return "fewer cells than columns"
+    for name in ("item_id", "question_natural_language", *(("tuple",) if strict else ())):
+        if not row[name].strip():
+            return f"{name} is empty"
+    if not row["proposition_id"].strip().isdecimal():
+        return f"proposition_id {row['proposition_id']!r} is no number"
+    if strict and not all(part.strip().isdecimal() for part in row["dependency"].split(",")):
+        return f"dependency {row['dependency']!r} is no list of numbers"
+    return ""
 
 
 def group(rows: Iterable[Mapping[str, Any]], mode: str = "official") -> dict[str, Item]:
@@ -158,7 +197,7 @@ class _Run:
         self.items: dict[str, ItemScore] = {}
         self.failed: list[str] = []
         self.asked = 0
-        self.pooled: dict[str, list[float]] = {}
+        self.pooled: dict[str, list[tuple[str, float]]] = {}
 
     def add(self, name: str, items: Mapping[str, Item], images: Sequence[Mapping[Any, str]]) -> None:
         """Scores the images of one item."""
@@ -175,7 +214,7 @@ class _Run:
             pooled += counted.items()
         self.items[name] = {"images": scores, "average": sum(scores) / len(scores)}
         for question, value in plain.items() if self.mode == "official" else pooled:
-            self.pooled.setdefault(category(item.tuples[question]), []).append(value)
+            self.pooled.setdefault(category(item.tuples[question]), []).append((name, value))
 
     def _ask(self, answers: Mapping[int, str], question: int) -> str:
         answer = answers[question]
@@ -186,20 +225,29 @@ class _Run:
         """The means."""
         if not self.items:
             raise ValueError("no item has a score: the answers fit none of the questions")
-        averages = np.array([item["average"] for item in self.items.values()])
-        broad: dict[str, list[float]] = {}
+        averages = [item["average"] for item in self.items.values()]
+        broad: dict[str, list[tuple[str, float]]] = {}
         for name, values in self.pooled.items():
             broad.setdefault(name.split("-")[0].strip(), []).extend(values)
-        deviation = float(averages.std(ddof=1)) if len(averages) > 1 else float("nan")
         return {
-            "overall": 100 * float(averages.mean()),
-            "standard_error": 100 * deviation / len(averages) ** 0.5,
-            "L1": {name: 100 * float(np.mean(values)) for name, values in sorted(broad.items())},
-            "L2": {name: 100 * float(np.mean(values)) for name, values in sorted(self.pooled.items())},
+            "overall": 100 * float(np.mean(averages)),
+            "standard_error": 100 * clustered_error(averages),
+            "L1": {name: _percent(values) for name, values in sorted(broad.items())},
+            "L1_errors": {name: _percent_error(values) for name, values in sorted(broad.items())},
+            "L2": {name: _percent(values) for name, values in sorted(self.pooled.items())},
+            "L2_errors": {name: _percent_error(values) for name, values in sorted(self.pooled.items())},
             "items": self.items,
             "failed": self.failed,
             "n_vqa_calls": self.asked,
         }
+
+
+def _percent(pooled: Sequence[tuple[str, float]]) -> float:
+    return 100 * float(np.mean([value for _, value in pooled]))
+
+
+def _percent_error(pooled: Sequence[tuple[str, float]]) -> float:
+    return 100 * clustered_error([value for _, value in pooled], [item for item, _ in pooled])
 
 
 def category(of: str) -> str:
@@ -252,39 +300,3 @@ def _check_item(name: str, items: Mapping[str, Item], images: Sequence[Mapping[A
         missing = sorted(set(item.parents) - {int(key) for key in answers})
         if missing:
             raise ValueError(f"item {name!r}, image {number}: no answer to question {missing[0]}")
-
-
-def split_grid(grid: Tensor, count: int = 4) -> Tensor:
-    """The images of a 2 x 2 grid: top left, top right, bottom left, bottom right.
-
-    Args:
-        grid: [3, 2 R, 2 R] uint8, or [3, R, R] when ``count`` is 1.
-        count: how many of the four, 1 to 4, are taken.
-
-    Returns:
-        [count, 3, R, R].
-
-    Raises:
-        ValueError: the grid is not square with an even side, or ``count`` is out of range.
-    """
-    if not 1 <= count <= 4:
-        raise ValueError(f"a DPG-Bench grid holds 1 to 4 images; got count={count}")
-    height, width = grid.shape[1:]
-    if height != width or (count > 1 and height % 2):
-        raise ValueError(f"a DPG-Bench grid is square with an even side; got {height} x {width}")
-    if count == 1:
-        return grid[None]
-    side = height // 2
-    return grid.unflatten(1, (2, side)).unflatten(3, (2, side)).permute(1, 3, 0, 2, 4).flatten(0, 1)[:count]
-
-
-def join_grid(images: Tensor) -> Tensor:
-    """Up to four images [K, 3, R, R] as one [3, 2 R, 2 R] grid (black where missing); a single one as it is."""
-    count, channels, height, width = images.shape
-    if not 1 <= count <= 4 or height != width:
-        raise ValueError(f"a DPG-Bench grid takes 1 to 4 square images; got {tuple(images.shape)}")
-    if count == 1:
-        return images[0]
-    filled = torch.zeros(4, channels, height, width, dtype=images.dtype, device=images.device)
-    filled[:count] = images
-    return filled.unflatten(0, (2, 2)).permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)

@@ -7,12 +7,16 @@ are here; "official" is the script's and gives the published table.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
 
-from t2ikit.metrics.dpg import Item
+from t2ikit.metrics.base import Samples
+from t2ikit.metrics.dpg import Item, read_questions
+from t2ikit.metrics.judged import JudgedMetric, images_of_items
+from t2ikit.metrics.question_answering import Asked, QuestionAnswerer
+from t2ikit.metrics.standard_error import clustered_error
 
 MODES = ("official", "cascading")
 
@@ -34,7 +38,7 @@ Answers = Mapping[str, Mapping[Any, str] | Sequence[Mapping[Any, str]]]
 
 
 class DSGScores(TypedDict):
-    """Percentages: over all prompts, by category and by item; ``standard_error`` is that of ``overall`` over prompts.
+    """Percentages: over all prompts, by category and by item; errors are standard errors over prompts.
 
     ``unfiltered`` are items whose dependencies cannot be read and that were scored on the plain answers.
     """
@@ -42,6 +46,7 @@ class DSGScores(TypedDict):
     overall: float
     standard_error: float
     categories: dict[str, float]
+    category_errors: dict[str, float]
     items: dict[str, float]
     unfiltered: list[str]
 
@@ -82,12 +87,12 @@ def score(rows: Iterable[Mapping[str, Any]], answers: Answers, mode: str = "offi
     pooled: dict[str, list[float]] = {}
     for name, value in scores.items():
         pooled.setdefault(category(name), []).append(value)
-    values = np.array(list(scores.values()))
-    deviation = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+    values = list(scores.values())
     return {
-        "overall": float(values.mean()),
-        "standard_error": deviation / len(values) ** 0.5,
+        "overall": float(np.mean(values)),
+        "standard_error": clustered_error(values),
         "categories": {name: float(np.mean(group)) for name, group in sorted(pooled.items())},
+        "category_errors": {name: clustered_error(group) for name, group in sorted(pooled.items())},
         "items": scores,
         "unfiltered": unfiltered,
     }
@@ -135,3 +140,83 @@ def _image_score(name: str, item: Item, answers: Mapping[Any, str], mode: str) -
         if not all(read[parent] for parent in parents if parent != 0):
             counted[question] = False
     return 100 * sum(counted.values()) / len(counted)
+
+
+class DSG(JudgedMetric):
+    """DSG-1k (Cho et al. 2024): 1,060 prompts with 8,182 yes-no questions, one image each or more.
+
+    The images' metadata carry ``item_id``. The published tables ask PaLI-17B, which is not to be had, and mPLUG-large;
+    the number depends on the model, which its fingerprint names.
+    """
+
+    score_name = "dsg"
+
+    def __init__(
+        self,
+        questions: str,
+        answerer: QuestionAnswerer,
+        mode: str = "official",
+        whole: bool = True,
+        answers: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Settings.
+
+        Args:
+            questions: local file ``dsg-1k-anns.csv`` of the benchmark.
+            answerer: as in ``JudgedMetric``.
+            mode: "official" (children follow their parents' plain answers) or "cascading"; see the head of this file.
+            whole: every item of the table must have an image; False scores those that have one.
+            answers: as in ``JudgedMetric``.
+            name: as in ``JudgedMetric``.
+        """
+        super().__init__(questions, answerer, answers, name)
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
+        self.mode = mode
+        self.whole = whole
+        self.rows = read_questions(self.questions, strict=False)
+        self.items = _group(self.rows)[0]
+
+    def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
+        """Yields ``dsg`` in percent, then ``dsg/<category>``.
+
+        Raises:
+            ValueError: images without an ``item_id`` or with one that is not in the table, items without an image.
+        """
+        images = images_of_items(samples, "DSG")
+        for item in images:
+            if item not in self.items:
+                raise ValueError(f"DSG: item {item!r} of the images has no questions in {self.questions}")
+        lacking = [item for item in self.items if item not in images]
+        if lacking and self.whole:
+            raise ValueError(
+                f"DSG: {len(lacking)} items of {self.questions} have no image, the first one is {lacking[0]!r}; draw "
+                "them, or set init_args.whole to false"
+            )
+        asked = [
+            Asked(image, text)
+            for item, numbers in images.items()
+            for image in numbers
+            for text in self.items[item].questions.values()
+        ]
+        found = iter(self._ask(samples, asked))
+        answers = {
+            item: [{question: next(found) for question in self.items[item].questions} for _ in numbers]
+            for item, numbers in images.items()
+        }
+        scores = score([row for row in self.rows if row["item_id"] in images], answers, self.mode)
+        self._keep(
+            {"items": scores["items"], "unfiltered": scores["unfiltered"]},
+            {
+                self.score_name: scores["standard_error"],
+                **{f"{self.score_name}/{name}": error for name, error in scores["category_errors"].items()},
+            },
+        )
+        yield self.score_name, scores["overall"]
+        for name, value in scores["categories"].items():
+            yield f"{self.score_name}/{name}", value
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Mode, questions, answering model."""
+        return {**super().fingerprint(), "mode": self.mode, "whole": self.whole}

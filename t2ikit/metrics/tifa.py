@@ -9,13 +9,22 @@ Source: Hu et al., "TIFA: accurate and interpretable text-to-image faithfulness 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from t2ikit.metrics.base import Samples
+from t2ikit.metrics.clip import TOKENIZER_FILES
+from t2ikit.metrics.judged import JudgedMetric, images_of_items, slug
+from t2ikit.metrics.question_answering import Asked, QuestionAnswerer
+from t2ikit.metrics.standard_error import clustered_error
+from t2ikit.pretrained import load_pretrained
 
 Embed = Callable[[Sequence[str]], Tensor]
 
@@ -49,11 +58,16 @@ class Question:
 
 
 class TIFAScores(TypedDict):
-    """Shares in [0, 1]: mean and standard deviation (n - 1) over captions, and by element type over questions."""
+    """Shares in [0, 1]: mean and standard deviation (n - 1) over captions, and by element type over questions.
+
+    ``standard_error`` is that of the mean over captions; the questions of a type are pooled, with captions as clusters.
+    """
 
     tifa_average: float
     tifa_stdev: float
+    standard_error: float
     accuracy_by_type: dict[str, float]
+    errors_by_type: dict[str, float]
 
 
 def choose(answer: str, choices: Sequence[str], embed: Embed) -> str:
@@ -98,14 +112,158 @@ def score(questions: Iterable[Mapping[str, Any] | Question], chosen: Sequence[st
     if not asked or len(asked) != len(chosen):
         raise ValueError(f"TIFA needs one answer a question; got {len(asked)} questions and {len(chosen)} answers")
     captions: dict[str, list[float]] = {}
-    types: dict[str, list[float]] = {}
+    types: dict[str, list[tuple[str, float]]] = {}
     for question, answer in zip(asked, chosen, strict=True):
         right = float(answer == question.answer)
         captions.setdefault(question.id, []).append(right)
-        types.setdefault(question.element_type, []).append(right)
+        types.setdefault(question.element_type, []).append((question.id, right))
     means = np.array([np.mean(values) for values in captions.values()])
     return {
         "tifa_average": float(means.mean()),
         "tifa_stdev": float(means.std(ddof=1)) if len(means) > 1 else float("nan"),
-        "accuracy_by_type": {name: float(np.mean(values)) for name, values in sorted(types.items())},
+        "standard_error": clustered_error(means.tolist()),
+        "accuracy_by_type": {
+            name: float(np.mean([right for _, right in values])) for name, values in sorted(types.items())
+        },
+        "errors_by_type": {
+            name: clustered_error([right for _, right in values], [caption for caption, _ in values])
+            for name, values in sorted(types.items())
+        },
     }
+
+
+def read_questions(path: str | Path) -> list[Question]:
+    """The questions of ``tifa_v1.0_question_answers.json``; ValueError naming the file and what is wrong with it."""
+    try:
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON file: {error}") from error
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"{path} is no list of TIFA questions")
+    questions = []
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, entry {number}: no question")
+        try:
+            questions.append(Question.from_row(row))
+        except ValueError as error:
+            raise ValueError(f"{path}, entry {number}: {error}") from error
+        if questions[-1].answer not in questions[-1].choices:
+            raise ValueError(f"{path}, entry {number}: the answer {questions[-1].answer!r} is none of the choices")
+    return questions
+
+
+class SentenceEncoder:
+    """Sentence embeddings of an encoder of transformers, mean pooled and of length one; loaded at the first use."""
+
+    def __init__(
+        self, model: str = "sentence-transformers/all-mpnet-base-v2", revision: str | None = None, max_tokens: int = 384
+    ) -> None:
+        """Names the model.
+
+        Args:
+            model: repository or local folder, with its tokenizer.
+            revision: commit, branch or tag of the repository.
+            max_tokens: longer sentences are cut; 384 in the model's own settings.
+        """
+        self.model = model
+        self.revision = revision
+        self.max_tokens = max_tokens
+        self._loaded: tuple[Any, Any, str] | None = None
+
+    def _load(self) -> tuple[Any, Any, str]:
+        if self._loaded is None:
+            from transformers import AutoModel, AutoTokenizer
+
+            option = "sentences.init_args.model"
+            files = (*TOKENIZER_FILES, "vocab.txt")
+            network, found = load_pretrained(AutoModel, self.model, self.revision, option, files)
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(found.folder)
+            except (OSError, ValueError) as error:
+                raise FileNotFoundError(f"no tokenizer in {found.folder} ({error}): correct {option}") from error
+            self._loaded = (network, tokenizer, found.reference.sha256)
+        return self._loaded
+
+    @torch.no_grad()
+    def __call__(self, sentences: Sequence[str]) -> Tensor:
+        """Embeddings [B, D] float32 of B sentences, on the CPU."""
+        network, tokenizer, _ = self._load()
+        tokens = tokenizer(
+            list(sentences), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        )
+        states = network(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
+        return mean_pooled(states.float(), tokens["attention_mask"])
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Model and hash of its weights and tokenizer."""
+        return {"sentences": self.model, "sentences_sha256": self._load()[2]}
+
+
+class TIFA(JudgedMetric):
+    """TIFA v1.0 (Hu et al. 2023): 4,081 captions with multiple-choice questions, one image each or more.
+
+    The images' metadata carry the caption's id as ``item_id``. Officially mPLUG-large (``MPLUGAnswerer``) answers
+    freely, and an answer that is no choice goes to the nearest one.
+    """
+
+    score_name = "tifa"
+
+    def __init__(
+        self,
+        questions: str,
+        answerer: QuestionAnswerer,
+        sentences: SentenceEncoder | None = None,
+        show_choices: bool = False,
+        answers: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Settings.
+
+        Args:
+            questions: local file ``tifa_v1.0_question_answers.json`` of the benchmark.
+            answerer: as in ``JudgedMetric``.
+            sentences: what brings a free answer to the nearest choice; None is all-mpnet-base-v2, as official.
+            show_choices: show the choices to a chat model; officially the answer is free.
+            answers: as in ``JudgedMetric``.
+            name: as in ``JudgedMetric``.
+        """
+        super().__init__(questions, answerer, answers, name)
+        self.sentences = sentences or SentenceEncoder()
+        self.show_choices = show_choices
+        self.items: dict[str, list[Question]] = {}
+        for question in read_questions(self.questions):
+            self.items.setdefault(question.id, []).append(question)
+
+    def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
+        """Yields ``tifa`` in [0, 1], then ``tifa/<element type>``.
+
+        Raises:
+            ValueError: images without an ``item_id``, or with one that has no questions.
+        """
+        asked: list[Asked] = []
+        questions: list[Question] = []
+        for item, numbers in images_of_items(samples, "TIFA").items():
+            if item not in self.items:
+                raise ValueError(f"TIFA: item {item!r} of the images has no questions in {self.questions}")
+            for image in numbers:
+                for question in self.items[item]:
+                    asked.append(Asked(image, question.question, question.choices if self.show_choices else None))
+                    questions.append(question)
+        answers = self._ask(samples, asked)
+        pairs = zip(answers, questions, strict=True)
+        chosen = [choose(answer, question.choices, self.sentences) for answer, question in pairs]
+        scores = score(questions, chosen)
+        items: dict[str, list[dict[str, Any]]] = {}
+        for one, question, answer, choice in zip(asked, questions, answers, chosen, strict=True):
+            entry = {"image": one.image, "question": question.question, "answer": answer, "chosen": choice}
+            items.setdefault(question.id, []).append({**entry, "right": choice == question.answer})
+        types = {f"{self.score_name}/{slug(name)}": error for name, error in scores["errors_by_type"].items()}
+        self._keep({"items": items}, {self.score_name: scores["standard_error"], **types})
+        yield self.score_name, scores["tifa_average"]
+        for name, value in scores["accuracy_by_type"].items():
+            yield f"{self.score_name}/{slug(name)}", value
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Questions, answering model, sentence encoder."""
+        return {**super().fingerprint(), **self.sentences.fingerprint(), "show_choices": self.show_choices}

@@ -1,15 +1,15 @@
-"""DPG-Bench scores: the official program's answers, its quirks one by one, the fixed mode, grids."""
+"""DPG-Bench scores: the official program's answers, its quirks one by one, the fixed mode, the table of questions."""
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import pytest
-import torch
 
-from t2ikit.metrics.dpg import COLUMNS, group, join_grid, read_questions, score, split_grid
+from t2ikit.metrics.dpg import COLUMNS, group, read_questions, score
 
 
 def row(item: str, number: int, dependency: str = "0", of: str = "entity - whole (x)") -> dict[str, str | int]:
@@ -97,27 +97,61 @@ def test_broken_items_are_dropped_or_named() -> None:
         score(rows, broken, "official")
 
 
+def test_categories_have_errors_clustered_by_prompt() -> None:
+    rows = [SKIPPED, row("a", 1), row("a", 2), row("b", 1), row("c", 1, "0", "attribute - size (x)")]
+    result = score(rows, {"a": [{1: "yes", 2: "yes"}], "b": [{1: "no"}], "c": [{1: "yes"}]})
+    # Entity: mean 2/3 of three questions in two prompts; residuals 2/3 and -2/3.
+    assert result["L1"]["entity"] == pytest.approx(200 / 3)
+    assert result["L1_errors"]["entity"] == pytest.approx(100 * math.sqrt(2 * 2 * (2 / 3) ** 2) / 3)
+    assert result["L2_errors"]["entity - whole"] == result["L1_errors"]["entity"]
+    assert math.isnan(result["L1_errors"]["attribute"])
+
+
+HEADER = (
+    "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple,question_natural_language"
+)
+
+
 def test_questions_file(tmp_path: Path) -> None:
     path = tmp_path / "dpg.csv"
     with path.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, COLUMNS)
         writer.writeheader()
-        writer.writerows([SKIPPED, {**row("a", 1), "question_natural_language": 'Is it a "car", a red one?'}])
+        questions = ["Is it there?", 'Is it a "car",\na red one?']
+        for cells, question in zip([SKIPPED, row("a", 1)], questions, strict=True):
+            writer.writerow({**cells, "question_natural_language": question})
     rows = read_questions(path)
-    assert group(rows)["a"].questions == {1: 'Is it a "car", a red one?'}
+    assert group(rows)["a"].questions == {1: 'Is it a "car",\na red one?'}
     path.write_text("item_id,text\na,b\n")
     with pytest.raises(ValueError, match="lacks the columns proposition_id"):
         read_questions(path)
+    path.write_text(HEADER + "\n")
+    with pytest.raises(ValueError, match="has no questions"):
+        read_questions(path)
 
 
-def test_grids() -> None:
-    images = torch.arange(4 * 3 * 5 * 5, dtype=torch.uint8).view(4, 3, 5, 5)
-    grid = join_grid(images)
-    assert grid.shape == (3, 10, 10)
-    assert torch.equal(grid[:, :5, 5:], images[1])
-    assert torch.equal(grid[:, 5:, :5], images[2])
-    assert torch.equal(split_grid(grid), images)
-    assert torch.equal(split_grid(join_grid(images[:3]), 3), images[:3])
-    assert torch.equal(split_grid(join_grid(images[:1]), 1), images[:1])
-    with pytest.raises(ValueError, match="square"):
-        split_grid(torch.zeros(3, 4, 6))
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a,t,k,1,0,e,w,entity (x)", "line 3: fewer cells"),
+        ("a,t,k,1,0,e,w,entity (x),Is it?,more", "line 3: more cells"),
+        ("a,t,k,one,0,e,w,entity (x),Is it?", "line 3: proposition_id 'one' is no number"),
+        ('a,t,k,1,"1,air",e,w,entity (x),Is it?', "line 3: dependency '1,air' is no list of numbers"),
+        (",t,k,1,0,e,w,entity (x),Is it?", "line 3: item_id is empty"),
+        ("a,t,k,1,0,e,w,,Is it?", "line 3: tuple is empty"),
+        ("a,t,k,1,0,e,w,entity (x),", "line 3: question_natural_language is empty"),
+        ("a,t,k,1,0,e,w,entity (x),Is \udcff it?", "after line"),
+    ],
+)
+def test_a_malformed_table_is_refused_with_its_line(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "dpg.csv"
+    text = f"{HEADER}\na,t,k,1,0,e,w,entity (x),Is it?\n{line}\n"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=message):
+        read_questions(path)
+
+
+def test_a_table_may_have_dependencies_that_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "dsg.csv"
+    path.write_text(f'{HEADER}\ntifa_1,t,k,1,"3, air",e,w,,Is it?\n')
+    assert read_questions(path, strict=False)[0]["dependency"] == "3, air"

@@ -1,0 +1,90 @@
+"""DPG-Bench on the images of a snapshot, judged by a question-answering model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from t2ikit.metrics.base import Samples
+from t2ikit.metrics.dpg import MODES, group, read_questions, score
+from t2ikit.metrics.judged import JudgedMetric, images_of_items, slug
+from t2ikit.metrics.question_answering import Asked, QuestionAnswerer
+
+
+class DPGBench(JudgedMetric):
+    """DPG-Bench (Hu et al. 2024): 1,065 dense prompts, officially four images each, in the order of the grid.
+
+    The images' metadata carry ``item_id``. The official score asks mPLUG-large (``MPLUGAnswerer``); with any other
+    model the number is another one, and its fingerprint says so.
+
+    Example:
+        >>> metric = DPGBench("dpg_bench.csv", BlipAnswerer())  # doctest: +SKIP
+        >>> dict(metric.compute(read_grids("grids")))["dpg_bench"]  # doctest: +SKIP
+        71.3
+    """
+
+    score_name = "dpg_bench"
+
+    def __init__(
+        self,
+        questions: str,
+        answerer: QuestionAnswerer,
+        mode: str = "official",
+        answers: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Settings.
+
+        Args:
+            questions: local file ``dpg_bench.csv`` of the benchmark.
+            answerer: as in ``JudgedMetric``.
+            mode: "official" (the scorer's numbers with its quirks, the one to report) or "fixed" (what the protocol
+                says); see ``t2ikit.metrics.dpg``.
+            answers: as in ``JudgedMetric``.
+            name: as in ``JudgedMetric``.
+        """
+        super().__init__(questions, answerer, answers, name)
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
+        self.mode = mode
+        self.rows = read_questions(self.questions)
+        self.items = group(self.rows, mode)
+
+    def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
+        """Yields ``dpg_bench`` in percent, then ``dpg_bench/<category>``, the broad categories first.
+
+        Raises:
+            ValueError: images without an ``item_id``; in mode "fixed" one that is not in the table. The official mode
+                warns of those and leaves them out, as the official scorer does.
+        """
+        images = images_of_items(samples, "DPG-Bench")
+        asked: list[Asked] = []
+        places: list[tuple[str, int, int]] = []
+        for item, numbers in images.items():
+            if item not in self.items and self.mode == "fixed":
+                raise ValueError(f"DPG-Bench: item {item!r} of the images has no questions in {self.questions}")
+            for place, image in enumerate(numbers):
+                for question, text in self.items[item].questions.items() if item in self.items else ():
+                    asked.append(Asked(image, text))
+                    places.append((item, place, question))
+        if not asked:
+            raise ValueError(f"DPG-Bench: no image has questions in {self.questions}")
+        answers: dict[str, list[dict[int, str]]] = {item: [{} for _ in numbers] for item, numbers in images.items()}
+        for (item, place, question), answer in zip(places, self._ask(samples, asked), strict=True):
+            answers[item][place][question] = answer
+        scores = score(self.rows, answers, self.mode)
+        if scores["failed"]:
+            listed = ", ".join(scores["failed"][:5])
+            warnings.warn(f"DPG-Bench drops {len(scores['failed'])} items without a score: {listed}", stacklevel=2)
+        named = {self.score_name: scores["overall"]}
+        errors = {self.score_name: scores["standard_error"]}
+        for values, deviations in ((scores["L1"], scores["L1_errors"]), (scores["L2"], scores["L2_errors"])):
+            named.update({f"{self.score_name}/{slug(category)}": value for category, value in values.items()})
+            errors.update({f"{self.score_name}/{slug(category)}": error for category, error in deviations.items()})
+        self._keep({"items": scores["items"], "failed": scores["failed"]}, errors)
+        yield from named.items()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Mode, questions, answering model."""
+        return {**super().fingerprint(), "mode": self.mode}
