@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from t2ikit.metrics import prdc as prdc_function
 from t2ikit.metrics.prdc import BLOCK_ENTRIES, PRESETS, prdc, prdc_preset
@@ -52,6 +56,57 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, k: int) -> None:
     monkeypatch.setattr(sys.modules["t2ikit.metrics.prdc"], "BLOCK_ENTRIES", 170 * 3)
     assert prdc(real, fake, k) == whole
     assert BLOCK_ENTRIES > 170 * 170
+
+
+@pytest.mark.parametrize("order", ["far first", "near first", "clusters"])
+@pytest.mark.parametrize("few", [1, 8, 10**9])
+def test_the_order_of_the_rows_changes_nothing(monkeypatch: pytest.MonkeyPatch, order: str, few: int) -> None:
+    # Blocks select as a whole or take in single distances; rows that come nearer and nearer ask for the most of both.
+    real, fake = clouds(230, 180, 3)
+    distances = np.linalg.norm(real, axis=1)
+    if order == "clusters":
+        real = np.concatenate([real + 100 * shift for shift in range(3)])[::-1]
+        real = np.vstack([real, real[:40]])  # and rows that are there twice
+    else:
+        real = real[np.argsort(distances if order == "near first" else -distances)]
+    module = sys.modules["t2ikit.metrics.prdc"]
+    monkeypatch.setattr(module, "BLOCK_ENTRIES", len(real) * 7)
+    monkeypatch.setattr(module, "FEW", few)
+    assert list(prdc(real, fake, 5).values()) == pytest.approx(by_definition(real, fake, 5), abs=1e-12)
+
+
+def test_a_distance_within_a_set_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    count, width, blocks = 600, 16, 20
+    monkeypatch.setattr(sys.modules["t2ikit.metrics.prdc"], "BLOCK_ENTRIES", count * count // blocks)
+    real, fake = (torch.from_numpy(rows) for rows in clouds(count, count, width))
+    with FlopCounterMode(display=False) as counter:
+        prdc(real, fake)
+    # A half of each set's distances to itself and the blocks on their diagonals, then all from one set to the other.
+    assert counter.get_total_flops() == pytest.approx(2 * count**2 * width * (0.5 + 0.5 + 1 + 1 / blocks), rel=1e-9)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Bytes of the largest tensor that any operation gives."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for one in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(one, Tensor):
+                self.bytes = max(self.bytes, one.untyped_storage().nbytes())
+        return result
+
+
+def test_memory_is_that_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["t2ikit.metrics.prdc"]
+    real, fake = (torch.from_numpy(rows) for rows in clouds(2000, 2000, 8))
+    monkeypatch.setattr(module, "BLOCK_ENTRIES", 2**16)
+    monkeypatch.setattr(module, "PAIR_ENTRIES", 2**14)
+    with LargestTensor() as largest:
+        prdc(real, fake)
+    # A block of float32, and what grows with N alone: features, and the nearest of each row with their places.
+    assert largest.bytes <= max(4 * 2**16, 2000 * 8 * 8, 2000 * 2 * (5 + 1 + module.SPARE) * 8)
 
 
 def test_equals_the_prdc_package(capsys: pytest.CaptureFixture[str]) -> None:
