@@ -5,30 +5,21 @@ Shapes: [3, S, S] uint8.
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
 from t2ikit.data.manifest import Manifest
 from t2ikit.data.records import Record, write_set
+from t2ikit.prepare.decode import BadImage, decode
 from t2ikit.prepare.engine import in_order, require_disk, sha256_of_json, tracked, up_to_date, versions, write_lines
 from t2ikit.prepare.sources import ImageList, find_images
 
-MAX_PIXELS = 2**27
-"""Larger images are taken for bombs: 134 million pixels are 400 MB when decoded."""
-
 IMAGES = "images"
 """Folder of the image sets below the output folder."""
-
-
-class BadImage(ValueError):
-    """A file that holds no image that can be used; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -38,47 +29,6 @@ class Decoded:
     index: int
     pixels: np.ndarray | None
     reason: str = ""
-
-
-def decode(content: bytes, size: int) -> np.ndarray:
-    """The centre square of an image, resized to S x S (bilinear, antialiased).
-
-    Grey, palette, CMYK, 16-bit and rotated (EXIF) images become 8-bit RGB as they are meant to be seen; transparency
-    lies on white; of an animation, the first frame counts. The format is read from the content, not from the name.
-
-    Args:
-        content: the bytes of the file.
-        size: S in pixels.
-
-    Returns:
-        [3, S, S] uint8.
-
-    Raises:
-        BadImage: the reason why there is no image.
-    """
-    if not content:
-        raise BadImage("empty file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large images and odd metadata: what cannot be used raises
-            image: Image.Image = Image.open(io.BytesIO(content))
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise BadImage(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
-            image.load()
-            image = _as_rgb(ImageOps.exif_transpose(image))
-    except Image.DecompressionBombError as error:
-        raise BadImage(f"more than {MAX_PIXELS:,} pixels") from error
-    except Image.UnidentifiedImageError as error:
-        raise BadImage("not an image") from error
-    except BadImage:
-        raise
-    except Exception as error:  # decoders of broken files raise whatever they like
-        raise BadImage(f"{type(error).__name__}: {error}".replace("\t", " ").replace("\n", " ")) from error
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    square = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
 
 def prepare_images(
@@ -172,24 +122,3 @@ def _records(images: ImageList, size: int, strict: bool, workers: int, bad: list
             bad.append(f"{key}\t{photo.reason}")
             continue
         yield Record(photo.pixels, metadata={"key": key, "class_id": number, "class_name": images.class_names[number]})
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return Image.fromarray(_eight_bits(image)).convert("RGB")
-    if image.has_transparency_data:
-        layers = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
-    return image.convert("RGB")
-
-
-def _eight_bits(image: Image.Image) -> np.ndarray:
-    """Grey values of more than 8 bits to [H, W] uint8; Pillow's own conversion cuts them off at 255."""
-    values = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values).all() or values.min() < 0 or values.max() > 65535:
-        raise BadImage(f"grey values of mode {image.mode} outside 0 .. 65535")
-    if image.mode == "F":
-        scale = 255.0 if values.max() <= 1 else 1.0 if values.max() <= 255 else 255 / 65535
-    else:
-        scale = 1.0 if image.mode == "I" and values.max() <= 255 else 255 / 65535
-    return np.rint(values * scale).astype(np.uint8)

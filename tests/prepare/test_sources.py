@@ -68,7 +68,7 @@ def test_own_classes(tmp_path: Path) -> None:
     names.write_text("dogs\ta good dog\ncats\ttabby cat\nbirds\tbird\n")
     lists = find_images(source, str(names), val_share=0.2)
     assert lists["train"].class_names == {0: "a good dog", 1: "tabby cat"}
-    assert Counter(key.split("/")[0] for key in lists["train"].keys + lists["val"].keys) == {"cats": 30, "dogs": 30}
+    assert Counter(key.split("/")[0] for key in [*lists["train"].keys, *lists["val"].keys]) == {"cats": 30, "dogs": 30}
     assert all(
         (number == 1) == key.startswith("cats")
         for key, number in zip(lists["val"].keys, lists["val"].class_ids, strict=True)
@@ -84,7 +84,7 @@ def test_subfolders_hidden_files_and_links(tmp_path: Path) -> None:
     (source / "n01440764" / "loop").symlink_to(source / "n01440764")
     (source / "n01440764" / "lost.jpg").symlink_to(source / "nowhere")
     lists = find_images(source, val_share=0.5)
-    keys = lists["train"].keys + lists["val"].keys
+    keys = [*lists["train"].keys, *lists["val"].keys]
     assert len(keys) == 53 and {"n01440764/deep/a.jpg", "n01440764/lost.jpg"} <= set(keys)
 
 

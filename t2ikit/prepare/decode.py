@@ -1,0 +1,100 @@
+"""The bytes of a file to the square of pixels that is stored.
+
+Photos are decoded in full and resized once, as the papers' data were. Pillow's draft mode would decode a large JPEG at
+a half or a quarter of its size, which is faster and not the same picture: blocks are averaged before the resize.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 2**27
+"""Larger images are taken for bombs: 134 million pixels are 400 MB when decoded."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "AVIF", "JPEG2000", "ICO")
+"""What is decoded. Pillow reads more: an EPS file would start another program, and any bytes may pass for a TGA."""
+
+
+class BadImage(ValueError):
+    """A file that holds no image that can be used; the message is the reason."""
+
+
+def decode(content: bytes, size: int) -> np.ndarray:
+    """The centre square of an image, resized to S x S (bilinear, antialiased).
+
+    Grey, palette, CMYK, 16-bit and rotated (EXIF) images become 8-bit RGB as they are meant to be seen; transparency
+    lies on white; of an animation, the first frame counts; colour profiles are left aside. The format is read from the
+    content, not from the name.
+
+    Args:
+        content: the bytes of the file.
+        size: S in pixels.
+
+    Returns:
+        [3, S, S] uint8.
+
+    Raises:
+        BadImage: the reason why there is no image.
+    """
+    if not content:
+        raise BadImage("empty file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large images and odd metadata: what cannot be used raises
+            image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise BadImage(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
+            image.load()
+            image = _as_rgb(_upright(image))
+    except Image.DecompressionBombError as error:
+        raise BadImage(f"more than {MAX_PIXELS:,} pixels") from error
+    except Image.UnidentifiedImageError as error:
+        raise BadImage("not an image") from error
+    except BadImage:
+        raise
+    except MemoryError:
+        raise  # says nothing about the file
+    except Exception as error:  # decoders of broken files raise whatever they like
+        raise BadImage(" ".join(f"{type(error).__name__}: {error}".split())) from error
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    square = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF says; unreadable EXIF turns nothing."""
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except Exception:  # the pixels are good
+        return image
+    return image
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return Image.fromarray(_eight_bits(image)).convert("RGB")
+    if image.has_transparency_data:
+        layers = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> np.ndarray:
+    """Grey values of more than 8 bits to [H, W] uint8; Pillow's own conversion cuts them off at 255."""
+    values = np.asarray(image).astype(np.float32)
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > 65535:
+        raise BadImage(f"grey values of mode {image.mode} outside 0 .. 65535")
+    if image.mode == "F":
+        scale = 255.0 if values.max() <= 1 else 1.0 if values.max() <= 255 else 255 / 65535
+    else:
+        scale = 1.0 if image.mode == "I" and values.max() <= 255 else 255 / 65535
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        values[values == clear] = 255 / scale
+    return np.rint(values * scale).astype(np.uint8)

@@ -1,0 +1,239 @@
+"""Where photos come from: folders, tars as they are downloaded, Parquet, WebDataset; on this machine or behind a URL.
+
+Every source gives the same object, an :class:`ImageList`, whose photos are read one by one by their number, from loader
+processes. ImageNet's tars and the folder that they unpack to give the same list, in the same order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from t2ikit.draws import permutation
+from t2ikit.prepare.sources.classes import resolve
+from t2ikit.prepare.sources.files import Files, SourceLost
+from t2ikit.prepare.sources.folder import SPLITS, folder_photos
+from t2ikit.prepare.sources.keys import Keys
+from t2ikit.prepare.sources.parquet import parquet_photos
+from t2ikit.prepare.sources.paths import expand, files_of, is_pattern
+from t2ikit.prepare.sources.photos import Photos, Reader
+from t2ikit.prepare.sources.tars import tar_photos
+
+__all__ = ["FORMS", "SPLITS", "ImageList", "Keys", "SourceLost", "find_images"]
+
+FORMS = (
+    "a folder of class folders, or one with train/ and val/; a folder with ILSVRC2012_img_train.tar and "
+    "ILSVRC2012_img_val.tar, or one of these tars; a folder or pattern of Parquet files; a folder or pattern of "
+    "WebDataset tars, such as 'shards/train-{000..146}.tar'; each also behind s3://, gs://, hf:// or https://"
+)
+
+_FEW = 20
+"""A folder with more folders than this holds class folders, not folders of shards."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageList:
+    """The photos of one split, in the order in which they will be stored; goes to loader processes.
+
+    Attributes:
+        root: the source; for class folders, the folder below which the keys are paths.
+        keys: [N] name of every photo: its path below the source, with forward slashes.
+        class_ids: [N] int64.
+        class_names: name of every class that occurs.
+        sha256: of the keys, sizes and classes, whatever the order.
+        reader: reads a photo by its position in the source.
+    """
+
+    root: Path
+    keys: Keys
+    class_ids: np.ndarray
+    class_names: dict[int, str]
+    sha256: str
+    reader: Reader
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def read(self, index: int) -> bytes:
+        """The bytes of photo ``index``, from wherever they are.
+
+        Raises:
+            OSError: this photo cannot be read: no file, no permission, a damaged part. ``strerror`` is the reason.
+            SourceLost: the source itself has gone (network, disk, too many open files); going on would take good
+                photos for bad ones.
+        """
+        return self.reader.read(self.keys.position(index))
+
+    def where(self, index: int) -> str:
+        """Where photo ``index`` lies, for messages."""
+        return self.reader.where(self.keys.position(index))
+
+
+def find_images(
+    source: str | os.PathLike[str],
+    class_names: str | None = None,
+    val_share: float = 0.02,
+    seed: int = 0,
+    *,
+    val_source: str | os.PathLike[str] | None = None,
+    val_labels: str | None = None,
+    label_field: str | None = None,
+    index: str | os.PathLike[str] | None = None,
+) -> dict[str, ImageList]:
+    """Lists the photos of a source, shuffled: in the order of the folders every chunk would hold one class.
+
+    Args:
+        source: see ``FORMS``; what it is is seen from its names and its first bytes.
+        class_names: file with one ``folder<TAB>name`` a line, for classes that are not ImageNet's; a class's number is
+            its line, from 0. The word "imagenet" says that a source which numbers its classes means ImageNet's.
+        val_share: which part of a source without val is held out; a photo's key and the seed decide on which side it
+            is.
+        seed: decides the order.
+        val_source: where val comes from, if not from ``source``.
+        val_labels: ground truth of ImageNet's validation photos, if it does not lie beside them.
+        label_field: column of a Parquet file, or field of a WebDataset's JSON, that holds the class.
+        index: folder that keeps the index of tars; without it, it is made again in every call.
+
+    Returns:
+        The lists of "train" and "val".
+
+    Raises:
+        FileNotFoundError: no such folder or file; names the option.
+        ValueError: no photos, classes without a name, or something that cannot be read.
+
+    Example:
+        >>> lists = find_images("imagenet/ILSVRC2012_img_train.tar", val_source="imagenet/ILSVRC2012_img_val.tar")
+        ... # doctest: +SKIP
+        >>> content = lists["train"].read(0)  # doctest: +SKIP
+    """
+    if not 0 < val_share < 1:
+        raise ValueError(f"--val-share must lie between 0 and 1; got {val_share}")
+    kept = Path(index) if index is not None else None
+    origins = dict.fromkeys(SPLITS, str(source))
+    found = _found(str(source), "--source", val_labels, label_field, kept)
+    if val_source is not None:
+        others = _found(str(val_source), "--val-source", val_labels, label_field, kept)
+        found["val"], origins["val"] = others.get("val") or others["train"], str(val_source)
+    if "train" not in found:
+        raise ValueError(f"{source} holds val only: give the source of train with --source, this one with --val-source")
+    resolved = {split: resolve(photos, class_names, origins[split]) for split, photos in found.items()}
+    kept_positions = {split: np.arange(len(photos)) for split, photos in found.items()}
+    if "val" not in found:
+        found["val"], resolved["val"] = found["train"], resolved["train"]
+        held_out = _held_out(found["train"].keys, val_share, seed)
+        kept_positions = {"train": np.flatnonzero(~held_out), "val": np.flatnonzero(held_out)}
+    lists = {}
+    for split in SPLITS:
+        photos, (class_ids, names), positions = found[split], resolved[split], kept_positions[split]
+        if not len(positions):
+            raise ValueError(
+                f"{split} has no photos: {origins[split]} needs class folders with at least a few photos each "
+                "(--source), or hold out another share (--val-share)"
+            )
+        order = _order(photos, positions, split, seed)
+        occurring = {int(number): names[int(number)] for number in np.unique(class_ids[order])}
+        lists[split] = ImageList(
+            Path(origins[split]),
+            photos.keys.take(order),
+            class_ids[order],
+            occurring,
+            _identity(photos, class_ids, positions),
+            photos.reader,
+        )
+    return lists
+
+
+def _found(
+    source: str, option: str, val_labels: str | None, label_field: str | None, index: Path | None
+) -> dict[str, Photos]:
+    """What a source holds, by split, seen from its names and first bytes."""
+    if "://" not in source:
+        source = os.path.expanduser(source)
+    source = source if source.endswith("://") else source.rstrip("/") or "/"
+    files = files_of(source)
+    try:
+        if files.is_folder(source):
+            return _in_folder(files, source, val_labels, label_field, index)
+        if is_pattern(source) and not files.is_file(source):
+            paths = expand(source)
+        elif files.is_file(source):
+            paths = [source]
+        else:
+            raise FileNotFoundError(f"there is no folder or file {source}: give {option} {FORMS}")
+        if all(path.endswith(".parquet") for path in paths):
+            return parquet_photos(files, paths, label_field)
+        if all(path.endswith(".tar") for path in paths):
+            return tar_photos(files, paths, val_labels, label_field, index)
+    except SourceLost as error:
+        raise ValueError(f"{option}: {error}") from error
+    packed = next((path for path in paths if path.endswith((".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip"))), None)
+    if packed:
+        raise ValueError(
+            f"{packed} is compressed, so that a photo cannot be read by itself: unpack it (gunzip leaves a tar, which "
+            f"is enough), and give that with {option}"
+        )
+    raise ValueError(f"{paths[0]} is nothing that photos come in: give {option} {FORMS}")
+
+
+def _in_folder(
+    files: Files, root: str, val_labels: str | None, label_field: str | None, index: Path | None
+) -> dict[str, Photos]:
+    """A folder of class folders, of tars or of Parquet files; unpacked photos go before the tars they came in."""
+    train = f"{root}/train"
+    unpacked = files.is_folder(train) and any(entry.is_folder for entry in files.entries(train))
+    if not unpacked:
+        names = [entry.name for entry in files.entries(root) if not entry.is_folder]
+        imagenet = [name for name in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar") if name in names]
+        if imagenet:
+            return tar_photos(files, [f"{root}/{name}" for name in imagenet], val_labels, label_field, index)
+        shards = _shards(files, root)
+        for ending, read in ((".parquet", parquet_photos), (".tar", None)):
+            paths = sorted(path for path in shards if path.endswith(ending))
+            if paths and read is not None:
+                return read(files, paths, label_field)
+            if paths:
+                return tar_photos(files, paths, val_labels, label_field, index)
+    return folder_photos(files, root, val_labels)
+
+
+def _shards(files: Files, folder: str, depth: int = 2) -> list[str]:
+    """Tars and Parquet files in a folder or a few folders below it."""
+    entries = list(files.entries(folder))
+    found = [f"{folder}/{entry.name}" for entry in entries if entry.name.endswith((".tar", ".parquet"))]
+    folders = [entry.name for entry in entries if entry.is_folder]
+    if depth and len(folders) <= _FEW:
+        for name in folders:
+            found += _shards(files, f"{folder}/{name}", depth - 1)
+    return found
+
+
+def _held_out(keys: Keys, share: float, seed: int) -> np.ndarray:
+    """[N] bool: by a hash of the key, so that a photo stays on its side when others are added."""
+    start = f"{seed}\0".encode()
+    digests = (
+        int.from_bytes(hashlib.blake2b(start + keys.encoded(k), digest_size=8).digest(), "little")
+        for k in range(len(keys))
+    )
+    return np.fromiter((digest < share * 2**64 for digest in digests), bool, len(keys))
+
+
+def _order(photos: Photos, positions: np.ndarray, split: str, seed: int) -> np.ndarray:
+    """The positions in the order of the set: shuffled, but what is read at once stays together."""
+    shuffled = positions[permutation(seed, f"prepare-{split}", 0, len(positions))]
+    if photos.runs is None:
+        return shuffled
+    rank = permutation(seed, f"prepare-{split}-runs", 0, len(photos.runs))
+    run = np.searchsorted(photos.runs, shuffled, side="right") - 1
+    return shuffled[np.argsort(rank[run], kind="stable")]
+
+
+def _identity(photos: Photos, class_ids: np.ndarray, positions: np.ndarray) -> str:
+    digest = hashlib.sha256(photos.stamp.encode())
+    for position in positions:
+        digest.update(photos.keys.encoded(position))
+        digest.update(f"\t{photos.sizes[position]}\t{class_ids[position]}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,81 @@
+"""The names of a million photos in two arrays."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, overload
+
+import numpy as np
+
+
+class Keys(Sequence[str]):
+    """Many short strings, about 8 bytes each beside their own characters.
+
+    A list of strings takes some 60 bytes more a string, and every loader process copies it page by page, since counting
+    references writes to it; arrays stay shared.
+
+    Args:
+        text: [M] uint8, all strings one behind the other, encoded as file names are (UTF-8 where they are text).
+        starts: [N + 1] int64, where each begins; the last one is M.
+        order: [K] int64, which of the N strings this sequence holds, in this order; default: all.
+    """
+
+    def __init__(self, text: np.ndarray, starts: np.ndarray, order: np.ndarray | None = None) -> None:
+        self.text = text
+        self.starts = starts
+        self.order = order
+
+    @classmethod
+    def of(cls, strings: Iterable[str | bytes]) -> Keys:
+        """Packs strings as they come; no list of them is made."""
+        text, starts = bytearray(), array("q", [0])
+        for string in strings:
+            text += string if isinstance(string, bytes) else os.fsencode(string)
+            starts.append(len(text))
+        return cls(np.frombuffer(bytes(text), np.uint8), np.frombuffer(starts, np.int64))
+
+    def take(self, order: np.ndarray) -> Keys:
+        """The same strings in another order, or some of them; the text is shared."""
+        return Keys(self.text, self.starts, order if self.order is None else self.order[order])
+
+    def position(self, index: int) -> int:
+        """Which of the N packed strings ``self[index]`` is."""
+        if self.order is None:
+            return range(len(self))[index]
+        return int(self.order[index])
+
+    def encoded(self, index: int) -> bytes:
+        """One string as bytes."""
+        position = self.position(index)
+        return self.text[self.starts[position] : self.starts[position + 1]].tobytes()
+
+    def nbytes(self) -> int:
+        """Bytes of memory, without what is shared twice."""
+        return int(self.text.nbytes + self.starts.nbytes + (0 if self.order is None else self.order.nbytes))
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1 if self.order is None else len(self.order)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Keys: ...
+    def __getitem__(self, index: int | slice) -> str | Keys:
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        return os.fsdecode(self.encoded(index))
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[index] for index in range(len(self)))
+
+    def __eq__(self, other: Any) -> bool:
+        if not isinstance(other, (Keys, list, tuple)):
+            return NotImplemented
+        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Keys({len(self):,}: {', '.join(map(repr, self[:3]))}{', ...' if len(self) > 3 else ''})"

@@ -1,0 +1,236 @@
+"""Photos in Parquet files as data sets are published on the Hugging Face Hub.
+
+A column holds the bytes (and the path) of each photo, another one its class; the schema tells which, and the names of
+the classes, under the key ``huggingface``. A file is read by row groups of 100 photos or so, some 11 MB for ImageNet: a
+photo from here and one from there would each cost a whole group. Photos of a group therefore stay together in the order
+of the set, while the groups are shuffled; where a source is sorted by class, only a few of a group do.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from t2ikit.prepare.sources.files import Files, LocalFiles, SourceLost, require_photo_size
+from t2ikit.prepare.sources.keys import Keys
+from t2ikit.prepare.sources.photos import Listing, Photos, Reader
+from t2ikit.prepare.sources.tars import split_of
+
+_IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
+_LABEL_NAMES = ("label", "labels", "cls", "class", "class_id", "fine_label")
+_SORTED_RUN = 8
+"""Photos of a row group that stay together where neighbours are of one class."""
+_OPEN_FILES = 4
+_HELD_GROUPS = 2
+
+
+def parquet_photos(files: Files, paths: Sequence[str], field: str | None) -> dict[str, Photos]:
+    """The photos of Parquet files, by split; files that name none are "train".
+
+    Args:
+        files: how they are read.
+        paths: the files.
+        field: the option ``--label-field``, the column of the class.
+
+    Raises:
+        FileNotFoundError, ValueError: what is wrong with which file.
+    """
+    by_split: dict[str, list[str]] = {}
+    for path in paths:
+        if not files.is_file(path):
+            raise FileNotFoundError(f"there is no file {path}: --source names it")
+        by_split.setdefault(split_of(path) or "train", []).append(path)
+    by_split.pop("test", None)
+    return {split: _listed(files, split, tuple(members), field) for split, members in by_split.items()}
+
+
+def _listed(files: Files, split: str, paths: tuple[str, ...], field: str | None) -> Photos:
+    image, label, names = _columns(paths[0], _open(files, paths[0]).schema_arrow, field)
+    listing, names_listing = Listing(), Listing()
+    groups: list[tuple[int, int, int]] = []  # first position, number of the file, row group
+    stamps = []
+    for number, path in enumerate(paths):
+        opened = _open(files, path)
+        if _columns(path, opened.schema_arrow, field)[:2] != (image, label):
+            raise ValueError(f"{path} has other columns than {paths[0]}: give files of one data set with --source")
+        stamps.append([path.rpartition("/")[2], files.stamp(path)[0]])
+        shard, row, base = path.rpartition("/")[2].removesuffix(".parquet"), 0, len(listing)
+        wanted = [label, f"{image}.path"] if _has_path(opened.schema_arrow.field(image).type) else [label]
+        for group in range(opened.num_row_groups):
+            groups.append((len(listing), number, group))
+            table = opened.read_row_group(group, columns=wanted, use_threads=False)
+            labels = table.column(label).to_pylist()
+            photo_paths = table.column(image).to_pylist() if len(wanted) == 2 else [None] * len(labels)
+            for one, facts in zip(labels, photo_paths, strict=True):
+                if one is None:
+                    raise ValueError(f"{path} has no class in row {row} of column {label}: --label-field names another")
+                name = (facts or {}).get("path")
+                listing.add(f"{split}/{shard}/{row:06d}", -1, one)
+                names_listing.add(f"{split}/{name}" if name else "", -1, 0)
+                row += 1
+        if opened.metadata.num_rows != len(listing) - base:
+            raise ValueError(f"{path} is damaged: download it again, or give another --source")
+    if not len(listing):
+        raise ValueError(f"{paths[0]} and the other files of {split} hold no photos: give another --source")
+    labels_ = listing.labels
+    starts, numbers, row_groups = (np.array(column, np.int64) for column in zip(*groups, strict=True))
+    reader = ParquetReader(files, paths, image, starts, numbers, row_groups)
+    keys = names_listing.keys if _unique(names_listing.keys) else listing.keys
+    return Photos(
+        keys,
+        listing.sizes,
+        labels_,
+        reader,
+        listing.texts,
+        names,
+        _runs(labels_, starts),
+        stamp=json.dumps(stamps),
+    )
+
+
+class ParquetReader(Reader):
+    """Photos in row groups; the last few groups stay in memory.
+
+    Args:
+        files: how they are read.
+        paths: the Parquet files.
+        column: of the photos.
+        starts: [G] int64, position of the first photo of every row group, ascending.
+        numbers: [G] int64, in which file each group lies.
+        groups: [G] int64, its number in that file.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        paths: tuple[str, ...],
+        column: str,
+        starts: np.ndarray,
+        numbers: np.ndarray,
+        groups: np.ndarray,
+    ) -> None:
+        self.files, self.paths, self.column = files, paths, column
+        self.starts, self.numbers, self.groups = starts, numbers, groups
+        self._opened: OrderedDict[str, Any] = OrderedDict()
+        self._held: OrderedDict[int, Any] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": OrderedDict(), "_held": OrderedDict()}
+
+    def read(self, position: int) -> bytes:
+        group, row = self._place(position)
+        content = self._group(group)[row].as_py()
+        if content is None:
+            raise OSError(errno.ENODATA, "the row holds no bytes", self.where(position))
+        require_photo_size(len(content), self.where(position))
+        return bytes(content)
+
+    def where(self, position: int) -> str:
+        group, row = self._place(position)
+        return f"{self.paths[self.numbers[group]]} row group {self.groups[group]} row {row}"
+
+    def _place(self, position: int) -> tuple[int, int]:
+        group = int(np.searchsorted(self.starts, position, side="right")) - 1
+        return group, position - int(self.starts[group])
+
+    def _group(self, group: int) -> Any:
+        import pyarrow as pa
+
+        if group in self._held:
+            self._held.move_to_end(group)
+            return self._held[group]
+        path = self.paths[self.numbers[group]]
+        try:
+            if path not in self._opened:
+                self._opened[path] = _open(self.files, path)
+                if len(self._opened) > _OPEN_FILES:
+                    self._opened.popitem(last=False)
+            opened = self._opened[path]
+            nested = _is_struct(opened.schema_arrow.field(self.column).type)
+            column = f"{self.column}.bytes" if nested else self.column
+            values = opened.read_row_group(int(self.groups[group]), columns=[column], use_threads=False).column(0)
+            values = pa.chunked_array([chunk.field("bytes") for chunk in values.chunks]) if nested else values
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(self.files, LocalFiles) and self.files.is_file(path):
+                raise OSError(errno.EIO, f"damaged row group: {error}".replace("\n", " "), path) from error
+            raise SourceLost(f"{path} cannot be read any more: {error}") from error
+        self._held[group] = values
+        if len(self._held) > _HELD_GROUPS:
+            self._held.popitem(last=False)
+        return values
+
+
+def _open(files: Files, path: str) -> Any:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ValueError(
+            "--source with Parquet files needs the package pyarrow, which is not installed: pip install t2ikit[parquet]"
+        ) from error
+    try:
+        return pq.ParquetFile(path if isinstance(files, LocalFiles) else files.open(path))
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is no Parquet file or not complete ({error}): download it again; --source") from error
+
+
+def _columns(path: str, schema: Any, field: str | None) -> tuple[str, str, tuple[str, ...] | None]:
+    """The columns of photo and class, and the names of the classes."""
+    import pyarrow as pa
+
+    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    kinds = {name: facts.get("_type") for name, facts in features.items() if isinstance(facts, dict)}
+    images = [name for name in schema.names if kinds.get(name) == "Image"] or [
+        column.name for column in schema if _is_struct(column.type) or pa.types.is_binary(column.type)
+    ]
+    image = next((name for name in _IMAGE_NAMES if name in images), images[0] if len(images) == 1 else None)
+    labels = [name for name in schema.names if kinds.get(name) == "ClassLabel"]
+    plain = [column.name for column in schema if pa.types.is_integer(column.type) or pa.types.is_string(column.type)]
+    label = field or next(
+        (name for name in _LABEL_NAMES if name in labels or name in plain), labels[0] if len(labels) == 1 else None
+    )
+    if image is None:
+        raise ValueError(f"{path} has no column of images among {', '.join(schema.names)}: give another --source")
+    if label is None or label not in schema.names:
+        raise ValueError(
+            f"{path} has {f'no column {field}' if field else 'no column that must be the class'}: name one of "
+            f"{', '.join(name for name in schema.names if name != image)} with --label-field"
+        )
+    names = features.get(label, {}).get("names") if isinstance(features.get(label), dict) else None
+    return image, label, tuple(names) if names else None
+
+
+def _is_struct(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_struct(kind)) and kind.get_field_index("bytes") >= 0
+
+
+def _has_path(kind: Any) -> bool:
+    return _is_struct(kind) and kind.get_field_index("path") >= 0
+
+
+def _unique(keys: Keys) -> bool:
+    """Whether every photo has a path, and no other photo the same."""
+    seen = {hash(keys.encoded(index)) for index in range(len(keys))}
+    return len(seen) == len(keys) and hash(b"") not in seen
+
+
+def _runs(labels: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Where the runs begin that stay together: row groups, or pieces of them if the source is sorted by class."""
+    changes = np.count_nonzero(labels[1:] != labels[:-1])
+    classes = len(np.unique(labels))
+    # Of neighbours drawn at random about 1 - 1 / classes differ.
+    if classes < 2 or changes >= 0.5 * (1 - 1 / classes) * (len(labels) - 1):
+        return starts
+    ends = np.append(starts[1:], len(labels))
+    runs = array("q")
+    for start, end in zip(starts, ends, strict=True):
+        runs.extend(range(int(start), int(end), _SORTED_RUN))
+    return np.array(runs, np.int64)

@@ -1,0 +1,63 @@
+"""What a path or a pattern on the command line means."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+
+from t2ikit.prepare.sources.files import Files, LocalFiles
+from t2ikit.prepare.sources.remote import RemoteFiles
+
+
+def files_of(path: str) -> Files:
+    """How a path is read.
+
+    Raises:
+        ValueError: a URL of a kind that needs a package, which is named.
+    """
+    return RemoteFiles(path.partition("://")[0]) if "://" in path else LocalFiles()
+
+
+def expand(pattern: str) -> list[str]:
+    """The paths that a pattern names: ``{000..146}`` and ``{a,b}`` anywhere, ``*`` and ``?`` in the last part.
+
+    Raises:
+        FileNotFoundError: nothing has such a name.
+
+    Example:
+        >>> expand("train-{08..10}.tar")
+        ['train-08.tar', 'train-09.tar', 'train-10.tar']
+    """
+    paths = list(_braces(pattern))
+    found = []
+    for path in paths:
+        folder, slash, name = path.rpartition("/")
+        if not any(mark in name for mark in "*?["):
+            found.append(path)
+            continue
+        files = files_of(path)
+        names = sorted(entry.name for entry in files.entries(folder or ".") if fnmatchcase(entry.name, name))
+        found += [f"{folder}{slash}{each}" for each in names]
+    if not found:
+        raise FileNotFoundError(f"there is no file {pattern}: --source names none")
+    return found
+
+
+def is_pattern(path: str) -> bool:
+    """Whether a path names several files."""
+    return any(mark in path for mark in "*?[{")
+
+
+def _braces(pattern: str) -> Iterator[str]:
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if match is None:
+        yield pattern
+        return
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    if span:
+        words = [str(number).zfill(len(span[1])) for number in range(int(span[1]), int(span[2]) + 1)]
+    else:
+        words = match[1].split(",")
+    for word in words:
+        yield from _braces(pattern[: match.start()] + word + pattern[match.end() :])
