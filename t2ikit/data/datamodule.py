@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,10 @@ class DataModule(LightningDataModule):
         check_fits(train, self.record_set("val"), "validation")
         reference = train.manifest.text_encoder
         if isinstance(self.root, RemoteFolder) and reference is not None and reference.name == OWN_TEXT_ENCODER:
-            self.root.bring_folder(OWN_TEXT_ENCODER)  # one that was built for the set, and lies beside it
+            try:
+                self.root.bring_folder(OWN_TEXT_ENCODER)  # one that was built for the set, and lies beside it
+            except FileNotFoundError as error:
+                warnings.warn(f"{error}: training can do without, prompts of snapshots cannot", stacklevel=2)
 
     def record_set(self, split: str) -> RecordSet:
         """The set in ``<root>/<split>``: "train", "val", or the folder of an augmentation."""

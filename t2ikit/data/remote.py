@@ -129,7 +129,13 @@ class RemoteFolder:
                 system, path = self._system(name)
                 partial = partial_of(target)
                 try:
-                    system.get(path, str(partial), recursive=True)
+                    found = system.find(path)
+                    if not found:
+                        raise FileNotFoundError("there is no such folder, or it cannot be listed")
+                    for file in found:
+                        place = partial / file[len(path) :].lstrip("/")
+                        place.parent.mkdir(parents=True, exist_ok=True)
+                        system.get_file(file, str(place))
                     publish(partial, target)
                 except Exception as error:  # as above
                     raise FileNotFoundError(f"{self.url}/{name} cannot be read ({error})") from error
@@ -287,6 +293,7 @@ def open_remote_set(
                 "was made"
             )
     records = RecordSet(remote)
-    sizes = {chunk.name: chunk.size for chunk in read_index(remote.copy)}
+    # LitData's own index leaves the header of a chunk out.
+    sizes = {chunk.name: chunk.size + 4 * (chunk.count + 2) for chunk in read_index(remote.copy)}
     records.files = RemoteFiles(remote, manifest.chunk_sha256, sizes, verify, cache, limit)
     return records
