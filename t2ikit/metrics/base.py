@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,6 +68,14 @@ class Metric(ABC):
     def standard_errors(self) -> dict[str, float]:
         """Standard errors of the scores that :meth:`compute` has just given, by their names; most metrics have none."""
         return {}
+
+    def publish(self, folder: str | Path) -> list[Path]:
+        """Writes into ``folder``, beside the scores that :meth:`compute` has just given, what they were made of.
+
+        Returns:
+            The files, such as GenEval's ``results.jsonl``; most metrics write none.
+        """
+        return []
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
