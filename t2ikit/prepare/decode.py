@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -15,7 +16,7 @@ from PIL import Image, ImageOps
 MAX_PIXELS = 2**27
 """Larger images are taken for bombs: 134 million pixels are 400 MB when decoded."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "AVIF", "JPEG2000", "ICO")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")
 """What is decoded. Pillow reads more: an EPS file would start another program, and any bytes may pass for a TGA."""
 
 
@@ -45,7 +46,7 @@ def decode(content: bytes, size: int) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large images and odd metadata: what cannot be used raises
-            image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+            image: Image.Image = Image.open(io.BytesIO(content), formats=_formats())
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise BadImage(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
@@ -65,6 +66,13 @@ def decode(content: bytes, size: int) -> np.ndarray:
     left, top = (image.width - side) / 2, (image.height - side) / 2
     square = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those that this Pillow was built with; it takes an unknown name for an error of the file."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _upright(image: Image.Image) -> Image.Image:
