@@ -1,0 +1,207 @@
+"""Snapshots of real runs: training is left as it was, an interrupt costs a batch, two ranks score as one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from t2ikit import cli
+from t2ikit.callbacks.metrics_csv import read_metrics
+from t2ikit.drawn import DrawnImages
+from t2ikit.metrics.fingerprint import read_scores
+
+SMALL = """
+extends: [quickstart.yaml]
+model:
+  init_args:
+    denoiser:
+      init_args: {data_dim: 16, num_latents: 4, latent_dim: 16, num_blocks: 1, num_layers: 1, patch_size: 4}
+    optimizer: {init_args: {lr: 0.05}}
+data: {init_args: {count: 64, val_count: 16, batch_size: 8}}
+trainer: {max_steps: 4, log_every_n_steps: 1, accelerator: cpu}
+callbacks:
+  progress: null
+  geneval: null
+  val:
+    init_args:
+      prompts: {init_args: {limit: 10}}
+      metrics: [{class_path: noisy.Noisy}]
+      batch_size: 4
+      steps: 2
+      grid: 4
+      every_n_steps: 2
+  checkpoint: {init_args: {every_n_steps: 1, keep: 9}}
+"""
+NOISY = '''
+import random
+from pathlib import Path
+import numpy as np
+import torch
+from t2ikit.metrics.base import Metric
+
+
+class Noisy(Metric):
+    """The mean pixel; reseeds every global generator, and fails at its second call if the file `fail` is there."""
+
+    def __init__(self, add: float = 0.0) -> None:
+        self.add, self.calls = add, 0
+
+    def compute(self, samples):
+        torch.manual_seed(1), np.random.seed(1), random.seed(1)
+        self.calls += 1
+        if self.calls == 2 and Path("fail").exists():
+            raise ValueError("a metric that fails")
+        yield "mean", float(samples.images.double().mean()) + self.add
+
+    def fingerprint(self):
+        return {"add": self.add}
+'''
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with small.yaml and noisy.py; shapes are cached beside."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "noisy", raising=False)
+    (tmp_path / "small.yaml").write_text(SMALL)
+    (tmp_path / "noisy.py").write_text(NOISY)
+    return tmp_path
+
+
+def run(*words: str) -> Path:
+    """The run folder of a run that ends well."""
+    name = words[words.index("--run.name") + 1] if "--run.name" in words else "small"
+    assert cli.main(["run", "small.yaml", *words]) == 0
+    return Path("runs") / name / "version_0"
+
+
+def losses(run_folder: Path) -> list[tuple[int, float]]:
+    return read_metrics(run_folder / "metrics.csv")["train/loss"]
+
+
+def test_training_does_not_notice_a_snapshot(folder: Path) -> None:
+    """With dropout, self-conditioning and the validation loss on, every loss and weight is the same, bit for bit."""
+    dropout = ["--model.denoiser.dropout", "0.2"]
+    plain = run("--run.name", "plain", *dropout, "--callbacks.val", "null", "--callbacks.table", "null")
+    noticed = run("--run.name", "with", *dropout, "--callbacks.val.every_n_steps", "1")
+    assert losses(noticed) == losses(plain) and len(losses(plain)) == 4
+    assert [step for step, _ in read_metrics(noticed / "metrics.csv")["val/loss"]] == [0, 1, 2, 3, 4]
+    first, second = (
+        torch.load(each / "checkpoints" / "step-00000004.ckpt", weights_only=True)["state_dict"]
+        for each in (plain, noticed)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_what_is_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = run("--callbacks.val.keep_images", "true") / "samples" / "val"
+    assert {path.name for path in samples.iterdir()} == {
+        "prompts.txt", "scores", *(f"step-{n:08d}" for n in (0, 2, 4)), *(f"step-{n:08d}.png" for n in (0, 2, 4))
+    }  # fmt: skip
+    scores = read_scores(samples / "scores" / "step-00000004")
+    assert set(scores) == {"loss", "mean"} and scores["mean"].step == 4
+    assert scores["mean"].fingerprint.extra["weights"] == "ema 0.995"
+    assert scores["loss"].fingerprint.num_reference == 16
+    logged = read_metrics(samples.parent.parent / "metrics.csv")
+    assert dict(logged["val/mean"])[4] == scores["mean"].value
+    assert all(logged[f"val/seconds/{what}"] for what in ("drawing", "Noisy", "loss"))
+    images = sorted((samples / "step-00000004").iterdir())
+    assert len(images) == 10
+    with Image.open(images[3]) as image:
+        assert image.text["index"] == "3" and image.text["weights"] == "ema 0.995"  # type: ignore[attr-defined]
+        assert image.text["steps"] == "2"  # type: ignore[attr-defined]
+        assert image.text["prompt"] == (samples / "prompts.txt").read_text().splitlines()[3]  # type: ignore[attr-defined]
+    assert "val: Noisy: " in capsys.readouterr().out
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches kill -9."""
+
+
+@pytest.mark.parametrize("resumed_at", [1, 2])
+def test_an_interrupted_snapshot_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch, resumed_at: int) -> None:
+    """Killed in the snapshot of step 2, training goes on from a checkpoint before it, or from one at it."""
+    straight = run("--run.name", "straight")
+    add, files = DrawnImages.add, list[str]()
+
+    def killed(self: DrawnImages, first: int, images: torch.Tensor) -> None:
+        if self.folder.name == "step-00000002.drawing" and len(files) == 2:
+            raise Killed
+        if self.folder.name == "step-00000002.drawing":
+            files.append(self.folder.name)
+        add(self, first, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DrawnImages, "add", killed)
+        with pytest.raises(Killed):
+            run("--run.name", "cut")
+    cut = Path("runs/cut/version_0")
+    assert len(list((cut / "samples" / "val" / "step-00000002.drawing").glob("*.npy"))) == 2
+    checkpoint = cut / "checkpoints" / f"step-{resumed_at:08d}.ckpt"
+    if resumed_at == 2:  # as if it had been written before the snapshot was due
+        state = torch.load(straight / "checkpoints" / checkpoint.name, weights_only=True)
+        del state["callbacks"]["Snapshot/val"]["history"][2]
+        torch.save(state, checkpoint)
+    drawn: list[tuple[str, int]] = []
+
+    def counted(self: DrawnImages, first: int, images: torch.Tensor) -> None:
+        drawn.append((self.folder.name, first))
+        add(self, first, images)
+
+    monkeypatch.setattr(DrawnImages, "add", counted)
+    assert cli.main(["run", "small.yaml", "--run.name", "cut", "--resume", str(checkpoint)]) == 0
+    assert [first for name, first in drawn if name == "step-00000002.drawing"] == [8]  # the third batch alone
+    assert [first for name, first in drawn if name == "step-00000004.drawing"] == [0, 4, 8]
+    assert not list((cut / "samples" / "val").glob("*.drawing"))
+    for step in (2, 4):
+        ours, theirs = (read_scores(each / "samples/val/scores" / f"step-{step:08d}") for each in (cut, straight))
+        assert {name: score.value for name, score in ours.items()} == {n: s.value for n, s in theirs.items()}
+        assert ours["mean"].fingerprint == theirs["mean"].fingerprint
+
+
+def test_the_table_sets_only_like_beside_like(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("--trainer.max_steps", "2")
+    capsys.readouterr()
+    metrics = "[{class_path: noisy.Noisy, init_args: {add: 5.0}}]"
+    run("--trainer.max_steps", "4", "--resume", "last", "--callbacks.val.metrics", metrics)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "val/mean: the first score is not shown: these scores cannot be compared" in printed
+    assert "they differ in extra.add: 0.0 and 5.0" in printed and "val/loss:" not in printed
+
+
+def test_two_ranks_score_as_one_and_fail_together(folder: Path) -> None:
+    """Processes of their own, through the real Trainer, which starts rank 1; a metric fails in the second snapshot."""
+    kept = ["--trainer.max_steps", "1", "--callbacks.val.keep_images", "true"]
+    one = run(*kept, "--run.name", "one")
+    Path("fail").touch()
+    command = [sys.executable, "-m", "t2ikit", "run", "small.yaml", *kept, "--run.name", "two"]
+    command += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=280
+    )
+    folders = [each / "samples" / "val" for each in (one, Path("runs/two/version_0"))]
+    first, second = (read_scores(each / "scores" / "step-00000000") for each in folders)
+    assert second.keys() == {"loss", "mean"}, done.stderr[-3000:]
+    assert first["mean"].value == pytest.approx(second["mean"].value, abs=0.01)
+    assert first["loss"].value == pytest.approx(second["loss"].value, rel=1e-5)
+    assert {n: s.fingerprint for n, s in first.items()} == {n: s.fingerprint for n, s in second.items()}
+    for number in range(10):
+        pictures = [Image.open(each / "step-00000000" / f"{number:05d}.png") for each in folders]
+        a, b = (torch.tensor(list(picture.tobytes())) for picture in pictures)
+        assert (a - b).abs().max() <= 1
+    assert done.returncode != 0 and "ValueError: a metric that fails" in done.stderr
+    assert "OtherRankFailed: rank 0 failed: ValueError: a metric that fails" in done.stderr
+    assert not (folders[1] / "scores" / "step-00000001").exists()

@@ -1,0 +1,244 @@
+"""``t2ikit evaluate``: the scores of the run again, sweeps, pictures of others, and the message of every mistake."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from t2ikit import cli
+from t2ikit.drawn import DrawnImages
+from t2ikit.metrics.fingerprint import read_scores
+from t2ikit.trained import load_trained
+
+SMALL = """
+extends: [quickstart.yaml]
+model:
+  init_args:
+    denoiser:
+      init_args: {data_dim: 16, num_latents: 4, latent_dim: 16, num_blocks: 1, num_layers: 1, patch_size: 4}
+    optimizer: {init_args: {lr: 0.05}}
+data: {init_args: {count: 64, val_count: 16, batch_size: 8, root: data}}
+trainer: {max_steps: 2, accelerator: cpu}
+callbacks:
+  progress: null
+  table: null
+  ema: {init_args: {decay: [0.9, 0.5]}}
+  val: {init_args: {steps: 2, batch_size: 6, at_start: false, keep_images: true, validation_loss: true}}
+  geneval: {init_args: {steps: 2, prompts: {init_args: {per_task: 2}}, at_start: false, ema_decay: 0.5}}
+"""
+RUN = Path("runs/small/version_0")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with data/ and runs/small/version_0, made by ``t2ikit run``."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "small.yaml").write_text(SMALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "path", list(sys.path))
+        assert cli.main(["run", "small.yaml"]) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same as the current folder."""
+    monkeypatch.chdir(trained)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return trained
+
+
+def evaluate(*words: str | Path, out: Path, checkpoint: Path | None = RUN, snapshot: str = "val") -> None:
+    given = [] if checkpoint is None else [str(checkpoint)]
+    command = ["evaluate", *given, "--snapshot", snapshot, "--device", "cpu", "--out", str(out), *map(str, words)]
+    assert cli.main(command) == 0
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
+    """The message of a call that is refused."""
+    capsys.readouterr()
+    assert cli.main(["evaluate", *map(str, words)]) == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("snapshot", ["val", "geneval"])
+def test_the_scores_of_the_run_again(folder: Path, tmp_path: Path, snapshot: str) -> None:
+    evaluate(out=tmp_path, snapshot=snapshot)
+    of_run = read_scores(RUN / "samples" / snapshot / "scores" / "step-00000002")
+    ours = read_scores(tmp_path / "step-00000002" / "scores")
+    assert ours == of_run and len(ours) > 5
+    assert ours.keys() >= ({"loss", "frechet_distance"} if snapshot == "val" else {"overall", "two_object"})
+    weights = {score.fingerprint.extra["weights"] for score in ours.values()}
+    assert weights == {"ema 0.9" if snapshot == "val" else "ema 0.5"}
+    files = {path.name for path in (tmp_path / "step-00000002").iterdir()}
+    assert files == {"scores", "grid.png"} | ({"images"} if snapshot == "val" else set())
+    if snapshot == "val":
+        for number in range(16):
+            places = (tmp_path / "step-00000002" / "images", RUN / "samples" / "val" / "step-00000002")
+            first, second = (Image.open(place / f"{number:05d}.png").tobytes() for place in places)
+            assert first == second
+
+
+def test_other_settings_are_other_scores(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = ["--steps", "3", "--callbacks.val.keep_images", "false", "--compare", RUN]
+    with_message = [
+        "evaluate",
+        str(RUN),
+        "--snapshot",
+        "val",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path),
+        *map(str, plain),
+    ]
+    assert cli.main(with_message) == 2
+    assert "these scores cannot be compared, they differ in steps: 3 and 2" in capsys.readouterr().err
+    evaluate(*plain, "--varied", "steps", out=tmp_path)
+    assert "difference" in capsys.readouterr().out
+    where = tmp_path / "step-00000002-steps-3"
+    assert {path.name for path in where.iterdir()} == {"scores", "grid.png"}
+    assert {score.fingerprint.steps for name, score in read_scores(where / "scores").items() if name != "loss"} == {3}
+    evaluate("--weights", "raw", "--limit", "8", "--seed", "4", "--batch-size", "3", out=tmp_path)
+    raw = read_scores(tmp_path / "step-00000002-weights-raw-seed-4-limit-8" / "scores")
+    fingerprint = raw["frechet_distance"].fingerprint
+    assert (fingerprint.num_images, fingerprint.seeds, fingerprint.extra["weights"]) == (8, "4", "raw")
+
+
+def test_a_sweep_goes_on_where_it_was_killed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kill -9 in the second weight: the call again draws the batches that are missing, and no other."""
+    words = ["--guidance", "0,3,1", "--snapshot", "val", "--device", "cpu", "--out", str(tmp_path)]
+    script = f"""
+import os, signal, sys
+from t2ikit import cli
+from t2ikit.drawn import DrawnImages
+add, made = DrawnImages.add, []
+def counted(self, first, images):
+    if len(made) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    made.append(first)
+    add(self, first, images)
+DrawnImages.add = counted
+cli.main(["evaluate", {str(RUN)!r}, *{words!r}])
+"""
+    killed = subprocess.run([sys.executable, "-c", script], env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240)
+    assert killed.returncode == -signal.SIGKILL
+    where = tmp_path / "step-00000002-guidance-sweep"
+    assert len(list(where.rglob("*.npy"))) == 4  # 16 images by 6: three batches of the first weight, one of the second
+    add, made = DrawnImages.add, list[tuple[str, int]]()
+
+    def counted(self: DrawnImages, first: int, images: torch.Tensor) -> None:
+        made.append((self.folder.parent.name, first))
+        add(self, first, images)
+
+    monkeypatch.setattr(DrawnImages, "add", counted)
+    evaluate(*words[:2], out=tmp_path)
+    assert made == [("guidance-3", 6), ("guidance-3", 12), ("guidance-1", 0), ("guidance-1", 6), ("guidance-1", 12)]
+    assert {path.name for path in where.iterdir()} == {
+        "guidance-0", "guidance-1", "guidance-3", "scores.csv", "guidance.png"
+    }  # fmt: skip
+    assert not list(where.rglob("*.drawing")) and "w = 3" in capsys.readouterr().out
+    assert (where / "scores.csv").read_text().startswith("guidance,frechet_distance,precision,")
+    swept = read_scores(where / "guidance-3" / "scores")  # the snapshot's own weight
+    of_run = read_scores(RUN / "samples" / "val" / "scores" / "step-00000002")
+    assert {name: score for name, score in of_run.items() if name != "loss"} == swept
+
+
+def test_pictures_of_another_program(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = tmp_path / "peer"
+    shutil.copytree(RUN / "samples" / "val" / "step-00000002", pictures)
+    words = ["--images", pictures, "--experiment", "small.yaml", "--compare", RUN]
+    evaluate(*words, out=tmp_path / "out", checkpoint=None)
+    assert "not known, and not compared: seeds, sampler" in capsys.readouterr().out
+    ours = read_scores(tmp_path / "out" / "peer" / "scores")
+    of_run = read_scores(RUN / "samples" / "val" / "scores" / "step-00000002")
+    assert {name: score.value for name, score in ours.items()} == {n: s.value for n, s in of_run.items() if n != "loss"}
+    assert (tmp_path / "out" / "peer" / "grid.png").is_file()
+    base = ["--images", pictures, "--experiment", "small.yaml", "--snapshot", "val", "--device", "cpu"]
+    (pictures / "00003.png").unlink()
+    message = refused(capsys, *base)
+    assert "peer holds 15 pictures, CaptionPrompts has 16 prompts" in message and "--limit" in message
+    (pictures / "00004.png").write_bytes(b"no picture")
+    assert "00004.png is no whole image" in refused(capsys, *base, "--limit", "15")
+    assert "no folder nowhere" in refused(capsys, "--images", "nowhere", *base[2:])
+
+
+def test_which_weights(folder: Path) -> None:
+    stored = torch.load(RUN / "checkpoints" / "step-00000002.ckpt", weights_only=True)
+    for decay in (0.9, 0.5):
+        model = load_trained(RUN, "auto", decay=decay)
+        assert model.weights == f"ema {decay}"
+        for name, value in stored["callbacks"]["EMA"]["profiles"][str(decay)].items():
+            assert torch.equal(model.module.denoiser.state_dict()[name], value)
+    assert load_trained(RUN, "raw").weights == "raw"
+    with pytest.raises(ValueError, match=r"no averages of decay 0.7, only of 0.9, 0.5"):
+        load_trained(RUN, "ema", decay=0.7)
+
+
+def test_mistakes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = [RUN, "--device", "cpu", "--out", tmp_path / "out"]
+    val = [*one, "--snapshot", "val"]
+    pictures = ["--images", tmp_path, "--snapshot", "val"]
+    for words, message in [
+        ([*one, "--snapshot", "vall"], "no snapshot of that name in"),
+        ([*one, "--snapshot", "vall"], "it has val, geneval; nearest known: 'val'"),
+        ([*one, "--snapshot", "ema"], "it has val, geneval"),
+        (["--snapshot", "val"], "Give either a CHECKPOINT or --images DIR"),
+        ([RUN, *pictures], "Give either a CHECKPOINT or --images DIR"),
+        (pictures, "--images needs --experiment FILE"),
+        ([*pictures, "--experiment", "small.yaml", "--batch-size", "2"], "--batch-size says how to draw"),
+        ([*val, "--method", "dpmp"], "unknown sampling method 'dpmp'"),
+        ([*val, "--model.denoiser.patch_size", "2"], "the model is that of the checkpoint"),
+        ([*val, "--callbacks.val.stps", "2"], "Snapshot takes no 'stps'; nearest known: 'steps'"),
+        ([*val, "--callbacks.val.steps"], "--callbacks.val.steps needs a value"),
+        ([*val, "--data.root", "nowhere.else", "--data", "x"], "unrecognized arguments"),
+        ([*val, "--compare", tmp_path], "no scores of val in it; give a run"),
+        ([*val, "--guidance", "1,2", "--compare", RUN], "give --guidance one weight"),
+        ([*val, "--varied", "steps"], "give --compare DIR"),
+        (["nowhere", *val[1:]], "checkpoint nowhere: no such file"),
+        ([*val, "--device", "abacus"], "--device abacus: "),
+        ([*val, "--device", "cpu:0", "--devices", "2"], "--device cpu:0 is one device"),
+        ([*val, "--callbacks.val.ema_decay", "0.7"], "no averages of decay 0.7"),
+    ]:
+        if "unrecognized" in message:
+            with pytest.raises(SystemExit, match="2"):
+                cli.main(["evaluate", *map(str, words)])
+            assert message in capsys.readouterr().err
+        else:
+            assert message in refused(capsys, *words), words
+    assert not (tmp_path / "out").exists()
+    for words, message in [
+        ([*val, "--guidance", "1,1"], "no list of different numbers"),
+        ([*val, "--steps", "0"], "0 is less than 1"),
+        (one, "required: --snapshot"),
+    ]:
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["evaluate", *map(str, words)])
+        assert message in capsys.readouterr().err
+
+
+def test_two_devices(folder: Path, tmp_path: Path) -> None:
+    """Lightning starts the second process by running the command again."""
+    words = ["evaluate", str(RUN), "--snapshot", "val", "--device", "cpu", "--devices", "2", "--out", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "t2ikit", *words], env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ours = read_scores(tmp_path / "step-00000002" / "scores")
+    of_run = read_scores(RUN / "samples" / "val" / "scores" / "step-00000002")
+    assert ours.keys() == of_run.keys() and done.stdout.count("scores: ") == 1
+    for name, score in ours.items():
+        assert score.fingerprint == of_run[name].fingerprint
+        assert score.value == pytest.approx(of_run[name].value, rel=1e-3, abs=1e-6)
