@@ -14,8 +14,8 @@ CaptionWeights = Sequence[float] | Mapping[str, float]
 
 
 def caption_kinds(manifest: Manifest) -> tuple[str, ...]:
-    """Kinds of the captions of every record, in their order: ("long", "aio") for a manifest that says "long,aio"."""
-    return tuple(kind.strip() for kind in manifest.captions.split(",") if kind.strip())
+    """Kinds of the captions of every record, in their order: ("long", "aio") for a manifest that says "long+aio"."""
+    return tuple(kind for kind in manifest.captions.split("+") if kind)
 
 
 def check_weights(weights: CaptionWeights) -> None:

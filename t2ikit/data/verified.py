@@ -157,8 +157,11 @@ def open_set(folder: str | os.PathLike[str], verify: Verify = "once") -> RecordS
     """A stored set whose chunks are checked before they are used.
 
     Raises:
-        FileNotFoundError, ValueError: as :class:`RecordSet`; an index that differs from its manifest.
+        FileNotFoundError, ValueError: as :class:`RecordSet`; index or empty prompt differ from the manifest.
     """
     records = RecordSet(folder)
-    records.files = CheckedFiles(records.folder, records.manifest.chunk_sha256, verify, records.repair())
+    digests = records.manifest.chunk_sha256
+    records.files = CheckedFiles(records.folder, digests, verify, records.repair())
+    for name in digests.keys() - set(records.chunk_names):
+        records.files.ready(name)
     return records

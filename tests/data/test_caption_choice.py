@@ -13,10 +13,10 @@ from t2ikit.data.records import Record, RecordSet, quantise_tokens, write_set
 from t2ikit.data.streams import GatedStream, TrainingStream
 from t2ikit.pretrained import EncoderReference
 
-MANIFEST = Manifest("pixels", (3, 4, 4), 8, text_encoder=EncoderReference("t5", None, "ab"), captions="long,aio")
+MANIFEST = Manifest("pixels", (3, 4, 4), 8, text_encoder=EncoderReference("t5", None, "ab"), captions="long+aio")
 
 
-def write(folder: Path, captions: int = 2, count: int = 32, kinds: str = "long,aio") -> RecordSet:
+def write(folder: Path, captions: int = 2, count: int = 32, kinds: str = "long+aio") -> RecordSet:
     """Caption c of record i is one token of the value 1 + c + 8 i."""
     records = (
         Record(
@@ -64,7 +64,7 @@ def test_weights_by_kind_follow_the_order_of_the_set() -> None:
 
 def test_a_stream_reads_only_the_caption_it_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = write(tmp_path / "train")
-    write(tmp_path / "train_cm4", kinds="aio,long")
+    write(tmp_path / "train_cm4", kinds="aio+long")
     gated = [GatedStream("cm4", tmp_path / "train_cm4", 0.2, 0.5)]
     read: list[int] = []
     real = RecordView.tokens

@@ -27,7 +27,13 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that were read whole, as they are read."""
     names: list[str] = []
     real = verified.sha256_of
-    monkeypatch.setattr(verified, "sha256_of", lambda path: names.append(path.name) or real(path))
+
+    def note(path: Path) -> str:
+        if path.suffix == ".bin":
+            names.append(path.name)
+        return real(path)
+
+    monkeypatch.setattr(verified, "sha256_of", note)
     return names
 
 
@@ -82,6 +88,13 @@ def test_always_reads_at_every_mapping_and_never_does_not(folder: Path, read: li
     flip(folder / "chunk-0-0.bin")
     open_set(folder, "never").view(0)
     assert len(read) == 2
+
+
+def test_the_index_is_checked_too(folder: Path) -> None:
+    path = folder / "index.json"
+    path.write_text(path.read_text().replace(": ", ":  ", 1))
+    with pytest.raises(ValueError, match=r"index.json differs(.|\n)*prepare check"):
+        open_set(folder)
 
 
 def test_a_missing_chunk_is_named(folder: Path) -> None:
