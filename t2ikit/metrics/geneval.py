@@ -1,208 +1,54 @@
-"""GenEval: does an image hold the objects, counts, colours and positions that its prompt asks for?
+"""GenEval: its verdicts summed up by the official rule, and the metric that a snapshot computes.
 
-Source: Ghosh et al., "GenEval: an object-focused framework for evaluating text-to-image alignment", 2023, and the rules
-of the official scorer. This file knows no detector: it judges boxes. Boxes are (x0, y0, x1, y1) in pixels.
-
-The rules, in the order in which they act:
-
-* kept are boxes with a score strictly above 0.3 (0.9 when the tag is "counting"), compared in float32, best first, at
-  most 16 a class, without non-maximum suppression unless ``max_overlap`` is below 1;
-* include clauses must all hold; a clause looks at the ``count`` best boxes of its class and no further;
-* a position is checked against the boxes that satisfied the clause it points to;
-* an exclude clause fails when ``count`` boxes or more of its class are kept.
+Source: Ghosh et al., "GenEval: an object-focused framework for evaluating text-to-image alignment", 2023. The rules of
+a verdict are in ``geneval_rules``, the official files in ``geneval_files``, a comparison of two runs in
+``geneval_comparison``.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 import numpy as np
 from torch import Tensor
+from tqdm import tqdm
 
 from t2ikit.metrics.base import Metric, Samples
+from t2ikit.metrics.geneval_files import metadata_key, picture_names, write_results
+from t2ikit.metrics.geneval_rules import (
+    COLORS,
+    TASKS,
+    Detections,
+    Kept,
+    Rules,
+    check_metadata,
+    judge,
+    keep,
+    overlap,
+    relations,
+    verdict,
+)
 
-TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-
-Detections = Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
-
-
-@dataclass(frozen=True)
-class Rules:
-    """The numbers of the protocol; the defaults are the official ones.
-
-    Attributes:
-        threshold: scores at or below it are dropped.
-        counting_threshold: the same for the task "counting".
-        max_objects: most boxes kept of one class.
-        max_overlap: boxes whose IoU with a better one of their class reaches it are dropped; 1 switches this off.
-        position_threshold: share of the two sizes by which an offset is reduced before it counts as a relation.
-    """
-
-    threshold: float = 0.3
-    counting_threshold: float = 0.9
-    max_objects: int = 16
-    max_overlap: float = 1.0
-    position_threshold: float = 0.1
-
-
-@dataclass(frozen=True)
-class Kept:
-    """One box that passed: ``box`` float32 [5] = x0, y0, x1, y1, score; ``color`` is None when nobody looked."""
-
-    box: np.ndarray
-    color: str | None
-
-
-def keep(detections: Detections, tag: str, rules: Rules | None = None) -> dict[str, list[Kept]]:
-    """The boxes that count, best first, by class; a class without any is absent.
-
-    Args:
-        detections: a list of {"class", "box" [4], "score", "color"}, or {class: list of {"box", "score", "color"} or of
-            [x0, y0, x1, y1, score]}; "color" may be missing where no clause asks for it.
-        tag: the task, which sets the threshold.
-        rules: the numbers of the protocol.
-
-    Raises:
-        ValueError: a detection lacks its class, box or score.
-    """
-    rules = rules or Rules()
-    threshold = np.float32(rules.counting_threshold if tag == "counting" else rules.threshold)
-    kept: dict[str, list[Kept]] = {}
-    for name, found in _by_class(detections).items():
-        scores = np.array([one.box[4] for one in found], dtype=np.float32)
-        order = [int(i) for i in np.argsort(scores, kind="stable")[::-1] if scores[i] > threshold][: rules.max_objects]
-        best: list[Kept] = []
-        while order:
-            first, order = found[order[0]], order[1:]
-            best.append(first)
-            if rules.max_overlap != 1:
-                order = [i for i in order if overlap(first.box, found[i].box) < rules.max_overlap]
-        if best:
-            kept[name] = best
-    return kept
-
-
-def judge(metadata: Mapping[str, Any], detections: Detections, rules: Rules | None = None) -> tuple[bool, str]:
-    """The official verdict on one image.
-
-    Args:
-        metadata: one line of the benchmark: "tag", "include" and, where there is one, "exclude".
-        detections: see `keep`.
-        rules: the numbers of the protocol.
-
-    Returns:
-        (correct, reason): the reason is empty for a correct image, else one line a failed clause.
-
-    Raises:
-        ValueError: a clause asks for a colour that a detection lacks, or points to a later clause.
-    """
-    return _verdict(metadata, keep(detections, str(metadata.get("tag", "")), rules), rules or Rules())
-
-
-def relations(box: np.ndarray, target: np.ndarray, position_threshold: float = 0.1) -> list[str]:
-    """Where ``box`` lies as seen from ``target``: none, one or two of "left of", "right of", "above", "below".
-
-    The offset of the centres is reduced on each axis by ``position_threshold`` of the two sizes (not below 0), divided
-    by the length of the unreduced offset, and compared with +-0.5. Both boxes are float32 [4] or longer.
-    """
-    corners = np.array([box[:4], target[:4]], dtype=np.float32).reshape(2, 2, 2)
-    offset = corners[0].mean(axis=0) - corners[1].mean(axis=0)
-    sizes = np.abs(corners[:, 1] - corners[:, 0])
-    reduced = np.maximum(np.abs(offset) - position_threshold * (sizes[0] + sizes[1]), 0) * np.sign(offset)
-    if np.all(np.abs(reduced) < 1e-3):
-        return []
-    dx, dy = reduced / np.linalg.norm(offset)
-    tests = (("left of", dx < -0.5), ("right of", dx > 0.5), ("above", dy < -0.5), ("below", dy > 0.5))
-    return [name for name, holds in tests if holds]
-
-
-def overlap(first: np.ndarray, second: np.ndarray) -> float:
-    """Intersection over union of two boxes [>= 4] whose far side belongs to them (sizes are +1)."""
-
-    def area(x0: float, y0: float, x1: float, y1: float) -> float:
-        return max(x1 - x0 + 1, 0.0) * max(y1 - y0 + 1, 0.0)
-
-    a, b = [float(v) for v in first[:4]], [float(v) for v in second[:4]]
-    shared = area(max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3]))
-    union = area(*a) + area(*b) - shared
-    return shared / union if union else 0.0
-
-
-def _by_class(detections: Detections) -> dict[str, list[Kept]]:
-    found: dict[str, list[Kept]] = {}
-    if isinstance(detections, Mapping):
-        for name, boxes in detections.items():
-            found[name] = [_one(name, box) for box in boxes]
-    else:
-        for one in detections:
-            if "class" not in one:
-                raise ValueError(f"GenEval: a detection in a list needs a 'class'; got the keys {sorted(one)}")
-            found.setdefault(one["class"], []).append(_one(one["class"], one))
-    return found
-
-
-def _one(name: str, detection: Any) -> Kept:
-    color = None
-    if isinstance(detection, Mapping):
-        missing = {"box", "score"} - set(detection)
-        if missing:
-            raise ValueError(f"GenEval: a detection of {name!r} lacks {sorted(missing)}")
-        values, color = [*detection["box"], detection["score"]], detection.get("color")
-    else:
-        values = list(detection)
-    if len(values) != 5:
-        raise ValueError(f"GenEval: a box of {name!r} needs x0, y0, x1, y1 and a score; got {len(values)} numbers")
-    return Kept(np.array(values, dtype=np.float32), color)
-
-
-def _verdict(metadata: Mapping[str, Any], kept: Mapping[str, list[Kept]], rules: Rules) -> tuple[bool, str]:
-    reasons: list[str] = []
-    groups: list[list[Kept] | None] = []
-    for clause in metadata.get("include", []):
-        reason, found = _include(clause, kept, groups, rules)
-        groups.append(None if reason else found)
-        reasons += [reason] if reason else []
-    for clause in metadata.get("exclude", []):
-        count = len(kept.get(clause["class"], []))
-        if count >= clause["count"]:
-            reasons.append(f"expected {clause['class']}<{clause['count']}, found {count}")
-    return not reasons, "\n".join(reasons)
-
-
-def _include(
-    clause: Mapping[str, Any], kept: Mapping[str, list[Kept]], groups: Sequence[list[Kept] | None], rules: Rules
-) -> tuple[str, list[Kept]]:
-    """Why an include clause fails ("" = it holds), and the boxes it looked at."""
-    name, count = clause["class"], clause["count"]
-    found = kept.get(name, [])[:count]
-    if len(found) < count:
-        return f"expected {name}>={count}, found {len(found)}", found
-    if "color" in clause:
-        wanted, colors = clause["color"], [one.color for one in found]
-        if None in colors:
-            raise ValueError(f"GenEval: the prompt asks for a {wanted} {name}, but a detection of it has no 'color'")
-        if colors.count(wanted) < count:
-            seen = ", ".join(f"{colors.count(color)} {color}" for color in COLORS if color in colors)
-            return f"expected {wanted} {name}>={count}, found {colors.count(wanted)} {wanted}; and {seen}", found
-    if "position" in clause:
-        wanted, target = clause["position"]
-        if not 0 <= target < len(groups):
-            raise ValueError(f"GenEval: the position of {name!r} points to clause {target}, which is not before it")
-        others = groups[target]
-        if others is None:
-            return f"no target for {name} to be {wanted}", found
-        for one in found:
-            for other in others:
-                seen_relations = relations(one.box, other.box, rules.position_threshold)
-                if wanted not in seen_relations:
-                    return f"expected {name} {wanted} target, found {' and '.join(seen_relations)} target", found
-    return "", found
+__all__ = [
+    "COLORS",
+    "TASKS",
+    "Detections",
+    "GenEval",
+    "Kept",
+    "Rules",
+    "Scores",
+    "judge",
+    "keep",
+    "overlap",
+    "relations",
+    "summarize",
+]
 
 
 class Scores(dict[str, float]):
@@ -242,7 +88,7 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> Scores:
         missing = {"tag", "correct", "metadata"} - set(row)
         if missing:
             raise ValueError(f"GenEval results: row {number} lacks {sorted(missing)}")
-        key = row["metadata"] if isinstance(row["metadata"], str) else json.dumps(row["metadata"])
+        key = row["metadata"] if isinstance(row["metadata"], str) else metadata_key(row["metadata"])
         prompts.setdefault(row["tag"], {}).setdefault(key, []).append(float(bool(row["correct"])))
     if not prompts:
         raise ValueError("GenEval results: there is no row to summarise")
@@ -266,44 +112,73 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> Scores:
 
 
 class GenEval(Metric):
-    """GenEval's tasks on the images of a snapshot whose prompts carry the benchmark's metadata.
+    """GenEval's tasks on the images of a snapshot whose prompts carry the benchmark's metadata."""
 
-    Args:
-        detector: image uint8 [3, H, W] -> detections as `keep` takes them, with a "color" each.
-        rules: the numbers of the protocol.
-    """
+    def __init__(
+        self, detector: Callable[[Tensor], Detections], rules: Rules | None = None, name: str | None = None
+    ) -> None:
+        """Settings.
 
-    def __init__(self, detector: Callable[[Tensor], Detections], rules: Rules | None = None) -> None:
+        Args:
+            detector: image uint8 [3, H, W] -> detections as `keep` takes them, with a "color" each.
+            rules: the numbers of the protocol.
+            name: put before the scores' names, where a snapshot has two of these.
+        """
         self.detector = detector
         self.rules = rules or Rules()
+        self.name = name
+        self._rows: list[dict[str, Any]] = []
 
     def rows(self, samples: Samples) -> list[dict[str, Any]]:
-        """One row an image, as in the official results.jsonl; "filename" is the image's number.
+        """One row an image, as in the official results.jsonl; "filename" is its place in the official layout.
 
         Raises:
             ValueError: a sample's metadata is none of GenEval's.
         """
+        if len(samples) == 0 or not samples.metadata:
+            raise ValueError("GenEval needs images with its metadata: take the prompts from GenEvalPrompts")
+        for number, metadata in enumerate(samples.metadata):
+            check_metadata(metadata, f"GenEval, image {number}")
         rows = []
-        for number, (image, metadata) in enumerate(zip(samples.images, samples.metadata, strict=True)):
-            if not {"tag", "include", "prompt"} <= set(metadata):
-                raise ValueError(f"GenEval: image {number} has no metadata with 'tag', 'include' and 'prompt'")
+        judged = zip(samples.images, samples.metadata, picture_names(samples.metadata), strict=True)
+        for image, metadata, filename in tqdm(judged, "GenEval", len(samples), leave=False, mininterval=1.0):
             kept = keep(self.detector(image), metadata["tag"], self.rules)
-            correct, reason = _verdict(metadata, kept, self.rules)
+            correct, reason = verdict(metadata, kept, self.rules)
             details = {name: [one.box.tolist() for one in boxes] for name, boxes in kept.items()}
-            row = {"filename": f"{number:05d}.png", "tag": metadata["tag"], "prompt": metadata["prompt"]}
+            row = {"filename": filename, "tag": metadata["tag"], "prompt": metadata["prompt"]}
             row |= {"correct": correct, "reason": reason, "metadata": json.dumps(metadata)}
             rows.append({**row, "details": json.dumps(details)})
         return rows
 
     def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
-        """Yields each task's share of correct images, then "overall" and "overall_se", "images" and "prompts".
+        """Yields each task's share of correct images, then "overall", "images" and "prompts"."""
+        self._rows = self.rows(samples)
+        scores = summarize(self._rows)
+        for name in (*scores.tasks, "overall", "images", "prompts"):
+            yield name, scores[name]
 
-        The standard error is left out where a task has a single prompt, which gives none.
+    def standard_errors(self) -> dict[str, float]:
+        """Of the tasks and the overall score, clustered by prompt; none where a task has a single prompt."""
+        if not self._rows:
+            return {}
+        scores = summarize(self._rows)
+        errors = {name: scores[f"{name}_se"] for name in (*scores.tasks, "overall")}
+        return {name: error for name, error in errors.items() if not math.isnan(error)}
+
+    def publish(self, folder: str | Path) -> list[Path]:
+        """Writes the verdicts that the scores just given sum up, as the official ``results.jsonl``.
+
+        Args:
+            folder: where the scores lie; the file is ``geneval_results.jsonl``, after the metric's ``name`` if it has
+                one.
+
+        Raises:
+            RuntimeError: nothing has been computed yet.
         """
-        scores = summarize(self.rows(samples))
-        for name in (*scores.tasks, "overall", "overall_se", "images", "prompts"):
-            if not math.isnan(scores[name]):
-                yield name, scores[name]
+        if not self._rows:
+            raise RuntimeError("GenEval has judged nothing yet: call compute first")
+        prefix = "" if self.name is None else f"{self.name}_"
+        return [write_results(Path(folder) / f"{prefix}geneval_results.jsonl", self._rows)]
 
     def fingerprint(self) -> dict[str, Any]:
         """Detector and rules: what two scores must share to be compared."""

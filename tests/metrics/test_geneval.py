@@ -14,6 +14,7 @@ import torch
 
 from t2ikit.metrics.base import Samples
 from t2ikit.metrics.geneval import TASKS, GenEval, Rules, judge, keep, overlap, relations, summarize
+from t2ikit.metrics.geneval_files import read_results
 
 DATA = os.environ.get("T2IKIT_TEST_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="set T2IKIT_TEST_DATA to the folder of sample data")
@@ -147,6 +148,9 @@ def test_malformed_input_is_named() -> None:
         summarize([{"tag": "colors"}])
     with pytest.raises(ValueError, match="no row"):
         summarize([])
+    nan = {"class": "dog", "box": [0, 0, 9, math.nan], "score": 0.9}
+    with pytest.raises(ValueError, match="a box of 'dog' is not finite"):
+        judge(position("left of"), [nan])
 
 
 def test_summary() -> None:
@@ -164,7 +168,27 @@ def test_summary() -> None:
     assert (scores["num_images"], scores["num_prompts"]) == (12, 4)
 
 
-def test_metric_scores_a_snapshot_with_any_detector() -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tag": "shape"}, "unknown task 'shape'; 'tag' is one of single_object, two_object"),
+        ({"include": []}, "at least one clause"),
+        ({"include": [{"class": "dog"}]}, "clause 0 needs a 'class' and a 'count'"),
+        ({"include": [{"class": "dog", "count": 0}]}, "'count' is a whole number from 1; got 0"),
+        ({"include": [{"class": "dog", "count": 1, "color": "beige"}]}, "unknown color 'beige'; red, orange"),
+        ({"include": [{"class": "dog", "count": 1, "position": ["left of", 0]}]}, "number of an earlier clause"),
+    ],
+)
+def test_metadata_of_no_benchmark_is_named(change: dict[str, Any], message: str) -> None:
+    metric = GenEval(lambda image: [])
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=f"GenEval, image 1: .*{message}"):
+        metric.rows(Samples(images, metadata=[counting(1), {**counting(1), **change}]))
+    with pytest.raises(ValueError, match="take the prompts from GenEvalPrompts"):
+        metric.rows(Samples(images))
+
+
+def test_metric_scores_a_snapshot_with_any_detector(tmp_path: Path) -> None:
     metadata = [counting(1), counting(2), {"tag": "colors", "include": [{"class": "clock", "count": 1}], "prompt": "q"}]
     samples = Samples(torch.zeros(3, 3, 32, 32, dtype=torch.uint8), ["p"] * 3, metadata)
     metric = GenEval(lambda image: [{"class": "clock", "color": "red", "box": [1, 1, 9, 9], "score": 0.99}])
@@ -173,7 +197,18 @@ def test_metric_scores_a_snapshot_with_any_detector() -> None:
     assert json.loads(rows[0]["details"]) == {"clock": [[1, 1, 9, 9, pytest.approx(0.99)]]}
     values = dict(metric.compute(samples))
     assert values["counting"] == 0.5 and values["colors"] == 1.0 and values["overall"] == 0.75
-    assert "overall_se" not in values  # one prompt of a task gives no error
+    assert list(values) == ["counting", "colors", "overall", "images", "prompts"]
+    # A single prompt of a task gives no error.
+    assert metric.standard_errors() == {"counting": pytest.approx(0.5)}
+    assert metric.publish(tmp_path) == [tmp_path / "geneval_results.jsonl"]
+    assert read_results(tmp_path / "geneval_results.jsonl") == rows
+    assert rows[1]["filename"] == "00001/samples/00000.png"
+    fresh = GenEval(metric.detector, name="second")
+    assert fresh.standard_errors() == {}
+    with pytest.raises(RuntimeError, match="call compute first"):
+        fresh.publish(tmp_path)
+    dict(fresh.compute(samples))
+    assert fresh.publish(tmp_path) == [tmp_path / "second_geneval_results.jsonl"]
     assert metric.fingerprint()["rules"]["counting_threshold"] == 0.9
-    with pytest.raises(ValueError, match="image 0 has no metadata"):
+    with pytest.raises(ValueError, match="image 0: no GenEval metadata, it lacks 'include'"):
         metric.rows(Samples(samples.images[:1], ["p"], [{"key": "a"}]))
