@@ -9,7 +9,7 @@ Long captions keep their end token; the ``legacy`` switch drops it as common cod
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from t2ikit.metrics.base import Metric, Samples
 from t2ikit.metrics.clip import CLIPEncoder
+from t2ikit.metrics.standard_error import clustered_error, finite
 
 FORMS = ("torchmetrics", "hessel")
 HESSEL_PREFIX = "A photo depicts "
@@ -55,6 +56,11 @@ def pair_cosines(image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
     return (images * texts).sum(dim=1) / lengths
 
 
+def cosine_error(name: str, values: Tensor, prompts: Sequence[str]) -> dict[str, float]:
+    """Standard error of the mean of ``values`` [N] under ``name``, prompts as clusters; empty for a single prompt."""
+    return finite({name: clustered_error(values.tolist(), prompts)})
+
+
 class CLIPScore(Metric):
     """CLIPScore of the samples' images and prompts."""
 
@@ -65,6 +71,7 @@ class CLIPScore(Metric):
         form: str = "torchmetrics",
         legacy: bool = False,
         batch_size: int = 64,
+        name: str | None = None,
     ) -> None:
         """Names the model; weights are loaded at the first use.
 
@@ -74,11 +81,14 @@ class CLIPScore(Metric):
             form: "torchmetrics" (0 to 100) or "hessel" (with its prefix "A photo depicts ").
             legacy: reproduce the loss of the end token in captions over 77 tokens.
             batch_size: pairs a pass.
+            name: put before the score's name, where a snapshot has two of these.
         """
         if form not in FORMS:
             raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}")
         self.form = form
         self.batch_size = batch_size
+        self.name = name
+        self._errors: dict[str, float] = {}
         self.encoder = CLIPEncoder(model, revision, "clip_224", legacy)
 
     def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
@@ -91,7 +101,14 @@ class CLIPScore(Metric):
             images.append(self.encoder.images(samples.images[start : start + self.batch_size]))
             prompts = [prefix + prompt for prompt in samples.prompts[start : start + self.batch_size]]
             texts.append(self.encoder.texts(prompts, samples.images.device))
+        cosines = pair_cosines(torch.cat(images), torch.cat(texts)).cpu()
+        values = 100.0 * cosines if self.form == "torchmetrics" else HESSEL_WEIGHT * cosines.clamp_min(0)
+        self._errors = cosine_error("clip_score", values, samples.prompts)
         yield "clip_score", clip_score(torch.cat(images), torch.cat(texts), self.form)
+
+    def standard_errors(self) -> dict[str, float]:
+        """That of the score just given, with prompts as clusters; none for a single prompt."""
+        return dict(self._errors)
 
     def fingerprint(self) -> dict[str, Any]:
         """Model, hash of its weights, pixel pipeline, form and the legacy switch."""

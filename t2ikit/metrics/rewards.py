@@ -1,4 +1,4 @@
-"""Learned rewards of images and prompts: PickScore, LAION aesthetic, HPSv2, ImageReward's scale.
+"""Learned rewards of images and prompts: PickScore, LAION aesthetic, HPSv2, ImageReward.
 
 Shape legend::
 
@@ -10,23 +10,27 @@ optional package (``pip install "t2ikit[rewards]"``).
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from tqdm import tqdm
 
 from t2ikit.metrics.base import Metric, Samples
 from t2ikit.metrics.clip import CLIPEncoder
 from t2ikit.metrics.clip_score import pair_cosines
 from t2ikit.metrics.fingerprint import state_sha256
+from t2ikit.metrics.image_reward import image_reward, linear_head, load_image_reward, tokenize
 from t2ikit.metrics.pixels import describe_pipeline, preprocess_batch
+from t2ikit.metrics.standard_error import clustered_error, finite
 
-IMAGE_REWARD_MEAN, IMAGE_REWARD_DEVIATION = 0.16717362830052426, 1.0333394966054072
-AESTHETIC_WIDTHS = (1024, 128, 64, 16, 1)
+__all__ = ["AestheticHead", "AestheticScore", "HPSv2", "ImageReward", "PickScore", "image_reward", "pick_scores"]
 
 
 def pick_scores(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: float) -> Tensor:
@@ -40,11 +44,6 @@ def pick_scores(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: 
     return pair_cosines(image_embeddings, text_embeddings) * torch.tensor(logit_scale, dtype=torch.float64).exp()
 
 
-def image_reward(raw: Tensor) -> Tensor:
-    """ImageReward-v1.0's scale (Xu et al. 2023) from the head's raw output, any shape."""
-    return (raw - IMAGE_REWARD_MEAN) / IMAGE_REWARD_DEVIATION
-
-
 class AestheticHead(nn.Module):
     """LAION's aesthetic predictor: five linear layers in a row, nothing between them, on CLIP embeddings of length one.
 
@@ -54,11 +53,7 @@ class AestheticHead(nn.Module):
     def __init__(self, width: int = 768) -> None:
         """A head for embeddings of ``width`` values."""
         super().__init__()
-        widths = (width, *AESTHETIC_WIDTHS)
-        linear = [nn.Linear(before, after) for before, after in zip(widths[:-1], widths[1:], strict=True)]
-        self.layers = nn.Sequential(
-            linear[0], nn.Dropout(0.2), linear[1], nn.Dropout(0.2), linear[2], nn.Dropout(0.1), linear[3], linear[4]
-        )
+        self.layers = linear_head(width)
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Scores [N] (about 1 to 10) of embeddings [N, D] of any length."""
@@ -66,25 +61,43 @@ class AestheticHead(nn.Module):
 
 
 class _Reward(Metric):
-    """The mean over the images of one number an image."""
+    """The mean over the images of one number an image.
 
-    def __init__(self, name: str, batch_size: int) -> None:
-        self.name = name
+    Attributes:
+        score: the score's name.
+    """
+
+    def __init__(self, score: str, batch_size: int) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+        self.score = score
         self.batch_size = batch_size
+        self._errors: dict[str, float] = {}
 
     @abstractmethod
     def _values(self, images: Tensor, prompts: list[str]) -> Tensor:
         """[B] of images [B, 3, H, W] uint8 and their prompts."""
 
     def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
-        """Yields (name, mean); ValueError without images or prompts."""
+        """Yields (score, mean); ValueError without images or prompts, or where a value is not finite."""
         if len(samples) == 0 or not samples.prompts:
-            raise ValueError(f"{self.name} needs images and their prompts")
+            raise ValueError(f"{self.score} needs images and their prompts")
         values = []
-        for start in range(0, len(samples), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            values.append(self._values(samples.images[part], samples.prompts[part]).double().cpu())
-        yield self.name, float(torch.cat(values).mean())
+        with tqdm(total=len(samples), desc=self.score, unit="img", disable=None) as bar:
+            for start in range(0, len(samples), self.batch_size):
+                part = slice(start, start + self.batch_size)
+                values.append(self._values(samples.images[part], samples.prompts[part]).double().cpu())
+                bar.update(len(values[-1]))
+        rewards = torch.cat(values)
+        broken = (~rewards.isfinite()).nonzero()
+        if len(broken):
+            raise ValueError(f"{self.score} of image {int(broken[0])} is not finite")
+        self._errors = finite({self.score: clustered_error(rewards.tolist(), samples.prompts)})
+        yield self.score, float(rewards.mean())
+
+    def standard_errors(self) -> dict[str, float]:
+        """That of the mean just given, with prompts as clusters; none for a single prompt."""
+        return dict(self._errors)
 
 
 class PickScore(_Reward):
@@ -115,7 +128,7 @@ class PickScore(_Reward):
 
     def fingerprint(self) -> dict[str, Any]:
         """Model, hash of its weights, pixel pipeline."""
-        return {**self.encoder.fingerprint(), "metric": self.name}
+        return {**self.encoder.fingerprint(), "metric": self.score}
 
 
 class AestheticScore(_Reward):
@@ -161,7 +174,7 @@ class AestheticScore(_Reward):
     def fingerprint(self) -> dict[str, Any]:
         """CLIP and head with the hashes of their weights, pixel pipeline."""
         head = state_sha256(self.head().state_dict())
-        return {**self.encoder.fingerprint(), "metric": self.name, "head_sha256": head}
+        return {**self.encoder.fingerprint(), "metric": self.score, "head_sha256": head}
 
 
 class HPSv2(_Reward):
@@ -193,10 +206,16 @@ class HPSv2(_Reward):
             path = Path(self.weights).expanduser()
             if not path.is_file():
                 raise FileNotFoundError(f"no HPSv2 weights at {path}: correct init_args.weights")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            network = open_clip.create_model(self.architecture)
-            network.load_state_dict(state.get("state_dict", state))
-            network = network.eval().requires_grad_(False)
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+                network = open_clip.create_model(self.architecture)
+                network.load_state_dict(state.get("state_dict", state))
+            except (RuntimeError, AttributeError, UnpicklingError) as error:
+                raise ValueError(
+                    f"{path} does not hold the weights of open_clip's {self.architecture} ({error}): correct "
+                    "init_args.weights or init_args.architecture"
+                ) from error
+            network = network.float().eval().requires_grad_(False)
             tokenizer = open_clip.get_tokenizer(self.architecture)
             self._loaded = (network, tokenizer, state_sha256(network.state_dict()))
         return self._loaded
@@ -206,10 +225,68 @@ class HPSv2(_Reward):
         network, tokenizer, _ = self._load()
         network = network.to(images.device)
         pixels = preprocess_batch(self.pipeline, images)
-        embedded = network.encode_image(pixels), network.encode_text(tokenizer(prompts).to(images.device))
-        return pair_cosines(*embedded)
+        tokens = tokenizer(prompts).to(images.device)
+        with torch.autocast(images.device.type, enabled=False):
+            return pair_cosines(network.encode_image(pixels), network.encode_text(tokens))
 
     def fingerprint(self) -> dict[str, Any]:
         """Network, hash of its weights, pixel pipeline."""
         described = {"features": f"hpsv2:{self.architecture}", "features_sha256": self._load()[2]}
-        return {**described, "metric": self.name, **describe_pipeline(self.pipeline)}
+        return {**described, "metric": self.score, **describe_pipeline(self.pipeline)}
+
+
+class ImageReward(_Reward):
+    """ImageReward-v1.0 (Xu et al. 2023), about 0 for an ordinary image and 1 a deviation above it."""
+
+    def __init__(
+        self,
+        weights: str,
+        med_config: str,
+        tokenizer: str = "google-bert/bert-base-uncased",
+        revision: str | None = None,
+        batch_size: int = 32,
+    ) -> None:
+        """Names the files; weights are loaded at the first use.
+
+        Args:
+            weights: local file ``ImageReward.pt`` of ``THUDM/ImageReward``.
+            med_config: local file ``med_config.json`` of the same place.
+            tokenizer: BERT's uncased one: repository or local folder.
+            revision: commit, branch or tag of the tokenizer.
+            batch_size: images a pass.
+        """
+        super().__init__("image_reward", batch_size)
+        self.weights = weights
+        self.med_config = med_config
+        self.tokenizer = tokenizer
+        self.revision = revision
+        self._loaded: tuple[Any, Any, str] | None = None
+
+    def _load(self) -> tuple[Any, Any, str]:
+        if self._loaded is None:
+            from transformers import AutoTokenizer
+
+            network, sha256 = load_image_reward(self.weights, self.med_config)
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(self.tokenizer, revision=self.revision or "main")
+            except (OSError, ValueError) as error:
+                raise FileNotFoundError(
+                    f"no tokenizer {self.tokenizer} ({error}): correct init_args.tokenizer"
+                ) from error
+            self._loaded = (network, tokenizer, sha256)
+        return self._loaded
+
+    @torch.no_grad()
+    def _values(self, images: Tensor, prompts: list[str]) -> Tensor:
+        network, tokenizer, _ = self._load()
+        ids, mask = (tokens.to(images.device) for tokens in tokenize(tokenizer, prompts))
+        with torch.autocast(images.device.type, enabled=False):
+            return network.to(images.device)(preprocess_batch("open_clip_224", images), ids, mask)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Hash of the weights in use, vocabulary, pixel pipeline."""
+        _, tokenizer, sha256 = self._load()
+        words = "\n".join(word for word, _ in sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1]))
+        described = {"features": "image_reward_v1.0", "features_sha256": sha256, "metric": self.score}
+        described["vocabulary_sha256"] = hashlib.sha256(words.encode()).hexdigest()
+        return {**described, **describe_pipeline("open_clip_224")}

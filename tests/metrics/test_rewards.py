@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
+import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from t2ikit.metrics import Samples
+from t2ikit.metrics.pixels import preprocess
 from t2ikit.metrics.rewards import AestheticHead, AestheticScore, HPSv2, PickScore, image_reward, pick_scores
 
 IMAGES = torch.randint(0, 256, (3, 3, 40, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -44,6 +46,15 @@ def test_pick_score_of_a_small_clip(small_clip: Path) -> None:
     scale = float(encoder.network.logit_scale)  # type: ignore[arg-type]
     expected = pick_scores(encoder.images(IMAGES), encoder.texts(PROMPTS), scale).mean()
     assert dict(metric.compute(Samples(IMAGES, PROMPTS)))["pick_score"] == pytest.approx(float(expected), rel=1e-4)
+    values = pick_scores(encoder.images(IMAGES), encoder.texts(PROMPTS), scale)
+    assert metric.standard_errors()["pick_score"] == pytest.approx(float(values.std()) / math.sqrt(3), rel=1e-3)
+    # Images of one prompt are alike: of two prompts there are two means, whose halved difference is the error.
+    values = pick_scores(encoder.images(IMAGES[:2].repeat(2, 1, 1, 1)), encoder.texts(PROMPTS[:2] * 2), scale)
+    dict(metric.compute(Samples(IMAGES[:2].repeat(2, 1, 1, 1), PROMPTS[:2] * 2)))
+    halved = abs(float(values[0] - values[1])) / 2
+    assert metric.standard_errors()["pick_score"] == pytest.approx(halved, rel=1e-3)
+    dict(metric.compute(Samples(IMAGES[:1], PROMPTS[:1])))
+    assert metric.standard_errors() == {}
     with pytest.raises(ValueError, match="needs images and their prompts"):
         dict(metric.compute(Samples(IMAGES)))
     with pytest.raises(FileNotFoundError, match="no tokenizer"):
@@ -65,7 +76,44 @@ def test_aesthetic_score(small_clip: Path, tmp_path: Path) -> None:
         AestheticScore(str(tmp_path / "other.pth"), model=str(small_clip)).head()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("open_clip") is not None, reason="open_clip is installed")
-def test_a_missing_package_is_named() -> None:
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(ImportError, match=r"t2ikit\[rewards\]"):
         dict(HPSv2("weights.pt").compute(Samples(IMAGES, PROMPTS)))
+
+
+def test_hps_of_a_small_open_clip(tmp_path: Path) -> None:
+    open_clip = pytest.importorskip("open_clip")
+    tower = {"width": 64, "layers": 2}
+    settings = {
+        "embed_dim": 24,
+        "vision_cfg": {**tower, "image_size": 224, "head_width": 32, "patch_size": 56},
+        "text_cfg": {**tower, "context_length": 77, "vocab_size": 49408, "heads": 2},
+    }
+    (tmp_path / "t2ikit-small.json").write_text(json.dumps(settings))
+    open_clip.add_model_config(tmp_path / "t2ikit-small.json")
+    torch.manual_seed(0)
+    network = open_clip.create_model("t2ikit-small").eval()
+    torch.save({"epoch": 1, "state_dict": network.state_dict()}, tmp_path / "hps.pt")
+    prompts = ["a dog", "two red cats", "a long prompt " * 60]
+    metric = HPSv2(str(tmp_path / "hps.pt"), "t2ikit-small", batch_size=2)
+    with torch.no_grad():
+        tokens = open_clip.get_tokenizer("t2ikit-small")(prompts)
+        pixels = torch.stack([preprocess("hpsv2", image) for image in IMAGES])
+        pictures, texts, _ = network(pixels, tokens)  # of length one
+    assert tokens[2, -1] == 49407  # the end token of the cut prompt stays
+    expected = float((pictures * texts).sum(dim=1).mean())
+    assert dict(metric.compute(Samples(IMAGES, prompts))) == {"hps_v2": pytest.approx(expected, rel=1e-4, abs=1e-6)}
+    assert len(metric.fingerprint()["features_sha256"]) == 64
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"init_args\.weights"):
+        dict(HPSv2(str(tmp_path / "other.pt"), "t2ikit-small").compute(Samples(IMAGES, prompts)))
+    with pytest.raises(FileNotFoundError, match=r"init_args\.weights"):
+        HPSv2(str(tmp_path / "none.pt")).fingerprint()
+
+
+def test_only_numbers_are_scores(small_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metric = PickScore(str(small_clip), tokenizer=str(small_clip))
+    monkeypatch.setattr(metric, "_values", lambda images, prompts: torch.tensor([1.0, float("nan"), 2.0]))
+    with pytest.raises(ValueError, match="pick_score of image 1 is not finite"):
+        dict(metric.compute(Samples(IMAGES, PROMPTS)))
