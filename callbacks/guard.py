@@ -48,10 +48,11 @@ class NonFiniteGuard(L.Callback):
         bad = rows[2].any()
         if self._broken is None or self._rows is None or self._step is None:
             self._broken, self._step, self._rows = torch.zeros_like(bad), torch.zeros_like(rows[0, 0]), rows
-        width = max(rows.shape[1], self._rows.shape[1])  # a column of padding is no broken record
-        rows, kept = (F.pad(each, (0, width - each.shape[1])) for each in (rows, self._rows))
+        if rows.shape != self._rows.shape:  # a column of padding is no broken record
+            width = max(rows.shape[1], self._rows.shape[1])
+            rows, self._rows = (F.pad(each, (0, width - each.shape[1])) for each in (rows, self._rows))
         first = bad & ~self._broken
-        self._rows = torch.where(first, rows, kept)
+        self._rows = torch.where(first, rows, self._rows)
         self._step = torch.where(first, self._current, self._step)
         self._broken = self._broken | bad
         stepped = trainer.global_step >= self._current

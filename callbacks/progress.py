@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -32,7 +33,8 @@ class StepProgress(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        total = int(trainer.estimated_stepping_batches)
+        steps = trainer.estimated_stepping_batches  # infinite where only trainer.max_time ends the run
+        total = None if math.isinf(steps) else int(steps)
         interval = self.refresh_seconds if sys.stderr.isatty() else 10 * self.refresh_seconds
         self._bar = tqdm(
             total=total,

@@ -9,6 +9,7 @@ samples a micro-batch up, self-conditioning keeps a fixed number of each micro-b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,9 +20,11 @@ from torch import Tensor
 
 from t2ikit import draws
 from t2ikit.batch import Batch, StoredBatch, Text
+from t2ikit.data.continuity import CHANGES, Change, check_continues
 from t2ikit.data.manifest import Manifest
 from t2ikit.denoisers import Denoiser
 from t2ikit.diffusion import GaussianDiffusion, Guidance, sample
+from t2ikit.diffusion.compiled import STATIC_ROWS, CompiledLoss
 from t2ikit.diffusion.objectives import Objective
 from t2ikit.diffusion.processes import Process, Threshold
 from t2ikit.encoders.autoencoders import ImageSpace, PixelSpace
@@ -46,9 +49,14 @@ class TextToImage(L.LightningModule):
         min_snr: Min-SNR weighting (gamma of its paper); None is off.
         noise_bins: loss is logged in this many equal bins of t.
         seed: key of every random number of a step.
+        compile: the training loss under ``torch.compile``, whole: null (off), "default", "reduce-overhead" (CUDA
+            graphs), "max-autotune", or its options as a mapping, e.g. ``{backend: aot_eager}``. Every text length is
+            compiled once (``data.length_bucket`` makes them few). Validation and drawing are not compiled.
+        resume_data: data that ``--resume`` may go on with: "same" as before, "extended" by appended images, or "any"
+            of the same format and encoders.
 
     Raises:
-        ValueError: a rate outside [0, 1].
+        ValueError: a rate outside [0, 1], or an unknown ``compile`` or ``resume_data``.
     """
 
     def __init__(
@@ -64,8 +72,12 @@ class TextToImage(L.LightningModule):
         min_snr: float | None = None,
         noise_bins: int = 10,
         seed: int = 0,
+        compile: str | dict[str, Any] | None = None,
+        resume_data: Change = "same",
     ) -> None:
         super().__init__()
+        if resume_data not in CHANGES:
+            raise ValueError(f"model.init_args.resume_data is one of {', '.join(CHANGES)}; got {resume_data!r}")
         for name, rate in (("text_drop", text_drop), ("self_condition_rate", self_condition_rate)):
             if not 0.0 <= rate <= 1.0:
                 raise ValueError(f"model.init_args.{name} is a probability in [0, 1], got {rate}")
@@ -73,6 +85,8 @@ class TextToImage(L.LightningModule):
         self.process = process if process is not None else GaussianDiffusion()
         self.space = space if space is not None else PixelSpace()
         self.objective = Objective(self.process, offset_noise=offset_noise, min_snr=min_snr)
+        self.compiled_loss = None if compile is None else CompiledLoss(self.objective, compile)
+        self.resume_data: Change = resume_data
         self.optimizer_factory = optimizer if optimizer is not None else Lamb()
         self.learning_rate = learning_rate if learning_rate is not None else Constant()
         self.text_drop = text_drop
@@ -102,6 +116,9 @@ class TextToImage(L.LightningModule):
             raise ValueError("TextToImage needs a data module: set `data` in the experiment")
         self.check_manifest(data.manifest)
         self.unconditional = data.unconditional()
+        # A plugin of 16-bit weights would cast the stored batch as well, noise quantile and posterior included; the
+        # denoiser casts what it needs, and the rest of a step is in fp32.
+        self.trainer.precision_plugin.convert_input = _unchanged  # type: ignore[method-assign]
 
     def check_manifest(self, manifest: Manifest) -> None:
         """Refuses prepared data that does not fit denoiser and space; keeps the manifest for the checkpoint."""
@@ -155,13 +172,16 @@ class TextToImage(L.LightningModule):
     # ------------------------------------------------------------------ the training step
 
     def training_step(self, parts: tuple[Batch, ...], batch_idx: int) -> dict[str, Tensor]:
+        if self.compiled_loss is not None:  # results of the step before may be overwritten by CUDA graphs
+            torch.compiler.cudagraph_mark_step_begin()
         if self._drops:  # dropout draws from the global generator: keyed, so that a resumed run draws the same
             torch.manual_seed(draws.derived_seed(self.seed, "dropout", parts[0].slot))
         losses = []
         for part in parts:
             drop = torch.from_numpy(draws.uniforms(self.seed, "drop", part.slot, len(part))[:, 0] < self.text_drop)
             text = part.text.replace(drop.to(part.t.device, non_blocking=True), self._empty_prompt(part.t.device))
-            losses.append(self._losses(part, text, self._kept(part.slot, len(part)), "noise"))
+            keep = self._kept(part.slot, len(part))
+            losses.append(self._losses(part, text, keep, "noise", self.compiled_loss or self.objective.loss))
         loss_B = torch.cat(losses)
         return {
             "loss": loss_B.mean(),
@@ -183,20 +203,20 @@ class TextToImage(L.LightningModule):
         training = self.denoiser.training
         self.denoiser.eval()
         try:
-            loss_B = self._losses(batch, batch.text, keep, "validation noise")
+            loss_B = self._losses(batch, batch.text, keep, "validation noise", self.objective.loss)
         finally:
             self.denoiser.train(training)
         return loss_B, batch.t
 
-    def _losses(self, batch: Batch, text: Text, keep: Tensor, purpose: str) -> Tensor:
+    def _losses(self, batch: Batch, text: Text, keep: Tensor, purpose: str, loss: Callable[..., Tensor]) -> Tensor:
         shape = batch.latents.shape[1:]
         noise = draws.normal(self.seed, purpose, batch.slot, len(batch), shape, batch.latents.device)
-        return self.objective.loss(self.denoiser, batch.latents, noise, batch.t, text, keep, window=batch.window)
+        return loss(self.denoiser, batch.latents, noise, batch.t, text, keep, window=batch.window)
 
     def _kept(self, slot: int, count: int) -> Tensor:
         """[B] bool on the CPU: which samples are self-conditioned. A fixed number from 10 up: static shapes."""
         u = draws.uniforms(self.seed, "self-condition", slot, count)[:, 0]
-        if count < 10:
+        if count < STATIC_ROWS:
             return torch.from_numpy(u < self.self_condition_rate)
         keep = torch.zeros(count, dtype=torch.bool)
         keep[torch.from_numpy(u).argsort()[: round(self.self_condition_rate * count)]] = True
@@ -259,9 +279,19 @@ class TextToImage(L.LightningModule):
 
     # ------------------------------------------------------------------ optimiser and checkpoint
 
+    def validate_experiment(self, experiment: Any) -> None:
+        """Refuses a schedule that needs the length of the run where only a clock ends it; before any data is read.
+
+        Raises:
+            ValueError: names the options.
+        """
+        trainer = experiment.trainer
+        if trainer.max_steps == -1 and trainer.max_epochs == -1:
+            self.learning_rate.factor(1, math.inf)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer_factory.build(self.denoiser)
-        total = int(self.trainer.estimated_stepping_batches)
+        total = self.trainer.estimated_stepping_batches  # infinite where only trainer.max_time ends the run
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self.learning_rate.factor(step + 1, total)
         )
@@ -284,6 +314,8 @@ class TextToImage(L.LightningModule):
         checkpoint["space"] = self.space.description()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.manifest is not None and "data_manifest" in checkpoint:
+            check_continues(Manifest.from_json(checkpoint["data_manifest"]), self.manifest, self.resume_data)
         stored, ours = checkpoint.get("space"), self.space.description()
         if stored is not None and stored != ours:
             differing = sorted(key for key in {*stored, *ours} if stored.get(key) != ours.get(key))
@@ -292,3 +324,7 @@ class TextToImage(L.LightningModule):
                 f"{[stored.get(key) for key in differing]}, now {[ours.get(key) for key in differing]}): "
                 "set model.init_args.space as it was"
             )
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch

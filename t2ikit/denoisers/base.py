@@ -102,8 +102,11 @@ def without_graph(device_type: str) -> Iterator[None]:
 
 
 def kept_rows(keep: Tensor, device: torch.device) -> Tensor:
-    """int64 [R] on ``device``, where ``keep`` [B] bool is True. No host sync when ``keep`` lies on the CPU."""
-    index = keep.nonzero().flatten()
+    """int64 [R] on ``device``, where ``keep`` [B] bool is True, or ``keep`` itself if it is such an index already.
+
+    No host sync when ``keep`` lies on the CPU.
+    """
+    index = keep.nonzero().flatten() if keep.dtype == torch.bool else keep
     if index.device != device and device.type == "cuda":
         index = index.pin_memory()
     return index.to(device, non_blocking=True)
@@ -161,7 +164,8 @@ class Denoiser(nn.Module, ABC):
         """The first of two passes: the state for the main pass, or None for a denoiser without state.
 
         No graph is built. Only rows where ``keep`` [B] bool is True are computed; the others get the zero state. Give
-        ``keep`` on the CPU: on another device its count is a host sync.
+        ``keep`` on the CPU, since on another device its count is a host sync, or as the int64 index [R] of its rows,
+        whose shape ``torch.compile`` can know.
         """
         return None
 

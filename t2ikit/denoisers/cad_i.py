@@ -268,31 +268,40 @@ class CADI(Denoiser):
             x: [B, C, H, W].
             level: [B].
             context: of ``encode_text``, B rows.
-            keep: [B] bool, preferably on the CPU.
+            keep: [B] bool, preferably on the CPU, or int64 [R], the rows that are kept.
 
         Returns:
-            [B, M, D] without a graph; zeros where ``keep`` is False.
+            [B, M, D] without a graph; zeros for rows that are not kept.
 
         Raises:
             ValueError: a wrong shape; the message says what was expected.
         """
         self._check_call(x, level, context)
         rows = x.shape[0]
-        if keep.shape != (rows,) or keep.dtype != torch.bool:
-            raise ValueError(f"keep [{rows}] bool was expected, got {list(keep.shape)} {keep.dtype}")
+        mask = keep.dtype == torch.bool and keep.shape == (rows,)
+        if not mask and (keep.dtype != torch.int64 or keep.dim() != 1):
+            raise ValueError(
+                f"keep [{rows}] bool was expected, or int64 row numbers, got {list(keep.shape)} {keep.dtype}"
+            )
         with without_graph(x.device.type):
+            if mask and torch.compiler.is_compiling():  # how many are kept is no shape: compute all
+                chosen = keep.to(x.device, self.latents.dtype)[:, None, None]
+                return self._first_latents(x, level, context) * chosen
             index = kept_rows(keep, x.device)
             some = index.shape[0] < rows
             if index.shape[0] == 0:
                 return self.latents.new_zeros(rows, *self.latents.shape)
             if some:
                 x, level, context = x.index_select(0, index), level.index_select(0, index), context.rows(index)
-            # Zero latents are the same for every sample and latent, so one row of the MLP on them serves all.
-            zero = self.latents.new_zeros(1, 1, self.latents.shape[1])
-            _, latents = self._trunk(x, level, context, zero, write_last=False)
+            latents = self._first_latents(x, level, context)
             if not some:
                 return latents
             return latents.new_zeros(rows, *self.latents.shape).index_copy_(0, index, latents)
+
+    def _first_latents(self, x: Tensor, level: Tensor, context: TextContext) -> Tensor:
+        """[B, M, D] of a call from zero latents. They are all the same, so one row of the MLP on them serves all."""
+        zero = self.latents.new_zeros(1, 1, self.latents.shape[1])
+        return self._trunk(x, level, context, zero, write_last=False)[1]
 
     def _trunk(
         self, x: Tensor, level: Tensor, context: TextContext, state: Tensor, write_last: bool = True

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 
-def lr_factor(step: int, warmup: int, total: int, fraction: float = 0.7) -> float:
+def lr_factor(step: int, warmup: int, total: float, fraction: float = 0.7) -> float:
     """Linear warm-up, then a cosine that stops at ``fraction`` of its half wave.
 
     k / warmup up to step k = warmup; then (1 + cos(fraction pi (k - warmup) / (total - warmup))) / 2, which ends at
@@ -30,8 +30,8 @@ class LearningRate(ABC):
     """A schedule of the learning rate, as a factor of the base rate."""
 
     @abstractmethod
-    def factor(self, step: int, total_steps: int) -> float:
-        """The factor at optimizer step ``step`` (1 is the first) of ``total_steps``."""
+    def factor(self, step: int, total_steps: float) -> float:
+        """The factor at optimizer step ``step`` (1 is the first) of ``total_steps`` (infinite: a clock ends it)."""
 
 
 @dataclass
@@ -54,8 +54,17 @@ class WarmupCosine(LearningRate):
         if not 0.0 < self.fraction <= 1.0:
             raise ValueError(f"fraction is the part of the cosine that is used, in (0, 1]; got {self.fraction}")
 
-    def factor(self, step: int, total_steps: int) -> float:
-        """See :func:`lr_factor`."""
+    def factor(self, step: int, total_steps: float) -> float:
+        """See :func:`lr_factor`.
+
+        Raises:
+            ValueError: the run has no last step that the cosine could end at.
+        """
+        if math.isinf(total_steps):
+            raise ValueError(
+                "learning_rate: a cosine ends at the last step, and trainer.max_time alone sets none: set "
+                "trainer.max_steps as well, or --model.learning_rate t2ikit.optim.Constant"
+            )
         return lr_factor(step, self.warmup, total_steps, self.fraction)
 
 
@@ -75,7 +84,7 @@ class Constant(LearningRate):
     def __post_init__(self) -> None:
         _check_warmup(self.warmup)
 
-    def factor(self, step: int, total_steps: int) -> float:
+    def factor(self, step: int, total_steps: float) -> float:
         """min(1, step / warmup)."""
         return min(1.0, max(step, 1) / self.warmup) if self.warmup else 1.0
 

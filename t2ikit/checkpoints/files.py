@@ -1,0 +1,75 @@
+"""Weights on disk, and their strict loading into a denoiser."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from t2ikit.denoisers import Denoiser
+
+
+def read_weights(path: str | Path, mmap: bool = False) -> dict[str, Any]:
+    """The content of a ``.safetensors`` file, or of a PyTorch checkpoint (read without running code from it).
+
+    Args:
+        path: the file.
+        mmap: read a tensor of a checkpoint from the disk when it is used: what is not needed costs no memory.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return cast(dict[str, Any], load_file(path))
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(f"{path} is not a readable weight file: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__}; a mapping of names to tensors was expected")
+    return content
+
+
+def load_weights(denoiser: Denoiser, state_dict: Mapping[str, Tensor]) -> None:
+    """Loads every weight of a denoiser, and nothing else.
+
+    Args:
+        denoiser: changed in place.
+        state_dict: name -> tensor under the denoiser's own names (of :func:`from_upstream` for released files).
+
+    Raises:
+        ValueError: missing, unknown or misshapen tensors, named; nothing is loaded then.
+    """
+    own = denoiser.state_dict()
+    missing = [name for name in own if name not in state_dict]
+    unknown = [name for name in state_dict if name not in own]
+    shapes = [
+        f"{name}: {list(state_dict[name].shape)} in the file, {list(value.shape)} in the network"
+        for name, value in own.items()
+        if name in state_dict and state_dict[name].shape != value.shape
+    ]
+    if missing or unknown or shapes:
+        faults = [("missing", missing), ("unknown", unknown), ("of another shape", shapes)]
+        listed = "; ".join(f"{len(names)} {fault}{some_of(names)}" for fault, names in faults if names)
+        raise ValueError(
+            f"these weights do not fit {type(denoiser).__name__} as it is configured: {listed}. "
+            "Check its sizes and options in the experiment file (denoiser.init_args)"
+        )
+    denoiser.load_state_dict(dict(state_dict), strict=True)
+
+
+def some_of(names: list[str], count: int = 4) -> str:
+    """Up to ``count`` of the names in brackets, or nothing."""
+    if not names:
+        return ""
+    return f" ({', '.join(names[:count])}{', ...' if len(names) > count else ''})"

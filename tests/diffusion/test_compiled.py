@@ -1,0 +1,114 @@
+"""The compiled training loss: one graph a shape, the same numbers. The quick backends stand in for inductor."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from t2ikit.batch import Text
+from t2ikit.denoisers import CADI, Denoiser, DiTI
+from t2ikit.diffusion import GaussianDiffusion, Objective, Process, RectifiedFlow
+from t2ikit.diffusion.compiled import CompiledLoss
+
+
+def cad_i() -> CADI:
+    torch.manual_seed(0)
+    denoiser = CADI(4, 4, 2, 16, 4, 32, 1, 1, 2, 2, text_dim=8, num_registers=2, refine_heads=2)
+    torch.nn.init.normal_(denoiser.ln_previous.weight)  # self-conditioning on, so that a wrong state shows
+    return denoiser
+
+
+def dit_i() -> DiTI:
+    torch.manual_seed(0)
+    denoiser = DiTI(4, 4, 2, 32, 1, 2, text_dim=8, num_registers=2)
+    torch.nn.init.normal_(denoiser.final.weight)
+    return denoiser
+
+
+def inputs(rows: int, tokens: int, kept: int) -> tuple[Tensor, Tensor, Tensor, Text, Tensor]:
+    generator = torch.Generator().manual_seed(rows + tokens + kept)
+    x0, noise = torch.randn(2, rows, 4, 4, 4, generator=generator)
+    text = Text(torch.randn(rows, tokens, 8, generator=generator), torch.ones(rows, tokens, dtype=torch.bool))
+    text.mask[0, 1:] = False
+    keep = torch.randperm(rows, generator=generator) < kept
+    return x0, noise, torch.rand(rows, generator=generator), text, keep
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("build", "process", "lengths"),
+    [
+        (cad_i, GaussianDiffusion(), (4, 8, 4)),
+        (cad_i, RectifiedFlow(), (4,)),
+        (dit_i, GaussianDiffusion(), (4, 8, 4)),
+        (dit_i, RectifiedFlow(), (4,)),
+    ],
+    ids=["cad_i-epsilon", "cad_i-flow", "dit_i-epsilon", "dit_i-flow"],
+)
+def test_one_graph_a_text_length_and_the_same_losses_and_gradients(
+    build: Callable[[], Denoiser], process: Process, lengths: tuple[int, ...]
+) -> None:
+    denoiser, objective = build(), Objective(process)
+    compiled = CompiledLoss(objective, {"backend": "aot_eager"})
+    for tokens in lengths:
+        results = []
+        for loss in (objective.loss, compiled):
+            denoiser.zero_grad()
+            loss_B = loss(denoiser, *inputs(10, tokens, 9))
+            loss_B.mean().backward()
+            results.append((loss_B.detach(), [p.grad for p in denoiser.parameters()]))
+        torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=1e-6)
+        for found, expected in zip(results[1][1], results[0][1], strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert counters["stats"]["unique_graphs"] == len(set(lengths))
+    assert not counters["graph_break"]
+
+
+def test_below_ten_rows_any_number_is_kept_by_one_graph_under_autocast() -> None:
+    denoiser, objective = cad_i(), Objective(GaussianDiffusion())
+    compiled = CompiledLoss(objective, {"backend": "eager"})
+    torch._dynamo.config.recompile_limit = 1  # as if more text lengths came than dynamo takes by itself
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        for tokens, kept in ((4, 4), (4, 3), (4, 0), (8, 2)):
+            given = inputs(4, tokens, kept)
+            found = compiled(denoiser, *given)
+            torch.testing.assert_close(found, objective.loss(denoiser, *given), rtol=1e-2, atol=1e-3)
+    assert counters["stats"]["unique_graphs"] == 2
+    assert not counters["graph_break"]
+
+
+def test_it_copies_without_its_code() -> None:
+    compiled = CompiledLoss(Objective(GaussianDiffusion()), {"backend": "eager"})
+    compiled._function = torch.neg
+    twin = copy.deepcopy(compiled)
+    assert twin._function is None and twin.options == compiled.options
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("fast", "max-autotune"), ({"fullgraph": False}, "fullgraph"), ({"dynamic": True}, "dynamic")],
+)
+def test_wrong_options_are_refused(option: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CompiledLoss(Objective(GaussianDiffusion()), option)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune"])
+def test_modes_reach_torch_compile(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, object] = {}
+    monkeypatch.setattr(torch, "compile", lambda function, **options: (seen.update(options), function)[1])
+    objective = Objective(GaussianDiffusion())
+    CompiledLoss(objective, mode)(dit_i(), *inputs(4, 3, 4))
+    assert seen == {"fullgraph": True, "dynamic": False, "mode": mode}
