@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ class ImageList:
     Attributes:
         root: the source; for class folders, the folder below which the keys are paths.
         keys: [N] name of every photo: its path below the source, with forward slashes.
+        sizes: [N] int64 bytes, -1 where the source does not tell.
         class_ids: [N] int64.
         class_names: name of every class that occurs.
         sha256: of the keys, sizes and classes, whatever the order.
@@ -50,6 +51,7 @@ class ImageList:
 
     root: Path
     keys: Keys
+    sizes: np.ndarray
     class_ids: np.ndarray
     class_names: dict[int, str]
     sha256: str
@@ -71,6 +73,13 @@ class ImageList:
     def where(self, index: int) -> str:
         """Where photo ``index`` lies, for messages."""
         return self.reader.where(self.keys.position(index))
+
+    def take(self, which: np.ndarray) -> ImageList:
+        """Some of the photos, by their numbers, in that order; ``sha256`` stays that of the whole list."""
+        class_ids = self.class_ids[which]
+        names = {number: name for number, name in self.class_names.items() if (class_ids == number).any()}
+        sizes = self.sizes[which]
+        return replace(self, keys=self.keys.take(which), sizes=sizes, class_ids=class_ids, class_names=names)
 
 
 def find_images(
@@ -117,7 +126,11 @@ def find_images(
     found = _found(str(source), "--source", val_labels, label_field, kept)
     if val_source is not None:
         others = _found(str(val_source), "--val-source", val_labels, label_field, kept)
-        found["val"], origins["val"] = others.get("val") or others["train"], str(val_source)
+        if not others:
+            raise ValueError(f"{val_source} holds no photos: give --val-source {FORMS}")
+        found["val"], origins["val"] = others["val" if "val" in others else "train"], str(val_source)
+    if not found:
+        raise ValueError(f"{source} holds no photos: give --source {FORMS}")
     if "train" not in found:
         raise ValueError(f"{source} holds val only: give the source of train with --source, this one with --val-source")
     resolved = {split: resolve(photos, class_names, origins[split]) for split, photos in found.items()}
@@ -131,14 +144,15 @@ def find_images(
         photos, (class_ids, names), positions = found[split], resolved[split], kept_positions[split]
         if not len(positions):
             raise ValueError(
-                f"{split} has no photos: {origins[split]} needs class folders with at least a few photos each "
-                "(--source), or hold out another share (--val-share)"
+                f"{split} has no photos: {origins[split]} needs at least a few photos a class (--source), or hold "
+                "out another share (--val-share)"
             )
         order = _order(photos, positions, split, seed)
         occurring = {int(number): names[int(number)] for number in np.unique(class_ids[order])}
         lists[split] = ImageList(
             Path(origins[split]),
             photos.keys.take(order),
+            photos.sizes[order],
             class_ids[order],
             occurring,
             _identity(photos, class_ids, positions),

@@ -163,6 +163,7 @@ def _walk(
                     shard = path.rpartition("/")[2].removesuffix(".tar")
                     for name, member, label in samples(tar, field):
                         yield f"{prefix}{shard}/{name}", number, member.offset, member.size, label
+        bar.update(total - bar.n)
 
 
 def _class_tar(tar: OpenTar, number: int, prefix: str, name: str, start: int, end: int | None) -> Iterator[_Found]:

@@ -91,11 +91,11 @@ def truth_of(labels: str | None, beside: str) -> Truth:
     if labels.endswith((".tar.gz", ".tgz", ".tar")):
         return _of_devkit(labels, content)
     lines = [re.split(r"[\s,;]+", line.strip()) for line in content.decode("utf-8-sig").splitlines() if line.strip()]
-    if all(len(words) == 1 and words[0].isdigit() for words in lines):
+    if lines and all(len(words) == 1 and words[0].isdigit() for words in lines):
         return _of_ids(labels, content, _meta_beside(labels))
-    if all(len(words) == 1 and wnid_in(words[0]) == words[0] for words in lines):
+    if lines and all(len(words) == 1 and wnid_in(words[0]) == words[0] for words in lines):
         return Truth(labels, by_number=[words[0] for words in lines])
-    named = lines[1:] if lines[0][:2] == ["ImageId", "PredictionString"] else lines
+    named = lines[1:] if lines and lines[0][:2] == ["ImageId", "PredictionString"] else lines
     if not named or not all(len(words) >= 2 and wnid_in(words[1]) == words[1] for words in named):
         raise ValueError(f"{labels} is no ground truth that can be read; --val-labels takes {_FORMS}")
     return Truth(labels, by_name={words[0].rpartition("/")[2].partition(".")[0]: words[1] for words in named})
@@ -146,6 +146,7 @@ def _of_devkit(path: str, content: bytes) -> Truth:
 
 def _of_ids(source: str, truth: bytes, meta: bytes) -> Truth:
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
     try:
         synsets = np.atleast_1d(loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"])
@@ -154,5 +155,5 @@ def _of_ids(source: str, truth: bytes, meta: bytes) -> Truth:
         return Truth(source, by_number=[wnids[number] for number in ids])
     except KeyError as error:
         raise ValueError(f"{source}: the ground truth names {error}, which {META} does not have") from error
-    except (ValueError, TypeError, IndexError) as error:
+    except (ValueError, TypeError, IndexError, MatReadError) as error:
         raise ValueError(f"{source}: {META} or the ground truth cannot be read ({error}); --val-labels") from error
