@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 GROUP = 64
@@ -86,24 +88,48 @@ def quantise_tokens(states: np.ndarray | Tensor, token_format: str = "int8") -> 
     Raises:
         ValueError: for states that are not finite, an empty text or an unknown format.
     """
-    if isinstance(states, Tensor):
-        states = states.detach().float().cpu().numpy()
-    states = np.asarray(states, dtype=np.float32)
-    if states.ndim != 2 or len(states) == 0:
-        raise ValueError(f"text states are [L, D] with L >= 1; got {states.shape}")
-    if not np.isfinite(states).all():
-        raise ValueError("text states hold values that are not finite: run the text encoder in float32 or bfloat16")
-    if token_format == "float16":
-        return Tokens(np.clip(states, -65504, 65504).astype(np.float16))
-    if token_format != "int8":
+    if not isinstance(states, Tensor):
+        states = torch.from_numpy(np.asarray(states, dtype=np.float32))
+    return quantise_states([states], token_format)[0]
+
+
+def quantise_states(texts: Sequence[Tensor], token_format: str = "int8") -> list[Tokens]:
+    """The states of several texts as they are stored: computed at once, on their device.
+
+    Args:
+        texts: [L, D] float each.
+        token_format: "int8" or "float16".
+
+    Raises:
+        ValueError: as :func:`quantise_tokens`.
+    """
+    if token_format not in ("int8", "float16"):
         raise ValueError(f'token_format is "int8" or "float16", not "{token_format}"')
-    length, width = states.shape
-    padded = np.pad(states, ((0, 0), (0, groups(width) * GROUP - width))).reshape(length, -1, GROUP)
-    scales = (np.abs(padded).max(axis=2) / 127).astype(np.float16)
-    # Divided by the rounded scale that will be read back, so that its rounding costs nothing.
-    divisor = np.where(scales > 0, scales, 1).astype(np.float32)[:, :, None]
-    values = np.clip(np.rint(padded / divisor), -127, 127).astype(np.int8)
-    return Tokens(np.ascontiguousarray(values.reshape(length, -1)[:, :width]), scales)
+    for states in texts:
+        if states.dim() != 2 or len(states) == 0:
+            raise ValueError(f"text states are [L, D] with L >= 1; got {tuple(states.shape)}")
+    if not texts:
+        return []
+    rows = torch.cat([states.detach() for states in texts]).float()
+    finite = torch.isfinite(rows).all()
+    scales = None
+    if token_format == "float16":
+        values = rows.clamp(-65504, 65504).half()
+    else:
+        width = rows.shape[1]
+        padded = torch.nn.functional.pad(rows, (0, groups(width) * GROUP - width)).view(len(rows), -1, GROUP)
+        scales = (padded.abs().amax(dim=2) / 127).half()
+        # Divided by the rounded scale that will be read back, so that its rounding costs nothing.
+        divisor = torch.where(scales > 0, scales, 1).float()[:, :, None]
+        values = (padded / divisor).round().clamp(-127, 127).to(torch.int8).view(len(rows), -1)[:, :width].contiguous()
+        scales = scales.cpu()
+    values = values.cpu()
+    if not finite:
+        raise ValueError("text states hold values that are not finite: run the text encoder in float32 or bfloat16")
+    lengths = [len(states) for states in texts]
+    parts = values.split(lengths)
+    factors = [None] * len(texts) if scales is None else [part.numpy() for part in scales.split(lengths)]
+    return [Tokens(part.numpy(), factor) for part, factor in zip(parts, factors, strict=True)]
 
 
 class RecordView:

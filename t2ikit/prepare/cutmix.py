@@ -5,18 +5,24 @@ Rectangle, setting and both images go into the metadata: a captioner needs them,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from t2ikit.augment.cutmix import MixPlan, compose
 from t2ikit.data.manifest import Manifest
-from t2ikit.data.records import Record, RecordSet, write_set
-from t2ikit.prepare.captions import CaptionSet, aio_caption, caption_file, image_sets, write_captions
-from t2ikit.prepare.engine import identity, in_order, require_disk, sha256_of_json, tracked, up_to_date, versions
-from t2ikit.prepare.images import IMAGES
+from t2ikit.data.records import Record, RecordSet
+from t2ikit.prepare.captions import CaptionSet, caption_file, image_sets, write_aio
+from t2ikit.prepare.engine import Launch, Work
+from t2ikit.prepare.images import IMAGES, ON_THIS_CPU
+from t2ikit.prepare.photo_lists import class_ids
+from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder
+from t2ikit.prepare.steps import first_rank, identity, part_ranges, require_disk, sha256_of_json, versions
+
+_METADATA_BYTES = 400
 
 
 def prepare_cutmix(
@@ -25,17 +31,22 @@ def prepare_cutmix(
     *,
     seed: int = 0,
     strict_paper: bool = False,
-    workers: int = 0,
+    launch: Launch = ON_THIS_CPU,
+    shard_size: int | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Writes the image set ``out/images/train_<setting>``, and its captions if those of ``train`` are AIO captions.
+
+    Images that were appended to ``train`` get their mixed images behind the others; their partners are of all images
+    that there were then.
 
     Args:
         out: the folder of the data set; its ``images/train`` gives the images.
         setting: "cm2", "cm4", "cm9", "cm16" or "cmall".
         seed: with the index of the base image, decides partner, setting and rectangle.
         strict_paper: keep the inserts of cm9 off the corners.
-        workers: processes that compose; 0 is this one.
+        launch: processes that compose.
+        shard_size: images of a chunk; None for about 64 MB.
         overwrite: replace a set that was made from other inputs.
 
     Returns:
@@ -50,45 +61,49 @@ def prepare_cutmix(
     raw = RecordSet(root / IMAGES / "train")
     name = f"train_{setting}"
     folder = root / IMAGES / name
-    size = raw.manifest.image_shape[-1]
     wanted = Manifest(
         kind="pixels",
         image_shape=raw.manifest.image_shape,
         setting=setting,
         source=raw.manifest.source,
-        source_sha256=sha256_of_json([identity(raw.manifest), seed, strict_paper]),
         versions=versions("torch", "litdata"),
     )
-    if up_to_date(folder, wanted, overwrite, "--seed and images"):
+    parts = part_ranges(raw.manifest)
+    hashes = [sha256_of_json([identity(raw.manifest, number + 1), seed, strict_paper]) for number in range(len(parts))]
+    done = parts_done(folder, wanted, hashes, overwrite, "--seed and images")
+    if done == len(parts):
         print(f"{folder}: up to date")
-        manifest = Manifest.read(folder)
     else:
-        mixes = _Mixes(raw, setting, size, seed, strict_paper)
-        require_disk(root, len(raw), 3 * size * size, str(folder))
-        records = tracked(in_order(mixes, workers), len(raw), f"cutmix {setting}")
-        manifest = write_set(folder, records, wanted, overwrite=overwrite)
+        bytes_each = int(np.prod(raw.manifest.image_shape)) + _METADATA_BYTES
+        left = sum(len(part) for part in parts[done:])
+        require_disk(root, left, bytes_each, str(folder), work_folder(folder, done))
+        shard_size = shard_size_of(bytes_each, shard_size)
+    for number in range(done, len(parts)):
+        work = _Mixing(raw, parts[number], setting, seed, strict_paper, hashes[number])
+        results = run_part(work, folder, number, launch, shard_size or 1, f"cutmix {setting}", overwrite)
+        manifest = add_part(results, folder, number, wanted, hashes[number])
         print(f"{folder}: {manifest.count:,} images")
-    if caption_file(root, "train").is_file() and CaptionSet(root, "train").header.kind == "aio":
-        mixed = RecordSet(folder)
-        details = (mixed.view(index).details()[1] for index in range(len(mixed)))
-        rows = ((metadata["key"], (aio_caption(metadata),)) for metadata in details)
-        write_captions(root, name, "aio", rows, overwrite)
-    return manifest
+    if caption_file(root, "train").is_file() and CaptionSet(root, "train").header.kind == "aio" and first_rank():
+        write_aio(root, name, overwrite)
+    return Manifest.read(folder)
 
 
-class _Mixes(Dataset[Record]):
-    def __init__(self, raw: RecordSet, setting: str, size: int, seed: int, strict_paper: bool) -> None:
-        class_ids = np.array([raw.view(index).details()[1]["class_id"] for index in range(len(raw))])
+class _Mixing(Work):
+    """The mixed images of one part of the raw set."""
+
+    def __init__(self, raw: RecordSet, part: range, setting: str, seed: int, strict_paper: bool, digest: str) -> None:
         self.raw = raw
-        self.plan = MixPlan(class_ids, setting, size, seed, strict_paper)
+        self.part = part
         self.name = f"train_{setting}"
-        self.size = size
+        self.size = raw.manifest.image_shape[-1]
+        self.identity = digest
+        self.plan = MixPlan(class_ids(raw, part.stop), setting, self.size, seed, strict_paper)
 
     def __len__(self) -> int:
-        return len(self.plan)
+        return len(self.part)
 
-    def __getitem__(self, index: int) -> Record:
-        mix = self.plan[index]
+    def load(self, index: int) -> bytes:
+        mix = self.plan[self.part[index]]
         base, other = self.raw[mix.base], self.raw[mix.other]
         pixels = compose(torch.from_numpy(base.image), torch.from_numpy(other.image), mix.rectangle, mix.setting)
         metadata = {
@@ -102,4 +117,7 @@ class _Mixes(Dataset[Record]):
             "setting": mix.setting,
             "size": self.size,
         }
-        return Record(pixels.numpy(), metadata=metadata)
+        return Record(pixels.numpy(), metadata=metadata).to_bytes()
+
+    def compute(self, items: list[Any]) -> Sequence[bytes]:
+        return items

@@ -32,18 +32,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from t2ikit.prepare.loading import Batch, Batches, Loading
 from t2ikit.prepare.progress import Progress
 from t2ikit.prepare.shards import Ledger, Rejected, Results
-from t2ikit.prepare.steps import (  # noqa: F401
-    batched,
-    identity,
-    in_order,
-    remove_leftovers,
-    require_disk,
-    sha256_of_json,
-    tracked,
-    up_to_date,
-    versions,
-    write_lines,
-)
+from t2ikit.prepare.steps import identity, tracked, write_lines  # noqa: F401
 from t2ikit.prepare.work import Launch, Work
 
 __all__ = ["Launch", "Rejected", "Results", "Work", "run_work"]
@@ -152,6 +141,8 @@ class _Run(LightningModule):
         return batch
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Sequence[bytes | Rejected]:
+        if batch.failure is not None:
+            raise batch.failure
         if batch.start == self.ledger.range(batch.shard).start:
             self.work.begin_shard()
         results = self.work.compute(batch.items)

@@ -1,34 +1,29 @@
-"""Photos to square images of one size, stored without loss; files that cannot be used go to a list with the reason.
-
-Shapes: [3, S, S] uint8.
-"""
+"""Photos to square images of one size, stored without loss; files that cannot be used go to a list with the reason."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from torch.utils.data import Dataset
-
-from t2ikit.data.manifest import Manifest
-from t2ikit.data.records import Record, write_set
+from t2ikit.data.manifest import MANIFEST_NAME, Manifest
+from t2ikit.data.records import Record
 from t2ikit.prepare.decode import BadImage, decode
-from t2ikit.prepare.engine import in_order, require_disk, sha256_of_json, tracked, up_to_date, versions, write_lines
+from t2ikit.prepare.engine import Launch, Rejected, Results, Work
+from t2ikit.prepare.photo_lists import bad_photos, list_name, photo_lines, unlisted
+from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder
 from t2ikit.prepare.sources import ImageList, find_images
+from t2ikit.prepare.steps import require_disk, sha256_of_json, versions, write_lines
 
 IMAGES = "images"
 """Folder of the image sets below the output folder."""
 
+ON_THIS_CPU = Launch("cpu", 1)
+"""Images need loader processes, not devices."""
 
-@dataclass(frozen=True)
-class Decoded:
-    """A photo on its way: its pixels, or the reason why it has none."""
-
-    index: int
-    pixels: np.ndarray | None
-    reason: str = ""
+_OPTIONS = "--source, --size, --seed and --class-names (or --append, if photos were added to the source)"
+_METADATA_BYTES = 200
 
 
 def prepare_images(
@@ -40,8 +35,11 @@ def prepare_images(
     val_share: float = 0.02,
     seed: int = 0,
     strict: bool = False,
-    workers: int = 0,
+    append: bool = False,
+    launch: Launch = ON_THIS_CPU,
+    shard_size: int | None = None,
     overwrite: bool = False,
+    **source_options: Any,
 ) -> dict[str, Manifest]:
     """Writes the image sets ``out/images/train`` and ``out/images/val``.
 
@@ -53,8 +51,11 @@ def prepare_images(
         val_share: as in ``find_images``.
         seed: decides the order of the photos.
         strict: stop at the first file that cannot be used, instead of listing it in ``out/images/bad_<split>.tsv``.
-        workers: processes that decode; 0 is this one.
+        append: add the photos that the source did not have when the sets were made, behind the others.
+        launch: processes that decode.
+        shard_size: photos of a chunk; None for about 64 MB.
         overwrite: replace sets that were made from other inputs.
+        source_options: further ones of ``find_images``.
 
     Returns:
         The manifests, by split.
@@ -64,61 +65,121 @@ def prepare_images(
     """
     if size < 4:
         raise ValueError(f"--size must be at least 4; got {size}")
+    if append and overwrite:
+        raise ValueError("--append keeps what is there, --overwrite replaces it: give one of them")
     root = Path(out)
-    manifests = {}
-    for split, images in find_images(source, class_names, val_share, seed).items():
-        folder = root / IMAGES / split
+    lists = find_images(source, class_names, val_share, seed, index=root / IMAGES / ".index", **source_options)
+    step = _Step(root, str(source), size, seed, strict, append, launch, shard_size, overwrite)
+    return {split: step.run(split, images) for split, images in lists.items()}
+
+
+@dataclass(frozen=True)
+class _Step:
+    """The options of one call."""
+
+    root: Path
+    source: str
+    size: int
+    seed: int
+    strict: bool
+    append: bool
+    launch: Launch
+    shard_size: int | None
+    overwrite: bool
+
+    def run(self, split: str, images: ImageList) -> Manifest:
+        """Makes the set of one split, or appends to it."""
+        folder = self.root / IMAGES / split
+        digest = sha256_of_json([images.sha256, images.class_names, self.seed])
         wanted = Manifest(
             kind="pixels",
-            image_shape=(3, size, size),
-            source=str(source),
-            source_sha256=sha256_of_json([images.sha256, images.class_names, seed]),
+            image_shape=(3, self.size, self.size),
+            source=self.source,
             versions=versions("pillow", "litdata"),
         )
-        if up_to_date(folder, wanted, overwrite, "--source, --size, --seed and --class-names"):
+        hashes = [digest]
+        if (folder / MANIFEST_NAME).is_file():
+            there = [part.source_sha256 for part in Manifest.read(folder).parts]
+            if there[-1] == digest:  # nothing has changed since the last part was added
+                hashes = there
+            elif self.append:
+                images = unlisted(images, folder, len(there))
+                hashes = [*there, digest] if len(images) else there
+        number = parts_done(folder, wanted, hashes, self.overwrite, _OPTIONS)
+        if number == len(hashes):
             print(f"{folder}: up to date")
-            manifests[split] = Manifest.read(folder)
-            continue
-        require_disk(root, len(images), 3 * size * size, str(folder))
-        bad: list[str] = []
-        records = _records(images, size, strict, workers, bad, split)
-        manifests[split] = write_set(folder, records, wanted, overwrite=overwrite)
+            return Manifest.read(folder)
+        bytes_each = 3 * self.size**2 + _METADATA_BYTES
+        require_disk(self.root, len(images), bytes_each, str(folder), work_folder(folder, number))
+        work = _Decoding(images, self.size, self.strict, digest)
+        shard_size = shard_size_of(bytes_each, self.shard_size)
+        results = run_part(work, folder, number, self.launch, shard_size, f"images {split}", self.overwrite)
+        self._stop_if_strict(images, results)
+        lists = {list_name(number): photo_lines(images, results.rejected())} if results.chief else {}
+        manifest = add_part(results, folder, number, wanted, digest, files=lists)
+        bad = sum(1 for _ in bad_photos(folder, len(manifest.parts)))
         bad_list = folder.with_name(f"bad_{split}.tsv")
-        if bad:
-            write_lines(bad_list, bad)
-        else:
+        if results.chief and bad:
+            write_lines(bad_list, (f"{_shown(key)}\t{reason}" for key, reason in bad_photos(folder, number + 1)))
+        elif results.chief:
             bad_list.unlink(missing_ok=True)
-        listed = f", {len(bad)} files could not be used (listed in {bad_list})" if bad else ""
-        print(f"{folder}: {manifests[split].count:,} images of {len(images.class_names)} classes{listed}")
-    return manifests
+        listed = f", {bad} files could not be used (listed in {bad_list})" if bad else ""
+        added = f" ({manifest.parts[-1].count:,} new)" if number else ""
+        print(f"{folder}: {manifest.count:,} images{added} of {len(images.class_names)} classes{listed}")
+        return manifest
+
+    def _stop_if_strict(self, images: ImageList, results: Results) -> None:
+        """For photos that an earlier call without ``strict`` found bad."""
+        if self.strict:
+            for index, reason in results.rejected():
+                raise _refusal(images.where(index), reason)
 
 
-class _Photos(Dataset[Decoded]):
-    def __init__(self, images: ImageList, size: int) -> None:
+class _Decoding(Work):
+    """Photos to records, in the loader processes; nothing is left to do for the device."""
+
+    def __init__(self, images: ImageList, size: int, strict: bool, digest: str) -> None:
         self.images = images
         self.size = size
+        self.strict = strict
+        self.identity = sha256_of_json([digest, size, len(images)])
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> Decoded:
-        path = self.images.root / self.images.keys[index]
-        if not path.is_file():
-            return Decoded(index, None, "no regular file, or a link that leads nowhere")
+    def load(self, index: int) -> bytes | Rejected:
+        """The record of a photo.
+
+        Raises:
+            ValueError: it cannot be used, and that is not allowed.
+        """
         try:
-            return Decoded(index, decode(path.read_bytes(), self.size))
+            pixels = decode(self.images.read(index), self.size)
+            number = int(self.images.class_ids[index])
+            metadata = {
+                "key": self.images.keys[index],
+                "class_id": number,
+                "class_name": self.images.class_names[number],
+            }
+            return Record(pixels, metadata=metadata).to_bytes()
         except BadImage as error:
-            return Decoded(index, None, str(error))
+            reason = str(error)
         except OSError as error:
-            return Decoded(index, None, f"cannot be read: {error.strerror}")
+            reason = f"cannot be read: {error.strerror or error}"
+        except UnicodeEncodeError:
+            reason = "its name is not UTF-8"
+        if self.strict:
+            raise _refusal(self.images.where(index), reason)
+        return Rejected(reason.replace("\t", " ").replace("\n", " "))
+
+    def compute(self, items: list[Any]) -> Sequence[bytes | Rejected]:
+        return items
 
 
-def _records(images: ImageList, size: int, strict: bool, workers: int, bad: list[str], label: str) -> Iterator[Record]:
-    for photo in tracked(in_order(_Photos(images, size), workers), len(images), f"images {label}"):
-        key, number = images.keys[photo.index], int(images.class_ids[photo.index])
-        if photo.pixels is None:
-            if strict:
-                raise ValueError(f"{images.root / key} cannot be used: {photo.reason} (leave --strict out to go on)")
-            bad.append(f"{key}\t{photo.reason}")
-            continue
-        yield Record(photo.pixels, metadata={"key": key, "class_id": number, "class_name": images.class_names[number]})
+def _refusal(where: str, reason: str) -> ValueError:
+    return ValueError(f"{where} cannot be used: {reason} (leave --strict out to go on)")
+
+
+def _shown(key: str) -> str:
+    """A key that is no UTF-8 with its odd bytes written out."""
+    return key.encode("utf-8", "backslashreplace").decode()

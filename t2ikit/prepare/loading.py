@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from t2ikit.prepare.shards import Ledger
 from t2ikit.prepare.work import Work
@@ -16,11 +17,12 @@ from t2ikit.prepare.work import Work
 
 @dataclass
 class Batch:
-    """Loaded items ``start ...`` of a shard."""
+    """Loaded items ``start ...`` of a shard, or why they could not be loaded."""
 
     shard: int
     start: int
     items: list[Any]
+    failure: Exception | None = None
 
 
 class Loading(Dataset[Batch]):
@@ -44,7 +46,13 @@ class Loading(Dataset[Batch]):
         items = self.ledger.range(shard)
         first = index % self.per_shard * self.batch_size
         part = items[first : first + self.batch_size]
-        return Batch(shard, part.start, [self.work.load(item) for item in part])
+        try:
+            return Batch(shard, part.start, [self.work.load(item) for item in part])
+        except (OSError, ValueError, RuntimeError) as error:
+            # Raised by the rank: here it would get the traceback of this process for a message.
+            if get_worker_info() is None or not _survives_pickling(error):
+                raise
+            return Batch(shard, part.start, [], error)
 
 
 class Batches:
@@ -59,6 +67,13 @@ class Batches:
             self.loading, batch_size=None, num_workers=self.workers, worker_init_fn=_one_thread
         )
         return iter(loader)
+
+
+def _survives_pickling(error: Exception) -> bool:
+    try:
+        return str(pickle.loads(pickle.dumps(error))) == str(error)
+    except Exception:
+        return False
 
 
 def _one_thread(worker: int) -> None:

@@ -1,9 +1,4 @@
-"""How a step of ``t2ikit prepare`` runs: once, in order, in constant memory, and whole or not at all.
-
-A step describes what it would write by a manifest. If the folder holds just that, there is nothing to do; if it holds
-something else, the step stops unless it may overwrite it. Interrupted steps leave nothing behind (``write_set`` writes
-beside and renames).
-"""
+"""What the steps of ``t2ikit prepare`` have in common: hashes of sets, disk, bars, versions, files of lines."""
 
 from __future__ import annotations
 
@@ -13,69 +8,34 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from t2ikit.data.manifest import MANIFEST_NAME, Manifest
+from t2ikit.data.chunks import chunk_name
+from t2ikit.data.manifest import Manifest
 from t2ikit.files import write_whole
 
 Item = TypeVar("Item")
 
-_COMPARED = (
-    "kind",
-    "image_shape",
-    "text_dim",
-    "token_format",
-    "text_encoder",
-    "autoencoder",
-    "captions",
-    "setting",
-    "source_sha256",
-)
+
+def identity(manifest: Manifest, parts: int | None = None) -> str:
+    """SHA-256 that stands for the records of a stored set, or of its first ``parts``: of its chunks."""
+    chunks = sum(part.chunks for part in manifest.parts[:parts])
+    return sha256_of_json({name: manifest.chunk_sha256[name] for name in map(chunk_name, range(chunks))})
 
 
-def up_to_date(folder: Path, wanted: Manifest, overwrite: bool, options: str) -> bool:
-    """Whether ``folder`` already holds the set that a step would write.
-
-    Args:
-        folder: where the set goes.
-        wanted: what would be written.
-        overwrite: allows another set to be replaced.
-        options: the options that decide the content, for the error message.
-
-    Raises:
-        FileExistsError: the folder holds another set (or none, but other files), and it may not be replaced.
-    """
-    remove_leftovers(folder)
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return False
-    if not (folder / MANIFEST_NAME).is_file():
-        raise FileExistsError(f"{folder} holds files that are no prepared set: choose another --out")
-    existing = Manifest.read(folder)
-    unlike = [name for name in _COMPARED if _comparable(existing, name) != _comparable(wanted, name)]
-    if unlike and not overwrite:
-        raise FileExistsError(
-            f"{folder} was made from other inputs ({', '.join(unlike)} differ): give the same {options} as then, "
-            "choose another --out, or replace it with --overwrite"
-        )
-    return not unlike
+def known_parts(manifest: Manifest, other: str) -> int:
+    """How many parts of a set an ``identity`` stands for; 0 if it is that of another set."""
+    return next((n for n in range(len(manifest.parts), 0, -1) if identity(manifest, n) == other), 0)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes what a killed call left beside ``folder``: partial sets whose process is gone."""
-    for partial in folder.parent.glob(f".{folder.name}.*.partial"):
-        process = partial.name.removeprefix(f".{folder.name}.").split("-")[0]
-        if process.isdigit() and not _runs(int(process)):
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def identity(manifest: Manifest) -> str:
-    """SHA-256 that stands for the records of a stored set: of its chunks, since LitData's index holds the time."""
-    return sha256_of_json({name: digest for name, digest in manifest.chunk_sha256.items() if name.endswith(".bin")})
+def part_ranges(manifest: Manifest) -> list[range]:
+    """The records of every part of a set."""
+    ends = list(accumulate(part.count for part in manifest.parts))
+    return [range(end - part.count, end) for part, end in zip(manifest.parts, ends, strict=True)]
 
 
 def sha256_of_json(value: Any) -> str:
@@ -83,51 +43,39 @@ def sha256_of_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def require_disk(folder: Path, count: int, bytes_each: int, label: str) -> None:
+def require_disk(folder: Path, count: int, bytes_each: float, label: str, begun: Path | None = None) -> None:
     """Says how much disk a set will take, and stops if there is less.
+
+    Args:
+        folder: where it goes.
+        count: images.
+        bytes_each: of an image.
+        label: of the set, for the message.
+        begun: folder of what an earlier call has written of it.
 
     Raises:
         ValueError: too little disk; names ``--out``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     needed, free = count * bytes_each, shutil.disk_usage(folder).free
+    there = 0
+    if begun is not None and begun.is_dir():
+        there = sum(path.stat().st_size for path in begun.glob("*.bin"))
     print(f"{label}: {count:,} images, about {_size(needed)} on disk ({_size(free)} free)", flush=True)
-    if needed > free:
+    if needed - there > free:
         raise ValueError(
-            f"{label} needs about {_size(needed)}, but {folder} has {_size(free)} free: choose another --out"
+            f"{label} needs about {_size(needed - there)}, but {folder} has {_size(free)} free: choose another --out"
         )
 
 
-def in_order(dataset: Dataset[Item], workers: int, batch: int = 16) -> Iterator[Item]:
-    """The items of a map-style data set in order, made by ``workers`` processes (0 = this one), a few ahead."""
-    loader: Iterable[list[Item]] = DataLoader(
-        dataset,
-        batch_size=batch,
-        shuffle=False,
-        num_workers=workers,
-        collate_fn=list,
-        worker_init_fn=_one_thread,
-        prefetch_factor=4 if workers else None,
-    )
-    for items in loader:
-        yield from items
+def first_rank() -> bool:
+    """Whether this is the first of the processes that run this command, before Lightning has told them apart."""
+    return all(os.environ.get(name, "0") in ("", "0") for name in ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def tracked(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
     """The items behind a progress bar with rate and time left."""
     yield from tqdm(items, total=total, desc=label, unit="img", smoothing=0.05, mininterval=0.5)
-
-
-def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of ``size`` items; the last one may be shorter."""
-    batch: list[Item] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -146,27 +94,7 @@ def write_lines(path: Path, lines: Iterable[str]) -> str:
     return write_whole(path, (line.encode() + b"\n" for line in lines))
 
 
-def _comparable(manifest: Manifest, name: str) -> Any:
-    """Encoders are compared by their weights."""
-    value = getattr(manifest, name)
-    return value.sha256 if hasattr(value, "sha256") else value
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)
-
-
-def _size(count: int) -> str:
+def _size(count: float) -> str:
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if count >= scale:
             return f"{count / scale:.1f} {unit}"

@@ -1,5 +1,7 @@
 """Encoding: pixels and latents, states of the captions, and what makes a set out of date."""
 
+import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from t2ikit.data.records import Manifest, RecordSet, quantise_tokens
 from t2ikit.encoders import LatentSpace, TextEncoder, build_small_t5
 from t2ikit.prepare.captions import CaptionSet, prepare_captions
 from t2ikit.prepare.encode import prepare_encode
+from t2ikit.prepare.engine import Launch
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,7 @@ def test_latent_records(prepared: Path, autoencoder: Path, text_encoder: Path) -
         autoencoder=str(autoencoder),
         text_encoder=str(text_encoder),
         token_format="float16",
-        batch_size=5,
+        launch=Launch(devices=1, batch_size=5),
         overwrite=True,
     )
     assert list(manifests) == ["train", "val", "train_cmall"]
@@ -92,9 +95,20 @@ def test_one_model_call_a_batch_and_a_caption_only_once(
     encode_images, encode_texts = LatentSpace.encode, TextEncoder.encode
     monkeypatch.setattr(LatentSpace, "encode", lambda self, x: images.append(len(x)) or encode_images(self, x))
     monkeypatch.setattr(TextEncoder, "encode", lambda self, x: texts.extend(x) or encode_texts(self, x))
-    prepare_encode(prepared, autoencoder=str(autoencoder), text_encoder=str(text_encoder), batch_size=8, overwrite=True)
-    assert images == [8, 4, 6, 8, 4]
-    assert len(texts) == len(set(texts))
+    prepare_encode(
+        prepared,
+        autoencoder=str(autoencoder),
+        text_encoder=str(text_encoder),
+        launch=Launch("cpu", 1, batch_size=8),
+        overwrite=True,
+    )
+    assert images == [8, 4, 6, 8, 4]  # one call a batch: 12 of train, 6 of val, 12 of train_cmall
+    captions = [
+        text for name in ("train", "val", "train_cmall") for _, own in CaptionSet(prepared, name) for text in own
+    ]
+    encoded = Counter(text for text in texts if text)
+    assert set(encoded) == set(captions) and max(encoded.values()) <= 2  # once a shard: train and val share a class
+    assert len(captions) > sum(encoded.values())
 
 
 def test_second_run_does_nothing(prepared: Path, capsys: pytest.CaptureFixture) -> None:
@@ -108,7 +122,7 @@ def test_second_run_does_nothing(prepared: Path, capsys: pytest.CaptureFixture) 
 def test_new_captions_make_the_sets_out_of_date(prepared: Path, tmp_path: Path) -> None:
     rows = [(record.metadata["key"], "tench and image") for record in RecordSet(prepared / "images/val")]
     (tmp_path / "t.tsv").write_text("".join(f"{key}\t{text}\n" for key, text in rows))
-    prepare_captions(prepared, tsv=str(tmp_path / "t.tsv"), overwrite=True)
+    prepare_captions(prepared, file=str(tmp_path / "t.tsv"), overwrite=True)
     with pytest.raises(FileExistsError, match="val was made from other inputs .captions, source_sha256 differ"):
         prepare_encode(prepared, autoencoder="pixels", text_encoder="small", text_dim=32)
     prepare_encode(prepared, autoencoder="pixels", text_encoder="small", text_dim=32, overwrite=True)
@@ -119,7 +133,7 @@ def test_new_captions_make_the_sets_out_of_date(prepared: Path, tmp_path: Path) 
 def test_small_encoder_that_lacks_words_is_refused(prepared: Path, tmp_path: Path) -> None:
     rows = [(record.metadata["key"], "a zebra") for record in RecordSet(prepared / "images/val")]
     (tmp_path / "t.tsv").write_text("".join(f"{key}\t{text}\n" for key, text in rows))
-    prepare_captions(prepared, tsv=str(tmp_path / "t.tsv"), overwrite=True)
+    prepare_captions(prepared, file=str(tmp_path / "t.tsv"), overwrite=True)
     with pytest.raises(FileExistsError, match="does not know 'a'.*--overwrite"):
         prepare_encode(prepared, autoencoder="pixels", text_encoder="small", text_dim=32)
     with pytest.raises(FileExistsError, match="--text-dim 32"):
@@ -139,7 +153,9 @@ def test_refusals(prepared: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--text-dtype"):
         prepare_encode(prepared, text_dtype="float16")
     with pytest.raises(ValueError, match="--batch-size"):
-        prepare_encode(prepared, batch_size=0)
-    (prepared / "captions/val.jsonl").write_text('{"kind": "aio", "images": "0", "count": 6}\n')
+        prepare_encode(prepared, launch=Launch(batch_size=0))
+    captions = prepared / "captions/val.jsonl"
+    header, *rows = captions.read_text().splitlines(keepends=True)
+    captions.write_text("".join([json.dumps(json.loads(header) | {"images": "0"}) + "\n", *rows]))
     with pytest.raises(ValueError, match="belongs to other images.*--overwrite"):
         prepare_encode(prepared, autoencoder="pixels", text_encoder="small", text_dim=32)

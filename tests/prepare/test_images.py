@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from t2ikit.data.records import Manifest, RecordSet
-from t2ikit.prepare.images import BadImage, decode, prepare_images
+from t2ikit.prepare.decode import BadImage, decode
+from t2ikit.prepare.engine import Launch
+from t2ikit.prepare.images import prepare_images
 from t2ikit.prepare.sources import find_images
 
 GRADIENT = np.linspace(0, 255, 64).astype(np.uint8)[None].repeat(64, 0)
@@ -183,7 +185,7 @@ def test_bad_files_are_listed_and_the_rest_is_stored(
     with pytest.raises(ValueError, match=r"train/n01440764/.* cannot be used.*--strict"):
         prepare_images(str(source), tmp_path / "strict", 16, strict=True)
     assert not (tmp_path / "strict" / "images" / "train").exists()
-    manifests = prepare_images(str(source), tmp_path / "out", 16, workers=2)
+    manifests = prepare_images(str(source), tmp_path / "out", 16, launch=Launch("cpu", 1, workers=2))
     assert manifests["train"].count == 13 and manifests["val"].count == 6
     listed = dict(line.split("\t") for line in (tmp_path / "out/images/bad_train.tsv").read_text().splitlines())
     assert set(listed) == {f"train/n01440764/{name}" for name in [*bad_files(), "lost.JPEG"]}
@@ -193,7 +195,7 @@ def test_bad_files_are_listed_and_the_rest_is_stored(
 
 
 def test_set_holds_the_photos_in_the_listed_order(photos: Path, tmp_path: Path) -> None:
-    prepare_images(str(photos), tmp_path, 16, workers=1)
+    prepare_images(str(photos), tmp_path, 16, launch=Launch("cpu", 1, workers=1))
     for split, images in find_images(photos).items():
         records = RecordSet(tmp_path / "images" / split)
         assert [record.metadata["key"] for record in records] == images.keys

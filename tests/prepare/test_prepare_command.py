@@ -34,7 +34,8 @@ def test_chain_on_real_photos(tmp_path: Path) -> None:
     assert call("images", "--source", tmp_path / "photos", "--out", out, "--size", "64", "--workers", "0") == 0
     assert call("captions", "--out", out) == 0
     assert call("cutmix", "--out", out, "--setting", "cmall", "--workers", "0") == 0
-    assert call("encode", "--out", out, "--autoencoder", "pixels", "--text-encoder", "small", "--device", "cpu") == 0
+    encoders = ("--autoencoder", "pixels", "--text-encoder", "small", "--accelerator", "cpu")
+    assert call("encode", "--out", out, *encoders) == 0
     assert call("check", out) == 0
     classes = {}
     for name in ("train", "val"):

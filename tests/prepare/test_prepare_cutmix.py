@@ -11,8 +11,9 @@ from t2ikit.augment.cutmix import compose, fits
 from t2ikit.data.records import RecordSet
 from t2ikit.prepare.captions import CaptionSet, caption_file
 from t2ikit.prepare.cutmix import prepare_cutmix
-from t2ikit.prepare.engine import identity
+from t2ikit.prepare.engine import Launch
 from t2ikit.prepare.images import prepare_images
+from t2ikit.prepare.steps import identity
 
 
 def test_every_image_is_what_its_metadata_say(prepared_once: Path) -> None:
@@ -45,7 +46,7 @@ def test_captions_follow_the_raw_set(prepared_once: Path) -> None:
 def test_seed_decides_everything(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for name in ("a", "b"):
         prepare_images(str(photos), tmp_path / name, 16)
-    first = prepare_cutmix(tmp_path / "a", "cm16", workers=1)
+    first = prepare_cutmix(tmp_path / "a", "cm16", launch=Launch("cpu", 1, workers=1))
     assert not caption_file(tmp_path / "a", "train_cm16").exists()  # the raw set has none yet
     assert identity(prepare_cutmix(tmp_path / "b", "cm16")) == identity(first)
     assert identity(prepare_cutmix(tmp_path / "b", "cm16", seed=1, overwrite=True)) != identity(first)

@@ -1,36 +1,49 @@
-"""Steps: what is up to date, order, disk, leftovers."""
+"""Steps: which parts of a set are there, disk, files of lines."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from torch.utils.data import Dataset
 
-from t2ikit.data.manifest import Manifest
-from t2ikit.prepare.steps import batched, in_order, remove_leftovers, require_disk, up_to_date, write_lines
+from t2ikit.data.manifest import Manifest, Part
+from t2ikit.prepare.sets import parts_done, shard_size_of, work_folder
+from t2ikit.prepare.steps import identity, known_parts, part_ranges, require_disk, write_lines
 from t2ikit.pretrained import EncoderReference, sha256_of
 
-MANIFEST = Manifest(
-    kind="pixels", image_shape=(3, 8, 8), source_sha256="a", text_encoder=EncoderReference("x", None, "1")
-)
+MANIFEST = Manifest(kind="pixels", image_shape=(3, 8, 8), text_encoder=EncoderReference("x", None, "1"))
 
 
-def test_up_to_date(tmp_path: Path) -> None:
+def stored(folder: Path, manifest: Manifest, *hashes: str) -> None:
+    """A folder that looks like a set of some parts."""
+    folder.mkdir(exist_ok=True)
+    parts = tuple(Part(3, 1, digest) for digest in hashes)
+    (folder / "manifest.json").write_text(replace(manifest, parts=parts, count=3 * len(parts)).to_json())
+
+
+def test_parts_that_are_there(tmp_path: Path) -> None:
     folder = tmp_path / "set"
-    assert not up_to_date(folder, MANIFEST, False, "--size")
+    assert parts_done(folder, MANIFEST, ["a"], False, "--size") == 0
     folder.mkdir()
-    assert not up_to_date(folder, MANIFEST, False, "--size")
-    (folder / "manifest.json").write_text(MANIFEST.to_json())
-    assert up_to_date(folder, MANIFEST, False, "--size")
+    assert parts_done(folder, MANIFEST, ["a"], False, "--size") == 0
+    stored(folder, MANIFEST, "a")
+    assert parts_done(folder, MANIFEST, ["a"], False, "--size") == 1
+    assert parts_done(folder, MANIFEST, ["a", "b", "c"], False, "--size") == 1
     moved = replace(MANIFEST, text_encoder=EncoderReference("elsewhere", None, "1"), versions={"torch": "0"})
-    assert up_to_date(folder, moved, False, "--size")
-    other = replace(MANIFEST, text_encoder=EncoderReference("x", None, "2"))
-    with pytest.raises(FileExistsError, match="text_encoder differ.*--size.*--overwrite"):
-        up_to_date(folder, other, False, "--size")
-    assert not up_to_date(folder, other, True, "--size")
+    assert parts_done(folder, moved, ["a"], False, "--size") == 1
+    for other, hashes, field in (
+        (replace(MANIFEST, text_encoder=EncoderReference("x", None, "2")), ["a"], "text_encoder"),
+        (replace(MANIFEST, token_limit=9), ["a"], "token_limit"),
+        (MANIFEST, ["b"], "source_sha256"),
+        (MANIFEST, [], "source_sha256"),
+    ):
+        with pytest.raises(FileExistsError, match=f"{field} differ.*--size.*--overwrite"):
+            parts_done(folder, other, hashes, False, "--size")
+        assert parts_done(folder, other, hashes, True, "--size") == 0
+    stored(folder, MANIFEST, "a", "b")
+    work_folder(folder, 1).mkdir()
+    work_folder(folder, 2).mkdir()
+    assert parts_done(folder, MANIFEST, ["a", "b", "c"], False, "--size") == 2
+    assert not work_folder(folder, 1).exists() and work_folder(folder, 2).exists()  # that of the third part goes on
 
 
 def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
@@ -38,25 +51,24 @@ def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letters" / "a.txt").write_text("dear")
     for overwrite in (False, True):
         with pytest.raises(FileExistsError, match="no prepared set: choose another --out"):
-            up_to_date(tmp_path / "letters", MANIFEST, overwrite, "--size")
+            parts_done(tmp_path / "letters", MANIFEST, ["a"], overwrite, "--size")
 
 
-class Numbers(Dataset[int]):
-    def __len__(self) -> int:
-        return 50
-
-    def __getitem__(self, index: int) -> int:
-        return index * index
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_order_is_kept(workers: int) -> None:
-    assert list(in_order(Numbers(), workers, batch=4)) == [k * k for k in range(50)]
+def test_an_identity_stands_for_some_parts() -> None:
+    hashes = {f"chunk-0-{k}.bin": str(k) for k in range(3)} | {"index.json": "x"}
+    whole = replace(MANIFEST, chunk_sha256=hashes, count=9, parts=(Part(6, 2, "a"), Part(3, 1, "b")))
+    first = replace(whole, chunk_sha256={name: hashes[name] for name in list(hashes)[:2]}, parts=whole.parts[:1])
+    assert identity(whole, 1) == identity(first) != identity(whole) == identity(whole, 2)
+    assert [known_parts(whole, identity(one)) for one in (first, whole)] == [1, 2]
+    assert known_parts(whole, "other") == 0 == known_parts(first, identity(whole))
+    assert part_ranges(whole) == [range(6), range(6, 9)]
 
 
-def test_batches() -> None:
-    assert list(batched(range(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
-    assert list(batched([], 3)) == []
+def test_size_of_a_shard() -> None:
+    assert shard_size_of(256 * 256 * 3, None) == 341 and shard_size_of(10, None) == 4096
+    assert shard_size_of(2**30, None) == 1 and shard_size_of(10, 7) == 7
+    with pytest.raises(ValueError, match="--shard-size"):
+        shard_size_of(10, 0)
 
 
 def test_disk(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -78,16 +90,3 @@ def test_lines_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         write_lines(path, broken())  # type: ignore[arg-type]
     assert sha256_of(path) == digest and list(path.parent.iterdir()) == [path]
-
-
-def test_leftovers_of_dead_processes_go(tmp_path: Path) -> None:
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    gone, living, other = (
-        tmp_path / f".{name}.{process}-ab12.partial"
-        for name, process in (("train", int(dead.stdout)), ("train", os.getpid()), ("val", int(dead.stdout)))
-    )
-    for folder in (gone, living, other):
-        folder.mkdir()
-        (folder / "chunk-0-0.bin").write_bytes(b"x")
-    remove_leftovers(tmp_path / "train")
-    assert not gone.exists() and living.exists() and other.exists()

@@ -1,0 +1,108 @@
+"""Which photos an image set was made from, one file a part: so that photos that come later are told from those.
+
+``photos-0.jsonl`` of a set has one line a photo, used or not, in the order of the source list::
+
+    ["train/n02012849/n02012849_0000.JPEG", 10423, 134, "crane", ""]
+
+key, bytes (-1 where the source does not tell), number and name of the class, and why there is no record of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from t2ikit.data.records import RecordSet
+from t2ikit.prepare.sources import ImageList
+
+_SHOWN = 3
+Line = tuple[str, int, int, str]
+
+
+def list_name(part: int) -> str:
+    """File of the photos of a part."""
+    return f"photos-{part}.jsonl"
+
+
+def photo_lines(images: ImageList, rejected: Iterable[tuple[int, str]]) -> Iterator[bytes]:
+    """The content of such a file.
+
+    Args:
+        images: the photos of the part.
+        rejected: number and reason of those without a record, in order.
+    """
+    reasons = iter(rejected)
+    bad = next(reasons, None)
+    for index in range(len(images)):
+        reason = ""
+        if bad is not None and bad[0] == index:
+            reason, bad = bad[1], next(reasons, None)
+        yield json.dumps([*_line(images, index), reason]).encode() + b"\n"
+
+
+def bad_photos(folder: Path, parts: int) -> Iterator[tuple[str, str]]:
+    """Key and reason of every photo without a record."""
+    for line, reason in _read(folder, parts):
+        if reason:
+            yield line[0], reason
+
+
+def class_ids(records: RecordSet, count: int) -> np.ndarray:
+    """The class of each of the first ``count`` images of a set, [count] int64.
+
+    From the lists where there are some: the records lie a hundred kilobytes apart.
+    """
+    folder, parts = records.folder, len(records.manifest.parts)
+    if all((folder / list_name(part)).is_file() for part in range(parts)):
+        numbers = (line[2] for line, reason in _read(folder, parts) if not reason)
+        return np.fromiter(islice(numbers, count), np.int64, count)
+    return np.fromiter((records.view(index).details()[1]["class_id"] for index in range(count)), np.int64, count)
+
+
+def unlisted(images: ImageList, folder: Path, parts: int) -> ImageList:
+    """The photos of a source that a set was not made from, in their order.
+
+    Args:
+        images: what the source holds now.
+        folder: the set.
+        parts: how many it has.
+
+    Raises:
+        ValueError: the set was made from photos that are gone or have changed; names some.
+    """
+    now = np.fromiter((_digest(_line(images, index)) for index in range(len(images))), np.uint64, len(images))
+    then = np.fromiter((_digest(line) for line, _ in _read(folder, parts)), np.uint64)
+    lost = np.isin(then, now, invert=True)
+    if lost.any():
+        shown = (line[0] for (line, _), is_lost in zip(_read(folder, parts), lost, strict=True) if is_lost)
+        names = ", ".join(islice(shown, _SHOWN))
+        raise ValueError(
+            f"{int(lost.sum())} photos that {folder} was made from are not in the source any more, or have another "
+            f"size or class: {names}. --append only adds: bring them back, or make the set anew with --overwrite"
+        )
+    return images.take(np.flatnonzero(np.isin(now, then, invert=True)))
+
+
+def _line(images: ImageList, index: int) -> Line:
+    number = int(images.class_ids[index])
+    return images.keys[index], int(images.sizes[index]), number, images.class_names[number]
+
+
+def _digest(line: Line) -> int:
+    return int.from_bytes(hashlib.blake2b(json.dumps(line).encode(), digest_size=8).digest(), "little")
+
+
+def _read(folder: Path, parts: int) -> Iterator[tuple[Line, str]]:
+    for part in range(parts):
+        path = folder / list_name(part)
+        if not path.is_file():
+            raise ValueError(f"{folder} does not say which photos it was made from: make it anew with --overwrite")
+        with path.open(encoding="utf-8") as stream:
+            for text in stream:
+                key, size, number, name, reason = json.loads(text)
+                yield (key, size, number, name), reason

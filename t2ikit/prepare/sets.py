@@ -1,0 +1,131 @@
+"""How a step of ``t2ikit prepare`` makes a stored set: part by part, each by the engine, never twice.
+
+A set has the parts of its input: the photos as they were first, then what was appended. Each part has a hash of all
+that decides its records. A set whose parts are the first of those wanted is completed; one with other parts is refused,
+or replaced where that is allowed. Shards of the engine become the chunks of the set as they lie.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from t2ikit.data.chunks import Chunk
+from t2ikit.data.manifest import MANIFEST_NAME, Manifest
+from t2ikit.data.records import CHUNK_BYTES, Tokens, extend_set, recover
+from t2ikit.prepare.engine import Launch, Results, Work, run_work
+from t2ikit.prepare.shards import Entry
+from t2ikit.prepare.steps import first_rank
+
+MOST_IN_A_SHARD = 4096
+"""Small records: what a killed call loses stays small."""
+
+_COMPARED = (
+    "kind",
+    "image_shape",
+    "text_dim",
+    "token_format",
+    "token_limit",
+    "text_dtype",
+    "text_encoder",
+    "autoencoder",
+    "captions",
+    "setting",
+)
+
+
+def parts_done(folder: Path, wanted: Manifest, hashes: Sequence[str], overwrite: bool, options: str) -> int:
+    """How many of the wanted parts ``folder`` holds already; puts right what a killed call left.
+
+    Args:
+        folder: where the set goes.
+        wanted: what would be written.
+        hashes: ``source_sha256`` of its parts, in order.
+        overwrite: allows another set to be replaced.
+        options: the options that decide the content, for the error message.
+
+    Returns:
+        From 0 (nothing, or another set that is to be replaced) to ``len(hashes)`` (there is nothing to do).
+
+    Raises:
+        FileExistsError: the folder holds another set (or none, but other files), and it may not be replaced.
+    """
+    if first_rank():
+        recover(folder)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return 0
+    if not (folder / MANIFEST_NAME).is_file():
+        raise FileExistsError(f"{folder} holds files that are no prepared set: choose another --out")
+    existing = Manifest.read(folder)
+    unlike = [name for name in _COMPARED if _comparable(existing, name) != _comparable(wanted, name)]
+    there = [part.source_sha256 for part in existing.parts]
+    if there != list(hashes[: len(there)]):
+        unlike.append("source_sha256")
+    if unlike and not overwrite:
+        raise FileExistsError(
+            f"{folder} was made from other inputs ({', '.join(unlike)} differ): give the same {options} as then, "
+            "choose another --out, or replace it with --overwrite"
+        )
+    done = 0 if unlike else len(there)
+    if first_rank():
+        for number in range(done):  # killed after the set was in place
+            shutil.rmtree(work_folder(folder, number), ignore_errors=True)
+    return done
+
+
+def work_folder(folder: Path, part: int) -> Path:
+    """Where the unfinished shards of a part are: beside the set, on the same disk."""
+    return folder.with_name(f".{folder.name}.part-{part}.work")
+
+
+def shard_size_of(bytes_each: float, shard_size: int | None) -> int:
+    """Records of a shard, and so of a chunk: as given, or as many as make about 64 MB."""
+    if shard_size is not None and shard_size < 1:
+        raise ValueError(f"--shard-size must be at least 1; got {shard_size}")
+    return shard_size or max(1, min(int(CHUNK_BYTES / bytes_each), MOST_IN_A_SHARD))
+
+
+def run_part(
+    work: Work, folder: Path, number: int, launch: Launch, shard_size: int, label: str, overwrite: bool
+) -> Results:
+    """Computes part ``number`` of a set."""
+    return run_work(work, work_folder(folder, number), launch, label, shard_size=shard_size, overwrite=overwrite)
+
+
+def add_part(
+    results: Results,
+    folder: Path,
+    number: int,
+    wanted: Manifest,
+    source_sha256: str,
+    empty_prompt: Tokens | None = None,
+    files: Mapping[str, Iterable[bytes]] | None = None,
+) -> Manifest:
+    """Makes the results part ``number`` of the set, and discards them; every process calls it, the chief does it.
+
+    Args:
+        results: of the work of this part.
+        folder: of the set.
+        number: 0 for a new set, which replaces what is there.
+        wanted: description; the longest caption comes from the results.
+        source_sha256: of this part.
+        empty_prompt, files: see ``extend_set``.
+    """
+    if results.chief:
+        part = replace(wanted, source_sha256=source_sha256, max_tokens=results.largest("longest"))
+        chunks = ((results.ledger.path(entry.shard), _chunk(entry)) for entry in results.entries() if entry.count)
+        extend_set(folder, chunks, part, empty_prompt, files, overwrite=number == 0)
+    results.discard()
+    return Manifest.read(folder)
+
+
+def _chunk(entry: Entry) -> Chunk:
+    return Chunk("", entry.count, entry.size, entry.sha256)
+
+
+def _comparable(manifest: Manifest, name: str) -> object:
+    """Encoders are compared by their weights."""
+    value = getattr(manifest, name)
+    return value.sha256 if hasattr(value, "sha256") else value
