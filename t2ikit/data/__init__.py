@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from t2ikit.data.benchmark_prompts import DPGPrompts, GenEvalPrompts, PartiPrompts
+    from t2ikit.data.coco_prompts import CocoCaptions
     from t2ikit.data.datamodule import DataModule
     from t2ikit.data.loaders import EvaluationLoader, PositionLoader
     from t2ikit.data.order import RecordOrder
@@ -30,12 +32,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CaptionPrompts",
+    "CocoCaptions",
+    "DPGPrompts",
     "DataModule",
     "EvaluationLoader",
     "EvaluationStream",
     "GatedStream",
+    "GenEvalPrompts",
     "LargestColorShare",
     "Manifest",
+    "PartiPrompts",
     "PositionLoader",
     "Prompt",
     "PromptFile",
@@ -55,6 +61,8 @@ __all__ = [
 ]
 
 _MODULES = {
+    "benchmark_prompts": ("DPGPrompts", "GenEvalPrompts", "PartiPrompts"),
+    "coco_prompts": ("CocoCaptions",),
     "datamodule": ("DataModule",),
     "prompts": ("CaptionPrompts", "Prompt", "PromptFile", "PromptSource"),
     "records": (
