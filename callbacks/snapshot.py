@@ -4,6 +4,7 @@ What is drawn and scored is an ``Evaluation``; here is when, of which weights, a
 
     samples/NAME/step-00000500.png                    a grid of the first images
     samples/NAME/scores/step-00000500/SCORE.json      every score with its fingerprint
+    samples/NAME/details/step-00000500/               what they were made of: verdicts, answers
     samples/NAME/step-00000500/                       all images, with ``keep_images``
     samples/NAME/step-00000500.drawing/               images under way: an interrupted snapshot goes on from them
 """
@@ -198,6 +199,7 @@ class Snapshot(L.Callback):
         if self.keep_images:
             facts = {**self.sampling.conditions(), "weights": weights, "step": step}
             self.evaluation.keep_images(folder / _label(step), found.images, facts)
+        self.evaluation.publish(folder / "details" / _label(step))
         write_scores(self.scores_folder(trainer, step), found.scores)
         for unfinished in folder.glob(
             "step-*.drawing"

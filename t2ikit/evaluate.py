@@ -17,7 +17,8 @@ EXAMPLES = """examples:
   t2ikit evaluate --images PICTURES --experiment experiments/quickstart.yaml --snapshot val
 
 What is written, below --out:
-  step-00250000/scores/SCORE.json      each score with everything it depends on (its fingerprint), and grid.png
+  step-00250000/scores/SCORE.json      each score with everything it depends on (its fingerprint); grid.png;
+                                       details/ with verdicts and answers of the metrics that give them
   step-00250000-guidance-sweep/        a folder for each weight, scores.csv, and guidance.png with their curves
 Other settings than the experiment's are part of the folder's name. An interrupted call goes on from its images.
 

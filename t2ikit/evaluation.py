@@ -165,6 +165,14 @@ class Evaluation:
         shutil.rmtree(folder, ignore_errors=True)
         publish(partial, folder)
 
+    def publish(self, folder: Path) -> None:
+        """Writes what the scores just given were made of (verdicts, answers); for the first rank."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for metric in self.metrics:
+            metric.publish(folder)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
     def _read_reference(self, data: DataModule) -> None:
         assert self.reference is not None
         self._reference_images = data.reference_images(self.reference, self.reference_limit)

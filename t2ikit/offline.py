@@ -197,6 +197,7 @@ def _write(folder: Path, snapshot: Snapshot, found: Evaluated, facts: dict[str, 
     save_grid(found.images[: snapshot.grid], folder / "grid.png")
     if snapshot.keep_images and "pictures" not in facts:
         snapshot.evaluation.keep_images(folder / "images", found.images, facts)
+    snapshot.evaluation.publish(folder / "details")
     write_scores(folder / "scores", found.scores)
 
 

@@ -80,7 +80,7 @@ def test_the_scores_of_the_run_again(folder: Path, tmp_path: Path, snapshot: str
     weights = {score.fingerprint.extra["weights"] for score in ours.values()}
     assert weights == {"ema 0.9" if snapshot == "val" else "ema 0.5"}
     files = {path.name for path in (tmp_path / "step-00000002").iterdir()}
-    assert files == {"scores", "grid.png"} | ({"images"} if snapshot == "val" else set())
+    assert files == {"scores", "grid.png", "images" if snapshot == "val" else "details"}
     if snapshot == "val":
         for number in range(16):
             places = (tmp_path / "step-00000002" / "images", RUN / "samples" / "val" / "step-00000002")

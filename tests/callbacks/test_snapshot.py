@@ -59,6 +59,9 @@ class Noisy(Metric):
             raise ValueError("a metric that fails")
         yield "mean", float(samples.images.double().mean()) + self.add
 
+    def publish(self, folder):
+        (Path(folder) / "calls.json").write_text(str(self.calls))
+
     def fingerprint(self):
         return {"add": self.add}
 '''
@@ -108,9 +111,10 @@ def test_training_does_not_notice_a_snapshot(folder: Path) -> None:
 
 def test_what_is_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     samples = run("--callbacks.val.keep_images", "true") / "samples" / "val"
-    assert {path.name for path in samples.iterdir()} == {
-        "prompts.txt", "scores", *(f"step-{n:08d}" for n in (0, 2, 4)), *(f"step-{n:08d}.png" for n in (0, 2, 4))
-    }  # fmt: skip
+    steps = [f"step-{step:08d}" for step in (0, 2, 4)]
+    files = {"prompts.txt", "scores", "details", *steps, *(f"{step}.png" for step in steps)}
+    assert {path.name for path in samples.iterdir()} == files
+    assert (samples / "details" / "step-00000004" / "calls.json").read_text() == "3"
     scores = read_scores(samples / "scores" / "step-00000004")
     assert set(scores) == {"loss", "mean"} and scores["mean"].step == 4
     assert scores["mean"].fingerprint.extra["weights"] == "ema 0.995"
@@ -184,7 +188,7 @@ def test_the_table_sets_only_like_beside_like(folder: Path, capsys: pytest.Captu
 
 def test_two_ranks_score_as_one_and_fail_together(folder: Path) -> None:
     """Processes of their own, through the real Trainer, which starts rank 1; a metric fails in the second snapshot."""
-    kept = ["--trainer.max_steps", "1", "--callbacks.val.keep_images", "true"]
+    kept = ["--trainer.max_steps", "2", "--callbacks.val.keep_images", "true"]
     one = run(*kept, "--run.name", "one")
     Path("fail").touch()
     command = [sys.executable, "-m", "t2ikit", "run", "small.yaml", *kept, "--run.name", "two"]
@@ -204,4 +208,4 @@ def test_two_ranks_score_as_one_and_fail_together(folder: Path) -> None:
         assert (a - b).abs().max() <= 1
     assert done.returncode != 0 and "ValueError: a metric that fails" in done.stderr
     assert "OtherRankFailed: rank 0 failed: ValueError: a metric that fails" in done.stderr
-    assert not (folders[1] / "scores" / "step-00000001").exists()
+    assert not (folders[1] / "scores" / "step-00000002").exists()
