@@ -1,69 +1,41 @@
-"""Captions of the image sets: "An image of <class name>" (AIO), or the user's own from a table.
-
-A set of captions lies beside its images, one line of JSON an image, in the order of the images::
-
-    {"key": "train/n02012849/n02012849_0000.JPEG", "captions": ["An image of crane"]}
-"""
+"""Captions of the image sets: "An image of <class name>" (AIO), those of a captioner, or the user's own from a file."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from t2ikit.data.manifest import MANIFEST_NAME, Manifest
 from t2ikit.data.records import RecordSet
-from t2ikit.prepare.engine import identity, tracked, write_lines
+from t2ikit.prepare.captioners import Captioner
+from t2ikit.prepare.captions_set import CAPTIONS, CaptionColumn, CaptionHeader, CaptionSet, Row, caption_file
 from t2ikit.prepare.images import IMAGES
-from t2ikit.pretrained import sha256_of
+from t2ikit.prepare.steps import first_rank, identity, known_parts, tracked, write_lines
 
-CAPTIONS = "captions"
-"""Folder of the captions below the output folder."""
+if TYPE_CHECKING:
+    from t2ikit.prepare.engine import Launch
 
-_SHOWN = 3
+__all__ = [
+    "CAPTIONS",
+    "CaptionColumn",
+    "CaptionSet",
+    "aio_caption",
+    "caption_file",
+    "image_sets",
+    "prepare_captions",
+    "write_aio",
+]
 
+Item = TypeVar("Item")
+Captioned = tuple[dict[str, Any], tuple[str, ...]]
+"""Metadata of an image and its captions."""
 
-@dataclass(frozen=True)
-class CaptionHeader:
-    """First line of a file of captions.
-
-    Attributes:
-        kind: "aio", or "tsv" for the user's own.
-        images: identity of the image set that they belong to.
-        count: number of images.
-    """
-
-    kind: str
-    images: str
-    count: int
-
-
-class CaptionSet:
-    """The captions of one image set, read line by line.
-
-    Raises:
-        FileNotFoundError: there are none; says how to make them.
-    """
-
-    def __init__(self, out: Path, name: str) -> None:
-        self.path = caption_file(out, name)
-        if not self.path.is_file():
-            raise FileNotFoundError(
-                f"the images of {name} have no captions: run t2ikit prepare captions --out {out} first (with --tsv "
-                "FILE for your own)"
-            )
-        with self.path.open(encoding="utf-8") as stream:
-            self.header = CaptionHeader(**json.loads(stream.readline()))
-
-    def __iter__(self) -> Iterator[tuple[str, tuple[str, ...]]]:
-        with self.path.open(encoding="utf-8") as stream:
-            stream.readline()
-            for line in stream:
-                row = json.loads(line)
-                yield row["key"], tuple(row["captions"])
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 def aio_caption(metadata: dict[str, Any]) -> str:
@@ -74,84 +46,144 @@ def aio_caption(metadata: dict[str, Any]) -> str:
 
 def prepare_captions(
     out: str | Path,
-    kind: str = "aio",
-    tsv: str | None = None,
+    *,
+    captioner: Captioner | None = None,
+    file: str | Path | None = None,
     sets: Sequence[str] | None = None,
+    names: Sequence[str] = (),
+    add: bool = False,
+    launch: Launch | None = None,
     overwrite: bool = False,
 ) -> list[str]:
-    """Writes the captions of image sets.
+    """Writes the captions of image sets: of a captioner, from a file, or else from the class names (AIO).
 
     Args:
         out: the folder of the data set.
-        kind: "aio", for captions made from the class names.
-        tsv: file with one ``path<TAB>caption`` a line, instead of ``kind``; the path is the key of the image: relative
-            to the source, and for CutMix with the name of the set before that of the base image
+        captioner: a model that describes the images.
+        file: TSV, JSON lines or Parquet with your own captions. The key or path in it is the key of the image:
+            relative to the source, and for CutMix with the name of the set before that of the base image
             (``train_cmall/train/n02012849/x.JPEG``).
-        sets: names of the image sets; None takes all for AIO, and for a file those that it has paths of.
-        overwrite: replace captions of another kind or of other images.
+        sets: names of the image sets; None takes all, of a file those that it has keys of.
+        names: of the columns; default "aio", "long" for a captioner, for a file "own" ("own1", "own2", ... where it has
+            several captions an image).
+        add: keep the captions that are there and add these.
+        launch: on which devices the captioner runs.
+        overwrite: replace captions that were made otherwise or belong to other images.
+
+    Captions stay when images are appended: the same call then makes those of the new ones only. AIO captions beside
+    them are made along.
 
     Returns:
-        Names of the sets that have captions now.
+        Names of the sets that have these captions now.
 
     Raises:
         FileNotFoundError, FileExistsError, ValueError: what is wrong with which option, or which line.
     """
     root = Path(out)
-    present = image_sets(root)
-    for name in sets or ():
-        if name not in present:
-            raise ValueError(f"there is no image set {name} in {root / IMAGES}; --sets can name {', '.join(present)}")
-    if tsv is None:
-        if kind != "aio":
-            raise ValueError(f"--kind is aio; got {kind!r} (captions of your own come with --tsv FILE)")
-        for name in sets or present:
-            write_captions(root, name, "aio", _aio_rows(root, name), overwrite)
-        return list(sets or present)
-    table = _Table(Path(tsv))
-    keys = {name: list(_keys(root, name)) for name in sets or present}
-    _check_unknown(table, keys)
-    if sets is None:
-        keys = {name: own for name, own in keys.items() if any(key in table.offsets for key in own)}
-    _check_missing(table, keys)
-    for name, own in keys.items():
-        write_captions(root, name, "tsv", ((key, (table[key],)) for key in own), overwrite)
-    for name in present:
-        if not caption_file(root, name).is_file():
-            print(f"{name}: no captions yet")
-    return list(keys)
+    targets = wanted_sets(root, sets)
+    if captioner is not None and file is not None:
+        raise ValueError("captions come from a file (--captions) or from a captioner (--kind), not from both at once")
+    if captioner is None and not first_rank():
+        return targets  # nothing to share: one process writes
+    if captioner is not None:
+        from t2ikit.prepare.captions_model import caption_images
+
+        name = column_names(names, "long", 1)[0]
+        caption_images(root, targets, captioner, name, add, launch, overwrite)
+    elif file is not None:
+        from t2ikit.prepare.captions_import import import_captions
+
+        targets = import_captions(root, targets, Path(file), names, add, overwrite, every=sets is not None)
+    else:
+        name = column_names(names, "aio", 1)[0]
+        for one in targets:
+            write_aio(root, one, overwrite, name, add)
+    return targets
+
+
+def write_aio(root: Path, name: str, overwrite: bool, column: str = "aio", add: bool = False) -> None:
+    """Writes the AIO captions of one image set; does nothing where they are there."""
+    columns = (CaptionColumn(column, "aio", "aio"),)
+    done = images_done(root, name, columns, add, overwrite)
+    if done < len(RecordSet(root / IMAGES / name)):
+        rows = ((metadata, (aio_caption(metadata),)) for metadata in metadata_of(root, name, done))
+        write_captions(root, name, columns, rows, add, done)
+
+
+def images_done(root: Path, name: str, columns: Sequence[CaptionColumn], add: bool, overwrite: bool) -> int:
+    """How many images of a set, from the first on, have these captions: all, none, or those before appended ones.
+
+    Raises:
+        FileExistsError: there are others, and they may not be replaced.
+        ValueError: these cannot be put to those that are there.
+    """
+    path, manifest = caption_file(root, name), Manifest.read(root / IMAGES / name)
+    if not path.is_file():
+        return 0
+    try:
+        header = CaptionSet(root, name).header
+    except ValueError:
+        if overwrite and not add:
+            return 0
+        raise
+    parts = known_parts(manifest, header.images)
+    if not parts and add:
+        raise ValueError(f"{path} belongs to other images: leave --add out, and replace it with --overwrite")
+    there = {column.name: column for column in header.columns}
+    names = [column.name for column in columns]
+    same = all(column.name in there and column.made_as(there[column.name]) for column in columns)
+    if parts and same and (add or names == list(header.kinds)):
+        return _completed(path, manifest, header, parts, names)
+    clash = [one for one in names if one in there]
+    if add and clash and not overwrite:
+        raise FileExistsError(
+            f"{path} has captions called {clash[0]} that were made otherwise: give these another --name, or replace "
+            "those with --overwrite"
+        )
+    if add and parts < len(manifest.parts):
+        raise ValueError(
+            f"{path} lacks the images that were appended: run t2ikit prepare captions with the options of then first"
+        )
+    if not add and not overwrite:
+        whose = "holds other captions" if parts else "belongs to other images"
+        raise FileExistsError(f"{path} {whose}: replace it with --overwrite, or keep both captions with --add")
+    return 0
 
 
 def write_captions(
-    root: Path, name: str, kind: str, rows: Iterable[tuple[str, tuple[str, ...]]], overwrite: bool
+    root: Path, name: str, columns: Sequence[CaptionColumn], rows: Iterable[Captioned], add: bool, done: int = 0
 ) -> None:
-    """Writes the captions of one image set, whole or not at all; does nothing where they are there.
+    """Writes the captions of one image set, whole or not at all.
 
-    Raises:
-        FileExistsError: other captions are there, and they may not be replaced.
+    Args:
+        root: the folder of the data set.
+        name: of the image set.
+        columns: how the captions were made.
+        rows: the metadata of every image and one caption a column, in the order of the images.
+        add: put them behind those that are there, or in the place of columns of the same name.
+        done: images that have these captions; ``rows`` begins behind them.
     """
     path = caption_file(root, name)
     manifest = Manifest.read(root / IMAGES / name)
-    header = CaptionHeader(kind, identity(manifest), manifest.count)
-    new = tracked(rows, manifest.count, f"captions {name}")
-    content = (json.dumps({"key": key, "captions": list(texts)}, ensure_ascii=False) for key, texts in new)
-    beside = path.with_name(f".{path.name}.new")
-    try:
-        digest = write_lines(beside, chain([json.dumps(asdict(header))], content))
-        if path.is_file():
-            if sha256_of(path) == digest:
-                print(f"{path}: up to date")
-                return
-            if not overwrite:
-                raise FileExistsError(f"{path} holds other captions: replace them with --overwrite")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    print(f"{path}: captions of {manifest.count:,} images ({kind})")
-
-
-def caption_file(root: Path, name: str) -> Path:
-    """Where the captions of an image set are."""
-    return root / CAPTIONS / f"{name}.jsonl"
+    merged = tuple(columns)
+    new: Iterable[Row] = ((metadata["key"], texts) for metadata, texts in rows)
+    if path.is_file() and (add or done):
+        old = CaptionSet(root, name)
+        kept = old.header.kinds
+        places = [kept.index(column.name) if column.name in kept else None for column in columns]
+        if done:
+            empty = [column.empty + there.empty for column, there in zip(columns, _at(old, places), strict=True)]
+            columns = [replace(column, empty=count) for column, count in zip(columns, empty, strict=True)]
+            new = chain(old, _filled(old.header.columns, rows, places))
+        else:
+            new = _merged(old, new, places)
+        merged = _put(old.header.columns, columns, places)
+    header = CaptionHeader(merged, identity(manifest), manifest.count)
+    tracked_rows = tracked(new, manifest.count, f"write captions of {name}")
+    content = (json.dumps({"key": key, "captions": list(texts)}, ensure_ascii=False) for key, texts in tracked_rows)
+    write_lines(path, chain([json.dumps(asdict(header), ensure_ascii=False)], content))
+    added = f", {manifest.count - done:,} of them new" if done else ""
+    print(f"{path}: captions of {manifest.count:,} images{added} ({header.kind})")
 
 
 def image_sets(root: Path) -> list[str]:
@@ -171,74 +203,78 @@ def image_sets(root: Path) -> list[str]:
     return sorted(names, key=lambda name: (name != "train", name != "val", name))
 
 
-def _aio_rows(root: Path, name: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+def wanted_sets(root: Path, sets: Sequence[str] | None) -> list[str]:
+    """The image sets that ``--sets`` names, or all.
+
+    Raises:
+        ValueError: one of them is none.
+    """
+    present = image_sets(root)
+    for name in sets or ():
+        if name not in present:
+            raise ValueError(f"there is no image set {name} in {root / IMAGES}; --sets can name {', '.join(present)}")
+    return list(sets or present)
+
+
+def column_names(names: Sequence[str], default: str, count: int) -> tuple[str, ...]:
+    """The names of ``count`` columns: as given with ``--name``, or the default.
+
+    Raises:
+        ValueError: too few, too many, twice the same, or one that the manifest could not hold.
+    """
+    if not names:
+        return (default,) if count == 1 else tuple(f"{default}{k}" for k in range(1, count + 1))
+    if len(names) != count:
+        raise ValueError(f"--name needs {count} name(s), one for each caption of an image; got {', '.join(names)}")
+    if len(set(names)) != count or not all(_NAME.fullmatch(name) for name in names):
+        raise ValueError(f"--name takes unlike names of letters, digits, `_`, `.` and `-`; got {', '.join(names)}")
+    return tuple(names)
+
+
+def metadata_of(root: Path, name: str, start: int = 0) -> Iterator[dict[str, Any]]:
+    """The metadata of the images of a set from ``start`` on, in order; pixels are not read."""
     records = RecordSet(root / IMAGES / name)
-    for index in range(len(records)):
-        metadata = records.view(index).details()[1]
-        yield metadata["key"], (aio_caption(metadata),)
+    for index in range(start, len(records)):
+        yield records.view(index).details()[1]
 
 
-def _keys(root: Path, name: str) -> Iterator[str]:
-    records = RecordSet(root / IMAGES / name)
-    for index in range(len(records)):
-        yield records.view(index).details()[1]["key"]
-
-
-class _Table:
-    """``path<TAB>caption`` lines; keeps where each line starts, not the captions."""
-
-    def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no file {path}: give one line `path<TAB>caption` an image with --tsv")
-        self.path = path
-        self.offsets: dict[str, int] = {}
-        self.lines: dict[str, int] = {}
-        with path.open("rb") as stream:
-            start = 3 if stream.read(3) == b"\xef\xbb\xbf" else 0
-            stream.seek(start)
-            for number, content in enumerate(stream, 1):
-                key = self._parse(content, number)[0]
-                if key in self.offsets:
-                    raise ValueError(
-                        f"line {number} of {path} has a second caption of {key}, after line {self.lines[key]}"
-                    )
-                self.offsets[key], self.lines[key] = start, number
-                start += len(content)
-        self._stream = path.open("rb")
-
-    def __getitem__(self, key: str) -> str:
-        self._stream.seek(self.offsets[key])
-        return self._parse(self._stream.readline(), self.lines[key])[1]
-
-    def _parse(self, content: bytes, number: int) -> tuple[str, str]:
-        try:
-            line = content.decode().rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"line {number} of {self.path} is not UTF-8 ({error.reason})") from error
-        key, tab, caption = line.partition("\t")
-        if not tab or not key or not caption.strip() or "\t" in caption:
-            raise ValueError(f"line {number} of {self.path} is {line[:80]!r}; --tsv needs `path<TAB>caption`")
-        return key, caption.strip()
-
-
-def _check_unknown(table: _Table, sets: dict[str, list[str]]) -> None:
-    known = {key for own in sets.values() for key in own}
-    unknown = [key for key in table.offsets if key not in known]
-    if unknown:
-        example = next(iter(sets.values()))[0]
+def _completed(path: Path, manifest: Manifest, header: CaptionHeader, parts: int, names: Sequence[str]) -> int:
+    if parts == len(manifest.parts):
+        if first_rank():
+            print(f"{path}: up to date")
+        return manifest.count
+    others = [column.name for column in header.columns if column.name not in names and column.kind != "aio"]
+    if others:
         raise ValueError(
-            f"{len(unknown)} paths of {table.path} are no image of {', '.join(sets)}, the first on line "
-            f"{table.lines[unknown[0]]}: {unknown[0]} (a path is relative to the --source of `prepare images`, such as "
-            f"{example})"
+            f"{path} lacks the images that were appended, for which {', '.join(others)} cannot be made here, too: "
+            "replace all of it with --overwrite"
         )
+    return header.count
 
 
-def _check_missing(table: _Table, sets: dict[str, list[str]]) -> None:
-    for name, own in sets.items():
-        missing = [key for key in own if key not in table.offsets]
-        if missing:
-            more = ", ..." if len(missing) > _SHOWN else ""
-            raise ValueError(
-                f"{len(missing)} of {len(own)} images of {name} have no caption in {table.path}: "
-                f"{', '.join(missing[:_SHOWN])}{more}"
-            )
+def _put(kept: Sequence[Item], new: Sequence[Item], places: Sequence[int | None]) -> tuple[Item, ...]:
+    """Each new one in its place among the kept, or behind them."""
+    items = list(kept)
+    for one, place in zip(new, places, strict=True):
+        if place is None:
+            items.append(one)
+        else:
+            items[place] = one
+    return tuple(items)
+
+
+def _merged(old: CaptionSet, rows: Iterable[Row], places: Sequence[int | None]) -> Iterator[Row]:
+    for (key, there), (new_key, texts) in zip(old, rows, strict=True):
+        if key != new_key:
+            raise ValueError(f"{old.path} has {key} where the images have {new_key}: replace it with --overwrite")
+        yield key, _put(there, texts, places)
+
+
+def _at(old: CaptionSet, places: Sequence[int | None]) -> list[CaptionColumn]:
+    return [old.header.columns[place] for place in places if place is not None]
+
+
+def _filled(columns: Sequence[CaptionColumn], rows: Iterable[Captioned], places: Sequence[int | None]) -> Iterator[Row]:
+    """Rows of appended images: what is not given are AIO captions."""
+    for metadata, texts in rows:
+        yield metadata["key"], _put([aio_caption(metadata)] * len(columns), texts, places)

@@ -53,7 +53,7 @@ def test_own_captions(images: Path, tmp_path: Path) -> None:
     rows = [(key, f"Photo of {key}, très net") for name in ("train", "val") for key in sorted(keys(images, name))]
     path = tmp_path / "captions.tsv"
     path.write_bytes(b"\xef\xbb\xbf" + "".join(f"{key}\t{text}\r\n" for key, text in rows).encode())
-    assert prepare_captions(images, tsv=str(path)) == ["train", "val"]
+    assert prepare_captions(images, file=str(path)) == ["train", "val"]
     assert dict(CaptionSet(images, "train")) == {k: (t,) for k, t in rows if k.startswith("train")}
     assert [key for key, _ in CaptionSet(images, "val")] == keys(images, "val")
     with pytest.raises(FileExistsError, match="--overwrite"):
@@ -64,30 +64,30 @@ def test_own_captions(images: Path, tmp_path: Path) -> None:
 
 def test_table_of_one_set_leaves_the_others(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     rows = [(key, "a photo") for key in keys(images, "train")]
-    assert prepare_captions(images, tsv=table(tmp_path / "t.tsv", rows)) == ["train"]
+    assert prepare_captions(images, file=table(tmp_path / "t.tsv", rows)) == ["train"]
     assert "val: no captions yet" in capsys.readouterr().out
     with pytest.raises(FileNotFoundError, match="images of val have no captions.*prepare captions"):
         prepare_encode(images, autoencoder="pixels", text_encoder="small")
     prepare_captions(images, sets=["val"])
-    assert CaptionSet(images, "train").header.kind == "tsv" and CaptionSet(images, "val").header.kind == "aio"
+    assert CaptionSet(images, "train").header.kind == "own" and CaptionSet(images, "val").header.kind == "aio"
 
 
 def test_cutmix_takes_own_captions_by_its_keys(prepared: Path, tmp_path: Path) -> None:
     rows = [(key, "two things") for key in keys(prepared, "train_cmall")]
     assert all(key.startswith("train_cmall/train/") for key, _ in rows)
-    assert prepare_captions(prepared, tsv=table(tmp_path / "t.tsv", rows), overwrite=True) == ["train_cmall"]
+    assert prepare_captions(prepared, file=table(tmp_path / "t.tsv", rows), overwrite=True) == ["train_cmall"]
 
 
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["{0}\tone", "{1}\ttwo", "{0}\tthree"], "line 3 of .*second caption of {0}, after line 1"),
-        (["{0}\tone", "train/n0/none.JPEG\ttwo"], "1 paths of .*line 2: train/n0/none.JPEG .*such as train/"),
-        (["{0}\tone", "{1}\ttwo"], "10 of 12 images of train have no caption"),
+        (["{0}\tone", "{1}\ttwo", "{0}\tthree"], "line 3 of .*a second one for {0}, after line 1"),
+        (["{0}\tone", "train/n0/none.JPEG\ttwo"], "1 keys of .*line 2: train/n0/none.JPEG .*such as train/"),
+        (["{0}\tone", "{1}\ttwo"], "10 images of train have no caption"),
         (["{0}\tone", "{1} two"], "line 2 of .*path<TAB>caption"),
         (["{0}\t  "], "line 1 of .*path<TAB>caption"),
         (["{0}\tone\tmore"], "line 1 of .*path<TAB>caption"),
-        (["/abs/{0}\tone"], "1 paths of .*are no image of train, val"),
+        (["/abs/{0}\tone"], "1 keys of .*are no image of train, val"),
         ([""], "line 1 of .*path<TAB>caption"),
     ],
     ids=["duplicate", "unknown", "missing", "no tab", "empty", "two tabs", "absolute", "blank"],
@@ -97,20 +97,18 @@ def test_bad_tables(images: Path, tmp_path: Path, lines: list[str], message: str
     path = tmp_path / "t.tsv"
     path.write_text("".join(line.format(*own) + "\n" for line in lines))
     with pytest.raises(ValueError, match=message.replace("{0}", own[0])):
-        prepare_captions(images, tsv=str(path))
+        prepare_captions(images, file=str(path))
     assert not caption_file(images, "train").exists()
 
 
 def test_refusals(images: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="prepare images --source"):
         prepare_captions(tmp_path / "nothing")
-    with pytest.raises(FileNotFoundError, match="--tsv"):
-        prepare_captions(images, tsv=str(tmp_path / "none.tsv"))
+    with pytest.raises(FileNotFoundError, match="--captions"):
+        prepare_captions(images, file=str(tmp_path / "none.tsv"))
     with pytest.raises(ValueError, match="no image set test.*train, val"):
         prepare_captions(images, sets=["test"])
-    with pytest.raises(ValueError, match="--tsv FILE"):
-        prepare_captions(images, kind="long")
     bad = tmp_path / "latin.tsv"
     bad.write_bytes(b"train/x\tcaf\xe9\n")
     with pytest.raises(ValueError, match="line 1 of .* is not UTF-8"):
-        prepare_captions(images, tsv=str(bad))
+        prepare_captions(images, file=str(bad))

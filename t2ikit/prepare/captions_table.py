@@ -1,0 +1,242 @@
+"""The user's own captions: a file of TSV, JSON lines or Parquet, looked up by the key of an image.
+
+What is kept in memory is one hash and one offset a line (16 bytes), not keys or captions: 1.28 million lines take
+20 MB. Parquet, which cannot be read from the middle of a column, is first written to a file of JSON lines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from t2ikit.files import partial_of
+
+SUFFIXES = (".tsv", ".txt", ".jsonl", ".ndjson", ".parquet")
+_EXPECTED = {
+    "tsv": "`path<TAB>caption`",
+    "jsonl": '`{"key": "...", "caption": "..."}` (or "path" for "key", "captions": ["...", ...] for "caption")',
+    "parquet": "the columns key (or path) and caption (or captions, a list)",
+}
+_OPTION = "--captions"
+_KEYS = ("key", "path")
+_BATCH = 1024
+
+
+class CaptionTable:
+    """Captions by key; close it when done, or use it as a context.
+
+    Args:
+        path: TSV (``path<TAB>caption``), JSON lines, or Parquet; the suffix says which.
+        spool: folder for the JSON lines that a Parquet file becomes while it is open.
+
+    Attributes:
+        path: the file.
+        columns: captions that every line has.
+
+    Raises:
+        FileNotFoundError: no such file; names ``--captions``.
+        ValueError: an unknown suffix, or the first line that is not as it should be: with its number.
+    """
+
+    def __init__(self, path: Path, spool: Path) -> None:
+        if path.suffix.lower() not in SUFFIXES:
+            raise ValueError(
+                f"{path} must end with one of {', '.join(SUFFIXES)}: its suffix tells how {_OPTION} reads it"
+            )
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {path}: give captions of your own with {_OPTION} FILE")
+        self.path = path
+        self.columns = 0
+        suffix = path.suffix.lower()
+        self._kind = "parquet" if suffix == ".parquet" else "tsv" if suffix in (".tsv", ".txt") else "jsonl"
+        self._spool = partial_of(spool / path.name) if self._kind == "parquet" else None
+        try:
+            if self._spool is not None:
+                _spool_parquet(path, self._spool)
+            self._stream = (self._spool or path).open("rb")
+            self._index()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> CaptionTable:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def close(self) -> None:
+        """Closes the file; removes what a Parquet file became."""
+        if hasattr(self, "_stream"):
+            self._stream.close()
+        if self._spool is not None:
+            self._spool.unlink(missing_ok=True)
+
+    def get(self, key: str) -> tuple[str, ...] | None:
+        """The captions of an image, None where the file has none."""
+        own = np.uint64(hash_of(key))
+        place = int(np.searchsorted(self._sorted, own))
+        while place < len(self._sorted) and self._sorted[place] == own:
+            found, captions = self._read(int(self._order[place]))
+            if found == key:
+                return captions
+            place += 1  # another key of the same hash
+        return None
+
+    def knows(self, hashes: np.ndarray) -> np.ndarray:
+        """Which images have captions here.
+
+        Args:
+            hashes: [N] uint64, ``hash_of`` their keys.
+
+        Returns:
+            [N] bool.
+        """
+        return np.isin(hashes, self._hashes)
+
+    def unknown(self, hashes: np.ndarray) -> np.ndarray:
+        """The lines, from 0, whose key is that of none of the images.
+
+        Args:
+            hashes: [N] uint64, ``hash_of`` the keys of all images.
+        """
+        return np.flatnonzero(~np.isin(self._hashes, hashes))
+
+    def at(self, line: int) -> tuple[int, str]:
+        """Number of a line as an editor counts, and its key."""
+        return line + 1, self._read(line)[0]
+
+    @property
+    def word(self) -> str:
+        """What a line is called: "line", or "row" of Parquet."""
+        return "row" if self._kind == "parquet" else "line"
+
+    def _index(self) -> None:
+        hashes, offsets = array("Q"), array("Q")
+        start = 3 if self._stream.read(3) == b"\xef\xbb\xbf" else 0
+        self._stream.seek(start)
+        for number, content in enumerate(self._stream, 1):
+            key, captions = self._parse(content, number)
+            self.columns = self.columns or len(captions)
+            if len(captions) != self.columns:
+                raise ValueError(
+                    f"{self._place(number)} has {len(captions)} captions, the first one {self.columns}: every image "
+                    "needs as many, caption i of the same kind for all"
+                )
+            hashes.append(hash_of(key))
+            offsets.append(start)
+            start += len(content)
+        self._hashes = np.frombuffer(hashes, np.uint64)
+        self._offsets = np.frombuffer(offsets, np.uint64)
+        self._order = np.argsort(self._hashes, kind="stable")
+        self._sorted = self._hashes[self._order]
+        self._refuse_duplicates()
+
+    def _refuse_duplicates(self) -> None:
+        for place in np.flatnonzero(self._sorted[1:] == self._sorted[:-1]):
+            first, second = int(self._order[place]), int(self._order[place + 1])
+            key = self._read(first)[0]
+            if key == self._read(second)[0]:
+                raise ValueError(
+                    f"{self._place(second + 1)} is a second one for {key}, after {self.word} {first + 1}: one "
+                    f"{self.word} an image"
+                )
+
+    def _place(self, number: int) -> str:
+        return f"{self.word} {number} of {self.path}"
+
+    def _read(self, line: int) -> tuple[str, tuple[str, ...]]:
+        self._stream.seek(int(self._offsets[line]))
+        return self._parse(self._stream.readline(), line + 1)
+
+    def _parse(self, content: bytes, number: int) -> tuple[str, tuple[str, ...]]:
+        try:
+            line = content.decode().rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self._place(number)} is not UTF-8 ({error.reason})") from error
+        parsed = _tsv_line(line) if self._kind == "tsv" else _json_line(line)
+        if parsed is None:
+            shown = line if len(line) <= 80 else f"{line[:80]}..."
+            raise ValueError(
+                f"{self._place(number)} is {shown!r}; {_OPTION} needs {_EXPECTED[self._kind]}, with text in it"
+            )
+        return parsed
+
+
+def hash_of(key: str) -> int:
+    """64 bits that stand for a key."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+
+
+def hashes_of(keys: Iterable[str]) -> np.ndarray:
+    """[N] uint64: ``hash_of`` each key."""
+    return np.fromiter((hash_of(key) for key in keys), np.uint64)
+
+
+def _tsv_line(line: str) -> tuple[str, tuple[str, ...]] | None:
+    key, tab, caption = line.partition("\t")
+    if not tab or not key or not caption.strip() or "\t" in caption:
+        return None
+    return key, (caption.strip(),)
+
+
+def _json_line(line: str) -> tuple[str, tuple[str, ...]] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return _row(row) if isinstance(row, dict) else None
+
+
+def _row(row: dict[str, Any]) -> tuple[str, tuple[str, ...]] | None:
+    """Key and captions of a row; None if it has not just one of each, or no text."""
+    keys = [row[name] for name in _KEYS if row.get(name) is not None]
+    texts = [row[name] for name in ("caption", "captions") if row.get(name) is not None]
+    if len(keys) != 1 or len(texts) != 1 or not isinstance(keys[0], str) or not keys[0]:
+        return None
+    captions = [texts[0]] if isinstance(texts[0], str) else texts[0]
+    if not isinstance(captions, list) or not captions:
+        return None
+    if not all(isinstance(caption, str) and caption.strip() for caption in captions):
+        return None
+    return keys[0], tuple(caption.strip() for caption in captions)
+
+
+def _spool_parquet(path: Path, target: Path) -> None:
+    """Writes the rows of a Parquet file as JSON lines, a thousand at a time."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("w", encoding="utf-8") as stream:
+        for row in _parquet_rows(path):
+            stream.write(json.dumps(row, ensure_ascii=False, default=_text_or_nothing) + "\n")
+
+
+def _text_or_nothing(value: Any) -> str | None:
+    """Some writers store text as bytes."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else None
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise ValueError(f"{path} needs pyarrow to be read (pip install pyarrow)") from error
+    try:
+        with ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            wanted = [name for name in (*_KEYS, "caption", "captions") if name in names]
+            if len(wanted) != 2 or wanted[0] not in _KEYS:
+                raise ValueError(f"{path} has the columns {', '.join(names)}; {_OPTION} needs {_EXPECTED['parquet']}")
+            for batch in file.iter_batches(_BATCH, columns=wanted):
+                yield from batch.to_pylist()
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read as Parquet: {error}") from error
