@@ -1,4 +1,4 @@
-"""The metric contract: images and what they were made from in, pairs (name, value) out; and the distribution metrics.
+"""The metric contract: images and what they were made from in, pairs (name, value) out.
 
 Shape legend::
 
@@ -18,8 +18,6 @@ from torch import Tensor
 
 from t2ikit.metrics.features import FeatureExtractor, check_images
 from t2ikit.metrics.fingerprint import images_sha256
-from t2ikit.metrics.frechet import Moments
-from t2ikit.metrics.prdc import PRESETS, prdc, prdc_preset
 
 
 @dataclass
@@ -86,77 +84,11 @@ class Metric(ABC):
         return {**self.fingerprint(), **describe(samples)}
 
 
-class DistributionMetrics(Metric):
-    """Frechet distance, precision, recall, density and coverage on one feature network."""
-
-    def __init__(
-        self,
-        features: FeatureExtractor,
-        k: int = 5,
-        preset: str | None = None,
-        batch_size: int = 64,
-        name: str | None = None,
-    ) -> None:
-        """Settings.
-
-        Args:
-            features: the feature network; its name is part of the fingerprint.
-            k: neighbour that gives the radius of precision, recall, density and coverage.
-            preset: a published way to compute those four instead ("imagenet_t2i", "dgm_eval", "synthreal"; see
-                ``t2ikit.metrics.prdc.PRESETS``), which brings its own k.
-            batch_size: images a pass of the feature network.
-            name: put before the scores' names, where a snapshot has two of these (``dinov2/frechet_distance``).
-        """
-        if k < 1:
-            raise ValueError(f"k must be at least 1; got {k}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-        if preset is not None and preset not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {preset!r}")
-        self.features = features
-        self.name = name
-        self.k = k if preset is None else PRESETS[preset].k
-        self.preset = preset
-        self.batch_size = batch_size
-        self._reference: tuple[str, Tensor] | None = None
-
-    def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
-        """Yields frechet_distance, precision, recall, density, coverage.
-
-        Raises:
-            ValueError: no reference, too few images (num_images) or reference images, features that are not finite.
-        """
-        chunks = 1 if self.preset is None else PRESETS[self.preset].chunks
-        reference = need_reference(samples, (self.k + 2) * chunks, f"k={self.k}")
-        real = self._reference_features(reference)
-        fake = extract(self.features, samples.images, self.batch_size, "generated")
-        yield "frechet_distance", Moments.of(real).distance(Moments.of(fake))
-        yield from (prdc(real, fake, self.k) if self.preset is None else prdc_preset(real, fake, self.preset)).items()
-
-    def _reference_features(self, reference: Tensor) -> Tensor:
-        """Features of the reference, kept for the next snapshot of the same set."""
-        key = images_sha256(reference)
-        if self._reference is None or self._reference[0] != key:
-            self._reference = (key, extract(self.features, reference, self.batch_size, "reference"))
-        return self._reference[1]
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Features, resize, k and preset."""
-        return {**self.features.fingerprint(), "k": self.k, "preset": self.preset}
-
-
-def need_reference(samples: Samples, least: int, reason: str = "the metric") -> Tensor:
-    """The reference images; ValueError when there are none, or when either set has fewer than ``least`` images."""
-    if samples.reference is None:
-        raise ValueError(f"{reason} needs reference images: give the snapshot a reference set")
-    if len(samples) < least:
-        raise ValueError(f"{len(samples)} generated images, but {reason} needs at least {least}: raise num_images")
-    if len(samples.reference) < least:
-        raise ValueError(
-            f"{len(samples.reference)} reference images, but {reason} needs at least {least}: "
-            "take a larger reference set (num_images)"
-        )
-    return samples.reference
+def need_images(count: int, least: int, reason: str, what: str = "generated") -> None:
+    """ValueError when a set of ``count`` images has fewer than ``least``; ``reason`` says what needs them."""
+    if count < least:
+        remedy = "raise num_images" if what == "generated" else "take a larger reference set (num_images)"
+        raise ValueError(f"{count} {what} images, but {reason} needs at least {least}: {remedy}")
 
 
 def describe(samples: Samples) -> dict[str, Any]:
@@ -169,8 +101,17 @@ def describe(samples: Samples) -> dict[str, Any]:
     return described
 
 
-def extract(features: FeatureExtractor, images: Tensor, batch_size: int, what: str = "generated") -> Tensor:
+def extract(
+    features: FeatureExtractor, images: Tensor, batch_size: int, what: str = "generated", first: int = 0
+) -> Tensor:
     """Features [N, D] float32 on the CPU of images [N, 3, H, W] uint8, batch by batch.
+
+    Args:
+        features: the network.
+        images: the images.
+        batch_size: images a pass.
+        what: "generated" or "reference", for messages.
+        first: number of the first image, for messages.
 
     Raises:
         ValueError: the features of an image are not finite; the message names the image's index.
@@ -178,10 +119,14 @@ def extract(features: FeatureExtractor, images: Tensor, batch_size: int, what: s
     rows = []
     for start in range(0, len(images), batch_size):
         batch = features(images[start : start + batch_size]).detach().to("cpu", torch.float32)
+        if batch.shape != (len(images[start : start + batch_size]), features.dim):
+            raise ValueError(
+                f"{features.name} gives features {tuple(batch.shape)}, not [B, {features.dim}]: set its dim"
+            )
         broken = (~batch.isfinite().all(dim=1)).nonzero()
         if len(broken):
             raise ValueError(
-                f"{features.name} gives features that are not finite for {what} image {start + int(broken[0])}"
+                f"{features.name} gives features that are not finite for {what} image {first + start + int(broken[0])}"
             )
         rows.append(batch)
     return torch.cat(rows) if rows else torch.empty(0, features.dim)

@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from t2ikit.metrics.base import Metric, Samples, extract, need_reference
+from t2ikit.metrics.base import Metric, Samples, extract
 from t2ikit.metrics.features import FeatureExtractor
+from t2ikit.metrics.reference import Reference
 
 Array = Tensor | NDArray[np.floating]
 
@@ -130,25 +131,38 @@ def _unbiased_polynomial(one: Tensor, other: Tensor, degree: int) -> Tensor:
 class CMMD(Metric):
     """CMMD of the samples against the reference, on any embedding; the protocol's is ``CLIPFeatures()``."""
 
-    def __init__(self, features: FeatureExtractor, batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        features: FeatureExtractor,
+        batch_size: int = 64,
+        name: str | None = None,
+        reference_statistics: str | None = None,
+    ) -> None:
         """Settings.
 
         Args:
             features: the embedding network.
             batch_size: images a pass of it.
+            name: put before the score's name, where a snapshot has two of these.
+            reference_statistics: file of ``write_reference``, with features, instead of reference images.
         """
         self.features = features
         self.batch_size = batch_size
+        self.name = name
+        self.reference = Reference(features, batch_size, reference_statistics)
 
     def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
         """Yields ("cmmd", value); ValueError without images or reference images."""
-        reference = need_reference(samples, 1, "CMMD")
-        real = extract(self.features, reference, self.batch_size, "reference")
+        real = self.reference.features_of(samples, 1, "CMMD")
         yield "cmmd", cmmd(real, extract(self.features, samples.images, self.batch_size))
 
     def fingerprint(self) -> dict[str, Any]:
         """Features and bandwidth."""
         return {**self.features.fingerprint(), "sigma": SIGMA}
+
+    def fingerprint_of(self, samples: Samples) -> dict[str, Any]:
+        """With the set sizes and the reference's name and hash."""
+        return {**self.fingerprint(), **self.reference.describe(samples)}
 
 
 class KID(Metric):
@@ -161,6 +175,8 @@ class KID(Metric):
         subset_size: int = 1000,
         seed: int = 0,
         batch_size: int = 64,
+        name: str | None = None,
+        reference_statistics: str | None = None,
     ) -> None:
         """Settings.
 
@@ -170,17 +186,20 @@ class KID(Metric):
             subset_size: images of each; at most the number of images and of reference images.
             seed: of the subsets.
             batch_size: images a pass of the network.
+            name: put before the scores' names, where a snapshot has two of these.
+            reference_statistics: file of ``write_reference``, with features, instead of reference images.
         """
         self.features = features
         self.subsets = subsets
         self.subset_size = subset_size
         self.seed = seed
         self.batch_size = batch_size
+        self.name = name
+        self.reference = Reference(features, batch_size, reference_statistics)
 
     def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
         """Yields ("kid", mean) and ("kid_std", deviation over subsets); ValueError with too few images."""
-        reference = need_reference(samples, self.subset_size, f"subset_size={self.subset_size}")
-        real = extract(self.features, reference, self.batch_size, "reference")
+        real = self.reference.features_of(samples, self.subset_size, f"subset_size={self.subset_size}")
         fake = extract(self.features, samples.images, self.batch_size)
         result = kid(real, fake, self.subsets, self.subset_size, seed=self.seed)
         yield "kid", result.mean
@@ -190,3 +209,7 @@ class KID(Metric):
         """Features and how subsets are drawn."""
         drawn = {"subsets": self.subsets, "subset_size": self.subset_size, "subset_seed": self.seed}
         return {**self.features.fingerprint(), **drawn}
+
+    def fingerprint_of(self, samples: Samples) -> dict[str, Any]:
+        """With the set sizes and the reference's name and hash."""
+        return {**self.fingerprint(), **self.reference.describe(samples)}

@@ -16,6 +16,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -185,24 +186,31 @@ class Moments:
     def save(self, path: str | Path) -> None:
         """Writes mean, covariance sums, count and fingerprint as one ``.npz``, whole or not at all."""
         buffer = io.BytesIO()
-        np.savez(
-            buffer,
-            mean=self._mean.numpy(),
-            scatter=self._scatter.numpy(),
-            count=np.int64(self.count),
-            fingerprint=np.array(json.dumps(self.fingerprint, sort_keys=True)),
-        )
+        np.savez(buffer, **self.arrays())
         write_whole(path, buffer.getvalue())
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What ``save`` writes, by name."""
+        return {
+            "mean": self._mean.numpy(),
+            "scatter": self._scatter.numpy(),
+            "count": np.array(self.count, dtype=np.int64),
+            "fingerprint": np.array(json.dumps(self.fingerprint, sort_keys=True)),
+        }
 
     @classmethod
     def load(cls, path: str | Path) -> Moments:
-        """Moments from a file of ``save``; ValueError when the file is not one."""
+        """Moments from a file of ``save``; ValueError when the file is not one, or its arrays do not fit."""
         try:
             with np.load(path, allow_pickle=False) as stored:
                 moments = cls(len(stored["mean"]), json.loads(str(stored["fingerprint"])))
                 moments._mean = torch.from_numpy(stored["mean"])
                 moments._scatter = torch.from_numpy(stored["scatter"])
                 moments.count = int(stored["count"])
-        except (KeyError, ValueError, EOFError) as error:
+            if moments._mean.shape != (moments.dim,) or moments._scatter.shape != (moments.dim, moments.dim):
+                raise ValueError(f"mean {tuple(moments._mean.shape)}, scatter {tuple(moments._scatter.shape)}")
+            if not bool(moments._mean.isfinite().all() and moments._scatter.isfinite().all()):
+                raise ValueError("values that are not finite")
+        except (KeyError, ValueError, EOFError, BadZipFile) as error:
             raise ValueError(f"{path} holds no feature moments ({error}); make it anew with Moments.save") from error
         return moments

@@ -1,0 +1,184 @@
+"""Saved reference statistics give the scores and the fingerprints of the images, and those of others are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from t2ikit.metrics import DistributionMetrics, Metric, Moments, RandomConvFeatures, Samples, write_reference
+from t2ikit.metrics.base import extract
+from t2ikit.metrics.cmmd import CMMD, KID
+from t2ikit.metrics.fingerprint import Fingerprint, compare
+from t2ikit.metrics.reference import ReferenceStatistics, read_photos
+
+FEATURES = RandomConvFeatures(dim=12)
+
+
+def pictures(count: int, seed: int) -> Tensor:
+    return torch.randint(0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def with_images() -> Samples:
+    return Samples(pictures(20, 0), reference=pictures(30, 1), reference_name="val")
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "statistics" / "val.npz"
+    fingerprint = write_reference(path, FEATURES, pictures(30, 1), "val", batch_size=7)
+    assert fingerprint["num_reference"] == 30 and "num_images" not in fingerprint
+    assert [file.name for file in path.parent.iterdir()] == ["val.npz"]
+    return path
+
+
+@pytest.mark.parametrize("kind", [DistributionMetrics, CMMD, KID])
+def test_a_file_gives_what_the_images_give(saved: Path, kind: Any) -> None:
+    settings = {"subset_size": 10, "subsets": 3} if kind is KID else {}
+    of_images: Metric = kind(FEATURES, **settings)
+    of_file: Metric = kind(FEATURES, reference_statistics=str(saved), **settings)
+    alone = Samples(pictures(20, 0))
+    expected, found = dict(of_images.compute(with_images())), dict(of_file.compute(alone))
+    assert list(found) == list(expected)
+    assert list(found.values()) == pytest.approx(list(expected.values()), rel=1e-4, abs=1e-6)
+    # The two are the same score, so they may be compared.
+    first, second = (
+        Fingerprint.from_dict(metric.fingerprint_of(samples))
+        for metric, samples in ((of_images, with_images()), (of_file, alone))
+    )
+    compare(first, second)
+    assert first.hash() == second.hash()
+    # The images of the same set beside the file are no contradiction.
+    assert dict(of_file.compute(with_images())) == found
+
+
+def test_moments_alone_give_the_frechet_distance(tmp_path: Path) -> None:
+    metric = DistributionMetrics(FEATURES, k=3)
+    metric.write_reference(tmp_path / "val.npz", pictures(30, 1), "val", keep_features=False)
+    path = str(tmp_path / "val.npz")
+    scores = dict(DistributionMetrics(FEATURES, k=3, reference_statistics=path).compute(Samples(pictures(20, 0))))
+    assert list(scores) == ["frechet_distance"]
+    assert scores["frechet_distance"] == pytest.approx(
+        dict(metric.compute(with_images()))["frechet_distance"], rel=1e-5
+    )
+    with pytest.raises(ValueError, match="holds no features, which CMMD needs: write it with keep_features=True"):
+        dict(CMMD(FEATURES, reference_statistics=path).compute(Samples(pictures(20, 0))))
+    assert Moments.load(path).count == 30
+
+
+@pytest.mark.parametrize(
+    ("features", "reference", "message"),
+    [
+        (
+            RandomConvFeatures(dim=13),
+            None,
+            "differ in features: 'random_conv_12_seed0' there, 'random_conv_13_seed0' here",
+        ),
+        (RandomConvFeatures(dim=12, seed=1), None, "differ in features:"),
+        (FEATURES, pictures(29, 1), "differ in num_reference: 30 there, 29 here"),
+        (FEATURES, pictures(30, 2), "differ in reference_sha256"),
+    ],
+)
+def test_statistics_of_others_are_refused(saved: Path, features: Any, reference: Any, message: str) -> None:
+    metric = DistributionMetrics(features, reference_statistics=str(saved))
+    with pytest.raises(ValueError, match=message):
+        dict(metric.compute(Samples(pictures(20, 0), reference=reference)))
+
+
+@pytest.mark.parametrize("field", ["features_sha256", "resize"])
+def test_other_weights_and_pixels_are_refused(saved: Path, field: str) -> None:
+    stored = ReferenceStatistics.load(saved)
+    stored.moments.fingerprint[field] = "another"
+    stored.save(saved)
+    with pytest.raises(ValueError, match=f"differ in {field}: 'another' there"):
+        dict(DistributionMetrics(FEATURES, reference_statistics=str(saved)).compute(Samples(pictures(20, 0))))
+
+
+def test_broken_files_are_named(saved: Path, tmp_path: Path) -> None:
+    samples = Samples(pictures(20, 0))
+
+    def compute(path: Path) -> None:
+        dict(DistributionMetrics(FEATURES, reference_statistics=str(path)).compute(samples))
+
+    with pytest.raises(FileNotFoundError, match="no reference statistics .*none.npz: set reference_statistics"):
+        DistributionMetrics(FEATURES, reference_statistics=str(tmp_path / "none.npz"))
+    (tmp_path / "cut.npz").write_bytes(saved.read_bytes()[:500])
+    with pytest.raises(ValueError, match="cut.npz holds no feature moments"):
+        compute(tmp_path / "cut.npz")
+    rows = extract(FEATURES, pictures(30, 1), 64)
+    Moments.of(rows, FEATURES.fingerprint()).save(tmp_path / "no_set.npz")
+    with pytest.raises(ValueError, match="does not say which set it is of"):
+        compute(tmp_path / "no_set.npz")
+    stored = ReferenceStatistics.load(saved)
+    ReferenceStatistics(stored.moments, rows[:-1]).save(tmp_path / "fewer.npz")
+    with pytest.raises(ValueError, match=r"fewer.npz has features \(29, 12\) for moments of 30 images"):
+        compute(tmp_path / "fewer.npz")
+    ReferenceStatistics(Moments.of(rows[:-1], stored.moments.fingerprint), None).save(tmp_path / "other.npz")
+    with pytest.raises(ValueError, match="moments of 29 images .* fingerprint says 30"):
+        compute(tmp_path / "other.npz")
+    arrays = {**stored.moments.arrays(), "mean": np.full(12, np.nan)}
+    np.savez(tmp_path / "nan.npz", **arrays)
+    with pytest.raises(ValueError, match="nan.npz holds no feature moments .values that are not finite"):
+        compute(tmp_path / "nan.npz")
+    np.savez(tmp_path / "shape.npz", **{**arrays, "scatter": np.zeros((3, 3))})
+    with pytest.raises(ValueError, match="shape.npz holds no feature moments .mean"):
+        compute(tmp_path / "shape.npz")
+
+
+def test_too_few_images_are_refused(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="6 generated images, but k=5 needs at least 7: raise num_images"):
+        dict(DistributionMetrics(FEATURES, reference_statistics=str(saved)).compute(Samples(pictures(6, 0))))
+    with pytest.raises(ValueError, match="30 reference images, but k=40 needs at least 42: take a larger"):
+        dict(DistributionMetrics(FEATURES, 40, reference_statistics=str(saved)).compute(Samples(pictures(50, 0))))
+    with pytest.raises(ValueError, match=r"give the snapshot a reference set \(reference\), or the metric a file"):
+        dict(CMMD(FEATURES).compute(Samples(pictures(6, 0))))
+    with pytest.raises(ValueError, match="statistics of 1 images"):
+        write_reference(tmp_path / "one.npz", FEATURES, pictures(1, 0), "one")
+    with pytest.raises(ValueError, match="uint8"):
+        write_reference(tmp_path / "float.npz", FEATURES, torch.zeros(4, 3, 16, 16), "float")
+
+
+class WrongWidth(RandomConvFeatures):
+    """Says one width and gives another."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return super().__call__(images)[:, 1:]
+
+
+class BreaksOnImage25(RandomConvFeatures):
+    """NaN for images that begin with black."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        black = (images[:, :, 0, 0] == 0).all(dim=1, keepdim=True)
+        return torch.where(black, torch.nan, super().__call__(images))
+
+
+def test_broken_features_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"gives features \(7, 11\), not \[B, 12\]"):
+        write_reference(tmp_path / "x.npz", WrongWidth(dim=12), pictures(30, 0), "x", batch_size=7)
+    images = pictures(30, 0)
+    images[25, :, 0, 0] = 0
+    with pytest.raises(ValueError, match="not finite for reference image 25"):
+        write_reference(tmp_path / "x.npz", BreaksOnImage25(dim=12), images, "x", batch_size=7)
+    assert not (tmp_path / "x.npz").exists()
+
+
+def test_photos_are_cut_to_their_centre_square(tmp_path: Path, sample_data: Path) -> None:
+    wide = np.zeros((10, 30, 3), dtype=np.uint8)
+    wide[:, 10:20, 1] = 200
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    Image.fromarray(np.full((20, 20), 77, dtype=np.uint8)).save(tmp_path / "grey.png")
+    photos = read_photos([tmp_path / "wide.png", tmp_path / "grey.png"], 5)
+    assert photos.shape == (2, 3, 5, 5)
+    assert photos[0].amax(dim=(1, 2)).tolist() == photos[0].amin(dim=(1, 2)).tolist() == [0, 200, 0]
+    assert set(photos[1].unique().tolist()) == {77}
+    real = sorted((sample_data / "imagenet-sample" / "val").rglob("*.JPEG"))[:20]
+    assert read_photos(real, 64).float().std() > 20
+    (tmp_path / "cut.jpg").write_bytes(real[0].read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cut.jpg is no whole image"):
+        read_photos([tmp_path / "cut.jpg"], 5)
