@@ -55,7 +55,8 @@ class Snapshot(L.Callback):
         guidance: classifier-free guidance w, (1 + w) cond - w uncond; or a Guidance.
         batch_size: images drawn at once on each rank.
         seed: key of the noise.
-        reference: split whose images the distribution metrics compare with; None if no metric needs them.
+        reference: split whose images the distribution metrics compare with; "prompts" for the photos that the prompts
+            describe (CocoCaptions); None if no metric needs them.
         reference_limit: how many of them; None takes all.
         validation_loss: also compute the loss of the validation set (``<name>/loss``).
         grid: number of images in the picture.

@@ -50,7 +50,7 @@ class DrawnImages:
         there = np.zeros(self.count, dtype=bool)
         for first, end, _ in self._files():
             there[first:end] = True
-        batches = []
+        batches: list[range] = []
         for start in range(0, self.count, batch_size):
             places = [place for place in range(start, min(start + batch_size, self.count)) if not there[place]]
             for place in places:

@@ -29,6 +29,7 @@ from t2ikit.metrics.base import Metric, Samples
 from t2ikit.metrics.fingerprint import Fingerprint, Score
 from t2ikit.metrics.scoring import score_samples
 from t2ikit.module import TextToImage
+from t2ikit.prepare.decode import decode
 
 MODEL_FIELDS = ("seeds", "sampler", "steps", "guidance", "precision", "weights")
 """Fields of a fingerprint that describe the model's side; they are not known of pictures of another program."""
@@ -60,7 +61,8 @@ class Evaluation:
         name: of the snapshot, for progress bars and messages.
         source: which texts to draw.
         metrics: what to compute of the images.
-        reference: split whose images the distribution metrics compare with; None if no metric needs them.
+        reference: split whose images the distribution metrics compare with; "prompts" for the photos that the prompts
+            describe (CocoCaptions), cropped and resized to the size of the drawn ones; None if no metric needs them.
         reference_limit: how many of them; None takes all.
         validation_loss: also compute the loss of the validation set, as ``loss``.
         limit: take the first prompts only; None takes all.
@@ -86,6 +88,7 @@ class Evaluation:
         self.prompts: list[Prompt] = []
         self._states: Sequence[Tensor] | None = None
         self._reference_images: Tensor | None = None
+        self._pictures: list[Path] = []
 
     def prepare(self, data: DataModule, draws: bool = True) -> None:
         """Reads prompts, text states and reference images; they are kept, being the same for every checkpoint.
@@ -175,7 +178,10 @@ class Evaluation:
 
     def _read_reference(self, data: DataModule) -> None:
         assert self.reference is not None
-        self._reference_images = data.reference_images(self.reference, self.reference_limit)
+        if self.reference == "prompts":
+            self._pictures = self.source.pictures()[: self.reference_limit]  # decoded when their size is known
+        else:
+            self._reference_images = data.reference_images(self.reference, self.reference_limit)
 
     def _score(
         self,
@@ -191,6 +197,10 @@ class Evaluation:
             assert images is not None
             texts = [prompt.text for prompt in self.prompts]
             metadata = [prompt.metadata for prompt in self.prompts]
+            if self._pictures and self._reference_images is None:
+                bar = tqdm(self._pictures, desc=f"{self.name}: reference", leave=False, mininterval=1.0)
+                decoded = (decode(path.read_bytes(), images.shape[-1]) for path in bar)
+                self._reference_images = torch.stack([torch.from_numpy(pixels.copy()) for pixels in decoded])
             samples = Samples(images, texts, metadata, self._reference_images, self.reference or "")
             prompts = {
                 "prompts": self.source.name or type(self.source).__name__,

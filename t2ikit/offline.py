@@ -45,7 +45,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """
 
     checkpoint = None if args.checkpoint is None else find_checkpoint(args.checkpoint, "checkpoint")
-    experiment = args.experiment or find_config(checkpoint)
+    experiment: Path = find_config(checkpoint) if checkpoint and not args.experiment else args.experiment
     config = compose(experiment, args.overrides)
     extend_import_path(experiment.parent)
     snapshot = _snapshot(config, args.snapshot, experiment)

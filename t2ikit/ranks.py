@@ -72,7 +72,7 @@ def from_first(work: Callable[[], Result]) -> Result:
         'read once'
     """
     found: Any = together(lambda: work() if this() == 0 else None)[0]
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def from_first_kept(work: Callable[[], Result]) -> Result | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from t2ikit.batch import Text
@@ -246,3 +247,28 @@ def test_pictures_of_another_program_are_scored_as_kept_ones_are(tmp_path: Path)
     files[3].unlink()
     with pytest.raises(ValueError, match=f"holds {COUNT - 1} pictures, Numbered has {COUNT} prompts"):
         evaluation.evaluate_pictures(tmp_path / "kept", DATA)
+
+
+class Compared(Mean):
+    """How far the mean of the reference is."""
+
+    def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
+        assert samples.reference is not None and samples.reference.shape[1:] == samples.images.shape[1:]
+        yield "reference_mean", float(samples.reference.double().mean())
+
+
+def test_photos_of_the_prompts_are_a_reference(tmp_path: Path) -> None:
+    class Photos(Numbered):
+        def pictures(self) -> list[Path]:
+            return find_pictures(tmp_path / "photos")
+
+    (tmp_path / "photos").mkdir()
+    for number, grey in enumerate((10, 30, 200)):
+        Image.new("RGB", (20 + number, 16), (grey, grey, grey)).save(tmp_path / "photos" / f"{number}.png")
+    for limit, expected in ((None, 80.0), (2, 20.0)):
+        evaluation = Evaluation("val", Photos(2), [Compared()], "prompts", limit)
+        found = evaluation.evaluate(module_of(), DATA, Sampling(steps=1), tmp_path / "drawn", weights="raw", step=0)
+        assert found.scores[0].value == expected
+        assert found.scores[0].fingerprint.num_reference == (limit or 3)
+    with pytest.raises(ValueError, match="reference: prompts needs prompts with photos of their own"):
+        Evaluation("val", Numbered(2), [Compared()], "prompts").prepare(DATA)

@@ -59,6 +59,17 @@ class PromptSource(ABC):
         encoded = dict(zip(texts, encoder.encode(texts), strict=True))
         return [encoded[prompt.text] for prompt in prompts]
 
+    def pictures(self) -> list[Path]:
+        """The photos that the prompts describe, each once: what ``reference: prompts`` of a snapshot compares with.
+
+        Raises:
+            ValueError: these prompts have none, as most.
+        """
+        raise ValueError(
+            "reference: prompts needs prompts with photos of their own, such as CocoCaptions, which "
+            f"{type(self).__name__} is not: name a split of the data (val)"
+        )
+
     def write_images(self, folder: Path, images: Tensor, prompts: Sequence[Prompt], facts: Mapping[str, str]) -> None:
         """Writes images where the benchmark's own program looks for them; by default 00000.png, 00001.png, ...
 
@@ -113,20 +124,20 @@ class CaptionPrompts(PromptSource):
 class _StoredStates(Sequence[Tensor]):
     """States of the first captions of a set, read when they are asked for: those of 30,000 take gigabytes."""
 
-    def __init__(self, records: RecordSet, count: int) -> None:
+    def __init__(self, records: RecordSet, length: int) -> None:
         self.records = records
-        self.count = count
+        self.length = length
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (self[place] for place in range(self.count))
+        return (self[place] for place in range(self.length))
 
     def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
-            return [self[each] for each in range(*place.indices(self.count))]
-        if not 0 <= place < self.count:
+            return [self[each] for each in range(*place.indices(self.length))]
+        if not 0 <= place < self.length:
             raise IndexError(place)
         return torch.as_tensor(self.records[place].tokens[0].dequantise())
 
