@@ -50,6 +50,8 @@ def decode(content: bytes, size: int) -> np.ndarray:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise BadImage(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
+            if image.format == "JPEG" and _ends_in_zeros(content):
+                raise BadImage("the file ends in zeros before the image does, as half a download does")
             image.load()
             image = _as_rgb(_upright(image))
     except Image.DecompressionBombError as error:
@@ -73,6 +75,13 @@ def _formats() -> tuple[str, ...]:
     """Those that this Pillow was built with; it takes an unknown name for an error of the file."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _ends_in_zeros(content: bytes) -> bool:
+    """Whether a JPEG lacks its end mark and has zeros instead, which its decoder takes for an image of grey."""
+    if not content.endswith(bytes(16)):
+        return False
+    return content.find(b"\xff\xd9", content.rfind(b"\xff\xda")) < 0  # the end mark, behind the start of the last scan
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -184,6 +184,10 @@ def _found(
             return tar_photos(files, paths, val_labels, label_field, index)
     except SourceLost as error:
         raise ValueError(f"{option}: {error}") from error
+    except PermissionError as error:
+        raise ValueError(
+            f"{option}: {error.filename or source} may not be read by this user: {error.strerror}"
+        ) from error
     packed = next((path for path in paths if path.endswith((".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip"))), None)
     if packed:
         raise ValueError(

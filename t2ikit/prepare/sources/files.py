@@ -99,8 +99,12 @@ class LocalFiles(Files):
                     continue
                 # A link that leads nowhere is listed, too: it shows up among the bad files, not as a photo less.
                 link = entry.is_symlink()
-                size = entry.stat(follow_symlinks=not link or os.path.exists(entry.path)).st_size
-                yield Entry(entry.name, entry.is_dir(), link, size)
+                try:
+                    folder_too = os.path.isdir(entry.path) if link else entry.is_dir()
+                    size = entry.stat(follow_symlinks=not link or os.path.exists(entry.path)).st_size
+                except FileNotFoundError:  # removed just now
+                    folder_too, size = False, 0
+                yield Entry(entry.name, folder_too, link, size)
 
     def is_folder(self, path: str) -> bool:
         return os.path.isdir(path)
