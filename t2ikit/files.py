@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["partial_of", "publish", "sync", "write_whole"]
+__all__ = ["partial_of", "publish", "recover", "sync", "write_whole"]
 
 
 def partial_of(path: Path) -> Path:
@@ -26,11 +29,38 @@ def sync(path: Path) -> None:
 
 
 def publish(partial: Path, path: Path) -> None:
-    """Syncs ``partial``, a file or a folder, and renames it to ``path``; a file that was there is replaced."""
+    """Syncs ``partial``, a file or a folder as ``partial_of`` names it, and renames it to ``path``.
+
+    What was there is replaced. A folder cannot be replaced at one blow: a process that is killed in between leaves the
+    old one beside its place, and ``recover`` brings it back.
+    """
     for file in [file for file in partial.rglob("*") if file.is_file()] if partial.is_dir() else [partial]:
         sync(file)
-    os.replace(partial, path)
+    if partial.is_dir() and path.is_dir():
+        old = partial.with_suffix(".old")
+        os.replace(path, old)
+        os.replace(partial, path)
+        shutil.rmtree(old)
+    else:
+        os.replace(partial, path)
     sync(path.parent)
+
+
+def recover(path: Path) -> None:
+    """Puts right what killed processes left beside ``path``: unfinished content goes, a folder gets its place back.
+
+    What belongs to processes of this machine that still run is left alone.
+    """
+    for hidden in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        owner = re.fullmatch(r"(\d+)-[0-9a-f]+\.(partial|old)", hidden.name.removeprefix(f".{path.name}."))
+        if owner is None or _runs(int(owner[1])):
+            continue
+        if owner[2] == "old" and not path.exists():
+            os.replace(hidden, path)
+        elif hidden.is_dir():
+            shutil.rmtree(hidden, ignore_errors=True)
+        else:
+            hidden.unlink(missing_ok=True)
 
 
 def write_whole(path: str | Path, content: bytes | str | Iterable[bytes]) -> str:
@@ -61,3 +91,13 @@ def write_whole(path: str | Path, content: bytes | str | Iterable[bytes]) -> str
     finally:
         partial.unlink(missing_ok=True)
     return digest.hexdigest()
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from t2ikit.files import partial_of, publish, write_whole
+from t2ikit.files import partial_of, publish, recover, write_whole
 
 
 def test_text_bytes_and_parts_give_the_same_file(tmp_path: Path) -> None:
@@ -51,3 +54,32 @@ def test_a_folder_is_published_whole(tmp_path: Path) -> None:
     (partial / "deep" / "file").write_bytes(b"1")
     publish(partial, tmp_path / "set")
     assert (tmp_path / "set" / "deep" / "file").read_bytes() == b"1" and not partial.exists()
+
+
+def test_a_folder_is_replaced(tmp_path: Path) -> None:
+    for content in ("old", "new"):
+        partial = partial_of(tmp_path / "set")
+        write_whole(partial / "file", content)
+        publish(partial, tmp_path / "set")
+    assert (tmp_path / "set" / "file").read_text() == "new" and [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_what_a_killed_process_left_is_put_right(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import os; print(os.getpid())"]
+    gone = int(subprocess.run(command, capture_output=True, check=True).stdout)
+    path = tmp_path / "set"
+    write_whole(path / "file", "whole")
+    kept = [
+        f".set.{os.getpid()}-ab12.partial",
+        ".set.part-0.work",
+        ".set.b.1-ab12.partial",
+        f".other.{gone}-ab.partial",
+    ]
+    for name in (*kept, f".set.{gone}-ab12.partial", f".set.{gone}-ab12.old"):
+        (tmp_path / name).mkdir()
+    (tmp_path / f".set.{gone}-cd34.partial").write_text("half")
+    recover(path)
+    assert sorted(one.name for one in tmp_path.iterdir()) == sorted([*kept, "set"])
+    os.rename(path, tmp_path / f".set.{gone}-ab12.old")  # killed between the two renames
+    recover(path)
+    assert (path / "file").read_text() == "whole" and sorted(one.name for one in tmp_path.iterdir())[-1] == "set"

@@ -22,7 +22,7 @@ import numpy as np
 from t2ikit.data.chunks import INDEX_NAME, open_chunk, read_index
 from t2ikit.data.layout import Record, RecordView, Tokens, quantise_tokens
 from t2ikit.data.manifest import MANIFEST_NAME, PREPARE_COMMANDS, Manifest
-from t2ikit.data.writing import CHUNK_BYTES, EMPTY_PROMPT_NAME, extend_set, recover, write_set
+from t2ikit.data.writing import CHUNK_BYTES, EMPTY_PROMPT_NAME, extend_set, write_set
 from t2ikit.pretrained import sha256_of
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ __all__ = [
     "damaged_files",
     "extend_set",
     "quantise_tokens",
-    "recover",
     "write_set",
 ]
 

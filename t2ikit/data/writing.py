@@ -1,7 +1,7 @@
 """Writes stored sets: whole or not at all, from records or from chunks that lie there already, part after part.
 
 A set is made in a folder beside its place, which takes that place at the end. A process that is killed in between
-leaves the old set, or nothing, and a hidden folder that the next call removes (``recover``).
+leaves the old set, or nothing, and a hidden folder that the next call removes (``t2ikit.files.recover``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from t2ikit.data.chunks import INDEX_NAME, Chunk, chunk_content, chunk_name, index_content, read_index
 from t2ikit.data.layout import Record, Tokens
 from t2ikit.data.manifest import MANIFEST_NAME, Manifest, Part
-from t2ikit.files import partial_of, sync, write_whole
+from t2ikit.files import partial_of, publish, sync, write_whole
 from t2ikit.pretrained import sha256_of
 
 CHUNK_BYTES = 64 * 2**20
@@ -125,21 +125,6 @@ def extend_set(
         return _complete(partial, target, whole, all_chunks, None if old else empty_prompt, files or {})
 
 
-def recover(folder: Path) -> None:
-    """Puts right what a killed call left: an old set that lost its place gets it back, unfinished ones are removed.
-
-    Folders of processes that still run are left alone.
-    """
-    for hidden in folder.parent.glob(f".{folder.name}.*"):
-        process, _, kind = hidden.name.removeprefix(f".{folder.name}.").partition(".")
-        if kind not in ("partial", "old") or not process.split("-")[0].isdigit() or _runs(int(process.split("-")[0])):
-            continue
-        if kind == "old" and not folder.exists():
-            os.rename(hidden, folder)
-        else:
-            shutil.rmtree(hidden, ignore_errors=True)
-
-
 class _Beside:
     """A folder beside the target that is gone at the end, whatever happens."""
 
@@ -184,19 +169,8 @@ def _complete(
         source_sha256=sources[0] if len(sources) == 1 else hashlib.sha256("\n".join(sources).encode()).hexdigest(),
     )
     write_whole(partial / MANIFEST_NAME, whole.to_json())
-    _take_place(partial, target)
+    publish(partial, target)
     return whole
-
-
-def _take_place(partial: Path, target: Path) -> None:
-    if target.exists():
-        old = partial.with_suffix(".old")
-        os.rename(target, old)
-        os.rename(partial, target)  # killed just before: see ``recover``
-        shutil.rmtree(old)
-    else:
-        os.rename(partial, target)
-    sync(target.parent)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -233,13 +207,3 @@ def _check_fits(record: Record, manifest: Manifest, index: int) -> None:
             raise ValueError(
                 f"record {index} ({key}) has {name} {value}, but its manifest says {getattr(manifest, name)}"
             )
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -10,7 +10,6 @@ Shapes: L tokens of a prompt, D width of the states.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from t2ikit.batch import Text
-from t2ikit.files import publish
+from t2ikit.files import partial_of, publish, recover
 from t2ikit.pretrained import EncoderReference, load_pretrained
 
 DEFAULT_TEXT_ENCODER = "google/flan-t5-xl"
@@ -192,22 +191,19 @@ def build_small_t5(
         model = T5EncoderModel(config)
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    recover(folder)
+    partial = partial_of(folder)
     try:
         with _no_progress_bars():
-            model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        if folder.exists() and _same_files(folder, temporary):
+            model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        if folder.exists() and _same_files(folder, partial):
             return folder
         if folder.exists() and not overwrite:
             raise FileExistsError(f"{folder} exists and is not the model asked for: delete it or choose another folder")
-        temporary.chmod(0o755)
-        if folder.exists():
-            folder.rename(temporary.with_name(f"{temporary.name}.old"))
-        publish(temporary, folder)
+        publish(partial, folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(temporary.with_name(f"{temporary.name}.old"), ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 

@@ -19,7 +19,7 @@ from t2ikit.prepare.encoding import Encoders, Encoding, TextOptions
 from t2ikit.prepare.engine import Launch
 from t2ikit.prepare.images import IMAGES
 from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder
-from t2ikit.prepare.steps import first_rank, identity, part_ranges, require_disk, sha256_of_json
+from t2ikit.prepare.steps import first_rank, identity, known_parts, part_ranges, require_disk, sha256_of_json
 
 PIXELS = "pixels"
 SMALL = "small"
@@ -101,11 +101,13 @@ def prepare_encode(
 
 def _matching_captions(root: Path, name: str) -> CaptionSet:
     captions = CaptionSet(root, name)
-    if captions.header.images != identity(Manifest.read(root / IMAGES / name)):
-        raise ValueError(
-            f"{captions.path} belongs to other images than {root / IMAGES / name}: run t2ikit prepare captions --out "
-            f"{root} --overwrite"
-        )
+    manifest = Manifest.read(root / IMAGES / name)
+    known = known_parts(manifest, captions.header.images)
+    again = f"run t2ikit prepare captions --out {root}"
+    if not known:
+        raise ValueError(f"{captions.path} belongs to other images than {root / IMAGES / name}: {again} --overwrite")
+    if known < len(manifest.parts):
+        raise ValueError(f"{captions.path} lacks the images that were appended to {root / IMAGES / name}: {again}")
     return captions
 
 

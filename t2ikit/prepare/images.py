@@ -14,7 +14,7 @@ from t2ikit.prepare.engine import Launch, Rejected, Results, Work
 from t2ikit.prepare.photo_lists import bad_photos, list_name, photo_lines, unlisted
 from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder
 from t2ikit.prepare.sources import ImageList, find_images
-from t2ikit.prepare.steps import require_disk, sha256_of_json, versions, write_lines
+from t2ikit.prepare.steps import first_rank, require_disk, sha256_of_json, versions, write_lines
 
 IMAGES = "images"
 """Folder of the image sets below the output folder."""
@@ -107,6 +107,8 @@ class _Step:
                 hashes = [*there, digest] if len(images) else there
         number = parts_done(folder, wanted, hashes, self.overwrite, _OPTIONS)
         if number == len(hashes):
+            if first_rank() and (folder / list_name(0)).is_file():  # an earlier call may have been killed before it
+                _list_bad(folder, number)
             print(f"{folder}: up to date")
             return Manifest.read(folder)
         bytes_each = 3 * self.size**2 + _METADATA_BYTES
@@ -117,13 +119,7 @@ class _Step:
         self._stop_if_strict(images, results)
         lists = {list_name(number): photo_lines(images, results.rejected())} if results.chief else {}
         manifest = add_part(results, folder, number, wanted, digest, files=lists)
-        bad = sum(1 for _ in bad_photos(folder, len(manifest.parts)))
-        bad_list = folder.with_name(f"bad_{split}.tsv")
-        if results.chief and bad:
-            write_lines(bad_list, (f"{_shown(key)}\t{reason}" for key, reason in bad_photos(folder, number + 1)))
-        elif results.chief:
-            bad_list.unlink(missing_ok=True)
-        listed = f", {bad} files could not be used (listed in {bad_list})" if bad else ""
+        listed = _list_bad(folder, number + 1) if results.chief else ""
         added = f" ({manifest.parts[-1].count:,} new)" if number else ""
         print(f"{folder}: {manifest.count:,} images{added} of {len(images.class_names)} classes{listed}")
         return manifest
@@ -174,6 +170,17 @@ class _Decoding(Work):
 
     def compute(self, items: list[Any]) -> Sequence[bytes | Rejected]:
         return items
+
+
+def _list_bad(folder: Path, parts: int) -> str:
+    """Writes, or removes, the list of the photos without a record; what to say of it."""
+    path = folder.with_name(f"bad_{folder.name}.tsv")
+    bad = sum(1 for _ in bad_photos(folder, parts))
+    if not bad:
+        path.unlink(missing_ok=True)
+        return ""
+    write_lines(path, (f"{_shown(key)}\t{reason}" for key, reason in bad_photos(folder, parts)))
+    return f", {bad} files could not be used (listed in {path})"
 
 
 def _refusal(where: str, reason: str) -> ValueError:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from t2ikit.data.chunks import chunk_name
 from t2ikit.data.manifest import Manifest
-from t2ikit.files import write_whole
+from t2ikit.files import recover, write_whole
 
 Item = TypeVar("Item")
 
@@ -91,6 +91,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 def write_lines(path: Path, lines: Iterable[str]) -> str:
     """Writes a text file, whole or not at all; its SHA-256."""
+    recover(path)
     return write_whole(path, (line.encode() + b"\n" for line in lines))
 
 

@@ -24,7 +24,6 @@ from t2ikit.data.records import (
     damaged_files,
     extend_set,
     quantise_tokens,
-    recover,
     write_set,
 )
 from t2ikit.files import write_whole
@@ -326,20 +325,6 @@ def test_a_set_is_extended_without_a_copy(tmp_path: Path) -> None:
     assert_equal(Record.from_bytes(bytes(StreamingDataset(str(target))[23])), make_record(23))
     made = extend_set(target, shards(tmp_path / "c", 40, 3), first, None, overwrite=True)
     assert made.count == 3 and made.parts == (Part(3, 1, "one"),) and not (target / "list.tsv").exists()
-
-
-def test_what_a_killed_call_left_is_put_right(tmp_path: Path) -> None:
-    gone = int(subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True).stdout)
-    write_pixels(tmp_path / "train", 6)
-    for name in (f".train.{gone}-ab12.partial", f".train.{gone}-ab12.old", f".train.{os.getpid()}-ab12.partial"):
-        (tmp_path / name).mkdir()
-    (tmp_path / ".train.part-0.work").mkdir()
-    recover(tmp_path / "train")
-    left = [".train.part-0.work", f".train.{os.getpid()}-ab12.partial", "train"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(left)
-    os.rename(tmp_path / "train", tmp_path / f".train.{gone}-ab12.old")  # killed between the two renames
-    recover(tmp_path / "train")
-    assert len(RecordSet(tmp_path / "train")) == 6
 
 
 def test_sets_of_before_have_one_part(tmp_path: Path) -> None:
