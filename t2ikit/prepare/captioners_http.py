@@ -17,9 +17,9 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from email.message import Message
 from typing import Any
 
 import numpy as np
@@ -249,9 +249,9 @@ class _Refused(ValueError):
         super().__init__(f"{source} refuses with {status} {said}: {advice}; {_GONE_ON}")
 
 
-def _asked_wait(headers: Mapping[str, str] | None) -> float:
+def _asked_wait(headers: Message | None) -> float:
     """Seconds that a server asks to wait (Retry-After), 0 where it does not say."""
     try:
-        return max(0.0, float((headers or {}).get("Retry-After") or 0))
+        return max(0.0, float((headers.get("Retry-After") if headers else None) or 0))
     except ValueError:
         return 0.0

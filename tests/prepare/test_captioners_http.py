@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
+from t2ikit.cli import main
+from t2ikit.data.records import RecordSet
+from t2ikit.prepare import captions_model
 from t2ikit.prepare.captioners import CUTMIX_PROMPT, PROMPT, Decoding
 from t2ikit.prepare.captioners_http import HTTPCaptioner, Service
+from t2ikit.prepare.captions import CaptionSet
+from t2ikit.prepare.images import prepare_images
 
 CPU = torch.device("cpu")
 KEY = "sk-very-secret"
@@ -269,6 +275,32 @@ def test_identity_does_not_follow_the_address(server: Server) -> None:
     assert captioner.identity == elsewhere.identity
     assert captioner.identity != ask(server, model="large").identity
     assert captioner.identity != ask(server, image_format="jpeg").identity
+
+
+def test_the_command_goes_on_when_the_server_is_back(
+    server: Server, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    root = tmp_path / "data"
+    prepare_images(str(photos), root, 16)
+    monkeypatch.setattr(captions_model, "SHARD", 4)
+    server.reply = lambda body, number: (
+        (500, "out of memory", {}) if number > 9 else completion(f"Mean {shown(body)[0].mean():.3f}. And")
+    )
+    command = ["prepare", "captions", "--out", str(root), "--kind", "http", "--endpoint", server.endpoint]
+    options = ["--model", "tiny", "--concurrency", "2", "--batch-size", "4", "--tries", "1", "--sets", "train"]
+    assert main([*command, *options]) == 2
+    said = capsys.readouterr().err
+    assert "after 1 tries (500 Internal Server Error out of memory)" in said and "same command goes on there" in said
+    first, done = len(server.requests), {shown(body)[0].tobytes() for body in server.requests[:8]}
+    server.reply = lambda body, number: completion(f"Mean {shown(body)[0].mean():.3f}. And")
+    assert main([*command, *options]) == 0
+    again = [shown(body)[0].tobytes() for body in server.requests[first:]]
+    assert len(again) == 4 and not done & set(again)  # two shards of four lay on the disk
+    captions = CaptionSet(root, "train")
+    for (_, texts), record in zip(captions, RecordSet(root / "images" / "train"), strict=True):
+        assert texts == (f"Mean {record.image.mean():.3f}.",)
+    (column,) = captions.header.columns
+    assert (column.kind, column.model, column.source, column.captioner) == ("http", "tiny", server.endpoint, None)
 
 
 def test_bad_options() -> None:

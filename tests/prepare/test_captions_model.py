@@ -231,6 +231,29 @@ def test_the_command_with_a_tiny_llava(images: Path, tiny_llava: Path, capsys: p
     assert RecordSet(images / "train")[0].captions == next(iter(CaptionSet(images, "train")))[1]
 
 
+def test_real_photos_to_records(sample_data: Path, tiny_llava: Path, tmp_path: Path) -> None:
+    source = tmp_path / "photos"
+    for split, classes, each in (("train", 6, 1), ("val", 2, 1)):
+        for folder in sorted((sample_data / "imagenet-sample" / split).iterdir())[:classes]:
+            for photo in sorted(folder.glob("*.JPEG"))[:each]:
+                target = source / split / folder.name / photo.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(photo, target)
+    root = tmp_path / "data"
+    prepare_images(str(source), root, 64)
+    prepare_cutmix(root, "cmall")
+    options = ["--max-new-tokens", "12", "--accelerator", "cpu", "--devices", "1", "--batch-size", "3"]
+    command = ["prepare", "captions", "--out", str(root), "--kind", "llava", "--captioner", str(tiny_llava)]
+    assert main([*command, *options]) == 0
+    prepare_encode(root, autoencoder="pixels", text_encoder="small", text_dim=16)
+    for name, count in (("train", 6), ("val", 2), ("train_cmall", 6)):
+        records = list(RecordSet(root / name))
+        assert len(records) == count and Manifest.read(root / name).captions == "long"
+        for record, (key, texts) in zip(records, CaptionSet(root, name), strict=True):
+            assert record.metadata["key"] == key and record.captions == texts and len(record.tokens[0]) > 1
+    assert len({record.captions for record in RecordSet(root / "train")}) >= 3
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
