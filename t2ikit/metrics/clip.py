@@ -97,7 +97,7 @@ class CLIPEncoder:
                 tokenizer = AutoTokenizer.from_pretrained(source)
             except (OSError, ValueError) as error:
                 raise FileNotFoundError(f"no tokenizer at {source} ({error}): correct {self.option}") from error
-            self._loaded = (network, tokenizer, found.reference.sha256)
+            self._loaded = (network.float(), tokenizer, found.reference.sha256)  # files may hold half precision
         return self._loaded
 
     @property

@@ -182,7 +182,7 @@ class SentenceEncoder:
                 tokenizer = AutoTokenizer.from_pretrained(found.folder)
             except (OSError, ValueError) as error:
                 raise FileNotFoundError(f"no tokenizer in {found.folder} ({error}): correct {option}") from error
-            self._loaded = (network, tokenizer, found.reference.sha256)
+            self._loaded = (network.float(), tokenizer, found.reference.sha256)
         return self._loaded
 
     @torch.no_grad()

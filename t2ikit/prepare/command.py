@@ -5,9 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from t2ikit.augment.cutmix import SETTINGS
+from t2ikit.prepare.launch_options import add_launch as _launch
+from t2ikit.prepare.launch_options import cores
+from t2ikit.prepare.launch_options import launch_of as _launched
+
+if TYPE_CHECKING:
+    from t2ikit.prepare.captioners import Captioner
 
 _ORDER = "Steps, in this order: images, captions, cutmix, encode; then point an experiment at DIR with --data.root DIR."
 
@@ -33,16 +42,30 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     _add_encode(steps)
     _add_shapes(steps)
     _add_check(steps)
+    _add_extend(steps)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the step that was parsed; the exit status: 0 done, 1 ``check`` found something, 2 wrong input."""
     try:
-        return int(args.prepare_run(args))
+        with _first_rank_speaks():
+            return int(args.prepare_run(args))
     except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
         print(f"t2ikit prepare {args.prepare_command}: {error}", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def _first_rank_speaks() -> Iterator[None]:
+    """Every process takes the same steps; one tells of them."""
+    from t2ikit.prepare.steps import first_rank
+
+    if first_rank():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def _step(steps: Any, name: str, run_step: Any, summary: str, description: str) -> argparse.ArgumentParser:
@@ -62,13 +85,6 @@ def _out(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _workers(parser: argparse.ArgumentParser) -> None:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parser.add_argument(
-        "--workers", type=int, default=cores, help="processes that work on images; 0 for none beside this one"
-    )
-
-
 def _add_images(steps: Any) -> None:
     parser = _step(
         steps,
@@ -81,39 +97,125 @@ def _add_images(steps: Any) -> None:
     parser.add_argument(
         "--source",
         required=True,
-        metavar="FOLDER",
-        help="class folders (ImageNet: one a wnid), or train/ and val/ with class folders",
+        metavar="FOLDER|FILE|PATTERN|URL",
+        help="photos of train, and of val if they are there, too; what it is is seen from its names and first bytes",
     )
     _out(parser)
     parser.add_argument("--size", type=int, default=256, help="side of the images in pixels")
-    parser.add_argument(
-        "--class-names", metavar="FILE", help="one `folder<TAB>name` a line, if the classes are not ImageNet's"
-    )
-    parser.add_argument("--val-share", type=float, default=0.02, help="part held out if the source has no val/")
     parser.add_argument("--seed", type=int, default=0, help="decides the order of the photos")
     parser.add_argument("--strict", action="store_true", help="stop at the first file that cannot be used")
-    _workers(parser)
+    parser.add_argument(
+        "--append",
+        action="store_true",
+        help="add the photos that have come to the source since, behind the others, which keep their place and are not "
+        "read again; captions, cutmix and encode then do the new ones only",
+    )
+    _source_options(parser)
+    _launch(parser, "cpu", "1", cores(), 32, shard_size=True)
+
+
+def _source_options(parser: argparse.ArgumentParser) -> None:
+    sources = parser.add_argument_group(
+        "sources",
+        "--source may be: a folder of class folders (ImageNet: one a wnid), or one with train/ and val/; a folder with "
+        "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz as they are downloaded, or "
+        "one of the tars: nothing is unpacked; Parquet files of the Hugging Face Hub (a folder, or "
+        "hf://datasets/ILSVRC/imagenet-1k; pip install t2ikit[parquet]); WebDataset tars (a folder, or a pattern in "
+        "quotes: 'shards/train-{000..146}.tar'). All of them also as URLs: s3:// (pip install s3fs), gs:// (gcsfs), "
+        "hf://, https://.",
+    )
+    sources.add_argument(
+        "--val-source",
+        metavar="FOLDER|FILE|PATTERN|URL",
+        help="photos of val, if they are not in --source, such as ILSVRC2012_img_val.tar",
+    )
+    sources.add_argument(
+        "--val-labels",
+        metavar="FILE",
+        help="classes of ImageNet's val photos: ILSVRC2012_devkit_t12.tar.gz, Kaggle's LOC_val_solution.csv, or a text "
+        "file with one wnid, or `photo wnid`, a line; not needed if one of the first two lies beside the photos",
+    )
+    sources.add_argument("--val-share", type=float, default=0.02, help="part held out if there is no val")
+    sources.add_argument(
+        "--class-names",
+        metavar="FILE|imagenet",
+        help="one `folder<TAB>name` a line, the first line for class 0, if the classes are not ImageNet's; the word "
+        "imagenet if a source only numbers its classes and the numbers are ImageNet's",
+    )
+    sources.add_argument(
+        "--label-field", metavar="NAME", help="Parquet column, or field of a WebDataset's JSON, that holds the class"
+    )
 
 
 def _add_captions(steps: Any) -> None:
+    from t2ikit.prepare.captioners import Decoding
+    from t2ikit.prepare.captioners_http import IMAGE_FORMATS, Service
+    from t2ikit.prepare.captioners_llava import DEFAULT_CAPTIONER
+
     parser = _step(
         steps,
         "captions",
         _run_captions,
-        "2. captions from class names or from a table",
-        "Writes the captions of the image sets: `An image of <class name>` (a CutMix image names both classes), or "
-        "your own.",
+        "2. captions from class names, from a model or from a file",
+        "Writes the captions of the image sets: `An image of <class name>` (a CutMix image names both classes), long "
+        "ones by a model, or your own. A model is asked as in the papers, with a prompt of its own for CutMix images; "
+        "a call that was stopped goes on where it was.",
     )
     _out(parser)
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--kind", choices=["aio"], default="aio", help="captions made from the class names")
-    kind.add_argument(
-        "--tsv",
+    origin = parser.add_mutually_exclusive_group()
+    origin.add_argument(
+        "--kind",
+        choices=["aio", "llava", "http"],
+        default="aio",
+        help="class names; LLaVA-NeXT on the devices of this machine; or a model behind an OpenAI-compatible server",
+    )
+    origin.add_argument(
+        "--captions",
         metavar="FILE",
-        help="one `path<TAB>caption` a line; the path is relative to --source of `prepare images`; for a CutMix image, "
-        "the name of its set (train_cmall/) stands before the path of its base image",
+        help="your own, one line an image: TSV (`path<TAB>caption`), JSON lines or Parquet (key or path, caption or "
+        "captions); the path is relative to --source of `prepare images`; for a CutMix image, the name of its set "
+        "(train_cmall/) stands before the path of its base image",
     )
     parser.add_argument("--sets", nargs="+", metavar="SET", help="only these image sets (train, val, train_cmall, ...)")
+    parser.add_argument("--add", action="store_true", help="keep the captions that are there and add these")
+    parser.add_argument(
+        "--name",
+        nargs="+",
+        metavar="NAME",
+        help="what the stream calls these captions: aio, long (by a model) or own (from a file) if not given; a file "
+        "with several captions an image needs as many",
+    )
+    asked = parser.add_argument_group("what a model is asked")
+    asked.add_argument("--prompt", metavar="FILE", help="another prompt than the papers', for plain images")
+    asked.add_argument("--cutmix-prompt", metavar="FILE", help="another prompt than the papers', for CutMix images")
+    asked.add_argument(
+        "--max-new-tokens", type=int, default=Decoding.max_new_tokens, help="longest answer, in the model's tokens"
+    )
+    asked.add_argument("--temperature", type=float, default=Decoding.temperature, help="0 is greedy")
+    asked.add_argument("--top-p", type=float, default=Decoding.top_p, help="with a temperature, share drawn from")
+    asked.add_argument("--seed", type=int, default=Decoding.seed, help="with a temperature, decides the draws")
+    asked.add_argument(
+        "--batch-size", type=int, help="images at once; 32 for llava, eight times --concurrency for http if not given"
+    )
+    own = parser.add_argument_group("--kind llava")
+    own.add_argument(
+        "--captioner", default=DEFAULT_CAPTIONER, metavar="NAME|FOLDER", help="a LLaVA-NeXT of the Hub or of a folder"
+    )
+    own.add_argument("--captioner-revision", metavar="REVISION", help="commit, tag or branch on the Hub")
+    _launch(own)
+    server = parser.add_argument_group("--kind http")
+    server.add_argument("--endpoint", metavar="URL", help="address of the server, such as http://127.0.0.1:8000/v1")
+    server.add_argument("--model", metavar="NAME", help="name of the model at the server")
+    server.add_argument(
+        "--api-key-variable",
+        default=Service.key_variable,
+        metavar="VARIABLE",
+        help="environment variable that holds the API key, if the server wants one",
+    )
+    server.add_argument("--concurrency", type=int, default=Service.concurrency, help="requests under way at once")
+    server.add_argument("--timeout", type=float, default=Service.timeout, help="seconds that an answer may take")
+    server.add_argument("--tries", type=int, default=Service.tries, help="how often a request is sent that fails")
+    server.add_argument("--image-format", choices=IMAGE_FORMATS, default="png", help="how images are sent")
 
 
 def _add_cutmix(steps: Any) -> None:
@@ -129,7 +231,7 @@ def _add_cutmix(steps: Any) -> None:
     parser.add_argument("--setting", choices=SETTINGS, default="cmall", help="where the insert goes")
     parser.add_argument("--seed", type=int, default=0, help="decides partners, settings and rectangles")
     parser.add_argument("--strict-paper", action="store_true", help="keep the inserts of cm9 off the corners")
-    _workers(parser)
+    _launch(parser, "cpu", "1", cores(), 32, shard_size=True)
 
 
 def _add_encode(steps: Any) -> None:
@@ -165,9 +267,8 @@ def _add_encode(steps: Any) -> None:
         "--token-format", choices=["int8", "float16"], default="int8", help="how text states are stored"
     )
     parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="longer captions are cut")
-    parser.add_argument("--batch-size", type=int, default=32, help="images that go through a model at once")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; the first GPU if there is one")
     parser.add_argument("--seed", type=int, default=0, help="of the `small` text encoder")
+    _launch(parser, workers=min(cores(), 4), batch_size=32, shard_size=True)
 
 
 def _add_shapes(steps: Any) -> None:
@@ -204,6 +305,41 @@ def _add_check(steps: Any) -> None:
     parser.add_argument("folder", metavar="DIR", help="a data set, or a single set of it")
 
 
+def _add_extend(steps: Any) -> None:
+    from t2ikit.prepare.extend_prompts import DEFAULT_MODEL, Rewriting
+
+    parser = _step(
+        steps,
+        "extend",
+        _run_extend,
+        "longer prompts for a benchmark",
+        "Rewrites the prompts of a benchmark as long captions, by an instruction model. The papers' extended scores "
+        "are made with such a list, which they do not publish; publish yours. A call that was stopped goes on where "
+        "it was.",
+    )
+    parser.add_argument(
+        "--prompts",
+        required=True,
+        metavar="FILE",
+        help="one prompt a line; .jsonl with a `prompt` in every line (GenEval's metadata); or .tsv with a column "
+        "Prompt",
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="the extended list, JSON lines")
+    parser.add_argument("--overwrite", action="store_true", help="replace a list that was made otherwise")
+    parser.add_argument(
+        "--model", default=DEFAULT_MODEL, metavar="NAME|FOLDER", help="instruction model with a chat template"
+    )
+    parser.add_argument("--revision", metavar="REVISION", help="commit, tag or branch on the Hub")
+    parser.add_argument(
+        "--instruction", metavar="FILE", help="another instruction than ours; {prompt} stands for the prompt"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=Rewriting.max_new_tokens, help="longest answer, in the model's tokens"
+    )
+    parser.add_argument("--batch-size", type=int, default=16, help="prompts at once")
+    _launch(parser)
+
+
 def _run_images(args: argparse.Namespace) -> int:
     from t2ikit.prepare.images import prepare_images
 
@@ -212,10 +348,15 @@ def _run_images(args: argparse.Namespace) -> int:
         args.out,
         args.size,
         class_names=args.class_names,
+        val_source=args.val_source,
+        val_labels=args.val_labels,
+        label_field=args.label_field,
         val_share=args.val_share,
         seed=args.seed,
         strict=args.strict,
-        workers=args.workers,
+        append=args.append,
+        launch=_launched(args),
+        shard_size=args.shard_size,
         overwrite=args.overwrite,
     )
     return 0
@@ -224,8 +365,55 @@ def _run_images(args: argparse.Namespace) -> int:
 def _run_captions(args: argparse.Namespace) -> int:
     from t2ikit.prepare.captions import prepare_captions
 
-    prepare_captions(args.out, args.kind, args.tsv, args.sets, args.overwrite)
+    captioner = _captioner(args)
+    batch_size = args.batch_size
+    if batch_size is None:
+        batch_size = 8 * args.concurrency if args.kind == "http" else 32
+    prepare_captions(
+        args.out,
+        captioner=captioner,
+        file=args.captions,
+        sets=args.sets,
+        names=args.name or (),
+        add=args.add,
+        launch=None if captioner is None else _launched(args, batch_size),
+        overwrite=args.overwrite,
+    )
     return 0
+
+
+def _captioner(args: argparse.Namespace) -> Captioner | None:
+    for option, value, kind in (
+        ("--endpoint", args.endpoint, "http"),
+        ("--model", args.model, "http"),
+        ("--captioner-revision", args.captioner_revision, "llava"),
+    ):
+        if value is not None and args.kind != kind:
+            raise ValueError(f"{option} is for --kind {kind}")
+    if args.kind == "aio":
+        return None
+    from t2ikit.prepare.captioners import CUTMIX_PROMPT, PROMPT, Decoding, Prompts
+    from t2ikit.prepare.captioners_http import HTTPCaptioner, Service
+    from t2ikit.prepare.captioners_llava import LlavaNextCaptioner
+
+    prompts = Prompts(
+        _text(args.prompt, "--prompt") if args.prompt else PROMPT,
+        _text(args.cutmix_prompt, "--cutmix-prompt") if args.cutmix_prompt else CUTMIX_PROMPT,
+    )
+    decoding = Decoding(args.max_new_tokens, args.temperature, args.top_p, args.seed)
+    if args.kind == "llava":
+        return LlavaNextCaptioner(args.captioner, args.captioner_revision, prompts, decoding)
+    if not args.endpoint or not args.model:
+        raise ValueError("--kind http needs --endpoint URL, the server, and --model NAME, one of its models")
+    service = Service(args.endpoint, args.api_key_variable, args.concurrency, args.timeout, args.tries)
+    return HTTPCaptioner(service, args.model, prompts, decoding, args.image_format)
+
+
+def _text(path: str, option: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{option} needs a text file; {path} cannot be read ({error})") from error
 
 
 def _run_cutmix(args: argparse.Namespace) -> int:
@@ -236,7 +424,8 @@ def _run_cutmix(args: argparse.Namespace) -> int:
         args.setting,
         seed=args.seed,
         strict_paper=args.strict_paper,
-        workers=args.workers,
+        launch=_launched(args),
+        shard_size=args.shard_size,
         overwrite=args.overwrite,
     )
     return 0
@@ -254,10 +443,10 @@ def _run_encode(args: argparse.Namespace) -> int:
         token_format=args.token_format,
         max_tokens=args.max_tokens,
         text_dim=args.text_dim,
-        batch_size=args.batch_size,
-        device=args.device,
         text_dtype=args.text_dtype,
         seed=args.seed,
+        launch=_launched(args),
+        shard_size=args.shard_size,
         overwrite=args.overwrite,
     )
     return 0
@@ -287,3 +476,19 @@ def _run_check(args: argparse.Namespace) -> int:
         print(finding)
     print(f"{len(findings)} findings" if findings else "everything is good")
     return 1 if findings else 0
+
+
+def _run_extend(args: argparse.Namespace) -> int:
+    from t2ikit.prepare.extend_prompts import INSTRUCTION, Rewriting, extend_prompts
+
+    instruction = _text(args.instruction, "--instruction") if args.instruction else INSTRUCTION
+    extend_prompts(
+        args.prompts,
+        args.out,
+        args.model,
+        args.revision,
+        Rewriting(instruction, args.max_new_tokens),
+        _launched(args, args.batch_size),
+        args.overwrite,
+    )
+    return 0

@@ -79,6 +79,16 @@ def test_small_clip_scores_as_transformers_does(small_clip: Path) -> None:
         dict(metric.compute(Samples(images)))
 
 
+def test_weights_in_half_precision_are_computed_in_full(small_clip: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, CLIPModel
+
+    AutoTokenizer.from_pretrained(small_clip).save_pretrained(tmp_path)
+    CLIPModel.from_pretrained(small_clip).to(torch.bfloat16).save_pretrained(tmp_path)
+    encoder = CLIPEncoder(str(tmp_path))
+    assert encoder.texts(["w1 w2"]).dtype == torch.float32
+    assert encoder.images(torch.zeros(1, 3, 30, 30, dtype=torch.uint8)).dtype == torch.float32
+
+
 def test_legacy_forgets_long_captions(small_clip: Path) -> None:
     first = " ".join(f"w{number % 90 + 1}" for number in range(100))
     second = " ".join(f"w{number % 80 + 5}" for number in range(100))
