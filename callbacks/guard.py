@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from t2ikit import ranks
+
 
 class NonFiniteGuard(L.Callback):
     """Watches every loss on the device and looks at the verdict every few steps, so that no step waits for the host.
@@ -21,7 +23,7 @@ class NonFiniteGuard(L.Callback):
 
     Raises:
         FloatingPointError: names the optimizer step (1 is the first) and the records of the first batch with a
-            non-finite loss; on a rank without one, says that it was another rank's.
+            non-finite loss, on whichever rank it was.
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
@@ -63,21 +65,24 @@ class NonFiniteGuard(L.Callback):
         """Looks at the verdict of all ranks; every rank must call it. One host sync."""
         if self._broken is None or self._rows is None or self._step is None:
             return
-        broken_ranks = trainer.strategy.reduce(self._broken.long(), reduce_op="sum")
-        if not bool(broken_ranks):
+        if not bool(trainer.strategy.reduce(self._broken.long(), reduce_op="sum")):
             return
-        remedy = (
+        names = trainer.datamodule.source_names
+        found = [each for each in ranks.together(self._found) if each is not None]
+        first = min(step for step, _ in found)
+        records = [f"{names[source]}[{index}]" for step, rows in found if step == first for source, index in rows]
+        raise FloatingPointError(
+            f"the loss is not finite at optimizer step {first}; records (source[index]): {', '.join(records)}. "
             "The last checkpoint is from before; lower the learning rate or trainer.gradient_clip_val, or look at "
             "these records with `t2ikit prepare check`"
         )
+
+    def _found(self) -> tuple[int, list[tuple[int, int]]] | None:
+        """Step and records (source, index) of the first batch of this rank with a loss that is not finite, if any."""
+        assert self._broken is not None and self._rows is not None and self._step is not None
         if not bool(self._broken):
-            raise FloatingPointError(f"the loss of another rank is not finite; its message names the records. {remedy}")
-        names = trainer.datamodule.source_names
-        records = [f"{names[source]}[{index}]" for source, index, broken in self._rows.T.tolist() if broken]
-        raise FloatingPointError(
-            f"the loss is not finite at optimizer step {int(self._step)}; records (source[index]): "
-            f"{', '.join(records)}. {remedy}"
-        )
+            return None
+        return int(self._step), [(source, index) for source, index, broken in self._rows.T.tolist() if broken]
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.check(trainer)

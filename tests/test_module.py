@@ -160,6 +160,51 @@ def test_another_space_than_the_checkpoint_s_is_refused() -> None:
         module.on_load_checkpoint({"space": {"space": "LatentSpace", "normalisation": "scalar"}})
 
 
+def test_a_checkpoint_of_other_data_goes_on_only_where_it_may() -> None:
+    before = tiny()
+    before.check_manifest(manifest(count=4, chunk_sha256={"chunk-0-0.bin": "1"}))
+    checkpoint: dict[str, object] = {}
+    before.on_save_checkpoint(checkpoint)
+    other = manifest(count=4, chunk_sha256={"chunk-0-0.bin": "2"})
+    for allowed in ("same", "any"):
+        module = tiny(resume_data=allowed)
+        module.on_load_checkpoint(checkpoint)  # without data, to draw: nothing to compare
+        module.check_manifest(other)
+        if allowed == "any":
+            module.on_load_checkpoint(checkpoint)
+            continue
+        with pytest.raises(ValueError, match=r"chunk-0-0\.bin.*--model\.resume_data any"):
+            module.on_load_checkpoint(checkpoint)
+    with pytest.raises(ValueError, match="resume_data is one of same, extended, any"):
+        tiny(resume_data="all")
+
+
+def test_compiled_steps_are_plain_steps_and_leave_the_names_of_weights_alone() -> None:
+    torch._dynamo.reset()
+    plain, compiled = tiny(), tiny(compile={"backend": "eager"})
+    assert plain.compiled_loss is None and plain.state_dict().keys() == compiled.state_dict().keys()
+    for a, b in zip(gradients(plain, [8]), gradients(compiled, [8]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert compiled.compiled_loss is not None and compiled.compiled_loss._function is not None
+    assert plain.state_dict().keys() == compiled.state_dict().keys()
+    with pytest.raises(ValueError, match="compile must be null"):
+        tiny(compile="quick")
+
+
+def test_a_clock_alone_ends_a_run_only_with_a_schedule_that_has_no_end() -> None:
+    from t2ikit.optim import WarmupCosine
+
+    clock = SimpleNamespace(trainer=SimpleNamespace(max_steps=-1, max_epochs=-1))
+    tiny().validate_experiment(clock)
+    cosine = tiny(learning_rate=WarmupCosine(warmup=10))
+    cosine.validate_experiment(SimpleNamespace(trainer=SimpleNamespace(max_steps=5, max_epochs=-1)))
+    with pytest.raises(ValueError, match=r"trainer\.max_time.*trainer\.max_steps.*Constant"):
+        cosine.validate_experiment(clock)
+    constant = tiny()
+    constant._trainer = SimpleNamespace(estimated_stepping_batches=float("inf"))
+    assert constant.configure_optimizers()["optimizer"].param_groups[0]["lr"] == 1e-3
+
+
 @pytest.mark.parametrize("option", ["text_drop", "self_condition_rate"])
 def test_rates_outside_0_1_are_refused(option: str) -> None:
     with pytest.raises(ValueError, match=option):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from t2ikit import ranks
 from t2ikit.callbacks import NonFiniteGuard
 
 
@@ -80,7 +81,10 @@ def test_it_looks_once_a_step_and_only_every_few_steps(monkeypatch: pytest.Monke
     assert looks == [3, 6]
 
 
-def test_a_rank_stops_for_the_loss_of_another() -> None:
-    guard = NonFiniteGuard(every_n_steps=1)
-    with pytest.raises(FloatingPointError, match="another rank"):
-        batch(guard, 1, [1.0, 2.0], others=1)
+def test_a_rank_stops_for_the_loss_of_another_and_names_its_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard = NonFiniteGuard(every_n_steps=2)
+    # The other rank's came a step later and one more a step earlier: the first step counts.
+    monkeypatch.setattr(ranks, "together", lambda work: [work(), (2, [(0, 5)]), (1, [(1, 8), (0, 9)])])
+    batch(guard, 1, [1.0, 2.0], others=2)
+    with pytest.raises(FloatingPointError, match=r"step 1; .*: cmall\[8\], raw\[9\]\."):
+        batch(guard, 2, [1.0, 2.0], others=2)

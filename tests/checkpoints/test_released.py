@@ -245,7 +245,7 @@ def test_normalisation_by_error_wants_the_one_of_training() -> None:
     rows = text.rows(torch.zeros(8, dtype=torch.int64))
     for kind in ("scalar", "channelwise"):
         latents = LatentSpace(normalisation=kind).normalise(raw)
-        denoiser = trained_on(small(), latents, rows, steps=150)
+        denoiser = trained_on(small(), latents, rows, steps=80)
         assert normalisation_by_error(denoiser, GaussianDiffusion(), raw, text) == kind
     with pytest.raises(ValueError, match="epsilon-prediction only"):
         normalisation_by_error(denoiser, RectifiedFlow(), raw, text)

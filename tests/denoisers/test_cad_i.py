@@ -194,21 +194,25 @@ def test_no_gradient_flows_through_self_conditioning() -> None:
         torch.testing.assert_close(value, parameter.grad)
 
 
-def test_self_conditioning_under_autocast_loses_no_weight_gradient() -> None:
-    denoiser = small()
-    x, level, text = inputs()
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))],
+)
+def test_self_conditioning_under_autocast_loses_no_weight_gradient(device: str) -> None:
+    denoiser = small().to(device)
+    x, level, text = (each.to(device) for each in inputs())
     keep = torch.tensor([True, True, True, False, True])
 
     def gradients(first_pass: bool) -> list[Tensor | None]:
         denoiser.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(device, dtype=torch.bfloat16):
             context = denoiser.encode_text(text)
             state = denoiser.self_condition(x, level, context, keep) if first_pass else stored
             loss = denoiser(x, level, context, state).output.float().square().mean()
         loss.backward()
         return [p.grad for p in denoiser.parameters()]
 
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(device, dtype=torch.bfloat16):
         stored = denoiser.self_condition(x, level, denoiser.encode_text(text), keep)
     assert stored.dtype == torch.float32
     for found, expected in zip(gradients(True), gradients(False), strict=True):

@@ -1,0 +1,85 @@
+"""Two processes train as one does, and stop together."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from t2ikit import cli
+from t2ikit.callbacks.metrics_csv import read_metrics
+
+TINY = """
+extends: [quickstart.yaml]
+model:
+  init_args:
+    denoiser:
+      init_args: {data_dim: 16, num_latents: 4, latent_dim: 16, num_blocks: 1, num_layers: 1, patch_size: 4}
+data: {init_args: {count: 64, val_count: 16, batch_size: 8}}
+trainer: {max_steps: 4, log_every_n_steps: 1, accelerator: cpu}
+callbacks: {val: null, geneval: null, table: null, guard: {init_args: {every_n_steps: 1}}}
+"""
+POISON = '''
+"""Breaks one image of the second rank, and notes why a rank stopped."""
+import os
+from pathlib import Path
+
+import torch
+from lightning import Callback
+
+
+class Poison(Callback):
+    def on_exception(self, trainer, pl_module, exception):
+        Path(f"stopped-{os.getpid()}").write_text(f"{type(exception).__name__}: {exception}")
+
+    def setup(self, trainer, pl_module, stage):
+        def poison(batch):
+            if trainer.global_rank == 1 and trainer.global_step == 1:
+                batch.latents[2] = torch.nan
+            return batch
+
+        pl_module.add_batch_transform(poison)
+'''
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "poison.py").write_text(POISON)
+    return tmp_path
+
+
+def two_ranks(*words: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, which forks into two: forking this one would copy its threads' locks."""
+    command = [sys.executable, "-m", "t2ikit", "run", "tiny.yaml", "--trainer.devices", "2"]
+    command += ["--trainer.strategy", "ddp_fork", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280)
+
+
+def test_two_ranks_make_the_steps_of_one(folder: Path) -> None:
+    assert cli.main(["run", "tiny.yaml", "--run.name", "one"]) == 0
+    done = two_ranks("--run.name", "two")
+    assert done.returncode == 0, done.stderr
+    one, two = (read_metrics(folder / "runs" / name / "version_0" / "metrics.csv") for name in ("one", "two"))
+    assert len(one["train/loss"]) == 4 and one.keys() == two.keys()
+    for name in one:
+        if name != "train/images_per_second":
+            for (step, expected), (same, found) in zip(one[name], two[name], strict=True):
+                assert step == same
+                assert found == pytest.approx(expected, rel=1e-4), (name, step)
+
+
+def test_both_ranks_stop_for_a_loss_of_one(folder: Path) -> None:
+    done = two_ranks("--callbacks.poison", "poison.Poison")
+    assert done.returncode != 0
+    # Whichever rank is first to stop may take the other one down before it can say so; the launcher passes it on.
+    stopped = [path.read_text() for path in folder.glob("stopped-*")]
+    assert len(stopped) >= 2
+    for message in stopped:
+        assert re.search(r"FloatingPointError: the loss is not finite at optimizer step 2; .*: \w+\[\d+\]\. ", message)
