@@ -186,7 +186,7 @@ class Moments:
     def save(self, path: str | Path) -> None:
         """Writes mean, covariance sums, count and fingerprint as one ``.npz``, whole or not at all."""
         buffer = io.BytesIO()
-        np.savez(buffer, **self.arrays())
+        np.savez(buffer, **self.arrays())  # type: ignore[arg-type]
         write_whole(path, buffer.getvalue())
 
     def arrays(self) -> dict[str, NDArray[Any]]:

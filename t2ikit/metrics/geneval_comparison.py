@@ -33,7 +33,7 @@ def compare_results(
         ``for name, found in compare_results("a/results.jsonl", "b/results.jsonl").items(): print(name, found)``
     """
     runs = [_by_prompt(read_results(path)) for path in (first, second)]
-    for one, other, path in ((*runs, second), (*reversed(runs), first)):
+    for one, other, path in ((runs[0], runs[1], second), (runs[1], runs[0], first)):
         lacking = [key for key in one if key not in other]
         if lacking:
             raise ValueError(

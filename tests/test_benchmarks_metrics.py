@@ -1,0 +1,40 @@
+"""The benchmarks of metrics compare equal things."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1]))  # the folder is not installed
+
+from benchmarks import metrics
+from t2ikit.metrics.geneval import judge
+from t2ikit.metrics.pixels import PIPELINES
+
+
+def test_prdc_of_both_sides() -> None:
+    pytest.importorskip("prdc")
+    time, memory = metrics.compare_prdc(300, 8, repeats=1)
+    assert time.value > 0 and time.reference is not None and time.reference > 0
+    assert time.note == "scores at most 0 apart" or float(time.note.split()[3]) < 1e-3
+    assert memory.value >= 0
+    with pytest.raises(RuntimeError, match="failed"):
+        metrics.run_prdc("ours", 2, 8)
+
+
+def test_frechet_of_both_sides() -> None:
+    (row,) = metrics.compare_frechet(64, repeats=1)
+    assert row.reference is not None and float(row.note.split()[-1]) < 1e-6
+
+
+def test_every_pipeline_is_timed() -> None:
+    assert [row.what.split()[2].rstrip(",") for row in metrics.throughput(1, 64)] == list(PIPELINES)
+
+
+def test_geneval_has_the_size_of_the_benchmark() -> None:
+    metadata, detections = metrics.verdicts()
+    assert len(metadata) == len(detections) == 2212
+    answers = {judge(entry, found)[0] for entry, found in zip(metadata, detections, strict=True)}
+    assert answers == {True, False}
