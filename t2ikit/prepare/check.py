@@ -1,22 +1,25 @@
-"""Verifies prepared sets: hashes, and every record by itself."""
+"""Verifies prepared sets: hashes, every record by itself, and every mixed image against the images it was made of."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from t2ikit.augment.cutmix import SINGLE_SETTINGS, fits
 from t2ikit.data.manifest import MANIFEST_NAME, Manifest
-from t2ikit.data.records import Record, RecordSet, damaged_files
+from t2ikit.data.records import RecordSet, RecordView
 from t2ikit.prepare.captions import CAPTIONS, CaptionSet
-from t2ikit.prepare.engine import identity, tracked
+from t2ikit.prepare.check_record import BaseImages, record_findings
 from t2ikit.prepare.images import IMAGES
+from t2ikit.prepare.steps import identity, tracked
+from t2ikit.pretrained import sha256_of
 
 MOST_OF_A_SET = 20
 """Bad records that are listed one by one, for each set; the others are counted."""
+
+_UNREADABLE = (ValueError, FileNotFoundError, IndexError, KeyError, TypeError, OSError)
 
 
 def prepare_check(folder: str | Path) -> list[str]:
@@ -46,29 +49,35 @@ def prepare_check(folder: str | Path) -> list[str]:
 
 
 def check_set(folder: Path) -> Iterator[str]:
-    """The findings of one set."""
+    """The findings of one set; memory grows by 8 bytes a record."""
     try:
         manifest = Manifest.read(folder)
-        yield from damaged_files(folder)
+        yield from _check_files(folder, manifest)
         records = RecordSet(folder)
     except (ValueError, FileNotFoundError) as error:
         yield f"{folder}: {_first_line(error)}"
         return
+    parts = manifest.parts
+    if sum(part.count for part in parts) != len(records) or sum(part.chunks for part in parts) != len(
+        records.chunk_sizes
+    ):
+        yield f"{folder}: its parts have other numbers of records or chunks than its index"
+    bases = BaseImages.of(folder, manifest)
+    keys = np.zeros(len(records), np.uint64)
     bad = 0
-    keys: set[int] = set()
     for index in tracked(range(len(records)), len(records), f"check {folder.name}"):
         try:
-            record = records[index]
-            found = [*_findings(record, manifest)]
-            key = hash(record.metadata.get("key"))
-            if key in keys:
-                found.append(f"a second record has the key {record.metadata.get('key')}")
-            keys.add(key)
-        except (ValueError, FileNotFoundError, IndexError, KeyError, TypeError) as error:
+            found = [*record_findings(records[index], manifest, bases, index)]
+            keys[index] = _key(records.view(index))
+        except _UNREADABLE as error:
             found = [_first_line(error)]
         bad += bool(found)
         if found and bad <= MOST_OF_A_SET:
             yield from (f"{folder}: record {index}: {finding}" for finding in found)
+    for index in _repeated(keys):
+        bad += 1
+        if bad <= MOST_OF_A_SET:
+            yield f"{folder}: record {index}: a second record has the key {records[index].metadata.get('key')}"
     if bad > MOST_OF_A_SET:
         yield f"{folder}: {bad - MOST_OF_A_SET} more bad records"
 
@@ -77,59 +86,50 @@ def check_captions(root: Path, name: str) -> Iterator[str]:
     """The findings of the captions of one image set."""
     try:
         captions = CaptionSet(root, name)
-        manifest = Manifest.read(root / IMAGES / name)
-        if captions.header.images != identity(manifest):
+        records = RecordSet(root / IMAGES / name)
+        if captions.header.images != identity(records.manifest):
             yield f"{captions.path}: belongs to other images; run t2ikit prepare captions --overwrite"
-        count = sum(1 for _, texts in captions if texts)
-        if count != manifest.count:
-            yield f"{captions.path}: captions of {count} images, of {manifest.count}"
-    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+        count = bad = 0
+        for index, (key, texts) in enumerate(tracked(captions, len(records), f"check captions {name}")):
+            count += 1
+            finding = ""
+            if index < len(records) and records.view(index).details()[1].get("key") != key:
+                finding = f"{key} is not the key of that image"
+            elif len(texts) != len(captions.header.columns) or not all(text.strip() for text in texts):
+                finding = f"{key} lacks a caption, or has an empty one"
+            bad += bool(finding)
+            if finding and bad <= MOST_OF_A_SET:
+                yield f"{captions.path}: line {index + 2}: {finding}"
+        if bad > MOST_OF_A_SET:
+            yield f"{captions.path}: {bad - MOST_OF_A_SET} more bad lines"
+        if count != len(records):
+            yield f"{captions.path}: captions of {count} images, of {len(records)}"
+    except _UNREADABLE as error:
         yield f"{root / CAPTIONS / name}.jsonl: {_first_line(error)}"
 
 
-def _findings(record: Record, manifest: Manifest) -> Iterator[str]:
-    if tuple(record.image.shape) != manifest.image_shape:
-        yield f"the image is {record.image.shape}, the manifest says {manifest.image_shape}"
-    if not np.isfinite(record.image).all():
-        yield "the image is not finite"
-    elif manifest.kind == "latents" and (record.image[1] < 0).any():
-        yield "the posterior has a negative standard deviation"
-    for name in ("key", "class_id", "class_name"):
-        if name not in record.metadata:
-            yield f"the metadata lack {name}"
-    if manifest.text_dim:
-        yield from _text_findings(record, manifest)
-    if manifest.setting is not None or "rectangle" in record.metadata:
-        yield from _mix_findings(record.metadata, record.image.shape[-1], manifest.setting)
+def _check_files(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """Files that are missing or differ from the manifest: LitData itself returns a flipped byte without a word."""
+    files = manifest.chunk_sha256.items()
+    for name, digest in tracked(files, len(files), f"check files of {folder.name}", "file"):
+        path = folder / name
+        if not path.is_file():
+            yield f"{path} is missing"
+        elif sha256_of(path) != digest:
+            yield f"{path} differs from its manifest (SHA-256)"
 
 
-def _text_findings(record: Record, manifest: Manifest) -> Iterator[str]:
-    if not record.captions or not all(caption.strip() for caption in record.captions):
-        yield "there is no caption, or an empty one"
-    if len(record.tokens) != len(record.captions):
-        yield f"{len(record.captions)} captions, but states of {len(record.tokens)}"
-    longest, width = manifest.max_tokens, manifest.text_dim
-    for tokens in record.tokens:
-        if tokens.values.shape[1] != width or not 1 <= len(tokens) <= longest:
-            yield f"text states {tokens.values.shape}, the manifest says at most {longest} tokens of {width}"
-        with np.errstate(invalid="ignore"):
-            finite = np.isfinite(tokens.dequantise()).all()
-        if not finite:
-            yield "the text states are not finite"
+def _key(view: RecordView) -> int:
+    key = str(view.details()[1].get("key"))
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
 
 
-def _mix_findings(metadata: dict[str, Any], stored_side: int, setting: str | None) -> Iterator[str]:
-    lacking = [name for name in ("other_key", "other_class_id", "rectangle", "setting") if name not in metadata]
-    if lacking:
-        yield f"the metadata of a CutMix image lack {', '.join(lacking)}"
-        return
-    own = metadata["setting"]
-    if own not in SINGLE_SETTINGS or setting not in (own, "cmall"):
-        yield f"CutMix setting {own}, the manifest says {setting}"
-    elif not fits(own, int(metadata.get("size", stored_side)), metadata["rectangle"]):
-        yield f"rectangle {metadata['rectangle']} is none of setting {own}"
-    if metadata["other_class_id"] == metadata.get("class_id"):
-        yield "the insert is of the same class as the base image"
+def _repeated(keys: np.ndarray) -> list[int]:
+    """Places of numbers that came before; 0 stands for no number."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    again = (ordered[1:] == ordered[:-1]) & (ordered[1:] != 0)
+    return sorted(order[1:][again].tolist())
 
 
 def _first_line(error: Exception) -> str:

@@ -111,6 +111,7 @@ class _Mixing(Work):
             "key": f"{self.name}/{base.metadata['key']}",
             "base_key": base.metadata["key"],
             "other_key": other.metadata["key"],
+            "other_index": mix.other,
             "other_class_id": other.metadata["class_id"],
             "other_class_name": other.metadata["class_name"],
             "rectangle": list(mix.rectangle),

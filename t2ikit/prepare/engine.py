@@ -32,7 +32,6 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from t2ikit.prepare.loading import Batch, Batches, Loading
 from t2ikit.prepare.progress import Progress
 from t2ikit.prepare.shards import Ledger, Rejected, Results
-from t2ikit.prepare.steps import identity, tracked, write_lines  # noqa: F401
 from t2ikit.prepare.work import Launch, Work
 
 __all__ = ["Launch", "Rejected", "Results", "Work", "run_work"]

@@ -73,9 +73,9 @@ def first_rank() -> bool:
     return all(os.environ.get(name, "0") in ("", "0") for name in ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
-def tracked(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
+def tracked(items: Iterable[Item], total: int, label: str, unit: str = "img") -> Iterator[Item]:
     """The items behind a progress bar with rate and time left."""
-    yield from tqdm(items, total=total, desc=label, unit="img", smoothing=0.05, mininterval=0.5)
+    yield from tqdm(items, total=total, desc=label, unit=unit, smoothing=0.05, mininterval=0.5)
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """The check: a good data set passes, and every kind of damage is found."""
 
+import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +42,7 @@ def test_a_good_set_passes(prepared_once: Path) -> None:
         (lambda r: facts(r, setting="cm3"), "setting cm3, the manifest says cmall"),
         (lambda r: facts(r, other_class_id=r.metadata["class_id"]), "same class"),
         (lambda r: without(r, "other_key"), "lack other_key"),
+        (lambda r: replace(r, image=255 - r.image), "the pixels are not those of .*images/train_cmall"),
         (lambda r: without(r, "class_id"), "lack class_id"),
         (
             lambda r: replace(r, tokens=(Tokens(r.tokens[0].values, np.full_like(r.tokens[0].scales, np.inf)),)),
@@ -54,6 +57,58 @@ def test_bad_records_are_found(prepared: Path, change: Callable[[Record], Record
     assert findings[0].startswith(f"{prepared / 'train_cmall'}: record 0: ")
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(findings[0])
+
+
+def spoiled(record: Record, inside: bool) -> Record:
+    """One pixel changed, in or out of the rectangle."""
+    x0, y0, x1, y1 = record.metadata["rectangle"]
+    image = record.image.copy()
+    chosen = np.zeros(image.shape[1:], bool)
+    chosen[y0:y1, x0:x1] = True
+    y, x = np.argwhere(chosen == inside)[0]
+    image[0, y, x] ^= 128
+    return replace(record, image=image)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: spoiled(r, inside=False), "pixels outside of the rectangle are not those of train/"),
+        (lambda r: spoiled(r, inside=True), "pixels inside of the rectangle are not those of train/"),
+        (lambda r: facts(r, other_index=(r.metadata["other_index"] + 1) % 12), "the insert .* is not image"),
+        (lambda r: facts(r, base_key="train/other"), "the base image train/other is not image 0"),
+    ],
+)
+def test_mixed_images_are_compared_with_their_bases(
+    prepared: Path, change: Callable[[Record], Record], message: str
+) -> None:
+    folder = prepared / "images/train_cmall"
+    records = list(RecordSet(folder))
+    write_set(folder, [change(records[0]), *records[1:]], RecordSet(folder).manifest, overwrite=True)
+    findings = [finding for finding in prepare_check(folder) if "record 0: " in finding]
+    assert len(findings) == 1 and re.search(message, findings[0])
+
+
+def test_texts_must_fit_the_manifest(prepared: Path) -> None:
+    folder = prepared / "train"
+    records, manifest = list(RecordSet(folder)), RecordSet(folder).manifest
+    longest = max(len(tokens) for record in records for tokens in record.tokens)
+    too_long = [i for i, record in enumerate(records) if len(record.tokens[0]) == longest]
+    write_set(
+        folder, records, replace(manifest, token_limit=longest - 1), RecordSet(folder).empty_prompt, overwrite=True
+    )
+    findings = prepare_check(folder)
+    assert len(findings) == len(too_long) and f"at most {longest - 1} tokens" in findings[0]
+
+
+def test_captions_are_compared_line_by_line(prepared: Path) -> None:
+    path = prepared / "captions/val.jsonl"
+    header, first, second, *rest = path.read_text().splitlines()
+    empty = json.dumps(json.loads(second) | {"captions": [" "]})
+    path.write_text("\n".join([header, first.replace("val/", "elsewhere/"), empty, *rest[:-1], ""]))
+    one, two, three = prepare_check(prepared)
+    assert "line 2: elsewhere/" in one and "line 3: val/" in two and "empty one" in two
+    assert "captions of 5 images, of 6" in three
 
 
 def test_two_records_of_one_key(prepared: Path) -> None:
