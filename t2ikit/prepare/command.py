@@ -54,6 +54,18 @@ def run(args: argparse.Namespace) -> int:
     except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
         print(f"t2ikit prepare {args.prepare_command}: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        from t2ikit.prepare.sources import SourceLost
+
+        if not isinstance(error, SourceLost):
+            raise
+        reason = str(error).strip().splitlines()[-1].rpartition("SourceLost: ")[2]  # a loader process sends its trace
+        print(
+            f"t2ikit prepare {args.prepare_command}: {reason}. What is done is kept: give the same command again when "
+            "--source can be read",
+            file=sys.stderr,
+        )
+        return 2
 
 
 @contextmanager

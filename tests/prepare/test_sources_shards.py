@@ -1,5 +1,6 @@
 """Parquet folders of the Hub, WebDataset shards, and sources behind a URL."""
 
+import argparse
 import errno
 import io
 import json
@@ -14,6 +15,8 @@ import fsspec
 import numpy as np
 import pytest
 
+from t2ikit.data.records import RecordSet
+from t2ikit.prepare.command import add_parser, run
 from t2ikit.prepare.sources import ImageList, SourceLost, find_images
 from t2ikit.prepare.sources.classes import imagenet_classes
 from t2ikit.prepare.sources.paths import expand, files_of
@@ -306,6 +309,26 @@ def test_a_missing_object_is_a_bad_photo_and_a_lost_network_stops(
     monkeypatch.setattr(system, "cat_file", lambda *args, **options: (_ for _ in ()).throw(ConnectionError("down")))
     with pytest.raises(SourceLost, match="ConnectionError: down"):
         images.read(1)
+
+
+def test_a_lost_network_ends_the_command_and_spoils_nothing(
+    photos: Path, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    upload(photos, memory)
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    args = parser.parse_args(
+        ["prepare", "images", "--source", memory, "--out", str(tmp_path), "--size", "8", "--workers", "0"]
+    )
+    system = type(fsspec.filesystem("memory"))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(system, "cat_file", lambda *args, **options: (_ for _ in ()).throw(ConnectionError("down")))
+        assert run(args) == 2
+    error = capsys.readouterr().err
+    assert "ConnectionError: down. What is done is kept: give the same command again" in error
+    assert run(args) == 0
+    assert RecordSet(tmp_path / "images/train").manifest.count == 12 and not list(tmp_path.glob("images/bad_*"))
 
 
 def test_a_folder_that_has_gone_is_no_pile_of_bad_photos(photos: Path, tmp_path: Path) -> None:

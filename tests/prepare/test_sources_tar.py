@@ -1,5 +1,6 @@
 """Tars that are not unpacked: ImageNet as it is downloaded, a folder in a tar, damaged ones."""
 
+import argparse
 import io
 import pickle
 import tarfile
@@ -11,10 +12,19 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
+from t2ikit.data.manifest import Manifest
+from t2ikit.prepare.command import add_parser, run
 from t2ikit.prepare.sources import ImageList, find_images
 from t2ikit.prepare.sources.files import LocalFiles, SourceLost
 from t2ikit.prepare.sources.tar import OpenTar
 from t2ikit.prepare.sources.tars import split_of
+
+
+def call(*words: str | Path) -> int:
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    return run(parser.parse_args(["prepare", *map(str, words)]))
+
 
 IDS = {1: "n03710721", 2: "n01440764", 1001: "n00001740"}
 """ILSVRC2012_ID of synsets: not in alphabetical order, and inner nodes behind the classes."""
@@ -85,6 +95,15 @@ def test_tars_and_their_unpacked_folder_are_the_same_list(download: Path, photos
     assert contents(tars["train"]) == contents(folder["train"])
     assert sorted(contents(tars["val"])) == sorted(contents(folder["val"]))
     assert {key.split("/")[1] for key in tars["val"].keys} == {"n03710721", "n01440764"}
+
+
+def test_sets_from_tars_and_from_a_folder_are_equal(download: Path, photos: Path, tmp_path: Path) -> None:
+    for source, out in ((download, "a"), (photos, "b")):
+        assert call("images", "--source", source, "--out", tmp_path / out, "--size", "8", "--workers", "0") == 0
+    tars, folder = (Manifest.read(tmp_path / out / "images/train") for out in "ab")
+    assert tars.count == folder.count == 12
+    chunks = [{k: v for k, v in one.chunk_sha256.items() if k.endswith(".bin")} for one in (tars, folder)]
+    assert chunks[0] == chunks[1] and chunks[0]
 
 
 def test_tars_given_one_by_one(download: Path, photos: Path) -> None:

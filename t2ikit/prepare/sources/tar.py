@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from typing import BinaryIO, NamedTuple
 
 from t2ikit.prepare.sources.files import Files
@@ -122,8 +121,8 @@ def first_member(files: Files, path: str) -> Member:
     Raises:
         ValueError: no tar, or an empty one.
     """
-    with OpenTar(files, path) as tar, closing(tar.members()) as members:
-        for member in members:
+    with OpenTar(files, path) as tar:
+        for member in tar.members():
             return member
     raise ValueError(f"{path} is an empty tar: give another --source")
 

@@ -12,6 +12,7 @@ import re
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -202,7 +203,7 @@ def _class_folder(name: str) -> tuple[str, str]:
 
 
 def _save(path: Path, found: dict[str, Photos]) -> None:
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     texts: dict[str, list[str] | None] = {}
     for split, photos in found.items():
         reader = photos.reader
@@ -217,7 +218,8 @@ def _save(path: Path, found: dict[str, Photos]) -> None:
             f"{split}.offsets": reader.offsets,
         }
     content = io.BytesIO()
-    np.savez(content, texts=np.frombuffer(json.dumps(texts).encode(), np.uint8), **arrays)
+    arrays["texts"] = np.frombuffer(json.dumps(texts).encode(), np.uint8)
+    np.savez(content, **arrays)
     write_whole(path, content.getvalue())
 
 
