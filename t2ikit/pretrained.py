@@ -19,7 +19,7 @@ from typing import Any
 from t2ikit.files import write_whole
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
-_SETTING_PATTERNS = ("*.json", "*.txt", "*.model")
+_SETTING_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja")  # the last one: chat templates
 _BLOCK = 1 << 22
 
 
