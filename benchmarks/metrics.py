@@ -63,7 +63,8 @@ def run_prdc(side: str, count: int, width: int, threads: int = 1) -> Run:
     return Run(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def _in_process(side: str, count: int, width: int, threads: int) -> Run:
+def prdc_here(side: str, count: int, width: int, threads: int) -> Run:
+    """The same in this process."""
     torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(0)
     real, fake = torch.randn(count, width, generator=generator), torch.randn(count, width, generator=generator)
@@ -172,7 +173,7 @@ def _measure_frechet(settings: Settings) -> list[Measurement]:
     return compare_frechet(2048, 3) if settings.full else compare_frechet(1024, 2)
 
 
-def throughput(count: int, size: int = 256) -> list[Measurement]:
+def throughput(count: int, size: int = 256, repeats: int = 3) -> list[Measurement]:
     """Images a second and core through every pixel pipeline."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
@@ -180,7 +181,7 @@ def throughput(count: int, size: int = 256) -> list[Measurement]:
     def through(name: str) -> Callable[[], object]:
         return lambda: [preprocess(name, image) for image in images]
 
-    seconds = cpu_seconds({name: through(name) for name in PIPELINES})
+    seconds = cpu_seconds({name: through(name) for name in PIPELINES}, repeats)
     return [
         Measurement(f"pixels for {name}, from {size} x {size}", count / spent, "images/s")
         for name, spent in seconds.items()
@@ -238,4 +239,6 @@ BENCHMARKS = (
 )
 
 if __name__ == "__main__":
-    print(json.dumps(vars(_in_process(sys.argv[1], *map(int, sys.argv[2:])))))
+    if sys.argv[1] not in SIDES:
+        sys.exit(f"{sys.argv[1]} is none of {', '.join(SIDES)}")
+    print(json.dumps(vars(prdc_here(sys.argv[1], *map(int, sys.argv[2:])))))
