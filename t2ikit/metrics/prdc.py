@@ -24,10 +24,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from t2ikit.metrics.nearest import Nearest, below, places_of
+
 BLOCK_ENTRIES = 2**23  # distances held at a time: 32 MiB of float32
 PAIR_ENTRIES = 2**21  # feature values held at a time when pairs are settled in float64
 CHUNK = 1024  # rows converted to float64 at a time
-FEW = 8  # one distance in so many may be among the nearest before a block is selected from as a whole
 SPARE = 6  # neighbours kept beyond the k-th, so that it can be settled among those that rounding may swap
 
 
@@ -250,72 +251,10 @@ def _squares(rows: _Rows, others: _Rows, start: int, stop: int, first: int) -> T
     return product.add_(rows.square[start:stop, None].to(torch.float32))
 
 
-class _Nearest:
-    """The nearest columns of every row, of all distances seen so far.
-
-    Attributes:
-        values: [N, K] float32 squared distances, smallest first; infinite where fewer were seen.
-        places: [N, K] their columns.
-    """
-
-    def __init__(self, rows: int, kept: int, device: torch.device) -> None:
-        self.values = torch.full((rows, kept), math.inf, device=device)
-        self.places = torch.zeros(rows, kept, dtype=torch.int64, device=device)
-
-    def add(self, squares: Tensor, row: int, column: int, turned: bool = False) -> None:
-        """Takes in a block of distances [R, C].
-
-        Args:
-            squares: of the rows from ``row`` on to the columns from ``column`` on.
-            row, column: where the block lies.
-            turned: the block is that of the columns to the rows (distances are symmetric).
-        """
-        first, last = (column, row) if turned else (row, column)
-        length = squares.shape[1 if turned else 0]
-        worst = self.values[first : first + length, -1]
-        # After the first block hardly any distance is among the nearest: comparing all is cheaper than selecting.
-        better = _below(squares, worst[None] if turned else worst[:, None])
-        if int(better.count_nonzero()) > squares.numel() // FEW:
-            whole = (squares.T if turned else squares).contiguous()
-            nearest = whole.topk(min(self.values.shape[1], whole.shape[1]), dim=1, largest=False, sorted=False)
-            part = torch.arange(first, first + length, device=squares.device)
-            self._merge(part, nearest.values, nearest.indices + last)
-            return
-        i, j = _places(better)
-        values = squares[i, j]
-        if turned:
-            order = j.argsort(stable=True)
-            i, j, values = j[order], i[order], values[order]
-        self._merge_pairs(i + first, j + last, values)
-
-    def _merge_pairs(self, i: Tensor, j: Tensor, values: Tensor) -> None:
-        """Takes in single distances of rows ``i`` (ascending) to columns ``j``, a few of each row at a time."""
-        kept = self.values.shape[1]
-        while len(i):
-            touched, counts = i.unique_consecutive(return_counts=True)
-            starts = counts.cumsum(0) - counts
-            rank = torch.arange(len(i), device=i.device) - starts.repeat_interleave(counts)
-            line = torch.arange(len(touched), device=i.device).repeat_interleave(counts)
-            now = rank < kept
-            table = torch.full((len(touched), kept), math.inf, device=i.device)
-            columns = torch.zeros(len(touched), kept, dtype=torch.int64, device=i.device)
-            table[line[now], rank[now]] = values[now]
-            columns[line[now], rank[now]] = j[now]
-            self._merge(touched, table, columns)
-            i, j, values = i[~now], j[~now], values[~now]
-
-    def _merge(self, rows: Tensor, values: Tensor, columns: Tensor) -> None:
-        """Merges distances [R, C] of ``rows`` [R] to ``columns`` [R, C] into the nearest so far."""
-        merged = torch.cat([self.values[rows], values], dim=1)
-        chosen = merged.topk(self.values.shape[1], dim=1, largest=False, sorted=True)
-        self.values[rows] = chosen.values
-        self.places[rows] = torch.cat([self.places[rows], columns], dim=1).gather(1, chosen.indices)
-
-
 def _radii(rows: _Rows, k: int) -> Tensor:
     """Squared distance [N] float64 of every row to its k-th neighbour (the (k + 1)-th smallest with itself)."""
     count = len(rows)
-    nearest = _Nearest(count, min(k + 1 + SPARE, count), rows.square.device)
+    nearest = Nearest(count, min(k + 1 + SPARE, count), rows.square.device)
     for start, stop in _blocks(count, count):
         squares = _squares(rows, rows, start, stop, start)
         nearest.add(squares, start, start)
@@ -343,32 +282,16 @@ def _settle(rows: _Rows, values: Tensor, places: Tensor, rank: int) -> Tensor:
 
 def _inside(squares: Tensor, radii: Tensor, error: Tensor, rows: _Rows, others: _Rows, start: int) -> Tensor:
     """Whether each pair of a block [R, M] is strictly nearer than its radius; ``radii``, ``error`` broadcast to it."""
-    inside = _below(squares, (radii - error).to(torch.float32))
+    inside = below(squares, (radii - error).to(torch.float32))
     # Up to the next float32, so that a distance on the upper edge is looked at again as well.
     edge = (radii + error).to(torch.float32)
-    possible = _below(squares, torch.nextafter(edge, torch.full_like(edge, math.inf)))
+    possible = below(squares, torch.nextafter(edge, torch.full_like(edge, math.inf)))
     unsure = _any(possible ^ inside, dim=1).nonzero()[:, 0]
     if len(unsure):
-        i, j = _places(possible[unsure] ^ inside[unsure])
+        i, j = places_of(possible[unsure] ^ inside[unsure])
         i = unsure[i]
         inside[i, j] = _exact(rows, others, i + start, j) < radii.expand(squares.shape)[i, j]
     return inside
-
-
-def _below(values: Tensor, bounds: Tensor) -> Tensor:
-    """``values < bounds`` with broadcasting, float32; on the CPU by NumPy, which is several times faster at it."""
-    if values.device.type != "cpu":
-        return values < bounds
-    return torch.from_numpy(np.less(values.numpy(), bounds.numpy()))
-
-
-def _places(flags: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of what is true in a matrix, row by row; on the CPU by NumPy, for the same reason."""
-    if flags.device.type != "cpu":
-        i, j = flags.nonzero(as_tuple=True)
-        return i, j
-    flat = torch.from_numpy(np.flatnonzero(flags.numpy()))
-    return flat // flags.shape[1], flat % flags.shape[1]
 
 
 def _any(flags: Tensor, dim: int) -> Tensor:

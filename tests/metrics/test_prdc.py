@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from t2ikit.metrics import nearest
 from t2ikit.metrics import prdc as prdc_function
 from t2ikit.metrics.prdc import BLOCK_ENTRIES, PRESETS, prdc, prdc_preset
 
@@ -71,7 +72,7 @@ def test_the_order_of_the_rows_changes_nothing(monkeypatch: pytest.MonkeyPatch, 
         real = real[np.argsort(distances if order == "near first" else -distances)]
     module = sys.modules["t2ikit.metrics.prdc"]
     monkeypatch.setattr(module, "BLOCK_ENTRIES", len(real) * 7)
-    monkeypatch.setattr(module, "FEW", few)
+    monkeypatch.setattr(nearest, "FEW", few)
     assert list(prdc(real, fake, 5).values()) == pytest.approx(by_definition(real, fake, 5), abs=1e-12)
 
 
