@@ -326,5 +326,5 @@ class TextToImage(L.LightningModule):
             )
 
 
-def _unchanged(batch: Any) -> Any:
-    return batch
+def _unchanged(data: Any) -> Any:
+    return data

@@ -78,8 +78,8 @@ def test_two_ranks_make_the_steps_of_one(folder: Path) -> None:
 def test_both_ranks_stop_for_a_loss_of_one(folder: Path) -> None:
     done = two_ranks("--callbacks.poison", "poison.Poison")
     assert done.returncode != 0
-    # Whichever rank is first to stop may take the other one down before it can say so; the launcher passes it on.
+    # Whichever rank stops first may take the other one down before it can say so: the launcher passes one on.
     stopped = [path.read_text() for path in folder.glob("stopped-*")]
-    assert len(stopped) >= 2
+    assert stopped
     for message in stopped:
         assert re.search(r"FloatingPointError: the loss is not finite at optimizer step 2; .*: \w+\[\d+\]\. ", message)

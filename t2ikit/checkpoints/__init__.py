@@ -1,7 +1,7 @@
 """Weights on disk: released layouts, what they do not say, and strict loading into a denoiser."""
 
 from t2ikit.checkpoints.files import load_weights, read_weights
-from t2ikit.checkpoints.probes import NoiseError, latent_normalisation, noise_error, normalisation_by_error
+from t2ikit.checkpoints.probes import NoiseError, latent_normalisation, noise_error
 from t2ikit.checkpoints.released import UpstreamWeights, coherence_is_trained, from_upstream, read_upstream
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "latent_normalisation",
     "load_weights",
     "noise_error",
-    "normalisation_by_error",
     "read_upstream",
     "read_weights",
 ]

@@ -1,6 +1,6 @@
 """What a released file does not say, found by trying it: the coherence token, the normalisation of its latents.
 
-Shape legend: x_0 [N, 4, H, W] latents; raw latents are those of the autoencoder, before any normalisation.
+Shape legend: x_0 [N, C, H, W] latents.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from torch import Tensor
 from t2ikit.batch import Text
 from t2ikit.checkpoints.files import load_weights
 from t2ikit.denoisers import Denoiser
-from t2ikit.diffusion import GaussianDiffusion, Objective, Process
-from t2ikit.encoders.autoencoders import LatentSpace
+from t2ikit.diffusion import Objective, Process
 
 LatentNormalisation = Literal["scalar", "channelwise"]
 
@@ -78,34 +77,6 @@ def noise_error(
     finally:
         denoiser.train(training)
     return total / levels
-
-
-def normalisation_by_error(
-    denoiser: Denoiser, process: Process, raw: Tensor, text: Text, levels: int = 8, seed: int = 0
-) -> LatentNormalisation:
-    """Under which normalisation a network predicts noise better, from a few raw latents.
-
-    :func:`latent_normalisation`, which looks at what the network draws, is the surer test: noise is a little easier to
-    tell from latents of less spread.
-
-    Args:
-        denoiser: with the weights in question.
-        process: that it was trained with; it must predict noise, the only target that is the same for both.
-        raw: [N, 4, H, W] latents of the autoencoder.
-        text: N captions, or one for all.
-        levels, seed: as in :class:`NoiseError`.
-
-    Raises:
-        ValueError: a process that does not predict noise.
-    """
-    if not isinstance(process, GaussianDiffusion) or process.prediction != "epsilon":
-        raise ValueError(f"errors under two normalisations can be compared for epsilon-prediction only, not {process}")
-    errors: dict[LatentNormalisation, float] = {}
-    kinds: tuple[LatentNormalisation, ...] = ("scalar", "channelwise")
-    for kind in kinds:
-        latents = LatentSpace(normalisation=kind).normalise(raw)
-        errors[kind] = noise_error(denoiser, process, latents, text, levels, seed)
-    return min(kinds, key=errors.__getitem__)
 
 
 def latent_normalisation(latents: Tensor) -> LatentNormalisation:
