@@ -51,3 +51,12 @@ def test_the_paper_s_run_has_the_paper_s_numbers() -> None:
     assert model["optimizer"]["class_path"] == "t2ikit.optim.Lamb" and model["optimizer"]["init_args"]["lr"] == 1e-3
     channelwise = check(compose(FOLDER / "cad_i_cmall_channelwise.yaml")).config["model"]["init_args"]["space"]
     assert channelwise["init_args"]["normalisation"] == "channelwise"
+
+
+def test_the_papers_evaluations_can_be_built() -> None:
+    plan = check(compose(FOLDER / "base" / "evaluation.yaml"))
+    snapshots = {name: part for name, part in plan.callbacks.items() if part.class_path.endswith("Snapshot")}
+    assert set(snapshots) == {"imagenet_val", "coco", "geneval", "dpg", "parti"}
+    for name, part in snapshots.items():
+        snapshot = part.build()  # networks are loaded at their first use, so nothing is downloaded here
+        assert snapshot.evaluation.metrics and not snapshot.at_start and not snapshot.at_end, name
