@@ -177,6 +177,18 @@ def test_bad_rows_and_damaged_groups(hub: Path) -> None:
             pickle.loads(pickle.dumps(train)).read(k)
 
 
+def test_too_many_open_files_are_no_bad_photos(hub: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **options: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    lists = [find_images(source)["train"] for source in (hub, photos)]
+    monkeypatch.setattr(pq, "ParquetFile", full)
+    monkeypatch.setattr("os.open", full)
+    for images in lists:
+        with pytest.raises(SourceLost, match="Too many open files"):
+            images.read(0)
+
+
 def shard(path: Path, members: dict[str, bytes | str]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:

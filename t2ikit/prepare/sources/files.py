@@ -121,7 +121,7 @@ class LocalFiles(Files):
             # A pipe would block until someone writes to it.
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            raise _of_machine(path, error) from error
+            raise of_machine(path, error) from error
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
@@ -175,8 +175,8 @@ def _whole(descriptor: int, offset: int, size: int) -> bytes:
     return parts.getvalue()
 
 
-def _of_machine(path: str, error: OSError) -> Exception:
-    """The error itself, or that the machine has lost the source."""
+def of_machine(path: str, error: OSError) -> Exception:
+    """The error itself, if it is one of the file; else that the machine has lost the source."""
     if error.errno in _OURS:
         return SourceLost(f"{path} cannot be read: {error.strerror}")
     return error

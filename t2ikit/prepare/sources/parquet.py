@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from t2ikit.prepare.sources.files import Files, LocalFiles, SourceLost, require_photo_size
+from t2ikit.prepare.sources.files import Files, LocalFiles, SourceLost, of_machine, require_photo_size
 from t2ikit.prepare.sources.keys import Keys
 from t2ikit.prepare.sources.photos import Listing, Photos, Reader
 from t2ikit.prepare.sources.tars import split_of
@@ -156,7 +156,11 @@ class ParquetReader(Reader):
             column = f"{self.column}.bytes" if nested else self.column
             values = opened.read_row_group(int(self.groups[group]), columns=[column], use_threads=False).column(0)
             values = pa.chunked_array([chunk.field("bytes") for chunk in values.chunks]) if nested else values
+        except pa.ArrowMemoryError:
+            raise  # says nothing about the file
         except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and isinstance(of_machine(path, error), SourceLost):
+                raise of_machine(path, error) from error
             if isinstance(self.files, LocalFiles) and self.files.is_file(path):
                 raise OSError(errno.EIO, f"damaged row group: {error}".replace("\n", " "), path) from error
             raise SourceLost(f"{path} cannot be read any more: {error}") from error
