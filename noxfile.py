@@ -1,4 +1,4 @@
-"""The project's checks: ``nox -s tests``, ``lint``, ``types``, ``docs``, ``quickstart``.
+"""The project's checks: ``nox -s tests``, ``long``, ``lint``, ``types``, ``docs``, ``quickstart``.
 
 ``lint`` and ``types`` read an installed wheel with the working folder outside the repository: the editable mapping of
 ``callbacks/`` to ``t2ikit.callbacks`` is invisible to import-linter and mypy.
@@ -33,6 +33,13 @@ def tests(session: nox.Session) -> None:
     session.run(
         "pytest", "-q", *parallel, *session.posargs, env={"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     )
+
+
+@nox.session
+def long(session: nox.Session) -> None:
+    """The tests that take minutes: kills at 20 moments, memory of 21,000 images."""
+    session.install("-e", ".[dev]")
+    session.run("pytest", "-q", "-s", "-m", "long", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session

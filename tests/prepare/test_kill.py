@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from t2ikit.data.manifest import Manifest
@@ -67,3 +68,9 @@ def check_kills(tmp_path: Path, count: int, kills: int, seed: int) -> None:
 
 def test_three_kills(tmp_path: Path) -> None:
     check_kills(tmp_path, 120, 3, 0)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_twenty_kills(tmp_path: Path) -> None:
+    check_kills(tmp_path, 400, 20, 1)
