@@ -36,7 +36,7 @@ class Ahead:
         self, sets: Sequence[RecordSet], orders: Sequence[RecordOrder], periods: Sequence[int], records: int
     ) -> None:
         self.sources = [
-            (one, order, period)
+            (one.files, one.chunk_names, order, period)
             for one, order, period in zip(sets, orders, periods, strict=True)
             if one.files is not None
         ]
@@ -50,24 +50,21 @@ class Ahead:
 
     def move(self, slot: int) -> None:
         """Says that slot ``slot`` is about to be read; returns at once."""
-        places = [(slot // period, order.pool(slot // period, slot % period)) for _, order, period in self.sources]
+        places = [(slot // period, order.pool(slot // period, slot % period)) for *_, order, period in self.sources]
         if places == self._places and self._process == os.getpid():
             return
         self._places, self._process = places, os.getpid()
         self._tasks.clear()  # what the threads of the last pools have not begun
         self._tasks = deque(self.tasks(slot))
-        at_once = _AT_ONCE if any(isinstance(one.files, RemoteFiles) for one, *_ in self.sources) else 1
+        at_once = _AT_ONCE if any(isinstance(files, RemoteFiles) for files, *_ in self.sources) else 1
         for _ in range(min(at_once, len(self._tasks))):
             threading.Thread(target=_work, args=(self._tasks,), daemon=True, name="chunks ahead").start()
 
     def tasks(self, slot: int) -> list[Task]:
         """The chunks that are needed from ``slot`` on, the next ones of every source first."""
-        lists = [
-            [
-                (one.files, one.chunk_names[chunk])
-                for chunk in order.upcoming(slot // period, slot % period, self.records)
-            ]
-            for one, order, period in self.sources
+        lists: list[list[Task]] = [
+            [(files, names[chunk]) for chunk in order.upcoming(slot // period, slot % period, self.records)]
+            for files, names, order, period in self.sources
         ]
         # In turns: every source is needed in every batch.
         longest = max(map(len, lists), default=0)

@@ -87,7 +87,8 @@ class RecordOrder:
     def upcoming(self, epoch: int, place: int, records: int = 0) -> list[int]:
         """The chunks that are read from a place on: those of its pool, of the next one, and of further ones until they
         hold at least ``records``; no chunk twice."""
-        number, found, held, first = self.pool(epoch, place), [], 0, True
+        found: list[int] = []
+        number, held, first = self.pool(epoch, place), 0, True
         while held < max(records, 1) and len(found) < 2 * len(self.chunk_sizes):
             pools = self._pools(epoch)
             found += pools.chunks[number].tolist()
