@@ -200,6 +200,7 @@ def test_the_paper_s_file_on_small_data(folder: Path) -> None:
         "trainer.max_steps": 3,
         "trainer.log_every_n_steps": 1,
         "trainer.accelerator": "cpu",
+        "data.text_encoder": "null",  # a small one here
     }
     overrides = [word for key, value in sizes.items() for word in (f"--{key}", str(value))]
     assert cli.main(["run", str(ROOT / "experiments" / "cad_i_cmall.yaml"), *overrides]) == 0
