@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FEW = 8  # one distance in so many may be among the nearest before a block is selected from as a whole
+FEW = 64  # one distance in so many may be among the nearest before a block is selected from as a whole
 
 
 class Nearest:
@@ -50,25 +50,23 @@ class Nearest:
         i, j = places_of(better)
         values = squares[i, j]
         if turned:
-            order = j.argsort(stable=True)
-            i, j, values = j[order], i[order], values[order]
+            i, j = j, i
         self._merge_pairs(i + first, j + last, values)
 
     def _merge_pairs(self, i: Tensor, j: Tensor, values: Tensor) -> None:
-        """Takes in single distances of rows ``i`` (ascending) to columns ``j``, a few of each row at a time."""
-        kept = self.values.shape[1]
-        while len(i):
-            touched, counts = i.unique_consecutive(return_counts=True)
-            starts = counts.cumsum(0) - counts
-            rank = torch.arange(len(i), device=i.device) - starts.repeat_interleave(counts)
-            line = torch.arange(len(touched), device=i.device).repeat_interleave(counts)
-            now = rank < kept
-            table = torch.full((len(touched), kept), math.inf, device=i.device)
-            columns = torch.zeros(len(touched), kept, dtype=torch.int64, device=i.device)
-            table[line[now], rank[now]] = values[now]
-            columns[line[now], rank[now]] = j[now]
-            self._merge(touched, table, columns)
-            i, j, values = i[~now], j[~now], values[~now]
+        """Takes in single distances of rows ``i`` to columns ``j``, in any order."""
+        order = values.argsort()
+        order = order[i[order].argsort(stable=True)]  # by row, and by distance within a row
+        touched, counts = i[order].unique_consecutive(return_counts=True)
+        line = torch.arange(len(touched), device=i.device).repeat_interleave(counts)
+        rank = torch.arange(len(order), device=i.device) - (counts.cumsum(0) - counts)[line]
+        now = rank < self.values.shape[1]  # of the others, so many of their row are nearer
+        line, rank, order = line[now], rank[now], order[now]
+        table = torch.full((len(touched), self.values.shape[1]), math.inf, device=i.device)
+        columns = torch.zeros_like(table, dtype=torch.int64)
+        table[line, rank] = values[order]
+        columns[line, rank] = j[order]
+        self._merge(touched, table, columns)
 
     def _merge(self, rows: Tensor, values: Tensor, columns: Tensor) -> None:
         """Merges distances [R, C] of ``rows`` [R] to ``columns`` [R, C] into the nearest so far."""

@@ -27,7 +27,7 @@ from torch import Tensor
 from t2ikit.metrics.nearest import Nearest, below, places_of
 
 BLOCK_ENTRIES = 2**23  # distances held at a time: 32 MiB of float32
-PAIR_ENTRIES = 2**21  # feature values held at a time when pairs are settled in float64
+PAIR_ENTRIES = 2**18  # feature values held at a time when pairs are settled in float64
 CHUNK = 1024  # rows converted to float64 at a time
 SPARE = 6  # neighbours kept beyond the k-th, so that it can be settled among those that rounding may swap
 
@@ -236,12 +236,13 @@ def _blocks(rows: int, columns: int) -> list[tuple[int, int]]:
 def _exact(rows: _Rows, others: _Rows, i: Tensor, j: Tensor) -> Tensor:
     """Squared distances [P] float64 of the pairs ``rows[i], others[j]``, from their differences."""
     step = max(1, PAIR_ENTRIES // rows.exact.shape[1])
-    parts = []
+    settled = rows.square.new_empty(len(i))
     for start in range(0, len(i), step):
-        first = rows.exact[i[start : start + step]].to(torch.float64)
-        second = others.exact[j[start : start + step]].to(torch.float64)
-        parts.append(((first - second) * rows.scale).square().sum(dim=1))
-    return torch.cat(parts) if parts else rows.square.new_empty(0)
+        part = slice(start, start + step)
+        difference = rows.exact[i[part]].to(torch.float64)
+        difference -= others.exact[j[part]]
+        settled[part] = difference.mul_(rows.scale).square_().sum(dim=1)
+    return settled
 
 
 def _squares(rows: _Rows, others: _Rows, start: int, stop: int, first: int) -> Tensor:
