@@ -163,15 +163,22 @@ class _Writer(Callback):
         self._thread: ThreadPoolExecutor | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, _Run)
         self._parent = os.getppid()
         self._thread = ThreadPoolExecutor(1)
         drawn = trainer.is_global_zero and len(pl_module.mine) > 0
         self._progress = Progress(self.ledger, self.label, self.unit, drawn, trainer.world_size)
 
     def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        assert self._thread is not None and self._progress is not None
+        assert isinstance(pl_module, _Run) and self._thread is not None and self._progress is not None
         _stop_if_asked(trainer, self._parent)
         self._results += outputs
         self._progress.add(len(outputs))
