@@ -14,6 +14,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -76,6 +78,7 @@ def run_work(
     ledger = Ledger(folder, work.identity, len(work), shard_size)
     if not overwrite:
         ledger.check_owner()
+    _follow_parent()
     with _quiet():
         run = _Run(work, ledger, launch)
         trainer = _trainer(launch, [_Writer(ledger, label, unit)])
@@ -164,7 +167,6 @@ class _Writer(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, _Run)
-        self._parent = os.getppid()
         self._thread = ThreadPoolExecutor(1)
         drawn = trainer.is_global_zero and len(pl_module.mine) > 0
         self._progress = Progress(self.ledger, self.label, self.unit, drawn, trainer.world_size)
@@ -179,7 +181,8 @@ class _Writer(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         assert isinstance(pl_module, _Run) and self._thread is not None and self._progress is not None
-        _stop_if_asked(trainer, self._parent)
+        if trainer.received_sigterm:  # Lightning only notes it
+            raise SystemExit(128 + signal.SIGTERM)
         self._results += outputs
         self._progress.add(len(outputs))
         if batch.start + len(batch.items) == self.ledger.range(batch.shard).stop:
@@ -266,8 +269,22 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _stop_if_asked(trainer: Trainer, parent: int) -> None:
-    """Ends this process after SIGTERM, which Lightning only notes; and a started one when the one that did it ends."""
-    orphan = trainer.global_rank > 0 and "LOCAL_RANK" in os.environ and os.getppid() != parent
-    if trainer.received_sigterm or orphan:
-        raise SystemExit(128 + signal.SIGTERM)
+_following: list[threading.Thread] = []
+
+
+def _follow_parent() -> None:
+    """Ends a process that Lightning started when the one that started it is gone, wherever it waits.
+
+    Lightning looks after the started ones, but not when it is killed itself.
+    """
+    if os.environ.get("LOCAL_RANK", "0") == "0" or _following:
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(128 + signal.SIGTERM)
+
+    _following.append(threading.Thread(target=watch, daemon=True, name="parent-observer"))
+    _following[0].start()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,11 @@ from t2ikit.prepare.shards import Rejected
 class Counting(Work):
     """Item k becomes the text of k; every 13th has no result; item ``broken`` raises. Notes what was computed."""
 
-    def __init__(self, items: int = 103, identity: str = "counting", broken: int | None = None) -> None:
+    def __init__(
+        self, items: int = 103, identity: str = "counting", broken: int | None = None, seconds: float = 0.0
+    ) -> None:
         self.items = items
+        self.seconds = seconds
         self.identity = identity
         self.broken = broken
         self.computed: list[int] = []
@@ -33,6 +38,8 @@ class Counting(Work):
 
     def setup(self, device: torch.device) -> None:
         self.devices.append(device)
+        if self.seconds:
+            print("rank", os.getpid(), flush=True)
 
     def begin_shard(self) -> None:
         self.shards_begun += 1
@@ -41,14 +48,15 @@ class Counting(Work):
         if self.broken in items:
             raise RuntimeError(f"item {self.broken} is broken")
         self.computed += items
+        time.sleep(self.seconds)
         return [Rejected("unlucky") if k % 13 == 12 else f"item {k}".encode() for k in items]
 
     def facts(self, results: Sequence[bytes | Rejected]) -> dict[str, int]:
         return {"longest": max(len(result) for result in results if isinstance(result, bytes))}
 
 
-def main(folder: str, devices: str, broken: str = "") -> None:
-    work = Counting(broken=int(broken) if broken else None)
+def main(folder: str, devices: str, broken: str = "", seconds: str = "0") -> None:
+    work = Counting(broken=int(broken) if broken else None, seconds=float(seconds))
     launch = Launch("cpu", devices, batch_size=4)
     results = run_work(work, Path(folder), launch, "counting", shard_size=10)
     if results.chief:

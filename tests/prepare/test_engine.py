@@ -2,8 +2,11 @@
 
 import hashlib
 import importlib.util
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +118,10 @@ def test_options_are_checked(tmp_path: Path) -> None:
 
 def start(folder: Path, *words: str) -> subprocess.CompletedProcess:
     command = [sys.executable, str(PROGRAM), str(folder / "work"), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=800)
 
 
+@pytest.mark.timeout(900)
 def test_two_ranks_give_the_same(tmp_path: Path) -> None:
     """Rank 1 finishes what it was dealt, rank 0 alone uses the results, and both wait until they are used."""
     (tmp_path / "two").mkdir()
@@ -127,6 +131,7 @@ def test_two_ranks_give_the_same(tmp_path: Path) -> None:
     assert sorted(done.stdout.splitlines()) == ["after False", "after False", f"chief {len(EXPECTED)} {digest}"]
 
 
+@pytest.mark.timeout(900)
 def test_a_rank_that_fails_stops_all_and_the_rest_is_kept(tmp_path: Path) -> None:
     failed = start(tmp_path, "2", "75")  # shard 7, of rank 1
     assert failed.returncode != 0 and "item 75 is broken" in failed.stderr and "chief" not in failed.stdout
@@ -136,3 +141,19 @@ def test_a_rank_that_fails_stops_all_and_the_rest_is_kept(tmp_path: Path) -> Non
     work = Counting()
     assert list(run(work, tmp_path / "work")) == EXPECTED
     assert not {k for shard in done for k in ledger.range(shard)} & set(work.computed)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_started_ranks_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    """Killed with SIGKILL, rank 0 cannot tell the others."""
+    command = [sys.executable, str(PROGRAM), str(tmp_path / "work"), "2", "", "5"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    ranks = [int(process.stdout.readline().split()[1]) for _ in range(2)]
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    until = time.monotonic() + 300
+    while any(Path(f"/proc/{rank}").exists() for rank in ranks) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
