@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from t2ikit.config import compose
+from t2ikit.config import ConfigError, compose
 from t2ikit.config.experiment import check
 
 FOLDER = Path(__file__).parent.parent / "experiments"
@@ -57,6 +57,8 @@ def test_the_papers_evaluations_can_be_built() -> None:
     plan = check(compose(FOLDER / "base" / "evaluation.yaml"))
     snapshots = {name: part for name, part in plan.callbacks.items() if part.class_path.endswith("Snapshot")}
     assert set(snapshots) == {"imagenet_val", "coco", "geneval", "dpg", "parti"}
+    with pytest.raises(ConfigError, match=r"no file of questions data/benchmarks/dpg/dpg_bench.csv.*questions"):
+        snapshots.pop("dpg").build()  # opens its file of questions, which its authors publish
     for name, part in snapshots.items():
         snapshot = part.build()  # networks are loaded at their first use, so nothing is downloaded here
         assert snapshot.evaluation.metrics and not snapshot.at_start and not snapshot.at_end, name
