@@ -41,6 +41,8 @@ def test_pixel_records(prepared_once: Path) -> None:
         assert manifest.kind == "pixels" and manifest.image_shape == (3, 16, 16) and manifest.autoencoder is None
         assert (manifest.text_dim, manifest.token_format, manifest.captions) == (32, "int8", "aio")
         assert manifest.setting == ("cmall" if name == "train_cmall" else None)
+        assert (manifest.token_limit, manifest.text_dtype, manifest.normalisation) == (256, "float32", "none")
+        assert manifest.captioners == {"aio": {"kind": "aio"}} and len(manifest.parts) == 1
         assert manifest.text_encoder is not None and manifest.text_encoder.name == "text_encoder"
         assert manifest.text_encoder.sha256 == encoder.reference.sha256
         assert set(manifest.versions) >= {"t2ikit", "torch", "transformers"}
@@ -77,7 +79,7 @@ def test_latent_records(prepared: Path, autoencoder: Path, text_encoder: Path) -
     space, encoder = LatentSpace(str(autoencoder)), TextEncoder.load(str(text_encoder))
     records, images = RecordSet(prepared / "train"), RecordSet(prepared / "images/train")
     assert records.manifest.image_shape == (2, 4, 8, 8) and records.manifest.autoencoder == space.reference
-    assert records.manifest.text_encoder == encoder.reference
+    assert records.manifest.text_encoder == encoder.reference and records.manifest.autoencoder_dtype == "float32"
     mean, std = space.encode(torch.from_numpy(np.stack([image.image for image in images])))
     for index, record in enumerate(records):
         assert record.image.dtype == np.float16
