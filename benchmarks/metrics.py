@@ -170,7 +170,7 @@ def compare_frechet(width: int, repeats: int) -> list[Measurement]:
 
 
 def _measure_frechet(settings: Settings) -> list[Measurement]:
-    return compare_frechet(2048, 3) if settings.full else compare_frechet(1024, 2)
+    return compare_frechet(2048, 3 if settings.full else 1)
 
 
 def throughput(count: int, size: int = 256, repeats: int = 3) -> list[Measurement]:
