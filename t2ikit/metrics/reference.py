@@ -26,7 +26,6 @@ from tqdm import tqdm
 from t2ikit.files import partial_of, publish
 from t2ikit.metrics.base import Samples, describe, extract, need_images
 from t2ikit.metrics.features import FeatureExtractor, check_images
-from t2ikit.metrics.fingerprint import images_sha256
 from t2ikit.metrics.frechet import Moments
 
 OPTION = "reference_statistics"
@@ -117,7 +116,7 @@ class Reference:
                 f"({OPTION})"
             )
         need_images(len(samples), least, reason)
-        found = self._of_file(samples) if self.path is not None else self._of_images(samples.reference)
+        found = self._of_file(samples) if self.path is not None else self._of_images(samples)
         need_images(found.moments.count, least, reason, "reference")
         return found
 
@@ -136,11 +135,11 @@ class Reference:
             described |= {key: stored.get(key) for key in ("reference", "reference_sha256", "num_reference")}
         return described
 
-    def _of_images(self, images: Tensor | None) -> ReferenceStatistics:
-        assert images is not None
-        key = images_sha256(images)
+    def _of_images(self, samples: Samples) -> ReferenceStatistics:
+        assert samples.reference is not None and samples.reference_sha256 is not None
+        key = samples.reference_sha256
         if self._kept is None or self._kept[0] != key:
-            rows = extract(self.features, images, self.batch_size, "reference")
+            rows = extract(self.features, samples.reference, self.batch_size, "reference")
             self._kept = (key, ReferenceStatistics(Moments.of(rows), rows))
         return self._kept[1]
 

@@ -18,6 +18,7 @@ from t2ikit.metrics import (
     prdc_preset,
 )
 from t2ikit.metrics.base import extract
+from t2ikit.metrics.fingerprint import images_sha256
 
 
 class MeanColour(FeatureExtractor):
@@ -103,3 +104,22 @@ def test_errors_name_what_to_change() -> None:
         Samples(pictures(2, 0), prompts=["one"])
     with pytest.raises(ValueError, match="k must be"):
         DistributionMetrics(MeanColour(), k=0)
+
+
+def test_the_reference_is_hashed_once_for_all_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    from t2ikit.metrics import base
+
+    hashed: list[int] = []
+
+    def counted(images: torch.Tensor) -> str:
+        hashed.append(len(images))
+        return images_sha256(images)
+
+    monkeypatch.setattr(base, "images_sha256", counted)
+    images = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    samples = Samples(images, reference=images.flip(0), reference_name="val")
+    for k in (2, 3):
+        metric = DistributionMetrics(MeanColour(), k=k)
+        dict(metric.compute(samples))
+        assert metric.fingerprint_of(samples)["reference_sha256"] == images_sha256(images.flip(0))
+    assert hashed == [12]
