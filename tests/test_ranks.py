@@ -29,9 +29,9 @@ def two(tmp_path: Path, work: Callable[[], Any]) -> list[Any]:
     processes = [context.Process(target=main, args=(rank,)) for rank in range(2)]
     for process in processes:
         process.start()
-    results = dict(queue.get(timeout=60) for _ in processes)
+    results = dict(queue.get(timeout=200) for _ in processes)
     for process in processes:
-        process.join(60)
+        process.join(200)
     return [results[rank] for rank in range(2)]
 
 

@@ -13,11 +13,11 @@ import io
 import json
 import os
 import random
-import time
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from email.message import Message
 from typing import Any
@@ -117,7 +117,7 @@ class HTTPCaptioner(Captioner):
             ValueError: it is not, or has not; names ``--endpoint`` or ``--model``.
         """
         try:
-            listing = self._send("models", None)
+            listing = self._send("models", None, threading.Event())
         except _Refused as error:
             if error.status in (401, 403):
                 raise
@@ -133,14 +133,28 @@ class HTTPCaptioner(Captioner):
         Raises:
             ValueError: no answer, a refusal, or an answer that is none; says which option to look at.
         """
-        pool = ThreadPoolExecutor(self.service.concurrency)
-        try:
-            asked = [pool.submit(self._ask, image, own, attempt) for image, own in zip(images, metadata, strict=True)]
-            return [one.result() for one in asked]
-        finally:
-            pool.shutdown(cancel_futures=True)  # after the first failure the rest is not sent
+        over = threading.Event()  # set by the first request that fails: none is sent, or sent again, after it
+        failures: list[BaseException] = []
 
-    def _ask(self, image: np.ndarray, metadata: dict[str, Any], attempt: int) -> str:
+        def ask(image: np.ndarray, own: dict[str, Any]) -> str:
+            try:
+                return self._ask(image, own, attempt, over)
+            except BaseException as error:
+                failures.append(error)
+                over.set()
+                raise
+
+        with ThreadPoolExecutor(self.service.concurrency) as pool:
+            try:
+                asked = [pool.submit(ask, image, own) for image, own in zip(images, metadata, strict=True)]
+                wait(asked)
+            finally:
+                over.set()  # Ctrl-C, too, sends no more
+        if failures:
+            raise failures[0]  # the later ones may only say that it was over
+        return [one.result() for one in asked]
+
+    def _ask(self, image: np.ndarray, metadata: dict[str, Any], attempt: int, over: threading.Event) -> str:
         decoding = self.decoding.of_attempt(attempt)
         content = [
             {"type": "image_url", "image_url": {"url": self._url(image)}},
@@ -154,7 +168,7 @@ class HTTPCaptioner(Captioner):
         }
         if decoding.temperature:
             body |= {"top_p": decoding.top_p, "seed": decoding.seed_of(metadata, attempt)}
-        answer = self._send("chat/completions", body)
+        answer = self._send("chat/completions", body, over)
         try:
             text = answer["choices"][0]["message"]["content"]
         except (LookupError, TypeError):
@@ -174,17 +188,19 @@ class HTTPCaptioner(Captioner):
         picture.save(buffer, self.image_format, **({"quality": 95} if self.image_format == "jpeg" else {}))
         return f"data:image/{self.image_format};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
-    def _send(self, path: str, body: dict[str, Any] | None) -> Any:
-        """Sends a request until it is answered or out of tries; the JSON of the answer."""
+    def _send(self, path: str, body: dict[str, Any] | None, over: threading.Event) -> Any:
+        """Sends a request until it is answered, out of tries, or not wanted any more; the JSON of the answer."""
         service = self.service
         for attempt in range(service.tries):
+            if over.is_set():
+                raise CancelledError
             try:
                 return self._send_once(path, body)
             except _Passing as error:
                 failure = error
             if attempt + 1 < service.tries:
-                wait = min(service.first_wait * 2**attempt, _LONGEST_WAIT) * _chance.uniform(0.75, 1.25)
-                time.sleep(max(wait, min(failure.asked, _LONGEST_ASKED)))
+                seconds = min(service.first_wait * 2**attempt, _LONGEST_WAIT) * _chance.uniform(0.75, 1.25)
+                over.wait(max(seconds, min(failure.asked, _LONGEST_ASKED)))
         raise ValueError(
             f"{self.source} gives no answer after {service.tries} tries ({failure}): see that the server runs and that "
             f"--endpoint is its address, or ask for less at once (--concurrency {service.concurrency}, --timeout "

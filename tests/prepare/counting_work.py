@@ -16,6 +16,11 @@ from t2ikit.prepare.engine import Launch, Work, run_work
 from t2ikit.prepare.shards import Rejected
 
 
+def say(*words: object) -> None:
+    """Prints a line in one write: ``print`` makes several where output is unbuffered, and ranks share it."""
+    os.write(1, (" ".join(map(str, words)) + "\n").encode())
+
+
 class Counting(Work):
     """Item k becomes the text of k; every 13th has no result; item ``broken`` raises. Notes what was computed."""
 
@@ -39,7 +44,7 @@ class Counting(Work):
     def setup(self, device: torch.device) -> None:
         self.devices.append(device)
         if self.seconds:
-            print("rank", os.getpid(), flush=True)
+            say("rank", os.getpid())
 
     def begin_shard(self) -> None:
         self.shards_begun += 1
@@ -60,10 +65,10 @@ def main(folder: str, devices: str, broken: str = "", seconds: str = "0") -> Non
     launch = Launch("cpu", devices, batch_size=4)
     results = run_work(work, Path(folder), launch, "counting", shard_size=10)
     if results.chief:
-        print("chief", len(results), hashlib.sha256(b"".join(results)).hexdigest(), flush=True)
+        say("chief", len(results), hashlib.sha256(b"".join(results)).hexdigest())
         results.ledger.folder.with_name("kept").mkdir()
     results.discard()
-    print("after", Path(folder).exists(), flush=True)
+    say("after", Path(folder).exists())
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def ask(server: Server, **options: Any) -> HTTPCaptioner:
-    own = {"first_wait": 0.01, "timeout": 10.0, "tries": 4, **options.pop("service", {})}
+    own = {"first_wait": 0.01, "timeout": 60.0, "tries": 4, **options.pop("service", {})}
     return HTTPCaptioner(Service(server.endpoint, **own), options.pop("model", "tiny"), **options)
 
 
@@ -163,7 +163,7 @@ def test_answers_are_in_order_and_requests_at_once(server: Server) -> None:
     everyone = threading.Barrier(6)
 
     def reply(body: dict[str, Any], number: int) -> Reply:
-        everyone.wait(10)  # passes when six requests are under way, and not before
+        everyone.wait(60)  # passes when six requests are under way, and not before
         return completion(f"Image {numbers[shown(body)[0].astype(np.uint8).tobytes()]}.")
 
     server.reply = reply
@@ -196,14 +196,17 @@ def test_a_server_may_ask_to_wait(server: Server) -> None:
 
 
 def test_a_slow_answer_is_given_up(server: Server) -> None:
+    answered = threading.Event()
+
     def reply(body: dict[str, Any], number: int) -> Reply:
         if number == 1:
-            time.sleep(0.6)
+            answered.wait(60)  # longer than the client waits
         return completion("A cat.")
 
     server.reply = reply
-    assert ask(server, service={"timeout": 0.2}).caption([image(0)], keys(1)) == ["A cat."]
-    assert len(server.requests) == 2
+    assert ask(server, service={"timeout": 0.5}).caption([image(0)], keys(1)) == ["A cat."]
+    assert len(server.requests) >= 2
+    answered.set()
 
 
 @pytest.mark.parametrize("empty", [None, "", " \n"])
@@ -234,7 +237,26 @@ def test_refusals_and_nonsense_end_at_once(server: Server, reply: Reply, message
     server.reply = lambda body, number: reply
     with pytest.raises(ValueError, match=message):
         ask(server, service={"concurrency": 1}).caption([image(k) for k in range(5)], keys(5))
-    assert len(server.requests) <= 2  # the next one may have been under way
+    assert len(server.requests) == 1
+
+
+def test_no_try_follows_another_request_s_refusal(server: Server) -> None:
+    """One request is refused while the others wait for their next try, which would be 30 seconds away."""
+    others = threading.Semaphore(0)
+
+    def reply(body: dict[str, Any], number: int) -> Reply:
+        if shown(body)[0][0, 0, 0] != image(0)[0, 0, 0]:
+            others.release()
+            return 503, "busy", {"Retry-After": "30"}
+        for _ in range(3):
+            assert others.acquire(timeout=60)
+        return 400, "no images", {}
+
+    server.reply = reply
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match="refuses with 400 no images"):
+        ask(server, service={"concurrency": 4, "timeout": 100.0}).caption([image(k) for k in range(9)], keys(9))
+    assert len(server.requests) == 4 and time.monotonic() - begun < 25
 
 
 def test_setup_sees_the_server(server: Server) -> None:
