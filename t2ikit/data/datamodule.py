@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from t2ikit.augment.gate import shares
 from t2ikit.batch import StoredBatch, Text
 from t2ikit.data.caption_choice import check_weights
+from t2ikit.data.continuity import GatedState, StreamState, check_streams_continue
 from t2ikit.data.fits import OWN_TEXT_ENCODER, check_fits, check_text_encoder
 from t2ikit.data.loaders import EvaluationLoader, PositionLoader
 from t2ikit.data.manifest import Manifest
@@ -98,6 +100,7 @@ class DataModule(LightningDataModule):
         self.cache_limit = None if cache_gb is None else int(cache_gb * 1e9)
         self._sets: dict[str, RecordSet] = {}
         self._gated: list[GatedStream] = []
+        self._gated_splits: list[str] = []
         self._train_loader_built = False
 
     def find_data(self) -> None:
@@ -208,6 +211,29 @@ class DataModule(LightningDataModule):
         shares([*(other.gate for other in self._gated), stream.gate])
         check_fits(self.record_set("train"), self.record_set(folder), name)
         self._gated.append(stream)
+        self._gated_splits.append(folder)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the position in the checkpoint is a position in; the training set's manifest is kept by the module."""
+        return self._stream_state().to_state()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Refuses to go on with options or gated streams under which the rest of the run would be another one.
+
+        Raises:
+            ValueError: names what changed, and ``model.resume_data``, which may allow it.
+        """
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return  # nothing is gone on with
+        allowed = getattr(self.trainer.lightning_module, "resume_data", "same")
+        check_streams_continue(StreamState.from_state(state), self._stream_state(), allowed)
+
+    def _stream_state(self) -> StreamState:
+        gated = tuple(
+            GatedState(stream.name, stream.quantile, stream.probability, self.record_set(split).manifest.to_json())
+            for stream, split in zip(self._gated, self._gated_splits, strict=True)
+        )
+        return StreamState(self.batch_size, self.seed, self.shuffle_window, self.caption_weights, gated)
 
     def train_dataloader(self) -> PositionLoader:
         """Batches of this rank, from the position that a checkpoint restores."""

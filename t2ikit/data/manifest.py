@@ -147,7 +147,7 @@ class Manifest:
 
     def mismatch(self, other: Manifest) -> str | None:
         """Why ``other`` cannot be mixed with this set: the first unlike field and both values; None if it can."""
-        for name in ("kind", "image_shape", "text_dim", "token_format", "text_encoder", "autoencoder"):
+        for name in ("kind", "image_shape", "text_dim", "token_format", "text_encoder", "autoencoder", "normalisation"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if _identity(mine) != _identity(theirs):
                 return f"{name} is {_show(theirs)} there and {_show(mine)} here"

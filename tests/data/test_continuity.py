@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from t2ikit.data.continuity import check_continues
+from t2ikit.data.continuity import GatedState, StreamState, check_continues, check_streams_continue
 from t2ikit.data.manifest import Manifest, Part
 from t2ikit.pretrained import EncoderReference
 
@@ -80,3 +81,51 @@ def test_other_records_are_refused_unless_any_may_go_on(changes: dict[str, Any],
 def test_another_format_or_encoder_is_never_gone_on_with(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=rf"{named} .*--data\.root"):
         check_continues(BEFORE, replace(BEFORE, **changes), "any")
+
+
+STREAM = StreamState(16, 3, 20, {"long": 0.9, "aio": 0.1}, (GatedState("cm4", 0.4, 0.5, BEFORE.to_json()),))
+TWO = (*STREAM.gated, GatedState("crop", 0.6, 0.1, BEFORE.to_json()))
+
+
+def with_gated(**changes: Any) -> StreamState:
+    return replace(STREAM, gated=(replace(STREAM.gated[0], **changes),))
+
+
+def test_a_stream_goes_on_as_the_checkpoint_remembers_it() -> None:
+    state = STREAM.to_state()
+    assert json.loads(json.dumps(state)) == state  # plain types: a checkpoint is read without pickled classes
+    assert StreamState.from_state(state) == STREAM
+    check_streams_continue(STREAM, StreamState.from_state(state), "same")
+    check_streams_continue(STREAM, with_gated(quantile=0.4 + 1e-12), "same")  # another machine's rounding
+
+
+@pytest.mark.parametrize(
+    ("now", "named"),
+    [
+        (replace(STREAM, batch_size=32), r"data\.batch_size was 16 .* is 32"),
+        (replace(STREAM, seed=4), r"data\.seed was 3 .* is 4"),
+        (replace(STREAM, shuffle_window=1), r"data\.shuffle_window was 20"),
+        (replace(STREAM, caption_weights=None), r"data\.caption_weights was .*long.* is None"),
+        (replace(STREAM, gated=()), "streams cm4, now there are none"),
+        (replace(STREAM, gated=TWO), "streams cm4, now there are cm4, crop"),
+        (with_gated(name="cm9"), "streams cm4, now there are cm9"),
+        (with_gated(quantile=0.5), r"stream cm4 had the quantile 0\.4 .* has 0\.5"),
+        (with_gated(probability=0.25), r"stream cm4 had the probability 0\.5 .* has 0\.25"),
+        (
+            with_gated(manifest=replace(BEFORE, chunk_sha256={"chunk-0-0.bin": "9", "index.json": "i"}).to_json()),
+            r"data of stream cm4 holds other records .*chunk_sha256 of chunk-0-0\.bin",
+        ),
+    ],
+)
+def test_another_stream_is_refused_unless_any_may_go_on(now: StreamState, named: str) -> None:
+    for allowed in ("same", "extended"):
+        with pytest.raises(ValueError, match=f"{named}.*--model.resume_data any"):
+            check_streams_continue(STREAM, now, allowed)  # type: ignore[arg-type]
+    check_streams_continue(STREAM, now, "any")
+
+
+def test_the_set_of_a_gated_stream_may_grow_where_the_data_may() -> None:
+    grown = with_gated(manifest=replace(BEFORE, **GROWN).to_json())
+    check_streams_continue(STREAM, grown, "extended")
+    with pytest.raises(ValueError, match=r"stream cm4 has grown .*--model\.resume_data extended"):
+        check_streams_continue(STREAM, grown, "same")

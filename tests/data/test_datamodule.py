@@ -1,6 +1,7 @@
 """The data modules under a real Lightning trainer: exact resume, refusals, evaluation batches."""
 
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,8 +42,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Gated(Callback):
     """Adds a stream where callbacks do: in setup, which comes after the one of the data module."""
 
+    def __init__(self, probability: float = 0.5, folder: str = "train_cm4") -> None:
+        self.probability = probability
+        self.folder = folder
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        trainer.datamodule.add_stream("cm4", "train_cm4", 0.4, 0.5)  # type: ignore[attr-defined]
+        trainer.datamodule.add_stream("cm4", self.folder, 0.4, self.probability)  # type: ignore[attr-defined]
 
 
 class Tiny(pl.LightningModule):
@@ -67,7 +72,15 @@ class Tiny(pl.LightningModule):
 
 
 def fit(
-    root: Path, folder: Path, checkpoint: Path | None = None, workers: int = 0, epochs: int = 4, **options: Any
+    root: Path,
+    folder: Path,
+    checkpoint: Path | None = None,
+    workers: int = 0,
+    epochs: int = 4,
+    gate: Callback | None = None,
+    data: dict[str, Any] | None = None,
+    resume_data: str = "same",
+    **options: Any,
 ) -> tuple[Tiny, pl.Trainer]:
     """An epoch has 3 steps of 16 samples."""
     saver = ModelCheckpoint(
@@ -80,11 +93,13 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        callbacks=[saver, Gated()],
+        callbacks=[saver, gate or Gated()],
         **options,
     )
     module = Tiny()
-    trainer.fit(module, datamodule=DataModule(str(root), 16, workers, seed=3, eval_batch_size=4), ckpt_path=checkpoint)
+    module.resume_data = resume_data
+    values = {"batch_size": 16, "num_workers": workers, "seed": 3, "eval_batch_size": 4, **(data or {})}
+    trainer.fit(module, datamodule=DataModule(str(root), **values), ckpt_path=checkpoint)
     return module, trainer
 
 
@@ -125,6 +140,28 @@ def test_a_fit_goes_on_after_its_last_epoch(root: Path, tmp_path: Path) -> None:
     resumed, _ = fit(root, tmp_path / "long", tmp_path / "short" / "step=6.ckpt", epochs=4)
     assert resumed.served == whole.served[6:]
     assert torch.equal(resumed.layer.weight, whole.layer.weight)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_goes_on_with_the_stream_it_began_with(root: Path, tmp_path: Path) -> None:
+    """Whatever would give the rest of the run other records is refused, also what no manifest of train/ tells."""
+    fit(root, tmp_path / "whole", epochs=2)
+    checkpoint = tmp_path / "whole" / "step=4.ckpt"
+    shutil.copytree(root, tmp_path / "other")
+    shutil.rmtree(tmp_path / "other" / "train_cm4")
+    records = (make_record("other", index) for index in range(COUNTS["train_cm4"]))
+    write_set(tmp_path / "other" / "train_cm4", records, PIXELS, EMPTY, 2000)
+    for changes, named in [
+        ({"data": {"batch_size": 8}}, r"data\.batch_size was 16 .* is 8"),
+        ({"data": {"seed": 4}}, r"data\.seed was 3"),
+        ({"gate": Gated(0.25)}, "stream cm4 had the probability 0.5"),
+        ({"root": tmp_path / "other"}, "stream cm4 holds other records"),
+    ]:
+        changes = {"root": root, **changes}
+        with pytest.raises(ValueError, match=f"{named}[^$]*--model.resume_data any"):
+            fit(folder=tmp_path / "refused", checkpoint=checkpoint, epochs=2, **changes)
+        resumed, _ = fit(folder=tmp_path / "any", checkpoint=checkpoint, epochs=2, resume_data="any", **changes)
+        assert resumed.served[0][0] == 64  # the position is one of slots
 
 
 @pytest.mark.filterwarnings("ignore")
