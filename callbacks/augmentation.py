@@ -9,6 +9,7 @@ import torch
 
 from t2ikit.batch import Batch
 from t2ikit.data.datamodule import DataModule
+from t2ikit.data.fits import check_cutmix
 from t2ikit.diffusion import gamma_schedule
 from t2ikit.module import TextToImage
 
@@ -94,7 +95,7 @@ class CutMix(AugmentationCallback):
 
     def register(self, data: DataModule, module: TextToImage) -> None:
         try:
-            data.add_stream(self.setting, self.folder, module.process.quantile(self.log_snr), self.p)
+            mixed = data.record_set(self.folder)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"callbacks.cutmix: there is no prepared set {data.root / self.folder}. Make it from the images of the "
@@ -102,3 +103,5 @@ class CutMix(AugmentationCallback):
                 f"  t2ikit prepare cutmix --setting {self.setting} --out {data.root}\n"
                 f"  t2ikit prepare encode --out {data.root} --autoencoder ... --text-encoder ..."
             ) from error
+        data.add_stream(self.setting, self.folder, module.process.quantile(self.log_snr), self.p)
+        check_cutmix(data.record_set("train"), mixed, self.setting)

@@ -24,6 +24,42 @@ def check_fits(primary: RecordSet, other: RecordSet, name: str) -> None:
         )
 
 
+def check_cutmix(raw: RecordSet, mixed: RecordSet, setting: str) -> None:
+    """Refuses CutMix images of another setting, or of other photos than the raw ones.
+
+    A mixed image has the place of its base image, also after images were appended; so the first and the last of them
+    tell, by their keys, whether both sets come from the same photos.
+
+    Args:
+        raw: the plain images.
+        mixed: the CutMix images.
+        setting: the one that the experiment names.
+
+    Raises:
+        ValueError: names what differs and what to change.
+    """
+    stored = mixed.manifest.setting
+    if stored != setting:
+        raise ValueError(
+            f"{mixed.folder} holds CutMix setting {stored}, callbacks.cutmix says {setting}: set its setting to "
+            f"{stored}, or its folder to a set of {setting}"
+        )
+    advice = "remove it and make it anew from these images: t2ikit prepare cutmix, then t2ikit prepare encode"
+    if len(mixed) > len(raw):
+        raise ValueError(
+            f"{mixed.folder} holds {len(mixed)} mixed images, but {raw.folder} only {len(raw)}: it was made from other "
+            f"images; {advice}"
+        )
+    for index in (0, len(mixed) - 1):
+        facts, own = mixed.view(index).details()[1], raw.view(index).details()[1].get("key")
+        base = facts.get("base_key", facts.get("key"))
+        if base != own:
+            raise ValueError(
+                f"image {index} of {mixed.folder} was made from {base}, but that of {raw.folder} is {own}: it was made "
+                f"from other images; {advice}"
+            )
+
+
 def check_text_encoder(manifest: Manifest, wanted: str | None, place: str) -> None:
     """Refuses a set whose captions went through another text encoder than the experiment is about.
 

@@ -16,6 +16,7 @@ Training reads the header, the image and the states of one caption; the JSON is 
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ _ROW = struct.Struct("<II")
 _IMAGE_TYPES = (np.dtype(np.uint8), np.dtype(np.float16))
 _TOKEN_TYPES = (np.dtype(np.int8), np.dtype(np.float16))
 _SCALE = np.dtype(np.float16)
+_DAMAGED = "the parts of this record do not fit its header: the set is damaged"
 
 
 def groups(width: int) -> int:
@@ -164,6 +166,8 @@ class RecordView:
             raise ValueError(f"record version {version}, this t2ikit reads {_VERSION}: prepare the set again")
         if start + size != len(buffer):
             raise ValueError(f"a record of {start + size} bytes has only {len(buffer)}: the set is damaged")
+        if image >= len(_IMAGE_TYPES) or token >= len(_TOKEN_TYPES) or start < _HEADER.size + _ROW.size * states:
+            raise ValueError(_DAMAGED)
         self.captions_count = captions
         self.states_count = states
         self.image_type = _IMAGE_TYPES[image]
@@ -171,13 +175,27 @@ class RecordView:
         self.width = width
         self.image_shape = tuple(size for size in (a, b, c, d) if size)
         self._details = (start, size)
+        self._check_parts(start)
+
+    def _check_parts(self, end: int) -> None:
+        """Raises ValueError unless image and states follow each other without a gap, from the table to ``end``."""
+        place = _HEADER.size + _ROW.size * self.states_count
+        place += math.prod(self.image_shape) * self.image_type.itemsize
+        each = self.width * self.token_type.itemsize
+        if self.token_type == np.int8:
+            each += groups(self.width) * _SCALE.itemsize
+        for offset, length in _ROW.iter_unpack(
+            self._buffer[_HEADER.size : _HEADER.size + _ROW.size * self.states_count]
+        ):
+            if offset != place or length == 0:
+                raise ValueError(_DAMAGED)
+            place += length * each
+        if place != end or len(self.image_shape) != 3 + (self.image_type == np.float16):
+            raise ValueError(_DAMAGED)
 
     def image(self) -> np.ndarray:
         """[3, H, W] uint8 or [2, C, H, W] float16, a view."""
-        count = 1
-        for size in self.image_shape:
-            count *= size
-        offset = _HEADER.size + _ROW.size * self.states_count
+        count, offset = math.prod(self.image_shape), _HEADER.size + _ROW.size * self.states_count
         return np.frombuffer(self._buffer, self.image_type, count, offset).reshape(self.image_shape)
 
     def length(self, caption: int) -> int:

@@ -125,10 +125,12 @@ class RecordSet:
 
     def view(self, index: int) -> RecordView:
         """The record at ``index`` in place; see :meth:`raw`."""
+        buffer = self.raw(index)
         try:
-            return RecordView(self.raw(index))
+            return RecordView(buffer)
         except ValueError as error:
-            raise ValueError(f"record {index} of {self.folder}: {error}\n{self.repair()}") from error
+            path = self.folder / self._names[bisect_right(self._ends, index)]
+            raise ValueError(f"record {index} of the set, in {path}: {error}.\n{self.repair()}") from error
 
     @property
     def chunk_names(self) -> tuple[str, ...]:

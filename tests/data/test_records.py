@@ -94,6 +94,18 @@ def test_damaged_bytes_are_refused() -> None:
         Record.from_bytes(content[:4] + b"\x09\x00" + content[6:])
 
 
+@pytest.mark.parametrize("form", ["int8", "float16"])
+def test_a_damaged_header_is_refused_before_anything_is_read_by_it(form: str) -> None:
+    """Every byte of header and table, but for the number of captions, which nothing is read by."""
+    content = make_record(0, 2, 100, form=form).to_bytes()
+    for place in {*range(40 + 2 * 8)} - {8, 9}:
+        for flip in (0x01, 0x80):
+            damaged = bytearray(content)
+            damaged[place] ^= flip
+            with pytest.raises(ValueError, match="damaged|version"):
+                RecordView(bytes(damaged))
+
+
 def test_bad_records_are_refused() -> None:
     with pytest.raises(ValueError, match="uint8"):
         Record(np.zeros((3, 4, 4), np.float32))
@@ -204,6 +216,19 @@ def test_records_must_fit_the_manifest(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no record"):
         write_set(tmp_path / "train", [], PIXELS)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_record_names_its_chunk_and_the_repair_once(tmp_path: Path) -> None:
+    write_pixels(tmp_path / "train", 7)
+    path = tmp_path / "train" / "chunk-0-0.bin"
+    content = path.read_bytes()
+    start = content.index(b"T2IR")
+    for damaged in (content[: start + 12] + b"\xff" + content[start + 13 :], content[:-1]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError) as caught:
+            RecordSet(tmp_path / "train").view(0)
+        message = str(caught.value)
+        assert str(path) in message and message.count(f"t2ikit prepare check {tmp_path / 'train'}") == 1
 
 
 def test_a_missing_set_names_the_option_and_the_commands(tmp_path: Path) -> None:
