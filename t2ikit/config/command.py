@@ -20,6 +20,7 @@ import yaml
 
 import t2ikit
 from t2ikit.config.compose import ConfigError, Override, compose, flatten
+from t2ikit.first_rank import first_rank
 
 if TYPE_CHECKING:
     from t2ikit.config.experiment import Experiment, Plan
@@ -152,7 +153,7 @@ def train(plan: Plan, text: str, resume: str | None, command: str) -> int:
     if plan.config["seed_everything"] is not None:
         seed_everything(plan.config["seed_everything"], workers=True, verbose=False)
     folder = run_folder.choose(plan.config["run"]["directory"], plan.name, resume)
-    chief = run_folder.rank() == 0
+    chief = first_rank()
     try:
         step = _step(folder.checkpoint)
         experiment = _build(plan, folder.path, step)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from t2ikit.config.compose import ConfigError, nearest
 from t2ikit.files import write_whole
+from t2ikit.first_rank import first_rank
 
 # Lightning starts the other ranks of a machine by running the same command again: they find the choice here.
 FOLDER_VARIABLE = "T2IKIT_RUN_FOLDER"
@@ -50,17 +51,9 @@ def choose(directory: str, name: str, resume: str | None) -> RunFolder:
         folder = checkpoint_path.parent.parent
         if checkpoint_path.parent.name == "checkpoints" and (folder / "config.yaml").is_file():
             return RunFolder(folder, checkpoint_path, False)
-    if rank() > 0:
+    if not first_rank():
         return RunFolder(_follow(versions, launch_id()), checkpoint_path, False)
     return RunFolder(_new_version(versions), checkpoint_path, True)
-
-
-def rank() -> int:
-    """This process among those of the run, before any process group exists."""
-    for variable in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if os.environ.get(variable, "").isdigit():
-            return int(os.environ[variable])
-    return 0
 
 
 def launch_id(environment: Mapping[str, str] = os.environ) -> str:
@@ -176,7 +169,7 @@ def _follow(versions: Path, launch: str) -> Path:
                 return folder
         time.sleep(0.2)
     raise ConfigError(
-        f"rank {rank()} found no run folder of rank 0 in {versions}: is run.directory shared by all machines?"
+        f"this rank found no run folder of rank 0 in {versions}: is run.directory shared by all machines?"
     )
 
 

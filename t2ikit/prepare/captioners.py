@@ -11,14 +11,18 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from t2ikit.draws import derived_seed
 from t2ikit.prepare.steps import sha256_of_json
 from t2ikit.pretrained import EncoderReference
+
+if TYPE_CHECKING:
+    import torch
+
+DEFAULT_CAPTIONER = "llava-hf/llama3-llava-next-8b-hf"
+"""The paper's."""
 
 PROMPT = "Describe this image"
 """The paper's prompt for plain images."""
@@ -84,6 +88,8 @@ class Decoding:
 
     def seed_of(self, metadata: dict[str, Any], attempt: int) -> int:
         """The seed of one image, in [0, 2**31)."""
+        from t2ikit.draws import derived_seed  # loads torch, which `--help` of these options does without
+
         return derived_seed(self.seed, f"caption {metadata['key']}", attempt) >> 32
 
 

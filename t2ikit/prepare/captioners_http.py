@@ -20,13 +20,15 @@ import urllib.request
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from email.message import Message
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from t2ikit.prepare.captioners import Captioner, Decoding, Prompts
+
+if TYPE_CHECKING:
+    import torch
 
 IMAGE_FORMATS = ("png", "jpeg")
 _SHOWN = 200

@@ -18,10 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from t2ikit.prepare.captioners import Captioner, Decoding, Prompts
+from t2ikit.prepare.captioners import DEFAULT_CAPTIONER, Captioner, Decoding, Prompts
 from t2ikit.pretrained import find_pretrained, load_pretrained
 
-DEFAULT_CAPTIONER = "llava-hf/llama3-llava-next-8b-hf"
 GRID = 2
 """Tiles along a side: "four distinct patches" (paper, v2 appendix D).
 

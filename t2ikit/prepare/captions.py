@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from t2ikit.data.manifest import MANIFEST_NAME, Manifest
 from t2ikit.data.records import RecordSet
+from t2ikit.first_rank import first_rank
 from t2ikit.prepare.captioners import Captioner
 from t2ikit.prepare.captions_set import CAPTIONS, CaptionColumn, CaptionHeader, CaptionSet, Row, caption_file
 from t2ikit.prepare.images import IMAGES
-from t2ikit.prepare.steps import first_rank, identity, known_parts, tracked, write_lines
+from t2ikit.prepare.steps import identity, known_parts, tracked, write_lines
 
 if TYPE_CHECKING:
     from t2ikit.prepare.engine import Launch

@@ -14,13 +14,14 @@ import torch
 from t2ikit.data.manifest import Manifest
 from t2ikit.data.records import RecordSet
 from t2ikit.files import write_whole
+from t2ikit.first_rank import first_rank
 from t2ikit.prepare.captioners import Captioner
 from t2ikit.prepare.captions import aio_caption, images_done, metadata_of, write_captions
 from t2ikit.prepare.captions_set import CAPTIONS, CaptionColumn, caption_file
 from t2ikit.prepare.engine import Launch, Work, run_work
 from t2ikit.prepare.images import IMAGES
 from t2ikit.prepare.shards import Results
-from t2ikit.prepare.steps import first_rank, identity, sha256_of_json, versions
+from t2ikit.prepare.steps import identity, sha256_of_json, versions
 
 SHARD = 256
 """Captions that are written together: what a killed process loses at most, some seconds to minutes of an 8B model."""

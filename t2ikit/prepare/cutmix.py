@@ -15,12 +15,13 @@ import torch
 from t2ikit.augment.cutmix import MixPlan, compose
 from t2ikit.data.manifest import Manifest
 from t2ikit.data.records import Record, RecordSet
+from t2ikit.first_rank import first_rank
 from t2ikit.prepare.captions import CaptionSet, caption_file, image_sets, write_aio
 from t2ikit.prepare.engine import Launch, Work
 from t2ikit.prepare.images import IMAGES, ON_THIS_CPU
 from t2ikit.prepare.photo_lists import class_ids
 from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder
-from t2ikit.prepare.steps import first_rank, identity, part_ranges, require_disk, sha256_of_json, versions
+from t2ikit.prepare.steps import identity, part_ranges, require_disk, sha256_of_json, versions
 
 _METADATA_BYTES = 400
 

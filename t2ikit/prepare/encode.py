@@ -13,13 +13,14 @@ from t2ikit.data.manifest import Manifest
 from t2ikit.data.records import RecordSet
 from t2ikit.encoders.autoencoders import DEFAULT_AUTOENCODER
 from t2ikit.encoders.text import DEFAULT_TEXT_ENCODER, MAX_TOKENS, TextEncoder, build_small_t5
+from t2ikit.first_rank import first_rank
 from t2ikit.prepare.caption_lines import CaptionLines
 from t2ikit.prepare.captions import CaptionSet, image_sets
 from t2ikit.prepare.encoding import Encoders, Encoding, TextOptions
 from t2ikit.prepare.engine import Launch
 from t2ikit.prepare.images import IMAGES
 from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder
-from t2ikit.prepare.steps import first_rank, identity, known_parts, part_ranges, require_disk, sha256_of_json
+from t2ikit.prepare.steps import identity, known_parts, part_ranges, require_disk, sha256_of_json
 
 PIXELS = "pixels"
 SMALL = "small"

@@ -16,7 +16,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,10 @@ import torch
 from t2ikit.files import write_whole
 from t2ikit.prepare.captioners import tidy
 from t2ikit.prepare.engine import Launch, Work, run_work
+from t2ikit.prepare.rewriting import DEFAULT_MODEL, Rewriting
 from t2ikit.prepare.steps import sha256_of_json
 from t2ikit.pretrained import EncoderReference, find_pretrained, load_pretrained
 
-DEFAULT_MODEL = "meta-llama/Llama-3.1-8B-Instruct"
-INSTRUCTION = (
-    "Rewrite this prompt for an image generator as one long, concrete description of the picture, in three to five "
-    "sentences: {prompt}\n"
-    "Keep every object, number, colour and position of the prompt, and add no further objects of the same kinds. "
-    "Describe materials, surroundings and light. Answer with the description only."
-)
 KIND, VERSION = "extended prompts", 1
 SHARD = 64
 """Prompts that are written together: what a stopped call loses at most."""
@@ -43,25 +37,6 @@ _OPTION = "--model"
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.json", "chat_template.jinja",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Rewriting:
-    """How prompts are extended; greedy.
-
-    Attributes:
-        instruction: what the model is asked; ``{prompt}`` stands for the prompt.
-        max_new_tokens: longest answer; its last sentence is dropped where it is unfinished.
-    """
-
-    instruction: str = INSTRUCTION
-    max_new_tokens: int = 200
-
-    def __post_init__(self) -> None:
-        if "{prompt}" not in self.instruction:
-            raise ValueError("--instruction needs a file whose text holds {prompt}, the place of the prompt")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"--max-new-tokens must be at least 1; got {self.max_new_tokens}")
 
 
 class ExtendPrompts(Work):

@@ -9,12 +9,13 @@ from typing import Any
 
 from t2ikit.data.manifest import MANIFEST_NAME, Manifest
 from t2ikit.data.records import Record
+from t2ikit.first_rank import first_rank
 from t2ikit.prepare.decode import BadImage, decode
 from t2ikit.prepare.engine import Launch, Rejected, Results, Work
 from t2ikit.prepare.photo_lists import bad_photos, list_name, photo_lines, unlisted
 from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder
 from t2ikit.prepare.sources import ImageList, find_images
-from t2ikit.prepare.steps import first_rank, require_disk, sha256_of_json, versions, write_lines
+from t2ikit.prepare.steps import require_disk, sha256_of_json, versions, write_lines
 
 IMAGES = "images"
 """Folder of the image sets below the output folder."""

@@ -16,9 +16,9 @@ from t2ikit.data.chunks import Chunk
 from t2ikit.data.manifest import MANIFEST_NAME, Manifest
 from t2ikit.data.records import CHUNK_BYTES, Tokens, extend_set
 from t2ikit.files import recover
+from t2ikit.first_rank import first_rank
 from t2ikit.prepare.engine import Launch, Results, Work, run_work
 from t2ikit.prepare.shards import Entry
-from t2ikit.prepare.steps import first_rank
 
 MOST_IN_A_SHARD = 4096
 """Small records: what a killed call loses stays small."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
@@ -66,11 +65,6 @@ def require_disk(folder: Path, count: int, bytes_each: float, label: str, begun:
         raise ValueError(
             f"{label} needs about {_size(needed - there)}, but {folder} has {_size(free)} free: choose another --out"
         )
-
-
-def first_rank() -> bool:
-    """Whether this is the first of the processes that run this command, before Lightning has told them apart."""
-    return all(os.environ.get(name, "0") in ("", "0") for name in ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def tracked(items: Iterable[Item], total: int, label: str, unit: str = "img") -> Iterator[Item]:

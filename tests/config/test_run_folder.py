@@ -143,5 +143,5 @@ def test_ranks_from_outside_follow_rank_0(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_rank_that_finds_nobody_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setattr(run_folder, "WAIT_SECONDS", 0.1)
-    with pytest.raises(ConfigError, match="rank 3 found no run folder of rank 0"):
+    with pytest.raises(ConfigError, match="this rank found no run folder of rank 0"):
         choose(str(tmp_path), "e", None)

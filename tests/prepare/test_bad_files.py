@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import multiprocessing
 import os
@@ -18,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from t2ikit.cli import main
 from t2ikit.data.records import RecordSet
-from t2ikit.prepare.command import add_parser, run
 from t2ikit.prepare.decode import decode
 from t2ikit.prepare.images import prepare_images
 from t2ikit.prepare.sources import find_images
@@ -319,13 +318,11 @@ def test_strict_stops_at_the_first_bad_file(tmp_path: Path, capsys: pytest.Captu
             (tmp_path / "photos" / split / "n01440764" / f"{k}.jpg").write_bytes(jpeg())
     bad = tmp_path / "photos/train/n01440764/2.jpg"
     bad.write_bytes(b"this is no image")
-    parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers())
     words = ["prepare", "images", "--source", str(tmp_path / "photos"), "--size", "16", "--workers", "0"]
-    assert run(parser.parse_args([*words, "--out", str(tmp_path / "strict"), "--strict"])) == 2
+    assert main([*words, "--out", str(tmp_path / "strict"), "--strict"]) == 2
     assert f"{bad} cannot be used: not an image (leave --strict out to go on)" in capsys.readouterr().err
     assert not (tmp_path / "strict/images/train/manifest.json").exists()
-    assert run(parser.parse_args([*words, "--out", str(tmp_path / "out")])) == 0
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
     assert "1 files could not be used" in capsys.readouterr().out
 
 

@@ -1,6 +1,5 @@
 """Parquet folders of the Hub, WebDataset shards, and sources behind a URL."""
 
-import argparse
 import errno
 import io
 import json
@@ -15,8 +14,8 @@ import fsspec
 import numpy as np
 import pytest
 
+from t2ikit.cli import main
 from t2ikit.data.records import RecordSet
-from t2ikit.prepare.command import add_parser, run
 from t2ikit.prepare.sources import ImageList, SourceLost, find_images
 from t2ikit.prepare.sources.classes import imagenet_classes
 from t2ikit.prepare.sources.paths import expand, files_of
@@ -327,19 +326,15 @@ def test_a_lost_network_ends_the_command_and_spoils_nothing(
     photos: Path, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     upload(photos, memory)
-    parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers())
-    args = parser.parse_args(
-        ["prepare", "images", "--source", memory, "--out", str(tmp_path), "--size", "8", "--workers", "0"]
-    )
+    words = ["prepare", "images", "--source", memory, "--out", str(tmp_path), "--size", "8", "--workers", "0"]
     system = type(fsspec.filesystem("memory"))
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     with monkeypatch.context() as patch:
         patch.setattr(system, "cat_file", lambda *args, **options: (_ for _ in ()).throw(ConnectionError("down")))
-        assert run(args) == 2
+        assert main(words) == 2
     error = capsys.readouterr().err
     assert "ConnectionError: down. What is done is kept: give the same command again" in error
-    assert run(args) == 0
+    assert main(words) == 0
     assert RecordSet(tmp_path / "images/train").manifest.count == 12 and not list(tmp_path.glob("images/bad_*"))
 
 

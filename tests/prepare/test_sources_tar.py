@@ -1,6 +1,5 @@
 """Tars that are not unpacked: ImageNet as it is downloaded, a folder in a tar, damaged ones."""
 
-import argparse
 import io
 import pickle
 import tarfile
@@ -12,8 +11,8 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
+from t2ikit.cli import main
 from t2ikit.data.manifest import Manifest
-from t2ikit.prepare.command import add_parser, run
 from t2ikit.prepare.sources import ImageList, find_images
 from t2ikit.prepare.sources.files import LocalFiles, SourceLost
 from t2ikit.prepare.sources.tar import OpenTar
@@ -21,9 +20,7 @@ from t2ikit.prepare.sources.tars import split_of
 
 
 def call(*words: str | Path) -> int:
-    parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers())
-    return run(parser.parse_args(["prepare", *map(str, words)]))
+    return main(["prepare", *map(str, words)])
 
 
 IDS = {1: "n03710721", 2: "n01440764", 1001: "n00001740"}
