@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,8 @@ class DataModule(LightningDataModule):
                 raise ValueError(f"data.{option} must be at least {least}, not {value}")
         if verify not in VERIFY:
             raise ValueError(f"data.verify must be one of {', '.join(VERIFY)}, not {verify!r}")
-        if cache_gb is not None and cache_gb <= 0:
-            raise ValueError(f"data.cache_gb must be more than 0, not {cache_gb}")
+        if cache_gb is not None and not 0 < cache_gb < math.inf:
+            raise ValueError(f"data.cache_gb must be more than 0, and finite, not {cache_gb}")
         if caption_weights is not None:
             check_weights(caption_weights)
         self.root: Path | RemoteFolder = (
@@ -159,12 +160,13 @@ class DataModule(LightningDataModule):
         """The states of the empty prompt: embeddings [1, L, D] float32, L = 1 for T5."""
         return Text.from_rows([torch.from_numpy(self.record_set("train").empty_prompt.dequantise())])
 
-    def reference_images(self, split: str = "val", limit: int | None = None) -> Tensor:
+    def reference_images(self, split: str = "val", limit: int | None = None, places: range | None = None) -> Tensor:
         """Real images to compare generated ones with.
 
         Args:
             split: the set.
             limit: how many at most, evenly spaced through the set.
+            places: consecutive ones of these; None takes all.
 
         Returns:
             [M, 3, H, W] uint8.
@@ -184,8 +186,11 @@ class DataModule(LightningDataModule):
                     f"gone: keep it, or write it again: t2ikit prepare images --source IMAGE_FOLDER --out {self.root}"
                 ) from error
         count = len(records) if limit is None else min(limit, len(records))
-        index = [number * len(records) // count for number in range(count)]
-        return torch.stack([torch.from_numpy(records.view(place).image().copy()) for place in index])
+        index = [number * len(records) // count for number in (range(count) if places is None else places)]
+        images = [torch.from_numpy(records.view(place).image().copy()) for place in index]
+        return (
+            torch.stack(images) if images else torch.empty(0, 3, *records.manifest.image_shape[1:], dtype=torch.uint8)
+        )
 
     def add_stream(self, name: str, folder: str, quantile: float, probability: float) -> None:
         """Adds an augmented stream behind a noise gate; callbacks call it in their ``setup``.

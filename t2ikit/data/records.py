@@ -66,6 +66,7 @@ class RecordSet:
 
     Attributes:
         folder: where the set is.
+        address: where it is brought from; empty for a set that is kept in ``folder``.
         files: brings and checks a chunk before it is mapped; None takes it as it lies in ``folder``.
         manifest: what it holds.
         chunk_sizes: number of records of every chunk, in order.
@@ -77,6 +78,7 @@ class RecordSet:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
+        self.address = ""
         self.files: SetFiles | None = None
         self.manifest = Manifest.read(folder)
         try:
@@ -170,6 +172,11 @@ class RecordSet:
 
     def repair(self) -> str:
         """How to see what is damaged, and how to write the set again; the end of a message."""
+        if self.address:
+            return (
+                "See what is damaged where the set was made: t2ikit prepare check DIR\n"
+                f"Then copy it to {self.address} again"
+            )
         root, step = self.folder.parent, "encode"
         if root.name == "images":  # an image set, not yet encoded: photos, or the CutMix images of a setting
             _, _, setting = self.folder.name.partition("_")

@@ -12,12 +12,14 @@ torch. The chunks are LitData's, so its own ``StreamingDataset`` reads the same 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,7 +83,7 @@ class RemoteFolder:
         """Copies a file of the folder to ``target``, which is not atomic; tries again where the way is disturbed.
 
         Raises:
-            ValueError: fsspec does not know the protocol, or lacks a package for it.
+            ValueError: fsspec does not know the protocol, or lacks a package for it; the cache cannot take the file.
             FileNotFoundError: there is no such file, or no way to it.
         """
         system, path = self._system(name)
@@ -92,9 +94,11 @@ class RemoteFolder:
             try:
                 system.get_file(path, str(target))
                 return
-            except FileNotFoundError as error:
-                raise FileNotFoundError(f"{address} does not exist") from error
             except Exception as error:  # every file system raises its own
+                if isinstance(error, OSError) and _is_of_the_cache(error, target):
+                    raise self._no_place(error) from error
+                if isinstance(error, FileNotFoundError):
+                    raise FileNotFoundError(f"{address} does not exist") from error
                 last = error
         reason = str(last).splitlines()[0] if str(last) else "no reason given"
         raise FileNotFoundError(
@@ -104,7 +108,7 @@ class RemoteFolder:
 
     def bring(self, name: str) -> bytes:
         """Brings a small file into the copy, anew in every run; its content."""
-        self.copy.mkdir(parents=True, exist_ok=True)
+        self._make_copy()
         partial = partial_of(self.copy / name)
         try:
             self.get(name, partial)
@@ -123,7 +127,7 @@ class RemoteFolder:
             FileNotFoundError: there is none, or no way to it.
         """
         target = self.copy / name
-        self.copy.mkdir(parents=True, exist_ok=True)
+        self._make_copy()
         with FileLock(self.copy / f".{name}.lock"):
             if not target.is_dir():
                 system, path = self._system(name)
@@ -143,6 +147,19 @@ class RemoteFolder:
                     shutil.rmtree(partial, ignore_errors=True)
         return target
 
+    def _make_copy(self) -> None:
+        try:
+            self.copy.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._no_place(error) from error
+
+    def _no_place(self, error: OSError) -> ValueError:
+        return ValueError(
+            f"the cache {self.copy} cannot take what {self.url} holds ({error.strerror}): make room there, choose "
+            "another folder with --data.cache_dir (default: data below $T2IKIT_CACHE), or let chunks take less with "
+            "--data.cache_gb"
+        )
+
     def _system(self, name: str) -> tuple[Any, str]:
         import fsspec  # here: not needed by data that lies on this machine
 
@@ -154,6 +171,11 @@ class RemoteFolder:
                 '"t2ikit[remote]")'
             ) from error
         return system, path
+
+
+def _is_of_the_cache(error: OSError, target: Path) -> bool:
+    """Whether an error comes from the file that was to be written, not from the way to it."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) or error.filename == str(target)
 
 
 class RemoteFiles(CheckedFiles):
@@ -186,9 +208,10 @@ class RemoteFiles(CheckedFiles):
 
     def ready(self, name: str, wait: bool = True) -> bool:
         path = self.folder / name
-        if path.is_file() and (self.is_good(name) or (self.verify == "always" and not wait)):
-            self._used(path)
-            return True
+        with suppress(FileNotFoundError):  # another process may make room just now: then it comes again
+            if path.is_file() and (self.is_good(name) or (self.verify == "always" and not wait)):
+                self._used(path)
+                return True
         with self.alone_with(name, wait) as mine:
             if mine and not self._intact(name):
                 self._download(name)
@@ -245,8 +268,9 @@ def make_room(cache: Path, wanted: int, limit: int | None) -> None:
     with FileLock(cache / ".room.lock"):
         found = []
         for path in cache.rglob("chunk-*.bin"):
-            stat = path.stat()
-            found.append((stat.st_atime, stat.st_size, path))
+            with suppress(FileNotFoundError):  # found damaged just now, and removed
+                stat = path.stat()
+                found.append((stat.st_atime, stat.st_size, path))
         used = sum(size for _, size, _ in found)
         allowed = used + shutil.disk_usage(cache).free - _FREE
         allowed = allowed if limit is None else min(allowed, limit)
@@ -293,6 +317,7 @@ def open_remote_set(
                 "was made"
             )
     records = RecordSet(remote)
+    records.address = remote.url
     # LitData's own index leaves the header of a chunk out.
     sizes = {chunk.name: chunk.size + 4 * (chunk.count + 2) for chunk in read_index(remote.copy)}
     records.files = RemoteFiles(remote, manifest.chunk_sha256, sizes, verify, cache, limit)

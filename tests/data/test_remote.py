@@ -1,5 +1,7 @@
 """Data roots behind an address: what is brought, when, how often, and what happens when it is broken."""
 
+import errno
+import hashlib
 import http.server
 import multiprocessing
 import os
@@ -24,7 +26,7 @@ from t2ikit.data.datamodule import DataModule
 from t2ikit.data.loaders import PositionLoader
 from t2ikit.data.manifest import Manifest
 from t2ikit.data.records import Record, RecordSet, quantise_tokens, write_set
-from t2ikit.data.remote import RemoteFolder, is_remote, make_room, open_remote_set
+from t2ikit.data.remote import RemoteFiles, RemoteFolder, is_remote, make_room, open_remote_set
 from t2ikit.pretrained import EncoderReference
 
 COUNTS = {"train": 60, "val": 12, "train_cm4": 40}
@@ -233,6 +235,37 @@ def test_wrong_data_never_gets_a_name(root: Path, server: Server, tmp_path: Path
     assert records[place].metadata["key"] == f"train/{place}"
 
 
+def test_a_record_that_was_damaged_before_its_hash_names_the_address(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    write_set(source, [Record(np.zeros((3, 4, 4), np.uint8))], Manifest("pixels", (3, 4, 4)))
+    chunk = source / "chunk-0-0.bin"
+    good = hashlib.sha256(chunk.read_bytes()).hexdigest()
+    chunk.write_bytes(chunk.read_bytes().replace(b"T2IR", b"XXXX"))
+    manifest = source / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(good, hashlib.sha256(chunk.read_bytes()).hexdigest()))
+    records = open_remote_set(RemoteFolder.at(f"file://{source}", tmp_path / "cache"))
+    with pytest.raises(ValueError, match=rf"chunk-0-0\.bin[^$]*prepare check DIR\nThen copy it to file://{source}"):
+        records.view(0)
+
+
+def test_a_chunk_that_goes_while_it_is_looked_at_comes_again(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process makes room between the look and the use."""
+    folder = RemoteFolder.at(server.url, tmp_path) / "train"
+    open_remote_set(folder).view(0)
+    used = RemoteFiles._used
+
+    def gone(path: Path) -> None:
+        monkeypatch.setattr(RemoteFiles, "_used", staticmethod(used))
+        path.unlink()
+        used(path)
+
+    monkeypatch.setattr(RemoteFiles, "_used", staticmethod(gone))
+    assert open_remote_set(folder)[0].metadata["key"] == "train/0"
+    assert server.fetched["train/chunk-0-0.bin"] == 2
+
+
 @pytest.mark.parametrize("verify", ["once", "always", "never"])
 def test_a_damaged_copy_is_downloaded_again(server: Server, tmp_path: Path, verify: Any) -> None:
     folder = RemoteFolder.at(server.url, tmp_path) / "train"
@@ -317,8 +350,33 @@ def test_a_cache_that_is_too_small_is_refused(root: Path) -> None:
     data.setup("fit")
     with pytest.raises(ValueError, match=r"data.cache_gb 1e-06 .*data.shuffle_window"):
         data.train_dataloader()
-    with pytest.raises(ValueError, match="data.cache_gb must be more than 0"):
-        DataModule(str(root), cache_gb=0)
+    for size in (0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="data.cache_gb must be more than 0"):
+            DataModule(str(root), cache_gb=size)
+
+
+def test_a_cache_that_cannot_be_written_names_its_options(
+    root: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    options = r"--data\.cache_dir.*T2IKIT_CACHE.*--data\.cache_gb"
+    with pytest.raises(ValueError, match=f"the cache {tmp_path}/file.*{options}"):
+        DataModule(server.url, cache_dir=str(tmp_path / "file")).find_data()
+    records = open_remote_set(RemoteFolder.at(f"file://{root}", tmp_path) / "train")
+    attempts = []
+
+    def full(self: Any, path: str, target: str) -> None:
+        attempts.append(path)
+        Path(target).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(fsspec.filesystem("file")), "get_file", full)
+        for _ in range(2):
+            with pytest.raises(ValueError, match=f"No space left on device.*{options}"):
+                records.view(0)
+    assert len(attempts) == 2 and not list(tmp_path.rglob("*.partial"))  # trying again would not help
+    assert records[0].metadata["key"] == "train/0"
 
 
 def test_a_resumed_remote_run_is_the_undisturbed_one(root: Path) -> None:
