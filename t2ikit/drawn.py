@@ -66,20 +66,27 @@ class DrawnImages:
         np.save(content, images.cpu().numpy())
         write_whole(self.folder / f"{first:08d}-{first + len(images):08d}.npy", content.getvalue())
 
-    def read(self) -> Tensor:
-        """All images, uint8 [count, 3, H, W].
+    def read(self, places: range | None = None) -> Tensor:
+        """Images, uint8 [N, 3, H, W]; by default all. Nothing else is read.
+
+        Args:
+            places: consecutive ones.
 
         Raises:
             RuntimeError: some are missing.
         """
+        wanted = range(self.count) if places is None else places
         if self.missing(self.count):
             raise RuntimeError(f"{self.folder} lacks images of {self.missing(self.count)}")
         images: Tensor | None = None
         for first, end, path in self._files():
-            part = torch.from_numpy(np.load(path))
+            part = np.load(path, mmap_mode="r")
             if images is None:
-                images = torch.empty(self.count, *part.shape[1:], dtype=torch.uint8)
-            images[first:end] = part
+                images = torch.empty(len(wanted), *part.shape[1:], dtype=torch.uint8)
+            start, stop = max(first, wanted.start), min(end, wanted.stop)
+            if start < stop:
+                rows = torch.from_numpy(part[start - first : stop - first].copy())
+                images[start - wanted.start : stop - wanted.start] = rows
         assert images is not None
         return images
 

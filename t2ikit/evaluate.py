@@ -27,7 +27,7 @@ Any option of the experiment's data and snapshots may be overridden:
 """
 
 # Options that say how images are drawn: none of them has a meaning for pictures that are there.
-DRAWING = ("guidance", "steps", "method", "seed", "batch_size", "weights", "autoencoder", "devices", "num_nodes")
+DRAWING = ("guidance", "steps", "method", "seed", "batch_size", "weights", "autoencoder")
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -56,7 +56,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--weights", choices=("ema", "raw"), help="averaged, or as the last step left them (default: as the snapshot)")
     add("--autoencoder", metavar="FOLDER_OR_ID", help="where the autoencoder of the training data is now")
     add("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one")
-    add("--devices", type=_positive, metavar="N", help="devices of this machine that draw (1)")
+    add("--devices", type=_positive, metavar="N", help="devices of this machine that draw and look (1)")
     add("--num-nodes", type=_positive, metavar="N", help="machines, each started with this command (1)")
     add("--compare", type=Path, metavar="DIR", help="a run, or a folder with scores/, to set the scores beside")
     varied_help = "fields of the fingerprints that may differ in it, e.g. guidance,steps"

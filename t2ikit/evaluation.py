@@ -27,9 +27,9 @@ from t2ikit.drawn import DrawnImages
 from t2ikit.files import partial_of, publish
 from t2ikit.metrics.base import Metric, Samples
 from t2ikit.metrics.fingerprint import Fingerprint, Score
-from t2ikit.metrics.scoring import score_samples
 from t2ikit.module import TextToImage
 from t2ikit.prepare.decode import decode
+from t2ikit.scoring import score_samples
 
 MODEL_FIELDS = ("seeds", "sampler", "steps", "guidance", "precision", "weights")
 """Fields of a fingerprint that describe the model's side; they are not known of pictures of another program."""
@@ -41,7 +41,7 @@ class Evaluated:
 
     Attributes:
         scores: every score, on all ranks.
-        costs: of drawing, of the validation loss and of each metric, on all ranks.
+        costs: of drawing, of the validation loss and of each metric, as they were on this rank.
         images: uint8 [N, 3, H, W] on the first rank, None elsewhere.
     """
 
@@ -54,8 +54,8 @@ class Evaluation:
     """Draws images of a model and scores them, or scores pictures that are there. All ranks call the same methods.
 
     Image i depends on (seed, i, prompt) and the weights alone: not on the batch size, nor on the number of ranks. The
-    images are drawn into a folder by all ranks; the first one reads them and scores, so that every metric sees all
-    images at once and its value does not depend on the ranks.
+    images are drawn into a folder by all ranks; then each looks at a share of them, and the first one sums up, so that
+    a score does not depend on the ranks either.
 
     Args:
         name: of the snapshot, for progress bars and messages.
@@ -104,8 +104,15 @@ class Evaluation:
             self.prompts = self.source.prompts(data)[: self.limit]
             if not self.prompts:
                 raise ValueError(f"callbacks.{self.name}: {type(self.source).__name__} gives no prompt")
-            if self.reference is not None:
-                ranks.from_first(lambda: self._read_reference(data))
+            if self.reference == "prompts":
+                # Decoded when their size is known.
+                self._pictures = ranks.from_first(self.source.pictures)[: self.reference_limit]
+            elif self.reference is not None:
+                split = self.reference
+                self._reference_images = ranks.from_first_kept(
+                    lambda: data.reference_images(split, self.reference_limit)
+                )
+            ranks.from_first(self._check)
         if draws and self._states is None:
             self._states = self.source.states(data, self.prompts)
 
@@ -144,14 +151,30 @@ class Evaluation:
         with measured("drawing", costs):
             draw_missing(module, self._states, sampling, drawn, self.name)
         images = ranks.from_first_kept(drawn.read)
+        mine = drawn.read(ranks.share(len(self.prompts))) if images is None else None
         conditions = {**sampling.conditions(), "weights": weights}
-        return self._score(images, conditions, step, scores, costs)
+        found = self._score(images, mine, data, module.device, conditions, step, costs)
+        return Evaluated([*scores, *found], costs, images)
 
-    def evaluate_pictures(self, folder: Path, data: DataModule) -> Evaluated:
-        """Scores pictures of any model, one for each prompt, in the layout of the prompt source."""
+    def evaluate_pictures(self, folder: Path, data: DataModule, device: torch.device | None = None) -> Evaluated:
+        """Scores pictures of any model, one for each prompt, in the layout of the prompt source.
+
+        Args:
+            folder: where they are.
+            data: the data module, set up.
+            device: where the networks of the metrics run; None is the CPU.
+
+        Raises:
+            ValueError: the pictures do not fit the prompts.
+            OtherRankFailed: another rank failed.
+        """
         self.prepare(data, draws=False)
-        images = ranks.from_first_kept(lambda: self.source.read_images(folder, self.prompts))
-        return self._score(images, {}, None, [], [])
+        read: list[Tensor] = []
+        ranks.together(lambda: read.append(self.source.read_images(folder, self.prompts)))
+        share, costs, first = ranks.share(len(self.prompts)), list[Cost](), ranks.this() == 0
+        images, mine = (read[0], None) if first else (None, read[0][share.start : share.stop])
+        scores = self._score(images, mine, data, device or torch.device("cpu"), {}, None, costs)
+        return Evaluated(scores, costs, images)
 
     def keep_images(self, folder: Path, images: Tensor, facts: dict[str, Any]) -> None:
         """Writes images as PNG files in the layout of the prompt source; replaces an older folder when all are there.
@@ -176,43 +199,87 @@ class Evaluation:
         if not any(folder.iterdir()):
             folder.rmdir()
 
-    def _read_reference(self, data: DataModule) -> None:
-        assert self.reference is not None
-        if self.reference == "prompts":
-            self._pictures = self.source.pictures()[: self.reference_limit]  # decoded when their size is known
-        else:
-            self._reference_images = data.reference_images(self.reference, self.reference_limit)
+    def _check(self) -> None:
+        """Has every metric refuse what it cannot score, before anything is drawn."""
+        blank = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
+        reference = self._reference_images
+        if self._pictures and reference is None:
+            reference = blank.expand(len(self._pictures), -1, -1, -1)
+        samples = self._samples(blank.expand(len(self.prompts), -1, -1, -1), range(len(self.prompts)))
+        samples.reference = reference
+        for metric in self.metrics:
+            metric.check(samples)
+
+    def _samples(self, images: Tensor, places: range, device: torch.device | None = None) -> Samples:
+        """Images of some of the prompts with these."""
+        prompts = self.prompts[places.start : places.stop]
+        texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
+        return Samples(
+            images, texts, metadata, reference_name=self.reference or "", device=device or torch.device("cpu"),
+            first=places.start,
+        )  # fmt: skip
 
     def _score(
         self,
         images: Tensor | None,
+        mine: Tensor | None,
+        data: DataModule,
+        device: torch.device,
         conditions: dict[str, Any],
         step: int | None,
-        scores: list[Score],
         costs: list[Cost],
-    ) -> Evaluated:
-        """Scores on the first rank, while the others wait."""
+    ) -> list[Score]:
+        """The metrics' scores.
 
-        def work() -> tuple[list[Score], list[Cost]]:
-            assert images is not None
-            texts = [prompt.text for prompt in self.prompts]
-            metadata = [prompt.metadata for prompt in self.prompts]
+        Args:
+            images: all of them, on the first rank.
+            mine: this rank's share of them, on the other ranks.
+            data: the data module.
+            device: of this rank.
+            conditions: of the images, for the fingerprints.
+            step: optimizer steps of the weights.
+            costs: gets a cost for each metric.
+        """
+        share, whole = ranks.share(len(self.prompts)), None
+        if images is not None:
+            whole = self._samples(images, range(len(self.prompts)), device)
             if self._pictures and self._reference_images is None:
-                bar = tqdm(self._pictures, desc=f"{self.name}: reference", leave=False, mininterval=1.0)
-                decoded = (decode(path.read_bytes(), images.shape[-1]) for path in bar)
-                self._reference_images = torch.stack([torch.from_numpy(pixels.copy()) for pixels in decoded])
-            samples = Samples(images, texts, metadata, self._reference_images, self.reference or "")
-            prompts = {
-                "prompts": self.source.name or type(self.source).__name__,
-                "prompts_sha256": prompts_hash(self.prompts),
-            }
-            label = f"callbacks.{self.name}"
-            found = score_samples(samples, self.metrics, {**prompts, **conditions}, step, label, costs)
-            for cost in costs:
-                tqdm.write(f"{self.name}: {cost}")
-            return [*scores, *found], costs
+                self._reference_images = self._photos(range(len(self._pictures)), images.shape[-1])
+            whole.reference = self._reference_images
+            mine = images[share.start : share.stop]
+        assert mine is not None
 
-        return Evaluated(*ranks.from_first(work), images)
+        def reference_part(number: int) -> Samples:
+            places = ranks.share(number)
+            if self._reference_images is not None:
+                part = self._reference_images[places.start : places.stop]
+            elif self._pictures:
+                part = self._photos(places, mine.shape[-1])
+            else:
+                assert self.reference is not None
+                part = data.reference_images(self.reference, self.reference_limit, places)
+            return Samples(part, device=device, first=places.start)
+
+        conditions = {
+            "prompts": self.source.name or type(self.source).__name__,
+            "prompts_sha256": prompts_hash(self.prompts),
+            **conditions,
+        }
+        part = self._samples(mine, share, device)
+        label = f"callbacks.{self.name}"
+        found = score_samples(part, whole, reference_part, self.metrics, conditions, step, label, costs)
+        for cost in costs if ranks.this() == 0 else ():
+            tqdm.write(f"{self.name}: {cost}")
+        return found
+
+    def _photos(self, places: range, size: int) -> Tensor:
+        """Some of the photos that the prompts describe, uint8 [M, 3, size, size]."""
+        bar = tqdm(
+            self._pictures[places.start : places.stop], f"{self.name}: reference", leave=False, mininterval=1.0,
+            disable=ranks.this() > 0,
+        )  # fmt: skip
+        photos = [torch.from_numpy(decode(path.read_bytes(), size).copy()) for path in bar]
+        return torch.stack(photos) if photos else torch.empty(0, 3, size, size, dtype=torch.uint8)
 
     def _loss(self, module: TextToImage, data: DataModule, sampling: Sampling, weights: str, step: int | None) -> Score:
         """Mean loss of the validation set, every record once, summed over the ranks."""

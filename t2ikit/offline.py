@@ -56,7 +56,7 @@ def evaluate(args: argparse.Namespace) -> None:
     data = _data(config)
     if checkpoint is None:
         where = (args.out or Path("evaluations") / args.snapshot) / args.images.resolve().name
-        found = snapshot.evaluation.evaluate_pictures(args.images, data)
+        found = snapshot.evaluation.evaluate_pictures(args.images, data, device)
         ranks.from_first(lambda: _write(where, snapshot, found, {"pictures": args.images}))
         _report(where, found.scores, others, args)
         return

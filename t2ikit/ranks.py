@@ -49,19 +49,25 @@ def together(work: Callable[[], Result]) -> list[Result]:
     """
     if count() == 1:
         return [work()]
-    result, failure, mine = None, "", None
-    try:
-        result = work()
-    except BaseException as error:  # an interrupt too: the others must not wait for this rank
-        failure, mine = f"{type(error).__name__}: {error}", error
+    result = _all_well(work)
     gathered: list[Any] = [None] * count()
-    distributed.all_gather_object(gathered, (result, failure), group=_group())
-    if mine is not None:
-        raise mine
-    for rank, (_, message) in enumerate(gathered):
-        if message:
-            raise OtherRankFailed(f"rank {rank} failed: {message}")
-    return [result for result, _ in gathered]
+    distributed.all_gather_object(gathered, result, group=_group())
+    return gathered
+
+
+def to_first(work: Callable[[], Result]) -> list[Result] | None:
+    """As :func:`together` for results that are too large for every rank: the first one gets all, the others None.
+
+    Example:
+        >>> to_first(lambda: this())
+        [0]
+    """
+    if count() == 1:
+        return [work()]
+    result = _all_well(work)
+    gathered: list[Any] | None = [None] * count() if this() == 0 else None
+    distributed.gather_object(result, gathered, dst=0, group=_group())
+    return gathered
 
 
 def from_first(work: Callable[[], Result]) -> Result:
@@ -80,6 +86,33 @@ def from_first_kept(work: Callable[[], Result]) -> Result | None:
     kept: list[Result] = []
     from_first(lambda: kept.append(work()))
     return kept[0] if kept else None
+
+
+def share(number: int) -> range:
+    """This rank's share of ``number`` things: consecutive ones, in the order of the ranks.
+
+    Example:
+        >>> share(10)
+        range(0, 10)
+    """
+    return range(number * this() // count(), number * (this() + 1) // count())
+
+
+def _all_well(work: Callable[[], Result]) -> Result:
+    """The result of ``work`` on this rank, if it went well on all; else raises on all."""
+    result, failure, mine = None, "", None
+    try:
+        result = work()
+    except BaseException as error:  # an interrupt too: the others must not wait for this rank
+        failure, mine = f"{type(error).__name__}: {error}", error
+    failures: list[Any] = [None] * count()
+    distributed.all_gather_object(failures, failure, group=_group())
+    if mine is not None:
+        raise mine
+    for rank, message in enumerate(failures):
+        if message:
+            raise OtherRankFailed(f"rank {rank} failed: {message}")
+    return result  # type: ignore[return-value]
 
 
 def _running() -> bool:

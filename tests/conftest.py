@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import distributed
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,3 +34,31 @@ def sample_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("T2IKIT_TEST_DATA names no folder of sample data")
     return Path(folder)
+
+
+@pytest.fixture
+def two_ranks(tmp_path: Path) -> Callable[[Callable[[], Any]], list[Any]]:
+    """Runs ``work`` on two ranks: what it returns on each, or its error as text."""
+    numbers = count()
+
+    def run(work: Callable[[], Any]) -> list[Any]:
+        context, meeting = multiprocessing.get_context("fork"), tmp_path / f"meeting-{next(numbers)}"
+        queue = context.Queue()
+
+        def main(rank: int) -> None:
+            distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+            try:
+                result = work()
+            except BaseException as error:
+                result = f"{type(error).__name__}: {error}"
+            queue.put((rank, result))
+
+        processes = [context.Process(target=main, args=(rank,)) for rank in range(2)]
+        for process in processes:
+            process.start()
+        results = dict(queue.get(timeout=200) for _ in processes)
+        for process in processes:
+            process.join(200)
+        return [results[rank] for rank in range(2)]
+
+    return run

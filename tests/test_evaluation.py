@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,12 +19,15 @@ from t2ikit.diffusion import Guidance
 from t2ikit.drawing import Sampling, identity_of
 from t2ikit.drawn import DrawnImages
 from t2ikit.evaluation import Evaluated, Evaluation
-from t2ikit.metrics.base import Metric, Samples
+from t2ikit.metrics.base import Metric, Rows, Samples
+from t2ikit.metrics.distribution import DistributionMetrics
+from t2ikit.metrics.features import RandomConvFeatures
 from t2ikit.module import TextToImage
 from t2ikit.pictures import find_pictures, read_pictures
 
 COUNT = 11
 DATA: Any = SimpleNamespace(trainer=None)
+TwoRanks = Callable[[Callable[[], Any]], list[Any]]
 
 
 class Numbered(PromptSource):
@@ -49,7 +52,7 @@ class Mean(Metric):
     def __init__(self, name: str | None = None, add: float = 0.0) -> None:
         self.name, self.add = name, add
 
-    def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
+    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
         yield "mean", float(samples.images.double().mean()) + self.add
 
     def standard_errors(self) -> dict[str, float]:
@@ -249,10 +252,48 @@ def test_pictures_of_another_program_are_scored_as_kept_ones_are(tmp_path: Path)
         evaluation.evaluate_pictures(tmp_path / "kept", DATA)
 
 
+def test_pictures_are_looked_at_by_all_ranks(tmp_path: Path, two_ranks: TwoRanks) -> None:
+    found = evaluate(tmp_path)
+    assert found.images is not None
+    evaluation = Evaluation("val", Numbered(), [Mean()])
+    evaluation.prepare(DATA, draws=False)
+    evaluation.keep_images(tmp_path / "kept", found.images, {"seed": 0})
+
+    def work() -> Any:
+        both = [Evaluation("val", Numbered(), [metric]) for metric in (Mean(), Seen())]
+        scores = [one.evaluate_pictures(tmp_path / "kept", DATA).scores[0].value for one in both]
+        return scores, len(both[1].metrics[0].seen)  # type: ignore[attr-defined]
+
+    value = found.scores[0].value
+    for (scores, seen), share in zip(two_ranks(work), (COUNT // 2, COUNT - COUNT // 2), strict=True):
+        assert scores == pytest.approx([value, value]) and seen == share
+
+
+def test_metrics_refuse_before_anything_is_drawn(tmp_path: Path, calls: list[int]) -> None:
+    metric = DistributionMetrics(RandomConvFeatures(dim=8), k=12)
+    data: Any = SimpleNamespace(trainer=None, reference_images=lambda *_: torch.zeros(20, 3, 8, 8, dtype=torch.uint8))
+    for reference, message in ((None, "needs reference images"), ("val", "at least 14: raise num_images")):
+        evaluation = Evaluation("val", Numbered(), [metric], reference)
+        with pytest.raises(ValueError, match=message):
+            evaluation.evaluate(module_of(), data, Sampling(steps=1), tmp_path / "drawn", weights="raw", step=0)
+    assert not calls and not (tmp_path / "drawn").exists()
+
+
+class Seen(Mean):
+    """The mean, of what was seen image by image."""
+
+    def observe(self, part: Samples) -> Rows:
+        self.seen = part.images.double().flatten(1).mean(1)
+        return self.seen
+
+    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
+        yield "mean", float(torch.as_tensor(rows).mean())
+
+
 class Compared(Mean):
     """How far the mean of the reference is."""
 
-    def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
+    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
         assert samples.reference is not None and samples.reference.shape[1:] == samples.images.shape[1:]
         yield "reference_mean", float(samples.reference.double().mean())
 

@@ -2,37 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import distributed
 
 from t2ikit import ranks
 
-
-def two(tmp_path: Path, work: Callable[[], Any]) -> list[Any]:
-    """What ``work`` returns, or its error as text, on each of two ranks."""
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-
-    def main(rank: int) -> None:
-        distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=rank, world_size=2)
-        try:
-            result = work()
-        except BaseException as error:
-            result = f"{type(error).__name__}: {error}"
-        queue.put((rank, result))
-
-    processes = [context.Process(target=main, args=(rank,)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    results = dict(queue.get(timeout=200) for _ in processes)
-    for process in processes:
-        process.join(200)
-    return [results[rank] for rank in range(2)]
+TwoRanks = Callable[[Callable[[], Any]], list[Any]]
 
 
 def fail_on(rank: int, error: BaseException) -> str:
@@ -49,21 +26,29 @@ def test_alone() -> None:
         ranks.from_first(lambda: 1 / 0)
 
 
-def test_results_of_two_ranks(tmp_path: Path) -> None:
+def test_results_of_two_ranks(two_ranks: TwoRanks) -> None:
     def work() -> Any:
         shared = ranks.together(lambda: 10 + ranks.this())
         return shared, ranks.from_first(lambda: ranks.this()), ranks.from_first_kept(lambda: "large")
 
-    assert two(tmp_path, work) == [([10, 11], 0, "large"), ([10, 11], 0, None)]
+    assert two_ranks(work) == [([10, 11], 0, "large"), ([10, 11], 0, None)]
+
+
+def test_large_results_go_to_the_first_rank_alone(two_ranks: TwoRanks) -> None:
+    assert ranks.to_first(lambda: 3) == [3] and ranks.share(5) == range(5)
+    found = two_ranks(lambda: (ranks.to_first(lambda: "rows" * ranks.this()), ranks.share(5), ranks.share(0)))
+    assert found == [(["", "rows"], range(2), range(0)), (None, range(2, 5), range(0))]
+    failed = two_ranks(lambda: ranks.to_first(lambda: fail_on(0, ValueError("no memory"))))
+    assert failed == ["ValueError: no memory", "OtherRankFailed: rank 0 failed: ValueError: no memory"]
 
 
 @pytest.mark.parametrize("error", [ValueError("too few images"), KeyboardInterrupt("stop")], ids=["error", "interrupt"])
-def test_a_failure_on_one_rank_is_raised_on_all(tmp_path: Path, error: BaseException) -> None:
+def test_a_failure_on_one_rank_is_raised_on_all(two_ranks: TwoRanks, error: BaseException) -> None:
     text = f"{type(error).__name__}: {error}"
-    found = two(tmp_path, lambda: ranks.from_first(lambda: fail_on(0, error)))
+    found = two_ranks(lambda: ranks.from_first(lambda: fail_on(0, error)))
     assert found == [text, f"OtherRankFailed: rank 0 failed: {text}"]
 
 
-def test_the_other_rank_may_fail_too(tmp_path: Path) -> None:
-    found = two(tmp_path, lambda: ranks.together(lambda: fail_on(1, ValueError("no memory"))))
+def test_the_other_rank_may_fail_too(two_ranks: TwoRanks) -> None:
+    found = two_ranks(lambda: ranks.together(lambda: fail_on(1, ValueError("no memory"))))
     assert found == ["OtherRankFailed: rank 1 failed: ValueError: no memory", "ValueError: no memory"]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from t2ikit.data.shapes_geometry import SHAPES, TEXTURES, VARIANTS, class_name, inside, local, marked, moments
 from t2ikit.data.shapes_segments import Segment, segments
-from t2ikit.metrics.base import Metric, Samples
+from t2ikit.metrics.base import Metric, Rows, Samples
 
 _ANGLES = np.deg2rad([-9.0, -4.5, 4.5, 9.0])
 _CANDIDATES = 3  # outlines, best without an angle, that are also tried with one
@@ -98,26 +98,37 @@ class LargestColorShare(Metric):
     def __init__(self, least_purity: float = 0.5) -> None:
         self.least_purity = least_purity
 
-    def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
-        """Yields ("largest_color_share", value in [0, 1]).
-
-        Raises:
-            ValueError: no prompt asks for a colour.
-        """
-        answers = []
-        for image, prompt, metadata in zip(samples.images, samples.prompts, samples.metadata, strict=True):
-            color = _asked_color(metadata)
-            if color is not None and color in prompt.lower().replace(".", " ").replace(",", " ").split():
-                answers.append(largest_color(image, self.least_purity) == color)
-        if not answers:
+    def check(self, samples: Samples) -> None:
+        """Refuses samples none of whose prompts asks for a colour."""
+        if not any(_colors(samples)):
             raise ValueError(
                 "LargestColorShare: no prompt names the colour of its object: use long captions (data.captions=long)"
             )
-        yield "largest_color_share", float(np.mean(answers))
+
+    def observe(self, part: Samples) -> Rows:
+        """Whether the colour is right, or None where the prompt asks for none."""
+        return [
+            None if color is None else largest_color(image, self.least_purity) == color
+            for image, color in zip(part.images, _colors(part), strict=True)
+        ]
+
+    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
+        """Yields ("largest_color_share", value in [0, 1])."""
+        yield "largest_color_share", float(np.mean([right for right in rows if right is not None]))
 
     def fingerprint(self) -> dict[str, Any]:
         """Detector and threshold."""
         return {"features": "shapes-detector-1", "metric": "largest_color_share", "least_purity": self.least_purity}
+
+
+def _colors(samples: Samples) -> list[str | None]:
+    """The colour that each prompt asks for."""
+    colors = []
+    for prompt, metadata in zip(samples.prompts, samples.metadata, strict=True):
+        color = _asked_color(metadata)
+        words = prompt.lower().replace(".", " ").replace(",", " ").split()
+        colors.append(color if color in words else None)
+    return colors
 
 
 def largest_color(image: Tensor | np.ndarray, least_purity: float = 0.5) -> str | None:
@@ -134,7 +145,7 @@ def _asked_color(metadata: dict[str, Any]) -> str | None:
 
 def _pixels(image: Tensor | np.ndarray) -> tuple[np.ndarray, int]:
     """An image [3, H, W] uint8 as float64 [h, w, 3], averaged down by the factor that is returned with it."""
-    array = np.asarray(image)
+    array = image.numpy(force=True) if isinstance(image, Tensor) else np.asarray(image)
     if array.ndim != 3 or array.shape[0] != 3 or array.dtype != np.uint8:
         raise ValueError(f"the detector needs an image uint8 [3, H, W]; got {array.dtype} {array.shape}")
     factor = max(min(array.shape[1:]) // _FINEST, 1)

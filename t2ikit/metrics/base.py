@@ -1,5 +1,8 @@
 """The metric contract: images and what they were made from in, pairs (name, value) out.
 
+A metric works in two steps, so that a set can be spread over processes: ``observe`` looks at images one by one, with
+the networks (features, detections, answers), and ``score`` sums up what was seen of all of them.
+
 Shape legend::
 
     N  generated images    M  reference images    H, W  pixels    D  features
@@ -8,7 +11,7 @@ Shape legend::
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,21 +19,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from t2ikit.metrics.features import FeatureExtractor, check_images
 from t2ikit.metrics.fingerprint import images_sha256
+from t2ikit.metrics.offload import NetworkHolder
+
+Rows = Tensor | list[Any]
+"""What a metric sees of images, one row an image, in their order: a tensor on the CPU or any objects."""
 
 
 @dataclass
 class Samples:
-    """The images of one snapshot with what they were made from; row i of everything belongs together.
+    """The images of one snapshot, or a part of them, with what they were made from, row by row.
 
     Attributes:
-        images: [N, 3, H, W] uint8.
+        images: [N, 3, H, W] uint8, on the CPU.
         prompts: N prompts.
         metadata: N JSON-able dicts (GenEval's, or the record's).
         reference: [M, 3, H', W'] uint8 real images, or None for metrics that need none.
         reference_name: the reference set's name, for the fingerprint.
+        device: where networks look at the images.
+        first: number of the first image, where these are a part of a set.
     """
 
     images: Tensor
@@ -38,6 +48,8 @@ class Samples:
     metadata: list[dict[str, Any]] = field(default_factory=list)
     reference: Tensor | None = None
     reference_name: str = ""
+    device: torch.device = torch.device("cpu")
+    first: int = 0
 
     def __post_init__(self) -> None:
         check_images(self.images)
@@ -55,26 +67,81 @@ class Samples:
         """Hash of the reference images: computed once for all metrics, since 50,000 of 256 pixels are 10 GB."""
         return None if self.reference is None else images_sha256(self.reference)
 
+    def batches(self, size: int, what: str) -> Iterator[Samples]:
+        """Parts of at most ``size`` images, these on the device; a bar (of a set's first part) names ``what``."""
+        with tqdm(total=len(self), desc=what, unit="img", leave=False, disable=self.first > 0, mininterval=1.0) as bar:
+            for start in range(0, len(self), size):
+                rows = slice(start, start + size)
+                images = self.images[rows].to(self.device, non_blocking=True)
+                yield Samples(
+                    images, self.prompts[rows], self.metadata[rows], device=self.device, first=self.first + start
+                )
+                bar.update(len(images))
 
-class Metric(ABC):
+
+class Metric(NetworkHolder, ABC):
     """Scores of one set of images. Holds settings and networks, never results; needs no Lightning and no data set.
 
     Attributes:
         name: put before the names of its scores (``<name>/<score>``), so that two of a kind can read the same images.
+
+    Example:
+        >>> class Brightness(Metric):
+        ...     def observe(self, part):
+        ...         return part.images.double().mean((1, 2, 3))
+        ...
+        ...     def score(self, samples, rows):
+        ...         yield "brightness", float(rows.mean())
+        ...
+        ...     def fingerprint(self):
+        ...         return {}
+        >>> dict(Brightness().compute(Samples(torch.full((2, 3, 4, 4), 7, dtype=torch.uint8))))
+        {'brightness': 7.0}
     """
 
     name: str | None = None
 
+    def check(self, samples: Samples) -> None:
+        """Refuses samples that lack something; called before the images are drawn.
+
+        Args:
+            samples: with images of no content and of any size, but as many as there will be.
+
+        Raises:
+            ValueError: what is missing, and the option to change.
+        """
+
+    def observe(self, part: Samples) -> Rows:
+        """What is seen of each image by itself, one row an image; by default nothing.
+
+        Every process calls it on its own part of the images, so a row must not depend on the other images. Rows are
+        sent to the first process: let them be small.
+
+        Args:
+            part: consecutive images of a set, without the reference.
+        """
+        return [None] * len(part)
+
     @abstractmethod
+    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
+        """Yields (name, value) pairs.
+
+        Args:
+            samples: all images.
+            rows: what ``observe`` gave for them.
+        """
+
     def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
-        """Yields (name, value) pairs; ValueError when the samples lack something, naming the option to change."""
+        """All of it in this process: checks the samples, looks at them, yields (name, value) pairs."""
+        self.check(samples)
+        yield from self.score(samples, self.observe(samples))
 
     def standard_errors(self) -> dict[str, float]:
-        """Standard errors of the scores that :meth:`compute` has just given, by their names; most metrics have none."""
+        """Standard errors of the scores that :meth:`score` has just given, by their names; most metrics have none."""
         return {}
 
     def publish(self, folder: str | Path) -> list[Path]:
-        """Writes into ``folder``, beside the scores that :meth:`compute` has just given, what they were made of.
+        """Writes into ``folder``, beside the scores that :meth:`score` has just given, what they were made of.
 
         Returns:
             The files, such as GenEval's ``results.jsonl``; most metrics write none.
@@ -107,32 +174,35 @@ def describe(samples: Samples) -> dict[str, Any]:
     return described
 
 
-def extract(
-    features: FeatureExtractor, images: Tensor, batch_size: int, what: str = "generated", first: int = 0
-) -> Tensor:
-    """Features [N, D] float32 on the CPU of images [N, 3, H, W] uint8, batch by batch.
+def join(parts: Sequence[Rows]) -> Rows:
+    """The rows of consecutive parts as those of the whole; empty parts (of any shape) count for nothing."""
+    filled = [part for part in parts if len(part)] or [parts[0]]
+    tensors = [part for part in filled if isinstance(part, Tensor)]
+    return torch.cat(tensors) if tensors else [row for part in filled for row in part]
+
+
+def extract(features: FeatureExtractor, part: Samples, batch_size: int, what: str = "generated") -> Tensor:
+    """Features [N, D] float32 on the CPU of the images of ``part``, batch by batch on its device.
 
     Args:
         features: the network.
-        images: the images.
+        part: the images.
         batch_size: images a pass.
         what: "generated" or "reference", for messages.
-        first: number of the first image, for messages.
 
     Raises:
         ValueError: the features of an image are not finite; the message names the image's index.
     """
     rows = []
-    for start in range(0, len(images), batch_size):
-        batch = features(images[start : start + batch_size]).detach().to("cpu", torch.float32)
-        if batch.shape != (len(images[start : start + batch_size]), features.dim):
+    for batch in part.batches(batch_size, f"{features.name}, {what}"):
+        found = features(batch.images).detach().to("cpu", torch.float32)
+        if found.shape != (len(batch), features.dim):
             raise ValueError(
-                f"{features.name} gives features {tuple(batch.shape)}, not [B, {features.dim}]: set its dim"
+                f"{features.name} gives features {tuple(found.shape)}, not [B, {features.dim}]: set its dim"
             )
-        broken = (~batch.isfinite().all(dim=1)).nonzero()
+        broken = (~found.isfinite().all(dim=1)).nonzero()
         if len(broken):
-            raise ValueError(
-                f"{features.name} gives features that are not finite for {what} image {first + start + int(broken[0])}"
-            )
-        rows.append(batch)
+            number = batch.first + int(broken[0])
+            raise ValueError(f"{features.name} gives features that are not finite for {what} image {number}")
+        rows.append(found)
     return torch.cat(rows) if rows else torch.empty(0, features.dim)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from t2ikit.metrics.offload import NetworkHolder
 from t2ikit.metrics.pixels import describe_pipeline, preprocess
 from t2ikit.pretrained import load_pretrained
 
@@ -56,7 +57,7 @@ def pooled_position(ids: Tensor, end: int, legacy: bool = False) -> Tensor:
     return ends.to(torch.int64).argmax(dim=1)
 
 
-class CLIPEncoder:
+class CLIPEncoder(NetworkHolder):
     """Projected embeddings of images and captions, float32, not normalised; weights loaded at the first use."""
 
     def __init__(

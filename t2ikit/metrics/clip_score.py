@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from t2ikit.metrics.base import Metric, Samples
+from t2ikit.metrics.base import Metric, Rows, Samples, join
 from t2ikit.metrics.clip import CLIPEncoder
 from t2ikit.metrics.standard_error import clustered_error, finite
 
@@ -36,7 +36,10 @@ def clip_score(image_embeddings: Tensor, text_embeddings: Tensor, form: str = "t
     Raises:
         ValueError: shapes that differ, no pairs, an unknown form, or an embedding that is not finite or zero.
     """
-    cosines = pair_cosines(image_embeddings, text_embeddings)
+    return _score_of(pair_cosines(image_embeddings, text_embeddings), form)
+
+
+def _score_of(cosines: Tensor, form: str) -> float:
     if form == "torchmetrics":
         return max(100.0 * float(cosines.mean()), 0.0)
     if form == "hessel":
@@ -44,15 +47,15 @@ def clip_score(image_embeddings: Tensor, text_embeddings: Tensor, form: str = "t
     raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}")
 
 
-def pair_cosines(image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
-    """Cosine [N] float64 of each image with its own caption; errors as in ``clip_score``."""
+def pair_cosines(image_embeddings: Tensor, text_embeddings: Tensor, first: int = 0) -> Tensor:
+    """Cosine [N] float64 of each image with its own caption; errors as in ``clip_score``, counting from ``first``."""
     images, texts = (torch.as_tensor(rows).detach().double() for rows in (image_embeddings, text_embeddings))
     if images.dim() != 2 or images.shape != texts.shape or len(images) == 0:
         raise ValueError(f"embeddings must be two [N, D]; got {tuple(images.shape)} and {tuple(texts.shape)}")
     lengths = images.norm(dim=1) * texts.norm(dim=1)
     broken = (~(lengths.isfinite() & (lengths > 0))).nonzero()
     if len(broken):
-        raise ValueError(f"the embedding of image or caption {int(broken[0])} is zero or not finite")
+        raise ValueError(f"the embedding of image or caption {first + int(broken[0])} is zero or not finite")
     return (images * texts).sum(dim=1) / lengths
 
 
@@ -91,20 +94,26 @@ class CLIPScore(Metric):
         self._errors: dict[str, float] = {}
         self.encoder = CLIPEncoder(model, revision, "clip_224", legacy)
 
-    def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
-        """Yields ("clip_score", value); ValueError without prompts."""
+    def check(self, samples: Samples) -> None:
+        """Refuses samples without prompts."""
         if not samples.prompts:
             raise ValueError("CLIPScore needs the prompts of the images")
+
+    def observe(self, part: Samples) -> Rows:
+        """Cosines [N] float64."""
         prefix = HESSEL_PREFIX if self.form == "hessel" else ""
-        images, texts = [], []
-        for start in range(0, len(samples), self.batch_size):
-            images.append(self.encoder.images(samples.images[start : start + self.batch_size]))
-            prompts = [prefix + prompt for prompt in samples.prompts[start : start + self.batch_size]]
-            texts.append(self.encoder.texts(prompts, samples.images.device))
-        cosines = pair_cosines(torch.cat(images), torch.cat(texts)).cpu()
+        cosines = [torch.empty(0, dtype=torch.float64)]
+        for batch in part.batches(self.batch_size, "CLIPScore"):
+            texts = self.encoder.texts([prefix + prompt for prompt in batch.prompts], part.device)
+            cosines.append(pair_cosines(self.encoder.images(batch.images), texts, batch.first).cpu())
+        return join(cosines)
+
+    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
+        """Yields ("clip_score", value)."""
+        cosines = torch.as_tensor(rows)
         values = 100.0 * cosines if self.form == "torchmetrics" else HESSEL_WEIGHT * cosines.clamp_min(0)
         self._errors = cosine_error("clip_score", values, samples.prompts)
-        yield "clip_score", clip_score(torch.cat(images), torch.cat(texts), self.form)
+        yield "clip_score", _score_of(cosines, self.form)
 
     def standard_errors(self) -> dict[str, float]:
         """That of the score just given, with prompts as clusters; none for a single prompt."""

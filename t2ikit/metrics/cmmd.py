@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from t2ikit.metrics.base import Metric, Samples, extract
+from t2ikit.metrics.base import Rows, Samples
 from t2ikit.metrics.features import FeatureExtractor
-from t2ikit.metrics.reference import Reference
+from t2ikit.metrics.reference import ComparedMetric
 
 Array = Tensor | NDArray[np.floating]
 
@@ -128,7 +128,7 @@ def _unbiased_polynomial(one: Tensor, other: Tensor, degree: int) -> Tensor:
     return within - 2.0 * kernel(one, other).mean()
 
 
-class CMMD(Metric):
+class CMMD(ComparedMetric):
     """CMMD of the samples against the reference, on any embedding; the protocol's is ``CLIPFeatures()``."""
 
     def __init__(
@@ -146,26 +146,22 @@ class CMMD(Metric):
             name: put before the score's name, where a snapshot has two of these.
             reference_statistics: file of ``write_reference``, with features, instead of reference images.
         """
-        self.features = features
-        self.batch_size = batch_size
-        self.name = name
-        self.reference = Reference(features, batch_size, reference_statistics)
+        super().__init__(features, batch_size, name, reference_statistics)
 
-    def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
-        """Yields ("cmmd", value); ValueError without images or reference images."""
-        real = self.reference.features_of(samples, 1, "CMMD")
-        yield "cmmd", cmmd(real, extract(self.features, samples.images, self.batch_size))
+    def check(self, samples: Samples) -> None:
+        """Refuses samples without images or reference images."""
+        self.reference.check(samples, 1, "CMMD")
+
+    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
+        """Yields ("cmmd", value)."""
+        yield "cmmd", cmmd(self.reference.features_of(samples, "CMMD"), torch.as_tensor(rows))
 
     def fingerprint(self) -> dict[str, Any]:
         """Features and bandwidth."""
-        return {**self.features.fingerprint(), "sigma": SIGMA}
-
-    def fingerprint_of(self, samples: Samples) -> dict[str, Any]:
-        """With the set sizes and the reference's name and hash."""
-        return {**self.fingerprint(), **self.reference.describe(samples)}
+        return {**super().fingerprint(), "sigma": SIGMA}
 
 
-class KID(Metric):
+class KID(ComparedMetric):
     """Kernel inception distance of the samples against the reference."""
 
     def __init__(
@@ -189,27 +185,23 @@ class KID(Metric):
             name: put before the scores' names, where a snapshot has two of these.
             reference_statistics: file of ``write_reference``, with features, instead of reference images.
         """
-        self.features = features
+        super().__init__(features, batch_size, name, reference_statistics)
         self.subsets = subsets
         self.subset_size = subset_size
         self.seed = seed
-        self.batch_size = batch_size
-        self.name = name
-        self.reference = Reference(features, batch_size, reference_statistics)
 
-    def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
-        """Yields ("kid", mean) and ("kid_std", deviation over subsets); ValueError with too few images."""
-        real = self.reference.features_of(samples, self.subset_size, f"subset_size={self.subset_size}")
-        fake = extract(self.features, samples.images, self.batch_size)
-        result = kid(real, fake, self.subsets, self.subset_size, seed=self.seed)
+    def check(self, samples: Samples) -> None:
+        """Refuses samples without a reference, and sets smaller than a subset."""
+        self.reference.check(samples, self.subset_size, f"subset_size={self.subset_size}")
+
+    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
+        """Yields ("kid", mean) and ("kid_std", deviation over subsets)."""
+        real = self.reference.features_of(samples, "KID")
+        result = kid(real, torch.as_tensor(rows), self.subsets, self.subset_size, seed=self.seed)
         yield "kid", result.mean
         yield "kid_std", result.std
 
     def fingerprint(self) -> dict[str, Any]:
         """Features and how subsets are drawn."""
         drawn = {"subsets": self.subsets, "subset_size": self.subset_size, "subset_seed": self.seed}
-        return {**self.features.fingerprint(), **drawn}
-
-    def fingerprint_of(self, samples: Samples) -> dict[str, Any]:
-        """With the set sizes and the reference's name and hash."""
-        return {**self.fingerprint(), **self.reference.describe(samples)}
+        return {**super().fingerprint(), **drawn}

@@ -22,6 +22,7 @@ from torch.nn.functional import interpolate, normalize, pad
 
 from t2ikit.metrics.clip import CLIPEncoder
 from t2ikit.metrics.geneval import COLORS
+from t2ikit.metrics.offload import NetworkHolder
 from t2ikit.pretrained import load_pretrained
 
 MAX_DETECTIONS = 100
@@ -154,7 +155,7 @@ def color_crop(image: Tensor, box: Sequence[float] | Tensor, mask: Tensor | None
     return pad(image, (-x0, x1 - width, -y0, y1 - height))
 
 
-class ColorClassifier:
+class ColorClassifier(NetworkHolder):
     """Which of the ten colours an object has, by CLIP: three prompts a colour, their embeddings averaged."""
 
     def __init__(self, model: str = "openai/clip-vit-large-patch14", revision: str | None = None) -> None:
@@ -171,12 +172,12 @@ class ColorClassifier:
         """The colour of every crop [3, h, w] uint8 of objects of one class."""
         if not crops:
             return []
-        weights = self._classifier(name).to(crops[0].device)
+        weights = self._classifier(name, crops[0].device)
         embeddings = normalize(self.encoder.images(crops), dim=1)
         return [COLORS[index] for index in (embeddings @ weights.T).argmax(dim=1).tolist()]
 
-    def _classifier(self, name: str) -> Tensor:
-        """[10, D], each colour's mean embedding over the templates, of length one."""
+    def _classifier(self, name: str, device: torch.device) -> Tensor:
+        """[10, D] on the device, each colour's mean embedding over the templates, of length one."""
         if name not in self._weights:
             config: Any = self.encoder.network.config
             if config.vision_config.hidden_act != "quick_gelu":
@@ -184,12 +185,12 @@ class ColorClassifier:
             rows = []
             for color in COLORS:
                 prompts = [template.format(color=color, name=name) for template in COLOR_TEMPLATES]
-                rows.append(normalize(normalize(self.encoder.texts(prompts), dim=1).mean(dim=0), dim=0))
+                rows.append(normalize(normalize(self.encoder.texts(prompts, device), dim=1).mean(dim=0), dim=0))
             self._weights[name] = torch.stack(rows)
-        return self._weights[name]
+        return self._weights[name].to(device)
 
 
-class Mask2FormerDetector:
+class Mask2FormerDetector(NetworkHolder):
     """Detections for ``t2ikit.metrics.geneval``: class, box, score and, for those that can be kept, the colour."""
 
     def __init__(

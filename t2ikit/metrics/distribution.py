@@ -11,16 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from t2ikit.metrics.base import Metric, Samples, extract
+from t2ikit.metrics.base import Rows, Samples
 from t2ikit.metrics.features import FeatureExtractor
 from t2ikit.metrics.frechet import Moments
 from t2ikit.metrics.prdc import PRESETS, prdc, prdc_preset
-from t2ikit.metrics.reference import Reference, write_reference
+from t2ikit.metrics.reference import ComparedMetric, write_reference
 
 
-class DistributionMetrics(Metric):
+class DistributionMetrics(ComparedMetric):
     """Frechet distance, precision, recall, density and coverage on one feature network."""
 
     def __init__(
@@ -44,35 +45,33 @@ class DistributionMetrics(Metric):
             reference_statistics: file of ``write_reference``, instead of reference images. One without features gives
                 the Frechet distance alone.
         """
+        super().__init__(features, batch_size, name, reference_statistics)
         if k < 1:
             raise ValueError(f"k must be at least 1; got {k}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
         if preset is not None and preset not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {preset!r}")
-        self.features = features
-        self.name = name
         self.k = k if preset is None else PRESETS[preset].k
         self.preset = preset
-        self.batch_size = batch_size
-        self.reference = Reference(features, batch_size, reference_statistics)
 
-    def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
+    def check(self, samples: Samples) -> None:
+        """Refuses samples without a reference, and too few images (num_images) or reference images."""
+        chunks = 1 if self.preset is None else PRESETS[self.preset].chunks
+        self.reference.check(samples, (self.k + 2) * chunks, f"k={self.k}")
+
+    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
         """Yields frechet_distance, precision, recall, density, coverage.
 
         Raises:
-            ValueError: no reference, too few images (num_images) or reference images, features that are not finite,
-                statistics of another network or set.
+            ValueError: statistics of another network or set.
         """
-        chunks = 1 if self.preset is None else PRESETS[self.preset].chunks
-        real = self.reference.statistics(samples, (self.k + 2) * chunks, f"k={self.k}")
-        fake = extract(self.features, samples.images, self.batch_size, "generated")
+        real, fake = self.reference.statistics(samples), torch.as_tensor(rows)
         yield "frechet_distance", real.moments.distance(Moments.of(fake))
         if real.features is not None:
-            rows = real.features
-            yield from (
-                prdc(rows, fake, self.k) if self.preset is None else prdc_preset(rows, fake, self.preset)
-            ).items()
+            if self.preset is None:
+                shares = prdc(real.features, fake, self.k)
+            else:
+                shares = prdc_preset(real.features, fake, self.preset)
+            yield from shares.items()
 
     def write_reference(
         self, path: str | Path, images: Tensor, name: str, keep_features: bool = True
@@ -82,8 +81,4 @@ class DistributionMetrics(Metric):
 
     def fingerprint(self) -> dict[str, Any]:
         """Features, resize, k and preset."""
-        return {**self.features.fingerprint(), "k": self.k, "preset": self.preset}
-
-    def fingerprint_of(self, samples: Samples) -> dict[str, Any]:
-        """The settings with the set sizes and the reference's name and hash, of images or of the saved statistics."""
-        return {**self.fingerprint(), **self.reference.describe(samples)}
+        return {**super().fingerprint(), "k": self.k, "preset": self.preset}

@@ -6,10 +6,10 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from t2ikit.metrics.base import Samples
+from t2ikit.metrics.base import Rows, Samples
 from t2ikit.metrics.dpg import MODES, group, read_questions, score
-from t2ikit.metrics.judged import JudgedMetric, images_of_items, slug
-from t2ikit.metrics.question_answering import Asked, QuestionAnswerer
+from t2ikit.metrics.judged import JudgedMetric, Question, slug
+from t2ikit.metrics.question_answering import QuestionAnswerer
 
 
 class DPGBench(JudgedMetric):
@@ -51,28 +51,19 @@ class DPGBench(JudgedMetric):
         self.rows = read_questions(self.questions)
         self.items = group(self.rows, mode)
 
-    def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
-        """Yields ``dpg_bench`` in percent, then ``dpg_bench/<category>``, the broad categories first.
+    def questions_of(self, item: str) -> list[Question]:
+        """The item's; in mode "official" none where the table has none, since the official scorer leaves it out."""
+        if item not in self.items and self.mode == "fixed":
+            raise ValueError(f"DPG-Bench: item {item!r} of the images has no questions in {self.questions}")
+        return [Question(text) for text in self.items[item].questions.values()] if item in self.items else []
 
-        Raises:
-            ValueError: images without an ``item_id``; in mode "fixed" one that is not in the table. The official mode
-                warns of those and leaves them out, as the official scorer does.
-        """
-        images = images_of_items(samples, "DPG-Bench")
-        asked: list[Asked] = []
-        places: list[tuple[str, int, int]] = []
-        for item, numbers in images.items():
-            if item not in self.items and self.mode == "fixed":
-                raise ValueError(f"DPG-Bench: item {item!r} of the images has no questions in {self.questions}")
-            for place, image in enumerate(numbers):
-                for question, text in self.items[item].questions.items() if item in self.items else ():
-                    asked.append(Asked(image, text))
-                    places.append((item, place, question))
-        if not asked:
-            raise ValueError(f"DPG-Bench: no image has questions in {self.questions}")
-        answers: dict[str, list[dict[int, str]]] = {item: [{} for _ in numbers] for item, numbers in images.items()}
-        for (item, place, question), answer in zip(places, self._ask(samples, asked), strict=True):
-            answers[item][place][question] = answer
+    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
+        """Yields ``dpg_bench`` in percent, then ``dpg_bench/<category>``, the broad categories first; warns of items
+        without a score."""
+        answers = {
+            item: [dict(zip(self.items[item].questions, one, strict=True)) if one else {} for one in images]
+            for item, images in self.read_answers(samples, rows).items()
+        }
         scores = score(self.rows, answers, self.mode)
         if scores["failed"]:
             listed = ", ".join(scores["failed"][:5])

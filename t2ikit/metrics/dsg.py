@@ -12,10 +12,10 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from t2ikit.metrics.base import Samples
+from t2ikit.metrics.base import Rows, Samples
 from t2ikit.metrics.dpg import Item, read_questions
-from t2ikit.metrics.judged import JudgedMetric, images_of_items
-from t2ikit.metrics.question_answering import Asked, QuestionAnswerer
+from t2ikit.metrics.judged import JudgedMetric, Question, images_of_items
+from t2ikit.metrics.question_answering import QuestionAnswerer
 from t2ikit.metrics.standard_error import clustered_error
 
 MODES = ("official", "cascading")
@@ -178,34 +178,30 @@ class DSG(JudgedMetric):
         self.rows = read_questions(self.questions, strict=False)
         self.items = _group(self.rows)[0]
 
-    def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
-        """Yields ``dsg`` in percent, then ``dsg/<category>``.
+    def questions_of(self, item: str) -> list[Question]:
+        """The item's; ValueError where the table has none."""
+        if item not in self.items:
+            raise ValueError(f"DSG: item {item!r} of the images has no questions in {self.questions}")
+        return [Question(text) for text in self.items[item].questions.values()]
 
-        Raises:
-            ValueError: images without an ``item_id`` or with one that is not in the table, items without an image.
-        """
+    def check(self, samples: Samples) -> None:
+        """Refuses images without an ``item_id`` or with one that is not in the table, and items without an image."""
+        super().check(samples)
         images = images_of_items(samples, "DSG")
-        for item in images:
-            if item not in self.items:
-                raise ValueError(f"DSG: item {item!r} of the images has no questions in {self.questions}")
         lacking = [item for item in self.items if item not in images]
         if lacking and self.whole:
             raise ValueError(
                 f"DSG: {len(lacking)} items of {self.questions} have no image, the first one is {lacking[0]!r}; draw "
                 "them, or set init_args.whole to false"
             )
-        asked = [
-            Asked(image, text)
-            for item, numbers in images.items()
-            for image in numbers
-            for text in self.items[item].questions.values()
-        ]
-        found = iter(self._ask(samples, asked))
+
+    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
+        """Yields ``dsg`` in percent, then ``dsg/<category>``."""
         answers = {
-            item: [{question: next(found) for question in self.items[item].questions} for _ in numbers]
-            for item, numbers in images.items()
+            item: [dict(zip(self.items[item].questions, one, strict=True)) for one in images]
+            for item, images in self.read_answers(samples, rows).items()
         }
-        scores = score([row for row in self.rows if row["item_id"] in images], answers, self.mode)
+        scores = score([row for row in self.rows if row["item_id"] in answers], answers, self.mode)
         self._keep(
             {"items": scores["items"], "unfiltered": scores["unfiltered"]},
             {

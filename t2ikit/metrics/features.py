@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from t2ikit.metrics.fingerprint import state_sha256
+from t2ikit.metrics.offload import NetworkHolder
 from t2ikit.metrics.pixels import preprocess
 
 __all__ = ["FeatureExtractor", "RandomConvFeatures", "check_images", "preprocess"]
 
 
-class FeatureExtractor(ABC):
+class FeatureExtractor(NetworkHolder, ABC):
     """Images [B, 3, H, W] uint8 to features [B, D] float32, a row per image, independent of the other rows.
 
     Attributes:

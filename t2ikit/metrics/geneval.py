@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
-from t2ikit.metrics.base import Metric, Samples
+from t2ikit.metrics.base import Metric, Rows, Samples
 from t2ikit.metrics.geneval_files import metadata_key, picture_names, write_results
 from t2ikit.metrics.geneval_rules import (
     COLORS,
@@ -129,30 +128,29 @@ class GenEval(Metric):
         self.name = name
         self._rows: list[dict[str, Any]] = []
 
-    def rows(self, samples: Samples) -> list[dict[str, Any]]:
-        """One row an image, as in the official results.jsonl; "filename" is its place in the official layout.
-
-        Raises:
-            ValueError: a sample's metadata is none of GenEval's.
-        """
+    def check(self, samples: Samples) -> None:
+        """Refuses samples whose metadata are none of GenEval's."""
         if len(samples) == 0 or not samples.metadata:
             raise ValueError("GenEval needs images with its metadata: take the prompts from GenEvalPrompts")
         for number, metadata in enumerate(samples.metadata):
             check_metadata(metadata, f"GenEval, image {number}")
+
+    def observe(self, part: Samples) -> Rows:
+        """Rows of the official results.jsonl, without "filename"."""
         rows = []
-        judged = zip(samples.images, samples.metadata, picture_names(samples.metadata), strict=True)
-        for image, metadata, filename in tqdm(judged, "GenEval", len(samples), leave=False, mininterval=1.0):
-            kept = keep(self.detector(image), metadata["tag"], self.rules)
+        for one in part.batches(1, "GenEval"):
+            (metadata,) = one.metadata
+            kept = keep(self.detector(one.images[0]), metadata["tag"], self.rules)
             correct, reason = verdict(metadata, kept, self.rules)
             details = {name: [one.box.tolist() for one in boxes] for name, boxes in kept.items()}
-            row = {"filename": filename, "tag": metadata["tag"], "prompt": metadata["prompt"]}
-            row |= {"correct": correct, "reason": reason, "metadata": json.dumps(metadata)}
-            rows.append({**row, "details": json.dumps(details)})
+            row = {"tag": metadata["tag"], "prompt": metadata["prompt"], "correct": correct, "reason": reason}
+            rows.append({**row, "metadata": json.dumps(metadata), "details": json.dumps(details)})
         return rows
 
-    def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
+    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
         """Yields each task's share of correct images, then "overall", "images" and "prompts"."""
-        self._rows = self.rows(samples)
+        names = picture_names(samples.metadata)  # the place of an image in the official layout
+        self._rows = [{"filename": name, **row} for name, row in zip(names, rows, strict=True)]
         scores = summarize(self._rows)
         for name in (*scores.tasks, "overall", "images", "prompts"):
             yield name, scores[name]

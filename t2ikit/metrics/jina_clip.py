@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from t2ikit.metrics.base import Metric, Samples
+from t2ikit.metrics.base import Metric, Rows, Samples, join
 from t2ikit.metrics.clip_score import cosine_error, pair_cosines
+from t2ikit.metrics.offload import NetworkHolder
 from t2ikit.metrics.pixels import describe_pipeline, preprocess_batch
 from t2ikit.pretrained import PretrainedFolder, find_pretrained, load_pretrained
 
@@ -31,7 +32,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "sentencepiece.bpe
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-class DualEncoder:
+class DualEncoder(NetworkHolder):
     """A model of transformers with ``get_image_features`` and ``get_text_features``; loaded at the first use."""
 
     def __init__(
@@ -170,18 +171,24 @@ class JinaCLIPScore(Metric):
         self.name = name
         self._errors: dict[str, float] = {}
 
-    def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
-        """Yields ("jina_clip_score", value); ValueError without images or prompts."""
+    def check(self, samples: Samples) -> None:
+        """Refuses samples without images or prompts."""
         if len(samples) == 0 or not samples.prompts:
             raise ValueError("the Jina-CLIP score needs images and their prompts")
-        cosines = []
-        for start in range(0, len(samples), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            embedded = self.encoder.images(samples.images[part])
-            cosines.append(pair_cosines(embedded, self.encoder.texts(samples.prompts[part], embedded.device)).cpu())
-        values = torch.cat(cosines)
-        self._errors = cosine_error("jina_clip_score", 100.0 * values, samples.prompts)
-        yield "jina_clip_score", 100.0 * float(values.mean())
+
+    def observe(self, part: Samples) -> Rows:
+        """Cosines [N] float64."""
+        cosines = [torch.empty(0, dtype=torch.float64)]
+        for batch in part.batches(self.batch_size, "Jina-CLIP score"):
+            texts = self.encoder.texts(batch.prompts, part.device)
+            cosines.append(pair_cosines(self.encoder.images(batch.images), texts, batch.first).cpu())
+        return join(cosines)
+
+    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
+        """Yields ("jina_clip_score", value)."""
+        values = 100.0 * torch.as_tensor(rows)
+        self._errors = cosine_error("jina_clip_score", values, samples.prompts)
+        yield "jina_clip_score", float(values.mean())
 
     def standard_errors(self) -> dict[str, float]:
         """That of the score just given, with prompts as clusters; none for a single prompt."""

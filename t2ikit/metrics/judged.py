@@ -4,15 +4,38 @@ from __future__ import annotations
 
 import json
 import re
+from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from t2ikit.files import write_whole
-from t2ikit.metrics.base import Metric, Samples
-from t2ikit.metrics.question_answering import AnswerBook, Asked, QuestionAnswerer, ask_all
+from t2ikit.metrics.base import Metric, Rows, Samples
+from t2ikit.metrics.question_answering import AnswerKey, Asked, QuestionAnswerer, ask_all, book_text
 from t2ikit.metrics.standard_error import finite
 from t2ikit.pretrained import sha256_of
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about an image; the choices if the model is to see them."""
+
+    text: str
+    choices: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a model said about one image.
+
+    Attributes:
+        image: SHA-256 of the image.
+        answers: each question with its answer, as the model gave it.
+    """
+
+    image: str
+    answers: list[tuple[Asked, str]]
 
 
 class JudgedMetric(Metric):
@@ -43,13 +66,41 @@ class JudgedMetric(Metric):
         self.answers = None if answers is None else Path(answers).expanduser()
         self.name = name
         self._errors: dict[str, float] = {}
-        self._book: AnswerBook | None = None
+        self._answered: list[Answered] = []
         self._items: dict[str, Any] = {}
 
-    def _ask(self, samples: Samples, asked: Sequence[Asked]) -> list[str]:
-        """Answers to all questions, from earlier judgings where they were asked before."""
-        answers, self._book = ask_all(self.answerer, samples.images, asked, self.answers, self.score_name)
-        return answers
+    @abstractmethod
+    def questions_of(self, item: str) -> Sequence[Question]:
+        """What is asked about each image of an item; ValueError or nothing for an item that is not in the table."""
+
+    def check(self, samples: Samples) -> None:
+        """Refuses images without an ``item_id``, or none at all, or none with questions."""
+        items = images_of_items(samples, type(self).__name__)
+        if not [question for item in items for question in self.questions_of(item)]:
+            raise ValueError(f"{type(self).__name__}: no image has questions in {self.questions}")
+
+    def observe(self, part: Samples) -> Rows:
+        """``Answered``: from earlier judgings where the same model was asked about the same image before."""
+        asked = [
+            Asked(image, question.text, question.choices)
+            for image, metadata in enumerate(part.metadata)
+            for question in self.questions_of(str(metadata["item_id"]))
+        ]
+        book = ask_all(
+            self.answerer, part.images, asked, self.answers, self.score_name, device=part.device, quiet=part.first > 0
+        )
+        answered = [Answered(image_hash, []) for image_hash in book.image_hashes]
+        for one in asked:
+            answered[one.image].answers.append((one, book[one]))
+        return answered
+
+    def read_answers(self, samples: Samples, rows: Rows) -> dict[str, list[list[str]]]:
+        """By item, in the order of ``images_of_items``: of each of its images the answers to ``questions_of``, read."""
+        self._answered = list(rows)
+        return {
+            item: [[self.answerer.read(answer) for _, answer in self._answered[number].answers] for number in numbers]
+            for item, numbers in images_of_items(samples, type(self).__name__).items()
+        }
 
     def _keep(self, items: dict[str, Any], errors: dict[str, float]) -> None:
         """Keeps what ``publish`` and ``standard_errors`` give."""
@@ -72,11 +123,14 @@ class JudgedMetric(Metric):
         Raises:
             RuntimeError: nothing has been computed yet.
         """
-        if self._book is None:
+        if not self._answered:
             raise RuntimeError(f"{type(self).__name__} has judged nothing yet: call compute first")
         prefix = Path(folder) / (self.score_name if self.name is None else f"{self.name}_{self.score_name}")
         files = [prefix.with_name(f"{prefix.name}_{what}") for what in ("answers.jsonl", "items.json")]
-        write_whole(files[0], self._book.text())
+        book: dict[AnswerKey, str] = {}
+        for one in self._answered:
+            book.update({(one.image, asked.question, asked.choices): answer for asked, answer in one.answers})
+        write_whole(files[0], book_text(self.answerer.identity(), book))
         write_whole(files[1], json.dumps(self._items, indent=1, sort_keys=True) + "\n")
         return files
 

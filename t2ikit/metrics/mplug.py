@@ -67,6 +67,10 @@ class MPLUGAnswerer(QuestionAnswerer):
         shown = zip(pictures(images), questions, strict=True)
         return [str(answers({"image": image, "question": question})["text"]) for image, question in shown]
 
+    def offload(self) -> None:
+        """Drops the pipelines: modelscope's cannot move."""
+        self._pipelines.clear()
+
     def identity(self) -> dict[str, Any]:
         """Model and hash of its weights."""
         described = {"features": f"mplug:{self.model}", "features_revision": self.revision}

@@ -20,12 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from t2ikit.files import write_whole
 from t2ikit.metrics.features import check_images
 from t2ikit.metrics.fingerprint import images_sha256
+from t2ikit.metrics.offload import NetworkHolder
 from t2ikit.pretrained import cache_folder
 
 SAVE_SECONDS = 30.0
@@ -34,6 +36,8 @@ SAVE_SECONDS = 30.0
 _PUNCTUATION = " \t\n\r.,;:!?\"'`*"
 
 Choices = Sequence[Sequence[str]] | None
+AnswerKey = tuple[str, str, tuple[str, ...] | None]
+"""SHA-256 of an image, question, choices."""
 
 
 def plain(answer: str) -> str:
@@ -57,7 +61,7 @@ READINGS: dict[str, Callable[[str], str]] = {"as_is": str, "plain": plain, "yes_
 single small words. A chat model writes sentences, which "yes_or_no" reads."""
 
 
-class QuestionAnswerer(ABC):
+class QuestionAnswerer(NetworkHolder, ABC):
     """A model that answers questions about images.
 
     Attributes:
@@ -108,7 +112,11 @@ class QuestionAnswerer(ABC):
                 part = slice(start, start + self.batch_size)
                 answers += self.free_answers(images[part], questions[part], None if choices is None else choices[part])
                 bar.update(len(questions[part]))
-        return [READINGS[self.reading](answer) for answer in answers]
+        return [self.read(answer) for answer in answers]
+
+    def read(self, answer: str) -> str:
+        """An answer as the model gave it, read by ``reading``."""
+        return READINGS[self.reading](answer)
 
     def fingerprint(self) -> dict[str, Any]:
         """``identity`` and the reading."""
@@ -153,7 +161,7 @@ class AnswerBook:
         self.image_hashes = [images_sha256(images[index : index + 1]) for index in range(len(images))]
         name = hashlib.sha256(json.dumps([self.identity, sorted(set(self.image_hashes))], sort_keys=True).encode())
         self.path = folder / f"{name.hexdigest()}.jsonl"
-        self._answers: dict[tuple[str, str, tuple[str, ...] | None], str] = {}
+        self._answers: dict[AnswerKey, str] = {}
         if self.path.is_file():
             self._read()
 
@@ -168,7 +176,7 @@ class AnswerBook:
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise ValueError(f"the answers in {self.path} cannot be read ({error}): remove the file") from error
 
-    def key(self, asked: Asked) -> tuple[str, str, tuple[str, ...] | None]:
+    def key(self, asked: Asked) -> AnswerKey:
         """What an answer is filed under."""
         return self.image_hashes[asked.image], asked.question, asked.choices
 
@@ -184,21 +192,29 @@ class AnswerBook:
     def __len__(self) -> int:
         return len(self._answers)
 
-    def text(self) -> str:
-        """The whole file."""
-        rows: list[dict[str, Any]] = [{"kind": "answers", "answerer": self.identity}]
-        for (image, question, choices), answer in self._answers.items():
-            rows.append({"image": image, "question": question, "choices": choices, "answer": answer})
-        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
     def save(self) -> None:
         """Writes the file, whole or not at all."""
-        write_whole(self.path, self.text())
+        write_whole(self.path, book_text(self.identity, self._answers))
+
+
+def book_text(identity: dict[str, Any], answers: dict[AnswerKey, str]) -> str:
+    """A whole file of answers, as described in ``AnswerBook``."""
+    rows: list[dict[str, Any]] = [{"kind": "answers", "answerer": identity}]
+    for (image, question, choices), answer in answers.items():
+        rows.append({"image": image, "question": question, "choices": choices, "answer": answer})
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def ask_all(
-    answerer: QuestionAnswerer, images: Tensor, asked: Sequence[Asked], folder: Path | None = None, label: str = "judge"
-) -> tuple[list[str], AnswerBook]:
+    answerer: QuestionAnswerer,
+    images: Tensor,
+    asked: Sequence[Asked],
+    folder: Path | None = None,
+    label: str = "judge",
+    *,
+    device: torch.device | str = "cpu",
+    quiet: bool = False,
+) -> AnswerBook:
     """Answers to all questions: from the book where they stand in it, else from the model.
 
     The book is written every half minute, at the end, and when the judging is interrupted.
@@ -209,18 +225,20 @@ def ask_all(
         asked: the questions; equal ones are asked once.
         folder: where books lie; None takes ``answers`` in the kit's cache (``$T2IKIT_CACHE``).
         label: of the progress bar.
+        device: where the model runs.
+        quiet: show no progress bar.
 
     Returns:
-        The answers in the order of ``asked``, read by the model's ``reading``, and the book.
+        The book, which holds an answer to every question of ``asked``.
     """
     book = AnswerBook(folder or cache_folder() / "answers", answerer, images)
     waiting = list({book.key(one): one for one in asked if one not in book}.values())
-    with tqdm(total=len(waiting), desc=label, unit="question", disable=None) as bar:
+    with tqdm(total=len(waiting), desc=label, unit="question", disable=quiet or None) as bar:
         try:
             saved = time.monotonic()
             for start in range(0, len(waiting), answerer.batch_size):
                 part = waiting[start : start + answerer.batch_size]
-                for one, answer in zip(part, _ask(answerer, images, part), strict=True):
+                for one, answer in zip(part, _ask(answerer, images, part, device), strict=True):
                     book[one] = answer
                 bar.update(len(part))
                 if time.monotonic() - saved > SAVE_SECONDS:
@@ -229,12 +247,13 @@ def ask_all(
         finally:
             if waiting:
                 book.save()
-    return [READINGS[answerer.reading](book[one]) for one in asked], book
+    return book
 
 
-def _ask(answerer: QuestionAnswerer, images: Tensor, asked: Sequence[Asked]) -> list[str]:
+def _ask(answerer: QuestionAnswerer, images: Tensor, asked: Sequence[Asked], device: torch.device | str) -> list[str]:
     """Free answers to one batch, whose questions all have choices or all have none."""
     choices = [list(one.choices) for one in asked if one.choices is not None]
     if choices and len(choices) != len(asked):
         raise ValueError("questions with and without choices cannot be asked together")
-    return answerer.free_answers(images[[one.image for one in asked]], [one.question for one in asked], choices or None)
+    shown = images[[one.image for one in asked]].to(device)
+    return answerer.free_answers(shown, [one.question for one in asked], choices or None)

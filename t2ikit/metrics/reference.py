@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from t2ikit.files import partial_of, publish
-from t2ikit.metrics.base import Samples, describe, extract, need_images
+from t2ikit.metrics.base import Metric, Samples, describe, extract, need_images
 from t2ikit.metrics.features import FeatureExtractor, check_images
 from t2ikit.metrics.frechet import Moments
 
@@ -99,16 +99,16 @@ class Reference:
             )
         self._kept: tuple[str, ReferenceStatistics] | None = None
 
-    def statistics(self, samples: Samples, least: int, reason: str) -> ReferenceStatistics:
-        """The reference's statistics.
+    def check(self, samples: Samples, least: int, reason: str) -> None:
+        """Refuses samples that cannot be compared.
 
         Args:
-            samples: what they are compared with.
+            samples: the generated images, with their reference if they have one.
             least: fewest images that either set may have.
             reason: what needs so many, for messages.
 
         Raises:
-            ValueError: no reference, too few images, statistics of another network or set; names the field.
+            ValueError: no reference, or too few images.
         """
         if self.path is None and samples.reference is None:
             raise ValueError(
@@ -116,13 +116,37 @@ class Reference:
                 f"({OPTION})"
             )
         need_images(len(samples), least, reason)
-        found = self._of_file(samples) if self.path is not None else self._of_images(samples)
-        need_images(found.moments.count, least, reason, "reference")
-        return found
+        if self.path is not None:
+            need_images(self._load().moments.count, least, reason, "reference")
+        elif samples.reference is not None:
+            need_images(len(samples.reference), least, reason, "reference")
 
-    def features_of(self, samples: Samples, least: int, reason: str) -> Tensor:
+    def lacks_features(self, samples: Samples) -> bool:
+        """Whether the networks must look at the reference images: not where a file or an earlier call did."""
+        return self.path is None and (self._kept is None or self._kept[0] != samples.reference_sha256)
+
+    def observe(self, part: Samples) -> Tensor:
+        """Features [M, D] of reference images, which stand in the place of the generated ones."""
+        return extract(self.features, part, self.batch_size, "reference")
+
+    def keep(self, samples: Samples, rows: Tensor) -> None:
+        """Keeps features [M, D] as those of the reference of ``samples``."""
+        assert samples.reference_sha256 is not None
+        self._kept = (samples.reference_sha256, ReferenceStatistics(Moments.of(rows), rows))
+
+    def statistics(self, samples: Samples) -> ReferenceStatistics:
+        """The reference's statistics; ValueError for those of another network or set, naming the field."""
+        if self.path is not None:
+            return self._of_file(samples)
+        if self.lacks_features(samples):
+            assert samples.reference is not None
+            self.keep(samples, self.observe(Samples(samples.reference, device=samples.device)))
+        assert self._kept is not None
+        return self._kept[1]
+
+    def features_of(self, samples: Samples, reason: str) -> Tensor:
         """The reference's features [M, D]; ValueError as `statistics`, and where a file was written without them."""
-        found = self.statistics(samples, least, reason)
+        found = self.statistics(samples)
         if found.features is None:
             raise ValueError(f"{self.path} holds no features, which {reason} needs: write it with keep_features=True")
         return found.features
@@ -134,14 +158,6 @@ class Reference:
             stored = self._load().moments.fingerprint
             described |= {key: stored.get(key) for key in ("reference", "reference_sha256", "num_reference")}
         return described
-
-    def _of_images(self, samples: Samples) -> ReferenceStatistics:
-        assert samples.reference is not None and samples.reference_sha256 is not None
-        key = samples.reference_sha256
-        if self._kept is None or self._kept[0] != key:
-            rows = extract(self.features, samples.reference, self.batch_size, "reference")
-            self._kept = (key, ReferenceStatistics(Moments.of(rows), rows))
-        return self._kept[1]
 
     def _load(self) -> ReferenceStatistics:
         assert self.path is not None
@@ -172,6 +188,37 @@ class Reference:
                 f"fingerprint says {stored['num_reference']} and the network {self.features.dim}: write it again"
             )
         return found
+
+
+class ComparedMetric(Metric):
+    """A metric that compares the features of the generated images with those of a reference set.
+
+    Attributes:
+        features: the network.
+        reference: the other set.
+    """
+
+    def __init__(
+        self, features: FeatureExtractor, batch_size: int, name: str | None, reference_statistics: str | None
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+        self.features = features
+        self.batch_size = batch_size
+        self.name = name
+        self.reference = Reference(features, batch_size, reference_statistics)
+
+    def observe(self, part: Samples) -> Tensor:
+        """Features [N, D] float32."""
+        return extract(self.features, part, self.batch_size)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The network, the hash of its weights, the pixel pipeline."""
+        return self.features.fingerprint()
+
+    def fingerprint_of(self, samples: Samples) -> dict[str, Any]:
+        """The settings with the set sizes and the reference's name and hash, of images or of the saved statistics."""
+        return {**self.fingerprint(), **self.reference.describe(samples)}
 
 
 def write_reference(
@@ -211,7 +258,7 @@ def write_reference(
     moments = Moments(features.dim, fingerprint)
     rows = []
     for start in tqdm(range(0, len(images), batch_size), f"features of {name}", unit="batch", mininterval=1.0):
-        part = extract(features, images[start : start + batch_size], batch_size, "reference", start)
+        part = extract(features, Samples(images[start : start + batch_size], first=start), batch_size, "reference")
         moments.update(part)
         if keep_features:
             rows.append(part)

@@ -20,9 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from tqdm import tqdm
 
-from t2ikit.metrics.base import Metric, Samples
+from t2ikit.metrics.base import Metric, Rows, Samples, join
 from t2ikit.metrics.clip import CLIPEncoder
 from t2ikit.metrics.clip_score import pair_cosines
 from t2ikit.metrics.fingerprint import state_sha256
@@ -64,13 +63,13 @@ class _Reward(Metric):
     """The mean over the images of one number an image.
 
     Attributes:
-        score: the score's name.
+        score_name: the score's name.
     """
 
-    def __init__(self, score: str, batch_size: int) -> None:
+    def __init__(self, score_name: str, batch_size: int) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-        self.score = score
+        self.score_name = score_name
         self.batch_size = batch_size
         self._errors: dict[str, float] = {}
 
@@ -78,22 +77,26 @@ class _Reward(Metric):
     def _values(self, images: Tensor, prompts: list[str]) -> Tensor:
         """[B] of images [B, 3, H, W] uint8 and their prompts."""
 
-    def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
-        """Yields (score, mean); ValueError without images or prompts, or where a value is not finite."""
+    def check(self, samples: Samples) -> None:
+        """Refuses samples without images or prompts."""
         if len(samples) == 0 or not samples.prompts:
-            raise ValueError(f"{self.score} needs images and their prompts")
-        values = []
-        with tqdm(total=len(samples), desc=self.score, unit="img", disable=None) as bar:
-            for start in range(0, len(samples), self.batch_size):
-                part = slice(start, start + self.batch_size)
-                values.append(self._values(samples.images[part], samples.prompts[part]).double().cpu())
-                bar.update(len(values[-1]))
-        rewards = torch.cat(values)
-        broken = (~rewards.isfinite()).nonzero()
-        if len(broken):
-            raise ValueError(f"{self.score} of image {int(broken[0])} is not finite")
-        self._errors = finite({self.score: clustered_error(rewards.tolist(), samples.prompts)})
-        yield self.score, float(rewards.mean())
+            raise ValueError(f"{self.score_name} needs images and their prompts")
+
+    def observe(self, part: Samples) -> Rows:
+        """Rewards [N] float64; ValueError where one is not finite."""
+        values = [torch.empty(0, dtype=torch.float64)]
+        for batch in part.batches(self.batch_size, self.score_name):
+            values.append(self._values(batch.images, batch.prompts).double().cpu())
+            broken = (~values[-1].isfinite()).nonzero()
+            if len(broken):
+                raise ValueError(f"{self.score_name} of image {batch.first + int(broken[0])} is not finite")
+        return join(values)
+
+    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
+        """Yields (score_name, mean)."""
+        rewards = torch.as_tensor(rows)
+        self._errors = finite({self.score_name: clustered_error(rewards.tolist(), samples.prompts)})
+        yield self.score_name, float(rewards.mean())
 
     def standard_errors(self) -> dict[str, float]:
         """That of the mean just given, with prompts as clusters; none for a single prompt."""
@@ -128,7 +131,7 @@ class PickScore(_Reward):
 
     def fingerprint(self) -> dict[str, Any]:
         """Model, hash of its weights, pixel pipeline."""
-        return {**self.encoder.fingerprint(), "metric": self.score}
+        return {**self.encoder.fingerprint(), "metric": self.score_name}
 
 
 class AestheticScore(_Reward):
@@ -174,7 +177,7 @@ class AestheticScore(_Reward):
     def fingerprint(self) -> dict[str, Any]:
         """CLIP and head with the hashes of their weights, pixel pipeline."""
         head = state_sha256(self.head().state_dict())
-        return {**self.encoder.fingerprint(), "metric": self.score, "head_sha256": head}
+        return {**self.encoder.fingerprint(), "metric": self.score_name, "head_sha256": head}
 
 
 class HPSv2(_Reward):
@@ -232,7 +235,7 @@ class HPSv2(_Reward):
     def fingerprint(self) -> dict[str, Any]:
         """Network, hash of its weights, pixel pipeline."""
         described = {"features": f"hpsv2:{self.architecture}", "features_sha256": self._load()[2]}
-        return {**described, "metric": self.score, **describe_pipeline(self.pipeline)}
+        return {**described, "metric": self.score_name, **describe_pipeline(self.pipeline)}
 
 
 class ImageReward(_Reward):
@@ -287,6 +290,6 @@ class ImageReward(_Reward):
         """Hash of the weights in use, vocabulary, pixel pipeline."""
         _, tokenizer, sha256 = self._load()
         words = "\n".join(word for word, _ in sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1]))
-        described = {"features": "image_reward_v1.0", "features_sha256": sha256, "metric": self.score}
+        described = {"features": "image_reward_v1.0", "features_sha256": sha256, "metric": self.score_name}
         described["vocabulary_sha256"] = hashlib.sha256(words.encode()).hexdigest()
         return {**described, **describe_pipeline("open_clip_224")}

@@ -19,10 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from t2ikit.metrics.base import Samples
+from t2ikit.metrics import judged
+from t2ikit.metrics.base import Rows, Samples
 from t2ikit.metrics.clip import TOKENIZER_FILES
 from t2ikit.metrics.judged import JudgedMetric, images_of_items, slug
-from t2ikit.metrics.question_answering import Asked, QuestionAnswerer
+from t2ikit.metrics.offload import NetworkHolder
+from t2ikit.metrics.question_answering import QuestionAnswerer
 from t2ikit.metrics.standard_error import clustered_error
 from t2ikit.pretrained import load_pretrained
 
@@ -153,7 +155,7 @@ def read_questions(path: str | Path) -> list[Question]:
     return questions
 
 
-class SentenceEncoder:
+class SentenceEncoder(NetworkHolder):
     """Sentence embeddings of an encoder of transformers, mean pooled and of length one; loaded at the first use."""
 
     def __init__(
@@ -235,29 +237,27 @@ class TIFA(JudgedMetric):
         for question in read_questions(self.questions):
             self.items.setdefault(question.id, []).append(question)
 
-    def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
-        """Yields ``tifa`` in [0, 1], then ``tifa/<element type>``.
+    def questions_of(self, item: str) -> list[judged.Question]:
+        """The caption's; ValueError where the file has none."""
+        if item not in self.items:
+            raise ValueError(f"TIFA: item {item!r} of the images has no questions in {self.questions}")
+        return [judged.Question(one.question, one.choices if self.show_choices else None) for one in self.items[item]]
 
-        Raises:
-            ValueError: images without an ``item_id``, or with one that has no questions.
-        """
-        asked: list[Asked] = []
+    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
+        """Yields ``tifa`` in [0, 1], then ``tifa/<element type>``."""
+        images, read = images_of_items(samples, "TIFA"), self.read_answers(samples, rows)
         questions: list[Question] = []
-        for item, numbers in images_of_items(samples, "TIFA").items():
-            if item not in self.items:
-                raise ValueError(f"TIFA: item {item!r} of the images has no questions in {self.questions}")
-            for image in numbers:
-                for question in self.items[item]:
-                    asked.append(Asked(image, question.question, question.choices if self.show_choices else None))
-                    questions.append(question)
-        answers = self._ask(samples, asked)
-        pairs = zip(answers, questions, strict=True)
-        chosen = [choose(answer, question.choices, self.sentences) for answer, question in pairs]
-        scores = score(questions, chosen)
+        chosen: list[str] = []
         items: dict[str, list[dict[str, Any]]] = {}
-        for one, question, answer, choice in zip(asked, questions, answers, chosen, strict=True):
-            entry = {"image": one.image, "question": question.question, "answer": answer, "chosen": choice}
-            items.setdefault(question.id, []).append({**entry, "right": choice == question.answer})
+        for item, numbers in images.items():
+            for image, answers in zip(numbers, read[item], strict=True):
+                for question, answer in zip(self.items[item], answers, strict=True):
+                    choice = choose(answer, question.choices, self.sentences)
+                    questions.append(question)
+                    chosen.append(choice)
+                    entry = {"image": image, "question": question.question, "answer": answer, "chosen": choice}
+                    items.setdefault(item, []).append({**entry, "right": choice == question.answer})
+        scores = score(questions, chosen)
         types = {f"{self.score_name}/{slug(name)}": error for name, error in scores["errors_by_type"].items()}
         self._keep({"items": items}, {self.score_name: scores["standard_error"], **types})
         yield self.score_name, scores["tifa_average"]

@@ -97,7 +97,7 @@ def test_errors_name_what_to_change() -> None:
     broken = pictures(10, 0)
     broken[8, 0, 0, 0] = 255
     with pytest.raises(ValueError, match="not finite for generated image 8"):
-        extract(MeanColour(), broken, batch_size=3)
+        extract(MeanColour(), Samples(broken), batch_size=3)
     with pytest.raises(ValueError, match="uint8"):
         Samples(torch.zeros(2, 3, 16, 16))
     with pytest.raises(ValueError, match="2 images but 1 prompts"):

@@ -183,25 +183,24 @@ def test_metadata_of_no_benchmark_is_named(change: dict[str, Any], message: str)
     metric = GenEval(lambda image: [])
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     with pytest.raises(ValueError, match=f"GenEval, image 1: .*{message}"):
-        metric.rows(Samples(images, metadata=[counting(1), {**counting(1), **change}]))
+        metric.check(Samples(images, metadata=[counting(1), {**counting(1), **change}]))
     with pytest.raises(ValueError, match="take the prompts from GenEvalPrompts"):
-        metric.rows(Samples(images))
+        metric.check(Samples(images))
 
 
 def test_metric_scores_a_snapshot_with_any_detector(tmp_path: Path) -> None:
     metadata = [counting(1), counting(2), {"tag": "colors", "include": [{"class": "clock", "count": 1}], "prompt": "q"}]
     samples = Samples(torch.zeros(3, 3, 32, 32, dtype=torch.uint8), ["p"] * 3, metadata)
     metric = GenEval(lambda image: [{"class": "clock", "color": "red", "box": [1, 1, 9, 9], "score": 0.99}])
-    rows = metric.rows(samples)
-    assert [row["correct"] for row in rows] == [True, False, True]
-    assert json.loads(rows[0]["details"]) == {"clock": [[1, 1, 9, 9, pytest.approx(0.99)]]}
     values = dict(metric.compute(samples))
     assert values["counting"] == 0.5 and values["colors"] == 1.0 and values["overall"] == 0.75
     assert list(values) == ["counting", "colors", "overall", "images", "prompts"]
     # A single prompt of a task gives no error.
     assert metric.standard_errors() == {"counting": pytest.approx(0.5)}
     assert metric.publish(tmp_path) == [tmp_path / "geneval_results.jsonl"]
-    assert read_results(tmp_path / "geneval_results.jsonl") == rows
+    rows = read_results(tmp_path / "geneval_results.jsonl")
+    assert [row["correct"] for row in rows] == [True, False, True]
+    assert json.loads(rows[0]["details"]) == {"clock": [[1, 1, 9, 9, pytest.approx(0.99)]]}
     assert rows[1]["filename"] == "00001/samples/00000.png"
     fresh = GenEval(metric.detector, name="second")
     assert fresh.standard_errors() == {}
@@ -211,4 +210,4 @@ def test_metric_scores_a_snapshot_with_any_detector(tmp_path: Path) -> None:
     assert fresh.publish(tmp_path) == [tmp_path / "second_geneval_results.jsonl"]
     assert metric.fingerprint()["rules"]["counting_threshold"] == 0.9
     with pytest.raises(ValueError, match="image 0: no GenEval metadata, it lacks 'include'"):
-        metric.rows(Samples(samples.images[:1], ["p"], [{"key": "a"}]))
+        metric.check(Samples(samples.images[:1], ["p"], [{"key": "a"}]))

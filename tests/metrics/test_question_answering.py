@@ -76,12 +76,12 @@ def test_an_interrupted_judging_goes_on(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         ask_all(first, IMAGES, asked, tmp_path)
     second = Loud(reading="yes_or_no")
-    answers, book = ask_all(second, IMAGES, asked, tmp_path)
-    assert answers == ["yes"] * 6
+    book = ask_all(second, IMAGES, asked, tmp_path)
+    assert [second.read(book[one]) for one in asked] == ["yes"] * 6
     assert (first.calls, second.calls) == ([["a", "b"], ["a", "b"]], [["a", "b"]])
     assert [book[one] for one in asked] == [f"Yes. {one.image * 50} {one.question}" for one in asked]
     third = Loud()
-    assert ask_all(third, IMAGES, asked, tmp_path)[0][0] == "Yes. 0 a"
+    assert third.read(ask_all(third, IMAGES, asked, tmp_path)[asked[0]]) == "Yes. 0 a"
     assert not third.calls
     assert [path.suffix for path in tmp_path.iterdir()] == [".jsonl"]
 
@@ -89,12 +89,12 @@ def test_an_interrupted_judging_goes_on(tmp_path: Path) -> None:
 def test_equal_questions_are_asked_once(tmp_path: Path) -> None:
     answerer = Loud()
     twice = torch.cat([IMAGES[:1], IMAGES[:1]])
-    answers, _ = ask_all(answerer, twice, [Asked(0, "a"), Asked(1, "a"), Asked(0, "a")], tmp_path)
-    assert answers == ["Yes. 0 a"] * 3
+    book = ask_all(answerer, twice, [Asked(0, "a"), Asked(1, "a"), Asked(0, "a")], tmp_path)
+    assert [book[Asked(0, "a")], book[Asked(1, "a")]] == ["Yes. 0 a"] * 2
     assert answerer.calls == [["a"]]
     # With choices it is another question.
-    answers, _ = ask_all(answerer, twice, [Asked(0, "a", ("x",))], tmp_path)
-    assert answers == ["Yes. 0 ax"]
+    book = ask_all(answerer, twice, [Asked(0, "a", ("x",))], tmp_path)
+    assert book[Asked(0, "a", ("x",))] == "Yes. 0 ax"
 
 
 def test_another_model_or_other_images_have_another_book(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_another_model_or_other_images_have_another_book(tmp_path: Path) -> None
 
 def test_the_cache_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("T2IKIT_CACHE", str(tmp_path))
-    _, book = ask_all(Loud(), IMAGES, [Asked(0, "a")])
+    book = ask_all(Loud(), IMAGES, [Asked(0, "a")])
     assert book.path.parent == tmp_path / "answers"
     header, row = map(json.loads, book.path.read_text().splitlines())
     assert header["answerer"]["features"] == "loud"
@@ -114,7 +114,7 @@ def test_the_cache_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_damaged_book_is_named(tmp_path: Path) -> None:
-    _, book = ask_all(Loud(), IMAGES, [Asked(0, "a")], tmp_path)
+    book = ask_all(Loud(), IMAGES, [Asked(0, "a")], tmp_path)
     book.path.write_text(book.path.read_text()[:-5])
     with pytest.raises(ValueError, match=f"{book.path.name} cannot be read.*remove the file"):
         ask_all(Loud(), IMAGES, [Asked(0, "a")], tmp_path)

@@ -110,7 +110,7 @@ def test_broken_files_are_named(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.npz").write_bytes(saved.read_bytes()[:500])
     with pytest.raises(ValueError, match="cut.npz holds no feature moments"):
         compute(tmp_path / "cut.npz")
-    rows = extract(FEATURES, pictures(30, 1), 64)
+    rows = extract(FEATURES, Samples(pictures(30, 1)), 64)
     Moments.of(rows, FEATURES.fingerprint()).save(tmp_path / "no_set.npz")
     with pytest.raises(ValueError, match="does not say which set it is of"):
         compute(tmp_path / "no_set.npz")

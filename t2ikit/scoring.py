@@ -1,0 +1,152 @@
+"""Every metric of a snapshot on the same images, spread over all ranks: scores with their fingerprints, and their cost.
+
+Each rank looks at its own share of the images, on its device; the first one sums up. What a metric sees of an image
+does not depend on the other images, so a score does not depend on the number of ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from t2ikit import ranks
+from t2ikit.cost import Cost, measured
+from t2ikit.metrics.base import Metric, Rows, Samples, join
+from t2ikit.metrics.fingerprint import Fingerprint, Score
+from t2ikit.metrics.reference import ComparedMetric
+
+
+def score_samples(
+    part: Samples,
+    whole: Samples | None,
+    reference_part: Callable[[int], Samples],
+    metrics: Sequence[Metric],
+    conditions: Mapping[str, Any],
+    step: int | None,
+    label: str,
+    costs: list[Cost],
+) -> list[Score]:
+    """Computes every metric; every rank must call it.
+
+    Args:
+        part: this rank's share of the images (``ranks.share``).
+        whole: all of them and the reference, on the first rank; None elsewhere.
+        reference_part: from the number of reference images this rank's share of them, in the place of the images;
+            called where a metric has not seen them yet.
+        metrics: one with a ``name`` (an attribute) has its scores called ``<name>/<score>``, so that two of a kind can
+            read the same images.
+        conditions: of the images, for the fingerprints: prompts, seeds, sampler, ...
+        step: optimizer steps of the weights, or None.
+        label: of the progress bar and in messages, the option of the experiment.
+        costs: gets a cost for each metric, as it is on this rank.
+
+    Returns:
+        The scores, on all ranks.
+
+    Raises:
+        ValueError: two metrics give one score, or a score is not finite.
+        OtherRankFailed: another rank failed.
+    """
+    scores: dict[str, Score] = {}
+    bar = tqdm(metrics, desc=f"{label}: metrics", leave=False, unit="metric", disable=ranks.this() > 0)
+    for metric in bar:
+        bar.set_postfix_str(title_of(metric))
+        with measured(title_of(metric), costs), _exact(), _offloaded(metric):
+            if isinstance(metric, ComparedMetric):
+                _see_reference(metric, whole, reference_part)
+            seen = ranks.to_first(lambda: _observe(metric, part))  # noqa: B023  (called here and now)
+            found = ranks.from_first(lambda: _sum_up(metric, whole, seen, conditions, step, label))  # noqa: B023
+        for score in found:
+            if score.name in scores:
+                raise ValueError(
+                    f"{label}: two metrics give {score.name}; set `name` of one of them (as in DistributionMetrics), "
+                    "or use two snapshots"
+                )
+            scores[score.name] = score
+    return list(scores.values())
+
+
+def prefix_of(metric: Metric) -> str | None:
+    """What tells two metrics of one kind apart."""
+    name: str | None = getattr(metric, "name", None)
+    return name
+
+
+def title_of(metric: Metric) -> str:
+    """What a metric is called in the log."""
+    prefix = prefix_of(metric)
+    return type(metric).__name__ if prefix is None else f"{prefix}/{type(metric).__name__}"
+
+
+def _see_reference(metric: ComparedMetric, whole: Samples | None, reference_part: Callable[[int], Samples]) -> None:
+    """Has all ranks look at the reference images, if the metric has not seen them."""
+
+    def lacking() -> int:
+        assert whole is not None
+        return len(whole.reference) if whole.reference is not None and metric.reference.lacks_features(whole) else 0
+
+    def keep() -> None:
+        assert whole is not None and seen is not None
+        metric.reference.keep(whole, torch.cat(seen))
+
+    number = ranks.from_first(lacking)
+    if number:
+        seen = ranks.to_first(lambda: metric.reference.observe(reference_part(number)))
+        ranks.from_first(keep)
+
+
+def _observe(metric: Metric, part: Samples) -> Rows:
+    rows = metric.observe(part)
+    if len(rows) != len(part):
+        raise ValueError(f"{title_of(metric)}: observe gives {len(rows)} rows for {len(part)} images, not one an image")
+    return rows
+
+
+def _sum_up(
+    metric: Metric,
+    whole: Samples | None,
+    seen: list[Rows] | None,
+    conditions: Mapping[str, Any],
+    step: int | None,
+    label: str,
+) -> list[Score]:
+    """The metric's scores; on the first rank."""
+    assert whole is not None and seen is not None
+    values = [(name, float(value)) for name, value in metric.score(whole, join(seen))]
+    fingerprint = Fingerprint.from_dict({"metric": type(metric).__name__, **metric.fingerprint_of(whole), **conditions})
+    errors, prefix = metric.standard_errors(), prefix_of(metric)
+    for name, value in values:
+        if not math.isfinite(value):
+            raise ValueError(
+                f"{label}: {name} of {title_of(metric)} is {value}: look at the images and at its settings"
+            )
+    return [
+        Score(name if prefix is None else f"{prefix}/{name}", value, fingerprint, step, errors.get(name))
+        for name, value in values
+    ]
+
+
+@contextlib.contextmanager
+def _exact() -> Iterator[None]:
+    """Feature networks in whole float32: a GPU may round products to TF32, in training on purpose."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextlib.contextmanager
+def _offloaded(metric: Metric) -> Iterator[None]:
+    """Frees the GPU of the metric's networks afterwards."""
+    try:
+        yield
+    finally:
+        metric.offload()

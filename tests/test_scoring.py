@@ -1,0 +1,213 @@
+"""Every rank looks at its share of the images, on its device; the scores are those of one rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from t2ikit import ranks
+from t2ikit.metrics.base import Metric, Rows, Samples
+from t2ikit.metrics.cmmd import CMMD
+from t2ikit.metrics.distribution import DistributionMetrics
+from t2ikit.metrics.dsg import DSG
+from t2ikit.metrics.features import FeatureExtractor, RandomConvFeatures
+from t2ikit.metrics.fingerprint import Score
+from t2ikit.metrics.geneval import GenEval
+from t2ikit.metrics.offload import NetworkHolder
+from t2ikit.metrics.question_answering import Choices, QuestionAnswerer
+from t2ikit.scoring import score_samples
+
+COUNT, REFERENCE = 23, 31
+ITEMS = ("tifa_1", "vrd_2")
+TwoRanks = Callable[[Callable[[], Any]], list[Any]]
+
+
+def pictures(count: int, seed: int) -> Tensor:
+    return torch.randint(0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def metadata(number: int) -> dict[str, Any]:
+    clause = {"class": "clock", "count": 1}
+    return {"tag": "counting", "include": [clause], "prompt": f"{number % 5}", "item_id": ITEMS[number % 2]}
+
+
+IMAGES, REFERENCES = pictures(COUNT, 0), pictures(REFERENCE, 1)
+WHOLE = Samples(IMAGES, [str(k) for k in range(COUNT)], [metadata(k) for k in range(COUNT)], REFERENCES, "photos")
+
+
+def part_of(samples: Samples, places: range, device: str = "cpu") -> Samples:
+    rows = slice(places.start, places.stop)
+    return Samples(
+        samples.images[rows], samples.prompts[rows], samples.metadata[rows], device=torch.device(device),
+        first=places.start,
+    )  # fmt: skip
+
+
+def scored(metrics: list[Metric], part: Samples | None = None) -> list[Score]:
+    """As an evaluation does: the first rank has everything, the others their share."""
+
+    def reference_part(number: int) -> Samples:
+        places = ranks.share(number)
+        return Samples(REFERENCES[places.start : places.stop], first=places.start)
+
+    whole = WHOLE if ranks.this() == 0 else None
+    part = part or part_of(WHOLE, ranks.share(COUNT))
+    return score_samples(part, whole, reference_part, metrics, {"prompts": "numbers"}, 7, "callbacks.val", [])
+
+
+class Counted(FeatureExtractor):
+    """Random convolutions that note how many images they see."""
+
+    def __init__(self) -> None:
+        self.network = RandomConvFeatures(dim=8)
+        self.name, self.dim = self.network.name, self.network.dim
+        self.seen: list[int] = []
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.seen.append(len(images))
+        return self.network(images)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self.network.fingerprint()
+
+
+class Told(QuestionAnswerer):
+    """Says "yes" of bright images."""
+
+    def free_answers(self, images: Tensor, questions: Any, choices: Choices = None) -> list[str]:
+        return ["yes" if float(image.float().mean()) > 127 else "no" for image in images]
+
+    def identity(self) -> dict[str, Any]:
+        return {"features": "told", "features_sha256": "0" * 64}
+
+
+@pytest.fixture
+def questions(tmp_path: Any) -> str:
+    header = "item_id,text,category_broad,category_detailed,proposition_id,dependency,tuple,question_natural_language"
+    rows = [f"{item},x,entity,whole,{k},0,entity - whole (x),Is it {k}?" for item in ITEMS for k in (1, 2)]
+    (tmp_path / "dsg.csv").write_text("\n".join([header, *rows]) + "\n")
+    return str(tmp_path / "dsg.csv")
+
+
+def detect(image: Tensor) -> list[dict[str, Any]]:
+    return [{"class": "clock", "color": "red", "box": [1, 1, 9, 9], "score": 0.99}] * (1 + int(image[0, 0, 0]) % 2)
+
+
+def make(questions: str) -> list[Metric]:
+    judge = DSG(questions, Told(batch_size=3), answers=questions + ".answers")
+    return [DistributionMetrics(Counted(), k=3, batch_size=4), CMMD(Counted(), 5), GenEval(detect), judge]
+
+
+def test_two_ranks_give_the_scores_of_one(two_ranks: TwoRanks, questions: str) -> None:
+    expected = scored(make(questions))
+    assert {score.name for score in expected} > {"frechet_distance", "coverage", "cmmd", "overall", "dsg"}
+
+    def work() -> Any:
+        metrics = make(questions)
+        twice = [scored(metrics), scored(metrics)]
+        seen = [list(metric.features.seen) for metric in metrics[:2]]  # type: ignore[attr-defined]
+        return twice, seen
+
+    for scores, seen in two_ranks(work):
+        for found in scores:
+            assert [score.name for score in found] == [score.name for score in expected]
+            for mine, theirs in zip(found, expected, strict=True):
+                assert mine.value == pytest.approx(theirs.value, rel=1e-5, abs=1e-9), mine.name
+                assert (mine.fingerprint, mine.step, mine.standard_error) == (
+                    theirs.fingerprint, theirs.step, theirs.standard_error
+                )  # fmt: skip
+        for numbers in seen:
+            # Its share of the reference once, and of the images twice.
+            assert 15 + 2 * 11 <= sum(numbers) <= 16 + 2 * 12
+
+
+def test_an_error_on_one_rank_ends_both(two_ranks: TwoRanks) -> None:
+    class Fails(Metric):
+        def observe(self, part: Samples) -> Rows:
+            if part.first > 0:
+                raise ValueError(f"image {part.first} is odd")
+            return super().observe(part)
+
+        def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
+            yield "none", 0.0
+
+        def fingerprint(self) -> dict[str, Any]:
+            return {}
+
+    first, second = two_ranks(lambda: scored([Fails()]))
+    assert second == "ValueError: image 11 is odd" and first == f"OtherRankFailed: rank 1 failed: {second}"
+
+
+def test_networks_see_images_on_the_device_of_their_rank(questions: str) -> None:
+    """The meta device stands for a GPU: it is none of the CPU."""
+    devices: dict[str, str] = {}
+
+    class Features(Counted):
+        def __call__(self, images: Tensor) -> Tensor:
+            devices["features"] = images.device.type
+            return torch.zeros(len(images), self.dim)
+
+    class Answers(Told):
+        def free_answers(self, images: Tensor, questions: Any, choices: Choices = None) -> list[str]:
+            devices["answers"] = images.device.type
+            return ["yes"] * len(images)
+
+    def detector(image: Tensor) -> list[dict[str, Any]]:
+        devices["detector"] = image.device.type
+        return []
+
+    part = part_of(WHOLE, range(COUNT), "meta")
+    metrics = [CMMD(Features()), GenEval(detector), DSG(questions, Answers(), answers=questions + ".answers")]
+    for metric in metrics:
+        assert len(metric.observe(part)) == COUNT
+    assert devices == {"features": "meta", "answers": "meta", "detector": "meta"}
+
+
+class Precise(Metric):
+    """Notes how exact products are while it looks, and where its networks are afterwards."""
+
+    def __init__(self, rows: int = COUNT) -> None:
+        self.rows = rows
+        self.exact: list[Any] = []
+        self.moves: list[Any] = []
+        outer = self
+
+        class Network(nn.Linear):
+            def to(self, *args: Any, **kwargs: Any) -> Any:
+                outer.moves.append(args)
+                return super().to(*args, **kwargs)
+
+        class Encoder(NetworkHolder):
+            def __init__(self) -> None:
+                self._loaded = (Network(1, 1), "tokenizer")
+
+        self.encoder = Encoder()
+
+    def observe(self, part: Samples) -> Rows:
+        self.exact = [torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32]
+        return [0] * self.rows
+
+    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
+        yield "zero", float(sum(rows))
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {}
+
+
+def test_networks_are_exact_and_leave_the_device_to_training() -> None:
+    torch.set_float32_matmul_precision("medium")
+    try:
+        before = torch.backends.cudnn.allow_tf32
+        scored([metric := Precise()])
+        assert torch.get_float32_matmul_precision() == "medium" and torch.backends.cudnn.allow_tf32 == before
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert metric.exact == ["highest", False] and metric.moves == [("cpu",)]
+    failing = Precise(rows=3)
+    with pytest.raises(ValueError, match="Precise: observe gives 3 rows for 23 images"):
+        scored([failing])
+    assert failing.moves == [("cpu",)]
