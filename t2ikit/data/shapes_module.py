@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from t2ikit.data.datamodule import DataModule
-from t2ikit.data.order import SHUFFLE_WINDOW
 
 
 class ShapesData(DataModule):
@@ -24,11 +23,7 @@ class ShapesData(DataModule):
         root: where the data is kept; by default in the cache folder of the user, by its options.
         batch_size: samples of one optimizer step, over all devices and accumulated batches.
         num_workers: reading processes of each device; 0 reads in the training process.
-        seed: seed of order, sources, noise levels and captions.
-        pin_memory: copy batches to page-locked memory; by default where there is a GPU.
-        length_bucket: captions are padded to a multiple of this many tokens.
-        eval_batch_size: validation samples of one device and forward pass.
-        shuffle_window: records that are shuffled together, at least.
+        options: the other options of :class:`DataModule`; ``--help`` shows them.
     """
 
     def __init__(
@@ -43,11 +38,7 @@ class ShapesData(DataModule):
         root: str | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
-        seed: int = 0,
-        pin_memory: bool | None = None,
-        length_bucket: int = 16,
-        eval_batch_size: int = 64,
-        shuffle_window: int = SHUFFLE_WINDOW,
+        **options: Any,
     ) -> None:
         for option, value, choices in (
             ("difficulty", difficulty, ("simple", "full")),
@@ -61,9 +52,7 @@ class ShapesData(DataModule):
             cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
             parts = [str(size), difficulty, captions, str(count), str(val_count), *settings, str(scene_seed)]
             root = str(cache / "t2ikit" / "-".join(["shapes", *parts]))
-        super().__init__(
-            root, batch_size, num_workers, seed, pin_memory, length_bucket, eval_batch_size, shuffle_window
-        )
+        super().__init__(root, batch_size, num_workers, **options)
         self.size = size
         self.difficulty = difficulty
         self.count = count

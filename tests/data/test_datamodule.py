@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 
@@ -274,6 +275,19 @@ def test_a_missing_root_is_refused_before_anything_is_built(root: Path, tmp_path
     with pytest.raises(FileNotFoundError, match=r"--data\.root(.|\n)*t2ikit prepare encode"):
         DataModule(str(tmp_path / "none")).find_data()
     ShapesData(root=str(tmp_path / "none")).find_data()
+
+
+def test_shapes_take_and_show_the_options_of_the_data_module(root: Path) -> None:
+    data = ShapesData(root=str(root), seed=4, shuffle_window=7, verify="always")
+    assert (data.seed, data.shuffle_window, data.verify, data.batch_size) == (4, 7, "always", 64)
+    parser = ArgumentParser()
+    parser.add_class_arguments(ShapesData, "data")
+    shown = parser.format_help()
+    for option in ("size", "root", "seed", "pin_memory", "length_bucket", "eval_batch_size", "shuffle_window"):
+        assert f"--data.{option} " in shown
+    assert "records that are shuffled together" in shown  # what they do, too
+    with pytest.raises(TypeError, match="windows"):
+        ShapesData(root=str(root), windows=7)
 
 
 def test_shapes_options_choose_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
