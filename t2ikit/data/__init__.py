@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from t2ikit.data.loaders import EvaluationLoader, PositionLoader
     from t2ikit.data.order import RecordOrder
     from t2ikit.data.prompts import CaptionPrompts, Prompt, PromptFile, PromptSource
+    from t2ikit.data.question_prompts import DSGPrompts, TIFAPrompts
     from t2ikit.data.records import (
         Manifest,
         Record,
@@ -34,6 +35,7 @@ __all__ = [
     "CaptionPrompts",
     "CocoCaptions",
     "DPGPrompts",
+    "DSGPrompts",
     "DataModule",
     "EvaluationLoader",
     "EvaluationStream",
@@ -53,6 +55,7 @@ __all__ = [
     "ShapesData",
     "ShapesDetector",
     "ShapesGenEvalPrompts",
+    "TIFAPrompts",
     "Tokens",
     "TrainingStream",
     "damaged_files",
@@ -63,6 +66,7 @@ __all__ = [
 _MODULES = {
     "benchmark_prompts": ("DPGPrompts", "GenEvalPrompts", "PartiPrompts"),
     "coco_prompts": ("CocoCaptions",),
+    "question_prompts": ("DSGPrompts", "TIFAPrompts"),
     "datamodule": ("DataModule",),
     "prompts": ("CaptionPrompts", "Prompt", "PromptFile", "PromptSource"),
     "records": (

@@ -9,11 +9,11 @@ import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from t2ikit.data.prompts import Prompt, PromptSource
+from t2ikit.data.prompts import Prompt, PromptSource, check_count
 from t2ikit.metrics.base import Samples
 from t2ikit.metrics.dpg_grids import read_grids, write_grids
 from t2ikit.metrics.geneval_files import read_images, read_metadata, write_folder
@@ -46,8 +46,8 @@ class GenEvalPrompts(PromptSource):
             tasks: only these of single_object, two_object, counting, colors, position, color_attr; None takes all.
             limit: only the first ones of each task; None takes all.
         """
-        _check_count("GenEvalPrompts", "images_per_prompt", images_per_prompt)
-        _check_count("GenEvalPrompts", "limit", limit)
+        check_count("GenEvalPrompts", "images_per_prompt", images_per_prompt)
+        check_count("GenEvalPrompts", "limit", limit)
         unknown = [task for task in tasks or () if task not in TASKS]
         if unknown or (tasks is not None and not tasks):
             raise ValueError(f"GenEvalPrompts: tasks are some of {', '.join(TASKS)}; got {list(tasks or ())}")
@@ -97,8 +97,8 @@ class DPGPrompts(PromptSource):
             images_per_prompt: images of each, 1 to 4; 4, as a 2 x 2 grid, in the protocol.
             limit: only the first prompts, by name; None takes all.
         """
-        _check_count("DPGPrompts", "images_per_prompt", images_per_prompt)
-        _check_count("DPGPrompts", "limit", limit)
+        check_count("DPGPrompts", "images_per_prompt", images_per_prompt)
+        check_count("DPGPrompts", "limit", limit)
         if images_per_prompt > 4:
             raise ValueError(
                 f"DPGPrompts: images_per_prompt is at most 4, a grid holds no more; got {images_per_prompt}"
@@ -157,8 +157,8 @@ class PartiPrompts(PromptSource):
             images_per_prompt: images of each.
             limit: only the first prompts; None takes all.
         """
-        _check_count("PartiPrompts", "images_per_prompt", images_per_prompt)
-        _check_count("PartiPrompts", "limit", limit)
+        check_count("PartiPrompts", "images_per_prompt", images_per_prompt)
+        check_count("PartiPrompts", "limit", limit)
         self.path = path
         self.images_per_prompt = images_per_prompt
         self.limit = limit
@@ -234,11 +234,6 @@ def _pairs(file: Path, lines: Iterable[str]) -> Iterable[tuple[str, str]]:
 
 def _samples(images: Tensor, prompts: Sequence[Prompt]) -> Samples:
     return Samples(images, [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts])
-
-
-def _check_count(source: str, option: str, value: Any) -> None:
-    if value is not None and value < 1:
-        raise ValueError(f"{source}: {option} must be at least 1, got {value}")
 
 
 def _read_text(file: Path) -> str:

@@ -215,3 +215,9 @@ def load_encoder(
 def prompts_hash(prompts: Sequence[Prompt]) -> str:
     """sha256 of the prompts in their order, part of every score's fingerprint."""
     return hashlib.sha256("\n".join(prompt.text for prompt in prompts).encode()).hexdigest()
+
+
+def check_count(source: str, option: str, value: int | None) -> None:
+    """ValueError unless the option of a prompt source is None or at least 1."""
+    if value is not None and value < 1:
+        raise ValueError(f"{source}: {option} must be at least 1, got {value}")

@@ -210,7 +210,7 @@ def preprocess_batch(name: str, images: Tensor) -> Tensor:
     """Images [B, 3, H, W] uint8 through a pipeline, [B, 3, h, w] float32 on the device of the images."""
     if len(images) == 0:
         raise ValueError("a pixel pipeline needs at least one image")
-    return torch.stack([preprocess(name, image) for image in images]).to(images.device)
+    return torch.stack([preprocess(name, image) for image in images.cpu()]).to(images.device)
 
 
 def truncated_uint8(unit: Tensor) -> Tensor:
