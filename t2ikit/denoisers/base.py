@@ -85,15 +85,30 @@ class TextContext:
         return self._map(Tensor.detach)
 
 
+def _casts_keep_their_graph() -> bool:
+    """Whether a weight that autocast casts under no_grad for its cache still hands gradients back to the weight.
+
+    Older PyTorch (issue 65766) caches a copy without a graph, which cuts the gradient of the passes that find it.
+    """
+    weight = nn.Parameter(torch.zeros(1, 1, device="cpu"))
+    with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            nn.functional.linear(weight, weight)
+        return nn.functional.linear(weight.detach(), weight).requires_grad
+
+
+CACHE_IS_SAFE = _casts_keep_their_graph()
+
+
 @contextmanager
 def without_graph(device_type: str) -> Iterator[None]:
-    """No gradients, and under autocast no entry in its weight cache.
+    """No gradients; the low-precision copies of weights that autocast makes here serve the passes that follow.
 
-    A low-precision copy of a weight that was made without a graph and then found in the cache by a later pass would
-    cut that weight's gradient (pytorch issue 65766).
+    Where those copies would cut the gradients of these passes, autocast keeps none.
     """
     with torch.no_grad():
-        if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+        if autocast and not CACHE_IS_SAFE:
             dtype = torch.get_autocast_dtype(device_type)
             with torch.autocast(device_type, dtype=dtype, cache_enabled=False):
                 yield

@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from t2ikit.batch import Text
-from t2ikit.denoisers import CADI, Denoiser, DiTI
+from t2ikit.denoisers import CADI, Denoiser, DiTI, base
 from t2ikit.denoisers.base import kept_rows, without_graph
 
 
@@ -239,19 +242,47 @@ def test_compiles_without_a_graph_break(build: Callable[..., Denoiser]) -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_without_graph_leaves_no_weight_in_the_cache_of_autocast() -> None:
+@pytest.mark.parametrize("safe", [True, False])
+def test_without_graph_keeps_autocast_and_a_cache_that_cuts_no_gradient(
+    safe: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "CACHE_IS_SAFE", safe)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         with without_graph("cpu"):
             assert not torch.is_grad_enabled()
             assert torch.is_autocast_enabled("cpu")
             assert torch.get_autocast_dtype("cpu") == torch.bfloat16
-            assert not torch.is_autocast_cache_enabled()
+            assert torch.is_autocast_cache_enabled() is safe
         assert torch.is_grad_enabled()
         assert torch.is_autocast_cache_enabled()
     with without_graph("cpu"):
         assert not torch.is_autocast_enabled("cpu")
     with without_graph("meta"):
         assert not torch.is_grad_enabled()
+
+
+@pytest.mark.skipif(not base.CACHE_IS_SAFE, reason="this PyTorch caches casts without a graph")
+def test_a_weight_is_cast_once_for_both_passes() -> None:
+    class Casts(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.of: Counter[int] = Counter()
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.overloadpacket.__name__ == "_to_copy":
+                self.of[args[0].data_ptr()] += 1
+            return func(*args, **(kwargs or {}))
+
+    denoiser = cad_i()
+    x, level, text = inputs()
+    with Casts() as casts, torch.autocast("cpu", dtype=torch.bfloat16):
+        context = denoiser.encode_text(text)
+        state = denoiser.self_condition(x, level, context, torch.ones(len(x), dtype=torch.bool))
+        denoiser(x, level, context, state)
+    counts = {name: casts.of[weight.data_ptr()] for name, weight in denoiser.named_parameters()}
+    assert counts.pop("patch_extractor.weight") == 2  # a view of it is what is used, and views are not cached
+    assert set(counts.values()) == {0, 1}, counts
+    assert all(counts[name] for name in counts if name.endswith(("qkv.weight", "ffn.0.weight", "kv.bias")))
 
 
 def test_kept_rows_are_the_true_ones() -> None:
