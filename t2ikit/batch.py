@@ -204,3 +204,17 @@ class Batch(_Movable):
 
     def __len__(self) -> int:
         return self.t.shape[0]
+
+    def part(self, start: int, end: int) -> Batch:
+        """Rows ``start`` .. ``end - 1``, with the slots that they have in the whole: random numbers stay theirs."""
+        rows = slice(start, end)
+        pooled = None if self.text.pooled is None else self.text.pooled[rows]
+        return Batch(
+            self.latents[rows],
+            Text(self.text.embeddings[rows], self.text.mask[rows], pooled),
+            self.t[rows],
+            self.source[rows],
+            self.index[rows],
+            None if self.window is None else self.window[rows],
+            self.slot + start,
+        )

@@ -102,8 +102,9 @@ class TextToImage(L.LightningModule):
     # ------------------------------------------------------------------ the data's side
 
     def add_batch_transform(self, transform: BatchTransform) -> None:
-        """Registers an online augmentation, applied to every training batch in the order of registration."""
-        self._transforms.append(transform)
+        """Registers an online augmentation, applied to every training batch in the order of registration; once only."""
+        if transform not in self._transforms:  # a callback registers in every fit
+            self._transforms.append(transform)
 
     def setup(self, stage: str) -> None:
         """Takes the empty prompt from the data and refuses data that does not fit the model.

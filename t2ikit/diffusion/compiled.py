@@ -13,8 +13,9 @@ from t2ikit.denoisers.base import Denoiser, kept_rows
 from t2ikit.diffusion.objectives import Objective
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-GRAPHS = 64
-"""Shapes that may be compiled, mostly text lengths: 256 tokens in buckets of 16 are 16 shapes."""
+GRAPHS = 256
+"""Shapes that may be compiled, mostly text lengths: 256 tokens in buckets of 16 are 16 shapes; with windows (Crop), 8
+sizes of each."""
 
 STATIC_ROWS = 10
 """From this many rows of a batch up the number of self-conditioned ones is fixed."""

@@ -1,0 +1,125 @@
+"""Windows of the Crop augmentation: how large, where, and the part of an image that they show.
+
+Paper: "How far can we go with ImageNet for Text-to-Image generation?", Appendix F: with p = 0.5 the model sees only the
+tokens of a crop of more than half of the side of the image, is told its coordinates, and keeps the caption. Tokens
+outside take no part in attention or loss; here they are left out, which gives the same result for less work.
+
+Shapes::
+
+    G  side of the grid of tokens (patches): (rows, columns)      P  side of a patch, in elements of x_0
+    B  samples      h, w  rows and columns of a window, in tokens
+
+All windows of a batch have one size, so that it stays a dense tensor.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Aspect = Literal["square", "free"]
+ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
+
+
+def sides(tokens: int) -> range:
+    """Sides that a window may have along ``tokens``: more than half of them, but not all.
+
+    Raises:
+        ValueError: there is none, below 3 tokens.
+
+    Example:
+        >>> sides(16)
+        range(9, 16)
+    """
+    found = range(tokens // 2 + 1, tokens)
+    if not found:
+        raise ValueError(f"a grid of {tokens} tokens a side has no window of more than half of it: use a finer grid")
+    return found
+
+
+def window_size(grid: tuple[int, int], numbers: np.ndarray, aspect: Aspect = "square") -> tuple[int, int]:
+    """Draws the size of a window.
+
+    Args:
+        grid: G, (rows, columns).
+        numbers: [2] uniform in [0, 1).
+        aspect: "square" keeps the shape of the grid (on a square one h = w); "free" draws h and w on their own.
+
+    Returns:
+        (h, w), in tokens: uniform over :func:`sides`.
+
+    Raises:
+        ValueError: an unknown aspect, or a grid without windows.
+    """
+    if aspect not in ASPECTS:
+        raise ValueError(f"aspect must be one of {', '.join(ASPECTS)}, not {aspect!r}")
+    rows, columns = (sides(tokens) for tokens in grid)
+    first, second = numbers[0], numbers[0 if aspect == "square" else 1]
+    return rows[int(first * len(rows))], columns[int(second * len(columns))]
+
+
+def window_corners(grid: tuple[int, int], size: tuple[int, int], numbers: np.ndarray) -> np.ndarray:
+    """Draws where windows lie: uniform over all places inside the grid.
+
+    Args:
+        grid: G, (rows, columns).
+        size: (h, w).
+        numbers: [B, 2] uniform in [0, 1).
+
+    Returns:
+        [B, 2] int64, first row and first column, in tokens.
+    """
+    places = np.array([whole - part + 1 for whole, part in zip(grid, size, strict=True)])
+    return np.floor(numbers * places).astype(np.int64)
+
+
+def coordinates(grid: tuple[int, int], size: tuple[int, int], corners: Tensor) -> Tensor:
+    """Windows as the denoiser is told them.
+
+    Args:
+        grid: G, (rows, columns).
+        size: (h, w).
+        corners: [B, 2] int64, first row and first column.
+
+    Returns:
+        [B, 4] float32, x0 y0 x1 y1 in [0, 1] of the whole image.
+
+    Example:
+        >>> coordinates((16, 16), (12, 12), torch.tensor([[4, 0]]))
+        tensor([[0.0000, 0.2500, 0.7500, 1.0000]])
+    """
+    top, left = corners.to(torch.float32).unbind(1)
+    (rows, columns), (height, width) = grid, size
+    return torch.stack([left / columns, top / rows, (left + width) / columns, (top + height) / rows], dim=1)
+
+
+def cut(x: Tensor, corners: Tensor, size: tuple[int, int], patch_size: int) -> Tensor:
+    """The windows of images, latents or pixels.
+
+    Args:
+        x: [B, C, H, W].
+        corners: [B, 2] int64 on the device of x, first row and first column, in tokens.
+        size: (h, w).
+        patch_size: P.
+
+    Returns:
+        [B, C, h P, w P], a new tensor.
+    """
+    top, left = (corners * patch_size).unbind(1)
+    rows = top[:, None] + torch.arange(size[0] * patch_size, device=x.device)
+    columns = left[:, None] + torch.arange(size[1] * patch_size, device=x.device)
+    batch = torch.arange(len(x), device=x.device)[:, None, None, None]
+    channels = torch.arange(x.shape[1], device=x.device)[None, :, None, None]
+    return x[batch, channels, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def cropped_rows(slot: int, count: int, p: float) -> int:
+    """How many of ``count`` slots from ``slot`` on are cropped: their share is p, exact in the long run.
+
+    The same for every micro-batch where ``p * count`` is whole, so that shapes are static.
+    """
+    # Rounded first: 10 * 0.3 must be 3, not 2.999...
+    return int(np.floor(round((slot + count) * p, 6)) - np.floor(round(slot * p, 6)))

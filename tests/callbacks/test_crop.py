@@ -1,0 +1,183 @@
+"""Crop: what a batch becomes, what the denoiser is asked, and what is refused."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from t2ikit import draws
+from t2ikit.batch import Batch, Text
+from t2ikit.callbacks import Crop
+from t2ikit.denoisers import CADI, DiTI
+from t2ikit.encoders import PixelSpace
+from t2ikit.module import TextToImage
+
+
+def network(**options: Any) -> DiTI:
+    sizes = {"input_size": 8, "in_channels": 3, "patch_size": 2, "hidden_size": 32, "depth": 2, "num_heads": 4}
+    denoiser = DiTI(**{**sizes, "text_dim": 8, "num_registers": 2, "window_tokens": True, **options})
+    with torch.no_grad():
+        denoiser.final.weight.normal_(std=0.1)  # it starts at zero, where nothing shows
+    return denoiser
+
+
+def tiny(crop: Crop | None = None, step: int = 16, **options: Any) -> TextToImage:
+    torch.manual_seed(0)
+    module = TextToImage(network(), space=PixelSpace(), **options)
+    module.unconditional = Text(torch.ones(1, 1, 8), torch.ones(1, 1, dtype=torch.bool))
+    if crop is not None:
+        crop.register(SimpleNamespace(batch_size=step), module)  # type: ignore[arg-type]
+    return module
+
+
+def batch(slot: int = 0, count: int = 16) -> Batch:
+    """A pure function of the slots."""
+    rows = []
+    for number in range(slot, slot + count):
+        generator = torch.Generator().manual_seed(number)
+        rows.append(
+            (
+                torch.randn(3, 8, 8, generator=generator),
+                torch.randn(5, 8, generator=generator),
+                torch.rand((), generator=generator),
+            )
+        )
+    x, text, t = (torch.stack(column) for column in zip(*rows, strict=True))
+    mask = torch.ones(count, 5, dtype=torch.bool)
+    mask[::2, 3:] = False
+    index = torch.arange(slot, slot + count)
+    return Batch(x, Text(text, mask), t, torch.zeros(count, dtype=torch.long), index, slot=slot)
+
+
+def step(module: TextToImage, whole: Batch) -> dict[str, torch.Tensor]:
+    parts: tuple[Batch, ...] = (whole,)
+    for transform in module._transforms:
+        parts = tuple(part for one in parts for part in transform(one))
+    return module.training_step(parts, 0)
+
+
+def test_half_of_a_batch_is_seen_through_windows() -> None:
+    crop = Crop()
+    tiny(crop)
+    sizes = set()
+    for slot in range(0, 16 * 40, 16):
+        whole = batch(slot)
+        full, part = crop.augment(whole)
+        assert (len(full), len(part)) == (8, 8) and (full.slot, part.slot) == (slot, slot + 8)
+        assert full.window is None and torch.equal(full.latents, whole.latents[:8])
+        assert part.window is not None
+        side = part.latents.shape[-1] // 2
+        sizes.add(side)
+        for row, (x0, y0, x1, y1) in enumerate((part.window * 8).round().long().tolist()):
+            assert x1 - x0 == y1 - y0 == 2 * side
+            assert torch.equal(part.latents[row], whole.latents[8 + row, :, y0:y1, x0:x1])
+        for name in ("t", "source", "index"):
+            joined = torch.cat([getattr(full, name), getattr(part, name)])
+            assert torch.equal(joined, getattr(whole, name))
+        assert torch.equal(part.text.embeddings, whole.text.embeddings[8:])  # the caption is kept
+        assert torch.equal(part.text.mask, whole.text.mask[8:])
+    assert sizes == {3}  # of a grid of 4
+
+
+def test_windows_are_a_pure_function_of_the_slots_and_a_step_has_one_size() -> None:
+    crop = Crop()
+    torch.manual_seed(0)
+    module = TextToImage(network(input_size=32), space=PixelSpace())
+    crop.register(SimpleNamespace(batch_size=8), module)  # type: ignore[arg-type]
+    state = torch.get_rng_state()
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def windows(slot: int) -> torch.Tensor:
+        rows = torch.zeros(4, dtype=torch.long)
+        text = Text(torch.zeros(4, 1, 8), torch.ones(4, 1, dtype=torch.bool))
+        found = crop.augment(Batch(x, text, torch.zeros(4), rows, rows, slot=slot))[1].window
+        assert found is not None
+        return found
+
+    assert torch.equal(windows(4), windows(4)) and torch.equal(torch.get_rng_state(), state)
+    sides, alike = set(), 0
+    for number in range(60):  # two micro-batches a step, of whatever rank
+        both = torch.cat([windows(8 * number), windows(8 * number + 4)])
+        [side] = {round(16 * float(value)) for value in (both[:, 2:] - both[:, :2]).flatten()}
+        sides.add(side)
+        alike += torch.equal(both[:2], both[2:])
+    assert alike < 10  # but places of their own
+    assert sides == set(range(9, 16))
+
+
+def test_the_loss_is_that_of_the_parts_and_every_sample_weighs_the_same() -> None:
+    crop = Crop(p=0.25)
+    module = tiny(crop, text_drop=0.0)
+    whole = batch()
+    found = step(module, whole)
+    plain = step(tiny(text_drop=0.0), whole)
+    assert torch.allclose(found["loss_B"][:12], plain["loss_B"][:12], atol=1e-6)  # whole images as without Crop
+    assert torch.equal(found["index"], whole.index) and found["loss_B"].shape == (16,)
+    assert torch.allclose(found["loss"], found["loss_B"].mean())
+    part = crop.augment(whole)[1]
+    noise = draws.normal(0, "noise", 12, 4, part.latents.shape[1:])
+    direct = module.objective.loss(module.denoiser, part.latents, noise, part.t, part.text, window=part.window)
+    assert torch.allclose(found["loss_B"][12:], direct, atol=1e-6)
+    blind = module.objective.loss(module.denoiser, part.latents, noise, part.t, part.text, window=part.window.flip(0))
+    assert not torch.allclose(direct, blind, atol=1e-4)  # it is told where
+
+
+def test_the_window_stays_where_the_caption_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tiny(Crop(p=1.0), text_drop=1.0)
+    seen: list[tuple[Text, Any]] = []
+
+    def loss(*args: Any, window: Any) -> torch.Tensor:
+        seen.append((args[4], window))
+        return args[3]
+
+    monkeypatch.setattr(module.objective, "loss", loss)
+    step(module, batch())
+    [(text, window)] = seen
+    assert text.mask.sum(1).tolist() == [1] * 16 and window.shape == (16, 4)
+
+
+def test_nothing_is_cropped_at_p_0_and_drawing_shows_the_whole_image() -> None:
+    whole = batch()
+    [same] = Crop(p=0.0).augment(whole)
+    assert same.window is None and torch.equal(same.latents, whole.latents)
+    module = tiny(Crop())
+    noise = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    text = whole.part(0, 2).text
+    images = module.draw(text, noise, steps=2, guidance=2.0)
+    assert images.shape == (2, 3, 8, 8)
+    context = module.denoiser.encode_text(text)
+    assert context.window is not None and context.window.tolist() == [[0, 0, 1, 1]] * 2
+
+
+def test_a_compiled_step_is_a_plain_one() -> None:
+    torch._dynamo.reset()
+    plain, compiled = (step(tiny(Crop(), compile=mode), batch()) for mode in (None, {"backend": "eager"}))
+    torch.testing.assert_close(plain["loss_B"], compiled["loss_B"], rtol=1e-4, atol=1e-6)
+
+
+def test_a_callback_that_is_set_up_twice_crops_once() -> None:
+    crop = Crop()
+    module = tiny(crop)
+    crop.register(SimpleNamespace(batch_size=16), module)  # type: ignore[arg-type]
+    assert len(module._transforms) == 1
+    Crop().register(SimpleNamespace(batch_size=16), module)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"callbacks\.crop: the batch shows windows already"):
+        step(module, batch())
+
+
+def test_what_cannot_be_is_refused_when_the_experiment_is_read() -> None:
+    for options, named in [({"p": 1.5}, "p must lie in"), ({"aspect": "wide"}, "square, free")]:
+        with pytest.raises(ValueError, match=rf"callbacks\.crop: .*{named}"):
+            Crop(**options)  # type: ignore[arg-type]
+    cad = CADI(
+        input_size=4, in_channels=3, data_dim=16, num_latents=4, latent_dim=16, num_blocks=1, num_layers=1,
+        read_write_heads=2, compute_heads=2, text_dim=8, num_registers=2,
+    )  # fmt: skip
+    for denoiser in (network(window_tokens=False), cad):
+        with pytest.raises(ValueError, match="--model.denoiser.window_tokens true"):
+            Crop().validate_experiment(SimpleNamespace(model=SimpleNamespace(denoiser=denoiser)))
+    with pytest.raises(ValueError, match="grid of 2 tokens"):
+        Crop().validate_experiment(SimpleNamespace(model=SimpleNamespace(denoiser=network(input_size=4))))
