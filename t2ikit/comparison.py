@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
 
 from t2ikit.metrics.fingerprint import Score, compare, read_scores
+from t2ikit.metrics.geneval_comparison import compare_results
+
+RESULTS = "geneval_results.jsonl"
 
 
-def find_scores(folder: Path, snapshot: str, option: str) -> dict[str, Score]:
+@dataclass(frozen=True)
+class Found:
+    """Scores in a folder.
+
+    Attributes:
+        scores: by name.
+        details: folder of what they were made of; it may not exist.
+    """
+
+    scores: dict[str, Score]
+    details: Path
+
+
+def find_scores(folder: Path, snapshot: str, option: str) -> Found:
     """The scores of a run (those of its last step) or of an evaluation.
 
     Args:
@@ -31,7 +48,8 @@ def find_scores(folder: Path, snapshot: str, option: str) -> dict[str, Score]:
         steps = sorted(place.glob("step-*/"))
         scores = read_scores(steps[-1] if steps else place)
         if scores:
-            return scores
+            details = place.parent / "details"
+            return Found(scores, details / steps[-1].name if steps else details)
     raise FileNotFoundError(
         f"{option} {folder}: no scores of {snapshot} in it; give a run, or a folder that holds scores/"
     )
@@ -72,6 +90,31 @@ def score_table(
             cells += [shown(other), f"{score.value - other.value:+.4g}"]
         table.add_row(*cells)
     return table
+
+
+def paired_tables(details: Path, others: Path, other_title: str) -> list[Table]:
+    """Where both have verdicts of GenEval: each task's difference with its confidence, paired by prompt.
+
+    Args:
+        details, others: the folders with ``geneval_results.jsonl``.
+        other_title: of the other column.
+
+    Raises:
+        ValueError: verdicts of unlike prompts, or a file that cannot be read.
+    """
+    tables = []
+    for ours in sorted(details.glob(f"*{RESULTS}")):
+        theirs = others / ours.name
+        if theirs.is_file():
+            table = Table(title=f"{ours.name.removesuffix(RESULTS)}GenEval, paired by prompt")
+            for column in ("task", "this", other_title, "difference", "95 % interval", "p"):
+                table.add_column(column, justify="left" if column == "task" else "right", overflow="fold")
+            for task, one in compare_results(theirs, ours).items():
+                interval = f"[{one.low:+.3f}, {one.high:+.3f}]"
+                values = (f"{one.second:.3f}", f"{one.first:.3f}", f"{one.difference:+.3f}")
+                table.add_row(task, *values, interval, f"{one.p_value:.2g}")
+            tables.append(table)
+    return tables
 
 
 def shown(score: Score) -> str:

@@ -15,6 +15,7 @@ EXAMPLES = """examples:
   t2ikit evaluate RUN/checkpoints/step-00250000.ckpt --snapshot val --guidance 0,1,2,4 --devices 8
   t2ikit evaluate RUN --snapshot geneval --seed 1 --compare RUN --varied seeds
   t2ikit evaluate --images PICTURES --experiment experiments/quickstart.yaml --snapshot val
+  t2ikit evaluate --write-reference statistics --experiment experiments/base/evaluation.yaml --snapshot imagenet_val
 
 What is written, below --out:
   step-00250000/scores/SCORE.json      each score with everything it depends on (its fingerprint); grid.png;
@@ -47,6 +48,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--experiment", type=Path, metavar="FILE", help="that names it (default: config.yaml of the checkpoint's run)")
     images_help = "score the pictures in DIR instead: one a prompt, in the order of their names, or as the benchmark "
     add("--images", type=Path, metavar="DIR", help=images_help + "of the prompts lays them out")
+    write_help = "only write the statistics of the reference set, so that no evaluation computes them again"
+    add("--write-reference", type=Path, metavar="DIR", help=write_help)
     add("--guidance", type=_weights, metavar="W[,W...]", help="guidance weight; several make a sweep with a figure")
     add("--steps", type=_positive, metavar="N", help="of the sampler (default: the snapshot's, here and below)")
     add("--method", help="ddim, ddpm, euler, heun or dpmpp_2m")
@@ -99,14 +102,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuses options that contradict each other."""
-    if (args.checkpoint is None) == (args.images is None):
-        raise ConfigError("what is evaluated? Give either a CHECKPOINT or --images DIR")
-    if args.images is not None:
+    if [args.checkpoint, args.images, args.write_reference].count(None) != 2:
+        raise ConfigError("what is evaluated? Give either a CHECKPOINT or --images DIR (or --write-reference DIR)")
+    if args.checkpoint is None:
+        option = "images" if args.images is not None else "write-reference"
         if args.experiment is None:
-            raise ConfigError("--images needs --experiment FILE, which names the snapshot with its prompts and metrics")
-        given = [option for option in DRAWING if getattr(args, option) is not None]
+            raise ConfigError(
+                f"--{option} needs --experiment FILE, which names the snapshot with its prompts and metrics"
+            )
+        given = [name for name in DRAWING if getattr(args, name) is not None]
         if given:
-            raise ConfigError(f"--{given[0].replace('_', '-')} says how to draw, but --images are drawn already")
+            raise ConfigError(f"--{given[0].replace('_', '-')} says how to draw, but --{option} draws nothing")
     for override in args.overrides:
         if override.key.split(".")[0] not in ("data", "callbacks") and override.key != "trainer.precision":
             raise ConfigError(

@@ -29,7 +29,7 @@ from t2ikit.metrics.base import Metric, Samples
 from t2ikit.metrics.fingerprint import Fingerprint, Score
 from t2ikit.module import TextToImage
 from t2ikit.prepare.decode import decode
-from t2ikit.scoring import score_samples
+from t2ikit.scoring import score_samples, write_references
 
 MODEL_FIELDS = ("seeds", "sampler", "steps", "guidance", "precision", "weights")
 """Fields of a fingerprint that describe the model's side; they are not known of pictures of another program."""
@@ -243,22 +243,13 @@ class Evaluation:
         share, whole = ranks.share(len(self.prompts)), None
         if images is not None:
             whole = self._samples(images, range(len(self.prompts)), device)
-            if self._pictures and self._reference_images is None:
-                self._reference_images = self._photos(range(len(self._pictures)), images.shape[-1])
-            whole.reference = self._reference_images
+            whole.reference = self._references(images.shape[-1])
             mine = images[share.start : share.stop]
         assert mine is not None
+        size = mine.shape[-1]
 
         def reference_part(number: int) -> Samples:
-            places = ranks.share(number)
-            if self._reference_images is not None:
-                part = self._reference_images[places.start : places.stop]
-            elif self._pictures:
-                part = self._photos(places, mine.shape[-1])
-            else:
-                assert self.reference is not None
-                part = data.reference_images(self.reference, self.reference_limit, places)
-            return Samples(part, device=device, first=places.start)
+            return self._reference_part(data, number, size, device)
 
         conditions = {
             "prompts": self.source.name or type(self.source).__name__,
@@ -271,6 +262,56 @@ class Evaluation:
         for cost in costs if ranks.this() == 0 else ():
             tqdm.write(f"{self.name}: {cost}")
         return found
+
+    def write_reference(self, folder: Path, data: DataModule, device: torch.device) -> dict[Path, list[str]]:
+        """Writes the statistics of the reference set, for the ``reference_statistics`` of the metrics.
+
+        Args:
+            folder: gets ``NETWORK.npz`` for each network of the metrics.
+            data: the data module, set up.
+            device: where the networks run.
+
+        Returns:
+            File -> the metrics that can read it.
+
+        Raises:
+            ValueError: the snapshot has no reference, or no metric without a file compares with one.
+        """
+        self.prepare(data, draws=False)
+        if self.reference is None:
+            raise ValueError(f"callbacks.{self.name} has no reference: set its reference to a split of the data (val)")
+        size = data.reference_images("val", 1).shape[-1]
+        whole = None
+        if ranks.this() == 0:
+            whole = self._samples(torch.empty(0, 3, size, size, dtype=torch.uint8), range(0))
+            whole.reference = self._references(size)
+        files = write_references(
+            folder, whole, lambda number: self._reference_part(data, number, size, device), self.metrics
+        )
+        if not files:
+            raise ValueError(
+                f"callbacks.{self.name}: no metric compares with the reference images; DistributionMetrics, CMMD and "
+                "KID do, where they have no reference_statistics"
+            )
+        return files
+
+    def _references(self, size: int) -> Tensor | None:
+        """All reference images, on the first rank; photos of the prompts at this size."""
+        if self._pictures and self._reference_images is None:
+            self._reference_images = self._photos(range(len(self._pictures)), size)
+        return self._reference_images
+
+    def _reference_part(self, data: DataModule, number: int, size: int, device: torch.device) -> Samples:
+        """This rank's share of ``number`` reference images; photos of the prompts at this size."""
+        places = ranks.share(number)
+        if self._reference_images is not None:
+            part = self._reference_images[places.start : places.stop]
+        elif self._pictures:
+            part = self._photos(places, size)
+        else:
+            assert self.reference is not None
+            part = data.reference_images(self.reference, self.reference_limit, places)
+        return Samples(part, device=device, first=places.start)
 
     def _photos(self, places: range, size: int) -> Tensor:
         """Some of the photos that the prompts describe, uint8 [M, 3, size, size]."""

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from t2ikit import ranks
 from t2ikit.callbacks import Snapshot
-from t2ikit.comparison import find_scores, score_table
+from t2ikit.comparison import Found, find_scores, paired_tables, score_table
 from t2ikit.config.class_nodes import check_component, find_class
 from t2ikit.config.command import extend_import_path
 from t2ikit.config.compose import ConfigError, compose, nearest
@@ -54,6 +54,9 @@ def evaluate(args: argparse.Namespace) -> None:
     sampling = _sampling(args, snapshot, config)
     device = _launch(args)
     data = _data(config)
+    if args.write_reference is not None:
+        _report_reference(snapshot.evaluation.write_reference(args.write_reference, data, device))
+        return
     if checkpoint is None:
         where = (args.out or Path("evaluations") / args.snapshot) / args.images.resolve().name
         found = snapshot.evaluation.evaluate_pictures(args.images, data, device)
@@ -201,18 +204,29 @@ def _write(folder: Path, snapshot: Snapshot, found: Evaluated, facts: dict[str, 
     write_scores(folder / "scores", found.scores)
 
 
-def _report(where: Path, scores: list[Score], others: dict[str, Score] | None, args: argparse.Namespace) -> None:
-    """The table; beside other scores where there are some."""
+def _report(where: Path, scores: list[Score], others: Found | None, args: argparse.Namespace) -> None:
+    """The table; beside other scores where there are some, with confidence where that is known."""
 
     if ranks.this() > 0:
         return
     by_name, varied = {score.name: score for score in scores}, list(args.varied)
-    both = [*scores, *(others or {}).values()]
+    theirs = None if others is None else others.scores
+    both = [*scores, *(theirs or {}).values()]
     if others is not None and any(score.fingerprint.sampler is None for score in both if score.name != "loss"):
         print(f"of pictures of another program is not known, and not compared: {', '.join(MODEL_FIELDS)}")
         varied += MODEL_FIELDS
     print(f"scores: {where / 'scores'}")
-    Console(width=100).print(score_table(str(where.name), by_name, others, varied, str(args.compare)))
+    console = Console(width=100)
+    console.print(score_table(str(where.name), by_name, theirs, varied, str(args.compare)))
+    if others is not None:
+        for table in paired_tables(where / "details", others.details, str(args.compare)):
+            console.print(table)
+
+
+def _report_reference(files: dict[Path, list[str]]) -> None:
+    """What to write into the experiment."""
+    for path, titles in files.items() if ranks.this() == 0 else ():
+        print(f"reference_statistics: {path}  # init_args of {', '.join(titles)}")
 
 
 def _report_sweep(where: Path, sweep: dict[float, list[Score]], title: str) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,6 +71,33 @@ def score_samples(
                 )
             scores[score.name] = score
     return list(scores.values())
+
+
+def write_references(
+    folder: Path, whole: Samples | None, reference_part: Callable[[int], Samples], metrics: Sequence[Metric]
+) -> dict[Path, list[str]]:
+    """Writes the statistics of the reference under every network of the metrics; every rank must call it.
+
+    Args:
+        folder: gets a file for each network.
+        whole: no images, and the reference, on the first rank; None elsewhere.
+        reference_part: as in ``score_samples``.
+        metrics: those that compare with a reference and have no file of it yet are taken.
+
+    Returns:
+        On all ranks, file -> titles of the metrics that can read it.
+    """
+    files: dict[Path, list[str]] = {}
+    for metric in metrics:
+        if isinstance(metric, ComparedMetric) and metric.reference.path is None:
+            name = re.sub(r"[^A-Za-z0-9.]+", "_", f"{metric.features.name}").strip("_")
+            path = folder / f"{name}.npz"
+            if path not in files:
+                with _exact(), _offloaded(metric):
+                    _see_reference(metric, whole, reference_part)
+                    ranks.from_first(lambda: metric.reference.write(path, whole))  # type: ignore[arg-type]  # noqa: B023
+            files.setdefault(path, []).append(title_of(metric))
+    return files
 
 
 def prefix_of(metric: Metric) -> str | None:

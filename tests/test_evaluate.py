@@ -174,6 +174,46 @@ def test_pictures_of_another_program(folder: Path, tmp_path: Path, capsys: pytes
     assert "no folder nowhere" in refused(capsys, "--images", "nowhere", *base[2:])
 
 
+def test_the_reference_is_computed_once_for_all(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--write-reference", tmp_path, "--experiment", "small.yaml", "--snapshot", "val", "--device", "cpu"]
+    assert cli.main(["evaluate", *map(str, words)]) == 0
+    (written,) = tmp_path.glob("*.npz")
+    assert f"reference_statistics: {written}  # init_args of DistributionMetrics" in capsys.readouterr().out
+    metrics = f"""
+extends: [small.yaml]
+callbacks:
+  val:
+    init_args:
+      reference: null
+      metrics:
+        - class_path: t2ikit.metrics.DistributionMetrics
+          init_args:
+            features: {{class_path: t2ikit.metrics.RandomConvFeatures}}
+            reference_statistics: {written}
+"""
+    Path("stored.yaml").write_text(metrics)
+    evaluate("--experiment", "stored.yaml", out=tmp_path / "out")
+    ours = read_scores(tmp_path / "out" / "step-00000002" / "scores")
+    of_run = read_scores(RUN / "samples" / "val" / "scores" / "step-00000002")
+    assert {"frechet_distance", "coverage"} <= ours.keys() <= of_run.keys()
+    for name, score in ours.items():
+        assert score.value == pytest.approx(of_run[name].value, rel=1e-5)
+        assert score.fingerprint == of_run[name].fingerprint
+    words[3] = "stored.yaml"
+    assert "callbacks.val has no reference: set its reference" in refused(capsys, *words)
+    words[3:6] = ["small.yaml", "--snapshot", "geneval"]
+    assert "callbacks.geneval has no reference" in refused(capsys, *words)
+
+
+def test_verdicts_are_compared_by_prompt(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate("--compare", RUN, out=tmp_path, snapshot="geneval")
+    printed = capsys.readouterr().out
+    assert "GenEval, paired by prompt" in printed and "95 % interval" in printed
+    assert "[+0.000, +0.000]" in printed  # the same images
+
+
 def test_which_weights(folder: Path) -> None:
     stored = torch.load(RUN / "checkpoints" / "step-00000002.ckpt", weights_only=True)
     for decay in (0.9, 0.5):
@@ -197,6 +237,7 @@ def test_mistakes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--snapshot", "val"], "Give either a CHECKPOINT or --images DIR"),
         ([RUN, *pictures], "Give either a CHECKPOINT or --images DIR"),
         (pictures, "--images needs --experiment FILE"),
+        (["--write-reference", tmp_path, "--snapshot", "val"], "--write-reference needs --experiment FILE"),
         ([*pictures, "--experiment", "small.yaml", "--batch-size", "2"], "--batch-size says how to draw"),
         ([*val, "--method", "dpmp"], "unknown sampling method 'dpmp'"),
         ([*val, "--model.denoiser.patch_size", "2"], "the model is that of the checkpoint"),

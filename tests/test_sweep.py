@@ -75,10 +75,10 @@ def test_scores_are_found_in_runs_and_evaluations(tmp_path: Path) -> None:
     for step, weight in ((10, 1.0), (20, 2.0)):
         write_scores(tmp_path / "run" / "samples" / "val" / "scores" / f"step-{step:08d}", scores(weight))
     write_scores(tmp_path / "done" / "scores", scores(4.0))
-    assert find_scores(tmp_path / "run", "val", "--compare")["clip_score"].value == 22
+    assert find_scores(tmp_path / "run", "val", "--compare").scores["clip_score"].value == 22
     for folder in ("run/samples/val", "run/samples/val/scores"):
-        assert find_scores(tmp_path / folder, "val", "--compare")["clip_score"].value == 22
-    assert find_scores(tmp_path / "done", "val", "--compare")["clip_score"].value == 24
+        assert find_scores(tmp_path / folder, "val", "--compare").scores["clip_score"].value == 22
+    assert find_scores(tmp_path / "done", "val", "--compare").scores["clip_score"].value == 24
     with pytest.raises(FileNotFoundError, match="--compare .*run: no scores of other in it"):
         find_scores(tmp_path / "run", "other", "--compare")
 

@@ -134,6 +134,16 @@ class Reference:
         assert samples.reference_sha256 is not None
         self._kept = (samples.reference_sha256, ReferenceStatistics(Moments.of(rows), rows))
 
+    def write(self, path: Path, samples: Samples) -> None:
+        """Writes what was kept of the reference of ``samples``, with features and fingerprint: a file for ``path``."""
+        rows = self.statistics(samples).features
+        assert rows is not None and self.path is None
+        described = {**self.features.fingerprint(), **describe(samples)}
+        del described["num_images"]
+        moments = Moments(self.features.dim, described)
+        moments.update(rows)
+        ReferenceStatistics(moments, rows).save(path)
+
     def statistics(self, samples: Samples) -> ReferenceStatistics:
         """The reference's statistics; ValueError for those of another network or set, naming the field."""
         if self.path is not None:
