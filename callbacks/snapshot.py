@@ -129,7 +129,7 @@ class Snapshot(L.Callback):
     # ------------------------------------------------------------------ when
 
     def on_train_start(self, trainer: L.Trainer, pl_module: TextToImage) -> None:
-        self.evaluation.prepare(trainer.datamodule)  # what is missing is found now, not at the first snapshot
+        self.evaluation.prepare(trainer.datamodule, pl_module.device)  # what is missing is found now, not at the first snapshot
         if isinstance(pl_module.space, LatentSpace):
             _ = pl_module.space.model
         step = trainer.global_step

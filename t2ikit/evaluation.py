@@ -90,11 +90,12 @@ class Evaluation:
         self._reference_images: Tensor | None = None
         self._pictures: list[Path] = []
 
-    def prepare(self, data: DataModule, draws: bool = True) -> None:
+    def prepare(self, data: DataModule, device: torch.device | str = "cpu", draws: bool = True) -> None:
         """Reads prompts, text states and reference images; they are kept, being the same for every checkpoint.
 
         Args:
             data: the data module, set up.
+            device: where a text encoder runs for the states of prompts that are not stored; it leaves it afterwards.
             draws: also the text states, which drawing needs.
 
         Raises:
@@ -114,7 +115,7 @@ class Evaluation:
                 )
             ranks.from_first(self._check)
         if draws and self._states is None:
-            self._states = self.source.states(data, self.prompts)
+            self._states = self.source.states(data, self.prompts, device)
 
     def evaluate(
         self,
@@ -141,7 +142,7 @@ class Evaluation:
         Raises:
             OtherRankFailed: another rank failed.
         """
-        self.prepare(data)
+        self.prepare(data, module.device)
         assert self._states is not None
         drawn, costs = DrawnImages(folder, len(self.prompts)), list[Cost]()
         scores = []

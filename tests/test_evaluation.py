@@ -39,7 +39,7 @@ class Numbered(PromptSource):
     def prompts(self, data: Any) -> list[Prompt]:
         return [Prompt(str(number if number % 3 else 0)) for number in range(self.count)]
 
-    def states(self, data: Any, prompts: Sequence[Prompt]) -> list[Tensor]:
+    def states(self, data: Any, prompts: Sequence[Prompt], device: Any = "cpu") -> list[Tensor]:
         generators = (torch.Generator().manual_seed(self.salt + int(prompt.text)) for prompt in prompts)
         return [
             torch.randn(1 + int(prompt.text) % 4, 8, generator=g) for g, prompt in zip(generators, prompts, strict=True)

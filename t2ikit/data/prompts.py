@@ -45,19 +45,22 @@ class PromptSource(ABC):
     def prompts(self, data: DataModule) -> list[Prompt]:
         """The prompts in their fixed order; index i keys the noise of image i."""
 
-    def states(self, data: DataModule, prompts: Sequence[Prompt]) -> Sequence[Tensor]:
-        """Text states of the prompts, each [L, D] float32, from the text encoder that the data was prepared with.
+    def states(
+        self, data: DataModule, prompts: Sequence[Prompt], device: str | torch.device = "cpu"
+    ) -> Sequence[Tensor]:
+        """Text states of the prompts, each [L, D] float32 on the CPU, from the data's own text encoder.
 
-        A text that is there several times is encoded once.
+        Args:
+            data: the data module, set up.
+            prompts: of this source.
+            device: where the text encoder runs; it is gone from there afterwards.
         """
         reference = data.manifest.text_encoder
         if reference is None:
             raise ValueError(f"the data in {data.root} has no text states: run `t2ikit prepare encode`")
         remedy = "bring the same weights or run `t2ikit prepare encode` again"
-        encoder = load_encoder(reference, Path(data.root), remedy)
-        texts = list(dict.fromkeys(prompt.text for prompt in prompts))
-        encoded = dict(zip(texts, encoder.encode(texts), strict=True))
-        return [encoded[prompt.text] for prompt in prompts]
+        encoder = load_encoder(reference, Path(data.root), remedy, device=device)
+        return encoder.encode_all([prompt.text for prompt in prompts])
 
     def pictures(self) -> list[Path]:
         """The photos that the prompts describe, each once: what ``reference: prompts`` of a snapshot compares with.
@@ -117,7 +120,9 @@ class CaptionPrompts(PromptSource):
         count = len(records) if self.limit is None else min(self.limit, len(records))
         return [Prompt(record.captions[0], record.metadata) for record in (records[i] for i in range(count))]
 
-    def states(self, data: DataModule, prompts: Sequence[Prompt]) -> Sequence[Tensor]:
+    def states(
+        self, data: DataModule, prompts: Sequence[Prompt], device: str | torch.device = "cpu"
+    ) -> Sequence[Tensor]:
         return _StoredStates(data.record_set(self.split), len(prompts))
 
 

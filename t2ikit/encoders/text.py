@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from t2ikit.batch import Text
 from t2ikit.files import partial_of, publish, recover
@@ -130,6 +131,29 @@ class TextEncoder:
         mask = torch.arange(tokens.shape[1])[None] < lengths[:, None]
         states = self.model(input_ids=tokens.to(self.device), attention_mask=mask.to(self.device)).last_hidden_state
         return [row[: len(own)].to(torch.float32) for row, own in zip(states, ids, strict=True)]
+
+    def encode_all(self, prompts: Sequence[str], batch_size: int = 64) -> list[Tensor]:
+        """States of any number of prompts, in passes over prompts of one length, so that nothing is padded.
+
+        Args:
+            prompts: texts; equal ones are encoded once.
+            batch_size: prompts a pass.
+
+        Returns:
+            A tensor [L, D] float32 on the CPU for each prompt.
+        """
+        texts = list(dict.fromkeys(prompts))
+        groups: dict[int, list[str]] = {}
+        for text, length in zip(texts, self.lengths(texts) if texts else (), strict=True):
+            groups.setdefault(length, []).append(text)
+        states: dict[str, Tensor] = {}
+        with tqdm(total=len(texts), desc="encoding prompts", unit="prompt", leave=False, mininterval=1.0) as bar:
+            for _, group in sorted(groups.items(), reverse=True):  # the longest first: they show whether memory lasts
+                for start in range(0, len(group), batch_size):
+                    part = group[start : start + batch_size]
+                    states.update(zip(part, (row.cpu() for row in self.encode(part)), strict=True))
+                    bar.update(len(part))
+        return [states[prompt] for prompt in prompts]
 
     def __call__(self, prompts: Sequence[str]) -> Text:
         """States of B prompts, padded: embeddings [B, max L, D] float32."""

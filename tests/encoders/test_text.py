@@ -1,6 +1,7 @@
 """Text encoders, on a small T5 of the real class in the real format."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +45,24 @@ def test_batches_are_padded_and_masked(encoder: TextEncoder) -> None:
     assert text.embeddings.shape == (3, 10, 64)
     assert text.mask.sum(1).tolist() == [6, 10, 5]
     assert (text.embeddings[~text.mask] == 0).all()
+
+
+def test_many_prompts_go_in_passes_of_one_length(encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["image", "crane", *TEXTS, "image", "zebra", "of"]
+    alone = [encoder.encode([text])[0] for text in texts]
+    masks: list[torch.Tensor] = []
+    forward = type(encoder.model).forward
+
+    def seen(self: torch.nn.Module, *args: Any, attention_mask: torch.Tensor, **options: Any) -> Any:
+        masks.append(attention_mask)
+        return forward(self, *args, attention_mask=attention_mask, **options)
+
+    monkeypatch.setattr(type(encoder.model), "forward", seen)
+    states = encoder.encode_all(texts, batch_size=3)
+    for one, together in zip(alone, states, strict=True):
+        torch.testing.assert_close(one, together, rtol=1e-5, atol=1e-5)
+    assert [tuple(mask.shape) for mask in masks] == [(1, 10), (1, 6), (1, 5), (3, 2), (1, 2)]  # "image" once
+    assert all(mask.all() for mask in masks) and encoder.encode_all([]) == []
 
 
 def test_cut_keeps_the_end_token(folder: Path) -> None:
