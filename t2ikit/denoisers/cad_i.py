@@ -7,7 +7,7 @@ A few latent tokens read from the data tokens, think, and write back; the latent
 Shape legend::
 
     B  samples       N, Dd  data tokens (patches) and their width     M, D  latents and their width
-    L  text tokens   K      keys of the condition: noise level, [coherence,] registers, text
+    L  text tokens   K      keys of the condition: noise level, [coherence,] registers, text[, window corners]
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from t2ikit.denoisers.layers import (
     key_bias,
     truncated_normal_,
 )
+from t2ikit.denoisers.windows import WINDOW_TOKENS, WindowEmbed, grid_of_part, window_places, window_rows
 
 REFINE_BLOCKS = 2
 LAYER_SCALE = 0.1
@@ -109,6 +110,7 @@ class CADI(Denoiser):
         checkpoint_blocks: recompute each block in the backward pass; saves memory, costs about a third more time.
         level_kind: scalar that the network is told: "gamma" for Gaussian diffusion, "t" for flows.
         refine_heads: heads of the text refine blocks; 16 in all released sizes. Small widths want fewer.
+        window_tokens: with four tokens that say which part of the image is drawn; x may then be a part of it.
 
     Raises:
         ValueError: sizes that do not divide; the message names the option.
@@ -136,6 +138,7 @@ class CADI(Denoiser):
         checkpoint_blocks: bool = False,
         level_kind: LevelKind = "gamma",
         refine_heads: int = 16,
+        window_tokens: bool = False,
     ) -> None:
         super().__init__()
         self.grid = grid_of(input_size, patch_size)
@@ -156,6 +159,7 @@ class CADI(Denoiser):
         self.text_registers = nn.Parameter(torch.empty(num_registers, latent_dim))
         self.coherence_embedder = LevelEmbed(latent_dim) if coherence else None
         self.coherence_positional_embedding = nn.Parameter(torch.empty(latent_dim)) if coherence else None
+        self.window_embed = WindowEmbed(latent_dim) if window_tokens else None
         self.transformers_blocks = nn.ModuleList(
             SelfBlock(latent_dim, refine_heads, layer_scale=LAYER_SCALE) for _ in range(REFINE_BLOCKS)
         )
@@ -190,24 +194,25 @@ class CADI(Denoiser):
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one x."""
+        """(C, H, W) of one whole x."""
         return self.in_channels, self.grid[0] * self.patch_size, self.grid[1] * self.patch_size
 
     def encode_text(
         self, text: Text, coherence: Tensor | float | None = None, window: Tensor | None = None
     ) -> TextContext:
-        """Projection, registers, refine blocks, and each block's keys and values of the result.
+        """Projection, registers, window tokens, refine blocks, and each block's keys and values of the result.
 
         Args:
             text: embeddings [B, L, text_dim], mask [B, L].
             coherence: [B] or one number in [0, 1]; None = 1, full coherence. Only with ``coherence=True``.
-            window: must be None; CAD-I always draws the whole image.
+            window: [B, 4] x0 y0 x1 y1 in [0, 1], the part of the image that is drawn; None = all of it. Only with
+                ``window_tokens=True``.
 
         Raises:
-            ValueError: a wrong width, a window, or a coherence that this network was not built for.
+            ValueError: a wrong width, or a window or coherence that this network was not built for.
         """
-        if window is not None:
-            raise ValueError("CADI takes no window; DiTI(window_tokens=True) does")
+        if window is not None and self.window_embed is None:
+            raise ValueError("this CADI knows no window; build it with window_tokens=True")
         if coherence is not None and not self.coherence:
             raise ValueError("this CADI knows no coherence; build it with coherence=True")
         self._check_text(text, self.text_dim)
@@ -217,13 +222,19 @@ class CADI(Denoiser):
         if self.coherence_embedder is not None and self.coherence_positional_embedding is not None:
             value = self._coherence_rows(coherence, rows, tokens.device)
             parts.insert(0, (self.coherence_embedder(value) + self.coherence_positional_embedding)[:, None])
-        sequence = torch.cat(parts, dim=1)
+        lead = sum(part.shape[1] for part in parts[:-1])
         # One more key in front of the refined sequence: the noise level, which is not known here.
-        mask = nn.functional.pad(text.mask, (1 + sequence.shape[1] - tokens.shape[1], 0), value=True)
+        mask = nn.functional.pad(text.mask, (1 + lead, 0), value=True)
+        if self.window_embed is not None:
+            window = window_rows(window, rows, tokens.device)
+            parts.append(self.window_embed(window))
+            mask = nn.functional.pad(mask, (0, WINDOW_TOKENS), value=True)
+        sequence = torch.cat(parts, dim=1)
         bias = key_bias(mask[:, 1:], self.latents)
         for block in self.transformers_blocks:
             sequence = self._run(block, sequence, bias)
-        return TextContext(tuple(block.retrieve_cond.ca.keys_values(sequence) for block in self._blocks()), mask)
+        keys_values = tuple(block.retrieve_cond.ca.keys_values(sequence) for block in self._blocks())
+        return TextContext(keys_values, mask, window)
 
     def _blocks(self) -> list[RINBlock]:
         return cast("list[RINBlock]", list(self.rin_blocks))
@@ -240,32 +251,33 @@ class CADI(Denoiser):
         """One prediction.
 
         Args:
-            x: [B, C, H, W].
+            x: [B, C, H, W]; with ``window_tokens`` also a part [B, C, h, w] of it, whose place the context's window
+                says.
             level: [B], of kind ``level_kind``.
             context: of ``encode_text``, B rows.
             state: [B, M, D], the latents of an earlier call; None = zeros.
 
         Returns:
-            output [B, C, H, W] in the dtype of x, and the latents [B, M, D].
+            output in the shape and dtype of x, and the latents [B, M, D].
 
         Raises:
             ValueError: a wrong shape; the message says what was expected.
         """
-        self._check_call(x, level, context)
+        grid = self._check_part(x, level, context)
         shape = (x.shape[0], *self.latents.shape)
         if state is None:
             state = self.latents.new_zeros(shape)
         elif state.shape != shape:
             raise ValueError(f"state {list(shape)} was expected, latents of an earlier call; got {list(state.shape)}")
         data, latents = self._trunk(x, level, context, state)
-        output = unpatchify(self.map_tokens_to_patches(data), self.patch_size, self.grid)
+        output = unpatchify(self.map_tokens_to_patches(data), self.patch_size, grid)
         return Prediction(output.to(x.dtype), latents)
 
     def self_condition(self, x: Tensor, level: Tensor, context: TextContext, keep: Tensor) -> Tensor:
         """The latents of a first call from zero latents; see :meth:`Denoiser.self_condition`.
 
         Args:
-            x: [B, C, H, W].
+            x: [B, C, H, W], or a part of it.
             level: [B].
             context: of ``encode_text``, B rows.
             keep: [B] bool, preferably on the CPU, or int64 [R], the rows that are kept.
@@ -276,7 +288,7 @@ class CADI(Denoiser):
         Raises:
             ValueError: a wrong shape; the message says what was expected.
         """
-        self._check_call(x, level, context)
+        self._check_part(x, level, context)
         rows = x.shape[0]
         mask = keep.dtype == torch.bool and keep.shape == (rows,)
         if not mask and (keep.dtype != torch.int64 or keep.dim() != 1):
@@ -298,6 +310,14 @@ class CADI(Denoiser):
                 return latents
             return latents.new_zeros(rows, *self.latents.shape).index_copy_(0, index, latents)
 
+    def _check_part(self, x: Tensor, level: Tensor, context: TextContext) -> tuple[int, int]:
+        """Raises ValueError where the arguments do not fit each other; the grid of x."""
+        if self.window_embed is None or x.dim() != 4 or x.shape[1:] == self.input_shape:
+            self._check_call(x, level, context)
+            return self.grid
+        self._check_rows(x, level, context)
+        return grid_of_part(x, self.input_shape, self.patch_size)
+
     def _first_latents(self, x: Tensor, level: Tensor, context: TextContext) -> Tensor:
         """[B, M, D] of a call from zero latents. They are all the same, so one row of the MLP on them serves all."""
         zero = self.latents.new_zeros(1, 1, self.latents.shape[1])
@@ -307,7 +327,11 @@ class CADI(Denoiser):
         self, x: Tensor, level: Tensor, context: TextContext, state: Tensor, write_last: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Data tokens [B, N, Dd] and latents [B, M, D] after the last block; its write is skipped on demand."""
-        data = self.data_ln(self.patch_extractor(x)) + self.data_pos_embedding
+        positions = self.data_pos_embedding
+        if x.shape[1:] != self.input_shape:
+            part = (x.shape[2] // self.patch_size, x.shape[3] // self.patch_size)
+            positions = positions[window_places(cast(Tensor, context.window), self.grid, part)]
+        data = self.data_ln(self.patch_extractor(x)) + positions
         token = self.time_embedder(level)[:, None]
         state = state.to(self.latents.dtype)
         latents = self.latents + token

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from t2ikit.batch import Prediction, Text
 from t2ikit.denoisers.base import Denoiser, LevelKind, TextContext, check_level_kind
-from t2ikit.denoisers.embeddings import LevelEmbed, PatchEmbed, grid_of, sincos, sincos_grid, unpatchify
+from t2ikit.denoisers.embeddings import LevelEmbed, PatchEmbed, grid_of, sincos_grid, unpatchify
 from t2ikit.denoisers.layers import (
     MLP,
     CrossAttention,
@@ -32,6 +32,7 @@ from t2ikit.denoisers.layers import (
     key_bias,
     truncated_normal_,
 )
+from t2ikit.denoisers.windows import WINDOW_TOKENS, WindowEmbed, grid_of_part, window_places, window_rows
 
 REFINE_BLOCKS = 2
 REFINE_LAYER_SCALE = 0.1
@@ -89,25 +90,6 @@ class DiTBlock(nn.Module):
         x = x + self.self_attention(self.self_norm(x) * (1 + scale_a) + shift_a) * (gate_a * own)
         x = x + self.cross_attention(self.cross_norm(x), keys_values, bias) * cross
         return x + self.mlp(self.mlp_norm(x) * (1 + scale_b) + shift_b) * (gate_b * wide)
-
-
-class WindowEmbed(nn.Module):
-    """The corners of a window, x0 y0 x1 y1 in [0, 1], to four tokens: sin-cos, a shared MLP, a type vector each."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.channels = width // 4
-        self.mlp = nn.Sequential(Linear(self.channels, width), nn.SiLU(), Linear(width, width))
-        self.types = nn.Parameter(torch.empty(4, width))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draws the type vectors."""
-        truncated_normal_(self.types)
-
-    def forward(self, window: Tensor) -> Tensor:
-        """[B, 4] -> [B, 4, D]."""
-        return cast(Tensor, self.mlp(sincos(window, self.channels).to(self.types.dtype)) + self.types)
 
 
 class DiTI(Denoiser):
@@ -226,13 +208,9 @@ class DiTI(Denoiser):
         lead = 1 if self.modulation is None else 0
         mask = nn.functional.pad(text.mask, (lead + self.num_registers, 0), value=True)
         if self.window_embed is not None:
-            if window is None:
-                # x0 = y0 = 0 and x1 = y1 = 1, made on the device.
-                window = (torch.arange(4, device=tokens.device) >= 2).to(torch.float32).expand(rows, -1)
-            elif window.shape != (rows, 4):
-                raise ValueError(f"window [{rows}, 4] was expected, got {list(window.shape)}")
+            window = window_rows(window, rows, tokens.device)
             parts.append(self.window_embed(window))
-            mask = nn.functional.pad(mask, (0, 4), value=True)
+            mask = nn.functional.pad(mask, (0, WINDOW_TOKENS), value=True)
         sequence = torch.cat(parts, dim=1)
         bias = key_bias(mask[:, lead:], self.registers)
         for block in self.refine_blocks:
@@ -284,15 +262,5 @@ class DiTI(Denoiser):
             self._check_call(x, level, context)
             return table.flatten(0, 1), self.grid
         self._check_rows(x, level, context)
-        grid = grid_of((x.shape[2], x.shape[3]), self.patch_size)
-        if x.shape[1] != self.in_channels or grid[0] > self.grid[0] or grid[1] > self.grid[1]:
-            raise ValueError(
-                f"x [B, {', '.join(map(str, self.input_shape))}] (options in_channels and input_size), or a window of "
-                f"it, was expected, got {list(x.shape)}"
-            )
-        window = cast(Tensor, context.window)
-        left = (window[:, 0] * self.grid[1]).round().long().clamp(0, self.grid[1] - grid[1])
-        top = (window[:, 1] * self.grid[0]).round().long().clamp(0, self.grid[0] - grid[0])
-        rows = top[:, None] + torch.arange(grid[0], device=x.device)
-        columns = left[:, None] + torch.arange(grid[1], device=x.device)
-        return table[rows[:, :, None], columns[:, None, :]].flatten(1, 2), grid
+        grid = grid_of_part(x, self.input_shape, self.patch_size)
+        return table.flatten(0, 1)[window_places(cast(Tensor, context.window), self.grid, grid)], grid

@@ -152,6 +152,29 @@ def test_nothing_is_cropped_at_p_0_and_drawing_shows_the_whole_image() -> None:
     assert context.window is not None and context.window.tolist() == [[0, 0, 1, 1]] * 2
 
 
+@pytest.mark.parametrize("rows", [16, 24])
+def test_cad_i_carries_its_state_through_windows_and_compiles(rows: int) -> None:
+    """24 rows are two parts of 12, each with a fixed number of self-conditioned rows."""
+    torch._dynamo.reset()
+    found = []
+    for compile in (None, {"backend": "eager"}):
+        torch.manual_seed(0)
+        sizes = {"data_dim": 16, "num_latents": 4, "latent_dim": 16, "num_blocks": 2, "num_layers": 1}
+        heads = {"read_write_heads": 2, "compute_heads": 2, "refine_heads": 2, "num_registers": 2}
+        denoiser = CADI(input_size=8, in_channels=3, text_dim=8, window_tokens=True, **sizes, **heads)
+        with torch.no_grad():
+            denoiser.ln_previous.weight.fill_(1.0)
+        module = TextToImage(denoiser, space=PixelSpace(), compile=compile, self_condition_rate=0.5)
+        module.unconditional = Text(torch.ones(1, 1, 8), torch.ones(1, 1, dtype=torch.bool))
+        Crop().register(SimpleNamespace(batch_size=rows), module)  # type: ignore[arg-type]
+        result = step(module, batch(count=rows))
+        result["loss"].backward()
+        assert denoiser.window_embed is not None and denoiser.window_embed.types.grad is not None
+        found.append((result["loss_B"], denoiser.window_embed.types.grad))
+    for plain, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(plain, compiled, rtol=1e-4, atol=1e-6)
+
+
 def test_a_compiled_step_is_a_plain_one() -> None:
     torch._dynamo.reset()
     plain, compiled = (step(tiny(Crop(), compile=mode), batch()) for mode in (None, {"backend": "eager"}))

@@ -30,11 +30,12 @@ def dit_i(**options: object) -> DiTI:
 BUILDERS: list[Callable[..., Denoiser]] = [
     cad_i,
     lambda **options: cad_i(coherence=True, **options),
+    lambda **options: cad_i(window_tokens=True, **options),
     dit_i,
     lambda **options: dit_i(time_conditioning="adaln_single", **options),
     lambda **options: dit_i(window_tokens=True, **options),
 ]
-NAMES = ["cad_i", "cad_i-coherence", "dit_i", "dit_i-adaln", "dit_i-window"]
+NAMES = ["cad_i", "cad_i-coherence", "cad_i-window", "dit_i", "dit_i-adaln", "dit_i-window"]
 every = pytest.mark.parametrize("build", BUILDERS, ids=NAMES)
 
 

@@ -229,7 +229,7 @@ def test_a_wrong_state_is_refused() -> None:
 
 def test_window_and_unknown_coherence_are_refused() -> None:
     text = inputs()[2]
-    with pytest.raises(ValueError, match="window"):
+    with pytest.raises(ValueError, match="window_tokens=True"):
         small().encode_text(text, window=torch.zeros(5, 4))
     with pytest.raises(ValueError, match="coherence=True"):
         small().encode_text(text, coherence=torch.ones(5))
