@@ -320,8 +320,10 @@ class Evaluation:
             self._pictures[places.start : places.stop], f"{self.name}: reference", leave=False, mininterval=1.0,
             disable=ranks.this() > 0,
         )  # fmt: skip
-        photos = [torch.from_numpy(decode(path.read_bytes(), size).copy()) for path in bar]
-        return torch.stack(photos) if photos else torch.empty(0, 3, size, size, dtype=torch.uint8)
+        photos = torch.empty(len(bar), 3, size, size, dtype=torch.uint8)
+        for number, path in enumerate(bar):
+            photos[number] = torch.from_numpy(decode(path.read_bytes(), size).copy())
+        return photos
 
     def _loss(self, module: TextToImage, data: DataModule, sampling: Sampling, weights: str, step: int | None) -> Score:
         """Mean loss of the validation set, every record once, summed over the ranks."""
