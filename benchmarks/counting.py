@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,39 +12,41 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-_SYNCS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "unique_dim", "masked_select"}
 
+class Operations(TorchDispatchMode):
+    """Counts aten operations by name while it is active. Views launch nothing and are left out."""
 
-@dataclass(frozen=True)
-class Operations:
-    """What the dispatcher saw.
+    SYNCS = frozenset(
+        {"_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "unique_dim"}
+    )
 
-    Attributes:
-        total: operations; views, which rename memory and launch nothing, are left out.
-        syncs: those that make the host wait for the device.
-    """
-
-    total: int
-    syncs: int
-
-
-class _Counter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
-        self.total = self.syncs = 0
+        self.names: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        self.total += not (func.is_view or name == "_unsafe_view")
-        self.syncs += name in _SYNCS
+        # Marks of profilers are no aten operations.
+        if func.namespace == "aten" and not func.is_view and name != "_unsafe_view":
+            self.names[name] += 1
         return func(*args, **(kwargs or {}))
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(self.names.values())
+
+    @property
+    def syncs(self) -> int:
+        """Those that make the host wait for the device."""
+        return sum(count for name, count in self.names.items() if name in self.SYNCS)
 
 
 def operations(work: Callable[[], object]) -> Operations:
     """Operations that reach the dispatcher while ``work`` runs."""
-    with _Counter() as counter:
+    with Operations() as counted:
         work()
-    return Operations(counter.total, counter.syncs)
+    return counted
 
 
 def flops(work: Callable[[], object]) -> int:

@@ -13,6 +13,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from t2ikit.optim.precision import wide_dtype, widened
+
 
 class EMA(L.Callback):
     """Averages the trainable floating-point weights of ``pl_module.denoiser``, and nothing else.
@@ -78,7 +80,7 @@ class EMA(L.Callback):
 
     def _start(self, pl_module: L.LightningModule) -> None:
         self._names, weights = _trainable(pl_module)
-        self._averages = {decay: [w.detach().float().clone() for w in weights] for decay in self.decays}
+        self._averages = {decay: [w.detach().to(wide_dtype(w), copy=True) for w in weights] for decay in self.decays}
 
     def _restore(self, state: dict[str, Any]) -> None:
         for decay, averages in self._averages.items():
@@ -108,9 +110,7 @@ class EMA(L.Callback):
     @torch.no_grad()
     def update(self, pl_module: L.LightningModule) -> None:
         """One update of every profile from the present weights; no host sync."""
-        weights = [w.detach() for w in _trainable(pl_module)[1]]
-        if any(w.dtype != torch.float32 for w in weights):
-            weights = [w.float() for w in weights]
+        weights = widened([w.detach() for w in _trainable(pl_module)[1]])
         for decay, averages in self._averages.items():
             torch._foreach_lerp_(averages, weights, 1.0 - self.decay_at(self.step, decay))
         self.step += 1

@@ -23,6 +23,7 @@ from t2ikit.batch import Batch, StoredBatch, Text
 from t2ikit.data.continuity import CHANGES, Change, check_continues
 from t2ikit.data.manifest import Manifest
 from t2ikit.denoisers import Denoiser
+from t2ikit.denoisers.base import CACHE_IS_SAFE
 from t2ikit.diffusion import GaussianDiffusion, Guidance, sample
 from t2ikit.diffusion.compiled import STATIC_ROWS, CompiledLoss
 from t2ikit.diffusion.objectives import Objective
@@ -173,6 +174,8 @@ class TextToImage(L.LightningModule):
     # ------------------------------------------------------------------ the training step
 
     def training_step(self, parts: tuple[Batch, ...], batch_idx: int) -> dict[str, Tensor]:
+        if CACHE_IS_SAFE:  # Lightning turns it off, and every pass would cast all weights anew
+            torch.set_autocast_cache_enabled(True)
         if self.compiled_loss is not None:  # results of the step before may be overwritten by CUDA graphs
             torch.compiler.cudagraph_mark_step_begin()
         if self._drops:  # dropout draws from the global generator: keyed, so that a resumed run draws the same

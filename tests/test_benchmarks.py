@@ -59,7 +59,7 @@ def test_a_training_step_of_l_stays_below_1500_operations_and_3_syncs() -> None:
 
 def test_operations_do_not_depend_on_the_width() -> None:
     wide = count_operations(lambda: CADI(data_dim=64, num_latents=32, latent_dim=128, text_dim=64))
-    assert wide == count_operations(narrow_l)
+    assert wide.names == count_operations(narrow_l).names
 
 
 def test_the_plain_training_step_computes_the_same() -> None:

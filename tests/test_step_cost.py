@@ -7,20 +7,24 @@ the machine, the meta device stands in for a GPU: it has no numbers, so whatever
 
 from __future__ import annotations
 
-from collections import Counter
+import sys
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
+sys.path.append(str(Path(__file__).parents[1]))  # the folder of the benchmarks is not installed
+
+from benchmarks.counting import Operations
 from t2ikit.batch import StoredBatch, Text
 from t2ikit.callbacks import EMA, NonFiniteGuard, TrainingLog
 from t2ikit.data.manifest import Manifest
 from t2ikit.denoisers import CADI, Denoiser, DiTI
+from t2ikit.denoisers.base import CACHE_IS_SAFE
 from t2ikit.encoders import PixelSpace
 from t2ikit.module import TextToImage
 
@@ -41,30 +45,6 @@ def shallow(**options: Any) -> CADI:
 
 def shallow_dit(**options: Any) -> DiTI:
     return DiTI(4, 3, 2, 32, 2, 2, text_dim=TEXT_DIM, **options)
-
-
-class Operations(TorchDispatchMode):
-    """Counts aten operations by name. Views launch nothing and are left out; so are marks of profilers."""
-
-    SYNCS = frozenset({"_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2"})
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        if func.namespace == "aten" and not func.is_view and name != "_unsafe_view":
-            self.names[name] += 1
-        return func(*args, **(kwargs or {}))
-
-    @property
-    def total(self) -> int:
-        return sum(self.names.values())
-
-    @property
-    def syncs(self) -> int:
-        return sum(count for name, count in self.names.items() if name in self.SYNCS)
 
 
 class Copies(TorchFunctionMode):
@@ -178,9 +158,25 @@ def test_a_step_that_logs_and_looks_waits_at_most_three_times() -> None:
     assert 2 <= window.copies.count + window.operations.syncs <= LIMIT_SYNCS
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_bf16_adds_casts_and_nothing_else(step: Window, precision: str) -> None:
-    names = count_step(deep(), precision).operations.names
+@pytest.fixture(scope="module", params=["bf16-mixed", "bf16-true"])
+def low(request: pytest.FixtureRequest) -> tuple[str, Operations]:
+    return request.param, count_step(deep(), request.param).operations
+
+
+def test_bf16_adds_casts_and_little_else(step: Window, low: tuple[str, Operations]) -> None:
+    precision, operations = low
+    names = operations.names.copy()
     names.subtract(step.operations.names)
     added = {name: count for name, count in names.items() if count > 0}
-    assert sum(count for name, count in added.items() if name != "_to_copy") <= 5, added
+    # 16-bit weights: LAMB and EMA widen all tensors at once, in one copy each for both groups and the averages.
+    allowed = 5 if precision == "bf16-mixed" else 8
+    assert sum(count for name, count in added.items() if name != "_to_copy") <= allowed, added
+
+
+def test_bf16_casts_each_weight_once_or_not_at_all(low: tuple[str, Operations]) -> None:
+    precision, operations = low
+    if precision == "bf16-true":
+        assert operations.total <= LIMIT_OPERATIONS, operations.names.most_common()
+        assert operations.names["_to_copy"] <= 15
+    elif CACHE_IS_SAFE:  # 275 weights in matrix products, there and back, and 300 activations around norms
+        assert operations.names["_to_copy"] <= 850

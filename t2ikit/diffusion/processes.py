@@ -135,8 +135,9 @@ class Process(ABC):
 
     def _columns(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma as [B, 1, ..., 1] in the dtype of x, fp32 at the least."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
         alpha, sigma = self.scales(t)
-        return _column(alpha, x), _column(sigma, x)
+        return _column(alpha, x, dtype), _column(sigma, x, dtype)
 
 
 class GaussianDiffusion(Process):
@@ -209,6 +210,9 @@ class GaussianDiffusion(Process):
         """t of a log-SNR."""
         return self.schedule.time(log_snr)
 
+    def _gamma(self, t: Tensor) -> Tensor:
+        return self.schedule(t)
+
     def t(self, u: Tensor) -> Tensor:
         """t is uniform: the identity."""
         return u
@@ -257,8 +261,7 @@ class GaussianDiffusion(Process):
         return ("clamp", 1.0) if channels == 3 else ("clamp", 4.0 * self.data_std)
 
 
-def _column(values: Tensor, x: Tensor) -> Tensor:
-    dtype = torch.promote_types(x.dtype, torch.float32)
+def _column(values: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     if values.numel() == 1 and values.device.type == "cpu" and x.dtype == dtype:
         return values.to(dtype).reshape(())  # one number for all rows, as in a sampler: a scalar needs no copy to a GPU
     return values.to(x.device, dtype, non_blocking=True).reshape(-1, *(1,) * (x.dim() - 1))

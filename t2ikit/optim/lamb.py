@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from t2ikit.optim.precision import wide_dtype, widened
+
 MOMENTS = ("exp_avg", "exp_avg_sq", "master")
 
 
@@ -80,7 +82,7 @@ class LAMB(Optimizer):
             for p, index in zip(group["params"], saved["params"], strict=True):
                 for name in MOMENTS:
                     if name in (stored := state_dict["state"].get(index, {})):
-                        self.state[p][name] = stored[name].to(p.device, _state_dtype(p), copy=True)
+                        self.state[p][name] = stored[name].to(p.device, wide_dtype(p), copy=True)
 
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
         beta1, beta2 = group["betas"]
@@ -88,7 +90,7 @@ class LAMB(Optimizer):
         for state in states:
             state["step"] += 1
         weights = [state.get("master", p) for p, state in zip(params, states, strict=True)]
-        grads = [p.grad.to(weight.dtype) for p, weight in zip(params, weights, strict=True) if p.grad is not None]
+        grads = widened([p.grad for p in params if p.grad is not None])
         first, second = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
 
         torch._foreach_lerp_(first, grads, 1.0 - beta1)
@@ -115,7 +117,7 @@ class LAMB(Optimizer):
         if not state:
             if p.grad is not None and p.grad.is_sparse:
                 raise RuntimeError("LAMB takes dense gradients only")
-            dtype = _state_dtype(p)
+            dtype = wide_dtype(p)
             state["step"] = 0
             state["exp_avg"] = torch.zeros_like(p, dtype=dtype)
             state["exp_avg_sq"] = torch.zeros_like(p, dtype=dtype)
@@ -130,10 +132,6 @@ def _trust_ratios(weights: list[Tensor], updates: list[Tensor]) -> Tensor:
     update_norms = torch.stack(torch._foreach_norm(updates))
     adapted = (weight_norms > 0.0) & (update_norms > 0.0)
     return torch.where(adapted, weight_norms / update_norms, 1.0)
-
-
-def _state_dtype(p: Tensor) -> torch.dtype:
-    return torch.promote_types(p.dtype, torch.float32)
 
 
 def check_options(lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> None:

@@ -50,6 +50,22 @@ def test_a_sequence_of_weights_is_the_weighted_sum_in_float64() -> None:
         assert next(module.denoiser.parameters()).flatten()[0].item() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_averages_are_fp32_at_the_least(dtype: torch.dtype) -> None:
+    module, ema = module_of(2), EMA(decay=0.999, warmup=False)
+    module.denoiser.to(dtype)
+    set_all(module, 1.0)
+    ema._start(module)
+    set_all(module, 2.0)
+    for _ in range(3):
+        ema.update(module)
+    averages = ema.state_dict()["profiles"]["0.999"]
+    expected = 2.0 - 0.999**3  # bf16 would round each step of a thousandth away
+    for average in averages.values():
+        assert average.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        torch.testing.assert_close(average.double(), torch.full_like(average.double(), expected), rtol=1e-6, atol=0)
+
+
 def test_warmup_starts_with_short_averages_and_ends_at_the_decay() -> None:
     ema = EMA(decay=0.9999, warmup=True)
     assert ema.decay_at(0, 0.9999) == pytest.approx(0.1)

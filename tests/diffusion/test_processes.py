@@ -82,6 +82,14 @@ def test_float32_times_leave_the_dtype_of_x() -> None:
             assert process.level(t, kind).dtype == torch.float32
 
 
+def test_the_gamma_that_a_denoiser_is_told_is_the_schedules_own() -> None:
+    # sqrt(gamma)^2 / (sqrt(gamma)^2 + sqrt(1 - gamma)^2) is off by a rounding, which sin-cos of 1000 gamma makes 1e-4.
+    t = torch.linspace(0.0, 1.0, 1001)
+    for name in ("linear", "cosine_simple"):
+        process = GaussianDiffusion(name)
+        assert torch.equal(process.level(t, "gamma"), process.schedule(t))
+
+
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
 def test_levels_agree_with_the_log_snr(process: Process) -> None:
     t = torch.linspace(0.05, 0.95, 10, dtype=torch.float64)

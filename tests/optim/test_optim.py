@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from t2ikit.optim import LAMB, AdamW, Constant, Lamb, WarmupCosine, lr_factor, matrix_groups, parameter_groups
+from t2ikit.optim.precision import wide_dtype, widened
 
 
 class HeadNorm(nn.Module):
@@ -184,6 +185,16 @@ def test_a_step_is_a_fixed_number_of_calls_and_never_waits_for_the_device() -> N
         assert not any("item" in name or "_local_scalar_dense" in name for name in count.names), count.names
         counts.append(len(count.names))
     assert counts[0] == counts[1] <= 25
+
+
+def test_widened_copies_16_bit_tensors_and_hands_on_the_others() -> None:
+    kinds = (torch.bfloat16, torch.float32, torch.float64, torch.float16)
+    tensors = [torch.randn(2, 3).to(kinds[0]), torch.randn(4), torch.randn(()).to(kinds[2]), torch.ones(0, 5).half()]
+    found = widened(tensors)
+    for tensor, wide in zip(tensors, found, strict=True):
+        assert wide.dtype == wide_dtype(tensor) and torch.equal(wide, tensor.to(wide.dtype))
+        assert (wide is tensor) == (tensor.dtype in kinds[1:3])
+    assert widened(tensors[1:3]) == tensors[1:3]
 
 
 def test_groups() -> None:

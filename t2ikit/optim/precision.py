@@ -1,0 +1,31 @@
+"""Numbers of 16 bits in fp32, where small steps add up that their own dtype would round away."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def wide_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype in which steps of ``tensor`` are summed: its own, fp32 at the least."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def widened(tensors: list[Tensor]) -> list[Tensor]:
+    """The tensors, with fp32 copies in place of 16-bit ones: one kernel and one piece of memory for all copies.
+
+    Args:
+        tensors: any shapes, the 16-bit ones on one device.
+
+    Returns:
+        As many, in the same order.
+    """
+    low = [tensor for tensor in tensors if tensor.dtype.itemsize < torch.float32.itemsize]
+    if not low:
+        return tensors
+    sizes = [tensor.numel() for tensor in low]
+    parts = torch.empty(sum(sizes), dtype=torch.float32, device=low[0].device).split(sizes)
+    copies = [part.view(tensor.shape) for part, tensor in zip(parts, low, strict=True)]
+    torch._foreach_copy_(copies, low)
+    wide = {id(tensor): copy for tensor, copy in zip(low, copies, strict=True)}
+    return [wide.get(id(tensor), tensor) for tensor in tensors]
