@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.base import Benchmark, Measurement, Settings
 
-ROOMS = ("training", "text_length", "memory", "sampling", "solvers", "gpu", "data", "metrics")
+ROOMS = ("training", "text_length", "memory", "sampling", "solvers", "gpu", "data", "metrics", "snapshots")
 _PACKAGES = ("t2ikit", "torch", "lightning", "diffusers", "litdata", "numpy", "pillow")
 
 

@@ -1,0 +1,99 @@
+"""What a snapshot costs beside the sampler: files and hashes of its images, features of its reference, scores.
+
+``python -m benchmarks snapshot``. Small images of a small CAD-I; what stands beside the sampler does not depend on the
+size of the network, so its share falls with it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.base import Benchmark, Measurement, Settings, cpu_seconds
+from t2ikit.batch import Text
+from t2ikit.data.prompts import Prompt, PromptSource
+from t2ikit.denoisers import CADI
+from t2ikit.denoisers.cad_i import cad_i_l
+from t2ikit.drawing import Sampling, draw_batch, identity_of
+from t2ikit.evaluation import Evaluation
+from t2ikit.metrics import DistributionMetrics, RandomConvFeatures
+from t2ikit.module import TextToImage
+
+TEXT_DIM, TOKENS, SIZE, BATCH = 64, 12, 32, 32
+
+
+class _Texts(PromptSource):
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def prompts(self, data: Any) -> list[Prompt]:
+        return [Prompt(f"prompt {number}") for number in range(self.count)]
+
+    def states(self, data: Any, prompts: Sequence[Prompt], device: str | torch.device = "cpu") -> list[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        return [torch.randn(TOKENS, TEXT_DIM, generator=generator) for _ in prompts]
+
+
+def _perturbed(denoiser: CADI) -> TextToImage:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():  # a fresh one predicts zeros
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    module = TextToImage(denoiser).eval()
+    module.unconditional = Text.from_rows([torch.zeros(1, denoiser.text_dim)])
+    return module
+
+
+def _measure(settings: Settings) -> list[Measurement]:
+    count, reference = (256, 2000) if settings.full else (64, 500)
+    heads = {"read_write_heads": 4, "compute_heads": 4}
+    module = _perturbed(CADI(SIZE, 3, 4, 64, 32, 128, 2, 2, text_dim=TEXT_DIM, **heads))
+    sampling = Sampling(steps=10, guidance=2.0, batch_size=BATCH)
+    source = _Texts(count)
+    states = source.states(None, source.prompts(None))
+    generator = torch.Generator().manual_seed(1)
+    photos = torch.randint(0, 256, (reference, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
+    data: Any = SimpleNamespace(trainer=None, reference_images=lambda *_: photos)
+    metric = DistributionMetrics(RandomConvFeatures())
+    scored, bare = Evaluation("val", source, [metric], "val"), Evaluation("val", source)
+
+    def snapshot(evaluation: Evaluation) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            evaluation.evaluate(module, data, sampling, Path(folder) / "drawn", weights="raw", step=0)
+
+    def sampler() -> None:
+        for first in range(0, count, BATCH):
+            draw_batch(
+                module, states[first : first + BATCH], first, seed=0, steps=sampling.steps, guidance=sampling.guidance
+            )
+
+    def first_time() -> None:
+        metric.reference = type(metric.reference)(metric.features, metric.batch_size)
+        snapshot(scored)
+
+    seconds = cpu_seconds(
+        {"drawn": lambda: snapshot(bare), "sampler": sampler, "first": first_time, "later": lambda: snapshot(scored)}
+    )
+    large = _perturbed(cad_i_l())
+    texts = [torch.zeros(TOKENS, large.denoiser.text_dim)]
+    hashed = cpu_seconds({"identity": lambda: identity_of(large, texts, sampling)}, repeats=1, warm_up=0)["identity"]
+    label = f"snapshot of {count} images of {SIZE} x {SIZE}, {sampling.steps} guided DDIM steps"
+    scores = f"Frechet and PRDC against {reference:,} images"
+    return [
+        Measurement(f"{label}, without metrics", seconds["drawn"], "s", "the sampler alone", seconds["sampler"]),
+        Measurement(f"{label}, {scores}, the first", seconds["first"], "s", "the sampler alone", seconds["sampler"]),
+        Measurement(
+            f"{label}, {scores}, a later one", seconds["later"], "s", "the sampler alone", seconds["sampler"],
+            note="features of the reference are kept",
+        ),
+        Measurement("hash of CAD-I L's weights, once a snapshot", hashed, "s", note="an interrupted one goes on by it"),
+    ]  # fmt: skip
+
+
+BENCHMARKS = (Benchmark("snapshot", "a whole snapshot against the sampler alone", _measure),)
