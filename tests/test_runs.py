@@ -123,6 +123,16 @@ def test_going_back_keeps_what_it_leaves_and_takes_new_options(folder: Path) -> 
     assert numbers(run)["train/loss"][5:] != first["train/loss"][5:]
 
 
+def test_a_refused_resume_leaves_no_experiment_behind(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    plain = ["run", "small.yaml", "--callbacks.val", "null", "--callbacks.geneval", "null"]
+    assert cli.main([*plain, "--trainer.max_steps", "2"]) == 0
+    assert cli.main([*plain, "--resume", "last", "--model.denoiser.num_latents", "8"]) == 2
+    printed = capfd.readouterr()
+    assert "num_latents: 4 -> 8" in printed.out
+    assert "another network (size mismatch for denoiser.latents" in printed.err
+    assert [path.name for path in (folder / "runs" / "small" / "version_0").glob("config*")] == ["config.yaml"]
+
+
 def test_a_checkpoint_of_broken_weights_is_refused() -> None:
     layer = torch.nn.Linear(2, 2)
     trainer = SimpleNamespace(lightning_module=layer, global_step=7)

@@ -153,7 +153,7 @@ def train(plan: Plan, text: str, resume: str | None, command: str) -> int:
     if plan.config["seed_everything"] is not None:
         seed_everything(plan.config["seed_everything"], workers=True, verbose=False)
     folder = run_folder.choose(plan.config["run"]["directory"], plan.name, resume)
-    chief = first_rank()
+    chief, written = first_rank(), None
     try:
         step = _step(folder.checkpoint)
         experiment = _build(plan, folder.path, step)
@@ -169,9 +169,11 @@ def train(plan: Plan, text: str, resume: str | None, command: str) -> int:
                     if isinstance(logger, MetricsCSV):
                         logger.rewind(step)
             head = f"# t2ikit {t2ikit.__version__}: {' '.join(command.split())}\n"
-            run_folder.write_config(folder.path, head + text, resumed=not folder.created)
+            written = run_folder.write_config(folder.path, head + text, resumed=not folder.created)
         status = _fit(experiment, folder, command)
     except ConfigError:
+        if written is not None:  # the last of these is what `evaluate` reads and the next resume is compared with
+            written.unlink()
         _discard(folder)
         raise
     if chief and status == 0:
@@ -260,6 +262,14 @@ def _fit(experiment: Experiment, folder: RunFolder, command: str) -> int:
         if started.seen:
             raise
         raise ConfigError(str(error)) from error
+    except RuntimeError as error:  # load_state_dict's, with a line for every weight
+        lines = str(error).splitlines()
+        if started.seen or "loading state_dict" not in lines[0]:
+            raise
+        raise ConfigError(
+            f"--resume {folder.checkpoint}: its weights are those of another network ({lines[1].strip()}). Set "
+            "model.init_args.denoiser as it was, or leave out --resume"
+        ) from error
     except SystemExit:  # Lightning turns an interrupt into status 1
         if trainer.state.status != TrainerStatus.INTERRUPTED:
             raise

@@ -78,6 +78,13 @@ def check(config: dict[str, Any]) -> Plan:
     trainer = _check_trainer(config.get("trainer") or {})
     model = check_component("model", config["model"], LightningModule)
     data = check_component("data", config["data"], LightningDataModule)
+    for callback, node in config["callbacks"].items():
+        if isinstance(node, dict) and "class_path" not in node:  # an override of a name that is not there
+            others = [name for name in config["callbacks"] if name != callback]
+            raise ConfigError(
+                f"callbacks.{callback}: expected {{class_path: ..., init_args: ...}}, since the experiment has no "
+                f"callback of this name to change{nearest(callback, others)}"
+            )
     callbacks = {
         callback: check_component(f"callbacks.{callback}", node, Callback, callback)
         for callback, node in config["callbacks"].items()

@@ -132,10 +132,12 @@ class Denoiser(nn.Module, ABC):
 
     Attributes:
         level_kind: which scalar the network is told: "gamma" (signal power), "t", or "log_snr".
+        text_dim: width D of the text states it takes.
         checkpoint_blocks: recompute every block in the backward pass instead of keeping its activations.
     """
 
     level_kind: LevelKind = "gamma"
+    text_dim: int
     checkpoint_blocks: bool = False
 
     @property

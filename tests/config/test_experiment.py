@@ -120,6 +120,7 @@ BAD_NODES = [
     ({"trainer": {"max_stps": 1}}, "trainer: unknown key 'max_stps'; nearest known: 'max_steps'"),
     ({"trainer": {"max_steps": "many"}}, "trainer.max_steps: expected int, got many"),
     ({"trainer": {"precision": "bf16-mixd"}}, "nearest known: 'bf16-mixed'"),
+    ({"callbacks": {"gte": {"init_args": {"tau": 1}}}}, "of this name to change; nearest known: 'gate'"),
     ({"trainer": {"callbacks": []}}, "trainer.callbacks: name callbacks in the mapping"),
     ({"trainer": {"logger": False}}, "trainer.logger: a run always logs"),
     ({"seed_everything": "x"}, "seed_everything: expected an int"),
