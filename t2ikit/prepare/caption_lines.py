@@ -32,9 +32,19 @@ class CaptionLines:
         return max(len(self._starts) - 1, 0)
 
     def __getitem__(self, index: int) -> tuple[str, tuple[str, ...]]:
-        """Key and captions of an image."""
-        row = json.loads(self._bytes(index, index + 1))
-        return row["key"], tuple(row["captions"])
+        """Key and captions of an image.
+
+        Raises:
+            ValueError: the line is damaged.
+        """
+        try:
+            row = json.loads(self._bytes(index, index + 1))
+            return row["key"], tuple(row["captions"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"line {index + 2} of {self.path} is damaged ({error!r}): make the file again with t2ikit prepare "
+                "captions --overwrite"
+            ) from error
 
     def sha256(self, rows: range) -> str:
         """Hash of some consecutive rows."""

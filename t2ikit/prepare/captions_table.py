@@ -135,6 +135,8 @@ class CaptionTable:
             hashes.append(hash_of(key))
             offsets.append(start)
             start += len(content)
+        if not len(hashes):
+            raise ValueError(f"{self.path} is empty; {_OPTION} needs {_EXPECTED[self._kind]}")
         self._hashes = np.frombuffer(hashes, np.uint64)
         self._offsets = np.frombuffer(offsets, np.uint64)
         self._order = np.argsort(self._hashes, kind="stable")
@@ -162,7 +164,7 @@ class CaptionTable:
         try:
             line = content.decode().rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{self._place(number)} is not UTF-8 ({error.reason})") from error
+            raise ValueError(f"{self._place(number)} is not UTF-8 ({error.reason}), as {_OPTION} needs") from error
         parsed = _tsv_line(line) if self._kind == "tsv" else _json_line(line)
         if parsed is None:
             shown = line if len(line) <= 80 else f"{line[:80]}..."
@@ -229,7 +231,7 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise ValueError(f"{path} needs pyarrow to be read (pip install pyarrow)") from error
+        raise ValueError(f"{path} needs pyarrow to be read by {_OPTION} (pip install t2ikit[parquet])") from error
     try:
         with ParquetFile(path) as file:
             names = file.schema_arrow.names
@@ -239,4 +241,4 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
             for batch in file.iter_batches(_BATCH, columns=wanted):
                 yield from batch.to_pylist()
     except (ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read as Parquet: {error}") from error
+        raise ValueError(f"{path} cannot be read as Parquet ({error}): give another file with {_OPTION}") from error

@@ -11,6 +11,7 @@ import numpy as np
 from t2ikit.data.manifest import MANIFEST_NAME, Manifest
 from t2ikit.data.records import RecordSet, RecordView
 from t2ikit.prepare.captions import CAPTIONS, CaptionSet
+from t2ikit.prepare.check_folder import out_of_date, still_to_do, unfinished, without_text_encoder
 from t2ikit.prepare.check_record import BaseImages, record_findings
 from t2ikit.prepare.images import IMAGES
 from t2ikit.prepare.steps import identity, tracked
@@ -26,7 +27,7 @@ def prepare_check(folder: str | Path) -> list[str]:
     """What is wrong with a data set: one line a finding, none if all is well.
 
     Args:
-        folder: a data set (every set below it, its image sets and captions are checked), or a single set.
+        folder: a data set (every set below it, its image sets and captions, and whether they fit), or a single set.
 
     Raises:
         FileNotFoundError: there is no set.
@@ -36,15 +37,18 @@ def prepare_check(folder: str | Path) -> list[str]:
         return list(check_set(root))
     found = [*sorted(root.glob(f"*/{MANIFEST_NAME}")), *sorted(root.glob(f"{IMAGES}/*/{MANIFEST_NAME}"))]
     sets = [path.parent for path in found if not path.parent.name.startswith(".")]
-    if not sets:
+    problems = list(unfinished(root))
+    if not sets and not problems:
         raise FileNotFoundError(f"{root} holds no prepared set: run t2ikit prepare images --out {root} first")
-    problems = []
     for one in sets:
         findings = list(check_set(one))
         print(f"{one}: {len(findings)} findings" if findings else f"{one}: good")
         problems += findings
     for path in sorted((root / CAPTIONS).glob("*.jsonl")):
         problems += check_captions(root, path.stem)
+    problems += [*out_of_date(root), *without_text_encoder(root)]
+    for line in still_to_do(root):
+        print(line)
     return problems
 
 
@@ -133,4 +137,4 @@ def _repeated(keys: np.ndarray) -> list[int]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return str(error).splitlines()[0].rstrip(":") if str(error) else type(error).__name__

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 from t2ikit.first_rank import first_rank
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         with _first_rank_speaks():
             return int(args.prepare_run(args))
     except (ValueError, OSError, RuntimeError) as error:
-        told = _told(error)
+        told = _told(error, getattr(args, "out", None))
         if told is None:
             raise
         raise ValueError(f"prepare {args.prepare_command}: {told}") from error
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         raise
 
 
-def _told(error: Exception) -> str | None:
+def _told(error: Exception, out: Path | None) -> str | None:
     """What to tell of an error; None for a defect, which is shown in full."""
     reason = str(error).strip()
     if isinstance(error, RuntimeError):
@@ -76,6 +77,8 @@ def _told(error: Exception) -> str | None:
         return f"the disk is full ({error}): free some space, or choose another --out; {_GO_ON}"
     if error.errno in _FORBIDDEN:
         return f"{error}: this user may not read or write there; choose another --out, or change the permissions"
+    if out is not None and str(error.filename).startswith(str(out)):
+        return f"{reason}: choose another --out"
     return reason
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -94,10 +95,12 @@ def prepare_encode(
         launch.batch_size,
         stored_as,
     )
-    return {
-        name: _encode_set(root, name, lines, encoders, launch, shard_size, overwrite)
-        for name, lines in captions.items()
-    }
+    # What is wrong with the last set, or the disk, is found before the first one takes a day.
+    plans = {name: _Plan.of(root, name, lines, encoders, overwrite) for name, lines in captions.items()}
+    promised = 0.0
+    for plan in plans.values():
+        promised += plan.require_disk(root, promised)
+    return {name: plan.run(encoders, launch, shard_size, overwrite) for name, plan in plans.items()}
 
 
 def _matching_captions(root: Path, name: str) -> CaptionSet:
@@ -157,43 +160,75 @@ def _texts(captions: dict[str, CaptionSet]) -> Iterator[str]:
                 yield text
 
 
-def _encode_set(
-    root: Path,
-    name: str,
-    captions: CaptionSet,
-    encoders: Encoders,
-    launch: Launch,
-    shard_size: int | None,
-    overwrite: bool,
-) -> Manifest:
-    images = RecordSet(root / IMAGES / name)
-    parts = part_ranges(images.manifest)
-    lines = CaptionLines(captions.path)
-    if len(lines) != len(images):
-        raise ValueError(
-            f"{captions.path} has captions of {len(lines)} images, not of {len(images)}: run t2ikit prepare captions "
-            "--overwrite"
-        )
-    hashes = [
-        sha256_of_json([identity(images.manifest, number + 1), lines.sha256(part)]) for number, part in enumerate(parts)
+@dataclass(frozen=True)
+class _Plan:
+    """One set, and what is missing of it.
+
+    Attributes:
+        folder: where it goes.
+        images: its images.
+        lines: its captions.
+        parts: records of every part.
+        hashes: of the inputs of every part.
+        wanted: its description.
+        done: how many parts are there.
+        bytes_each: what a record will take; 0 where nothing is missing.
+    """
+
+    folder: Path
+    images: RecordSet
+    lines: CaptionLines
+    parts: Sequence[range]
+    hashes: Sequence[str]
+    wanted: Manifest
+    done: int
+    bytes_each: float
+
+    @classmethod
+    def of(cls, root: Path, name: str, captions: CaptionSet, encoders: Encoders, overwrite: bool) -> _Plan:
+        images, lines, folder = RecordSet(root / IMAGES / name), CaptionLines(captions.path), root / name
+        if len(lines) != len(images):
+            raise ValueError(
+                f"{captions.path} has captions of {len(lines)} images, not of {len(images)}: run t2ikit prepare "
+                "captions --overwrite"
+            )
+        parts, hashes = part_ranges(images.manifest), inputs_of(images, lines)
+        wanted = encoders.manifest(images.manifest, captions.header)
+        done = parts_done(folder, wanted, hashes, overwrite, _OPTIONS)
+        bytes_each = 0.0
+        if done < len(parts):
+            sample = range(parts[done].start, min(parts[done].start + _SAMPLED, parts[done].stop))
+            texts = [text for index in sample for text in lines[index][1]]
+            image_bytes = int(np.prod(wanted.image_shape)) * (1 if wanted.kind == "pixels" else 2)
+            bytes_each = image_bytes + encoders.bytes_of(texts) / max(len(sample), 1) + _METADATA_BYTES
+        return cls(folder, images, lines, parts, hashes, wanted, done, bytes_each)
+
+    def require_disk(self, root: Path, promised: float) -> float:
+        """Bytes that are still to be written; says how many, and stops if there are fewer."""
+        if self.done == len(self.parts):
+            return 0.0
+        left = sum(len(part) for part in self.parts[self.done :])
+        begun = work_folder(self.folder, self.done)
+        return require_disk(root, left, self.bytes_each, str(self.folder), begun, promised)
+
+    def run(self, encoders: Encoders, launch: Launch, shard_size: int | None, overwrite: bool) -> Manifest:
+        """Encodes what is missing."""
+        if self.done == len(self.parts):
+            print(f"{self.folder}: up to date")
+            return Manifest.read(self.folder)
+        label, size = f"encode {self.folder.name}", shard_size_of(self.bytes_each, shard_size)
+        for number in range(self.done, len(self.parts)):
+            digest = sha256_of_json([self.hashes[number], encoders.identity])
+            work = Encoding(self.images, self.lines, self.parts[number], encoders, digest)
+            results = run_part(work, self.folder, number, launch, size, label, overwrite)
+            manifest = add_part(results, self.folder, number, self.wanted, self.hashes[number], encoders.empty_prompt)
+            print(f"{self.folder}: {manifest.count:,} records, captions of at most {manifest.max_tokens} tokens")
+        return manifest
+
+
+def inputs_of(images: RecordSet, lines: CaptionLines) -> list[str]:
+    """``source_sha256`` of every part of an encoded set: of the images so far, and of the captions of the part."""
+    return [
+        sha256_of_json([identity(images.manifest, number + 1), lines.sha256(part)])
+        for number, part in enumerate(part_ranges(images.manifest))
     ]
-    wanted = encoders.manifest(images.manifest, captions.header)
-    folder = root / name
-    done = parts_done(folder, wanted, hashes, overwrite, _OPTIONS)
-    if done == len(parts):
-        print(f"{folder}: up to date")
-        return Manifest.read(folder)
-    sample = range(parts[done].start, min(parts[done].start + _SAMPLED, parts[done].stop))
-    texts = [text for index in sample for text in lines[index][1]]
-    image_bytes = int(np.prod(wanted.image_shape)) * (1 if wanted.kind == "pixels" else 2)
-    bytes_each = image_bytes + encoders.bytes_of(texts) / max(len(sample), 1) + _METADATA_BYTES
-    left = sum(len(part) for part in parts[done:])
-    require_disk(root, left, bytes_each, str(folder), work_folder(folder, done))
-    shard_size = shard_size_of(bytes_each, shard_size)
-    for number in range(done, len(parts)):
-        digest = sha256_of_json([hashes[number], encoders.identity])
-        work = Encoding(images, lines, parts[number], encoders, digest)
-        results = run_part(work, folder, number, launch, shard_size, f"encode {name}", overwrite)
-        manifest = add_part(results, folder, number, wanted, hashes[number], encoders.empty_prompt)
-        print(f"{folder}: {manifest.count:,} records, captions of at most {manifest.max_tokens} tokens")
-    return manifest

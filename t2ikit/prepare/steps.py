@@ -42,7 +42,9 @@ def sha256_of_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def require_disk(folder: Path, count: int, bytes_each: float, label: str, begun: Path | None = None) -> None:
+def require_disk(
+    folder: Path, count: int, bytes_each: float, label: str, begun: Path | None = None, promised: float = 0.0
+) -> float:
     """Says how much disk a set will take, and stops if there is less.
 
     Args:
@@ -51,6 +53,10 @@ def require_disk(folder: Path, count: int, bytes_each: float, label: str, begun:
         bytes_each: of an image.
         label: of the set, for the message.
         begun: folder of what an earlier call has written of it.
+        promised: bytes that the sets before it will take.
+
+    Returns:
+        Bytes that are still to be written.
 
     Raises:
         ValueError: too little disk; names ``--out``.
@@ -60,11 +66,15 @@ def require_disk(folder: Path, count: int, bytes_each: float, label: str, begun:
     there = 0
     if begun is not None and begun.is_dir():
         there = sum(path.stat().st_size for path in begun.glob("*.bin"))
-    print(f"{label}: {count:,} images, about {_size(needed)} on disk ({_size(free)} free)", flush=True)
-    if needed - there > free:
+    left = max(free - promised, 0.0)
+    print(f"{label}: {count:,} images, about {_size(needed)} on disk ({_size(left)} free)", flush=True)
+    if needed - there > left:
+        sets = f", {_size(promised)} of it for the sets before" if promised else ""
         raise ValueError(
-            f"{label} needs about {_size(needed - there)}, but {folder} has {_size(free)} free: choose another --out"
+            f"{label} needs about {_size(needed - there)}, but {folder} has {_size(free)} free{sets}: free some space, "
+            "or choose another --out"
         )
+    return max(needed - there, 0.0)
 
 
 def tracked(items: Iterable[Item], total: int, label: str, unit: str = "img") -> Iterator[Item]:

@@ -149,6 +149,14 @@ def test_broken_parquet(images: Path, tmp_path: Path) -> None:
         prepare_captions(images, file=tmp_path / "a.parquet")
 
 
+def test_an_empty_file_is_refused(images: Path, tmp_path: Path) -> None:
+    """Not: done, and no captions."""
+    for name in ("a.tsv", "a.jsonl"):
+        (tmp_path / name).write_text("")
+        with pytest.raises(ValueError, match=f"{name} is empty; --captions needs"):
+            prepare_captions(images, file=tmp_path / name)
+
+
 def test_keys_of_the_same_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(captions_table, "hash_of", lambda key: len(key))
     rows = [{"key": key, "caption": f"caption of {key}"} for key in ("aa", "bb", "c", "dd")]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,10 @@ import numpy as np
 import pytest
 
 from t2ikit.data.records import Record, RecordSet, Tokens, write_set
+from t2ikit.encoders import build_small_t5
+from t2ikit.prepare.captions import prepare_captions
 from t2ikit.prepare.check import prepare_check
+from t2ikit.prepare.images import prepare_images
 
 
 def rewritten(folder: Path, change: Callable[[Record], Record]) -> None:
@@ -172,3 +176,77 @@ def test_captions_of_other_images(prepared: Path) -> None:
 def test_nothing_to_check(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="prepare images"):
         prepare_check(tmp_path)
+
+
+def changed_caption(folder: Path) -> None:
+    path = folder / "captions" / "train.jsonl"
+    path.write_text(path.read_text(encoding="utf-8").replace("tench", "trout", 1), encoding="utf-8")
+
+
+def without_manifest(folder: Path) -> None:
+    (folder / "train" / "manifest.json").unlink()
+
+
+def stopped_encode(folder: Path) -> None:
+    (folder / ".train_cm4.part-0.work").mkdir()
+
+
+def stopped_captions(folder: Path) -> None:
+    (folder / "captions" / ".val.long.work").mkdir()
+
+
+def other_text_encoder(folder: Path) -> None:
+    build_small_t5(folder / "text_encoder", ["An image of crane maillot tench and"], 32, seed=9, overwrite=True)
+
+
+def no_text_encoder(folder: Path) -> None:
+    shutil.rmtree(folder / "text_encoder")
+
+
+@pytest.mark.parametrize(
+    ("damage", "messages"),
+    [
+        (changed_caption, ["/train was encoded from other images or captions than .* --overwrite"]),
+        (without_manifest, ["/train holds chunks but no manifest.json: remove it, and make the set again"]),
+        (stopped_encode, [r"\.train_cm4\.part-0\.work is unfinished: give its command again \(t2ikit prepare encode"]),
+        (stopped_captions, [r"captions/\.val\.long\.work is unfinished: .*t2ikit prepare captions"]),
+        (no_text_encoder, ["/text_encoder, whose states train, train_cmall, val hold, cannot be loaded"]),
+        (
+            other_text_encoder,
+            [f"/{name} holds states of another" for name in ("train", "train_cmall", "val")],
+        ),
+    ],
+)
+def test_a_data_set_whose_parts_do_not_fit(prepared: Path, damage: Callable[[Path], None], messages: list[str]) -> None:
+    damage(prepared)
+    findings = prepare_check(prepared)
+    assert len(findings) == len(messages), findings
+    for finding, message in zip(findings, messages, strict=True):
+        assert re.search(message, finding), finding
+
+
+def test_images_that_were_appended_and_not_encoded_are_told(prepared: Path, photos: Path, tmp_path: Path) -> None:
+    more = Path(shutil.copytree(photos, tmp_path / "more"))
+    shutil.copy(more / "train/n01440764/n01440764_0.JPEG", more / "train/n01440764/new.JPEG")
+    prepare_images(str(more), prepared, 16, append=True)
+    prepare_captions(prepared, sets=["train"])
+    assert [line.partition(" lacks ")[2] for line in prepare_check(prepared)] == [
+        f"the images that were appended to {prepared / 'images/train'}: run t2ikit prepare encode"
+    ]
+
+
+def test_an_unfinished_data_set_is_no_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "images" / ".train.part-0.work").mkdir(parents=True)
+    assert len(prepare_check(tmp_path)) == 1
+
+
+def test_what_is_not_encoded_yet_is_said_and_no_fault(prepared: Path, capsys: pytest.CaptureFixture) -> None:
+    shutil.rmtree(prepared / "val")
+    assert prepare_check(prepared) == []
+    assert f"{prepared / 'val'}: not encoded yet" in capsys.readouterr().out.splitlines()
+
+
+def test_images_and_captions_may_be_removed_once_they_are_encoded(prepared: Path) -> None:
+    shutil.rmtree(prepared / "images")
+    shutil.rmtree(prepared / "captions")
+    assert prepare_check(prepared) == []

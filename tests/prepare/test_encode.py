@@ -1,8 +1,10 @@
 """Encoding: pixels and latents, states of the captions, and what makes a set out of date."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 from t2ikit.data.records import Manifest, RecordSet, quantise_tokens
 from t2ikit.encoders import LatentSpace, TextEncoder, build_small_t5
+from t2ikit.prepare.caption_lines import CaptionLines
 from t2ikit.prepare.captions import CaptionSet, prepare_captions
 from t2ikit.prepare.encode import prepare_encode
 from t2ikit.prepare.engine import Launch
@@ -161,3 +164,34 @@ def test_refusals(prepared: Path, tmp_path: Path) -> None:
     captions.write_text("".join([json.dumps(json.loads(header) | {"images": "0"}) + "\n", *rows]))
     with pytest.raises(ValueError, match="belongs to other images.*--overwrite"):
         prepare_encode(prepared, autoencoder="pixels", text_encoder="small", text_dim=32)
+
+
+def test_every_set_is_looked_at_before_the_first_is_encoded(prepared: Path) -> None:
+    """A set that may not be replaced, behind one that takes a day."""
+    options = {"autoencoder": "pixels", "text_encoder": "small", "text_dim": 32}
+    shutil.rmtree(prepared / "train")
+    path = prepared / "train_cmall" / "manifest.json"
+    path.write_text(path.read_text().replace('"token_limit": 256', '"token_limit": 77'))
+    with pytest.raises(FileExistsError, match=r"train_cmall was made from other inputs \(token_limit"):
+        prepare_encode(prepared, **options)
+    assert not (prepared / "train").exists()
+
+
+def test_the_disk_must_hold_all_sets(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each by itself fits; what is found after the first set is found a day too late."""
+    for name in ("train", "train_cmall", "val"):
+        shutil.rmtree(prepared / name)
+    one = 12 * (3 * 16 * 16 + 400)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2 * one))
+    with pytest.raises(ValueError, match=r"train_cmall needs about .* free, .* for the sets before"):
+        prepare_encode(prepared, autoencoder="pixels", text_encoder="small", text_dim=32)
+    assert not (prepared / "train").exists()
+
+
+def test_a_damaged_line_of_captions_is_named(prepared: Path) -> None:
+    path = prepared / "captions" / "train.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join([*lines[:4], lines[4][:20] + "\n", *lines[5:]]), encoding="utf-8")
+    rows = CaptionLines(path)
+    with pytest.raises(ValueError, match=r"line 5 of .*train.jsonl is damaged .*--overwrite"):
+        rows[3]

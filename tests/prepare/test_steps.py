@@ -1,7 +1,9 @@
 """Steps: which parts of a set are there, disk, files of lines."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -76,6 +78,17 @@ def test_disk(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert "photos: 1,000 images, about 2.5 MB on disk" in capsys.readouterr().out
     with pytest.raises(ValueError, match="1000.0 TB.*--out"):
         require_disk(tmp_path, 10**9, 10**6, "photos")
+
+
+def test_disk_that_earlier_sets_will_take_is_not_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=10_000_000))
+    promised = require_disk(tmp_path, 1000, 7000, "train")
+    assert promised == 7_000_000
+    with pytest.raises(ValueError, match=r"needs about 4\.0 MB, but .* has 10\.0 MB free, 7\.0 MB of it for the sets"):
+        require_disk(tmp_path, 1000, 4000, "train_cmall", promised=promised)
+    assert "train_cmall: 1,000 images, about 4.0 MB on disk (3.0 MB free)" in capsys.readouterr().out
 
 
 def test_lines_are_written_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ def add_parser(steps: Any) -> None:
         steps,
         "check",
         "verify prepared sets",
-        "Reads every record of the sets in DIR, and compares the hashes of their files. Lists what is wrong; exit "
-        "status 1 if anything is.",
+        "Reads every record of the sets in DIR, compares the hashes of their files, and sees that the sets are "
+        "finished and still those of their images and captions. Lists what is wrong; exit status 1 if anything is.",
     )
     parser.add_argument("folder", type=expanded, metavar="DIR", help="a data set, or a single set of it")
     parser.set_defaults(prepare_run=_run)
