@@ -14,8 +14,6 @@ import tarfile
 import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ import torch
 from PIL import Image
 
 from benchmarks.base import Benchmark, Measurement, Settings, cpu_seconds, reached
+from benchmarks.preparation import measure_images
 from t2ikit.data.chunks import open_chunk
 from t2ikit.data.layout import Record, Tokens, quantise_tokens
 from t2ikit.data.manifest import Manifest
@@ -256,47 +255,8 @@ def _measure_quantisation(settings: Settings) -> list[Measurement]:
 
 
 def _measure_images(settings: Settings) -> list[Measurement]:
-    """The whole command on many photos less the whole command on few, so that its start does not count."""
     data = _sample_data()
-    if data is None:
-        return []
-    from t2ikit.prepare.images import prepare_images
-
-    sources = {name: data / "imagenet-sample" / name for name in ("val", "train")}
-    photos = {name: sorted(source.rglob("*.JPEG")) for name, source in sources.items()}
-
-    def prepare(name: str) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="t2ikit-benchmark-"))
-        try:
-            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-                prepare_images(str(sources[name]), folder, 256)
-        finally:
-            shutil.rmtree(folder)
-
-    def alone(name: str) -> None:
-        for photo in photos[name]:
-            image = Image.open(io.BytesIO(photo.read_bytes())).convert("RGB")
-            side = min(image.size)
-            left, top = (image.width - side) / 2, (image.height - side) / 2
-            box = (left, top, left + side, top + side)
-            np.asarray(image.resize((256, 256), Image.Resampling.BILINEAR, box=box))
-
-    ways = {"prepare": prepare, "alone": alone}
-    functions = {f"{way} {name}": partial(work, name) for way, work in ways.items() for name in photos}
-    seconds = cpu_seconds(functions, repeats=2)
-    more = len(photos["train"]) - len(photos["val"])
-    ours, theirs = (more / (seconds[f"{way} train"] - seconds[f"{way} val"]) for way in ("prepare", "alone"))
-    return [
-        Measurement(
-            f"t2ikit prepare images, {more} photos more, 256 pixels, one core",
-            ours,
-            "images/s",
-            "decoding and resizing alone, Pillow",
-            theirs,
-            "at least 0.9 x",
-            reached(ours / theirs, 0.9, "at least"),
-        )
-    ]
+    return [] if data is None else measure_images(settings, data / "imagenet-sample" / "train")
 
 
 def _sample_data() -> Path | None:

@@ -63,7 +63,7 @@ def recover(path: Path) -> None:
             hidden.unlink(missing_ok=True)
 
 
-def write_whole(path: str | Path, content: bytes | str | Iterable[bytes]) -> str:
+def write_whole(path: str | Path, content: bytes | str | Iterable[bytes | memoryview]) -> str:
     """Writes a file, whole or not at all; the folder is made.
 
     Args:

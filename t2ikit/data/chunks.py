@@ -14,7 +14,7 @@ import hashlib
 import json
 import mmap
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,9 @@ import numpy as np
 
 INDEX_NAME = "index.json"
 _LIMIT = 2**32 - 1
+_SIZE = struct.Struct("<I")
+_PART = 2**18
+"""Bytes that are hashed and then written while they are still in the cache of the processor."""
 _CONFIG = {
     "chunk_bytes": None,
     "chunk_size": None,
@@ -59,22 +62,70 @@ def chunk_name(number: int) -> str:
     return f"chunk-0-{number}.bin"
 
 
-def chunk_content(items: Sequence[bytes]) -> Iterator[bytes]:
-    """The parts of a chunk file that holds ``items``, to be written one after the other.
+class ChunkBuffer:
+    """Gathers the items of a chunk, in memory that serves one chunk after the other.
 
-    Raises:
-        ValueError: more than 4 GiB.
+    A list of items would take fresh memory for every chunk, which the system hands out page by page: for images, that
+    costs as much as their SHA-256.
+
+    Args:
+        items: the first ones.
+
+    Example:
+        >>> buffer = ChunkBuffer([b"one", b"two"])
+        >>> len(buffer), buffer.size, len(b"".join(buffer.content()))
+        (2, 14, 30)
     """
-    offsets = np.empty(len(items) + 1, dtype=np.int64)
-    offsets[0] = 4 * (len(items) + 2)
-    np.cumsum([4 + len(item) for item in items], out=offsets[1:])
-    offsets[1:] += offsets[0]
-    if offsets[-1] > _LIMIT:
-        raise ValueError(f"a chunk of {offsets[-1]:,} bytes: its offsets reach to 4 GiB only; write fewer items to one")
-    yield struct.pack("<I", len(items)) + offsets.astype("<u4").tobytes()
-    for item in items:
-        yield struct.pack("<I", len(item))
-        yield item
+
+    def __init__(self, items: Iterable[bytes] = ()) -> None:
+        self._memory = memoryview(b"")
+        self._ends = [0]
+        for item in items:
+            self.add(item)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getstate__(self) -> tuple[()]:
+        return ()  # to another process it goes empty
+
+    def __setstate__(self, state: tuple[()]) -> None:
+        self.__init__()  # type: ignore[misc]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the items as they are stored, without the header."""
+        return self._ends[-1]
+
+    def clear(self) -> None:
+        """Begins another chunk."""
+        self._ends = [0]
+
+    def add(self, item: bytes) -> None:
+        """One more item, copied."""
+        start, end = self.size, self.size + _SIZE.size + len(item)
+        if end > len(self._memory):
+            larger = memoryview(bytearray(max(end, 2 * len(self._memory))))
+            larger[:start] = self._memory[:start]
+            self._memory = larger
+        _SIZE.pack_into(self._memory, start, len(item))
+        self._memory[start + _SIZE.size : end] = item
+        self._ends.append(end)
+
+    def content(self) -> Iterator[bytes | memoryview]:
+        """The parts of the file, to be written one after the other before another item is added.
+
+        Raises:
+            ValueError: more than 4 GiB.
+        """
+        offsets = np.array(self._ends, dtype=np.int64) + 4 * (len(self) + 2)
+        if offsets[-1] > _LIMIT:
+            raise ValueError(
+                f"a chunk of {offsets[-1]:,} bytes: its offsets reach to 4 GiB only; write fewer items to one"
+            )
+        yield _SIZE.pack(len(self)) + offsets.astype("<u4").tobytes()
+        for start in range(0, self.size, _PART):
+            yield self._memory[start : min(start + _PART, self.size)]
 
 
 def open_chunk(path: Path, count: int) -> tuple[memoryview, list[int]]:

@@ -258,14 +258,14 @@ class Record:
         """The record as it is stored; :meth:`from_bytes` is its inverse."""
         width = self.tokens[0].values.shape[1] if self.tokens else 0
         token_code = _TOKEN_TYPES.index(self.tokens[0].values.dtype) if self.tokens else 0
-        parts = [np.ascontiguousarray(self.image).tobytes()]
-        offset = _HEADER.size + _ROW.size * len(self.tokens) + len(parts[0])
+        parts = [np.ascontiguousarray(self.image).data]  # views: the bytes are copied once, into the record
+        offset = _HEADER.size + _ROW.size * len(self.tokens) + parts[0].nbytes
         table = []
         for tokens in self.tokens:
             table.append(_ROW.pack(offset, len(tokens)))
-            part = tokens.values.tobytes() + (b"" if tokens.scales is None else tokens.scales.tobytes())
-            offset += len(part)
-            parts.append(part)
+            arrays = (tokens.values,) if tokens.scales is None else (tokens.values, tokens.scales)
+            parts += [np.ascontiguousarray(array).data for array in arrays]
+            offset += sum(array.nbytes for array in arrays)
         content = {"captions": list(self.captions), "metadata": self.metadata}
         details = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
         shape = (*self.image.shape, 0)[:4]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from t2ikit.data.chunks import INDEX_NAME, Chunk, chunk_content, chunk_name, index_content, read_index
+from t2ikit.data.chunks import INDEX_NAME, Chunk, ChunkBuffer, chunk_name, index_content, read_index
 from t2ikit.data.layout import Record, Tokens
 from t2ikit.data.manifest import MANIFEST_NAME, Manifest, Part
 from t2ikit.files import partial_of, publish, sync, write_whole
@@ -58,18 +58,23 @@ def write_set(
     with _Beside(target) as partial:
         longest = 0
         chunks: list[Chunk] = []
+        buffer = ChunkBuffer()
 
-        def contents() -> Iterator[bytes]:
-            nonlocal longest
-            for index, record in enumerate(records):
-                _check_fits(record, manifest, index)
-                longest = max([longest, *(len(tokens) for tokens in record.tokens)])
-                yield record.to_bytes()
-
-        for items in _chunked(contents(), chunk_bytes):
+        def end_chunk() -> None:
             path = partial / chunk_name(len(chunks))
-            digest = write_whole(path, chunk_content(items))
-            chunks.append(Chunk(path.name, len(items), path.stat().st_size, digest))
+            digest = write_whole(path, buffer.content())
+            chunks.append(Chunk(path.name, len(buffer), path.stat().st_size, digest))
+            buffer.clear()
+
+        for index, record in enumerate(records):
+            _check_fits(record, manifest, index)
+            longest = max([longest, *(len(tokens) for tokens in record.tokens)])
+            content = record.to_bytes()
+            if len(buffer) and buffer.size + len(content) + 4 > chunk_bytes:  # where LitData's writer would end it
+                end_chunk()
+            buffer.add(content)
+        if len(buffer):
+            end_chunk()
         part = Part(sum(chunk.count for chunk in chunks), len(chunks), manifest.source_sha256)
         whole = replace(manifest, max_tokens=longest, parts=(part,), chunk_sha256={})
         return _complete(partial, target, whole, chunks, empty_prompt, {})
@@ -179,20 +184,6 @@ def _link(source: Path, target: Path) -> None:
     except OSError:  # a disk without hard links
         shutil.copyfile(source, target)
         sync(target)
-
-
-def _chunked(contents: Iterable[bytes], chunk_bytes: int) -> Iterator[list[bytes]]:
-    """Lists of at most ``chunk_bytes``, as LitData's writer would end its chunks."""
-    items: list[bytes] = []
-    size = 0
-    for content in contents:
-        if items and size + len(content) + 4 > chunk_bytes:
-            yield items
-            items, size = [], 0
-        items.append(content)
-        size += len(content) + 4
-    if items:
-        yield items
 
 
 def _check_fits(record: Record, manifest: Manifest, index: int) -> None:

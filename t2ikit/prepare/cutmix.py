@@ -5,9 +5,7 @@ Rectangle, setting and both images go into the metadata: a captioner needs them,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +15,7 @@ from t2ikit.data.manifest import Manifest
 from t2ikit.data.records import Record, RecordSet
 from t2ikit.first_rank import first_rank
 from t2ikit.prepare.captions import CaptionSet, caption_file, image_sets, write_aio
-from t2ikit.prepare.engine import Launch, Work
+from t2ikit.prepare.engine import HostWork, Launch
 from t2ikit.prepare.images import IMAGES, ON_THIS_CPU
 from t2ikit.prepare.photo_lists import class_ids
 from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder
@@ -89,7 +87,7 @@ def prepare_cutmix(
     return Manifest.read(folder)
 
 
-class _Mixing(Work):
+class _Mixing(HostWork):
     """The mixed images of one part of the raw set."""
 
     def __init__(self, raw: RecordSet, part: range, setting: str, seed: int, strict_paper: bool, digest: str) -> None:
@@ -120,6 +118,3 @@ class _Mixing(Work):
             "size": self.size,
         }
         return Record(pixels.numpy(), metadata=metadata).to_bytes()
-
-    def compute(self, items: list[Any]) -> Sequence[bytes]:
-        return items

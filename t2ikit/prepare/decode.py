@@ -67,7 +67,9 @@ def decode(content: bytes, size: int) -> np.ndarray:
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     square = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+    # Plane by plane out of Pillow: an array of pixels would have to be transposed, another 50 us at 256 x 256.
+    planes = bytearray().join(square.tobytes("raw", band) for band in "RGB")
+    return np.frombuffer(planes, np.uint8).reshape(3, size, size)
 
 
 @cache

@@ -1,7 +1,8 @@
 """Long work on one CPU, on the GPUs of a machine or on a cluster: Lightning's ``trainer.predict``, shard by shard.
 
 A step describes what it computes as a ``Work``: items in a fixed order, each loaded in a loader process, batches of
-them turned into results on the device. ``run_work`` deals out the unfinished shards (``shards.py``) to the processes
+them turned into results on the device. Where no device is needed, loader processes write whole shards (``HostWork``).
+``run_work`` deals out the unfinished shards (``shards.py``) to the processes
 that Lightning's launchers start; every batch lies within one shard, so the results do not depend on the number of
 processes. A call that is killed, at whatever moment, loses the shards that were begun; the next one goes on.
 
@@ -34,9 +35,9 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from t2ikit.prepare.loading import Batch, Batches, Loading
 from t2ikit.prepare.progress import Progress
 from t2ikit.prepare.shards import Ledger, Rejected, Results
-from t2ikit.prepare.work import Launch, Work
+from t2ikit.prepare.work import HostWork, Launch, Work
 
-__all__ = ["Launch", "Rejected", "Results", "Work", "run_work"]
+__all__ = ["HostWork", "Launch", "Rejected", "Results", "Work", "run_work"]
 
 _START_METHODS = {"ddp": "popen", "ddp_spawn": "spawn", "ddp_fork": "fork"}
 _PATIENCE = timedelta(days=30)  # the others wait for the chief, which may write for hours
@@ -145,7 +146,9 @@ class _Run(LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> Sequence[bytes | Rejected]:
         if batch.failure is not None:
             raise batch.failure
-        if batch.start == self.ledger.range(batch.shard).start:
+        if batch.written:
+            return []
+        if batch.numbers.start == self.ledger.range(batch.shard).start:
             self.work.begin_shard()
         results = self.work.compute(batch.items)
         if len(results) != len(batch.items):
@@ -154,13 +157,17 @@ class _Run(LightningModule):
 
 
 class _Writer(Callback):
-    """Gathers the results of a shard and writes it, beside the computation of the next one."""
+    """Gathers the results of a shard and writes it, beside the computation of the next one.
+
+    Shards of host work come written; they are only counted.
+    """
 
     def __init__(self, ledger: Ledger, label: str, unit: str) -> None:
         self.ledger = ledger
         self.label = label
         self.unit = unit
         self._results: list[bytes | Rejected] = []
+        self._shards = 0
         self._pending: Future[None] | None = None
         self._progress: Progress | None = None
         self._thread: ThreadPoolExecutor | None = None
@@ -184,14 +191,20 @@ class _Writer(Callback):
         if trainer.received_sigterm:  # Lightning only notes it
             raise SystemExit(128 + signal.SIGTERM)
         self._results += outputs
-        self._progress.add(len(outputs))
-        if batch.start + len(batch.items) == self.ledger.range(batch.shard).stop:
+        self._progress.add(len(batch.numbers))
+        if batch.numbers.stop < self.ledger.range(batch.shard).stop:
+            return
+        if batch.written:
+            self._progress.shard_written(0)
+        else:
             self._settle()
             results, self._results = self._results, []
             facts = pl_module.work.facts(results)
             self._pending = self._thread.submit(self.ledger.write, batch.shard, results, facts)
-            if self._progress.own == len(results):
-                self._progress.estimate()
+        self._shards += 1
+        # Loaders that make whole shards make several at a time: the first one says nothing of their rate.
+        if self._shards == (max(1, pl_module.launch.workers) if batch.written else 1):
+            self._progress.estimate()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._settle()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from t2ikit.data.manifest import MANIFEST_NAME, Manifest
 from t2ikit.data.records import Record
 from t2ikit.first_rank import first_rank
 from t2ikit.prepare.decode import BadImage, decode
-from t2ikit.prepare.engine import Launch, Rejected, Results, Work
+from t2ikit.prepare.engine import HostWork, Launch, Rejected, Results
 from t2ikit.prepare.photo_lists import bad_photos, list_name, photo_lines, unlisted
 from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder
 from t2ikit.prepare.sources import ImageList, find_images
@@ -132,8 +131,8 @@ class _Step:
                 raise _refusal(images.where(index), reason)
 
 
-class _Decoding(Work):
-    """Photos to records, in the loader processes; nothing is left to do for the device."""
+class _Decoding(HostWork):
+    """Photos to records."""
 
     def __init__(self, images: ImageList, size: int, strict: bool, digest: str) -> None:
         self.images = images
@@ -168,9 +167,6 @@ class _Decoding(Work):
         if self.strict:
             raise _refusal(self.images.where(index), reason)
         return Rejected(reason.replace("\t", " ").replace("\n", " "))
-
-    def compute(self, items: list[Any]) -> Sequence[bytes | Rejected]:
-        return items
 
 
 def _list_bad(folder: Path, parts: int) -> str:

@@ -1,7 +1,10 @@
-"""Loads the items of some shards in order and ahead, in loader processes."""
+"""Loads the items of some shards in order and ahead, in loader processes; writes shards that need no device there."""
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
+import os
 import pickle
 import signal
 from collections.abc import Iterator
@@ -12,28 +15,39 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from t2ikit.prepare.shards import Ledger
-from t2ikit.prepare.work import Work
+from t2ikit.prepare.work import HostWork, Work
+
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 
 
 @dataclass
 class Batch:
-    """Loaded items ``start ...`` of a shard, or why they could not be loaded."""
+    """Loaded items of a shard, or that it was made and written, or why not.
+
+    Attributes:
+        shard: its number.
+        numbers: of the items.
+        items: what was loaded of them.
+        written: they are the whole shard, which lies on the disk; nothing was sent here.
+        failure: what went wrong instead.
+    """
 
     shard: int
-    start: int
+    numbers: range
     items: list[Any]
+    written: bool = False
     failure: Exception | None = None
 
 
 class Loading(Dataset[Batch]):
-    """The batches of some shards; loader processes load whole ones."""
+    """The batches of some shards, each of which is loaded by one loader process; of host work, whole shards."""
 
     def __init__(self, work: Work, ledger: Ledger, shards: list[int], batch_size: int) -> None:
         self.work = work
         self.ledger = ledger
         self.shards = shards  # in order: only the last shard of all may be shorter
-        self.batch_size = batch_size
-        self.per_shard = -(-ledger.shard_size // batch_size)
+        self.batch_size = ledger.shard_size if isinstance(work, HostWork) else batch_size
+        self.per_shard = -(-ledger.shard_size // self.batch_size)
 
     def __len__(self) -> int:
         if not self.shards:
@@ -47,12 +61,15 @@ class Loading(Dataset[Batch]):
         first = index % self.per_shard * self.batch_size
         part = items[first : first + self.batch_size]
         try:
-            return Batch(shard, part.start, [self.work.load(item) for item in part])
+            if isinstance(self.work, HostWork):
+                self.ledger.write(shard, map(self.work.load, part))
+                return Batch(shard, part, [], written=True)
+            return Batch(shard, part, [self.work.load(item) for item in part])
         except (OSError, ValueError, RuntimeError) as error:
             # Raised by the rank: here it would get the traceback of this process for a message.
             if get_worker_info() is None or not _survives_pickling(error):
                 raise
-            return Batch(shard, part.start, [], error)
+            return Batch(shard, part, [], failure=error)
 
 
 class Batches:
@@ -64,7 +81,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         loader: DataLoader[Batch] = DataLoader(
-            self.loading, batch_size=None, num_workers=self.workers, worker_init_fn=_one_thread
+            self.loading, batch_size=None, num_workers=self.workers, worker_init_fn=_begin
         )
         return iter(loader)
 
@@ -76,6 +93,19 @@ def _survives_pickling(error: Exception) -> bool:
         return False
 
 
-def _one_thread(worker: int) -> None:
+def _begin(worker: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the process that reads
+    _end_with_parent()
+
+
+def _end_with_parent() -> None:
+    """Has Linux kill this process when the one that started it is killed, so that it writes no shard after that.
+
+    Elsewhere it ends after its shard, when PyTorch notices.
+    """
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_DEATH_SIGNAL, ctypes.c_ulong(signal.SIGKILL))
+        if not multiprocessing.parent_process().is_alive():  # type: ignore[union-attr]
+            os._exit(128 + signal.SIGKILL)

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from t2ikit.data.chunks import chunk_content, read_chunk
+from t2ikit.data.chunks import ChunkBuffer, read_chunk
 from t2ikit.files import write_whole
 from t2ikit.pretrained import sha256_of
 
@@ -73,6 +73,7 @@ class Ledger:
         self.identity = identity
         self.items = items
         self.shard_size = shard_size
+        self._chunk = ChunkBuffer()
 
     @property
     def shards(self) -> int:
@@ -129,17 +130,21 @@ class Ledger:
         """Shards that have a line, in order."""
         return sorted(int(path.stem.removeprefix("shard-")) for path in self.folder.glob("shard-*.json"))
 
-    def write(self, shard: int, results: Sequence[bytes | Rejected], facts: Mapping[str, int]) -> None:
-        """Writes a shard, then its line, both whole or not at all."""
-        items = self.range(shard)
-        if len(results) != len(items):
-            raise ValueError(f"shard {shard} has {len(items)} items, but {len(results)} results")
-        kept = [result for result in results if not isinstance(result, Rejected)]
-        rejected = tuple(
-            (item, result.reason) for item, result in zip(items, results, strict=True) if isinstance(result, Rejected)
-        )
-        digest = write_whole(self.path(shard), chunk_content(kept))
-        entry = Entry(self.identity, shard, digest, len(kept), self.path(shard).stat().st_size, rejected, dict(facts))
+    def write(self, shard: int, results: Iterable[bytes | Rejected], facts: Mapping[str, int] | None = None) -> None:
+        """Writes a shard, then its line, both whole or not at all. One thread of a process at a time."""
+        items, chunk, count = self.range(shard), self._chunk, 0
+        rejected: list[tuple[int, str]] = []
+        chunk.clear()
+        for count, result in enumerate(results, start=1):
+            if isinstance(result, Rejected):
+                rejected.append((items.start + count - 1, result.reason))
+            else:
+                chunk.add(result)
+        if count != len(items):
+            raise ValueError(f"shard {shard} has {len(items)} items, but {count} results")
+        path = self.path(shard)
+        digest = write_whole(path, chunk.content())
+        entry = Entry(self.identity, shard, digest, len(chunk), path.stat().st_size, tuple(rejected), dict(facts or {}))
         write_whole(self._line(shard), json.dumps(asdict(entry)))
 
     def _line(self, shard: int) -> Path:

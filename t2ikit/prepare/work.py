@@ -68,3 +68,18 @@ class Work(ABC):
     def facts(self, results: Sequence[bytes | Rejected]) -> Mapping[str, int]:
         """Numbers to remember of the results of a shard; see ``Results.largest``."""
         return {}
+
+
+class HostWork(Work):
+    """Work that needs no device: ``load`` makes the results, and loader processes write whole shards of them.
+
+    Sent to the rank, results would be copied four times, and one process would hash and write what all loaders make.
+    """
+
+    @abstractmethod
+    def load(self, index: int) -> bytes | Rejected:
+        """The result of one item, in a loader process."""
+
+    def compute(self, items: list[Any]) -> Sequence[bytes | Rejected]:
+        """Nothing is left to do."""
+        return items

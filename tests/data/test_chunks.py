@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from t2ikit.data.chunks import Chunk, chunk_content, chunk_name, index_content, open_chunk, read_chunk, read_index
+from t2ikit.data.chunks import Chunk, ChunkBuffer, chunk_name, index_content, open_chunk, read_chunk, read_index
 
 ITEMS = [b"one", b"", b"three" * 100]
 
@@ -20,7 +20,7 @@ def test_the_bytes_are_those_of_litdata(tmp_path: Path) -> None:
     writer.done()
     writer._merge_no_wait()
     (theirs,) = tmp_path.glob("*.bin")
-    content = b"".join(chunk_content(ITEMS))
+    content = b"".join(ChunkBuffer(ITEMS).content())
     assert theirs.name == chunk_name(0) and theirs.read_bytes() == content
     index = json.loads((tmp_path / "index.json").read_text())
     ours = json.loads(index_content([Chunk(chunk_name(0), 3, len(content))]))
@@ -35,7 +35,7 @@ def test_the_bytes_are_those_of_litdata(tmp_path: Path) -> None:
 
 def test_a_chunk_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / "chunk.bin"
-    path.write_bytes(b"".join(chunk_content(ITEMS)))
+    path.write_bytes(b"".join(ChunkBuffer(ITEMS).content()))
     assert list(read_chunk(path, 3)) == ITEMS
     with pytest.raises(ValueError, match="where its header says"):
         open_chunk(path, 2)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from t2ikit.data.chunks import Chunk, chunk_content
+from t2ikit.data.chunks import Chunk, ChunkBuffer
 from t2ikit.data.manifest import Manifest, Part
 from t2ikit.data.records import (
     Record,
@@ -323,7 +323,7 @@ def shards(folder: Path, first: int, count: int, size: int = 7) -> Iterator[tupl
     for start in range(first, first + count, size):
         items = [make_record(index).to_bytes() for index in range(start, min(start + size, first + count))]
         path = folder / f"shard-{start}.bin"
-        digest = write_whole(path, chunk_content(items))
+        digest = write_whole(path, ChunkBuffer(items).content())
         yield path, Chunk(path.name, len(items), path.stat().st_size, digest)
 
 
