@@ -56,7 +56,7 @@ class Text(_Movable):
 
     Attributes:
         embeddings: [B, L, D] float.
-        mask: [B, L] bool, True at a real token. Every row has at least one.
+        mask: [B, L] bool, True at a real token; numbers are taken as such (1 = real). Every row has at least one.
         pooled: [B, P] float, one vector a text, for encoders that give one.
     """
 
@@ -65,6 +65,7 @@ class Text(_Movable):
     pooled: Tensor | None = None
 
     def __post_init__(self) -> None:
+        self.mask = self.mask.bool()
         if self.embeddings.dim() != 3 or self.mask.shape != self.embeddings.shape[:2]:
             raise ValueError(
                 "Text needs embeddings [B, L, D] and mask [B, L]; got "

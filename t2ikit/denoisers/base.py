@@ -203,6 +203,11 @@ class Denoiser(nn.Module, ABC):
         return block(*args)
 
     def _check_text(self, text: Text, text_dim: int) -> None:
+        if not isinstance(text, Text):
+            raise ValueError(
+                f"the states of one text encoder, a Text, were expected by {type(self).__name__}; got "
+                f"{f'{len(text)} of them' if isinstance(text, tuple) else type(text).__name__}"
+            )
         if text.embeddings.shape[2] != text_dim:
             raise ValueError(
                 f"text states of width {text_dim} were expected (option text_dim), got {text.embeddings.shape[2]}"

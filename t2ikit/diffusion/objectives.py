@@ -80,7 +80,15 @@ class Objective:
 
         Returns:
             [B], fp32 at the least: the mean over C, H, W of the squared error, times :meth:`weight`.
+
+        Raises:
+            ValueError: a wrong shape; the message says what was expected.
         """
+        if noise.shape != x0.shape or t.shape != x0.shape[:1]:
+            raise ValueError(
+                f"noise {list(x0.shape)} and t {list(x0.shape[:1])} were expected, as many as x0 has; got "
+                f"{list(noise.shape)} and {list(t.shape)}"
+            )
         noise = self.offset(noise)
         x_t = self.process.add_noise(x0, noise, t)
         target = self.process.target(x0, noise, t)

@@ -146,10 +146,12 @@ def find_solver(method: str) -> Solver:
 def _check(noise: Tensor, steps: int, generators: Sequence[torch.Generator] | None) -> None:
     if noise.dim() != 4 or not noise.is_floating_point():
         raise ValueError(f"noise [B, C, H, W] of floats was expected, got {list(noise.shape)} {noise.dtype}")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    if generators is not None and len(generators) != noise.shape[0]:
-        raise ValueError(f"generators: one for each of the {noise.shape[0]} rows of noise, got {len(generators)}")
+    if steps < 1 or steps != int(steps):
+        raise ValueError(f"steps must be a whole number, at least 1; got {steps}")
+    if generators is not None:
+        given = 1 if isinstance(generators, torch.Generator) else len(generators)
+        if isinstance(generators, torch.Generator) or given != noise.shape[0]:
+            raise ValueError(f"generators: a list, one for each of the {noise.shape[0]} rows of noise; got {given}")
 
 
 def _contexts(denoiser: Denoiser, rule: Guidance, x: Tensor, text: Any, uncond: Any) -> tuple[Any, Any, Any]:

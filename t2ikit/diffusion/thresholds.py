@@ -39,7 +39,7 @@ def threshold_function(threshold: Threshold) -> Callable[[Tensor], Tensor] | Non
     """
     if threshold == "none":
         return None
-    if isinstance(threshold, str) or len(threshold) != 2:
+    if not isinstance(threshold, (tuple, list)) or len(threshold) != 2 or isinstance(threshold[1], str):
         raise ValueError(
             f"threshold must be 'none', ('clamp', c), ('dynamic', q) or ('per_channel', q); got {threshold!r}"
         )

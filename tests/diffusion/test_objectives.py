@@ -103,3 +103,11 @@ def test_wrong_options_are_refused() -> None:
     for options in ({"offset_noise": -0.1}, {"min_snr": 0.0}, {"space": "x0"}, {"min_snr": 5.0, "space": "epsilon"}):
         with pytest.raises(ValueError, match="offset_noise|min_snr|space"):
             Objective(GaussianDiffusion(), **options)  # type: ignore[arg-type]
+
+
+def test_shapes_that_would_broadcast_are_refused(make: Any) -> None:
+    x0, noise, t = _inputs()
+    objective, text = Objective(GaussianDiffusion()), make.text(0.1, 0.2, 0.3, 0.4)
+    for wrong in ((noise[:1], t), (noise, t[:1]), (noise, t[0])):
+        with pytest.raises(ValueError, match=r"noise \[4, 2, 2, 2\] and t \[4\] were expected"):
+            objective.loss(make.bookkeeping(), x0, *wrong, text)

@@ -185,8 +185,10 @@ def test_errors_say_what_was_expected(make: Any) -> None:
 
     refuse("nearest is 'heun'", method="huen")
     refuse("steps", steps=0)
+    refuse("whole number", steps=2.5)
     refuse("needs `uncond`", guidance=1.0)
     refuse("generators", generators=[torch.Generator()])
+    refuse("one for each of the 2 rows", generators=torch.Generator())
     refuse(r"noise \[B, C, H, W\]", noise=torch.zeros(2, 3))
     refuse("text has 3 rows", text=make.text(1, 2, 3))
     refuse("threshold", threshold=("clamp", -1.0))

@@ -41,6 +41,14 @@ def test_per_channel() -> None:
 
 def test_none_and_wrong_ones() -> None:
     assert threshold_function("none") is None
-    for wrong in ("clamp", ("clamp", 0.0), ("dynamic", 1.5), ("per_channel", 0.0), ("static", 1.0)):
+    for wrong in (
+        "clamp",
+        ("clamp", 0.0),
+        ("dynamic", 1.5),
+        ("per_channel", 0.0),
+        ("static", 1.0),
+        1.0,
+        ("clamp", "1"),
+    ):
         with pytest.raises(ValueError, match="threshold"):
-            threshold_function(wrong)
+            threshold_function(wrong)  # type: ignore[arg-type]
