@@ -1,4 +1,4 @@
-"""Images and captions to the records of training, set by set and part by part; ``encoding.py`` does the computing."""
+"""Images and captions to the records of training, set by set and part by part; ``encode_work.py`` computes them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from t2ikit.encoders.text import DEFAULT_TEXT_ENCODER, MAX_TOKENS, TextEncoder, 
 from t2ikit.first_rank import first_rank
 from t2ikit.prepare.caption_lines import CaptionLines
 from t2ikit.prepare.captions import CaptionSet, image_sets
-from t2ikit.prepare.encoding import Encoders, Encoding, TextOptions
+from t2ikit.prepare.encode_work import Encoding
+from t2ikit.prepare.encoding import Encoders, TextOptions
 from t2ikit.prepare.engine import Launch
 from t2ikit.prepare.images import IMAGES
 from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder

@@ -1,11 +1,13 @@
 """The encoders of ``prepare encode`` at work: one call of each model a batch, everything quantised on the device.
 
+A GPU is not waited for: a batch is sent to it, and fetched later (``Encoded``).
+
 Shapes: [B, 3, S, S] uint8 images, [B, 2, C, h, w] float16 posteriors, [T, D] states of all tokens of a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from t2ikit.data.layout import Record, RecordView, Tokens, quantise_states
+from t2ikit.data.layout import Tokens, quantise_states
 from t2ikit.data.manifest import Manifest
-from t2ikit.data.records import RecordSet
 from t2ikit.encoders.autoencoders import LatentSpace
 from t2ikit.encoders.text import TextEncoder
-from t2ikit.prepare.caption_lines import CaptionLines
 from t2ikit.prepare.captions_set import CaptionHeader
-from t2ikit.prepare.engine import Rejected, Work
 from t2ikit.prepare.steps import sha256_of_json, versions
 from t2ikit.pretrained import EncoderReference
 
@@ -49,6 +48,42 @@ class TextOptions:
             raise ValueError(f"--token-format is int8 or float16; got {self.token_format!r}")
         if self.dtype not in _TYPES:
             raise ValueError(f"--text-dtype is float32 or bfloat16 (T5 overflows in float16); got {self.dtype!r}")
+
+
+class Encoded:
+    """A batch that was sent to the device, and its result once it is asked for, by whichever thread.
+
+    Args:
+        images: [B, 3, S, S] uint8 pixels, or [B, 2, C, h, w] float16 posteriors on the device.
+        states: [L, D] of the texts, in the groups that went through the model.
+        token_format: "int8" or "float16".
+        device: where they are.
+    """
+
+    def __init__(
+        self, images: np.ndarray | Tensor, states: list[list[Tensor]], token_format: str, device: torch.device
+    ) -> None:
+        self._images = images
+        self._states = states
+        self._token_format = token_format
+        self._sent = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+        self._result: tuple[np.ndarray, list[Tokens]] | None = None
+
+    def result(self, stream: torch.cuda.Stream | None = None) -> tuple[np.ndarray, list[Tokens]]:
+        """Images as they are stored, and the tokens of the texts.
+
+        Args:
+            stream: fetches them, so that batches sent later are not waited for.
+        """
+        if self._result is None:
+            with torch.cuda.stream(stream):
+                if stream is not None and self._sent is not None:
+                    stream.wait_event(self._sent)
+                tokens = [one for group in self._states for one in quantise_states(group, self._token_format)]
+                images = self._images.cpu().numpy() if isinstance(self._images, Tensor) else self._images
+            self._result = images, tokens
+            self._images, self._states = images, []  # what was copied is not needed on the device any more
+        return self._result
 
 
 class Encoders:
@@ -114,7 +149,7 @@ class Encoders:
     @property
     def empty_prompt(self) -> Tokens:
         """States of the empty prompt."""
-        return self._tokens([""])[0]
+        return quantise_states(self.texts.encode([""]), self.options.token_format)[0]
 
     def to(self, device: torch.device) -> None:
         """Moves both models; the autoencoder follows the images."""
@@ -158,79 +193,25 @@ class Encoders:
         per_token = 2 * width if self.options.token_format == "float16" else width + 2 * -(-width // 64)
         return per_token * sum(self.texts.lengths(texts))
 
-    def encode(self, pixels: np.ndarray, texts: Sequence[str]) -> tuple[np.ndarray, list[Tokens]]:
-        """Images [B, 3, S, S] uint8 as they are stored, and the states of some texts.
+    def begin(self, pixels: np.ndarray, texts: Sequence[str]) -> Encoded:
+        """Sends a batch to the device; neither the images nor the states are waited for.
 
         The autoencoder is at work on a GPU while the texts are cut into tokens here.
+
+        Args:
+            pixels: [B, 3, S, S] uint8.
+            texts: any number.
         """
-        posteriors = None if self.space is None else self._posteriors(self.space, torch.from_numpy(pixels))
-        tokens = self._tokens(texts)
-        return (pixels if posteriors is None else posteriors.cpu().numpy()), tokens
-
-    def _posteriors(self, space: LatentSpace, pixels: Tensor) -> Tensor:
-        mean, std = space.encode(pixels.to(self.device))
-        return torch.stack([mean, std], dim=1).to(torch.float16)
-
-    def _tokens(self, texts: Sequence[str]) -> list[Tokens]:
-        tokens: list[Tokens] = []
-        for first in range(0, len(texts), self.batch_size):
-            states = self.texts.encode(texts[first : first + self.batch_size])
-            tokens += quantise_states(states, self.options.token_format)
-        return tokens
-
-
-class Encoding(Work):
-    """The records of one part of an image set.
-
-    A caption is encoded once a shard (class captions repeat); not once for all, since the last bits of its states
-    depend on the texts beside it, and a call that goes on must end with the same bytes as one that was not stopped.
-    """
-
-    def __init__(
-        self, images: RecordSet, captions: CaptionLines, part: range, encoders: Encoders, identity: str
-    ) -> None:
-        self.images = images
-        self.captions = captions
-        self.part = part
-        self.encoders = encoders
-        self.identity = identity
-        self._known: dict[str, Tokens] = {}
-
-    def __len__(self) -> int:
-        return len(self.part)
-
-    def load(self, index: int) -> tuple[np.ndarray, dict[str, Any], tuple[str, ...]]:
-        """Pixels, metadata and captions."""
-        view = self.images.view(self.part[index])
-        metadata = view.details()[1]
-        key, texts = self.captions[self.part[index]]
-        if metadata["key"] != key:
-            raise ValueError(
-                f"{self.captions.path} has {key} where the images have {metadata['key']}: run t2ikit prepare captions "
-                "--overwrite"
-            )
-        return view.image().copy(), metadata, texts
-
-    def setup(self, device: torch.device) -> None:
-        self.encoders.to(device)
-
-    def begin_shard(self) -> None:
-        self._known.clear()
-
-    def compute(self, items: list[Any]) -> list[bytes]:
-        new = [text for text in dict.fromkeys(text for *_, texts in items for text in texts) if text not in self._known]
-        stored, tokens = self.encoders.encode(np.stack([pixels for pixels, *_ in items]), new)
-        self._known.update(zip(new, tokens, strict=True))
-        results = []
-        for one, (_, metadata, texts) in zip(stored, items, strict=True):
-            if not np.isfinite(one).all():
-                raise ValueError(f"the posterior of {metadata['key']} does not fit float16: use another --autoencoder")
-            results.append(Record(one, texts, tuple(self._known[text] for text in texts), metadata).to_bytes())
-        return results
-
-    def facts(self, results: Sequence[bytes | Rejected]) -> Mapping[str, int]:
-        views = [RecordView(result) for result in results if isinstance(result, bytes)]
-        return {"longest": max((view.length(c) for view in views for c in range(view.states_count)), default=0)}
+        images: np.ndarray | Tensor = pixels
+        if self.space is not None:
+            sent = torch.from_numpy(pixels)
+            if self.device.type == "cuda":
+                sent = sent.pin_memory()  # else the copy waits for what the device has to do before
+            mean, std = self.space.encode(sent.to(self.device, non_blocking=True))
+            images = torch.stack([mean, std], dim=1).to(torch.float16)
+        groups = range(0, len(texts), self.batch_size)
+        states = [self.texts.encode(texts[first : first + self.batch_size]) for first in groups]
+        return Encoded(images, states, self.options.token_format, self.device)
 
 
 def _captioners(captions: CaptionHeader) -> dict[str, dict[str, str]]:

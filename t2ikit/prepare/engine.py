@@ -143,7 +143,7 @@ class _Run(LightningModule):
         """Left to ``compute``, which knows what an item is."""
         return batch
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Sequence[bytes | Rejected]:
+    def predict_step(self, batch: Batch, batch_idx: int) -> Sequence[Any]:
         if batch.failure is not None:
             raise batch.failure
         if batch.written:
@@ -166,7 +166,7 @@ class _Writer(Callback):
         self.ledger = ledger
         self.label = label
         self.unit = unit
-        self._results: list[bytes | Rejected] = []
+        self._results: list[Any] = []
         self._shards = 0
         self._pending: Future[None] | None = None
         self._progress: Progress | None = None
@@ -199,8 +199,7 @@ class _Writer(Callback):
         else:
             self._settle()
             results, self._results = self._results, []
-            facts = pl_module.work.facts(results)
-            self._pending = self._thread.submit(self.ledger.write, batch.shard, results, facts)
+            self._pending = self._thread.submit(self._write, pl_module.work, batch.shard, results)
         self._shards += 1
         # Loaders that make whole shards make several at a time: the first one says nothing of their rate.
         if self._shards == (max(1, pl_module.launch.workers) if batch.written else 1):
@@ -213,6 +212,10 @@ class _Writer(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._close(complete=False)
+
+    def _write(self, work: Work, shard: int, results: list[Any]) -> None:
+        finished = work.finish(results)
+        self.ledger.write(shard, finished, work.facts(finished))
 
     def _settle(self) -> None:
         """Waits for the shard that is being written: at most one is held in memory beside the one in the making."""

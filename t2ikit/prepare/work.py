@@ -62,8 +62,12 @@ class Work(ABC):
         """Forgets what was kept from earlier batches, where that decides the last bit of a result."""
 
     @abstractmethod
-    def compute(self, items: list[Any]) -> Sequence[bytes | Rejected]:
-        """One result an item, in order."""
+    def compute(self, items: list[Any]) -> Sequence[Any]:
+        """One result an item, in order; or what ``finish`` makes one of, so that a device need not be waited for."""
+
+    def finish(self, results: Sequence[Any]) -> Sequence[bytes | Rejected]:
+        """The results of a shard, in another thread, while the device computes the next shard."""
+        return results
 
     def facts(self, results: Sequence[bytes | Rejected]) -> Mapping[str, int]:
         """Numbers to remember of the results of a shard; see ``Results.largest``."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from t2ikit.data.records import Manifest, RecordSet, quantise_tokens
+from t2ikit.data.records import Manifest, RecordSet, Tokens, quantise_tokens
 from t2ikit.encoders import LatentSpace, TextEncoder, build_small_t5
 from t2ikit.prepare.caption_lines import CaptionLines
 from t2ikit.prepare.captions import CaptionSet, prepare_captions
 from t2ikit.prepare.encode import prepare_encode
+from t2ikit.prepare.encode_work import Encoding
+from t2ikit.prepare.encoding import Encoded, Encoders
 from t2ikit.prepare.engine import Launch
 
 
@@ -195,3 +198,39 @@ def test_a_damaged_line_of_captions_is_named(prepared: Path) -> None:
     rows = CaptionLines(path)
     with pytest.raises(ValueError, match=r"line 5 of .*train.jsonl is damaged .*--overwrite"):
         rows[3]
+
+
+def test_a_device_is_not_waited_for_before_the_shard_is_written(
+    prepared: Path, autoencoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: every batch of a shard is sent before the first is fetched, in the thread that writes."""
+    shutil.rmtree(prepared / "captions")
+    prepare_captions(prepared)
+    options = {"autoencoder": str(autoencoder), "text_encoder": str(prepared / "text_encoder"), "shard_size": 8}
+    launch = Launch("cpu", 1, batch_size=2)
+    for name in ("train", "train_cmall", "val"):
+        shutil.rmtree(prepared / name)
+    prepare_encode(prepared, launch=launch, **options)
+    wanted = {name: [record.to_bytes() for record in RecordSet(prepared / name)] for name in ("train", "train_cmall")}
+    events: list[tuple[str, int]] = []
+    begin, result = Encoders.begin, Encoded.result
+
+    def began(self: Encoders, pixels: np.ndarray, texts: list[str]) -> Encoded:
+        events.append(("sent", threading.get_ident()))
+        return begin(self, pixels, texts)
+
+    def fetched(self: Encoded, stream: None = None) -> tuple[np.ndarray, list[Tokens]]:
+        events.append(("fetched", threading.get_ident()))
+        return result(self, stream)
+
+    monkeypatch.setattr(Encoders, "begin", began)
+    monkeypatch.setattr(Encoded, "result", fetched)
+    monkeypatch.setattr(Encoding, "_defers", True)
+    for name in ("train", "train_cmall", "val"):
+        shutil.rmtree(prepared / name)
+    prepare_encode(prepared, launch=launch, **options)
+    for name, records in wanted.items():
+        assert [record.to_bytes() for record in RecordSet(prepared / name)] == records
+    assert [event for event, _ in events[:4]] == ["sent"] * 4  # the batches of the first shard
+    senders = {thread for event, thread in events if event == "sent"}
+    assert senders == {threading.get_ident()} and senders.isdisjoint(t for event, t in events if event == "fetched")

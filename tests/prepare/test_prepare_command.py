@@ -114,9 +114,7 @@ def test_help_loads_neither_torch_nor_lightning() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script, *STEPS], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert (
-        done.stdout.count("usage: t2ikit prepare") == 1 + len(STEPS) and "prepare encode" in done.stderr
-    )
+    assert done.stdout.count("usage: t2ikit prepare") == 1 + len(STEPS) and "prepare encode" in done.stderr
 
 
 def test_help_shows_defaults_also_where_they_are_0(capsys: pytest.CaptureFixture) -> None:
