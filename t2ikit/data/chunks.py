@@ -105,7 +105,7 @@ class ChunkBuffer:
         """One more item, copied."""
         start, end = self.size, self.size + _SIZE.size + len(item)
         if end > len(self._memory):
-            larger = memoryview(bytearray(max(end, 2 * len(self._memory))))
+            larger = np.empty(max(end, 2 * len(self._memory)), np.uint8).data  # in huge pages, where Linux has them
             larger[:start] = self._memory[:start]
             self._memory = larger
         _SIZE.pack_into(self._memory, start, len(item))

@@ -1,10 +1,12 @@
 """Chunks: the bytes that LitData writes, and what is wrong with a damaged one."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 
+from t2ikit.data import chunks
 from t2ikit.data.chunks import Chunk, ChunkBuffer, chunk_name, index_content, open_chunk, read_chunk, read_index
 
 ITEMS = [b"one", b"", b"three" * 100]
@@ -55,3 +57,23 @@ def test_an_index_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text(json.dumps(other))
     with pytest.raises(ValueError, match="zstd"):
         read_index(tmp_path)
+
+
+def test_a_buffer_serves_one_chunk_after_the_other() -> None:
+    buffer = ChunkBuffer([b"x" * 300_000, b"y"])
+    assert len(buffer) == 2 and buffer.size == 300_009
+    assert len(pickle.loads(pickle.dumps(buffer))) == 0  # nothing is sent to loader processes
+    buffer.clear()
+    for item in ITEMS:
+        buffer.add(item)
+    again = b"".join(buffer.content())
+    assert len(buffer) == 3 and again == b"".join(ChunkBuffer(ITEMS).content())
+    assert len(again) == buffer.size + 4 * (len(ITEMS) + 2)
+    buffer.clear()
+    assert b"".join(buffer.content()) == b"\0\0\0\0\x08\0\0\0"
+
+
+def test_a_chunk_ends_at_4_gib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "_LIMIT", 100)
+    with pytest.raises(ValueError, match="fewer items"):
+        list(ChunkBuffer([b"x" * 100]).content())

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from t2ikit.prepare.engine import Launch, Work, run_work
+from t2ikit.prepare.engine import HostWork, Launch, Work, run_work
 from t2ikit.prepare.shards import Rejected
 
 
@@ -58,6 +58,24 @@ class Counting(Work):
 
     def facts(self, results: Sequence[bytes | Rejected]) -> dict[str, int]:
         return {"longest": max(len(result) for result in results if isinstance(result, bytes))}
+
+
+class Making(HostWork):
+    """The results of ``Counting`` without a device; item ``broken`` raises."""
+
+    identity = "making"
+
+    def __init__(self, items: int = 103, broken: int | None = None) -> None:
+        self.items = items
+        self.broken = broken
+
+    def __len__(self) -> int:
+        return self.items
+
+    def load(self, index: int) -> bytes | Rejected:
+        if index == self.broken:
+            raise RuntimeError(f"item {index} is broken")
+        return Rejected("unlucky") if index % 13 == 12 else f"item {index}".encode()
 
 
 def main(folder: str, devices: str, broken: str = "", seconds: str = "0") -> None:

@@ -20,7 +20,7 @@ _spec = importlib.util.spec_from_file_location("counting_work", PROGRAM)
 assert _spec is not None and _spec.loader is not None
 counting_work: Any = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(counting_work)
-Counting = counting_work.Counting
+Counting, Making = counting_work.Counting, counting_work.Making
 
 CPU = Launch("cpu", 1, batch_size=4)
 EXPECTED = [f"item {k}".encode() for k in range(103) if k % 13 != 12]
@@ -52,6 +52,66 @@ def test_results_are_in_order_and_shards_are_not_made_again(tmp_path: Path) -> N
 def test_loader_processes_do_not_change_the_results(tmp_path: Path, workers: int) -> None:
     results = run(Counting(), tmp_path / "work", launch=Launch("cpu", 1, workers=workers, batch_size=7))
     assert list(results) == EXPECTED
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_host_work_is_written_by_its_loaders(tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same shards and lines as those of results that are sent here, at any number of loader processes."""
+    write, here = Ledger.write, os.getpid()
+
+    def elsewhere(self: Ledger, *arguments: Any) -> None:
+        assert (os.getpid() == here) == (workers == 0)
+        write(self, *arguments)
+
+    monkeypatch.setattr(Ledger, "write", elsewhere)
+    results = run(Making(), tmp_path / "made", launch=Launch("cpu", 1, workers=workers, batch_size=3))
+    assert list(results) == EXPECTED
+    assert list(results.rejected()) == [(k, "unlucky") for k in range(12, 103, 13)]
+    monkeypatch.undo()
+    run(Counting(), tmp_path / "sent")
+    shards = sorted(path.name for path in (tmp_path / "made").glob("shard-*.bin"))
+    assert len(shards) == 11
+    for name in shards:
+        assert (tmp_path / "made" / name).read_bytes() == (tmp_path / "sent" / name).read_bytes()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_failure_in_a_loader_keeps_what_was_finished(tmp_path: Path, workers: int) -> None:
+    folder, launch = tmp_path / "work", Launch("cpu", 1, workers=workers)
+    with pytest.raises(RuntimeError, match="^item 57 is broken$"):
+        run(Making(broken=57), folder, launch=launch)
+    done = Ledger(folder, "making", 103, 10).finished()
+    assert {0, 1, 2, 3, 4} <= set(done) and 5 not in done
+    nodes = {path: path.stat().st_ino for path in map(Ledger(folder, "making", 103, 10).path, done)}
+    assert list(run(Making(), folder, launch=launch)) == EXPECTED
+    assert {path: path.stat().st_ino for path in nodes} == nodes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere PyTorch ends them, after their shard")
+def test_loaders_end_with_the_process_that_was_killed() -> None:
+    """They write: one that went on could put a shard where the next call has finished."""
+    program = """
+import multiprocessing, time
+from t2ikit.prepare.loading import _begin
+
+def load(number):
+    _begin(number)
+    print(multiprocessing.current_process().pid, flush=True)
+    time.sleep(600)
+
+multiprocessing.get_context("fork").Process(target=load, args=(0,)).start()
+time.sleep(600)
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    state = Path(f"/proc/{int(process.stdout.readline())}/stat")
+    assert state.is_file()
+    process.kill()
+    process.wait()
+    until = time.monotonic() + 60
+    while state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z" and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_a_failure_keeps_what_was_finished(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:

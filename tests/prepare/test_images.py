@@ -131,6 +131,13 @@ def test_centre_is_kept() -> None:
     assert decode(saved(Image.fromarray(values[:1, :1])), 16).shape == (3, 16, 16)
 
 
+def test_planes_are_those_of_the_resized_square() -> None:
+    values = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    square = Image.fromarray(values).resize((16, 16), Image.Resampling.BILINEAR, box=(10, 0, 60, 50))
+    pixels = decode(saved(Image.fromarray(values)), 16)
+    assert np.array_equal(pixels, np.asarray(square).transpose(2, 0, 1)) and pixels.flags["WRITEABLE"]
+
+
 def test_resize_is_antialiased() -> None:
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
