@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from t2ikit import draws
 from t2ikit.batch import Batch, StoredBatch, Text
 from t2ikit.data.continuity import CHANGES, Change, check_continues
+from t2ikit.data.loaders import count_anew
 from t2ikit.data.manifest import Manifest
 from t2ikit.denoisers import Denoiser
 from t2ikit.denoisers.base import CACHE_IS_SAFE
@@ -48,6 +49,8 @@ class TextToImage(L.LightningModule):
             without state ignore it. From 10 samples a micro-batch up, exactly ``round(rate * B)`` of them.
         offset_noise: strength of a constant added to the noise of each channel; 0 is off.
         min_snr: Min-SNR weighting (gamma of its paper); None is off.
+        loss_space: "output" measures the error of what the network predicts, "epsilon" that of the noise, for a
+            network that predicts v.
         noise_bins: loss is logged in this many equal bins of t.
         seed: key of every random number of a step.
         compile: the training loss under ``torch.compile``, whole: null (off), "default", "reduce-overhead" (CUDA
@@ -57,7 +60,7 @@ class TextToImage(L.LightningModule):
             of the same format and encoders.
 
     Raises:
-        ValueError: a rate outside [0, 1], or an unknown ``compile`` or ``resume_data``.
+        ValueError: a rate outside [0, 1], no noise bin, or an unknown ``compile``, ``resume_data`` or ``loss_space``.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class TextToImage(L.LightningModule):
         seed: int = 0,
         compile: str | dict[str, Any] | None = None,
         resume_data: Change = "same",
+        loss_space: Literal["output", "epsilon"] = "output",
     ) -> None:
         super().__init__()
         if resume_data not in CHANGES:
@@ -82,10 +86,12 @@ class TextToImage(L.LightningModule):
         for name, rate in (("text_drop", text_drop), ("self_condition_rate", self_condition_rate)):
             if not 0.0 <= rate <= 1.0:
                 raise ValueError(f"model.init_args.{name} is a probability in [0, 1], got {rate}")
+        if noise_bins < 1:
+            raise ValueError(f"model.init_args.noise_bins must be at least 1, got {noise_bins}")
         self.denoiser = denoiser
         self.process = process if process is not None else GaussianDiffusion()
         self.space = space if space is not None else PixelSpace()
-        self.objective = Objective(self.process, offset_noise=offset_noise, min_snr=min_snr)
+        self.objective = Objective(self.process, offset_noise=offset_noise, min_snr=min_snr, space=loss_space)
         self.compiled_loss = None if compile is None else CompiledLoss(self.objective, compile)
         self.resume_data: Change = resume_data
         self.optimizer_factory = optimizer if optimizer is not None else Lamb()
@@ -318,6 +324,9 @@ class TextToImage(L.LightningModule):
         checkpoint["space"] = self.space.description()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        batch_size = getattr(getattr(self._trainer, "datamodule", None), "batch_size", None)
+        if batch_size is not None and "loops" in checkpoint:
+            count_anew(checkpoint["loops"]["fit_loop"], batch_size // self.trainer.accumulate_grad_batches)
         if self.manifest is not None and "data_manifest" in checkpoint:
             check_continues(Manifest.from_json(checkpoint["data_manifest"]), self.manifest, self.resume_data)
         stored, ours = checkpoint.get("space"), self.space.description()

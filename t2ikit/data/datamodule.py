@@ -102,7 +102,8 @@ class DataModule(LightningDataModule):
         self._sets: dict[str, RecordSet] = {}
         self._gated: list[GatedStream] = []
         self._gated_splits: list[str] = []
-        self._train_loader_built = False
+        self._train_loader: PositionLoader | None = None
+        self._slot: int | None = None  # where the next training loader begins
 
     def find_data(self) -> None:
         """Refuses a root without prepared sets, or with those of another text encoder, before anything else is built.
@@ -209,7 +210,7 @@ class DataModule(LightningDataModule):
         stream = GatedStream(name, self.root / folder, float(quantile), float(probability))
         if stream in self._gated:
             return  # setup runs once for fit and again for validate
-        if self._train_loader_built:
+        if self._train_loader is not None:
             raise ValueError(f"stream {name} comes too late: the training loader exists; add it in a callback's setup")
         if name in self.source_names:
             raise ValueError(f"there are two streams named {name}: give one of the callbacks another name or setting")
@@ -219,11 +220,15 @@ class DataModule(LightningDataModule):
         self._gated_splits.append(folder)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the position in the checkpoint is a position in; the training set's manifest is kept by the module."""
-        return self._stream_state().to_state()
+        """The position, and what it is a position in; the training set's manifest is kept by the module."""
+        slot = 0 if self._train_loader is None else self._train_loader.slot
+        return {"slot": slot, "stream": self._stream_state().to_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Refuses to go on with options or gated streams under which the rest of the run would be another one.
+        """Goes to a saved position; refuses options or gated streams under which the rest of the run would be another.
+
+        Lightning restores the loader too, but not one that was built before it restored its loops, as a run with
+        ``trainer.max_epochs`` builds it to know the length of its learning-rate schedule.
 
         Raises:
             ValueError: names what changed, and ``model.resume_data``, which may allow it.
@@ -231,7 +236,10 @@ class DataModule(LightningDataModule):
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return  # nothing is gone on with
         allowed = getattr(self.trainer.lightning_module, "resume_data", "same")
-        check_streams_continue(StreamState.from_state(state), self._stream_state(), allowed)
+        check_streams_continue(StreamState.from_state(state["stream"]), self._stream_state(), allowed)
+        self._slot = int(state["slot"])
+        if self._train_loader is not None:
+            self._train_loader.load_state_dict({"slot": self._slot})
 
     def _stream_state(self) -> StreamState:
         gated = tuple(
@@ -267,8 +275,11 @@ class DataModule(LightningDataModule):
                 f"data.cache_gb {self.cache_limit / 1e9:g} does not hold the chunks that are shuffled together and the "
                 f"next ones, {stream.working_set() / 1e9:.3g} GB: raise it, or lower data.shuffle_window"
             )
-        self._train_loader_built = True
-        return PositionLoader(stream, self.num_workers, self._pins(), self._batches_per_pass(len(stream)))
+        self._train_loader = PositionLoader(stream, self.num_workers, self._pins(), self._batches_per_pass(len(stream)))
+        if self._slot is not None:
+            self._train_loader.load_state_dict({"slot": self._slot})
+            self._slot = None  # the next fit begins anew
+        return self._train_loader
 
     def val_dataloader(self) -> EvaluationLoader:
         """The validation set in its stored order, dealt out evenly over the ranks."""
@@ -298,5 +309,7 @@ class DataModule(LightningDataModule):
             return epoch
         if self.trainer.overfit_batches:  # type: ignore[attr-defined]  # set by Lightning's connectors
             raise ValueError("trainer.overfit_batches would repeat batches: use a small data set instead")
+        if getattr(self.trainer, "reload_dataloaders_every_n_epochs", 0):
+            raise ValueError("trainer.reload_dataloaders_every_n_epochs would begin the data anew: leave it at 0")
         limit = self.trainer.limit_train_batches
         return max(1, min(limit, epoch) if isinstance(limit, int) else int(limit * epoch))

@@ -101,6 +101,36 @@ class PositionLoader:
         self._position = position
 
 
+def count_anew(fit_loop: dict[str, Any], slots: int) -> None:
+    """Counts the micro-batches of a checkpoint anew where those of this run have another size.
+
+    Lightning counts micro-batches. After a resume with other ``trainer.accumulate_grad_batches`` its count would end
+    epochs, and with them optimizer steps, in the wrong places.
+
+    Args:
+        fit_loop: state of Lightning's fit loop in a checkpoint; changed in place. One without the position of a
+            :class:`PositionLoader` stays as it is.
+        slots: global slots of a micro-batch of this run, over all ranks.
+
+    Raises:
+        ValueError: the checkpoint lies inside of an epoch whose micro-batches cannot be counted so.
+    """
+    states = fit_loop.get("state_dict", {}).get("combined_loader") or [{}]
+    progress = fit_loop["epoch_loop.batch_progress"]
+    before, now = progress["total"]["processed"], int(states[0].get("slot", 0)) // slots
+    if before == 0 or now in (0, before):
+        return
+    for counts in (progress["total"], progress["current"]):
+        processed, rest = divmod(counts["processed"] * now, before)
+        if rest:
+            raise ValueError(
+                f"the checkpoint lies {counts['processed']} micro-batches into an epoch, which are no whole number of "
+                "those of this run: set data.batch_size and trainer.accumulate_grad_batches as they were"
+            )
+        moved = processed - counts["processed"]
+        counts.update({name: counts[name] + moved for name in ("ready", "started", "processed", "completed")})
+
+
 class EvaluationLoader:
     """Serves an evaluation stream, the same batches in every pass.
 
