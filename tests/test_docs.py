@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from t2ikit.batch import Text
 from t2ikit.cli import COMMANDS
 from t2ikit.config import compose
 from t2ikit.config.command import read_arguments
+from t2ikit.config.experiment import check
+from t2ikit.metrics import Samples
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -45,10 +50,29 @@ def test_commands(page: Path) -> None:
         assert command in COMMANDS, f"{program} {command}"
         experiment = re.search(r"experiments/\S+\.ya?ml", rest)
         if command == "run" and experiment:
-            compose(ROOT / experiment[0])
             words = [word for word in shlex.split(rest) if not re.fullmatch(r"\[.*\]?|.*\]", word)]
-            read_arguments(words, "lightning run")
+            overrides = read_arguments(words, "lightning run").overrides
+            known = [override for override in overrides if "plain.Plain" not in override.text]  # of docs/extend.md
+            config = compose(ROOT / experiment[0], known)
+            if {override.key for override in known} - {"data.root", "run.name"}:  # else as in tests/test_experiments.py
+                check(config)
 
 
 def test_pages_are_found() -> None:
     assert {"README.md", "CONTRIBUTING.md"} <= {name(page) for page in PAGES}
+
+
+def test_what_extend_shows_works() -> None:
+    """Runs with a class of one's own are in tests/test_runs.py."""
+    shown: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/extend.md").read_text(), re.MULTILINE | re.DOTALL):
+        exec(block, shown)
+    assert {"Mirror", "Collage", "Plain", "Brightness"} <= shown.keys()
+    denoiser = shown["Plain"]()
+    text = Text(torch.randn(2, 5, 64), torch.ones(2, 5, dtype=torch.bool))
+    context = denoiser.encode_text(text)
+    twice = context.cat(context).rows(torch.tensor([3, 0]))
+    x = torch.randn(2, *denoiser.input_shape)
+    assert denoiser(x, torch.tensor([0.1, 0.9]), twice).output.shape == x.shape
+    images = torch.full((2, 3, 4, 4), 9, dtype=torch.uint8)
+    assert dict(shown["Brightness"]().compute(Samples(images))) == {"brightness": 9.0}

@@ -138,7 +138,8 @@ class Manifest:
         if not path.is_file():
             raise FileNotFoundError(
                 f"there is no prepared set in {Path(folder)} (no {MANIFEST_NAME}).\n"
-                "Point --data.root at a folder that holds train/ and val/, or prepare it:\n" + PREPARE_COMMANDS
+                "Point --data.root at a folder that holds train/ and val/, or prepare it (the options are in the first "
+                "lines of the experiment file and in docs/data.md):\n" + PREPARE_COMMANDS
             )
         try:
             return Manifest.from_json(path.read_text(encoding="utf-8"))
