@@ -10,6 +10,7 @@ import torch
 from t2ikit.batch import Batch, StoredBatch, Text
 from t2ikit.data.manifest import Manifest
 from t2ikit.denoisers import CADI
+from t2ikit.diffusion import GaussianDiffusion
 from t2ikit.encoders import PixelSpace
 from t2ikit.module import TextToImage
 
@@ -61,6 +62,23 @@ def gradients(module: TextToImage, sizes: list[int]) -> list[torch.Tensor]:
         (step["loss"] * size / total).backward()
         first += size
     return [p.grad.clone() for p in module.denoiser.parameters() if p.grad is not None]
+
+
+def test_loss_space_measures_a_v_prediction_as_an_error_of_the_noise() -> None:
+    losses = {}
+    for space in ("output", "epsilon"):
+        module = tiny(process=GaussianDiffusion(prediction="v"), loss_space=space)
+        losses[space] = module.training_step(module.on_after_batch_transfer(stored(0, 4), 0), 0)
+    gamma = 1 - losses["output"]["t"]
+    torch.testing.assert_close(losses["epsilon"]["loss_B"], gamma * losses["output"]["loss_B"])
+
+
+@pytest.mark.parametrize(
+    "options", [{"noise_bins": 0}, {"loss_space": "x0"}, {"text_drop": 1.5}, {"self_condition_rate": -0.1}]
+)
+def test_wrong_options_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options)).removeprefix("loss_")):
+        tiny(**options)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])
