@@ -19,7 +19,7 @@ COMMANDS = {
     "run": ("train what an experiment file describes", "t2ikit.config.command"),
     "sample": ("images of a trained model, from prompts", "t2ikit.sample"),
     "evaluate": ("scores of a trained model, or of pictures of any other", "t2ikit.evaluate"),
-    "prepare": ("photos to encoded records: images, captions, cutmix, encode, shapes, check", "t2ikit.prepare.command"),
+    "prepare": ("photos to encoded records: images, cutmix, captions, encode, check, ...", "t2ikit.prepare.command"),
 }
 
 

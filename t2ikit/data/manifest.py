@@ -15,8 +15,8 @@ _VERSION = 1
 
 PREPARE_COMMANDS = """\
   t2ikit prepare images --source IMAGE_FOLDER --out DIR
-  t2ikit prepare captions --out DIR
   t2ikit prepare cutmix --setting cmall --out DIR
+  t2ikit prepare captions --out DIR
   t2ikit prepare encode --out DIR"""
 
 

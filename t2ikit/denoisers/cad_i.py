@@ -91,11 +91,11 @@ class CADI(Denoiser):
 
     Args:
         input_size: side of x, or (H, W); a multiple of ``patch_size``.
-        in_channels: C.
+        in_channels: channels of x (C).
         patch_size: side of a patch.
-        data_dim: Dd.
-        num_latents: M.
-        latent_dim: D; a multiple of all three numbers of heads.
+        data_dim: width of the data tokens, one a patch (Dd).
+        num_latents: number of latent tokens (M).
+        latent_dim: their width (D); a multiple of all three numbers of heads.
         num_blocks: number of RIN blocks.
         num_layers: self-attention layers over the latents in each block.
         read_write_heads: heads of the attentions to condition and data, and of the write; divides ``data_dim`` too.
@@ -327,7 +327,7 @@ class CADI(Denoiser):
         self, x: Tensor, level: Tensor, context: TextContext, state: Tensor, write_last: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Data tokens [B, N, Dd] and latents [B, M, D] after the last block; its write is skipped on demand."""
-        positions = self.data_pos_embedding
+        positions: Tensor = self.data_pos_embedding
         if x.shape[1:] != self.input_shape:
             part = (x.shape[2] // self.patch_size, x.shape[3] // self.patch_size)
             positions = positions[window_places(cast(Tensor, context.window), self.grid, part)]

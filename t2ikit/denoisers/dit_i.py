@@ -97,9 +97,9 @@ class DiTI(Denoiser):
 
     Args:
         input_size: side of x, or (H, W); a multiple of ``patch_size``.
-        in_channels: C.
+        in_channels: channels of x (C).
         patch_size: side of a patch.
-        hidden_size: D; a multiple of 8 and of ``num_heads``.
+        hidden_size: width of the tokens (D); a multiple of 8 and of ``num_heads``.
         depth: number of blocks.
         num_heads: heads of every attention.
         mlp_ratio: widening of the MLPs of the blocks.

@@ -14,7 +14,7 @@ from typing import Any
 from t2ikit.first_rank import first_rank
 from t2ikit.prepare.commands import captions, check, cutmix, encode, extend, images, shapes
 
-_ORDER = "Steps, in this order: images, captions, cutmix, encode; then point an experiment at DIR with --data.root DIR."
+_ORDER = "Steps, in this order: images, cutmix, captions, encode; then point an experiment at DIR with --data.root DIR."
 _GO_ON = "what is finished is kept: the same command goes on there"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -29,7 +29,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     steps = parser.add_subparsers(dest="prepare_command", metavar="STEP", required=True)
-    for step in (images, captions, cutmix, encode, shapes, check, extend):
+    for step in (images, cutmix, captions, encode, shapes, check, extend):
         step.add_parser(steps)
     return parser
 

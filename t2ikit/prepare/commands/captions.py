@@ -21,7 +21,7 @@ def add_parser(steps: Any) -> None:
     parser = add_step(
         steps,
         "captions",
-        "2. captions from class names, from a model or from a file",
+        "3. captions from class names, from a model or from a file",
         "Writes the captions of the image sets: `An image of <class name>` (a CutMix image names both classes), long "
         "ones by a model, or your own. A model is asked as in the papers, with a prompt of its own for CutMix images; "
         "a call that was stopped goes on where it was.",

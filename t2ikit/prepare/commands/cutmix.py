@@ -14,7 +14,7 @@ def add_parser(steps: Any) -> None:
     parser = add_step(
         steps,
         "cutmix",
-        "3. CutMix images of the training set",
+        "2. CutMix images of the training set",
         "Composes one image a training image with an insert of another class. They get AIO captions if the training "
         "set has those.",
     )
