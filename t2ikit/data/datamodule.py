@@ -215,7 +215,14 @@ class DataModule(LightningDataModule):
         if name in self.source_names:
             raise ValueError(f"there are two streams named {name}: give one of the callbacks another name or setting")
         shares([*(other.gate for other in self._gated), stream.gate])
-        check_fits(self.record_set("train"), self.record_set(folder), name)
+        try:
+            records = self.record_set(folder)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"stream {name}: there is no prepared set {self.root / folder}: write it there (t2ikit.data.write_set; "
+                "`t2ikit prepare encode` for a set of images/), or name another folder in its callback"
+            ) from error
+        check_fits(self.record_set("train"), records, name)
         self._gated.append(stream)
         self._gated_splits.append(folder)
 

@@ -233,7 +233,7 @@ def test_streams_are_checked_when_they_are_added(root: Path) -> None:
     data.setup("fit")
     with pytest.raises(ValueError, match="cm4: the threshold tau"):
         data.add_stream("cm4", "train_cm4", 1.5, 0.5)
-    with pytest.raises(FileNotFoundError, match="train_cm9"):
+    with pytest.raises(FileNotFoundError, match=r"stream cm9: .*train_cm9.*write_set.*its callback"):
         data.add_stream("cm9", "train_cm9", 0.4, 0.5)
     data.add_stream("cm4", "train_cm4", 0.4, 0.5)
     data.add_stream("cm4", "train_cm4", 0.4, 0.5)  # the setup of a second stage
