@@ -15,7 +15,7 @@ from torch import Tensor
 from t2ikit.augment.gate import shares
 from t2ikit.batch import StoredBatch, Text
 from t2ikit.data.caption_choice import check_weights
-from t2ikit.data.continuity import GatedState, StreamState, check_streams_continue
+from t2ikit.data.continuity import Change, GatedState, StreamState, check_streams_continue
 from t2ikit.data.fits import OWN_TEXT_ENCODER, check_fits, check_text_encoder
 from t2ikit.data.loaders import EvaluationLoader, PositionLoader
 from t2ikit.data.manifest import Manifest
@@ -242,7 +242,7 @@ class DataModule(LightningDataModule):
         """
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return  # nothing is gone on with
-        allowed = getattr(self.trainer.lightning_module, "resume_data", "same")
+        allowed: Change = getattr(self.trainer.lightning_module, "resume_data", "same")
         check_streams_continue(StreamState.from_state(state["stream"]), self._stream_state(), allowed)
         self._slot = int(state["slot"])
         if self._train_loader is not None:
