@@ -20,8 +20,8 @@ from t2ikit.batch import Text
 from t2ikit.data.prompts import Prompt, PromptSource
 from t2ikit.denoisers import CADI
 from t2ikit.denoisers.cad_i import cad_i_l
-from t2ikit.drawing import Sampling, draw_batch, identity_of
 from t2ikit.evaluation import Evaluation
+from t2ikit.evaluation.drawing import Sampling, draw_batch, identity_of
 from t2ikit.metrics import DistributionMetrics, RandomConvFeatures
 from t2ikit.module import TextToImage
 

@@ -27,9 +27,9 @@ from t2ikit.callbacks.ema import EMA
 from t2ikit.data.prompts import PromptSource
 from t2ikit.diffusion import Guidance
 from t2ikit.diffusion.samplers import find_solver
-from t2ikit.drawing import Sampling
 from t2ikit.encoders.autoencoders import LatentSpace
 from t2ikit.evaluation import Evaluated, Evaluation
+from t2ikit.evaluation.drawing import Sampling
 from t2ikit.files import write_whole
 from t2ikit.metrics.base import Metric
 from t2ikit.metrics.fingerprint import write_scores
@@ -129,7 +129,9 @@ class Snapshot(L.Callback):
     # ------------------------------------------------------------------ when
 
     def on_train_start(self, trainer: L.Trainer, pl_module: TextToImage) -> None:
-        self.evaluation.prepare(trainer.datamodule, pl_module.device)  # what is missing is found now, not at the first snapshot
+        self.evaluation.prepare(
+            trainer.datamodule, pl_module.device
+        )  # what is missing is found now, not at the first snapshot
         if isinstance(pl_module.space, LatentSpace):
             _ = pl_module.space.model
         step = trainer.global_step

@@ -16,19 +16,19 @@ from rich.console import Console
 
 from t2ikit import ranks
 from t2ikit.callbacks import Snapshot
-from t2ikit.comparison import Found, find_scores, paired_tables, score_table
 from t2ikit.config.class_nodes import check_component, find_class
 from t2ikit.config.command import extend_import_path
 from t2ikit.config.compose import ConfigError, compose, nearest
 from t2ikit.config.run_folder import find_checkpoint
 from t2ikit.data.datamodule import DataModule
 from t2ikit.diffusion.samplers import find_solver
-from t2ikit.drawing import Sampling
 from t2ikit.encoders.autoencoders import LatentSpace
 from t2ikit.evaluation import MODEL_FIELDS, Evaluated
+from t2ikit.evaluation.comparison import Found, find_scores, paired_tables, score_table
+from t2ikit.evaluation.drawing import Sampling
+from t2ikit.evaluation.sweep import draw_figure, sweep_table, write_csv
 from t2ikit.metrics.fingerprint import Score, write_scores
 from t2ikit.pictures import save_grid
-from t2ikit.sweep import draw_figure, sweep_table, write_csv
 from t2ikit.trained import TrainedModel, find_config, load_trained
 
 # Where the images are while an evaluation is under way.

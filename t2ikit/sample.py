@@ -75,8 +75,8 @@ def _draw(args: argparse.Namespace, trained: TrainedModel, prompts: Sequence[str
     from tqdm import tqdm
 
     from t2ikit.batch import Text
-    from t2ikit.drawing import draw_batch
     from t2ikit.encoders.autoencoders import LatentSpace
+    from t2ikit.evaluation.drawing import draw_batch
     from t2ikit.pictures import save_grid, save_png
 
     module = trained.module

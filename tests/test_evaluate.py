@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from t2ikit import cli
-from t2ikit.drawn import DrawnImages
+from t2ikit.evaluation.drawn import DrawnImages
 from t2ikit.metrics.fingerprint import read_scores
 from t2ikit.trained import load_trained
 
@@ -122,7 +122,7 @@ def test_a_sweep_goes_on_where_it_was_killed(
     script = f"""
 import os, signal, sys
 from t2ikit import cli
-from t2ikit.drawn import DrawnImages
+from t2ikit.evaluation.drawn import DrawnImages
 add, made = DrawnImages.add, []
 def counted(self, first, images):
     if len(made) == 4:

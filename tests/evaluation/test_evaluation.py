@@ -16,9 +16,9 @@ from t2ikit.batch import Text
 from t2ikit.data.prompts import Prompt, PromptSource
 from t2ikit.denoisers import CADI
 from t2ikit.diffusion import Guidance
-from t2ikit.drawing import Sampling, identity_of
-from t2ikit.drawn import DrawnImages
 from t2ikit.evaluation import Evaluated, Evaluation
+from t2ikit.evaluation.drawing import Sampling, identity_of
+from t2ikit.evaluation.drawn import DrawnImages
 from t2ikit.metrics.base import Metric, Rows, Samples
 from t2ikit.metrics.distribution import DistributionMetrics
 from t2ikit.metrics.features import RandomConvFeatures

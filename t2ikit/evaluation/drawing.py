@@ -18,7 +18,7 @@ from t2ikit import draws, ranks
 from t2ikit.batch import Text
 from t2ikit.diffusion import Guidance
 from t2ikit.diffusion.samplers import ALIASES, find_solver
-from t2ikit.drawn import DrawnImages
+from t2ikit.evaluation.drawn import DrawnImages
 from t2ikit.metrics.fingerprint import state_sha256
 from t2ikit.module import TextToImage
 

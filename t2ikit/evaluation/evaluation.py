@@ -5,8 +5,6 @@ Shapes: N images of an evaluation, uint8 [N, 3, H, W].
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,17 +17,18 @@ from tqdm import tqdm
 
 import t2ikit
 from t2ikit import ranks
-from t2ikit.cost import Cost, measured
 from t2ikit.data.datamodule import DataModule
 from t2ikit.data.prompts import Prompt, PromptSource, prompts_hash
-from t2ikit.drawing import Sampling, draw_missing
-from t2ikit.drawn import DrawnImages
+from t2ikit.evaluation.cost import Cost, measured
+from t2ikit.evaluation.drawing import Sampling, draw_missing
+from t2ikit.evaluation.drawn import DrawnImages
+from t2ikit.evaluation.reference_images import ReferenceImages
+from t2ikit.evaluation.scoring import score_samples, write_references
+from t2ikit.evaluation.validation import validation_loss
 from t2ikit.files import partial_of, publish
 from t2ikit.metrics.base import Metric, Samples
-from t2ikit.metrics.fingerprint import Fingerprint, Score
+from t2ikit.metrics.fingerprint import Score
 from t2ikit.module import TextToImage
-from t2ikit.prepare.decode import decode
-from t2ikit.scoring import score_samples, write_references
 
 MODEL_FIELDS = ("seeds", "sampler", "steps", "guidance", "precision", "weights")
 """Fields of a fingerprint that describe the model's side; they are not known of pictures of another program."""
@@ -87,8 +86,7 @@ class Evaluation:
         self.limit = limit
         self.prompts: list[Prompt] = []
         self._states: Sequence[Tensor] | None = None
-        self._reference_images: Tensor | None = None
-        self._pictures: list[Path] = []
+        self._references: ReferenceImages | None = None
 
     def prepare(self, data: DataModule, device: torch.device | str = "cpu", draws: bool = True) -> None:
         """Reads prompts, text states and reference images; they are kept, being the same for every checkpoint.
@@ -102,18 +100,13 @@ class Evaluation:
             ValueError, FileNotFoundError: what is missing, and which option names it.
         """
         if not self.prompts:
-            self.prompts = self.source.prompts(data)[: self.limit]
-            if not self.prompts:
+            prompts = self.source.prompts(data)[: self.limit]
+            if not prompts:
                 raise ValueError(f"callbacks.{self.name}: {type(self.source).__name__} gives no prompt")
-            if self.reference == "prompts":
-                # Decoded when their size is known.
-                self._pictures = ranks.from_first(self.source.pictures)[: self.reference_limit]
-            elif self.reference is not None:
-                split = self.reference
-                self._reference_images = ranks.from_first_kept(
-                    lambda: data.reference_images(split, self.reference_limit)
-                )
-            ranks.from_first(self._check)
+            if self.reference is not None:
+                self._references = ReferenceImages(self.reference, self.reference_limit, self.source, data)
+            ranks.from_first(lambda: self._check(prompts))
+            self.prompts = prompts
         if draws and self._states is None:
             self._states = self.source.states(data, self.prompts, device)
 
@@ -148,13 +141,13 @@ class Evaluation:
         scores = []
         if self.validation_loss:
             with measured("loss", costs):
-                scores.append(self._loss(module, data, sampling, weights, step))
+                scores.append(validation_loss(module, data, sampling, weights, step, self.name))
         with measured("drawing", costs):
             draw_missing(module, self._states, sampling, drawn, self.name)
         images = ranks.from_first_kept(drawn.read)
         mine = drawn.read(ranks.share(len(self.prompts))) if images is None else None
         conditions = {**sampling.conditions(), "weights": weights}
-        found = self._score(images, mine, data, module.device, conditions, step, costs)
+        found = self._score(images, mine, module.device, conditions, step, costs)
         return Evaluated([*scores, *found], costs, images)
 
     def evaluate_pictures(self, folder: Path, data: DataModule, device: torch.device | None = None) -> Evaluated:
@@ -174,7 +167,7 @@ class Evaluation:
         ranks.together(lambda: read.append(self.source.read_images(folder, self.prompts)))
         share, costs, first = ranks.share(len(self.prompts)), list[Cost](), ranks.this() == 0
         images, mine = (read[0], None) if first else (None, read[0][share.start : share.stop])
-        scores = self._score(images, mine, data, device or torch.device("cpu"), {}, None, costs)
+        scores = self._score(images, mine, device or torch.device("cpu"), {}, None, costs)
         return Evaluated(scores, costs, images)
 
     def keep_images(self, folder: Path, images: Tensor, facts: dict[str, Any]) -> None:
@@ -200,70 +193,6 @@ class Evaluation:
         if not any(folder.iterdir()):
             folder.rmdir()
 
-    def _check(self) -> None:
-        """Has every metric refuse what it cannot score, before anything is drawn."""
-        blank = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
-        reference = self._reference_images
-        if self._pictures and reference is None:
-            reference = blank.expand(len(self._pictures), -1, -1, -1)
-        samples = self._samples(blank.expand(len(self.prompts), -1, -1, -1), range(len(self.prompts)))
-        samples.reference = reference
-        for metric in self.metrics:
-            metric.check(samples)
-
-    def _samples(self, images: Tensor, places: range, device: torch.device | None = None) -> Samples:
-        """Images of some of the prompts with these."""
-        prompts = self.prompts[places.start : places.stop]
-        texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
-        return Samples(
-            images, texts, metadata, reference_name=self.reference or "", device=device or torch.device("cpu"),
-            first=places.start,
-        )  # fmt: skip
-
-    def _score(
-        self,
-        images: Tensor | None,
-        mine: Tensor | None,
-        data: DataModule,
-        device: torch.device,
-        conditions: dict[str, Any],
-        step: int | None,
-        costs: list[Cost],
-    ) -> list[Score]:
-        """The metrics' scores.
-
-        Args:
-            images: all of them, on the first rank.
-            mine: this rank's share of them, on the other ranks.
-            data: the data module.
-            device: of this rank.
-            conditions: of the images, for the fingerprints.
-            step: optimizer steps of the weights.
-            costs: gets a cost for each metric.
-        """
-        share, whole = ranks.share(len(self.prompts)), None
-        if images is not None:
-            whole = self._samples(images, range(len(self.prompts)), device)
-            whole.reference = self._references(images.shape[-1])
-            mine = images[share.start : share.stop]
-        assert mine is not None
-        size = mine.shape[-1]
-
-        def reference_part(number: int) -> Samples:
-            return self._reference_part(data, number, size, device)
-
-        conditions = {
-            "prompts": self.source.name or type(self.source).__name__,
-            "prompts_sha256": prompts_hash(self.prompts),
-            **conditions,
-        }
-        part = self._samples(mine, share, device)
-        label = f"callbacks.{self.name}"
-        found = score_samples(part, whole, reference_part, self.metrics, conditions, step, label, costs)
-        for cost in costs if ranks.this() == 0 else ():
-            tqdm.write(f"{self.name}: {cost}")
-        return found
-
     def write_reference(self, folder: Path, data: DataModule, device: torch.device) -> dict[Path, list[str]]:
         """Writes the statistics of the reference set, for the ``reference_statistics`` of the metrics.
 
@@ -279,16 +208,14 @@ class Evaluation:
             ValueError: the snapshot has no reference, or no metric without a file compares with one.
         """
         self.prepare(data, draws=False)
-        if self.reference is None:
+        references = self._references
+        if references is None:
             raise ValueError(f"callbacks.{self.name} has no reference: set its reference to a split of the data (val)")
-        size = data.reference_images("val", 1).shape[-1]
-        whole = None
+        size, whole = data.reference_images("val", 1).shape[-1], None
         if ranks.this() == 0:
-            whole = self._samples(torch.empty(0, 3, size, size, dtype=torch.uint8), range(0))
-            whole.reference = self._references(size)
-        files = write_references(
-            folder, whole, lambda number: self._reference_part(data, number, size, device), self.metrics
-        )
+            none = torch.empty(0, 3, size, size, dtype=torch.uint8)
+            whole = Samples(none, reference=references.all(size), reference_name=references.name)
+        files = write_references(folder, whole, lambda number: references.part(number, size, device), self.metrics)
         if not files:
             raise ValueError(
                 f"callbacks.{self.name}: no metric compares with the reference images; DistributionMetrics, CMMD and "
@@ -296,60 +223,61 @@ class Evaluation:
             )
         return files
 
-    def _references(self, size: int) -> Tensor | None:
-        """All reference images, on the first rank; photos of the prompts at this size."""
-        if self._pictures and self._reference_images is None:
-            self._reference_images = self._photos(range(len(self._pictures)), size)
-        return self._reference_images
+    def _check(self, prompts: Sequence[Prompt]) -> None:
+        """Has every metric refuse what it cannot score, before anything is drawn."""
+        blank = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
+        samples = _samples(blank.expand(len(prompts), -1, -1, -1), prompts)
+        if self._references is not None:
+            samples.reference = blank.expand(self._references.count(), -1, -1, -1)
+        for metric in self.metrics:
+            metric.check(samples)
 
-    def _reference_part(self, data: DataModule, number: int, size: int, device: torch.device) -> Samples:
-        """This rank's share of ``number`` reference images; photos of the prompts at this size."""
-        places = ranks.share(number)
-        if self._reference_images is not None:
-            part = self._reference_images[places.start : places.stop]
-        elif self._pictures:
-            part = self._photos(places, size)
-        else:
-            assert self.reference is not None
-            part = data.reference_images(self.reference, self.reference_limit, places)
-        return Samples(part, device=device, first=places.start)
+    def _score(
+        self,
+        images: Tensor | None,
+        mine: Tensor | None,
+        device: torch.device,
+        conditions: dict[str, Any],
+        step: int | None,
+        costs: list[Cost],
+    ) -> list[Score]:
+        """The metrics' scores.
 
-    def _photos(self, places: range, size: int) -> Tensor:
-        """Some of the photos that the prompts describe, uint8 [M, 3, size, size]."""
-        bar = tqdm(
-            self._pictures[places.start : places.stop], f"{self.name}: reference", leave=False, mininterval=1.0,
-            disable=ranks.this() > 0,
-        )  # fmt: skip
-        photos = torch.empty(len(bar), 3, size, size, dtype=torch.uint8)
-        for number, path in enumerate(bar):
-            photos[number] = torch.from_numpy(decode(path.read_bytes(), size).copy())
-        return photos
+        Args:
+            images: all of them, on the first rank.
+            mine: this rank's share of them, on the other ranks.
+            device: of this rank.
+            conditions: of the images, for the fingerprints.
+            step: optimizer steps of the weights.
+            costs: gets a cost for each metric.
+        """
+        share, whole, references = ranks.share(len(self.prompts)), None, self._references
+        if images is not None:
+            whole = _samples(images, self.prompts, device)
+            if references is not None:
+                whole.reference, whole.reference_name = references.all(images.shape[-1]), references.name
+            mine = images[share.start : share.stop]
+        assert mine is not None
+        part = _samples(mine, self.prompts[share.start : share.stop], device, share.start)
+        size = mine.shape[-1]
 
-    def _loss(self, module: TextToImage, data: DataModule, sampling: Sampling, weights: str, step: int | None) -> Score:
-        """Mean loss of the validation set, every record once, summed over the ranks."""
-        loader = data.val_dataloader()
-        # Without a Trainer the data module knows of no other rank, and its loader gives every rank all batches.
-        share, mine = (ranks.count(), ranks.this()) if data.trainer is None else (1, 0)
+        def reference_part(number: int) -> Samples:
+            assert references is not None
+            return references.part(number, size, device)
 
-        def work() -> tuple[float, int]:
-            total, count = torch.zeros((), dtype=torch.float64, device=module.device), 0
-            bar = tqdm(loader, desc=f"{self.name}: loss", leave=False, disable=ranks.this() > 0, mininterval=1.0)
-            with torch.autocast(module.device.type, dtype=torch.bfloat16, enabled=sampling.bf16):
-                for number, stored in enumerate(bar):
-                    if number % share == mine:
-                        loss_B, _ = module.validation_losses(stored.to(module.device))
-                        total, count = total + loss_B.double().sum(), count + loss_B.shape[0]
-            return float(total), count
+        conditions = {
+            "prompts": self.source.name or type(self.source).__name__,
+            "prompts_sha256": prompts_hash(self.prompts),
+            **conditions,
+        }
+        label = f"callbacks.{self.name}"
+        found = score_samples(part, whole, reference_part, self.metrics, conditions, step, label, costs)
+        for cost in costs if ranks.this() == 0 else ():
+            tqdm.write(f"{self.name}: {cost}")
+        return found
 
-        sums = ranks.together(work)
-        manifest = data.record_set("val").manifest
-        chunks = {name: digest for name, digest in manifest.chunk_sha256.items() if name.endswith(".bin")}
-        fingerprint = Fingerprint(
-            reference="val",
-            reference_sha256=hashlib.sha256(json.dumps(chunks, sort_keys=True).encode()).hexdigest(),
-            num_reference=len(data.record_set("val")),
-            seeds=str(module.seed),
-            extra={"metric": "validation_loss", "precision": sampling.precision, "weights": weights},
-        )
-        value = sum(total for total, _ in sums) / sum(count for _, count in sums)
-        return Score("loss", value, fingerprint, step)
+
+def _samples(images: Tensor, prompts: Sequence[Prompt], device: torch.device | None = None, first: int = 0) -> Samples:
+    """Images of consecutive prompts with these."""
+    texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
+    return Samples(images, texts, metadata, device=device or torch.device("cpu"), first=first)

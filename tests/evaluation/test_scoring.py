@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from t2ikit import ranks
+from t2ikit.evaluation.scoring import score_samples
 from t2ikit.metrics.base import Metric, Rows, Samples
 from t2ikit.metrics.cmmd import CMMD
 from t2ikit.metrics.distribution import DistributionMetrics
@@ -19,7 +20,6 @@ from t2ikit.metrics.fingerprint import Score
 from t2ikit.metrics.geneval import GenEval
 from t2ikit.metrics.offload import NetworkHolder
 from t2ikit.metrics.question_answering import Choices, QuestionAnswerer
-from t2ikit.scoring import score_samples
 
 COUNT, REFERENCE = 23, 31
 ITEMS = ("tifa_1", "vrd_2")

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from t2ikit.comparison import find_scores, score_table
+from t2ikit.evaluation.comparison import find_scores, score_table
+from t2ikit.evaluation.sweep import best, columns, curves, draw_figure, sweep_table, write_csv
 from t2ikit.metrics.fingerprint import Fingerprint, Score, UnlikeFingerprints, read_scores, write_scores
-from t2ikit.sweep import best, columns, curves, draw_figure, sweep_table, write_csv
 
 PRINT = Fingerprint(sampler="ddim", steps=50, guidance=2.0, seeds="0", num_images=64)
 
