@@ -27,6 +27,7 @@ class MetricsCSV(Logger):
     def __init__(self, folder: str) -> None:
         super().__init__()
         self.path = Path(folder) / "metrics.csv"
+        self._rewind_to: int | None = None
 
     @property
     def name(self) -> str:
@@ -51,14 +52,19 @@ class MetricsCSV(Logger):
         for name, value in metrics.items():
             writer.writerow((0 if step is None else step, name, repr(float(value))))
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self._rewind_to is not None:
+            self._take_out_after(self._rewind_to)
+            self._rewind_to = None
         with open(self.path, "ab") as file:
             if file.tell() == 0:
                 file.write((",".join(HEADER) + "\n").encode())
             file.write(lines.getvalue().encode())
 
-    @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Takes out the lines after ``step`` and a torn last line; the file is replaced whole."""
+        """Has the next line take out those after ``step`` and a torn last one: a refused resume loses none."""
+        self._rewind_to = step
+
+    def _take_out_after(self, step: int) -> None:
         if not self.path.exists():
             return
         text = self.path.read_text()

@@ -27,7 +27,7 @@ from t2ikit.evaluation import MODEL_FIELDS, Evaluated
 from t2ikit.evaluation.comparison import Found, find_scores, paired_tables, score_table
 from t2ikit.evaluation.drawing import Sampling
 from t2ikit.evaluation.sweep import draw_figure, sweep_table, write_csv
-from t2ikit.metrics.fingerprint import Score, write_scores
+from t2ikit.metrics.fingerprint import Fingerprint, Score, compare, write_scores
 from t2ikit.pictures import save_grid
 from t2ikit.trained import TrainedModel, find_config, load_trained
 
@@ -68,7 +68,10 @@ def evaluate(args: argparse.Namespace) -> None:
     where = (args.out or run_folder / "evaluations" / args.snapshot) / _label(args, trained.step)
     if args.guidance is None or len(args.guidance) == 1:
         drawn = sampling if args.guidance is None else sampling.with_weight(args.guidance[0])
+        if others is not None:
+            _check_comparable(snapshot, data, {**drawn.conditions(), "weights": trained.weights}, others, args)
         scores = _evaluate(where, snapshot, trained, data, drawn)
+        _forget_drawn(where)
         _report(where, scores, others, args)
     else:
         snapshot.evaluation.validation_loss = False  # guidance does not move it
@@ -76,10 +79,8 @@ def evaluate(args: argparse.Namespace) -> None:
             weight: _evaluate(where / f"guidance-{weight:g}", snapshot, trained, data, sampling.with_weight(weight))
             for weight in args.guidance
         }
-        _report_sweep(where, sweep, f"{checkpoint.name}, {args.snapshot}, {trained.weights}")
-    if ranks.this() == 0:
-        for unfinished in where.rglob(DRAWN):  # all is scored: a sweep keeps them to its end, to go on from
-            shutil.rmtree(unfinished)
+        _forget_drawn(where)
+        _report_sweep(where, sweep, f"{run_folder}: {args.snapshot} of {checkpoint.name}, {trained.weights}")
 
 
 # ------------------------------------------------------------------ what is asked
@@ -187,6 +188,26 @@ def _evaluate(
     facts = {**sampling.conditions(), "weights": trained.weights, "checkpoint_sha256": trained.sha256}
     ranks.from_first(lambda: _write(folder, snapshot, found, facts))
     return found.scores
+
+
+def _forget_drawn(where: Path) -> None:
+    """Removes the images that an interrupted call would have gone on from: all is scored."""
+    if ranks.this() == 0:
+        for unfinished in where.rglob(DRAWN):
+            shutil.rmtree(unfinished)
+
+
+def _check_comparable(
+    snapshot: Snapshot, data: DataModule, conditions: dict[str, Any], others: Found, args: argparse.Namespace
+) -> None:
+    """Refuses, before anything is drawn, what the table would refuse: other prompts, sampler, seeds, ..."""
+    snapshot.evaluation.prepare(data, draws=False)
+    ours = snapshot.evaluation.conditions(conditions)
+    for score in others.scores.values():
+        theirs = score.fingerprint
+        if score.name != "loss" and theirs.sampler is not None:
+            known = Fingerprint.from_dict({key: value for key, value in theirs.named().items() if key in ours})
+            compare(Fingerprint.from_dict(ours), known, args.varied)
 
 
 # ------------------------------------------------------------------ what comes of it

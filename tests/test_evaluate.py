@@ -103,6 +103,7 @@ def test_other_settings_are_other_scores(folder: Path, tmp_path: Path, capsys: p
     ]
     assert cli.main(with_message) == 2
     assert "these scores cannot be compared, they differ in steps: 3 and 2" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())  # refused before anything is drawn
     evaluate(*plain, "--varied", "steps", out=tmp_path)
     assert "difference" in capsys.readouterr().out
     where = tmp_path / "step-00000002-steps-3"

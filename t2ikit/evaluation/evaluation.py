@@ -223,6 +223,15 @@ class Evaluation:
             )
         return files
 
+    def conditions(self, drawn: dict[str, Any]) -> dict[str, Any]:
+        """What the fingerprint of every score of the images will hold, besides what its metric adds.
+
+        Args:
+            drawn: how the images are drawn.
+        """
+        name = self.source.name or type(self.source).__name__
+        return {"prompts": name, "prompts_sha256": prompts_hash(self.prompts), **drawn}
+
     def _check(self, prompts: Sequence[Prompt]) -> None:
         """Has every metric refuse what it cannot score, before anything is drawn."""
         blank = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
@@ -265,13 +274,9 @@ class Evaluation:
             assert references is not None
             return references.part(number, size, device)
 
-        conditions = {
-            "prompts": self.source.name or type(self.source).__name__,
-            "prompts_sha256": prompts_hash(self.prompts),
-            **conditions,
-        }
         label = f"callbacks.{self.name}"
-        found = score_samples(part, whole, reference_part, self.metrics, conditions, step, label, costs)
+        known = self.conditions(conditions)
+        found = score_samples(part, whole, reference_part, self.metrics, known, step, label, costs)
         for cost in costs if ranks.this() == 0 else ():
             tqdm.write(f"{self.name}: {cost}")
         return found

@@ -41,8 +41,10 @@ def curves(sweep: Sweep) -> list[str]:
     return [name for name in columns(sweep) if _plain(name) not in NO_CURVES and not name.endswith("_se")]
 
 
-def best(name: str, values: Sequence[float]) -> int:
-    """Place of the best value: the least of a distance, else the greatest."""
+def best(name: str, values: Sequence[float]) -> int | None:
+    """Place of the best value, the least of a distance, else the greatest; None where all are equal."""
+    if len(set(values)) == 1:
+        return None
     pick = min if _plain(name) in SMALLER_IS_BETTER else max
     return pick(range(len(values)), key=lambda place: values[place])
 
@@ -96,9 +98,12 @@ def draw_figure(path: Path, sweep: Sweep, title: str) -> None:
         values = [row[name].value for row in rows]
         errors = [row[name].standard_error or 0.0 for row in rows]
         axes.errorbar(weights, values, errors if any(errors) else None, marker="o", markersize=4, linewidth=1.3)
-        top = best(name, values)
-        axes.plot(weights[top], values[top], marker="s", markersize=11, fillstyle="none", color="tab:red")
-        axes.set_title(f"{name}, best {values[top]:.4g} at {weights[top]:g}", fontsize=8)
+        top, better = best(name, values), "lower" if _plain(name) in SMALLER_IS_BETTER else "higher"
+        found = f"always {values[0]:.4g}"
+        if top is not None:
+            axes.plot(weights[top], values[top], marker="s", markersize=11, fillstyle="none", color="tab:red")
+            found = f"best {values[top]:.4g} at {weights[top]:g}"
+        axes.set_title(f"{name} ({better} is better)\n{found}", fontsize=8)
         axes.set_xlabel("guidance w", fontsize=8)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)

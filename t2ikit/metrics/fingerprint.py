@@ -90,6 +90,11 @@ class Fingerprint:
         """All fields, JSON-able."""
         return asdict(self)
 
+    def named(self) -> dict[str, Any]:
+        """All fields by name, those of ``extra`` among them: what :meth:`from_dict` takes."""
+        values = self.to_dict()
+        return {**values.pop("extra"), **values}
+
     def hash(self) -> str:
         """SHA-256 of the canonical JSON: the same on every machine and in every process."""
         text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)

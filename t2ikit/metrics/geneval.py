@@ -148,12 +148,14 @@ class GenEval(Metric):
         return rows
 
     def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
-        """Yields each task's share of correct images, then "overall", "images" and "prompts"."""
+        """Yields each task's share of correct images, then "overall", "correct_images" and "correct_prompts"."""
         names = picture_names(samples.metadata)  # the place of an image in the official layout
         self._rows = [{"filename": name, **row} for name, row in zip(names, rows, strict=True)]
         scores = summarize(self._rows)
-        for name in (*scores.tasks, "overall", "images", "prompts"):
+        for name in (*scores.tasks, "overall"):
             yield name, scores[name]
+        yield "correct_images", scores["images"]
+        yield "correct_prompts", scores["prompts"]
 
     def standard_errors(self) -> dict[str, float]:
         """Of the tasks and the overall score, clustered by prompt; none where a task has a single prompt."""

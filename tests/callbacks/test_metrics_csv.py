@@ -22,10 +22,12 @@ def test_rewind_takes_out_later_steps_and_a_torn_line(tmp_path: Path) -> None:
         logger.log_metrics({"loss": float(step)}, step=step)
     with open(logger.path, "a") as file:
         file.write("40,lo")
+    before = logger.path.read_bytes()
     logger.rewind(20)
-    assert read_metrics(logger.path)["loss"] == [(10, 10.0), (20, 20.0)]
-    logger.log_metrics({"loss": 31.0}, step=30)
-    assert read_metrics(logger.path)["loss"][-1] == (30, 31.0)
+    assert logger.path.read_bytes() == before  # a resume that is refused now loses nothing
+    for step, value in ((30, 31.0), (30, 32.0)):
+        logger.log_metrics({"loss": value}, step=step)
+    assert read_metrics(logger.path)["loss"] == [(10, 10.0), (20, 20.0), (30, 31.0), (30, 32.0)]
 
 
 def test_another_csv_is_refused(tmp_path: Path) -> None:

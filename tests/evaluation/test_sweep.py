@@ -40,6 +40,7 @@ def test_a_sweep_as_table_csv_and_figure(tmp_path: Path) -> None:
     assert columns(SWEEP) == ["dinov2/frechet_distance", "clip_score", "overall_se"]
     assert curves(SWEEP) == ["dinov2/frechet_distance", "clip_score"]
     assert best("dinov2/frechet_distance", [9, 6, 5, 9]) == 2 and best("clip_score", [20, 21, 22, 24]) == 3
+    assert best("clip_score", [3, 3, 3]) is None
     text = printed(sweep_table(SWEEP))
     assert "5*" in text and "24*" in text and "w = 4" in text and "0.1*" not in text
     write_csv(tmp_path / "scores.csv", SWEEP)

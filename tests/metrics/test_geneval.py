@@ -194,7 +194,7 @@ def test_metric_scores_a_snapshot_with_any_detector(tmp_path: Path) -> None:
     metric = GenEval(lambda image: [{"class": "clock", "color": "red", "box": [1, 1, 9, 9], "score": 0.99}])
     values = dict(metric.compute(samples))
     assert values["counting"] == 0.5 and values["colors"] == 1.0 and values["overall"] == 0.75
-    assert list(values) == ["counting", "colors", "overall", "images", "prompts"]
+    assert list(values) == ["counting", "colors", "overall", "correct_images", "correct_prompts"]
     # A single prompt of a task gives no error.
     assert metric.standard_errors() == {"counting": pytest.approx(0.5)}
     assert metric.publish(tmp_path) == [tmp_path / "geneval_results.jsonl"]
