@@ -76,7 +76,8 @@ def read_upstream(
     if coherence not in get_args(Coherence):
         raise ValueError(f"coherence must be one of {', '.join(get_args(Coherence))}; got {coherence!r}")
     inner = state_dict.get("state_dict")
-    tensors = cast(Mapping[str, Any], inner) if isinstance(inner, Mapping) else state_dict
+    found = cast(Mapping[str, Any], inner) if isinstance(inner, Mapping) else state_dict
+    tensors = {_unwrapped(name): value for name, value in found.items()}
     prefix = next(prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in tensors) or not prefix)
     weights: dict[str, Tensor] = {}
     ignored: list[str] = []
@@ -94,6 +95,11 @@ def read_upstream(
             ignored += [prefix + name for name in weights if name not in without]
             weights, held = without, False
     return UpstreamWeights(weights, prefix, tuple(ignored), held, choice)
+
+
+def _unwrapped(name: str) -> str:
+    """Without the marks of ``torch.compile`` (``_orig_mod.``) and of DistributedDataParallel (``module.``)."""
+    return name.replace("_orig_mod.", "").removeprefix("module.")
 
 
 def _choose(

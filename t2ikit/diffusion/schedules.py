@@ -43,9 +43,9 @@ class GammaSchedule(ABC):
     def unshifted(self, t: Tensor) -> Tensor:
         """gamma before the shift of the log-SNR; t [...] -> [...]."""
 
-    def __call__(self, t: Tensor) -> Tensor:
-        """gamma(t); t [...] -> [...] in the dtype of t."""
-        gamma = self.unshifted(t)
+    def __call__(self, t: Tensor | float) -> Tensor:
+        """gamma(t); t [...] -> [...] in the dtype of t, a number as float64."""
+        gamma = self.unshifted(t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64))
         if self.log_snr_shift == 0.0:
             return gamma
         return gamma / (gamma + (1.0 - gamma) * math.exp(-self.log_snr_shift))

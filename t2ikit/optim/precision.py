@@ -23,6 +23,8 @@ def widened(tensors: list[Tensor]) -> list[Tensor]:
     low = [tensor for tensor in tensors if tensor.dtype.itemsize < torch.float32.itemsize]
     if not low:
         return tensors
+    if any(hasattr(tensor, "to_local") for tensor in low):  # sharded ones know best how to make their copies
+        return [tensor.to(wide_dtype(tensor)) for tensor in tensors]
     sizes = [tensor.numel() for tensor in low]
     parts = torch.empty(sum(sizes), dtype=torch.float32, device=low[0].device).split(sizes)
     copies = [part.view(tensor.shape) for part, tensor in zip(parts, low, strict=True)]

@@ -71,6 +71,12 @@ def test_the_average_is_preferred(whole: bool) -> None:
     assert_same(average, from_upstream(checkpoint))
 
 
+@pytest.mark.parametrize("mark", ["network._orig_mod.", "module.network.", "module.network._orig_mod."])
+def test_compiled_and_distributed_checkpoints_have_the_same_names(mark: str) -> None:
+    denoiser = small()
+    assert_same(denoiser, from_upstream(released(denoiser, mark)))
+
+
 def test_live_weights_alone() -> None:
     live = small()
     assert_same(live, from_upstream(released(live, "network.")))

@@ -43,9 +43,7 @@ def test_dsg_prompts_are_those_of_the_questions(tmp_path: Path) -> None:
 
 def test_tifa_prompts_are_those_of_the_questions(tmp_path: Path) -> None:
     path = tmp_path / "tifa.json"
-    path.write_text(
-        json.dumps([question("coco_1", " a surfer "), question("coco_1", "a surfer"), question("d", "b")])
-    )
+    path.write_text(json.dumps([question("coco_1", " a surfer "), question("coco_1", "a surfer"), question("d", "b")]))
     prompts = TIFAPrompts(str(path)).prompts(DATA)
     assert [(prompt.text, prompt.metadata["item_id"]) for prompt in prompts] == [("a surfer", "coco_1"), ("b", "d")]
     assert {one.id for one in read_tifa(path)} == {"coco_1", "d"}

@@ -35,6 +35,13 @@ def test_check_vectors(sample_data: Path, key: str, name: str, options: dict[str
     torch.testing.assert_close(gamma[-1], vectors[key][-1], rtol=1e-3, atol=0.0)
 
 
+def test_a_number_is_a_time_too() -> None:
+    for name in NAMES:
+        gamma = gamma_schedule(name)(0.25)
+        assert gamma.dtype == torch.float64
+        assert gamma == gamma_schedule(name)(torch.tensor(0.25, dtype=torch.float64))
+
+
 def test_closed_forms() -> None:
     t = torch.linspace(0, 1, 101, dtype=torch.float64)
     inner = t[1:-1]

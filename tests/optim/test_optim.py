@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -195,6 +196,18 @@ def test_widened_copies_16_bit_tensors_and_hands_on_the_others() -> None:
         assert wide.dtype == wide_dtype(tensor) and torch.equal(wide, tensor.to(wide.dtype))
         assert (wide is tensor) == (tensor.dtype in kinds[1:3])
     assert widened(tensors[1:3]) == tensors[1:3]
+
+
+def test_widened_leaves_sharded_tensors_sharded(two_ranks: Callable[[Callable[[], Any]], list[Any]]) -> None:
+    def work() -> list[Any]:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.tensor import Shard, distribute_tensor
+
+        mesh = init_device_mesh("cpu", (2,))
+        (wide,) = widened([distribute_tensor(torch.arange(6, dtype=torch.bfloat16), mesh, [Shard(0)])])
+        return [str(wide.dtype), wide.to_local().tolist()]  # type: ignore[attr-defined]
+
+    assert two_ranks(work) == [["torch.float32", [0.0, 1.0, 2.0]], ["torch.float32", [3.0, 4.0, 5.0]]]
 
 
 def test_groups() -> None:
