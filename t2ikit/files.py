@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import glob
 import hashlib
+import mmap
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+
+_BLOCK = 2**22
 
 __all__ = ["partial_of", "publish", "recover", "sync", "write_whole"]
 
@@ -81,16 +86,63 @@ def write_whole(path: str | Path, content: bytes | str | Iterable[bytes | memory
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = [content] if isinstance(content, bytes) else [content.encode()] if isinstance(content, str) else content
-    digest, partial = hashlib.sha256(), partial_of(path)
+    partial = partial_of(path)
     try:
-        with partial.open("wb") as stream:
-            for part in parts:
-                digest.update(part)
-                stream.write(part)
+        digest = _write(partial, parts)
         publish(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+    return digest
+
+
+def _write(path: Path, parts: Iterable[bytes | memoryview]) -> str:
+    """Writes the parts and returns their SHA-256.
+
+    What is longer than a block goes to the disk past the page cache, where the system can do that: nobody reads a chunk
+    of a large set soon, and filling the cache costs more time of the processor than the hash.
+    """
+    digest, filled = hashlib.sha256(), 0
+    memory = memoryview(mmap.mmap(-1, _BLOCK))  # direct writes come from whole pages
+    with path.open("xb", buffering=0) as stream:
+        for part in parts:
+            digest.update(part)  # while it is in the cache of the processor
+            with memoryview(part) as rest:
+                done = 0
+                while done < len(rest):
+                    length = min(_BLOCK - filled, len(rest) - done)
+                    memory[filled : filled + length] = rest[done : done + length]
+                    done, filled = done + length, filled + length
+                    if filled == _BLOCK:
+                        _set_direct(stream.fileno(), True)
+                        _write_all(stream.fileno(), memory)
+                        filled = 0
+        _set_direct(stream.fileno(), False)  # the rest is no whole number of sectors
+        _write_all(stream.fileno(), memory[:filled])
     return digest.hexdigest()
+
+
+def _write_all(descriptor: int, content: memoryview) -> None:
+    done = 0
+    while done < len(content):
+        try:
+            done += os.write(descriptor, content[done:])
+        except OSError as error:
+            if error.errno != errno.EINVAL or not _set_direct(descriptor, False):
+                raise
+
+
+def _set_direct(descriptor: int, direct: bool) -> bool:
+    """Has a file written past the page cache, or through it; whether that changed anything."""
+    flag = getattr(os, "O_DIRECT", 0)
+    if not flag:
+        return False
+    before = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    after = before | flag if direct else before & ~flag
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, after)
+    except OSError:  # a file system without it
+        return False
+    return before != after
 
 
 def _runs(process: int) -> bool:

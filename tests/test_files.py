@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -9,8 +11,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from t2ikit import files
 from t2ikit.files import partial_of, publish, recover, write_whole
 
 
@@ -19,6 +23,50 @@ def test_text_bytes_and_parts_give_the_same_file(tmp_path: Path) -> None:
         digest = write_whole(tmp_path / "deep" / "file", content)
         assert digest == hashlib.sha256((tmp_path / "deep" / "file").read_bytes()).hexdigest()
         assert (tmp_path / "deep" / "file").read_text(encoding="utf-8") == "zwei ö\n"
+
+
+BLOCK = files._BLOCK
+
+
+@pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 12_345])
+@pytest.mark.parametrize("direct", ["as it is", "refused", "refused later", "missing"])
+def test_long_files_go_past_the_page_cache_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, direct: str
+) -> None:
+    """A file system may know no direct writes, or take the flag and refuse the write."""
+    content = np.random.default_rng(size).bytes(size)
+    control, write, flag = fcntl.fcntl, os.write, getattr(os, "O_DIRECT", 0)
+
+    def no_flag(descriptor: int, command: int, value: int = 0) -> int:
+        if command == fcntl.F_SETFL and value & flag:
+            raise OSError(errno.EINVAL, "no direct writes here")
+        return control(descriptor, command, value)
+
+    def no_write(descriptor: int, part: memoryview) -> int:
+        if control(descriptor, fcntl.F_GETFL) & flag:
+            raise OSError(errno.EINVAL, "not so")
+        return write(descriptor, part[:100_000])  # a short write
+
+    if direct == "refused":
+        monkeypatch.setattr(fcntl, "fcntl", no_flag)
+    elif direct == "refused later":
+        monkeypatch.setattr(os, "write", no_write)
+    elif direct == "missing":
+        monkeypatch.delattr(os, "O_DIRECT", raising=False)
+    parts = [content[start : start + 300_007] for start in range(0, size, 300_007)]
+    digest = write_whole(tmp_path / "file", iter(parts))
+    assert (tmp_path / "file").read_bytes() == content and digest == hashlib.sha256(content).hexdigest()
+    assert write_whole(tmp_path / "whole", content) == digest and (tmp_path / "whole").read_bytes() == content
+
+
+def test_a_write_that_fails_is_not_tried_forever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.EINVAL, "never")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="never"):
+        write_whole(tmp_path / "file", bytes(BLOCK + 1))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
