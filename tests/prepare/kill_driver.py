@@ -82,21 +82,28 @@ def stamp(path: Path) -> Stamp:
     return state.st_ino, state.st_mtime_ns
 
 
-def run_chain(source: str, out: Path, log: Path, budget: int, draw: Callable[[], float]) -> dict[str, int]:
-    """All steps, killed at most ``budget`` times, ``draw()`` seconds after a start; counts shards made anew.
+def run_chain(
+    source: str, out: Path, log: Path, budget: int, lasted: list[float], draw: Callable[[], float]
+) -> dict[str, int]:
+    """All steps, killed at most ``budget`` times, a share ``draw()`` of its duration after a start; counts shards made
+    anew.
 
-    Every fourth attempt is left in peace, so that all steps get their share of the kills.
+    Every fourth attempt is left in peace, so that all steps get their share of the kills. ``lasted`` are the seconds
+    that each step took; a step that is quicker now, on a machine with less to do, is killed sooner the next time.
     """
     kills = redone = attempts = 0
     finished: dict[str, Stamp] = {}
-    for words in commands(source, out):
+    for step, words in enumerate(commands(source, out)):
         while True:
             attempts += 1
-            moment = draw() if kills < budget and attempts % 4 else None
-            child = start(words, log)
-            if moment is not None:
-                time.sleep(moment)
+            moment = lasted[step] * draw() if kills < budget and attempts % 4 else None
+            child, begun = start(words, log), time.monotonic()
             done, status = os.waitpid(child, 0 if moment is None else os.WNOHANG)
+            while not done and time.monotonic() - begun < (moment or 0.0):
+                time.sleep(0.001)
+                done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                lasted[step] = min(lasted[step], time.monotonic() - begun)
             if not done:
                 kill(child, with_loaders=kills % 2 == 0)
                 kills += 1
@@ -118,14 +125,14 @@ def main(source: str, folder: str, kills: str, seed: str) -> None:
         if os.waitpid(child, 0)[1] != 0:
             raise RuntimeError(f"{words} failed:\n{(root / 'log.txt').read_text()[-4000:]}")
         times.append(time.monotonic())
-    longest = max(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+    lasted = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
     randomness = random.Random(int(seed))
     rounds: list[dict[str, int]] = []
     while left := wanted - sum(one["kills"] for one in rounds):
         out = root / f"killed-{len(rounds)}"
-        rounds.append(run_chain(source, out, root / "log.txt", left, lambda: randomness.uniform(0.0, longest)))
+        rounds.append(run_chain(source, out, root / "log.txt", left, lasted, randomness.random))
     before = stamps(root / "killed-0")
-    run_chain(source, root / "killed-0", root / "log.txt", 0, lambda: 0.0)
+    run_chain(source, root / "killed-0", root / "log.txt", 0, lasted, randomness.random)
     print(json.dumps({"rounds": rounds, "second_run_changed": stamps(root / "killed-0") != before}))
 
 
