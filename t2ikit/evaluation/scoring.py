@@ -40,7 +40,7 @@ def score_samples(
         whole: all of them and the reference, on the first rank; None elsewhere.
         reference_part: from the number of reference images this rank's share of them, in the place of the images;
             called where a metric has not seen them yet.
-        metrics: one with a ``name`` (an attribute) has its scores called ``<name>/<score>``, so that two of a kind can
+        metrics: one with a ``name`` has its scores called ``<name>/<score>``, so that two of a kind can
             read the same images.
         conditions: of the images, for the fingerprints: prompts, seeds, sampler, ...
         step: optimizer steps of the weights, or None.
@@ -100,16 +100,9 @@ def write_references(
     return files
 
 
-def prefix_of(metric: Metric) -> str | None:
-    """What tells two metrics of one kind apart."""
-    name: str | None = getattr(metric, "name", None)
-    return name
-
-
 def title_of(metric: Metric) -> str:
     """What a metric is called in the log."""
-    prefix = prefix_of(metric)
-    return type(metric).__name__ if prefix is None else f"{prefix}/{type(metric).__name__}"
+    return type(metric).__name__ if metric.name is None else f"{metric.name}/{type(metric).__name__}"
 
 
 def _see_reference(metric: ComparedMetric, whole: Samples | None, reference_part: Callable[[int], Samples]) -> None:
@@ -148,7 +141,7 @@ def _sum_up(
     assert whole is not None and seen is not None
     values = [(name, float(value)) for name, value in metric.score(whole, join(seen))]
     fingerprint = Fingerprint.from_dict({"metric": type(metric).__name__, **metric.fingerprint_of(whole), **conditions})
-    errors, prefix = metric.standard_errors(), prefix_of(metric)
+    errors, prefix = metric.standard_errors(), metric.name
     for name, value in values:
         if not math.isfinite(value):
             raise ValueError(

@@ -10,12 +10,12 @@ Long captions keep their end token; the ``legacy`` switch drops it as common cod
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from t2ikit.metrics.base import Metric, Rows, Samples, join
+from t2ikit.metrics.base import Metric, Rows, Samples
 from t2ikit.metrics.clip import CLIPEncoder
 from t2ikit.metrics.standard_error import clustered_error, finite
 
@@ -57,6 +57,33 @@ def pair_cosines(image_embeddings: Tensor, text_embeddings: Tensor, first: int =
     if len(broken):
         raise ValueError(f"the embedding of image or caption {first + int(broken[0])} is zero or not finite")
     return (images * texts).sum(dim=1) / lengths
+
+
+class PairEncoder(Protocol):
+    """Embeds images and captions in one space."""
+
+    def images(self, images: Tensor) -> Tensor:
+        """[B, D] of images [B, 3, H, W] uint8, on their device."""
+
+    def texts(self, texts: Sequence[str], device: torch.device | str = "cpu") -> Tensor:
+        """[B, D] of B captions."""
+
+
+def observe_cosines(encoder: PairEncoder, part: Samples, batch_size: int, what: str, prefix: str = "") -> Tensor:
+    """Cosine [N] float64 on the CPU of each image of ``part`` with its prompt, batch by batch on its device.
+
+    Args:
+        encoder: of both.
+        part: images with their prompts.
+        batch_size: pairs a pass.
+        what: of the progress bar.
+        prefix: put before every prompt.
+    """
+    cosines = [torch.empty(0, dtype=torch.float64)]
+    for batch in part.batches(batch_size, what):
+        texts = encoder.texts([prefix + prompt for prompt in batch.prompts], part.device)
+        cosines.append(pair_cosines(encoder.images(batch.images), texts, batch.first).cpu())
+    return torch.cat(cosines)
 
 
 def cosine_error(name: str, values: Tensor, prompts: Sequence[str]) -> dict[str, float]:
@@ -102,11 +129,7 @@ class CLIPScore(Metric):
     def observe(self, part: Samples) -> Rows:
         """Cosines [N] float64."""
         prefix = HESSEL_PREFIX if self.form == "hessel" else ""
-        cosines = [torch.empty(0, dtype=torch.float64)]
-        for batch in part.batches(self.batch_size, "CLIPScore"):
-            texts = self.encoder.texts([prefix + prompt for prompt in batch.prompts], part.device)
-            cosines.append(pair_cosines(self.encoder.images(batch.images), texts, batch.first).cpu())
-        return join(cosines)
+        return observe_cosines(self.encoder, part, self.batch_size, "CLIPScore", prefix)
 
     def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
         """Yields ("clip_score", value)."""

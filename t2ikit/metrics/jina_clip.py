@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from t2ikit.metrics.base import Metric, Rows, Samples, join
-from t2ikit.metrics.clip_score import cosine_error, pair_cosines
+from t2ikit.metrics.base import Metric, Rows, Samples
+from t2ikit.metrics.clip_score import cosine_error, observe_cosines
 from t2ikit.metrics.offload import NetworkHolder
 from t2ikit.metrics.pixels import describe_pipeline, preprocess_batch
 from t2ikit.pretrained import PretrainedFolder, find_pretrained, load_pretrained
@@ -178,11 +178,7 @@ class JinaCLIPScore(Metric):
 
     def observe(self, part: Samples) -> Rows:
         """Cosines [N] float64."""
-        cosines = [torch.empty(0, dtype=torch.float64)]
-        for batch in part.batches(self.batch_size, "Jina-CLIP score"):
-            texts = self.encoder.texts(batch.prompts, part.device)
-            cosines.append(pair_cosines(self.encoder.images(batch.images), texts, batch.first).cpu())
-        return join(cosines)
+        return observe_cosines(self.encoder, part, self.batch_size, "Jina-CLIP score")
 
     def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
         """Yields ("jina_clip_score", value)."""
