@@ -24,13 +24,14 @@ from PIL import Image
 
 from benchmarks.base import Benchmark, Measurement, Settings, cpu_seconds, reached
 from benchmarks.preparation import measure_images
-from t2ikit.data.chunks import open_chunk
-from t2ikit.data.layout import Record, Tokens, quantise_tokens
-from t2ikit.data.manifest import Manifest
-from t2ikit.data.records import RecordSet, write_set
 from t2ikit.data.streams import GatedStream, TrainingStream
-from t2ikit.data.verified import open_set
 from t2ikit.pretrained import EncoderReference, sha256_of
+from t2ikit.records.checked import open_set
+from t2ikit.records.chunks import open_chunk
+from t2ikit.records.manifest import Manifest
+from t2ikit.records.record import Record, Tokens, quantise_tokens
+from t2ikit.records.record_set import RecordSet
+from t2ikit.records.writing import write_set
 
 TOKENS, WIDTH = 180, 2048
 IMAGES = 1_281_167

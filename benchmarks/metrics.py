@@ -27,9 +27,10 @@ import torch
 
 from benchmarks.base import Benchmark, Measurement, Settings, cpu_seconds, reached
 from t2ikit.metrics import Moments, frechet_distance
-from t2ikit.metrics.geneval import COLORS, TASKS, judge, summarize
-from t2ikit.metrics.pixels import PIPELINES, preprocess
-from t2ikit.metrics.prdc import prdc
+from t2ikit.metrics.distribution.prdc import prdc
+from t2ikit.metrics.features.pixels import PIPELINES, preprocess
+from t2ikit.metrics.geneval.metric import summarize
+from t2ikit.metrics.geneval.rules import COLORS, TASKS, judge
 
 ROOT = Path(__file__).parents[1]
 SIDES = ("ours", "package")

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from benchmarks.base import Benchmark, Measurement, Settings, cpu_seconds
 from t2ikit.batch import Text
-from t2ikit.data.prompts import Prompt, PromptSource
 from t2ikit.denoisers import CADI
 from t2ikit.denoisers.cad_i import cad_i_l
 from t2ikit.evaluation import Evaluation
-from t2ikit.evaluation.drawing import Sampling, draw_batch, identity_of
+from t2ikit.evaluation.sampling import Sampling, draw_batch, identity_of
 from t2ikit.metrics import DistributionMetrics, RandomConvFeatures
 from t2ikit.module import TextToImage
+from t2ikit.prompts import Encode, Prompt, PromptSource
 
 TEXT_DIM, TOKENS, SIZE, BATCH = 64, 12, 32, 32
 
@@ -32,10 +32,10 @@ class _Texts(PromptSource):
     def __init__(self, count: int) -> None:
         self.count = count
 
-    def prompts(self, data: Any) -> list[Prompt]:
+    def prompts(self) -> list[Prompt]:
         return [Prompt(f"prompt {number}") for number in range(self.count)]
 
-    def states(self, data: Any, prompts: Sequence[Prompt], device: str | torch.device = "cpu") -> list[Tensor]:
+    def states(self, prompts: Sequence[Prompt], encode: Encode) -> list[Tensor]:
         generator = torch.Generator().manual_seed(0)
         return [torch.randn(TOKENS, TEXT_DIM, generator=generator) for _ in prompts]
 
@@ -56,7 +56,7 @@ def _measure(settings: Settings) -> list[Measurement]:
     module = _perturbed(CADI(SIZE, 3, 4, 64, 32, 128, 2, 2, text_dim=TEXT_DIM, **heads))
     sampling = Sampling(steps=10, guidance=2.0, batch_size=BATCH)
     source = _Texts(count)
-    states = source.states(None, source.prompts(None))
+    states = source.states(source.prompts(), list)
     generator = torch.Generator().manual_seed(1)
     photos = torch.randint(0, 256, (reference, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
     data: Any = SimpleNamespace(trainer=None, reference_images=lambda *_: photos)

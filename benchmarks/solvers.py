@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.base import Benchmark, Measurement, Settings
 from t2ikit.batch import Text
 from t2ikit.diffusion import sample
-from t2ikit.trained import TrainedModel, load_trained
+from t2ikit.run.trained import TrainedModel, load_trained
 
 METHODS = ("ddim", "euler", "heun", "dpmpp_2m")
 EVALUATIONS = (4, 6, 8, 12, 16, 25, 50, 100, 250)

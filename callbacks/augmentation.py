@@ -9,9 +9,9 @@ import torch
 
 from t2ikit.batch import Batch
 from t2ikit.data.datamodule import DataModule
-from t2ikit.data.fits import check_cutmix
 from t2ikit.diffusion import gamma_schedule
 from t2ikit.module import TextToImage
+from t2ikit.records.fits import check_cutmix
 
 SETTINGS = ("cm2", "cm4", "cm9", "cm16", "cmall")
 
@@ -19,7 +19,7 @@ SETTINGS = ("cm2", "cm4", "cm9", "cm16", "cmall")
 class AugmentationCallback(L.Callback):
     """Base of every augmentation. Override ``augment`` (online) or ``register`` (anything else).
 
-    Random numbers come from ``t2ikit.draws`` with ``batch.slot``, so that a resumed run draws the same.
+    Random numbers come from ``t2ikit.rng`` with ``batch.slot``, so that a resumed run draws the same.
 
     Example:
         >>> class MirrorText(AugmentationCallback):

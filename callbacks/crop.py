@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from t2ikit import draws
+from t2ikit import rng
 from t2ikit.augment.crop import ASPECTS, Aspect, coordinates, cropped_rows, cut, sides, window_corners, window_size
 from t2ikit.batch import Batch
 from t2ikit.callbacks.augmentation import AugmentationCallback
@@ -80,8 +80,8 @@ class Crop(AugmentationCallback):
 
     def _cropped(self, batch: Batch) -> Batch:
         step = batch.slot // self._step_slots
-        size = window_size(self._grid, draws.uniforms(self._seed, "crop size", step, 1, 2)[0], self.aspect)
-        numbers = draws.uniforms(self._seed, "crop place", batch.slot, len(batch), 2)
+        size = window_size(self._grid, rng.uniforms(self._seed, "crop size", step, 1, 2)[0], self.aspect)
+        numbers = rng.uniforms(self._seed, "crop place", batch.slot, len(batch), 2)
         corners = torch.from_numpy(window_corners(self._grid, size, numbers))
         corners = corners.to(batch.latents.device, non_blocking=True)
         latents = cut(batch.latents, corners, size, self._patch_size)

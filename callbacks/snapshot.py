@@ -24,17 +24,17 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from t2ikit import ranks
 from t2ikit.callbacks.ema import EMA
-from t2ikit.data.prompts import PromptSource
 from t2ikit.diffusion import Guidance
 from t2ikit.diffusion.samplers import find_solver
 from t2ikit.encoders.autoencoders import LatentSpace
 from t2ikit.evaluation import Evaluated, Evaluation
-from t2ikit.evaluation.drawing import Sampling
+from t2ikit.evaluation.sampling import Sampling
 from t2ikit.files import write_whole
 from t2ikit.metrics.base import Metric
 from t2ikit.metrics.fingerprint import write_scores
 from t2ikit.module import TextToImage
 from t2ikit.pictures import save_grid
+from t2ikit.prompts import PromptSource
 
 
 class Snapshot(L.Callback):

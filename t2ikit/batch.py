@@ -192,7 +192,7 @@ class Batch(_Movable):
         source: [B] int64, which stream a sample came from.
         index: [B] int64, the record's index in that stream.
         window: [B, 4] float32 (x0, y0, x1, y1) in [0, 1], the part of the image that is seen; None = all of it.
-        slot: global slot of the first row; the key of every random number of the batch (``t2ikit.draws``).
+        slot: global slot of the first row; the key of every random number of the batch (``t2ikit.rng``).
     """
 
     latents: Tensor

@@ -95,6 +95,18 @@ def write_whole(path: str | Path, content: bytes | str | Iterable[bytes | memory
     return digest
 
 
+def read_utf8(file: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        ValueError: it is no UTF-8 text.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no UTF-8 text ({error})") from error
+
+
 def _write(path: Path, parts: Iterable[bytes | memoryview]) -> str:
     """Writes the parts and returns their SHA-256.
 

@@ -3,7 +3,7 @@
     StoredBatch --on_after_batch_transfer--> Batch --batch transforms--> Batch, ... --objective--> loss_B [B]
 
 Every random number of a step is a pure function of (seed, purpose, global slot), so that gradient accumulation, more
-ranks or a resumed run draw the same numbers (``t2ikit.draws``). One thing depends on how a batch is split: from 10
+ranks or a resumed run draw the same numbers (``t2ikit.rng``). One thing depends on how a batch is split: from 10
 samples a micro-batch up, self-conditioning keeps a fixed number of each micro-batch, which gives static shapes.
 """
 
@@ -18,11 +18,10 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from t2ikit import draws
+from t2ikit import rng
 from t2ikit.batch import Batch, StoredBatch, Text
 from t2ikit.data.continuity import CHANGES, Change, check_continues
 from t2ikit.data.loaders import count_anew
-from t2ikit.data.manifest import Manifest
 from t2ikit.denoisers import Denoiser
 from t2ikit.denoisers.base import CACHE_IS_SAFE
 from t2ikit.diffusion import GaussianDiffusion, Guidance, sample
@@ -31,6 +30,7 @@ from t2ikit.diffusion.objectives import Objective
 from t2ikit.diffusion.processes import Process, Threshold
 from t2ikit.encoders.autoencoders import ImageSpace, PixelSpace
 from t2ikit.optim import Constant, Lamb, LearningRate, OptimizerFactory
+from t2ikit.records.manifest import Manifest
 
 BatchTransform = Callable[[Batch], "Batch | tuple[Batch, ...]"]
 
@@ -170,7 +170,7 @@ class TextToImage(L.LightningModule):
         """
         noise = None
         if self.space.stochastic:
-            noise = draws.normal(
+            noise = rng.normal(
                 self.seed, purpose, stored.slot, len(stored), stored.image.shape[2:], stored.image.device
             )
         latents = self.space.x_0(stored.image, noise)
@@ -185,10 +185,10 @@ class TextToImage(L.LightningModule):
         if self.compiled_loss is not None:  # results of the step before may be overwritten by CUDA graphs
             torch.compiler.cudagraph_mark_step_begin()
         if self._drops:  # dropout draws from the global generator: keyed, so that a resumed run draws the same
-            torch.manual_seed(draws.derived_seed(self.seed, "dropout", parts[0].slot))
+            torch.manual_seed(rng.derived_seed(self.seed, "dropout", parts[0].slot))
         losses = []
         for part in parts:
-            drop = torch.from_numpy(draws.uniforms(self.seed, "drop", part.slot, len(part))[:, 0] < self.text_drop)
+            drop = torch.from_numpy(rng.uniforms(self.seed, "drop", part.slot, len(part))[:, 0] < self.text_drop)
             text = part.text.replace(drop.to(part.t.device, non_blocking=True), self._empty_prompt(part.t.device))
             keep = self._kept(part.slot, len(part))
             losses.append(self._losses(part, text, keep, "noise", self.compiled_loss or self.objective.loss))
@@ -220,12 +220,12 @@ class TextToImage(L.LightningModule):
 
     def _losses(self, batch: Batch, text: Text, keep: Tensor, purpose: str, loss: Callable[..., Tensor]) -> Tensor:
         shape = batch.latents.shape[1:]
-        noise = draws.normal(self.seed, purpose, batch.slot, len(batch), shape, batch.latents.device)
+        noise = rng.normal(self.seed, purpose, batch.slot, len(batch), shape, batch.latents.device)
         return loss(self.denoiser, batch.latents, noise, batch.t, text, keep, window=batch.window)
 
     def _kept(self, slot: int, count: int) -> Tensor:
         """[B] bool on the CPU: which samples are self-conditioned. A fixed number from 10 up: static shapes."""
-        u = draws.uniforms(self.seed, "self-condition", slot, count)[:, 0]
+        u = rng.uniforms(self.seed, "self-condition", slot, count)[:, 0]
         if count < STATIC_ROWS:
             return torch.from_numpy(u < self.self_condition_rate)
         keep = torch.zeros(count, dtype=torch.bool)

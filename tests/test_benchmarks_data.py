@@ -11,7 +11,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # the folder is not installed
 
 from benchmarks import data
 from benchmarks.base import Settings
-from t2ikit.data.layout import RecordView
+from t2ikit.records.record import RecordView
 
 
 def test_bytes_of_a_sample_and_of_the_set() -> None:

@@ -10,8 +10,8 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1]))  # the folder is not installed
 
 from benchmarks import metrics
-from t2ikit.metrics.geneval import judge
-from t2ikit.metrics.pixels import PIPELINES
+from t2ikit.metrics.features.pixels import PIPELINES
+from t2ikit.metrics.geneval.rules import judge
 
 
 def test_prdc_of_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import yaml
 
 from t2ikit import cli
 
-PARTS = Path(__file__).parent / "config" / "tiny_parts.py"
+PARTS = Path(__file__).parent / "run" / "tiny_parts.py"
 EXPERIMENT = """
 model: {class_path: tiny_parts.Model, init_args: {net: {class_path: tiny_parts.Line}}}
 data: {class_path: tiny_parts.Data}
@@ -263,7 +263,7 @@ def test_a_command_of_a_room_is_called(run: Run, monkeypatch: pytest.MonkeyPatch
         return 5
 
     room = SimpleNamespace(add_parser=add_parser, run=body)
-    monkeypatch.setattr(cli, "import_module", lambda name: {"t2ikit.prepare.command": room}[name])
+    monkeypatch.setattr(cli, "import_module", lambda name: {"t2ikit.commands.prepare": room}[name])
     assert run("prepare", "--size", "3").status == 5
     refused = run("prepare", "--size", "1")
     assert refused.status == 2 and refused.err == "error: no folder x: set --source\n"

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from t2ikit import cli
-from t2ikit.evaluation.drawn import DrawnImages
+from t2ikit.evaluation.image_store import DrawnImages
 from t2ikit.metrics.fingerprint import read_scores
-from t2ikit.trained import load_trained
+from t2ikit.run.trained import load_trained
 
 SMALL = """
 extends: [quickstart.yaml]
@@ -123,7 +123,7 @@ def test_a_sweep_goes_on_where_it_was_killed(
     script = f"""
 import os, signal, sys
 from t2ikit import cli
-from t2ikit.evaluation.drawn import DrawnImages
+from t2ikit.evaluation.image_store import DrawnImages
 add, made = DrawnImages.add, []
 def counted(self, first, images):
     if len(made) == 4:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from t2ikit.config import ConfigError, compose
-from t2ikit.config.experiment import check
+from t2ikit.run.experiment import check
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 EXPERIMENTS = sorted(FOLDER.glob("*.yaml"))

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from t2ikit.batch import Batch, StoredBatch, Text
-from t2ikit.data.manifest import Manifest
 from t2ikit.denoisers import CADI
 from t2ikit.diffusion import GaussianDiffusion
 from t2ikit.encoders import PixelSpace
 from t2ikit.module import TextToImage
+from t2ikit.records.manifest import Manifest
 
 
 def tiny(**options: object) -> TextToImage:

@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader
 
 from t2ikit.batch import StoredBatch, Text
 from t2ikit.callbacks import EMA
-from t2ikit.data.manifest import Manifest
 from t2ikit.denoisers import CADI, DiTI
 from t2ikit.encoders import PixelSpace
 from t2ikit.module import TextToImage
 from t2ikit.optim import AdamW
+from t2ikit.records.manifest import Manifest
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 ROWS, STEPS = 8, 80

@@ -16,7 +16,7 @@ from PIL import Image
 
 from t2ikit import cli
 from t2ikit.config import ConfigError
-from t2ikit.trained import load_trained
+from t2ikit.run.trained import load_trained
 
 PROMPTS = ["a large red circle", "a blue square", "", "a blue square"]
 DENOISER = """
@@ -40,7 +40,7 @@ callbacks:
   drawn:
     class_path: t2ikit.callbacks.Snapshot
     init_args:
-      prompts: {{class_path: t2ikit.data.PromptFile, init_args: {{path: prompts.txt}}}}
+      prompts: {{class_path: t2ikit.prompts.PromptFile, init_args: {{path: prompts.txt}}}}
       at_start: false
       steps: 3
       guidance: 0.0
@@ -225,9 +225,9 @@ def test_latents_are_decoded_by_the_autoencoder_of_the_data(tmp_path: Path, caps
     from diffusers import AutoencoderKL
 
     from t2ikit.config.class_nodes import check_component
-    from t2ikit.data.manifest import Manifest
     from t2ikit.encoders import LatentSpace, TextEncoder, build_small_t5
     from t2ikit.module import TextToImage
+    from t2ikit.records.manifest import Manifest
 
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     torch.manual_seed(0)

@@ -22,11 +22,11 @@ sys.path.append(str(Path(__file__).parents[1]))  # the folder of the benchmarks 
 from benchmarks.counting import Operations
 from t2ikit.batch import StoredBatch, Text
 from t2ikit.callbacks import EMA, NonFiniteGuard, TrainingLog
-from t2ikit.data.manifest import Manifest
 from t2ikit.denoisers import CADI, Denoiser, DiTI
 from t2ikit.denoisers.base import CACHE_IS_SAFE
 from t2ikit.encoders import PixelSpace
 from t2ikit.module import TextToImage
+from t2ikit.records.manifest import Manifest
 
 TEXT_DIM = 8
 LIMIT_OPERATIONS, LIMIT_SYNCS = 1500, 3

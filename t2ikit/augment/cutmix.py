@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from t2ikit.draws import derived_seed, uniforms
+from t2ikit.rng import derived_seed, uniforms
 
 Rectangle = tuple[int, int, int, int]
 

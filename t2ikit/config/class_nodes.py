@@ -14,15 +14,26 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from t2ikit.config.compose import CLASS_KEYS, ConfigError, nearest
 from t2ikit.config.messages import explain, located
 
 # Where a class named without its module is looked for, to say its full path.
-ROOMS = ("callbacks", "denoisers", "diffusion", "optim", "data", "encoders", "metrics", "module")
+ROOMS = (
+    "callbacks",
+    "denoisers",
+    "diffusion",
+    "optim",
+    "data",
+    "encoders",
+    "metrics",
+    "module",
+    "shapes",
+    "evaluation",
+    "prompts",
+)
 # Exceptions of a constructor that are the user's to mend; any other is a defect and keeps its traceback.
-USER_ERRORS = (ValueError, TypeError, FileNotFoundError, ImportError, MisconfigurationException)
+USER_ERRORS: tuple[type[Exception], ...] = (ValueError, TypeError, FileNotFoundError, ImportError)
 
 
 @dataclass(frozen=True)
@@ -34,8 +45,11 @@ class Component:
     class_path: str
     arguments: Namespace
 
-    def build(self) -> Any:
+    def build(self, user_errors: tuple[type[Exception], ...] = USER_ERRORS) -> Any:
         """The instance.
+
+        Args:
+            user_errors: what a constructor raises over a mistake of the user; anything else is a defect.
 
         Raises:
             ConfigError: a constructor (of this class or of one below it) refuses its arguments.
@@ -53,7 +67,7 @@ class Component:
             return class_parser(self.cls).instantiate(self.arguments, instantiators=[(construct, object, True)]).it
         except Exception as error:
             cls, first = refused[0] if refused else (self.cls, error)
-            if not isinstance(first, USER_ERRORS):
+            if not isinstance(first, user_errors):
                 raise first from None
             raise ConfigError(located(f"{self.key} ({cls.__name__})", first)) from first
 

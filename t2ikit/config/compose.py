@@ -1,6 +1,6 @@
 """An experiment is composed once: parents -> file -> command line -> interpolation -> one plain dictionary.
 
-Nothing here imports torch or Lightning; what the keys mean is checked in ``t2ikit.config.experiment``.
+Nothing here imports torch or Lightning; what the keys mean is checked in ``t2ikit.run.experiment``.
 """
 
 from __future__ import annotations

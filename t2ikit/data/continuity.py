@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from t2ikit.data.manifest import Manifest
+from t2ikit.records.manifest import Manifest
 
 Change = Literal["same", "extended", "any"]
 CHANGES: tuple[Change, ...] = get_args(Change)

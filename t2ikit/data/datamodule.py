@@ -12,18 +12,18 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from t2ikit.augment.gate import shares
 from t2ikit.batch import StoredBatch, Text
-from t2ikit.data.caption_choice import check_weights
+from t2ikit.data.captions import check_weights
 from t2ikit.data.continuity import Change, GatedState, StreamState, check_streams_continue
-from t2ikit.data.fits import OWN_TEXT_ENCODER, check_fits, check_text_encoder
+from t2ikit.data.gate import shares
 from t2ikit.data.loaders import EvaluationLoader, PositionLoader
-from t2ikit.data.manifest import Manifest
 from t2ikit.data.order import SHUFFLE_WINDOW
-from t2ikit.data.records import RecordSet
-from t2ikit.data.remote import RemoteFolder, is_remote, open_remote_set, read_manifest
 from t2ikit.data.streams import EvaluationStream, GatedStream, TrainingStream
-from t2ikit.data.verified import VERIFY, Verify, open_set
+from t2ikit.records.checked import VERIFY, Verify, open_set
+from t2ikit.records.fits import OWN_TEXT_ENCODER, check_fits, check_text_encoder
+from t2ikit.records.manifest import Manifest
+from t2ikit.records.record_set import RecordSet
+from t2ikit.records.remote import RemoteFolder, is_remote, open_remote_set, read_manifest
 
 
 class DataModule(LightningDataModule):
@@ -219,7 +219,8 @@ class DataModule(LightningDataModule):
             records = self.record_set(folder)
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"stream {name}: there is no prepared set {self.root / folder}: write it there (t2ikit.data.write_set; "
+                f"stream {name}: there is no prepared set {self.root / folder}: write it there "
+                f"(t2ikit.records.write_set; "
                 "`t2ikit prepare encode` for a set of images/), or name another folder in its callback"
             ) from error
         check_fits(self.record_set("train"), records, name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from t2ikit import draws
+from t2ikit import rng
 
 SHUFFLE_WINDOW = 16_384
 """Records that are shuffled together, at least."""
@@ -107,7 +107,7 @@ class RecordOrder:
         return pools
 
     def _pool_chunks(self, epoch: int) -> _Pools:
-        chunks = draws.permutation(self.seed, self._purpose, epoch, len(self.chunk_sizes))
+        chunks = rng.permutation(self.seed, self._purpose, epoch, len(self.chunk_sizes))
         pools: list[np.ndarray] = []
         ends, first, pooled = [], 0, 0
         sizes = np.cumsum(self.chunk_sizes[chunks])
@@ -125,5 +125,5 @@ class RecordOrder:
             records = np.concatenate(
                 [np.arange(start, start + self.chunk_sizes[chunk]) for start, chunk in zip(starts, chunks, strict=True)]
             )
-            order.append(records[draws.permutation(self.seed, self._purpose, epoch, len(records), stream=number)])
+            order.append(records[rng.permutation(self.seed, self._purpose, epoch, len(records), stream=number)])
         return np.concatenate(order)

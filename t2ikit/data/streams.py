@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from t2ikit import draws
-from t2ikit.augment.gate import Gate, draw, shares
+from t2ikit import rng
 from t2ikit.batch import StoredBatch
-from t2ikit.data.ahead import Ahead
-from t2ikit.data.caption_choice import CaptionChoice, CaptionWeights, caption_kinds
-from t2ikit.data.fits import check_fits
-from t2ikit.data.layout import RecordView, groups
+from t2ikit.data.captions import CaptionChoice, CaptionWeights, caption_kinds
+from t2ikit.data.gate import Gate, draw, shares
 from t2ikit.data.order import SHUFFLE_WINDOW, RecordOrder
-from t2ikit.data.records import RecordSet
-from t2ikit.data.remote import RemoteFiles
+from t2ikit.data.prefetch import Ahead
+from t2ikit.records.fits import check_fits
+from t2ikit.records.record import RecordView, groups
+from t2ikit.records.record_set import RecordSet
+from t2ikit.records.remote import RemoteFiles
 
 __all__ = ["SHUFFLE_WINDOW", "EvaluationStream", "GatedStream", "RecordOrder", "TrainingStream"]
 
@@ -204,7 +204,7 @@ class TrainingStream:
             that chooses among several captions.
         """
         first = (micro_batch_number * self.world_size + self.rank) * self.micro_batch
-        numbers = draws.uniforms(self.seed, "source", first, self.micro_batch, 3)
+        numbers = rng.uniforms(self.seed, "source", first, self.micro_batch, 3)
         source, u = draw(numbers, self.gates)
         slots = np.arange(first, first + self.micro_batch)
         index = np.empty(self.micro_batch, dtype=np.int64)

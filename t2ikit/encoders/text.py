@@ -283,3 +283,35 @@ def _same_files(first: Path, second: Path) -> bool:
     if sorted(file.name for file in first.iterdir()) != names:
         return False
     return all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
+
+
+def load_encoder(
+    reference: EncoderReference,
+    root: Path | None,
+    remedy: str,
+    name: str | None = None,
+    device: str | torch.device = "cpu",
+) -> TextEncoder:
+    """The very text encoder that a prepared set was encoded with.
+
+    Args:
+        reference: of the set's manifest.
+        root: data root, where a text encoder that was built for the set lies.
+        remedy: what to do about other weights, the end of the message.
+        name: folder or repository to take it from instead of the recorded one.
+        device: where the model runs.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it has other weights.
+    """
+    place, revision = name or reference.name, reference.revision if name in (None, reference.name) else None
+    if name is None and root is not None and (root / reference.name).is_dir():
+        place = str(root / reference.name)
+    encoder = TextEncoder.load(place, revision, device)
+    if encoder.reference.sha256 != reference.sha256:
+        raise ValueError(
+            f"the text encoder {place} has other weights than the one the data was prepared with "
+            f"({encoder.reference.sha256[:12]}, manifest: {reference.sha256[:12]}): {remedy}"
+        )
+    return encoder

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from t2ikit.metrics.fingerprint import Score, compare, read_scores
-from t2ikit.metrics.geneval_comparison import compare_results
+from t2ikit.metrics.geneval.comparison import compare_results
 
 RESULTS = "geneval_results.jsonl"
 

@@ -18,17 +18,18 @@ from tqdm import tqdm
 import t2ikit
 from t2ikit import ranks
 from t2ikit.data.datamodule import DataModule
-from t2ikit.data.prompts import Prompt, PromptSource, prompts_hash
+from t2ikit.encoders.text import load_encoder
 from t2ikit.evaluation.cost import Cost, measured
-from t2ikit.evaluation.drawing import Sampling, draw_missing
-from t2ikit.evaluation.drawn import DrawnImages
+from t2ikit.evaluation.image_store import DrawnImages
 from t2ikit.evaluation.reference_images import ReferenceImages
+from t2ikit.evaluation.sampling import Sampling, draw_missing
 from t2ikit.evaluation.scoring import score_samples, write_references
 from t2ikit.evaluation.validation import validation_loss
 from t2ikit.files import partial_of, publish
 from t2ikit.metrics.base import Metric, Samples
 from t2ikit.metrics.fingerprint import Score
 from t2ikit.module import TextToImage
+from t2ikit.prompts import Prompt, PromptSource, prompts_hash
 
 MODEL_FIELDS = ("seeds", "sampler", "steps", "guidance", "precision", "weights")
 """Fields of a fingerprint that describe the model's side; they are not known of pictures of another program."""
@@ -100,7 +101,8 @@ class Evaluation:
             ValueError, FileNotFoundError: what is missing, and which option names it.
         """
         if not self.prompts:
-            prompts = self.source.prompts(data)[: self.limit]
+            self.source = self.source.with_data(data)
+            prompts = self.source.prompts()[: self.limit]
             if not prompts:
                 raise ValueError(f"callbacks.{self.name}: {type(self.source).__name__} gives no prompt")
             if self.reference is not None:
@@ -108,7 +110,7 @@ class Evaluation:
             ranks.from_first(lambda: self._check(prompts))
             self.prompts = prompts
         if draws and self._states is None:
-            self._states = self.source.states(data, self.prompts, device)
+            self._states = self.source.states(self.prompts, lambda texts: encode(texts, data, device))
 
     def evaluate(
         self,
@@ -286,3 +288,22 @@ def _samples(images: Tensor, prompts: Sequence[Prompt], device: torch.device | N
     """Images of consecutive prompts with these."""
     texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
     return Samples(images, texts, metadata, device=device or torch.device("cpu"), first=first)
+
+
+def encode(texts: Sequence[str], data: DataModule, device: torch.device | str = "cpu") -> Sequence[Tensor]:
+    """Text states, each [L, D] float32 on the CPU, of the very text encoder that a prepared set was encoded with.
+
+    Args:
+        texts: any.
+        data: the data module, set up.
+        device: where the text encoder runs; it is gone from there afterwards.
+
+    Raises:
+        FileNotFoundError: the text encoder is not there.
+        ValueError: the data has no text states, or those of other weights.
+    """
+    reference = data.manifest.text_encoder
+    if reference is None:
+        raise ValueError(f"the data in {data.root} has no text states: run `t2ikit prepare encode`")
+    remedy = "bring the same weights or run `t2ikit prepare encode` again"
+    return load_encoder(reference, Path(data.root), remedy, device=device).encode_all(texts)

@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from t2ikit import ranks
 from t2ikit.data.datamodule import DataModule
-from t2ikit.data.prompts import PromptSource
 from t2ikit.metrics.base import Samples
-from t2ikit.prepare.decode import decode
+from t2ikit.photos import decode
+from t2ikit.prompts import PromptSource
 
 OF_PROMPTS = "prompts"
 

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from t2ikit import ranks
 from t2ikit.evaluation.cost import Cost, measured
 from t2ikit.metrics.base import Metric, Rows, Samples, join
+from t2ikit.metrics.distribution.reference import ComparedMetric
 from t2ikit.metrics.fingerprint import Fingerprint, Score
-from t2ikit.metrics.reference import ComparedMetric
 
 
 def score_samples(

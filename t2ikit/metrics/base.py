@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from t2ikit.metrics.features import FeatureExtractor, check_images
+from t2ikit.metrics.features.features import FeatureExtractor, check_images
+from t2ikit.metrics.features.offload import NetworkHolder
 from t2ikit.metrics.fingerprint import images_sha256
-from t2ikit.metrics.offload import NetworkHolder
+from t2ikit.prompts import Prompt
 
 Rows = Tensor | list[Any]
 """What a metric sees of images, one row an image, in their order: a tensor on the CPU or any objects."""
@@ -77,6 +78,11 @@ class Samples:
                     images, self.prompts[rows], self.metadata[rows], device=self.device, first=self.first + start
                 )
                 bar.update(len(images))
+
+
+def samples_of(images: Tensor, prompts: Sequence[Prompt]) -> Samples:
+    """Images [N, 3, H, W] with what they were made from."""
+    return Samples(images, [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts])
 
 
 class Metric(NetworkHolder, ABC):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from t2ikit import draws
+from t2ikit import rng
 
 OVERALL = "overall"
 ENTRIES = 2**21  # draws held at a time
@@ -139,7 +139,7 @@ def _differences(name: str, paired: Paired, resamples: int, seed: int) -> Iterat
     step = max(1, ENTRIES // clusters)
     for start in range(0, resamples, step):
         count = min(step, resamples - start)
-        drawn = draws.uniforms(seed, f"bootstrap {name}", start, count, clusters)
+        drawn = rng.uniforms(seed, f"bootstrap {name}", start, count, clusters)
         chosen = (drawn * clusters).astype(np.int64)
         second = paired.second_sums[chosen].sum(axis=1) / paired.second_counts[chosen].sum(axis=1)
         yield second - paired.first_sums[chosen].sum(axis=1) / paired.first_counts[chosen].sum(axis=1)

@@ -11,15 +11,17 @@ import numpy as np
 import torch
 
 from t2ikit.augment.cutmix import MixPlan, compose
-from t2ikit.data.manifest import Manifest
-from t2ikit.data.records import Record, RecordSet
-from t2ikit.first_rank import first_rank
-from t2ikit.prepare.captions import CaptionSet, caption_file, image_sets, write_aio
-from t2ikit.prepare.engine import HostWork, Launch
+from t2ikit.launch import first_rank
+from t2ikit.prepare.captions.caption_file import CaptionSet, caption_file, image_sets
+from t2ikit.prepare.captions.captions import write_aio
+from t2ikit.prepare.engine.work import HostWork, Launch
 from t2ikit.prepare.images import IMAGES, ON_THIS_CPU
 from t2ikit.prepare.photo_lists import class_ids
 from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder
 from t2ikit.prepare.steps import identity, part_ranges, require_disk, sha256_of_json, versions
+from t2ikit.records.manifest import Manifest
+from t2ikit.records.record import Record
+from t2ikit.records.record_set import RecordSet
 
 _METADATA_BYTES = 400
 

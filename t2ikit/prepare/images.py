@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t2ikit.data.manifest import MANIFEST_NAME, Manifest
-from t2ikit.data.records import Record
-from t2ikit.first_rank import first_rank
-from t2ikit.prepare.decode import BadImage, decode
-from t2ikit.prepare.engine import HostWork, Launch, Rejected, Results
+from t2ikit.launch import first_rank
+from t2ikit.photos import BadImage, decode
+from t2ikit.prepare.engine.shards import Rejected, Results
+from t2ikit.prepare.engine.work import HostWork, Launch
 from t2ikit.prepare.photo_lists import bad_photos, list_name, photo_lines, unlisted
 from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder
 from t2ikit.prepare.sources import ImageList, find_images
 from t2ikit.prepare.steps import require_disk, sha256_of_json, versions, write_lines
+from t2ikit.records.manifest import MANIFEST_NAME, Manifest
+from t2ikit.records.record import Record
 
 IMAGES = "images"
 """Folder of the image sets below the output folder."""

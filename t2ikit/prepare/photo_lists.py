@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from t2ikit.data.records import RecordSet
 from t2ikit.prepare.sources import ImageList
+from t2ikit.records.record_set import RecordSet
 
 _SHOWN = 3
 Line = tuple[str, int, int, str]

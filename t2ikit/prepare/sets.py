@@ -12,13 +12,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from t2ikit.data.chunks import Chunk
-from t2ikit.data.manifest import MANIFEST_NAME, Manifest
-from t2ikit.data.records import CHUNK_BYTES, Tokens, extend_set
 from t2ikit.files import recover
-from t2ikit.first_rank import first_rank
-from t2ikit.prepare.engine import Launch, Results, Work, run_work
-from t2ikit.prepare.shards import Entry
+from t2ikit.launch import first_rank
+from t2ikit.prepare.engine.engine import run_work
+from t2ikit.prepare.engine.shards import Entry, Results
+from t2ikit.prepare.engine.work import Launch, Work
+from t2ikit.records.chunks import Chunk
+from t2ikit.records.manifest import MANIFEST_NAME, Manifest
+from t2ikit.records.record import Tokens
+from t2ikit.records.writing import CHUNK_BYTES, extend_set
 
 MOST_IN_A_SHARD = 4096
 """Small records: what a killed call loses stays small."""

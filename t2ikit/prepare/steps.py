@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from t2ikit.data.chunks import chunk_name
-from t2ikit.data.manifest import Manifest
 from t2ikit.files import recover, write_whole
+from t2ikit.records.chunks import chunk_name
+from t2ikit.records.manifest import Manifest
 
 Item = TypeVar("Item")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from t2ikit import draws
+from t2ikit import rng
 from t2ikit.augment.crop import coordinates, cropped_rows, cut, sides, window_corners, window_size
 
 
@@ -15,7 +15,7 @@ def test_a_side_is_more_than_half_of_the_grid_but_not_all() -> None:
 
 
 def test_sizes_are_uniform_and_keep_the_expected_share_of_the_tokens() -> None:
-    numbers = draws.uniforms(0, "size", 0, 70_000, 2)
+    numbers = rng.uniforms(0, "size", 0, 70_000, 2)
     square = np.array([window_size((16, 16), row) for row in numbers])
     assert np.array_equal(square[:, 0], square[:, 1])
     share = np.bincount(square[:, 0], minlength=17)[9:16] / len(square)
@@ -30,7 +30,7 @@ def test_sizes_are_uniform_and_keep_the_expected_share_of_the_tokens() -> None:
 
 
 def test_places_are_uniform_over_all_that_lie_inside() -> None:
-    corners = window_corners((16, 12), (9, 11), draws.uniforms(0, "place", 0, 80_000, 2))
+    corners = window_corners((16, 12), (9, 11), rng.uniforms(0, "place", 0, 80_000, 2))
     counts = np.zeros((8, 2))
     np.add.at(counts, tuple(corners.T), 1)
     assert corners.dtype == np.int64 and np.allclose(counts / len(corners), 1 / 16, atol=0.004)

@@ -10,10 +10,11 @@ import pytest
 
 from t2ikit.callbacks import AugmentationCallback, CutMix
 from t2ikit.data.datamodule import DataModule
-from t2ikit.data.manifest import Manifest
-from t2ikit.data.records import Record, quantise_tokens, write_set
 from t2ikit.diffusion import GaussianDiffusion, RectifiedFlow
 from t2ikit.pretrained import EncoderReference
+from t2ikit.records.manifest import Manifest
+from t2ikit.records.record import Record, quantise_tokens
+from t2ikit.records.writing import write_set
 
 PIXELS = Manifest("pixels", (3, 4, 4), text_dim=8, text_encoder=EncoderReference("t5", None, "ab" * 32))
 EMPTY = quantise_tokens(np.ones((1, 8), np.float32))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from t2ikit import draws
+from t2ikit import rng
 from t2ikit.batch import Batch, Text
 from t2ikit.callbacks import Crop
 from t2ikit.denoisers import CADI, DiTI
@@ -118,7 +118,7 @@ def test_the_loss_is_that_of_the_parts_and_every_sample_weighs_the_same() -> Non
     assert torch.equal(found["index"], whole.index) and found["loss_B"].shape == (16,)
     assert torch.allclose(found["loss"], found["loss_B"].mean())
     part = crop.augment(whole)[1]
-    noise = draws.normal(0, "noise", 12, 4, part.latents.shape[1:])
+    noise = rng.normal(0, "noise", 12, 4, part.latents.shape[1:])
     direct = module.objective.loss(module.denoiser, part.latents, noise, part.t, part.text, window=part.window)
     assert torch.allclose(found["loss_B"][12:], direct, atol=1e-6)
     blind = module.objective.loss(module.denoiser, part.latents, noise, part.t, part.text, window=part.window.flip(0))

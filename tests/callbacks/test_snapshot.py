@@ -13,7 +13,7 @@ from PIL import Image
 
 from t2ikit import cli
 from t2ikit.callbacks.metrics_csv import read_metrics
-from t2ikit.evaluation.drawn import DrawnImages
+from t2ikit.evaluation.image_store import DrawnImages
 from t2ikit.metrics.fingerprint import read_scores
 
 SMALL = """

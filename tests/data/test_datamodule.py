@@ -16,10 +16,11 @@ from torch import Tensor
 
 from t2ikit.batch import StoredBatch
 from t2ikit.data.datamodule import DataModule
-from t2ikit.data.manifest import Manifest
-from t2ikit.data.records import Record, quantise_tokens, write_set
-from t2ikit.data.shapes_module import ShapesData
 from t2ikit.pretrained import EncoderReference
+from t2ikit.records.manifest import Manifest
+from t2ikit.records.record import Record, quantise_tokens
+from t2ikit.records.writing import write_set
+from t2ikit.shapes.module import ShapesData
 
 PIXELS = Manifest("pixels", (3, 4, 4), text_dim=8, text_encoder=EncoderReference("tiny-t5", None, "ab" * 32))
 COUNTS = {"train": 53, "val": 11, "train_cm4": 40}

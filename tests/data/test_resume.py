@@ -12,10 +12,12 @@ import torch
 
 from t2ikit.batch import StoredBatch
 from t2ikit.data.loaders import PositionLoader
-from t2ikit.data.manifest import Manifest
-from t2ikit.data.records import Record, RecordSet, quantise_tokens, write_set
 from t2ikit.data.streams import GatedStream, TrainingStream
 from t2ikit.pretrained import EncoderReference
+from t2ikit.records.manifest import Manifest
+from t2ikit.records.record import Record, quantise_tokens
+from t2ikit.records.record_set import RecordSet
+from t2ikit.records.writing import write_set
 
 COUNTS = {"train": 53, "val": 8, "train_cm4": 31}
 STEPS = 3  # of an epoch: 53 records, 16 a batch

@@ -13,10 +13,11 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from t2ikit.data.datamodule import DataModule
 from t2ikit.data.loaders import count_anew
-from t2ikit.data.manifest import Manifest
-from t2ikit.data.records import Record, quantise_tokens, write_set
 from t2ikit.denoisers import DiTI
 from t2ikit.module import TextToImage
+from t2ikit.records.manifest import Manifest
+from t2ikit.records.record import Record, quantise_tokens
+from t2ikit.records.writing import write_set
 
 PIXELS = Manifest("pixels", (3, 4, 4), text_dim=8)
 EMPTY = quantise_tokens(np.ones((1, 8), np.float32))

@@ -12,10 +12,13 @@ from torch import Tensor
 
 from t2ikit.batch import StoredBatch
 from t2ikit.data.loaders import EvaluationLoader, PositionLoader
-from t2ikit.data.manifest import Manifest
-from t2ikit.data.records import Record, RecordSet, quantise_tokens, write_set
-from t2ikit.data.streams import EvaluationStream, GatedStream, RecordOrder, TrainingStream
+from t2ikit.data.order import RecordOrder
+from t2ikit.data.streams import EvaluationStream, GatedStream, TrainingStream
 from t2ikit.pretrained import EncoderReference
+from t2ikit.records.manifest import Manifest
+from t2ikit.records.record import Record, quantise_tokens
+from t2ikit.records.record_set import RecordSet
+from t2ikit.records.writing import write_set
 
 ENCODER = EncoderReference("tiny-t5", None, "ab" * 32)
 PIXELS = Manifest("pixels", (3, 8, 8), text_dim=24, text_encoder=ENCODER)

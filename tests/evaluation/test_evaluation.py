@@ -13,17 +13,17 @@ from PIL import Image
 from torch import Tensor
 
 from t2ikit.batch import Text
-from t2ikit.data.prompts import Prompt, PromptSource
 from t2ikit.denoisers import CADI
 from t2ikit.diffusion import Guidance
 from t2ikit.evaluation import Evaluated, Evaluation
-from t2ikit.evaluation.drawing import Sampling, identity_of
-from t2ikit.evaluation.drawn import DrawnImages
+from t2ikit.evaluation.image_store import DrawnImages
+from t2ikit.evaluation.sampling import Sampling, identity_of
 from t2ikit.metrics.base import Metric, Rows, Samples
-from t2ikit.metrics.distribution import DistributionMetrics
-from t2ikit.metrics.features import RandomConvFeatures
+from t2ikit.metrics.distribution.distribution import DistributionMetrics
+from t2ikit.metrics.features.features import RandomConvFeatures
 from t2ikit.module import TextToImage
 from t2ikit.pictures import find_pictures, read_pictures
+from t2ikit.prompts import Encode, Prompt, PromptSource
 
 COUNT = 11
 DATA: Any = SimpleNamespace(trainer=None)
@@ -36,10 +36,10 @@ class Numbered(PromptSource):
     def __init__(self, count: int = COUNT, salt: int = 0) -> None:
         self.count, self.salt = count, salt
 
-    def prompts(self, data: Any) -> list[Prompt]:
+    def prompts(self) -> list[Prompt]:
         return [Prompt(str(number if number % 3 else 0)) for number in range(self.count)]
 
-    def states(self, data: Any, prompts: Sequence[Prompt], device: Any = "cpu") -> list[Tensor]:
+    def states(self, prompts: Sequence[Prompt], encode: Encode) -> list[Tensor]:
         generators = (torch.Generator().manual_seed(self.salt + int(prompt.text)) for prompt in prompts)
         return [
             torch.randn(1 + int(prompt.text) % 4, 8, generator=g) for g, prompt in zip(generators, prompts, strict=True)

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from t2ikit import ranks
 from t2ikit.evaluation.scoring import score_samples
 from t2ikit.metrics.base import Metric, Rows, Samples
-from t2ikit.metrics.cmmd import CMMD
-from t2ikit.metrics.distribution import DistributionMetrics
-from t2ikit.metrics.dsg import DSG
-from t2ikit.metrics.features import FeatureExtractor, RandomConvFeatures
+from t2ikit.metrics.distribution.cmmd import CMMD
+from t2ikit.metrics.distribution.distribution import DistributionMetrics
+from t2ikit.metrics.features.features import FeatureExtractor, RandomConvFeatures
+from t2ikit.metrics.features.offload import NetworkHolder
 from t2ikit.metrics.fingerprint import Score
-from t2ikit.metrics.geneval import GenEval
-from t2ikit.metrics.offload import NetworkHolder
-from t2ikit.metrics.question_answering import Choices, QuestionAnswerer
+from t2ikit.metrics.geneval.metric import GenEval
+from t2ikit.metrics.questions.answers import Choices, QuestionAnswerer
+from t2ikit.metrics.questions.dsg import DSG
 
 COUNT, REFERENCE = 23, 31
 ITEMS = ("tifa_1", "vrd_2")

@@ -7,18 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from t2ikit.metrics.geneval.detector import COLORS
+
 START, END = 98, 99
 
 
 @pytest.fixture(scope="session")
 def small_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP of 77 tokens and 224 pixels with a vocabulary of 97 words, then the start and the end token."""
+    """A CLIP of 77 tokens and 224 pixels with a vocabulary of 98 words, GenEval's ten colours last."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("clip")
-    vocabulary = {**{f"w{number}": number for number in range(98)}, "<start>": START, "<end>": END}
+    words = [f"w{number}" for number in range(98 - len(COLORS))] + list(COLORS)
+    vocabulary = {word: number for number, word in enumerate([*words, "<start>", "<end>"])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(

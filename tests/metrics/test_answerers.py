@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from t2ikit.metrics.answerers import BlipAnswerer, ChatAnswerer, ViltAnswerer, pictures
-from t2ikit.metrics.mplug import MPLUGAnswerer
+from t2ikit.metrics.questions.answerers import BlipAnswerer, ChatAnswerer, ViltAnswerer, pictures
+from t2ikit.metrics.questions.mplug import MPLUGAnswerer
 
 IMAGES = torch.randint(0, 256, (3, 3, 40, 52), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 IMAGES[0], IMAGES[1, :, :, :26] = 0, 255

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from t2ikit.metrics import bootstrap
 from t2ikit.metrics.bootstrap import Paired, paired_bootstrap
-from t2ikit.metrics.geneval_comparison import compare_results
-from t2ikit.metrics.geneval_files import write_results
+from t2ikit.metrics.geneval.comparison import compare_results
+from t2ikit.metrics.geneval.files import write_results
 
 
 def runs(prompts: int, images: int, gain: float, seed: int) -> tuple[NDArray[np.floating], NDArray[np.floating]]:

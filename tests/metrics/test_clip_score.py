@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from t2ikit.metrics import Samples
-from t2ikit.metrics.clip import CLIPEncoder, pooled_position, truncate
-from t2ikit.metrics.clip_score import CLIPScore, clip_score
-from t2ikit.metrics.pixels import preprocess
+from t2ikit.metrics.alignment.clip_score import CLIPScore, clip_score
+from t2ikit.metrics.features.clip import CLIPEncoder, pooled_position, truncate
+from t2ikit.metrics.features.pixels import preprocess
 
 START, END = 98, 99
 

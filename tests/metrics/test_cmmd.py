@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from t2ikit.metrics import RandomConvFeatures, Samples, cmmd
-from t2ikit.metrics.cmmd import CMMD, KID, kid
+from t2ikit.metrics.distribution.cmmd import CMMD, KID, kid
 
 
 def test_two_points_in_closed_form() -> None:

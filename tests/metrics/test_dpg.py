@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from t2ikit.metrics.dpg import COLUMNS, group, read_questions, score
+from t2ikit.metrics.questions.dpg import COLUMNS, group, read_questions, score
 
 
 def row(item: str, number: int, dependency: str = "0", of: str = "entity - whole (x)") -> dict[str, str | int]:

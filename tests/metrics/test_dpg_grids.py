@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from t2ikit.metrics import Samples
-from t2ikit.metrics.dpg_grids import join_grid, read_grids, split_grid, write_grids
+from t2ikit.metrics.questions.dpg_grids import join_grid, read_grids, split_grid, write_grids
 
 IMAGES = torch.randint(0, 256, (8, 3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from t2ikit.metrics.dsg import category, score
+from t2ikit.metrics.questions.dsg import category, score
 
 
 def row(item: str, number: int, dependency: str = "0") -> dict[str, str | int]:

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from t2ikit.metrics.base import Samples
-from t2ikit.metrics.geneval import TASKS, GenEval, Rules, judge, keep, overlap, relations, summarize
-from t2ikit.metrics.geneval_files import read_results
+from t2ikit.metrics.geneval.files import read_results
+from t2ikit.metrics.geneval.metric import GenEval, summarize
+from t2ikit.metrics.geneval.rules import TASKS, Rules, judge, keep, overlap, relations
 
 DATA = os.environ.get("T2IKIT_TEST_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="set T2IKIT_TEST_DATA to the folder of sample data")

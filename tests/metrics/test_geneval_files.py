@@ -13,8 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from t2ikit.metrics.base import Samples
-from t2ikit.metrics.geneval import GenEval, summarize
-from t2ikit.metrics.geneval_files import (
+from t2ikit.metrics.geneval.files import (
     find_prompt_folders,
     picture_names,
     read_images,
@@ -24,6 +23,7 @@ from t2ikit.metrics.geneval_files import (
     write_folder,
     write_results,
 )
+from t2ikit.metrics.geneval.metric import GenEval, summarize
 
 BENCH = {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"}
 COW = {"tag": "single_object", "include": [{"class": "cow", "count": 1}], "prompt": "a photo of a cow"}

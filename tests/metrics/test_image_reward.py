@@ -13,9 +13,16 @@ from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, softmax
 
 from t2ikit.metrics import Samples
-from t2ikit.metrics.image_reward import ImageRewardNetwork, convert, load_image_reward, sizes, tokenize
-from t2ikit.metrics.pixels import preprocess_batch
-from t2ikit.metrics.rewards import ImageReward, image_reward
+from t2ikit.metrics.alignment.image_reward import (
+    ImageRewardNetwork,
+    convert,
+    image_reward,
+    load_image_reward,
+    sizes,
+    tokenize,
+)
+from t2ikit.metrics.alignment.rewards import ImageReward
+from t2ikit.metrics.features.pixels import preprocess_batch
 
 WIDTH, TEXT, DEPTH, LAYERS, HEADS, WORDS = 128, 48, 2, 2, 2, 40
 MED_CONFIG = {

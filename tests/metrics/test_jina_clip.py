@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from t2ikit.metrics import Samples
-from t2ikit.metrics.jina_clip import JinaCLIPScore, code_of
-from t2ikit.metrics.pixels import preprocess
+from t2ikit.metrics.alignment.jina_clip import JinaCLIPScore, code_of
+from t2ikit.metrics.features.pixels import preprocess
 
 IMAGES = torch.randint(0, 256, (4, 3, 30, 44), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 PROMPTS = ["w1 w2", "w3", "w4 w5 w6 w7", "w3"]

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from t2ikit.metrics import DSG, TIFA, DPGBench, Samples
-from t2ikit.metrics.dpg import COLUMNS
-from t2ikit.metrics.judged import slug
-from t2ikit.metrics.question_answering import Choices, QuestionAnswerer
+from t2ikit.metrics.questions.answers import Choices, QuestionAnswerer
+from t2ikit.metrics.questions.dpg import COLUMNS
+from t2ikit.metrics.questions.judged import slug
 
 
 class GreyAnswerer(QuestionAnswerer):

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from t2ikit.metrics.inception import build_inception
-from t2ikit.metrics.networks import CLIPFeatures, DINOv2Features, InceptionFeatures, position_table
-from t2ikit.metrics.pixels import preprocess
+from t2ikit.metrics.features.inception import build_inception
+from t2ikit.metrics.features.networks import CLIPFeatures, DINOv2Features, InceptionFeatures, position_table
+from t2ikit.metrics.features.pixels import preprocess
 
 
 def images(count: int, size: int = 40) -> torch.Tensor:

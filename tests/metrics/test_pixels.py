@@ -8,8 +8,15 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from t2ikit.metrics.features import preprocess
-from t2ikit.metrics.pixels import CLIP, IMAGENET, PIPELINES, bilinear_tensorflow1, preprocess_batch, truncated_uint8
+from t2ikit.metrics.features.pixels import (
+    CLIP,
+    IMAGENET,
+    PIPELINES,
+    bilinear_tensorflow1,
+    preprocess,
+    preprocess_batch,
+    truncated_uint8,
+)
 
 SIZES = [(97, 130), (301, 200), (225, 224), (224, 227)]
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from t2ikit.metrics import nearest
 from t2ikit.metrics import prdc as prdc_function
-from t2ikit.metrics.prdc import BLOCK_ENTRIES, PRESETS, prdc, prdc_preset
+from t2ikit.metrics.distribution import nearest
+from t2ikit.metrics.distribution.prdc import BLOCK_ENTRIES, PRESETS, prdc, prdc_preset
 
 NAMES = ("precision", "recall", "density", "coverage")
 
@@ -54,7 +54,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, k: int) -> None:
     real, fake = clouds(130, 170, 8)
     whole = prdc(real, fake, k)
     # The package exports the function under the module's name, so the module is fetched where Python keeps it.
-    monkeypatch.setattr(sys.modules["t2ikit.metrics.prdc"], "BLOCK_ENTRIES", 170 * 3)
+    monkeypatch.setattr(sys.modules["t2ikit.metrics.distribution.prdc"], "BLOCK_ENTRIES", 170 * 3)
     assert prdc(real, fake, k) == whole
     assert BLOCK_ENTRIES > 170 * 170
 
@@ -70,7 +70,7 @@ def test_the_order_of_the_rows_changes_nothing(monkeypatch: pytest.MonkeyPatch, 
         real = np.vstack([real, real[:40]])  # and rows that are there twice
     else:
         real = real[np.argsort(distances if order == "near first" else -distances)]
-    module = sys.modules["t2ikit.metrics.prdc"]
+    module = sys.modules["t2ikit.metrics.distribution.prdc"]
     monkeypatch.setattr(module, "BLOCK_ENTRIES", len(real) * 7)
     monkeypatch.setattr(nearest, "FEW", few)
     assert list(prdc(real, fake, 5).values()) == pytest.approx(by_definition(real, fake, 5), abs=1e-12)
@@ -78,7 +78,7 @@ def test_the_order_of_the_rows_changes_nothing(monkeypatch: pytest.MonkeyPatch, 
 
 def test_a_distance_within_a_set_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     count, width, blocks = 600, 16, 20
-    monkeypatch.setattr(sys.modules["t2ikit.metrics.prdc"], "BLOCK_ENTRIES", count * count // blocks)
+    monkeypatch.setattr(sys.modules["t2ikit.metrics.distribution.prdc"], "BLOCK_ENTRIES", count * count // blocks)
     real, fake = (torch.from_numpy(rows) for rows in clouds(count, count, width))
     with FlopCounterMode(display=False) as counter:
         prdc(real, fake)
@@ -100,7 +100,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_memory_is_that_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["t2ikit.metrics.prdc"]
+    module = sys.modules["t2ikit.metrics.distribution.prdc"]
     real, fake = (torch.from_numpy(rows) for rows in clouds(2000, 2000, 8))
     monkeypatch.setattr(module, "BLOCK_ENTRIES", 2**16)
     monkeypatch.setattr(module, "PAIR_ENTRIES", 2**14)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from t2ikit.metrics.question_answering import (
+from t2ikit.metrics.questions.answers import (
     READINGS,
     Asked,
     Choices,

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from t2ikit.metrics import DistributionMetrics, Metric, Moments, RandomConvFeatures, Samples, write_reference
 from t2ikit.metrics.base import extract
-from t2ikit.metrics.cmmd import CMMD, KID
+from t2ikit.metrics.distribution.cmmd import CMMD, KID
+from t2ikit.metrics.distribution.reference import ReferenceStatistics, read_photos
 from t2ikit.metrics.fingerprint import Fingerprint, compare
-from t2ikit.metrics.reference import ReferenceStatistics, read_photos
 
 FEATURES = RandomConvFeatures(dim=12)
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from t2ikit.metrics import Samples
-from t2ikit.metrics.pixels import preprocess
-from t2ikit.metrics.rewards import AestheticHead, AestheticScore, HPSv2, PickScore, image_reward, pick_scores
+from t2ikit.metrics.alignment.image_reward import image_reward
+from t2ikit.metrics.alignment.rewards import AestheticHead, AestheticScore, HPSv2, PickScore, pick_scores
+from t2ikit.metrics.features.pixels import preprocess
 
 IMAGES = torch.randint(0, 256, (3, 3, 40, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 PROMPTS = ["w1", "w2 w3", "w4"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from t2ikit.metrics.tifa import Question, SentenceEncoder, choose, mean_pooled, score
+from t2ikit.metrics.questions.tifa import Question, SentenceEncoder, choose, mean_pooled, score
 
 
 def question(caption: str, answer: str, kind: str = "object") -> Question:

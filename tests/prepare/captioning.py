@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from t2ikit.prepare import captions_model
-from t2ikit.prepare.captioners import Captioner, Decoding, Prompts
-from t2ikit.prepare.captions import prepare_captions
-from t2ikit.prepare.engine import Launch
+from t2ikit.prepare.captions import from_model as captions_model
+from t2ikit.prepare.captions.captioner import Captioner, Decoding, Prompts
+from t2ikit.prepare.captions.captions import prepare_captions
+from t2ikit.prepare.engine.work import Launch
 
 captions_model.SHARD = 2
 

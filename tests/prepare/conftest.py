@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from t2ikit.prepare.captions import prepare_captions
+from t2ikit.prepare.captions.captions import prepare_captions
 from t2ikit.prepare.cutmix import prepare_cutmix
-from t2ikit.prepare.encode import prepare_encode
+from t2ikit.prepare.encode.encode import prepare_encode
 from t2ikit.prepare.images import prepare_images
 
 CLASSES = {
@@ -73,7 +73,7 @@ def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
         PreTrainedTokenizerFast,
     )
 
-    from t2ikit.prepare.captioners import CUTMIX_PROMPT, PROMPT
+    from t2ikit.prepare.captions.captioner import CUTMIX_PROMPT, PROMPT
 
     special = ["<pad>", "<unk>", "<begin>", "<end>", "<image>", "<head>", "</head>"]
     words = sorted({*f"{PROMPT} {CUTMIX_PROMPT}".replace(".", " .").replace(",", " ,").split(), "user", "assistant"})

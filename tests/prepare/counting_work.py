@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from t2ikit.prepare.engine import HostWork, Launch, Work, run_work
-from t2ikit.prepare.shards import Rejected
+from t2ikit.prepare.engine.engine import run_work
+from t2ikit.prepare.engine.shards import Rejected
+from t2ikit.prepare.engine.work import HostWork, Launch, Work
 
 
 def say(*words: object) -> None:

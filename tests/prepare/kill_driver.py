@@ -16,8 +16,11 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import t2ikit.commands.prepare
+import t2ikit.prepare.cutmix
+import t2ikit.prepare.encode.encode
+import t2ikit.prepare.images  # noqa: F401 - so that a fork need not
 from t2ikit import cli
-from t2ikit.prepare import command, cutmix, encode, images  # noqa: F401 - so that a fork need not
 
 Stamp = tuple[int, int]
 

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from t2ikit.data.manifest import Manifest
-from t2ikit.data.records import RecordSet
 from t2ikit.data.streams import TrainingStream
 from t2ikit.encoders import TextEncoder
-from t2ikit.prepare.captions import prepare_captions
-from t2ikit.prepare.check import prepare_check
+from t2ikit.prepare.captions.captions import prepare_captions
+from t2ikit.prepare.check.check import prepare_check
 from t2ikit.prepare.cutmix import prepare_cutmix
-from t2ikit.prepare.encode import prepare_encode
+from t2ikit.prepare.encode.encode import prepare_encode
 from t2ikit.prepare.images import prepare_images
+from t2ikit.records.manifest import Manifest
+from t2ikit.records.record_set import RecordSet
 
 NEW = 5
 
@@ -125,7 +125,7 @@ def test_photos_that_are_gone_or_changed_are_named(source: Path, tmp_path: Path,
 
 
 def test_pixels_of_new_photos_are_right(photos: Path, source: Path, tmp_path: Path) -> None:
-    from t2ikit.prepare.decode import decode
+    from t2ikit.photos import decode
 
     prepare_images(str(source), tmp_path / "out", 16)
     add_photos(photos, source)

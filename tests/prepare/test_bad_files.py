@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 
 from t2ikit.cli import main
-from t2ikit.data.records import RecordSet
-from t2ikit.prepare.decode import decode
+from t2ikit.photos import decode
 from t2ikit.prepare.images import prepare_images
 from t2ikit.prepare.sources import find_images
+from t2ikit.records.record_set import RecordSet
 
 RED, BLUE, WHITE, BLACK = (255, 0, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 Colour = tuple[int, int, int]

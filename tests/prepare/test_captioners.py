@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from t2ikit.prepare.captioners import CUTMIX_PROMPT, PROMPT, Captioner, Decoding, Prompts, tidy
+from t2ikit.prepare.captions.captioner import CUTMIX_PROMPT, PROMPT, Captioner, Decoding, Prompts, tidy
 
 IMAGE = np.zeros((3, 4, 4), np.uint8)
 MIX = {"key": "train_cm4/a", "setting": "cm4", "rectangle": [2, 0, 4, 2]}

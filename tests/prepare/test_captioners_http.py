@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 
 from t2ikit.cli import main
-from t2ikit.data.records import RecordSet
-from t2ikit.prepare import captions_model
-from t2ikit.prepare.captioners import CUTMIX_PROMPT, PROMPT, Decoding
-from t2ikit.prepare.captioners_http import HTTPCaptioner, Service
-from t2ikit.prepare.captions import CaptionSet
+from t2ikit.prepare.captions import from_model as captions_model
+from t2ikit.prepare.captions.caption_file import CaptionSet
+from t2ikit.prepare.captions.captioner import CUTMIX_PROMPT, PROMPT, Decoding
+from t2ikit.prepare.captions.http import HTTPCaptioner, Service
 from t2ikit.prepare.images import prepare_images
+from t2ikit.records.record_set import RecordSet
 
 CPU = torch.device("cpu")
 KEY = "sk-very-secret"

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
 
 from t2ikit.augment.cutmix import fits
-from t2ikit.prepare.captioners import CUTMIX_PROMPT, Decoding, Prompts
-from t2ikit.prepare.captioners_llava import LlavaNextCaptioner, _draws, tile_of, tile_shown
+from t2ikit.prepare.captions.captioner import CUTMIX_PROMPT, Decoding, Prompts
+from t2ikit.prepare.captions.llava import LlavaNextCaptioner, _draws, tile_of, tile_shown
 
 SIDE, TOKENS = 32, 16  # of the images, and of one view of the tiny model: (28 / 7) ** 2
 

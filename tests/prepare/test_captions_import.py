@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from t2ikit.data.manifest import Manifest
-from t2ikit.data.records import RecordSet
-from t2ikit.prepare import captions_table
-from t2ikit.prepare.captions import CaptionSet, caption_file, prepare_captions
-from t2ikit.prepare.captions_table import CaptionTable
-from t2ikit.prepare.encode import prepare_encode
+from t2ikit.prepare.captions import table as captions_table
+from t2ikit.prepare.captions.caption_file import CaptionSet, caption_file
+from t2ikit.prepare.captions.captions import prepare_captions
+from t2ikit.prepare.captions.table import CaptionTable
+from t2ikit.prepare.encode.encode import prepare_encode
 from t2ikit.prepare.images import prepare_images
+from t2ikit.records.manifest import Manifest
+from t2ikit.records.record_set import RecordSet
 
 
 @pytest.fixture(scope="module")

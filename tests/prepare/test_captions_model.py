@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 
 from t2ikit.cli import main
-from t2ikit.data.manifest import Manifest
-from t2ikit.data.records import RecordSet
-from t2ikit.prepare.captioners import CUTMIX_PROMPT, PROMPT, Captioner
-from t2ikit.prepare.captions import CaptionSet, aio_caption, caption_file, prepare_captions
+from t2ikit.prepare.captions.caption_file import CaptionSet, aio_caption, caption_file
+from t2ikit.prepare.captions.captioner import CUTMIX_PROMPT, PROMPT, Captioner
+from t2ikit.prepare.captions.captions import prepare_captions
 from t2ikit.prepare.cutmix import prepare_cutmix
-from t2ikit.prepare.encode import prepare_encode
-from t2ikit.prepare.engine import Launch
+from t2ikit.prepare.encode.encode import prepare_encode
+from t2ikit.prepare.engine.work import Launch
 from t2ikit.prepare.images import prepare_images
+from t2ikit.records.manifest import Manifest
+from t2ikit.records.record_set import RecordSet
 
 PROGRAM = Path(__file__).with_name("captioning.py")
 _spec = importlib.util.spec_from_file_location("captioning", PROGRAM)
@@ -139,7 +140,7 @@ class Silent(Captioner):
     model = "silent"
 
     def __init__(self, mute: set[str] | None, once: bool = False) -> None:
-        from t2ikit.prepare.captioners import Decoding, Prompts
+        from t2ikit.prepare.captions.captioner import Decoding, Prompts
 
         super().__init__(Prompts(), Decoding())
         self.mute = mute

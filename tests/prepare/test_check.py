@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from t2ikit.data.records import Record, RecordSet, Tokens, write_set
 from t2ikit.encoders import build_small_t5
-from t2ikit.prepare.captions import prepare_captions
-from t2ikit.prepare.check import prepare_check
+from t2ikit.prepare.captions.captions import prepare_captions
+from t2ikit.prepare.check.check import prepare_check
 from t2ikit.prepare.images import prepare_images
+from t2ikit.records.record import Record, Tokens
+from t2ikit.records.record_set import RecordSet
+from t2ikit.records.writing import write_set
 
 
 def rewritten(folder: Path, change: Callable[[Record], Record]) -> None:
@@ -123,7 +125,7 @@ def test_two_records_of_one_key(prepared: Path) -> None:
 
 
 def test_latents_that_are_not_finite(tmp_path: Path) -> None:
-    from t2ikit.data.records import Manifest
+    from t2ikit.records.manifest import Manifest
 
     images = np.ones((3, 2, 4, 2, 2), np.float16)
     images[1, 0, 0, 0, 0] = np.nan

@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from t2ikit.data.records import Manifest, RecordSet, Tokens, quantise_tokens
 from t2ikit.encoders import LatentSpace, TextEncoder, build_small_t5
-from t2ikit.prepare.caption_lines import CaptionLines
-from t2ikit.prepare.captions import CaptionSet, prepare_captions
-from t2ikit.prepare.encode import prepare_encode
-from t2ikit.prepare.encode_work import Encoding
-from t2ikit.prepare.encoding import Encoded, Encoders
-from t2ikit.prepare.engine import Launch
+from t2ikit.prepare.captions.caption_file import CaptionSet
+from t2ikit.prepare.captions.captions import prepare_captions
+from t2ikit.prepare.captions.lines import CaptionLines
+from t2ikit.prepare.encode.encode import prepare_encode
+from t2ikit.prepare.encode.encoders import Encoded, Encoders
+from t2ikit.prepare.encode.work import Encoding
+from t2ikit.prepare.engine.work import Launch
+from t2ikit.records.manifest import Manifest
+from t2ikit.records.record import Tokens, quantise_tokens
+from t2ikit.records.record_set import RecordSet
 
 
 @pytest.fixture(scope="module")

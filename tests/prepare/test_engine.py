@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from t2ikit.prepare.engine import Launch, run_work
-from t2ikit.prepare.shards import Ledger, Rejected, Results
+from t2ikit.prepare.engine.engine import run_work
+from t2ikit.prepare.engine.shards import Ledger, Rejected, Results
+from t2ikit.prepare.engine.work import Launch
 
 PROGRAM = Path(__file__).with_name("counting_work.py")
 _spec = importlib.util.spec_from_file_location("counting_work", PROGRAM)
@@ -92,7 +93,7 @@ def test_loaders_end_with_the_process_that_was_killed() -> None:
     """They write: one that went on could put a shard where the next call has finished."""
     program = """
 import multiprocessing, time
-from t2ikit.prepare.loading import _begin
+from t2ikit.prepare.engine.loading import _begin
 
 def load(number):
     _begin(number)

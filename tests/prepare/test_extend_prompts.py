@@ -11,15 +11,10 @@ import torch
 
 from t2ikit.cli import main
 from t2ikit.prepare import extend_prompts as extending
-from t2ikit.prepare.captioners import tidy
-from t2ikit.prepare.engine import Launch
-from t2ikit.prepare.extend_prompts import (
-    ExtendPrompts,
-    Rewriting,
-    extend_prompts,
-    read_prompt_list,
-    unquoted,
-)
+from t2ikit.prepare.captions.captioner import tidy
+from t2ikit.prepare.engine.work import Launch
+from t2ikit.prepare.extend_prompts import ExtendPrompts, extend_prompts, read_prompt_list, unquoted
+from t2ikit.prepare.rewriting import Rewriting
 
 REWRITING = Rewriting("Say more : {prompt}", max_new_tokens=12)
 LAUNCH = Launch(accelerator="cpu", devices=1, batch_size=3)
@@ -206,7 +201,7 @@ def test_command(chat_model: Path, prompts: Path, tmp_path: Path, capsys: pytest
 
 
 def test_the_prompt_source_reads_the_list(chat_model: Path, prompts: Path, tmp_path: Path) -> None:
-    from t2ikit.data.benchmark_prompts import read_extended
+    from t2ikit.metrics.geneval.prompts import read_extended
 
     out = extend_prompts(prompts, tmp_path / "extended.jsonl", str(chat_model), None, REWRITING, LAUNCH)
     assert read_extended(out, PROMPTS, "extended") == [row["extended"] for row in rows_of(out)[1:]]

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from t2ikit.data.records import Manifest, RecordSet
-from t2ikit.prepare.decode import BadImage, decode
-from t2ikit.prepare.engine import Launch
+from t2ikit.photos import BadImage, decode
+from t2ikit.prepare.engine.work import Launch
 from t2ikit.prepare.images import prepare_images
 from t2ikit.prepare.sources import find_images
+from t2ikit.records.manifest import Manifest
+from t2ikit.records.record_set import RecordSet
 
 GRADIENT = np.linspace(0, 255, 64).astype(np.uint8)[None].repeat(64, 0)
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from t2ikit.data.manifest import Manifest
-from t2ikit.data.records import RecordSet, damaged_files
-from t2ikit.prepare.check import prepare_check
+from t2ikit.prepare.check.check import prepare_check
+from t2ikit.records.manifest import Manifest
+from t2ikit.records.record_set import RecordSet, damaged_files
 
 SETS = ("images/train", "images/val", "images/train_cmall", "train", "val", "train_cmall")
 CLASSES = ("n02012849", "n03126707", "n01440764", "n03710637")

@@ -13,8 +13,8 @@ import torch
 
 from t2ikit.augment.cutmix import SETTINGS
 from t2ikit.cli import main
-from t2ikit.data.records import RecordSet
-from t2ikit.prepare.command import add_parser
+from t2ikit.commands.prepare import add_parser
+from t2ikit.records.record_set import RecordSet
 
 
 def call(*words: str | Path) -> int:
@@ -124,9 +124,9 @@ def test_help_shows_defaults_also_where_they_are_0(capsys: pytest.CaptureFixture
 
 
 def test_the_command_line_has_the_values_of_the_rooms_that_it_does_not_import() -> None:
+    from t2ikit.commands.prepare import options
     from t2ikit.encoders.autoencoders import DEFAULT_AUTOENCODER
     from t2ikit.encoders.text import DEFAULT_TEXT_ENCODER, MAX_TOKENS
-    from t2ikit.prepare.commands import options
 
     encode = parser_of("encode")
     wanted = {"autoencoder": DEFAULT_AUTOENCODER, "text_encoder": DEFAULT_TEXT_ENCODER, "max_tokens": MAX_TOKENS}

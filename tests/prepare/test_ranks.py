@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from t2ikit.data.manifest import Manifest
+from t2ikit.records.manifest import Manifest
 
 SETS = ("images/train", "images/val", "images/train_cmall", "train", "val", "train_cmall")
 

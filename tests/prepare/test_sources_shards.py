@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from t2ikit.cli import main
-from t2ikit.data.records import RecordSet
 from t2ikit.prepare.sources import ImageList, SourceLost, find_images
 from t2ikit.prepare.sources.classes import imagenet_classes
 from t2ikit.prepare.sources.paths import expand, files_of
 from t2ikit.prepare.sources.remote import RemoteFiles
+from t2ikit.records.record_set import RecordSet
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

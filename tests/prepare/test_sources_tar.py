@@ -12,11 +12,11 @@ import pytest
 from scipy.io import savemat
 
 from t2ikit.cli import main
-from t2ikit.data.manifest import Manifest
 from t2ikit.prepare.sources import ImageList, find_images
 from t2ikit.prepare.sources.files import LocalFiles, SourceLost
 from t2ikit.prepare.sources.tar import OpenTar
 from t2ikit.prepare.sources.tars import split_of
+from t2ikit.records.manifest import Manifest
 
 
 def call(*words: str | Path) -> int:

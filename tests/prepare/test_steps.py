@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from t2ikit.data.manifest import Manifest, Part
 from t2ikit.prepare.sets import parts_done, shard_size_of, work_folder
 from t2ikit.prepare.steps import identity, known_parts, part_ranges, require_disk, write_lines
 from t2ikit.pretrained import EncoderReference, sha256_of
+from t2ikit.records.manifest import Manifest, Part
 
 MANIFEST = Manifest(kind="pixels", image_shape=(3, 8, 8), text_encoder=EncoderReference("x", None, "1"))
 

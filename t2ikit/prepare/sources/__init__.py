@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from t2ikit.draws import permutation
 from t2ikit.prepare.sources.classes import resolve
 from t2ikit.prepare.sources.files import Files, SourceLost
 from t2ikit.prepare.sources.folder import SPLITS, folder_photos
@@ -22,6 +21,7 @@ from t2ikit.prepare.sources.parquet import parquet_photos
 from t2ikit.prepare.sources.paths import expand, files_of, is_pattern
 from t2ikit.prepare.sources.photos import Photos, Reader
 from t2ikit.prepare.sources.tars import tar_photos
+from t2ikit.rng import permutation
 
 __all__ = ["FORMS", "SPLITS", "ImageList", "Keys", "SourceLost", "find_images"]
 

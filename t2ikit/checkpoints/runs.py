@@ -1,0 +1,62 @@
+"""The checkpoints of a run folder: which are complete, which is the newest, and the experiment beside them."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+
+from t2ikit.config.compose import ConfigError, nearest
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint is whole: torch's zip archive with its directory at the end, or a folder of shards."""
+    if checkpoint.is_dir():
+        return any(checkpoint.iterdir())
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            return any(entry.endswith("data.pkl") for entry in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The complete checkpoint of the highest step in ``<folder>/checkpoints``; without a step in the name, by age."""
+
+    def order(path: Path) -> tuple[int, float]:
+        found = re.search(r"(\d+)$", path.stem)
+        return (int(found[1]) if found else -1, path.stat().st_mtime)
+
+    complete = [path for path in (folder / "checkpoints").glob("*.ckpt") if is_complete(path)]
+    return max(complete, key=order, default=None)
+
+
+def find_checkpoint(path: Path, option: str) -> Path:
+    """A complete checkpoint: the one given, or the newest of the run folder (or its ``checkpoints``) given.
+
+    Args:
+        path: of a checkpoint or of a folder.
+        option: what the user gave it by, for the message.
+
+    Raises:
+        ConfigError: there is none, or it is not complete.
+    """
+    if path.is_dir() and path.suffix != ".ckpt":
+        newest = newest_checkpoint(path.parent if path.name == "checkpoints" else path)
+        if newest is None:
+            raise ConfigError(f"{option} {path}: no complete checkpoint in {path}")
+        return newest
+    if not path.exists():
+        beside = [str(file) for file in path.parent.glob("*.ckpt")] if path.parent.is_dir() else []
+        raise ConfigError(f"{option} {path}: no such file{nearest(str(path), beside)}")
+    if not is_complete(path):
+        raise ConfigError(f"{option} {path}: not a complete checkpoint (cut off, or not written by torch)")
+    return path
+
+
+def latest_config(folder: Path) -> Path:
+    """The last resolved experiment that was kept in a run folder."""
+    number = 1
+    while (folder / f"config.resume-{number}.yaml").is_file():
+        number += 1
+    return folder / (f"config.resume-{number - 1}.yaml" if number > 1 else "config.yaml")

@@ -1,0 +1,1 @@
+"""The commands of ``t2ikit``, one file each: it parses, calls and prints."""

@@ -1,0 +1,143 @@
+"""``t2ikit evaluate``: a snapshot of an experiment, taken of a checkpoint or of pictures of any other model."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from t2ikit.config.compose import ConfigError, Override
+
+EXAMPLES = """examples:
+  t2ikit evaluate runs/quickstart/version_0 --snapshot val
+  t2ikit evaluate RUN/checkpoints/step-00250000.ckpt --snapshot val --guidance 0,1,2,4 --devices 8
+  t2ikit evaluate RUN --snapshot geneval --seed 1 --compare RUN --varied seeds
+  t2ikit evaluate --images PICTURES --experiment experiments/quickstart.yaml --snapshot val
+  t2ikit evaluate --write-reference statistics --experiment experiments/base/evaluation.yaml --snapshot imagenet_val
+
+What is written, below --out:
+  step-00250000/scores/SCORE.json      each score with everything it depends on (its fingerprint); grid.png;
+                                       details/ with verdicts and answers of the metrics that give them
+  step-00250000-guidance-sweep/        a folder for each weight, scores.csv, and guidance.png with their curves
+Other settings than the experiment's are part of the folder's name. An interrupted call goes on from its images.
+
+Any option of the experiment's data and snapshots may be overridden:
+--data.root DIR, --callbacks.val.reference_limit 500
+"""
+
+# Options that say how images are drawn: none of them has a meaning for pictures that are there.
+DRAWING = ("guidance", "steps", "method", "seed", "batch_size", "weights", "autoencoder")
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Adds ``evaluate`` to the subcommands of a parser; ``run`` runs what was parsed."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "evaluate",
+        help="score a checkpoint, or pictures of any model",
+        description="Takes a snapshot of an experiment (its prompts, sampler and metrics) of a checkpoint: the same "
+        "object as in training, with the same scores. Or scores pictures that another program drew for its prompts.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    checkpoint_help = "step-*.ckpt of a run, or its folder for the newest one"
+    add("checkpoint", metavar="CHECKPOINT", type=Path, nargs="?", help=checkpoint_help)
+    add("--snapshot", required=True, metavar="NAME", help="which one: its key in the experiment's callbacks")
+    add("--experiment", type=Path, metavar="FILE", help="that names it (default: config.yaml of the checkpoint's run)")
+    images_help = "score the pictures in DIR instead: one a prompt, in the order of their names, or as the benchmark "
+    add("--images", type=Path, metavar="DIR", help=images_help + "of the prompts lays them out")
+    write_help = "only write the statistics of the reference set, so that no evaluation computes them again"
+    add("--write-reference", type=Path, metavar="DIR", help=write_help)
+    add("--guidance", type=_weights, metavar="W[,W...]", help="guidance weight; several make a sweep with a figure")
+    add("--steps", type=_positive, metavar="N", help="of the sampler (default: the snapshot's, here and below)")
+    add("--method", help="ddim, ddpm, euler, heun or dpmpp_2m")
+    add("--seed", type=int, metavar="N", help="of the noise")
+    add("--batch-size", type=_positive, metavar="N", help="images drawn at once on each device")
+    add("--limit", type=_positive, metavar="N", help="take the first N prompts only")
+    add("--weights", choices=("ema", "raw"), help="averaged, or as the last step left them (default: as the snapshot)")
+    add("--autoencoder", metavar="FOLDER_OR_ID", help="where the autoencoder of the training data is now")
+    add("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one")
+    add("--devices", type=_positive, metavar="N", help="devices of this machine that draw and look (1)")
+    add("--num-nodes", type=_positive, metavar="N", help="machines, each started with this command (1)")
+    add("--compare", type=Path, metavar="DIR", help="a run, or a folder with scores/, to set the scores beside")
+    varied_help = "fields of the fingerprints that may differ in it, e.g. guidance,steps"
+    add("--varied", type=_names, default=(), metavar="FIELD[,FIELD...]", help=varied_help)
+    add("--out", type=Path, metavar="DIR", help="default: RUN/evaluations/NAME; for --images evaluations/NAME")
+    return parser
+
+
+def take_overrides(words: Sequence[str]) -> tuple[list[str], list[Override]]:
+    """Splits the command line: the words for the parser, and the overrides of the experiment.
+
+    Raises:
+        ConfigError: an override without its value.
+    """
+    rest, overrides, left = list[str](), list[Override](), list(words)
+    while left:
+        word = left.pop(0)
+        key, given, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or "." not in key:
+            rest.append(word)
+            continue
+        if not given and not left:
+            raise ConfigError(f"--{key} needs a value: --{key} VALUE or --{key}=VALUE")
+        overrides.append(Override(key, value if given else left.pop(0)))
+    return rest, overrides
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates what was asked for; the exit status.
+
+    Raises:
+        ConfigError, FileNotFoundError, ValueError: what is missing or wrong, and what to change.
+    """
+    _check(args)
+    from t2ikit.run.offline import evaluate  # loads torch and Lightning: not for --help
+
+    evaluate(args)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuses options that contradict each other."""
+    if [args.checkpoint, args.images, args.write_reference].count(None) != 2:
+        raise ConfigError("what is evaluated? Give either a CHECKPOINT or --images DIR (or --write-reference DIR)")
+    if args.checkpoint is None:
+        option = "images" if args.images is not None else "write-reference"
+        if args.experiment is None:
+            raise ConfigError(
+                f"--{option} needs --experiment FILE, which names the snapshot with its prompts and metrics"
+            )
+        given = [name for name in DRAWING if getattr(args, name) is not None]
+        if given:
+            raise ConfigError(f"--{given[0].replace('_', '-')} says how to draw, but --{option} draws nothing")
+    for override in args.overrides:
+        if override.key.split(".")[0] not in ("data", "callbacks") and override.key != "trainer.precision":
+            raise ConfigError(
+                f"--{override.key}: an evaluation takes overrides of data, callbacks and trainer.precision; the model "
+                "is that of the checkpoint"
+            )
+    if args.guidance is not None and len(args.guidance) > 1 and args.compare is not None:
+        raise ConfigError("--compare sets one evaluation beside another: give --guidance one weight")
+    if args.varied and args.compare is None:
+        raise ConfigError("--varied says what may differ in a comparison: give --compare DIR")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def _weights(text: str) -> list[float]:
+    weights = [float(part) for part in text.split(",")]
+    if len(set(weights)) < len(weights) or not all(map(math.isfinite, weights)):
+        raise argparse.ArgumentTypeError(f"{text} is no list of different numbers, such as 0,1,2,4")
+    return weights
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))

@@ -1,0 +1,92 @@
+"""The command line of ``t2ikit prepare``: its steps, and how their mistakes are told."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from t2ikit.commands.prepare import captions, check, cutmix, encode, extend, images, shapes
+from t2ikit.launch import first_rank
+
+_ORDER = "Steps, in this order: images, cutmix, captions, encode; then point an experiment at DIR with --data.root DIR."
+_GO_ON = "what is finished is kept: the same command goes on there"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Adds ``prepare`` and its steps to the subcommands of a parser; ``run`` runs what was parsed."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "prepare",
+        help="turn photos and captions into the records of training",
+        description="Turns photos and captions into the records that training streams. " + _ORDER,
+        allow_abbrev=False,
+    )
+    steps = parser.add_subparsers(dest="prepare_command", metavar="STEP", required=True)
+    for step in (images, cutmix, captions, encode, shapes, check, extend):
+        step.add_parser(steps)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the step that was parsed.
+
+    Returns:
+        The exit status: 0 done, 1 ``check`` found something.
+
+    Raises:
+        ValueError: wrong input, or a machine that cannot go on; names the step and what to change.
+    """
+    try:
+        with _first_rank_speaks():
+            return int(args.prepare_run(args))
+    except (ValueError, OSError, RuntimeError) as error:
+        told = _told(error, getattr(args, "out", None))
+        if told is None:
+            raise
+        raise ValueError(f"prepare {args.prepare_command}: {told}") from error
+    except KeyboardInterrupt:
+        if args.prepare_command not in ("shapes", "check") and first_rank():
+            print(f"prepare {args.prepare_command}: {_GO_ON}", file=sys.stderr)
+        raise
+
+
+def _told(error: Exception, out: Path | None) -> str | None:
+    """What to tell of an error; None for a defect, which is shown in full."""
+    reason = str(error).strip()
+    if isinstance(error, RuntimeError):
+        from t2ikit.prepare.sources import SourceLost
+
+        if isinstance(error, SourceLost):
+            reason = reason.splitlines()[-1].rpartition("SourceLost: ")[2]  # a loader process sends its trace
+            return f"{reason}. What is done is kept: give the same command again when --source can be read"
+        if type(error).__name__ == "OutOfMemoryError":  # of torch
+            return f"the device has too little memory for this batch: give a smaller --batch-size; {_GO_ON}"
+        if reason.startswith("DataLoader worker") and "killed by signal" in reason:
+            return f"{reason.splitlines()[0]} The machine has too little memory: give fewer --workers; {_GO_ON}"
+        return None
+    if not isinstance(error, OSError) or error.errno is None:
+        return reason
+    if error.errno in _FULL:
+        return f"the disk is full ({error}): free some space, or choose another --out; {_GO_ON}"
+    if error.errno in _FORBIDDEN:
+        return f"{error}: this user may not read or write there; choose another --out, or change the permissions"
+    if out is not None and str(error.filename).startswith(str(out)):
+        return f"{reason}: choose another --out"
+    return reason
+
+
+@contextmanager
+def _first_rank_speaks() -> Iterator[None]:
+    """Every process takes the same steps; one tells of them."""
+    if first_rank():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield

@@ -1,0 +1,207 @@
+"""Numbered images: image i of a seed is the same, whatever is drawn beside it. Snapshots and ``t2ikit sample`` draw so.
+
+Shapes: B images of a batch, N of a set; text states [L, D] of each prompt, without padding; noise [B, C, H, W].
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from t2ikit import ranks, rng
+from t2ikit.batch import Text
+from t2ikit.diffusion import Guidance
+from t2ikit.diffusion.samplers import ALIASES, find_solver
+from t2ikit.evaluation.image_store import DrawnImages
+from t2ikit.metrics.fingerprint import state_sha256
+from t2ikit.module import TextToImage
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a set of images is drawn.
+
+    Attributes:
+        steps: sampler steps.
+        method: sampler, see ``t2ikit.diffusion.sample``.
+        guidance: classifier-free guidance w, (1 + w) cond - w uncond; or a Guidance.
+        seed: key of the noise.
+        batch_size: images drawn at once on each rank; changes them by rounding at most.
+        precision: as the Trainer names it; "bf16-..." draws under bfloat16 autocast.
+    """
+
+    steps: int = 50
+    method: str = "ddim"
+    guidance: float | Guidance = 2.0
+    seed: int = 0
+    batch_size: int = 64
+    precision: str = "32-true"
+
+    @property
+    def bf16(self) -> bool:
+        """Whether the network runs under bfloat16 autocast."""
+        return self.precision.startswith("bf16")
+
+    def with_weight(self, weight: float) -> Sampling:
+        """The same with another guidance weight w."""
+        if isinstance(self.guidance, Guidance):
+            return replace(self, guidance=replace(self.guidance, weight=weight))
+        return replace(self, guidance=weight)
+
+    def conditions(self) -> dict[str, Any]:
+        """What a score's fingerprint says of it: all but the batch size."""
+        return {
+            "seeds": str(self.seed),
+            "sampler": ALIASES.get(self.method, self.method),
+            "steps": self.steps,
+            "guidance": describe_guidance(self.guidance),
+            "precision": self.precision,
+        }
+
+
+def describe_guidance(guidance: float | Guidance) -> float | str:
+    """The weight where there is nothing else to say, else every setting; a weaker denoiser by its hash."""
+    if not isinstance(guidance, Guidance):
+        return float(guidance)
+    if guidance == Guidance(guidance.weight):
+        return float(guidance.weight)
+    plain = repr(replace(guidance, weaker=None))
+    return plain if guidance.weaker is None else f"{plain} weaker={state_sha256(guidance.weaker.state_dict())}"
+
+
+def identity_of(module: TextToImage, states: Sequence[Tensor], sampling: Sampling) -> dict[str, Any]:
+    """What a set of images depends on, JSON-able: two sets of one identity are equal but for rounding.
+
+    The process is described by what it does at the sampler's nodes, so that every setting of it counts.
+    """
+    empty = module.unconditional
+    assert empty is not None
+    process, space = module.process, module.space
+    times = process.times(sampling.steps, find_solver(sampling.method).spacing)
+    column = torch.ones(len(times), 1, 1, 1, dtype=times.dtype)
+    estimates = process.split(column, column / 2, times)
+    nodes = torch.cat([*(part.flatten() for part in estimates), process.level(times, module.denoiser.level_kind)])
+    texts = hashlib.sha256()
+    for state in (empty.embeddings[empty.mask], *states):
+        texts.update(state_sha256({"state": state}).encode())
+    return {
+        **sampling.conditions(),
+        "denoiser": type(module.denoiser).__name__,
+        "weights_sha256": state_sha256({name: _local(part) for name, part in module.denoiser.state_dict().items()}),
+        "process_sha256": state_sha256({"nodes": nodes}),
+        "space": space.description(),
+        "autoencoder": getattr(getattr(space, "reference", None), "sha256", None),
+        "texts_sha256": texts.hexdigest(),
+        "shape": list(module.denoiser.input_shape),
+    }
+
+
+def draw_missing(
+    module: TextToImage, states: Sequence[Tensor], sampling: Sampling, drawn: DrawnImages, label: str
+) -> None:
+    """Draws what is not drawn yet, with the present weights, spread over all ranks; every rank must call it.
+
+    Args:
+        module: the model.
+        states: text states of the N prompts.
+        sampling: how.
+        drawn: where the images go; the folder must be the same for all ranks.
+        label: of the progress bar.
+
+    Raises:
+        OtherRankFailed: another rank failed.
+    """
+
+    def opened() -> list[range]:
+        drawn.open(identity_of(module, states, sampling))
+        return drawn.missing(sampling.batch_size)
+
+    mine = ranks.from_first(opened)[ranks.this() :: ranks.count()]
+
+    def work() -> None:
+        bar = tqdm(
+            total=len(mine) * sampling.steps,
+            desc=f"{label}: drawing",
+            leave=False,
+            disable=ranks.this() > 0,
+            mininterval=1.0,
+        )
+        with bar:
+            for places in mine:
+                images = draw_batch(
+                    module,
+                    [states[place] for place in places],
+                    places.start,
+                    seed=sampling.seed,
+                    steps=sampling.steps,
+                    method=sampling.method,
+                    guidance=sampling.guidance,
+                    bf16=sampling.bf16,
+                    progress=lambda done, total: bar.update(1),
+                )
+                drawn.add(places.start, images)
+
+    ranks.together(work)
+
+
+def draw_batch(
+    module: TextToImage,
+    states: Sequence[Tensor],
+    first: int,
+    *,
+    seed: int,
+    steps: int,
+    method: str = "ddim",
+    guidance: float | Guidance = 0.0,
+    uncond: Text | None = None,
+    bf16: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Draws images ``first`` to ``first + B - 1`` with the present weights, on the device of the module.
+
+    Image i depends on (seed, i, its text) alone; other companions in the batch change it by rounding at most.
+
+    Args:
+        module: the model.
+        states: text states of B prompts, each [L, D].
+        first: number of the first image.
+        seed: key of the noise.
+        steps, method, guidance, progress: as in ``t2ikit.diffusion.sample``.
+        uncond: states of the negative prompt, one row; default the empty prompt.
+        bf16: run the network under bfloat16 autocast, as snapshots of a run in bf16 do.
+
+    Returns:
+        [B, 3, H, W] uint8 on the CPU.
+    """
+    text, device = Text.from_rows(states), module.device
+    noise = rng.normal(seed, "snapshot", first, len(text), module.denoiser.input_shape)
+    generators = [
+        torch.Generator(device).manual_seed(rng.derived_seed(seed, "snapshot steps", first + row))
+        for row in range(len(text))
+    ]
+    # TF32 in the convolutions of a decoder may round by more than one grey level, by other kernels for other batches.
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with exact, torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+        images = module.draw(
+            text.to(device),
+            noise.to(device),
+            steps=steps,
+            guidance=guidance,
+            method=method,
+            uncond=None if uncond is None else uncond.to(device),
+            generators=generators,
+            progress=progress,
+        )
+    return (images * 255.0).round().to(torch.uint8).cpu()
+
+
+def _local(weights: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor."""
+    local = getattr(weights, "to_local", None)
+    return local() if callable(local) else weights

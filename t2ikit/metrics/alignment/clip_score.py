@@ -1,0 +1,148 @@
+"""CLIPScore: how well images fit their captions by the cosine of CLIP embeddings.
+
+Shape legend::
+
+    N  image and caption pairs    D  embedding width
+
+Long captions keep their end token; the ``legacy`` switch drops it as common code does
+(see ``t2ikit.metrics.features.clip``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from t2ikit.metrics.base import Metric, Rows, Samples
+from t2ikit.metrics.features.clip import CLIPEncoder
+from t2ikit.metrics.standard_error import clustered_error, finite
+
+FORMS = ("torchmetrics", "hessel")
+HESSEL_PREFIX = "A photo depicts "
+HESSEL_WEIGHT = 2.5
+
+
+def clip_score(image_embeddings: Tensor, text_embeddings: Tensor, form: str = "torchmetrics") -> float:
+    """CLIPScore of paired embeddings.
+
+    Args:
+        image_embeddings: [N, D], of any length.
+        text_embeddings: [N, D], of any length.
+        form: "torchmetrics", ``max(100 mean(cos), 0)``, which the ImageNet papers report; "hessel" (Hessel et al.
+            2021, Equation 1), ``2.5 mean(max(cos, 0))``.
+
+    Raises:
+        ValueError: shapes that differ, no pairs, an unknown form, or an embedding that is not finite or zero.
+    """
+    return _score_of(pair_cosines(image_embeddings, text_embeddings), form)
+
+
+def _score_of(cosines: Tensor, form: str) -> float:
+    if form == "torchmetrics":
+        return max(100.0 * float(cosines.mean()), 0.0)
+    if form == "hessel":
+        return HESSEL_WEIGHT * float(cosines.clamp_min(0).mean())
+    raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}")
+
+
+def pair_cosines(image_embeddings: Tensor, text_embeddings: Tensor, first: int = 0) -> Tensor:
+    """Cosine [N] float64 of each image with its own caption; errors as in ``clip_score``, counting from ``first``."""
+    images, texts = (torch.as_tensor(rows).detach().double() for rows in (image_embeddings, text_embeddings))
+    if images.dim() != 2 or images.shape != texts.shape or len(images) == 0:
+        raise ValueError(f"embeddings must be two [N, D]; got {tuple(images.shape)} and {tuple(texts.shape)}")
+    lengths = images.norm(dim=1) * texts.norm(dim=1)
+    broken = (~(lengths.isfinite() & (lengths > 0))).nonzero()
+    if len(broken):
+        raise ValueError(f"the embedding of image or caption {first + int(broken[0])} is zero or not finite")
+    return (images * texts).sum(dim=1) / lengths
+
+
+class PairEncoder(Protocol):
+    """Embeds images and captions in one space."""
+
+    def images(self, images: Tensor) -> Tensor:
+        """[B, D] of images [B, 3, H, W] uint8, on their device."""
+
+    def texts(self, texts: Sequence[str], device: torch.device | str = "cpu") -> Tensor:
+        """[B, D] of B captions."""
+
+
+def observe_cosines(encoder: PairEncoder, part: Samples, batch_size: int, what: str, prefix: str = "") -> Tensor:
+    """Cosine [N] float64 on the CPU of each image of ``part`` with its prompt, batch by batch on its device.
+
+    Args:
+        encoder: of both.
+        part: images with their prompts.
+        batch_size: pairs a pass.
+        what: of the progress bar.
+        prefix: put before every prompt.
+    """
+    cosines = [torch.empty(0, dtype=torch.float64)]
+    for batch in part.batches(batch_size, what):
+        texts = encoder.texts([prefix + prompt for prompt in batch.prompts], part.device)
+        cosines.append(pair_cosines(encoder.images(batch.images), texts, batch.first).cpu())
+    return torch.cat(cosines)
+
+
+def cosine_error(name: str, values: Tensor, prompts: Sequence[str]) -> dict[str, float]:
+    """Standard error of the mean of ``values`` [N] under ``name``, prompts as clusters; empty for a single prompt."""
+    return finite({name: clustered_error(values.tolist(), prompts)})
+
+
+class CLIPScore(Metric):
+    """CLIPScore of the samples' images and prompts."""
+
+    def __init__(
+        self,
+        model: str = "openai/clip-vit-large-patch14",
+        revision: str | None = None,
+        form: str = "torchmetrics",
+        legacy: bool = False,
+        batch_size: int = 64,
+        name: str | None = None,
+    ) -> None:
+        """Names the model; weights are loaded at the first use.
+
+        Args:
+            model: a CLIP model of transformers with its tokenizer: repository or local folder.
+            revision: commit, branch or tag of the repository.
+            form: "torchmetrics" (0 to 100) or "hessel" (with its prefix "A photo depicts ").
+            legacy: reproduce the loss of the end token in captions over 77 tokens.
+            batch_size: pairs a pass.
+            name: put before the score's name, where a snapshot has two of these.
+        """
+        if form not in FORMS:
+            raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}")
+        self.form = form
+        self.batch_size = batch_size
+        self.name = name
+        self._errors: dict[str, float] = {}
+        self.encoder = CLIPEncoder(model, revision, "clip_224", legacy)
+
+    def check(self, samples: Samples) -> None:
+        """Refuses samples without prompts."""
+        if not samples.prompts:
+            raise ValueError("CLIPScore needs the prompts of the images")
+
+    def observe(self, part: Samples) -> Rows:
+        """Cosines [N] float64."""
+        prefix = HESSEL_PREFIX if self.form == "hessel" else ""
+        return observe_cosines(self.encoder, part, self.batch_size, "CLIPScore", prefix)
+
+    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
+        """Yields ("clip_score", value)."""
+        cosines = torch.as_tensor(rows)
+        values = 100.0 * cosines if self.form == "torchmetrics" else HESSEL_WEIGHT * cosines.clamp_min(0)
+        self._errors = cosine_error("clip_score", values, samples.prompts)
+        yield "clip_score", _score_of(cosines, self.form)
+
+    def standard_errors(self) -> dict[str, float]:
+        """That of the score just given, with prompts as clusters; none for a single prompt."""
+        return dict(self._errors)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Model, hash of its weights, pixel pipeline, form and the legacy switch."""
+        return {**self.encoder.fingerprint(), "form": self.form}

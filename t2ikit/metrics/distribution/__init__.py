@@ -1,0 +1,1 @@
+"""Scores of a whole set of images against a reference set: Frechet distances, PRDC, CMMD, KID."""

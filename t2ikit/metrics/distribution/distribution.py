@@ -1,0 +1,84 @@
+"""The metrics that compare the distribution of generated features with that of real ones.
+
+Shape legend::
+
+    N  generated images    M  reference images    D  features
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from t2ikit.metrics.base import Rows, Samples
+from t2ikit.metrics.distribution.frechet import Moments
+from t2ikit.metrics.distribution.prdc import PRESETS, prdc, prdc_preset
+from t2ikit.metrics.distribution.reference import ComparedMetric, write_reference
+from t2ikit.metrics.features.features import FeatureExtractor
+
+
+class DistributionMetrics(ComparedMetric):
+    """Frechet distance, precision, recall, density and coverage on one feature network."""
+
+    def __init__(
+        self,
+        features: FeatureExtractor,
+        k: int = 5,
+        preset: str | None = None,
+        batch_size: int = 64,
+        name: str | None = None,
+        reference_statistics: str | None = None,
+    ) -> None:
+        """Settings.
+
+        Args:
+            features: the feature network; its name is part of the fingerprint.
+            k: neighbour that gives the radius of precision, recall, density and coverage.
+            preset: a published way to compute those four instead ("imagenet_t2i", "dgm_eval", "synthreal"; see
+                ``t2ikit.metrics.distribution.prdc.PRESETS``), which brings its own k.
+            batch_size: images a pass of the feature network.
+            name: put before the scores' names, where a snapshot has two of these (``dinov2/frechet_distance``).
+            reference_statistics: file of ``write_reference``, instead of reference images. One without features gives
+                the Frechet distance alone.
+        """
+        super().__init__(features, batch_size, name, reference_statistics)
+        if k < 1:
+            raise ValueError(f"k must be at least 1; got {k}")
+        if preset is not None and preset not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {preset!r}")
+        self.k = k if preset is None else PRESETS[preset].k
+        self.preset = preset
+
+    def check(self, samples: Samples) -> None:
+        """Refuses samples without a reference, and too few images (num_images) or reference images."""
+        chunks = 1 if self.preset is None else PRESETS[self.preset].chunks
+        self.reference.check(samples, (self.k + 2) * chunks, f"k={self.k}")
+
+    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
+        """Yields frechet_distance, precision, recall, density, coverage.
+
+        Raises:
+            ValueError: statistics of another network or set.
+        """
+        real, fake = self.reference.statistics(samples), torch.as_tensor(rows)
+        yield "frechet_distance", real.moments.distance(Moments.of(fake))
+        if real.features is not None:
+            if self.preset is None:
+                shares = prdc(real.features, fake, self.k)
+            else:
+                shares = prdc_preset(real.features, fake, self.preset)
+            yield from shares.items()
+
+    def write_reference(
+        self, path: str | Path, images: Tensor, name: str, keep_features: bool = True
+    ) -> dict[str, Any]:
+        """Writes the statistics of a reference set for this metric's network: see ``reference.py``."""
+        return write_reference(path, self.features, images, name, self.batch_size, keep_features)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Features, resize, k and preset."""
+        return {**super().fingerprint(), "k": self.k, "preset": self.preset}

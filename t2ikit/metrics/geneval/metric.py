@@ -1,0 +1,191 @@
+"""GenEval: its verdicts summed up by the official rule, and the metric that a snapshot computes.
+
+Source: Ghosh et al., "GenEval: an object-focused framework for evaluating text-to-image alignment", 2023. The rules of
+a verdict are in ``geneval_rules``, the official files in ``geneval_files``, a comparison of two runs in
+``geneval_comparison``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from t2ikit.metrics.base import Metric, Rows, Samples
+from t2ikit.metrics.geneval.files import metadata_key, picture_names, write_results
+from t2ikit.metrics.geneval.rules import (
+    COLORS,
+    TASKS,
+    Detections,
+    Kept,
+    Rules,
+    check_metadata,
+    judge,
+    keep,
+    overlap,
+    relations,
+    verdict,
+)
+
+__all__ = [
+    "COLORS",
+    "TASKS",
+    "Detections",
+    "GenEval",
+    "Kept",
+    "Rules",
+    "Scores",
+    "judge",
+    "keep",
+    "overlap",
+    "relations",
+    "summarize",
+]
+
+
+class Scores(dict[str, float]):
+    """What `summarize` returns: shares in [0, 1] under "overall", each task's name, "images" and "prompts".
+
+    "images" is the share of correct images, "prompts" the share of prompts with a correct image, "num_images" and
+    "num_prompts" how many there were. "<name>_se" is the standard error of a task or of "overall", NaN where a task has
+    a single prompt.
+    """
+
+    @property
+    def overall(self) -> float:
+        """The unweighted mean of the tasks' accuracies."""
+        return self["overall"]
+
+    @property
+    def tasks(self) -> dict[str, float]:
+        """Accuracy by task, in the order in which the tasks appeared."""
+        return {name[:-3]: self[name[:-3]] for name in self if name.endswith("_se") and name != "overall_se"}
+
+
+def summarize(rows: Iterable[Mapping[str, Any]]) -> Scores:
+    """Scores of a run by the official rule, with standard errors.
+
+    The overall score is the unweighted mean over tasks of the share of correct images. Images of one prompt are alike,
+    so errors are clustered: SE of a task = sd(prompt means) / sqrt(prompts), SE overall = sqrt(sum SE^2) / tasks.
+
+    Args:
+        rows: one an image, with "tag", "correct" and "metadata" (the JSON text that tells prompts apart; a mapping is
+            written as JSON), as in the official results.jsonl; other keys are ignored.
+
+    Raises:
+        ValueError: there is no row, or one lacks a key.
+    """
+    prompts: dict[str, dict[str, list[float]]] = {}
+    for number, row in enumerate(rows, start=1):
+        missing = {"tag", "correct", "metadata"} - set(row)
+        if missing:
+            raise ValueError(f"GenEval results: row {number} lacks {sorted(missing)}")
+        key = row["metadata"] if isinstance(row["metadata"], str) else metadata_key(row["metadata"])
+        prompts.setdefault(row["tag"], {}).setdefault(key, []).append(float(bool(row["correct"])))
+    if not prompts:
+        raise ValueError("GenEval results: there is no row to summarise")
+    scores, errors = Scores(), []
+    for tag, task in prompts.items():
+        images = [value for answers in task.values() for value in answers]
+        means = [float(np.mean(answers)) for answers in task.values()]
+        errors.append(float(np.std(means, ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else math.nan)
+        scores[tag] = float(np.mean(images))
+    overall = float(np.mean([scores[tag] for tag in prompts]))
+    for tag, error in zip(prompts, errors, strict=True):
+        scores[f"{tag}_se"] = error
+    answers_of_prompts = [answers for task in prompts.values() for answers in task.values()]
+    all_answers = [value for answers in answers_of_prompts for value in answers]
+    scores["overall"] = overall
+    scores["overall_se"] = math.sqrt(sum(error**2 for error in errors)) / len(errors)
+    scores["images"] = float(np.mean(all_answers))
+    scores["prompts"] = float(np.mean([max(answers) for answers in answers_of_prompts]))
+    scores["num_images"], scores["num_prompts"] = float(len(all_answers)), float(len(answers_of_prompts))
+    return scores
+
+
+class GenEval(Metric):
+    """GenEval's tasks on the images of a snapshot whose prompts carry the benchmark's metadata."""
+
+    def __init__(
+        self, detector: Callable[[Tensor], Detections], rules: Rules | None = None, name: str | None = None
+    ) -> None:
+        """Settings.
+
+        Args:
+            detector: image uint8 [3, H, W] -> detections as `keep` takes them, with a "color" each.
+            rules: the numbers of the protocol.
+            name: put before the scores' names, where a snapshot has two of these.
+        """
+        self.detector = detector
+        self.rules = rules or Rules()
+        self.name = name
+        self._rows: list[dict[str, Any]] = []
+
+    def check(self, samples: Samples) -> None:
+        """Refuses samples whose metadata are none of GenEval's."""
+        if len(samples) == 0 or not samples.metadata:
+            raise ValueError("GenEval needs images with its metadata: take the prompts from GenEvalPrompts")
+        for number, metadata in enumerate(samples.metadata):
+            check_metadata(metadata, f"GenEval, image {number}")
+
+    def observe(self, part: Samples) -> Rows:
+        """Rows of the official results.jsonl, without "filename"."""
+        rows = []
+        for one in part.batches(1, "GenEval"):
+            (metadata,) = one.metadata
+            kept = keep(self.detector(one.images[0]), metadata["tag"], self.rules)
+            correct, reason = verdict(metadata, kept, self.rules)
+            details = {name: [one.box.tolist() for one in boxes] for name, boxes in kept.items()}
+            row = {"tag": metadata["tag"], "prompt": metadata["prompt"], "correct": correct, "reason": reason}
+            rows.append({**row, "metadata": json.dumps(metadata), "details": json.dumps(details)})
+        return rows
+
+    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
+        """Yields each task's share of correct images, then "overall", "correct_images" and "correct_prompts"."""
+        names = picture_names(samples.metadata)  # the place of an image in the official layout
+        self._rows = [{"filename": name, **row} for name, row in zip(names, rows, strict=True)]
+        scores = summarize(self._rows)
+        for name in (*scores.tasks, "overall"):
+            yield name, scores[name]
+        yield "correct_images", scores["images"]
+        yield "correct_prompts", scores["prompts"]
+
+    def standard_errors(self) -> dict[str, float]:
+        """Of the tasks and the overall score, clustered by prompt; none where a task has a single prompt."""
+        if not self._rows:
+            return {}
+        scores = summarize(self._rows)
+        errors = {name: scores[f"{name}_se"] for name in (*scores.tasks, "overall")}
+        return {name: error for name, error in errors.items() if not math.isnan(error)}
+
+    def publish(self, folder: str | Path) -> list[Path]:
+        """Writes the verdicts that the scores just given sum up, as the official ``results.jsonl``.
+
+        Args:
+            folder: where the scores lie; the file is ``geneval_results.jsonl``, after the metric's ``name`` if it has
+                one.
+
+        Raises:
+            RuntimeError: nothing has been computed yet.
+        """
+        if not self._rows:
+            raise RuntimeError("GenEval has judged nothing yet: call compute first")
+        prefix = "" if self.name is None else f"{self.name}_"
+        return [write_results(Path(folder) / f"{prefix}geneval_results.jsonl", self._rows)]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Detector and rules: what two scores must share to be compared."""
+        described = getattr(self.detector, "fingerprint", None)
+        if callable(described):
+            detector = described()
+        else:
+            kind = self.detector if isinstance(self.detector, FunctionType) else type(self.detector)
+            detector = {"features": f"{kind.__module__}.{kind.__qualname__}"}
+        return {**detector, "metric": "geneval", "rules": asdict(self.rules)}

@@ -1,0 +1,121 @@
+"""The prompts of GenEval, read from the official file; images go to folders as its own program reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from t2ikit.files import read_utf8
+from t2ikit.metrics.base import samples_of
+from t2ikit.metrics.geneval.files import read_images, read_metadata, write_folder
+from t2ikit.metrics.geneval.rules import TASKS
+from t2ikit.prompts import Prompt, PromptSource, check_count
+
+
+class GenEvalPrompts(PromptSource):
+    """The 553 prompts of GenEval (Ghosh et al. 2023), original or extended; the metadata stay the original ones."""
+
+    def __init__(
+        self,
+        path: str,
+        extended: str | None = None,
+        images_per_prompt: int = 4,
+        tasks: Sequence[str] | None = None,
+        limit: int | None = None,
+    ) -> None:
+        """Settings.
+
+        Args:
+            path: ``evaluation_metadata.jsonl`` of github.com/djghosh13/geneval.
+            extended: texts to draw instead: the list that ``t2ikit prepare extend`` makes; or one a line, in the order
+                of ``path`` and as many. Scores of extended and of original prompts are never put side by side.
+            images_per_prompt: images of each, 4 in the protocol.
+            tasks: only these of single_object, two_object, counting, colors, position, color_attr; None takes all.
+            limit: only the first ones of each task; None takes all.
+        """
+        check_count("GenEvalPrompts", "images_per_prompt", images_per_prompt)
+        check_count("GenEvalPrompts", "limit", limit)
+        unknown = [task for task in tasks or () if task not in TASKS]
+        if unknown or (tasks is not None and not tasks):
+            raise ValueError(f"GenEvalPrompts: tasks are some of {', '.join(TASKS)}; got {list(tasks or ())}")
+        self.path = path
+        self.extended = extended
+        self.images_per_prompt = images_per_prompt
+        self.tasks = None if tasks is None else tuple(tasks)
+        self.limit = limit
+        self.name = "GenEval" if extended is None else "GenEval, extended prompts"
+
+    def prompts(self) -> list[Prompt]:
+        """The selected prompts in the order of the file, each ``images_per_prompt`` times in a row."""
+        rows = read_metadata(self.path, "the `path` of GenEvalPrompts")
+        texts = [str(row["prompt"]) for row in rows]
+        if self.extended is not None:
+            texts = read_extended(self.extended, texts, "the `extended` of GenEvalPrompts")
+        taken = dict.fromkeys(TASKS, 0)
+        found = []
+        for row, text in zip(rows, texts, strict=True):
+            task = row["tag"]
+            if (self.tasks is None or task in self.tasks) and (self.limit is None or taken[task] < self.limit):
+                taken[task] += 1
+                found += [Prompt(text, row)] * self.images_per_prompt
+        if not found:
+            raise ValueError(f"{self.path} has no prompt of the tasks {', '.join(self.tasks or ())}: change `tasks`")
+        return found
+
+    def write_images(self, folder: Path, images: Tensor, prompts: Sequence[Prompt], facts: Mapping[str, str]) -> None:
+        """Writes the official layout, ``00000/metadata.jsonl`` and ``00000/samples/00000.png``, with a grid each."""
+        write_folder(folder, samples_of(images, prompts), facts, grid=self.images_per_prompt > 1)
+
+    def read_images(self, folder: Path, prompts: Sequence[Prompt]) -> Tensor:
+        """Images of any model in the official layout; a prompt's folder is found by its metadata."""
+        return read_images(folder, [prompt.metadata for prompt in prompts])
+
+
+def read_extended(path: str | Path, originals: Sequence[str], option: str) -> list[str]:
+    """The extended text of every prompt.
+
+    Args:
+        path: one text a line, in the order of the originals; or lines of JSON with "prompt" and "extended", in any
+            order, after a header with "kind".
+        originals: the prompts.
+        option: what names the file, for messages.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an empty line, another number of lines, or a prompt without an extended one; names file and line.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"no extended prompts {file}: set {option}")
+    lines = [line.strip() for line in read_utf8(file).rstrip("\n").split("\n")]
+    empty = [number for number, line in enumerate(lines, start=1) if not line]
+    if empty:
+        raise ValueError(f"{file}, line {empty[0]}: expected the extended text of a prompt; got an empty line")
+    if not lines[0].startswith("{"):
+        if len(lines) != len(originals):
+            raise ValueError(
+                f"{file} holds {len(lines)} lines for {len(originals)} prompts: expected one a prompt, in their order"
+            )
+        return lines
+    table = dict(_pairs(file, lines))
+    lacking = [prompt for prompt in originals if prompt not in table]
+    if lacking:
+        raise ValueError(f"{file} has no extended text of {len(lacking)} prompts, first {lacking[0]!r}")
+    return [table[prompt] for prompt in originals]
+
+
+def _pairs(file: Path, lines: Iterable[str]) -> Iterable[tuple[str, str]]:
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file}, line {number}: expected a JSON object ({error})") from error
+        if number == 1 and isinstance(row, dict) and "kind" in row:
+            continue
+        texts = [row.get(key) for key in ("prompt", "extended")] if isinstance(row, dict) else [None]
+        if not all(isinstance(text, str) and text.strip() for text in texts):
+            raise ValueError(f"{file}, line {number}: expected the texts 'prompt' and 'extended'")
+        yield str(texts[0]), str(texts[1]).strip()

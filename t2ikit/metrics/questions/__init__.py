@@ -1,0 +1,1 @@
+"""Scores by questions about an image that a model answers: DPG-Bench, DSG, TIFA."""

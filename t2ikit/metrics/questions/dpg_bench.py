@@ -1,0 +1,81 @@
+"""DPG-Bench on the images of a snapshot, judged by a question-answering model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from t2ikit.metrics.base import Rows, Samples
+from t2ikit.metrics.questions.answers import QuestionAnswerer
+from t2ikit.metrics.questions.dpg import MODES, group, read_questions, score
+from t2ikit.metrics.questions.judged import JudgedMetric, Question, slug
+
+
+class DPGBench(JudgedMetric):
+    """DPG-Bench (Hu et al. 2024): 1,065 dense prompts, officially four images each, in the order of the grid.
+
+    The images' metadata carry ``item_id``. The official score asks mPLUG-large (``MPLUGAnswerer``); with any other
+    model the number is another one, and its fingerprint says so.
+
+    Example:
+        >>> metric = DPGBench("dpg_bench.csv", BlipAnswerer())  # doctest: +SKIP
+        >>> dict(metric.compute(read_grids("grids")))["dpg_bench"]  # doctest: +SKIP
+        71.3
+    """
+
+    score_name = "dpg_bench"
+
+    def __init__(
+        self,
+        questions: str,
+        answerer: QuestionAnswerer,
+        mode: str = "official",
+        answers: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Settings.
+
+        Args:
+            questions: local file ``dpg_bench.csv`` of the benchmark.
+            answerer: as in ``JudgedMetric``.
+            mode: "official" (the scorer's numbers with its quirks, the one to report) or "fixed" (what the protocol
+                says); see ``t2ikit.metrics.questions.dpg``.
+            answers: as in ``JudgedMetric``.
+            name: as in ``JudgedMetric``.
+        """
+        super().__init__(questions, answerer, answers, name)
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
+        self.mode = mode
+        self.rows = read_questions(self.questions)
+        self.items = group(self.rows, mode)
+
+    def questions_of(self, item: str) -> list[Question]:
+        """The item's; in mode "official" none where the table has none, since the official scorer leaves it out."""
+        if item not in self.items and self.mode == "fixed":
+            raise ValueError(f"DPG-Bench: item {item!r} of the images has no questions in {self.questions}")
+        return [Question(text) for text in self.items[item].questions.values()] if item in self.items else []
+
+    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
+        """Yields ``dpg_bench`` in percent, then ``dpg_bench/<category>``, the broad categories first; warns of items
+        without a score."""
+        answers = {
+            item: [dict(zip(self.items[item].questions, one, strict=True)) if one else {} for one in images]
+            for item, images in self.read_answers(samples, rows).items()
+        }
+        scores = score(self.rows, answers, self.mode)
+        if scores["failed"]:
+            listed = ", ".join(scores["failed"][:5])
+            warnings.warn(f"DPG-Bench drops {len(scores['failed'])} items without a score: {listed}", stacklevel=2)
+        named = {self.score_name: scores["overall"]}
+        errors = {self.score_name: scores["standard_error"]}
+        for values, deviations in ((scores["L1"], scores["L1_errors"]), (scores["L2"], scores["L2_errors"])):
+            named.update({f"{self.score_name}/{slug(category)}": value for category, value in values.items()})
+            errors.update({f"{self.score_name}/{slug(category)}": error for category, error in deviations.items()})
+        self._keep({"items": scores["items"], "failed": scores["failed"]}, errors)
+        yield from named.items()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Mode, questions, answering model."""
+        return {**super().fingerprint(), "mode": self.mode}

@@ -1,0 +1,166 @@
+"""Metrics that ask a question-answering model about every image: what DPG-Bench, DSG-1k and TIFA share."""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from t2ikit.files import write_whole
+from t2ikit.metrics.base import Metric, Rows, Samples
+from t2ikit.metrics.questions.answers import AnswerKey, Asked, QuestionAnswerer, ask_all, book_text
+from t2ikit.metrics.standard_error import finite
+from t2ikit.pretrained import sha256_of
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about an image; the choices if the model is to see them."""
+
+    text: str
+    choices: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a model said about one image.
+
+    Attributes:
+        image: SHA-256 of the image.
+        answers: each question with its answer, as the model gave it.
+    """
+
+    image: str
+    answers: list[tuple[Asked, str]]
+
+
+class JudgedMetric(Metric):
+    """A benchmark of prompts with questions; the prompts' metadata name their ``item_id``.
+
+    Attributes:
+        score_name: of its main score, and the start of the others'.
+    """
+
+    score_name: str
+
+    def __init__(
+        self, questions: str, answerer: QuestionAnswerer, answers: str | None = None, name: str | None = None
+    ) -> None:
+        """Settings.
+
+        Args:
+            questions: the benchmark's local file of questions.
+            answerer: the model that answers; one of ``t2ikit.metrics.questions.answerers``.
+            answers: folder where answers are kept, so that an interrupted judging goes on; None takes the kit's cache.
+            name: put before the scores' names, where a snapshot has two of these.
+        """
+        path = Path(questions).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"{type(self).__name__}: no file of questions {path}; set init_args.questions")
+        self.questions = path
+        self.answerer = answerer
+        self.answers = None if answers is None else Path(answers).expanduser()
+        self.name = name
+        self._errors: dict[str, float] = {}
+        self._answered: list[Answered] = []
+        self._items: dict[str, Any] = {}
+
+    @abstractmethod
+    def questions_of(self, item: str) -> Sequence[Question]:
+        """What is asked about each image of an item; ValueError or nothing for an item that is not in the table."""
+
+    def check(self, samples: Samples) -> None:
+        """Refuses images without an ``item_id``, or none at all, or none with questions."""
+        items = images_of_items(samples, type(self).__name__)
+        if not [question for item in items for question in self.questions_of(item)]:
+            raise ValueError(f"{type(self).__name__}: no image has questions in {self.questions}")
+
+    def observe(self, part: Samples) -> Rows:
+        """``Answered``: from earlier judgings where the same model was asked about the same image before."""
+        asked = [
+            Asked(image, question.text, question.choices)
+            for image, metadata in enumerate(part.metadata)
+            for question in self.questions_of(str(metadata["item_id"]))
+        ]
+        book = ask_all(
+            self.answerer, part.images, asked, self.answers, self.score_name, device=part.device, quiet=part.first > 0
+        )
+        answered = [Answered(image_hash, []) for image_hash in book.image_hashes]
+        for one in asked:
+            answered[one.image].answers.append((one, book[one]))
+        return answered
+
+    def read_answers(self, samples: Samples, rows: Rows) -> dict[str, list[list[str]]]:
+        """By item, in the order of ``images_of_items``: of each of its images the answers to ``questions_of``, read."""
+        self._answered = list(rows)
+        return {
+            item: [[self.answerer.read(answer) for _, answer in self._answered[number].answers] for number in numbers]
+            for item, numbers in images_of_items(samples, type(self).__name__).items()
+        }
+
+    def _keep(self, items: dict[str, Any], errors: dict[str, float]) -> None:
+        """Keeps what ``publish`` and ``standard_errors`` give."""
+        self._items = items
+        self._errors = finite(errors)
+
+    def standard_errors(self) -> dict[str, float]:
+        """Standard errors of the scores just given, where they exist; questions and images of a prompt are alike."""
+        return dict(self._errors)
+
+    def publish(self, folder: str | Path) -> list[Path]:
+        """Writes what the scores just given were made of: all answers, and the scores of every item.
+
+        Args:
+            folder: where the scores lie.
+
+        Returns:
+            The files: ``<score>_answers.jsonl`` and ``<score>_items.json``.
+
+        Raises:
+            RuntimeError: nothing has been computed yet.
+        """
+        if not self._answered:
+            raise RuntimeError(f"{type(self).__name__} has judged nothing yet: call compute first")
+        prefix = Path(folder) / (self.score_name if self.name is None else f"{self.name}_{self.score_name}")
+        files = [prefix.with_name(f"{prefix.name}_{what}") for what in ("answers.jsonl", "items.json")]
+        book: dict[AnswerKey, str] = {}
+        for one in self._answered:
+            book.update({(one.image, asked.question, asked.choices): answer for asked, answer in one.answers})
+        write_whole(files[0], book_text(self.answerer.identity(), book))
+        write_whole(files[1], json.dumps(self._items, indent=1, sort_keys=True) + "\n")
+        return files
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The benchmark, the hash of its questions, the answering model with its weights."""
+        described = {"metric": self.score_name, "questions_sha256": sha256_of(self.questions)}
+        return {**self.answerer.fingerprint(), **described}
+
+
+def images_of_items(samples: Samples, metric: str) -> dict[str, list[int]]:
+    """The images' indices by ``item_id``, in the order in which they stand.
+
+    Raises:
+        ValueError: no images, or an image whose metadata has no ``item_id``.
+    """
+    if len(samples) == 0:
+        raise ValueError(f"{metric} needs images")
+    items: dict[str, list[int]] = {}
+    metadata = samples.metadata or [{}]
+    for number, entry in enumerate(metadata):
+        if "item_id" not in entry:
+            raise ValueError(
+                f"{metric}: image {number} has no metadata with an 'item_id': take the prompts from a source that "
+                "names them"
+            )
+        items.setdefault(str(entry["item_id"]), []).append(number)
+    return items
+
+
+def slug(category: str) -> str:
+    """A category as part of a score's name: ``attribute - color`` becomes ``attribute-color``."""
+    parts = [re.sub(r"[^a-z0-9]+", "_", part).strip("_") for part in category.lower().split("-")]
+    return "-".join(parts)

@@ -1,0 +1,106 @@
+"""The prompts of DSG-1k and TIFA, read from the official files that hold their questions."""
+
+from __future__ import annotations
+
+import csv
+import json
+from abc import abstractmethod
+from pathlib import Path
+
+from t2ikit.prompts import Prompt, PromptSource, check_count
+
+
+class _ItemPrompts(PromptSource):
+    """Texts with an ``item_id``, each drawn ``images_per_prompt`` times in a row; images are files in their order."""
+
+    def __init__(self, path: str, images_per_prompt: int = 1, limit: int | None = None) -> None:
+        check_count(type(self).__name__, "images_per_prompt", images_per_prompt)
+        check_count(type(self).__name__, "limit", limit)
+        self.path = path
+        self.images_per_prompt = images_per_prompt
+        self.limit = limit
+
+    def prompts(self) -> list[Prompt]:
+        """The prompts in the order of the file; the metadata are their ``item_id``."""
+        file = Path(self.path).expanduser()
+        if not file.is_file():
+            raise FileNotFoundError(f"no file {file}: set the `path` of {type(self).__name__}")
+        try:
+            texts = self._texts(file)
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{file}, the `path` of {type(self).__name__}: {error}") from error
+        chosen = list(texts.items())[: self.limit]
+        return [Prompt(text, {"item_id": item}) for item, text in chosen for _ in range(self.images_per_prompt)]
+
+    @abstractmethod
+    def _texts(self, file: Path) -> dict[str, str]:
+        """item_id -> text; ValueError saying what is wrong with the file."""
+
+
+class DSGPrompts(_ItemPrompts):
+    """The 1,060 prompts of DSG-1k (Cho et al. 2024), one image each."""
+
+    name = "DSG-1k"
+
+    def __init__(self, path: str, images_per_prompt: int = 1, limit: int | None = None) -> None:
+        """Settings.
+
+        Args:
+            path: ``dsg-1k-anns.csv`` of github.com/j-min/DSG, the file of questions of ``t2ikit.metrics.DSG``.
+            images_per_prompt: images of each.
+            limit: only the first prompts; None takes all, which ``DSG`` needs unless ``whole`` is false.
+        """
+        super().__init__(path, images_per_prompt, limit)
+
+    def _texts(self, file: Path) -> dict[str, str]:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            lacking = [name for name in ("item_id", "text") if name not in (reader.fieldnames or ())]
+            if lacking:
+                raise ValueError(f"no table of DSG-1k, it lacks the columns {', '.join(lacking)}")
+            texts: dict[str, str] = {}
+            for row in reader:
+                _add(texts, row["item_id"], row["text"], f"line {reader.line_num}")
+        return _some(texts)
+
+
+class TIFAPrompts(_ItemPrompts):
+    """The 4,081 captions of TIFA v1.0 (Hu et al. 2023), one image each."""
+
+    name = "TIFA v1.0"
+
+    def __init__(self, path: str, images_per_prompt: int = 1, limit: int | None = None) -> None:
+        """Settings.
+
+        Args:
+            path: ``tifa_v1.0_question_answers.json`` of github.com/Yushi-Hu/tifa, the file of questions of
+                ``t2ikit.metrics.TIFA``; or ``tifa_v1.0_text_inputs.json``.
+            images_per_prompt: images of each.
+            limit: only the first captions; None takes all.
+        """
+        super().__init__(path, images_per_prompt, limit)
+
+    def _texts(self, file: Path) -> dict[str, str]:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(rows, list):
+            raise ValueError("no list of TIFA captions")
+        texts: dict[str, str] = {}
+        for number, row in enumerate(rows):
+            if not isinstance(row, dict):
+                raise ValueError(f"entry {number} is no caption")
+            _add(texts, row.get("id"), row.get("caption"), f"entry {number}")
+        return _some(texts)
+
+
+def _add(texts: dict[str, str], item: object, text: object, where: str) -> None:
+    """Adds an item, which stands in the file once for each of its questions."""
+    if not isinstance(item, str) or not isinstance(text, str) or not item.strip() or not text.strip():
+        raise ValueError(f"{where} lacks an id or a text")
+    if texts.setdefault(item, text.strip()) != text.strip():
+        raise ValueError(f"{where} gives {item!r} another text than before")
+
+
+def _some(texts: dict[str, str]) -> dict[str, str]:
+    if not texts:
+        raise ValueError("it holds no prompt")
+    return texts

@@ -1,0 +1,90 @@
+"""Captions of the image sets: "An image of <class name>" (AIO), those of a captioner, or the user's own from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from t2ikit.launch import first_rank
+from t2ikit.prepare.captions.caption_file import (
+    CaptionColumn,
+    aio_caption,
+    column_names,
+    images_done,
+    metadata_of,
+    wanted_sets,
+    write_captions,
+)
+from t2ikit.prepare.captions.captioner import Captioner
+from t2ikit.prepare.images import IMAGES
+from t2ikit.records.record_set import RecordSet
+
+if TYPE_CHECKING:
+    from t2ikit.prepare.engine.work import Launch
+
+
+def prepare_captions(
+    out: str | Path,
+    *,
+    captioner: Captioner | None = None,
+    file: str | Path | None = None,
+    sets: Sequence[str] | None = None,
+    names: Sequence[str] = (),
+    add: bool = False,
+    launch: Launch | None = None,
+    overwrite: bool = False,
+) -> list[str]:
+    """Writes the captions of image sets: of a captioner, from a file, or else from the class names (AIO).
+
+    Args:
+        out: the folder of the data set.
+        captioner: a model that describes the images.
+        file: TSV, JSON lines or Parquet with your own captions. The key or path in it is the key of the image:
+            relative to the source, and for CutMix with the name of the set before that of the base image
+            (``train_cmall/train/n02012849/x.JPEG``).
+        sets: names of the image sets; None takes all, of a file those that it has keys of.
+        names: of the columns; default "aio", "long" for a captioner, for a file "own" ("own1", "own2", ... where it has
+            several captions an image).
+        add: keep the captions that are there and add these.
+        launch: on which devices the captioner runs.
+        overwrite: replace captions that were made otherwise or belong to other images.
+
+    Captions stay when images are appended: the same call then makes those of the new ones only. AIO captions beside
+    them are made along.
+
+    Returns:
+        Names of the sets that have these captions now.
+
+    Raises:
+        FileNotFoundError, FileExistsError, ValueError: what is wrong with which option, or which line.
+    """
+    root = Path(out)
+    targets = wanted_sets(root, sets)
+    if captioner is not None and file is not None:
+        raise ValueError("captions come from a file (--captions) or from a captioner (--kind), not from both at once")
+    if captioner is None and not first_rank():
+        return targets  # nothing to share: one process writes
+    if captioner is not None:
+        from t2ikit.prepare.captions.from_model import caption_images
+
+        name = column_names(names, "long", 1)[0]
+        caption_images(root, targets, captioner, name, add, launch, overwrite)
+    elif file is not None:
+        from t2ikit.prepare.captions.from_file import import_captions
+
+        targets = import_captions(root, targets, Path(file), names, add, overwrite, every=sets is not None)
+    else:
+        name = column_names(names, "aio", 1)[0]
+        for one in targets:
+            write_aio(root, one, overwrite, name, add)
+    return targets
+
+
+def write_aio(root: Path, name: str, overwrite: bool, column: str = "aio", add: bool = False) -> None:
+    """Writes the AIO captions of one image set; does nothing where they are there."""
+    columns = (CaptionColumn(column, "aio", "aio"),)
+    done = images_done(root, name, columns, add, overwrite)
+    if done < len(RecordSet(root / IMAGES / name)):
+        rows = ((metadata, (aio_caption(metadata),)) for metadata in metadata_of(root, name, done))
+        write_captions(root, name, columns, rows, add, done)

@@ -1,0 +1,1 @@
+"""What is wrong or unfinished in a prepared data set."""

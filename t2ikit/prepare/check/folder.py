@@ -1,0 +1,88 @@
+"""What can be wrong with a data set as a whole: sets that are unfinished, out of date or lack what they need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from t2ikit.encoders.text import TextEncoder
+from t2ikit.prepare.captions.caption_file import CAPTIONS, caption_file
+from t2ikit.prepare.captions.lines import CaptionLines
+from t2ikit.prepare.encode.encode import TEXT_ENCODER_FOLDER, inputs_of
+from t2ikit.prepare.images import IMAGES
+from t2ikit.records.manifest import MANIFEST_NAME, Manifest
+from t2ikit.records.record_set import RecordSet
+
+
+def unfinished(root: Path) -> Iterator[str]:
+    """Work that was stopped, and sets that have lost their manifest."""
+    for folder, steps in ((root, "encode"), (root / IMAGES, "images, or cutmix"), (root / CAPTIONS, "captions")):
+        for work in sorted(folder.glob(".*.work")):
+            yield f"{work} is unfinished: give its command again (t2ikit prepare {steps}), or remove it"
+    for folder in sorted({path.parent for above in (root, root / IMAGES) for path in above.glob("*/chunk-*.bin")}):
+        if not folder.name.startswith(".") and not (folder / MANIFEST_NAME).is_file():
+            yield f"{folder} holds chunks but no {MANIFEST_NAME}: remove it, and make the set again"
+
+
+def out_of_date(root: Path) -> Iterator[str]:
+    """Encoded sets that their images and captions, where they are kept, no longer fit."""
+    for name, manifest in _encoded(root):
+        images, captions = root / IMAGES / name, caption_file(root, name)
+        if not (images / MANIFEST_NAME).is_file() or not captions.is_file():
+            continue  # may be removed once they are encoded
+        there = [part.source_sha256 for part in manifest.parts]
+        try:
+            records, lines = RecordSet(images), CaptionLines(captions)
+            if len(lines) != len(records):
+                continue  # found where the captions are checked
+            now = inputs_of(records, lines)
+        except (ValueError, FileNotFoundError, OSError, IndexError):
+            continue  # found where they are checked
+        if there == now[: len(there)]:
+            if len(there) < len(now):
+                yield f"{root / name} lacks the images that were appended to {images}: run t2ikit prepare encode"
+        else:
+            yield (
+                f"{root / name} was encoded from other images or captions than {images} and {captions} are now: put "
+                "those back, or run t2ikit prepare encode --overwrite"
+            )
+
+
+def without_text_encoder(root: Path) -> Iterator[str]:
+    """Sets whose text encoder should lie beside them (``--text-encoder small``): nothing can be sampled without it."""
+    folder = root / TEXT_ENCODER_FOLDER
+    wanted = {
+        name: manifest.text_encoder.sha256
+        for name, manifest in _encoded(root)
+        if manifest.text_encoder is not None and manifest.text_encoder.name == TEXT_ENCODER_FOLDER
+    }
+    if not wanted:
+        return
+    try:
+        found = TextEncoder.load(str(folder)).reference.sha256
+    except (ValueError, OSError) as error:
+        yield f"{folder}, whose states {', '.join(wanted)} hold, cannot be loaded: {str(error).splitlines()[0]}"
+        return
+    for name, digest in wanted.items():
+        if digest != found:
+            yield f"{root / name} holds states of another text encoder than {folder}"
+
+
+def still_to_do(root: Path) -> Iterator[str]:
+    """What is no fault, but not done either: for the eye."""
+    if not any(True for _ in _encoded(root)):
+        return
+    for path in sorted((root / IMAGES).glob(f"*/{MANIFEST_NAME}")):
+        name = path.parent.name
+        if not name.startswith(".") and not (root / name / MANIFEST_NAME).is_file():
+            missing = "" if caption_file(root, name).is_file() else ", and its images have no captions"
+            yield f"{root / name}: not encoded yet{missing}"
+
+
+def _encoded(root: Path) -> Iterator[tuple[str, Manifest]]:
+    for path in sorted(root.glob(f"*/{MANIFEST_NAME}")):
+        if not path.parent.name.startswith("."):
+            try:
+                yield path.parent.name, Manifest.read(path.parent)
+            except ValueError:
+                continue  # found where the set is checked

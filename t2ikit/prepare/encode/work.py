@@ -1,0 +1,111 @@
+"""What ``prepare encode`` computes: records, of the images and captions of one part of a set.
+
+A GPU is not waited for: ``compute`` only sends it work, shard after shard, while the thread that writes fetches what is
+done, on a stream of its own, and makes the records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from t2ikit.prepare.captions.lines import CaptionLines
+from t2ikit.prepare.encode.encoders import Encoded, Encoders
+from t2ikit.prepare.engine.shards import Rejected
+from t2ikit.prepare.engine.work import Work
+from t2ikit.records.record import Record, RecordView
+from t2ikit.records.record_set import RecordSet
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A record in the making.
+
+    Attributes:
+        batch: that its image went with.
+        place: of the image in the batch.
+        metadata: of the image.
+        texts: its captions.
+        tokens: batch and place of the states of each caption.
+    """
+
+    batch: Encoded
+    place: int
+    metadata: dict[str, Any]
+    texts: tuple[str, ...]
+    tokens: tuple[tuple[Encoded, int], ...]
+
+
+class Encoding(Work):
+    """The records of one part of an image set.
+
+    A caption is encoded once a shard (class captions repeat); not once for all, since the last bits of its states
+    depend on the texts beside it, and a call that goes on must end with the same bytes as one that was not stopped.
+    """
+
+    def __init__(
+        self, images: RecordSet, captions: CaptionLines, part: range, encoders: Encoders, identity: str
+    ) -> None:
+        self.images = images
+        self.captions = captions
+        self.part = part
+        self.encoders = encoders
+        self.identity = identity
+        self._known: dict[str, tuple[Encoded, int]] = {}
+        self._stream: torch.cuda.Stream | None = None
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def load(self, index: int) -> tuple[np.ndarray, dict[str, Any], tuple[str, ...]]:
+        """Pixels, metadata and captions."""
+        view = self.images.view(self.part[index])
+        metadata = view.details()[1]
+        key, texts = self.captions[self.part[index]]
+        if metadata["key"] != key:
+            raise ValueError(
+                f"{self.captions.path} has {key} where the images have {metadata['key']}: run t2ikit prepare captions "
+                "--overwrite"
+            )
+        return view.image().copy(), metadata, texts
+
+    def setup(self, device: torch.device) -> None:
+        self.encoders.to(device)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def begin_shard(self) -> None:
+        self._known.clear()
+
+    def compute(self, items: list[Any]) -> Sequence[Any]:
+        new = [text for text in dict.fromkeys(text for *_, texts in items for text in texts) if text not in self._known]
+        batch = self.encoders.begin(np.stack([pixels for pixels, *_ in items]), new)
+        self._known.update((text, (batch, place)) for place, text in enumerate(new))
+        begun = [
+            _Begun(batch, place, metadata, texts, tuple(self._known[text] for text in texts))
+            for place, (_, metadata, texts) in enumerate(items)
+        ]
+        return begun if self._defers else self.finish(begun)
+
+    @property
+    def _defers(self) -> bool:
+        """Whether the device works by itself; on a CPU, waiting would only keep states in memory."""
+        return self.encoders.device.type == "cuda"
+
+    def finish(self, results: Sequence[Any]) -> list[bytes]:
+        return [self._record(one) if isinstance(one, _Begun) else one for one in results]
+
+    def _record(self, begun: _Begun) -> bytes:
+        image = begun.batch.result(self._stream)[0][begun.place]
+        if image.dtype != np.uint8 and not np.isfinite(image).all():
+            key = begun.metadata["key"]
+            raise ValueError(f"the posterior of {key} does not fit float16: use another --autoencoder")
+        tokens = tuple(batch.result(self._stream)[1][place] for batch, place in begun.tokens)
+        return Record(image, begun.texts, tokens, begun.metadata).to_bytes()
+
+    def facts(self, results: Sequence[bytes | Rejected]) -> Mapping[str, int]:
+        views = [RecordView(result) for result in results if isinstance(result, bytes)]
+        return {"longest": max((view.length(c) for view in views for c in range(view.states_count)), default=0)}

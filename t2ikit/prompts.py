@@ -1,0 +1,149 @@
+"""Prompts and where they come from: the texts of a snapshot, and how their images lie in a folder.
+
+A benchmark's prompts stand beside the metric that judges them (``t2ikit.metrics``), those of a prepared set in
+``t2ikit.evaluation``, those of the embedded shapes in ``t2ikit.shapes``; here are the contract and plain text files.
+
+Shapes: L text tokens, D width of the text states; a prompt's states are [L, D] without padding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from t2ikit.pictures import find_pictures, read_pictures, save_png
+
+Encode = Callable[[Sequence[str]], Sequence[Tensor]]
+"""Texts to their states, each [L, D] float32 on the CPU."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One text to draw; ``metadata`` is what the judging metric needs (GenEval's JSON line, facts of the scene)."""
+
+    text: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class PromptSource(ABC):
+    """A named, ordered list of prompts; one that is to be drawn several times is there several times.
+
+    Attributes:
+        name: in the fingerprint of every score; by default that of the class.
+    """
+
+    name: str | None = None
+
+    @abstractmethod
+    def prompts(self) -> list[Prompt]:
+        """The prompts in their fixed order; index i keys the noise of image i."""
+
+    def with_data(self, data: Any) -> PromptSource:
+        """The source for one data set. Most need none and return themselves.
+
+        Args:
+            data: the :class:`t2ikit.data.DataModule` of the run, set up.
+        """
+        return self
+
+    def states(self, prompts: Sequence[Prompt], encode: Encode) -> Sequence[Tensor]:
+        """Text states of the prompts, each [L, D] float32 on the CPU.
+
+        Args:
+            prompts: of this source.
+            encode: the text encoder of the data.
+        """
+        return encode([prompt.text for prompt in prompts])
+
+    def pictures(self) -> list[Path]:
+        """The photos that the prompts describe, each once: what ``reference: prompts`` of a snapshot compares with.
+
+        Raises:
+            ValueError: these prompts have none, as most.
+        """
+        raise ValueError(
+            "reference: prompts needs prompts with photos of their own, such as CocoCaptions, which "
+            f"{self.name or type(self).__name__} is not: name a split of the data (val)"
+        )
+
+    def write_images(self, folder: Path, images: Tensor, prompts: Sequence[Prompt], facts: Mapping[str, str]) -> None:
+        """Writes images where the benchmark's own program looks for them; by default 00000.png, 00001.png, ...
+
+        Args:
+            folder: an empty one.
+            images: uint8 [N, 3, H, W].
+            prompts: theirs.
+            facts: how they were made, for the metadata of a PNG.
+        """
+        for number, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+            save_png(image, folder / f"{number:05d}.png", {"prompt": prompt.text, "index": str(number), **facts})
+
+    def read_images(self, folder: Path, prompts: Sequence[Prompt]) -> Tensor:
+        """The inverse: images of any model for these prompts, uint8 [N, 3, H, W].
+
+        Raises:
+            FileNotFoundError: no folder, or no picture in it.
+            ValueError: another number of pictures than of prompts, a broken picture, or one of another size.
+        """
+        files = find_pictures(folder)
+        if len(files) != len(prompts):
+            raise ValueError(
+                f"{folder} holds {len(files)} pictures, {self.name or type(self).__name__} has {len(prompts)} prompts: "
+                "one picture a prompt is needed, in the order of their names (or take the first ones with --limit)"
+            )
+        return read_pictures(files)
+
+
+class PromptFile(PromptSource):
+    """One prompt a line from a text file; empty lines are skipped.
+
+    Args:
+        path: UTF-8 text file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def prompts(self) -> list[Prompt]:
+        return [Prompt(line) for line in read_prompts(self.path, "the `path` of PromptFile")]
+
+
+def read_prompts(path: str | Path, option: str) -> list[str]:
+    """The lines of a UTF-8 text file that are not empty.
+
+    Args:
+        path: of the file.
+        option: what gives it, for the message.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: there is no prompt in it, or it is no UTF-8 text.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"no prompt file {file}: set {option}")
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the prompt file {file} is no UTF-8 text ({error}): set {option}") from error
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise ValueError(f"the prompt file {file} holds no prompt")
+    return prompts
+
+
+def prompts_hash(prompts: Sequence[Prompt]) -> str:
+    """sha256 of the prompts in their order, part of every score's fingerprint."""
+    return hashlib.sha256("\n".join(prompt.text for prompt in prompts).encode()).hexdigest()
+
+
+def check_count(source: str, option: str, value: int | None) -> None:
+    """ValueError unless the option of a prompt source is None or at least 1."""
+    if value is not None and value < 1:
+        raise ValueError(f"{source}: {option} must be at least 1, got {value}")

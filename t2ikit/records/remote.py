@@ -1,0 +1,324 @@
+"""Data roots that lie elsewhere: ``s3://``, ``gs://``, ``hf://``, ``https://`` and whatever else fsspec knows.
+
+Manifest, index and empty prompt are brought first; chunks come when they are needed (and a little before, see
+``prefetch.py``) into a cache folder that looks like a local data root. A chunk gets its name there only after its SHA-256
+was compared with the manifest. The processes of a machine share the cache; no chunk is downloaded twice at a time.
+
+Why not LitData's reader: the order of records is ours, and it has no checksums, takes a chunk that was cut short for a
+download that hangs, and resumes combined streams inexactly. Why not its downloaders alone: they pass over a lock that
+is taken and a file that is missing, know no ``https://``, and cannot be tested without a bucket. fsspec comes with
+torch. The chunks are LitData's, so its own ``StreamingDataset`` reads the same remote folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from t2ikit.files import partial_of, publish, write_whole
+from t2ikit.pretrained import cache_folder, sha256_of
+from t2ikit.records.checked import CheckedFiles, Verify
+from t2ikit.records.chunks import read_index
+from t2ikit.records.manifest import MANIFEST_NAME, PREPARE_COMMANDS, Manifest
+from t2ikit.records.record_set import RecordSet
+
+_ATTEMPTS = 5
+_PAUSE = 1.0  # seconds before the second attempt; doubled before every further one
+_SPARED = 60.0  # seconds for which a chunk that was just used is not deleted
+_FREE = 2**30  # bytes that are left to others on the disk of the cache
+_SMALL_FILES = ("index.json", "empty_prompt.npz")
+
+
+def is_remote(root: str) -> bool:
+    """Whether a data root is an address rather than a folder."""
+    return "://" in root
+
+
+@dataclass(frozen=True)
+class RemoteFolder:
+    """A folder behind an address, and its copy in the cache.
+
+    ``folder / "train"`` is the folder below it, ``str(folder)`` its address, ``Path(folder)`` the copy, in which only
+    those files lie that were brought.
+
+    Attributes:
+        url: address, without a slash at its end.
+        copy: where brought files lie.
+        options: of the file system, as fsspec takes them; credentials are better left to its environment variables.
+    """
+
+    url: str
+    copy: Path
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def at(cls, url: str, cache: str | Path | None = None, options: Mapping[str, Any] | None = None) -> RemoteFolder:
+        """The folder at an address, with its copy below ``cache`` (default: ``data`` in the cache of the user)."""
+        url = url.rstrip("/")
+        below = Path(cache).expanduser() if cache is not None else cache_folder() / "data"
+        name = re.sub(r"[^A-Za-z0-9.]+", "-", url)[-40:].strip("-.")
+        return cls(url, below / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:12]}", dict(options or {}))
+
+    def __truediv__(self, name: str) -> RemoteFolder:
+        return RemoteFolder(f"{self.url}/{name}", self.copy / name, self.options)
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __fspath__(self) -> str:
+        return str(self.copy)
+
+    def get(self, name: str, target: Path) -> None:
+        """Copies a file of the folder to ``target``, which is not atomic; tries again where the way is disturbed.
+
+        Raises:
+            ValueError: fsspec does not know the protocol, or lacks a package for it; the cache cannot take the file.
+            FileNotFoundError: there is no such file, or no way to it.
+        """
+        system, path = self._system(name)
+        address = f"{self.url}/{name}"
+        for attempt in range(_ATTEMPTS):
+            if attempt:
+                time.sleep(_PAUSE * 2 ** (attempt - 1))
+            try:
+                system.get_file(path, str(target))
+                return
+            except Exception as error:  # every file system raises its own
+                if isinstance(error, OSError) and _is_of_the_cache(error, target):
+                    raise self._no_place(error) from error
+                if isinstance(error, FileNotFoundError):
+                    raise FileNotFoundError(f"{address} does not exist") from error
+                last = error
+        reason = str(last).splitlines()[0] if str(last) else "no reason given"
+        raise FileNotFoundError(
+            f"{address} cannot be read ({type(last).__name__}: {reason}; {_ATTEMPTS} attempts): look at the network, "
+            "the credentials, --data.root and --data.storage_options"
+        ) from last
+
+    def bring(self, name: str) -> bytes:
+        """Brings a small file into the copy, anew in every run; its content."""
+        self._make_copy()
+        partial = partial_of(self.copy / name)
+        try:
+            self.get(name, partial)
+            content = partial.read_bytes()
+        finally:
+            partial.unlink(missing_ok=True)
+        path = self.copy / name
+        if not path.is_file() or path.read_bytes() != content:
+            write_whole(path, content)
+        return content
+
+    def bring_folder(self, name: str) -> Path:
+        """Brings a folder with everything in it into the copy, once; where it is.
+
+        Raises:
+            FileNotFoundError: there is none, or no way to it.
+        """
+        target = self.copy / name
+        self._make_copy()
+        with FileLock(self.copy / f".{name}.lock"):
+            if not target.is_dir():
+                system, path = self._system(name)
+                partial = partial_of(target)
+                try:
+                    found = system.find(path)
+                    if not found:
+                        raise FileNotFoundError("there is no such folder, or it cannot be listed")
+                    for file in found:
+                        place = partial / file[len(path) :].lstrip("/")
+                        place.parent.mkdir(parents=True, exist_ok=True)
+                        system.get_file(file, str(place))
+                    publish(partial, target)
+                except Exception as error:  # as above
+                    raise FileNotFoundError(f"{self.url}/{name} cannot be read ({error})") from error
+                finally:
+                    shutil.rmtree(partial, ignore_errors=True)
+        return target
+
+    def _make_copy(self) -> None:
+        try:
+            self.copy.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._no_place(error) from error
+
+    def _no_place(self, error: OSError) -> ValueError:
+        return ValueError(
+            f"the cache {self.copy} cannot take what {self.url} holds ({error.strerror}): make room there, choose "
+            "another folder with --data.cache_dir (default: data below $T2IKIT_CACHE), or let chunks take less with "
+            "--data.cache_gb"
+        )
+
+    def _system(self, name: str) -> tuple[Any, str]:
+        import fsspec  # here: not needed by data that lies on this machine
+
+        try:
+            system, path = fsspec.core.url_to_fs(f"{self.url}/{name}", **self.options)
+        except (ImportError, ValueError) as error:
+            raise ValueError(
+                f"--data.root {self.url} cannot be read: {error} (s3:// wants s3fs, gs:// gcsfs: pip install "
+                '"t2ikit[remote]")'
+            ) from error
+        return system, path
+
+
+def _is_of_the_cache(error: OSError, target: Path) -> bool:
+    """Whether an error comes from the file that was to be written, not from the way to it."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) or error.filename == str(target)
+
+
+class RemoteFiles(CheckedFiles):
+    """The chunks of a remote set: what the cache lacks, or holds damaged, is downloaded.
+
+    Args:
+        remote: the set.
+        digests: SHA-256 of every file, by name.
+        sizes: bytes of every chunk, by name.
+        verify: as in :class:`CheckedFiles`; what arrives is always compared.
+        cache: folder that ``limit`` holds for.
+        limit: bytes that the chunks in the cache may have; None: as many as the disk holds but for a gigabyte.
+    """
+
+    def __init__(
+        self,
+        remote: RemoteFolder,
+        digests: Mapping[str, str],
+        sizes: Mapping[str, int],
+        verify: Verify = "once",
+        cache: Path | None = None,
+        limit: int | None = None,
+    ) -> None:
+        # Files of an older version of the set may lie in the copy: whether one is good is always asked for.
+        super().__init__(remote.copy, digests, "once" if verify == "never" else verify, notes=remote.copy / ".verified")
+        self.remote = remote
+        self.sizes = sizes
+        self.cache = cache or remote.copy
+        self.limit = limit
+
+    def ready(self, name: str, wait: bool = True) -> bool:
+        path = self.folder / name
+        with suppress(FileNotFoundError):  # another process may make room just now: then it comes again
+            if path.is_file() and (self.is_good(name) or (self.verify == "always" and not wait)):
+                self._used(path)
+                return True
+        with self.alone_with(name, wait) as mine:
+            if mine and not self._intact(name):
+                self._download(name)
+            if mine:
+                self._used(path)
+        return mine
+
+    def _intact(self, name: str) -> bool:
+        path = self.folder / name
+        if not path.is_file():
+            return False
+        if not self.is_good(name):
+            try:
+                self.check(name)
+            except ValueError:
+                path.unlink()
+                return False
+        return True
+
+    def _download(self, name: str) -> None:
+        path = self.folder / name
+        for left in path.parent.glob(f".{name}.*.partial"):  # of a process that was killed: the lock is ours now
+            left.unlink(missing_ok=True)
+        make_room(self.cache, self.sizes.get(name, 0), self.limit)
+        for _ in range(2):  # the second time in case the way was to blame
+            partial = partial_of(path)
+            try:
+                self.remote.get(name, partial)
+                size = partial.stat().st_size
+                if sha256_of(partial) == self.digests.get(name):
+                    publish(partial, path)
+                    self.remember(name)
+                    return
+            finally:
+                partial.unlink(missing_ok=True)
+        raise ValueError(
+            f"{self.remote.url}/{name} differs from its manifest (SHA-256; {size:,} bytes arrived).\n"
+            "See what is damaged where the set was made: t2ikit prepare check DIR\n"
+            "Then copy that file to its place again"
+        )
+
+    @staticmethod
+    def _used(path: Path) -> None:
+        stat = path.stat()
+        os.utime(path, ns=(time.time_ns(), stat.st_mtime_ns))  # also where the disk is mounted with noatime
+
+
+def make_room(cache: Path, wanted: int, limit: int | None) -> None:
+    """Deletes the chunks whose last use is the longest ago until ``wanted`` more bytes fit below ``cache``.
+
+    A chunk that was used within the last minute stays: a process may be about to map it. A deleted chunk that is
+    mapped somewhere stays readable there.
+    """
+    with FileLock(cache / ".room.lock"):
+        found = []
+        for path in cache.rglob("chunk-*.bin"):
+            with suppress(FileNotFoundError):  # found damaged just now, and removed
+                stat = path.stat()
+                found.append((stat.st_atime, stat.st_size, path))
+        used = sum(size for _, size, _ in found)
+        allowed = used + shutil.disk_usage(cache).free - _FREE
+        allowed = allowed if limit is None else min(allowed, limit)
+        for last_use, size, path in sorted(found):
+            if used + wanted <= allowed or last_use > time.time() - _SPARED:
+                return
+            path.unlink(missing_ok=True)
+            used -= size
+
+
+def read_manifest(remote: RemoteFolder) -> Manifest:
+    """The manifest of a remote set.
+
+    Raises:
+        FileNotFoundError: there is none, or no way to it; names ``--data.root``.
+        ValueError: it cannot be used.
+    """
+    try:
+        remote.bring(MANIFEST_NAME)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"there is no prepared set in {remote}: {error}.\n"
+            "Point --data.root at an address that holds train/ and val/; prepare them on a machine of yours and copy "
+            f"DIR there:\n{PREPARE_COMMANDS}"
+        ) from error
+    return Manifest.read(remote)
+
+
+def open_remote_set(
+    remote: RemoteFolder, verify: Verify = "once", cache: Path | None = None, limit: int | None = None
+) -> RecordSet:
+    """A remote set: its small files are brought now, its chunks when they are needed.
+
+    Raises:
+        FileNotFoundError: as :func:`read_manifest`.
+        ValueError: a file differs from its manifest; names it.
+    """
+    manifest = read_manifest(remote)
+    for name in _SMALL_FILES:
+        digest = manifest.chunk_sha256.get(name)
+        if digest is not None and hashlib.sha256(remote.bring(name)).hexdigest() != digest:
+            raise ValueError(
+                f"{remote}/{name} differs from its manifest (SHA-256): copy it to its place again from where the set "
+                "was made"
+            )
+    records = RecordSet(remote)
+    records.address = remote.url
+    # LitData's own index leaves the header of a chunk out.
+    sizes = {chunk.name: chunk.size + 4 * (chunk.count + 2) for chunk in read_index(remote.copy)}
+    records.files = RemoteFiles(remote, manifest.chunk_sha256, sizes, verify, cache, limit)
+    return records

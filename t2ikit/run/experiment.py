@@ -1,0 +1,184 @@
+"""A composed experiment made real: keys and types checked, classes built, contradictions refused.
+
+jsonargparse's parser is used directly instead of through LightningCLI. LightningCLI builds, saves and fits in one
+constructor, merges the hyper-parameters of a checkpoint over the experiment, and reports a typo as a page of usage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, Timer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from t2ikit.config import class_nodes
+from t2ikit.config.class_nodes import (
+    Component,
+    accepted,
+    check_below,
+    check_component,
+    class_parser,
+    parse,
+)
+from t2ikit.config.compose import ConfigError, nearest
+from t2ikit.config.messages import located
+
+# What is the user's to mend; any other exception of a constructor is a defect and keeps its traceback.
+USER_ERRORS: tuple[type[Exception], ...] = (*class_nodes.USER_ERRORS, MisconfigurationException)
+
+# Options of the Trainer that the run sets itself, and where to turn instead.
+TRAINER_OURS = {
+    "callbacks": "name callbacks in the mapping `callbacks` at the top of the experiment",
+    "default_root_dir": "set run.directory and run.name",
+    "logger": "a run always logs to TensorBoard and metrics.csv; add a logger of your own by a callback",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked experiment, nothing built yet. ``config`` is what is kept beside the run: with every default."""
+
+    name: str
+    config: dict[str, Any]
+    trainer: dict[str, Any]
+    model: Component
+    data: Component
+    callbacks: dict[str, Component]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a run is made of."""
+
+    trainer: Trainer
+    model: LightningModule
+    data: LightningDataModule
+    callbacks: dict[str, Callback]
+
+
+def check(config: dict[str, Any]) -> Plan:
+    """Checks every key and type of a composed experiment, and completes it with the defaults of its classes.
+
+    Args:
+        config: from ``t2ikit.config.compose``.
+
+    Raises:
+        ConfigError: an unknown key or class, a wrong type, a missing argument; with the path of the key.
+    """
+    seed = config.get("seed_everything")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
+        raise ConfigError(f"seed_everything: expected an int from 0 up or null, got {seed!r}")
+    name = config["run"]["name"]
+    if not isinstance(name, str) or not name or Path(name).name != name:
+        raise ConfigError(f"run.name: expected the plain name of a folder, got {name!r}")
+    if not isinstance(config["run"]["directory"], str):
+        raise ConfigError(f"run.directory: expected a folder, got {config['run']['directory']!r}")
+    if not config.get("data"):
+        raise ConfigError("data: the experiment names no data module: {class_path: ..., init_args: ...}")
+    trainer = _check_trainer(config.get("trainer") or {})
+    model = check_component("model", config["model"], LightningModule)
+    data = check_component("data", config["data"], LightningDataModule)
+    for callback, node in config["callbacks"].items():
+        if isinstance(node, dict) and "class_path" not in node:  # an override of a name that is not there
+            others = [name for name in config["callbacks"] if name != callback]
+            raise ConfigError(
+                f"callbacks.{callback}: expected {{class_path: ..., init_args: ...}}, since the experiment has no "
+                f"callback of this name to change{nearest(callback, others)}"
+            )
+    callbacks = {
+        callback: check_component(f"callbacks.{callback}", node, Callback, callback)
+        for callback, node in config["callbacks"].items()
+    }
+    kept = {
+        "seed_everything": seed,
+        "model": model.node(),
+        "data": data.node(),
+        "trainer": config.get("trainer") or {},
+        "callbacks": {callback: component.node() for callback, component in callbacks.items()},
+        "run": config["run"],
+    }
+    return Plan(name, kept, trainer, model, data, callbacks)
+
+
+def build(plan: Plan, folder: Path, loggers: list[Logger]) -> Experiment:
+    """Builds data, model, callbacks and Trainer, and refuses contradictions between them.
+
+    Args:
+        plan: from ``check``.
+        folder: the run folder, ``trainer.default_root_dir``.
+        loggers: of the Trainer.
+
+    Raises:
+        ConfigError: a constructor refuses its arguments, or two options contradict each other.
+    """
+    data = plan.data.build(USER_ERRORS)
+    find_data = getattr(data, "find_data", None)  # before a large network is drawn for data that is not there
+    if callable(find_data):
+        try:
+            find_data()
+        except USER_ERRORS as error:
+            raise ConfigError(str(error)) from error
+    model = plan.model.build(USER_ERRORS)
+    callbacks = {name: component.build(USER_ERRORS) for name, component in plan.callbacks.items()}
+    options = dict(plan.trainer)
+    # Lightning adds a checkpoint callback of its own where it sees none: only what the experiment names writes files.
+    options.setdefault("enable_checkpointing", any(isinstance(callback, Checkpoint) for callback in callbacks.values()))
+    try:
+        trainer = Trainer(**options, callbacks=list(callbacks.values()), logger=loggers, default_root_dir=str(folder))
+    except USER_ERRORS as error:
+        raise ConfigError(located("trainer", error)) from error
+    experiment = Experiment(trainer, model, data, callbacks)
+    validate(experiment)
+    return experiment
+
+
+def validate(experiment: Experiment) -> None:
+    """Refuses contradictions between the parts, before any data is touched.
+
+    A model, data module or callback with a method ``validate_experiment(experiment)`` joins in by raising ValueError.
+
+    Raises:
+        ConfigError: with the key of the part that refuses.
+    """
+    trainer = experiment.trainer
+    if trainer.max_steps == -1 and trainer.max_epochs == -1 and not _timed(trainer):
+        raise ConfigError("trainer.max_steps: the run would never end; set the number of optimizer steps")
+    batch = getattr(experiment.data, "batch_size", None)
+    parts = trainer.world_size * trainer.accumulate_grad_batches
+    if isinstance(batch, int) and batch % parts:
+        raise ConfigError(
+            f"data.init_args.batch_size: {batch} samples a step cannot be divided among {trainer.world_size} devices "
+            f"(trainer.devices x trainer.num_nodes) x {trainer.accumulate_grad_batches} micro-batches "
+            "(trainer.accumulate_grad_batches)"
+        )
+    parts_by_key: dict[str, Any] = {"model": experiment.model, "data": experiment.data}
+    parts_by_key |= {f"callbacks.{name}": callback for name, callback in experiment.callbacks.items()}
+    for key, part in parts_by_key.items():
+        refuse = getattr(part, "validate_experiment", None)
+        if refuse is None:
+            continue
+        try:
+            refuse(experiment)
+        except ValueError as error:
+            raise ConfigError(located(key, error)) from error
+
+
+def _timed(trainer: Trainer) -> bool:
+    return any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def _check_trainer(options: dict[str, Any]) -> dict[str, Any]:
+    known = [name for name in accepted(Trainer) if name not in TRAINER_OURS]
+    for name, value in options.items():
+        if name in TRAINER_OURS:
+            raise ConfigError(f"trainer.{name}: {TRAINER_OURS[name]}")
+        if name not in known:
+            raise ConfigError(f"trainer: unknown key '{name}'{nearest(name, known)}")
+        check_below(value, f"trainer.{name}")
+    # Only nested classes (a strategy, a plugin) are built here, not the Trainer.
+    typed = class_parser(Trainer).instantiate(parse(Trainer, options, "trainer"), instantiate_groups=False).it
+    return {name: typed[name] for name in options}

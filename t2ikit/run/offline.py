@@ -1,0 +1,261 @@
+"""A snapshot taken offline, of a checkpoint or of pictures of any other model: the work of ``t2ikit evaluate``."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from lightning.pytorch import Callback, LightningDataModule
+from rich.console import Console
+
+from t2ikit import ranks
+from t2ikit.callbacks import Snapshot
+from t2ikit.checkpoints.runs import find_checkpoint
+from t2ikit.config.class_nodes import check_component, find_class
+from t2ikit.config.compose import ConfigError, compose, nearest
+from t2ikit.data.datamodule import DataModule
+from t2ikit.diffusion.samplers import find_solver
+from t2ikit.encoders.autoencoders import LatentSpace
+from t2ikit.evaluation import MODEL_FIELDS, Evaluated
+from t2ikit.evaluation.comparison import Found, find_scores, paired_tables, score_table
+from t2ikit.evaluation.sampling import Sampling
+from t2ikit.evaluation.sweep import draw_figure, sweep_table, write_csv
+from t2ikit.metrics.fingerprint import Fingerprint, Score, compare, write_scores
+from t2ikit.pictures import save_grid
+from t2ikit.run.train import extend_import_path
+from t2ikit.run.trained import TrainedModel, find_config, load_trained
+
+# Where the images are while an evaluation is under way.
+DRAWN = "images.drawing"
+# Precisions as an experiment may say them, and as the Trainer calls them.
+PRECISIONS = {"None": "32-true", "32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """What the command line of ``t2ikit evaluate`` asks for; writes and prints scores.
+
+    Raises:
+        ConfigError, FileNotFoundError, ValueError: what is missing or wrong, and what to change.
+    """
+
+    checkpoint = None if args.checkpoint is None else find_checkpoint(args.checkpoint, "checkpoint")
+    experiment: Path = find_config(checkpoint) if checkpoint and not args.experiment else args.experiment
+    config = compose(experiment, args.overrides)
+    extend_import_path(experiment.parent)
+    snapshot = _snapshot(config, args.snapshot, experiment)
+    snapshot.evaluation.limit = args.limit
+    others = None if args.compare is None else find_scores(args.compare, args.snapshot, "--compare")
+    sampling = _sampling(args, snapshot, config)
+    device = _launch(args)
+    data = _data(config)
+    if args.write_reference is not None:
+        _report_reference(snapshot.evaluation.write_reference(args.write_reference, data, device))
+        return
+    if checkpoint is None:
+        where = (args.out or Path("evaluations") / args.snapshot) / args.images.resolve().name
+        found = snapshot.evaluation.evaluate_pictures(args.images, data, device)
+        ranks.from_first(lambda: _write(where, snapshot, found, {"pictures": args.images}))
+        _report(where, found.scores, others, args)
+        return
+    trained = _model(args, checkpoint, snapshot, data, device)
+    run_folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    where = (args.out or run_folder / "evaluations" / args.snapshot) / _label(args, trained.step)
+    if args.guidance is None or len(args.guidance) == 1:
+        drawn = sampling if args.guidance is None else sampling.with_weight(args.guidance[0])
+        if others is not None:
+            _check_comparable(snapshot, data, {**drawn.conditions(), "weights": trained.weights}, others, args)
+        scores = _evaluate(where, snapshot, trained, data, drawn)
+        _forget_drawn(where)
+        _report(where, scores, others, args)
+    else:
+        snapshot.evaluation.validation_loss = False  # guidance does not move it
+        sweep = {
+            weight: _evaluate(where / f"guidance-{weight:g}", snapshot, trained, data, sampling.with_weight(weight))
+            for weight in args.guidance
+        }
+        _forget_drawn(where)
+        _report_sweep(where, sweep, f"{run_folder}: {args.snapshot} of {checkpoint.name}, {trained.weights}")
+
+
+# ------------------------------------------------------------------ what is asked
+
+
+def _snapshot(config: dict[str, Any], name: str, experiment: Path) -> Snapshot:
+    """The snapshot of that name, built."""
+
+    known = [
+        key
+        for key, node in config["callbacks"].items()
+        if issubclass(
+            find_class(node if isinstance(node, str) else node.get("class_path"), f"callbacks.{key}"), Snapshot
+        )
+    ]
+    if name not in known:
+        listed = f"; it has {', '.join(known)}" if known else ""
+        raise ConfigError(f"--snapshot {name}: no snapshot of that name in {experiment}{listed}{_near(name, known)}")
+    built: Snapshot = check_component(f"callbacks.{name}", config["callbacks"][name], Callback, name).build()
+    return built
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    close = nearest(name, known)
+    return close if close.startswith("; nearest") else ""
+
+
+def _sampling(args: argparse.Namespace, snapshot: Snapshot, config: dict[str, Any]) -> Sampling:
+    """The snapshot's, with what the command line changes."""
+
+    given = {name: getattr(args, name) for name in ("steps", "method", "seed", "batch_size")}
+    if args.method is not None:
+        find_solver(args.method)
+    precision = str((config.get("trainer") or {}).get("precision"))
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return replace(snapshot.sampling, precision=PRECISIONS.get(precision, precision), **changes)
+
+
+def _label(args: argparse.Namespace, step: int) -> str:
+    """The folder of an evaluation: its step, and what was asked for otherwise than the experiment says."""
+    parts = [f"step-{step:08d}"]
+    for name in ("weights", "method", "steps", "seed", "limit"):
+        if getattr(args, name) is not None:
+            parts += [name, str(getattr(args, name))]
+    if args.guidance is not None:
+        parts += ["guidance", "sweep" if len(args.guidance) > 1 else f"{args.guidance[0]:g}"]
+    return "-".join(parts)
+
+
+# ------------------------------------------------------------------ what it is done with
+
+
+def _launch(args: argparse.Namespace) -> torch.device:
+    """Starts the other processes, if there are any, by Lightning; the device of this one."""
+
+    try:
+        device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
+        raise ConfigError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
+    if device.index is not None and args.devices is not None:
+        raise ConfigError(f"--device {args.device} is one device: leave out --devices, or say --device {device.type}")
+    devices: Any = args.devices or 1 if device.index is None else [device.index]
+    several = (args.devices or 1) * (args.num_nodes or 1) > 1
+    fabric = Fabric(
+        accelerator=device.type,
+        devices=devices,
+        num_nodes=args.num_nodes or 1,
+        strategy="ddp" if several else "auto",
+    )
+    fabric.launch()
+    return fabric.device
+
+
+def _data(config: dict[str, Any]) -> DataModule:
+
+    data: DataModule = check_component("data", config["data"], LightningDataModule).build()
+    ranks.from_first(data.prepare_data)
+    return data
+
+
+def _model(
+    args: argparse.Namespace, checkpoint: Path, snapshot: Snapshot, data: DataModule, device: torch.device
+) -> TrainedModel:
+    """The checkpoint's model on its device, with the empty prompt of the data."""
+
+    data.setup("validate")
+    decay = None if args.weights == "raw" else snapshot.ema_decay
+    trained = load_trained(checkpoint, args.weights or "auto", args.autoencoder, decay)
+    trained.module.check_manifest(data.manifest)
+    trained.module.unconditional = data.unconditional()
+    if isinstance(trained.module.space, LatentSpace):
+        _ = trained.module.space.model  # a missing one is told before the work, not after it
+    trained.module.to(device)
+    return trained
+
+
+def _evaluate(
+    folder: Path, snapshot: Snapshot, trained: TrainedModel, data: DataModule, sampling: Sampling
+) -> list[Score]:
+    """One evaluation into its folder."""
+    found = snapshot.evaluation.evaluate(
+        trained.module, data, sampling, folder / DRAWN, weights=trained.weights, step=trained.step
+    )
+    facts = {**sampling.conditions(), "weights": trained.weights, "checkpoint_sha256": trained.sha256}
+    ranks.from_first(lambda: _write(folder, snapshot, found, facts))
+    return found.scores
+
+
+def _forget_drawn(where: Path) -> None:
+    """Removes the images that an interrupted call would have gone on from: all is scored."""
+    if ranks.this() == 0:
+        for unfinished in where.rglob(DRAWN):
+            shutil.rmtree(unfinished)
+
+
+def _check_comparable(
+    snapshot: Snapshot, data: DataModule, conditions: dict[str, Any], others: Found, args: argparse.Namespace
+) -> None:
+    """Refuses, before anything is drawn, what the table would refuse: other prompts, sampler, seeds, ..."""
+    snapshot.evaluation.prepare(data, draws=False)
+    ours = snapshot.evaluation.conditions(conditions)
+    for score in others.scores.values():
+        theirs = score.fingerprint
+        if score.name != "loss" and theirs.sampler is not None:
+            known = Fingerprint.from_dict({key: value for key, value in theirs.named().items() if key in ours})
+            compare(Fingerprint.from_dict(ours), known, args.varied)
+
+
+# ------------------------------------------------------------------ what comes of it
+
+
+def _write(folder: Path, snapshot: Snapshot, found: Evaluated, facts: dict[str, Any]) -> None:
+    """Scores, grid, and the images if the snapshot keeps them."""
+
+    assert found.images is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    save_grid(found.images[: snapshot.grid], folder / "grid.png")
+    if snapshot.keep_images and "pictures" not in facts:
+        snapshot.evaluation.keep_images(folder / "images", found.images, facts)
+    snapshot.evaluation.publish(folder / "details")
+    write_scores(folder / "scores", found.scores)
+
+
+def _report(where: Path, scores: list[Score], others: Found | None, args: argparse.Namespace) -> None:
+    """The table; beside other scores where there are some, with confidence where that is known."""
+
+    if ranks.this() > 0:
+        return
+    by_name, varied = {score.name: score for score in scores}, list(args.varied)
+    theirs = None if others is None else others.scores
+    both = [*scores, *(theirs or {}).values()]
+    if others is not None and any(score.fingerprint.sampler is None for score in both if score.name != "loss"):
+        print(f"of pictures of another program is not known, and not compared: {', '.join(MODEL_FIELDS)}")
+        varied += MODEL_FIELDS
+    print(f"scores: {where / 'scores'}")
+    console = Console(width=100)
+    console.print(score_table(str(where.name), by_name, theirs, varied, str(args.compare)))
+    if others is not None:
+        for table in paired_tables(where / "details", others.details, str(args.compare)):
+            console.print(table)
+
+
+def _report_reference(files: dict[Path, list[str]]) -> None:
+    """What to write into the experiment."""
+    for path, titles in files.items() if ranks.this() == 0 else ():
+        print(f"reference_statistics: {path}  # init_args of {', '.join(titles)}")
+
+
+def _report_sweep(where: Path, sweep: dict[float, list[Score]], title: str) -> None:
+    """Table, CSV and figure."""
+
+    if ranks.this() > 0:
+        return
+    write_csv(where / "scores.csv", sweep)
+    draw_figure(where / "guidance.png", sweep, title)
+    Console(width=120).print(sweep_table(sweep))
+    print(f"scores: {where / 'scores.csv'}\ncurves: {where / 'guidance.png'}")

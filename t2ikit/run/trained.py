@@ -1,0 +1,168 @@
+"""A trained model as its run left it: checkpoint, resolved experiment and manifest of its data in one object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import Tensor
+
+from t2ikit.checkpoints import load_weights, read_weights
+from t2ikit.checkpoints.runs import find_checkpoint, latest_config
+from t2ikit.config.class_nodes import check_component
+from t2ikit.config.compose import ConfigError, compose, merge
+from t2ikit.encoders.text import TextEncoder, load_encoder
+from t2ikit.module import TextToImage
+from t2ikit.pretrained import sha256_of
+from t2ikit.records.manifest import Manifest
+
+Weights = Literal["ema", "raw", "auto"]
+_DENOISER = "denoiser."
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model that is ready to draw, and where it comes from.
+
+    Attributes:
+        module: on the CPU, in evaluation mode, without gradients.
+        manifest: of the data that it was trained on.
+        config: the resolved experiment.
+        sha256: of the checkpoint file.
+        checkpoint: the file.
+        step: optimizer steps that it has made.
+        weights: which ones it carries: "ema 0.9999" or "raw".
+    """
+
+    module: TextToImage
+    manifest: Manifest
+    config: dict[str, Any]
+    sha256: str
+    checkpoint: Path
+    step: int
+    weights: str
+
+    def text_encoder(self, name: str | None = None, device: str | torch.device = "cpu") -> TextEncoder:
+        """The text encoder that the training data was encoded with; its weights are compared with those.
+
+        Args:
+            name: folder or repository; by default the recorded one, which may lie in the experiment's data root.
+            device: where it runs.
+
+        Raises:
+            FileNotFoundError: it is not there; names ``--text-encoder``.
+            ValueError: the data has none, or its weights are others.
+        """
+        reference = self.manifest.text_encoder
+        if reference is None:
+            raise ValueError(f"{self.checkpoint}: its training data had no text states")
+        root = self._data_root() if name is None else None
+        remedy = "give the one of the training data with --text-encoder"
+        try:
+            return load_encoder(reference, root, remedy, name, device)
+        except FileNotFoundError as error:
+            searched = f", nor in the data root {root}" if root else ""
+            raise FileNotFoundError(
+                f"no text encoder {name or reference.name}{searched}: give the folder or the repository of the one "
+                f"that the training data was encoded with (SHA-256 {reference.sha256[:12]}...) with --text-encoder"
+            ) from error
+
+    def _data_root(self) -> Path | None:
+        """The data root of the experiment. A data module is made to ask it, and opens nothing."""
+        try:
+            data = check_component("data", self.config["data"], LightningDataModule).build()
+        except ConfigError:  # a class of the user's own that is not at hand: the encoder may be, by its name
+            return None
+        root = getattr(data, "root", None)
+        return None if root is None else Path(root)
+
+
+def load_trained(
+    checkpoint: str | Path, weights: Weights = "ema", autoencoder: str | None = None, decay: float | None = None
+) -> TrainedModel:
+    """Rebuilds the module of a checkpoint, without a look at any data set.
+
+    Args:
+        checkpoint: a ``step-*.ckpt`` in its run folder, or the run folder, whose newest complete one is taken. The
+            experiment is read from the run folder, the latest where a run was resumed.
+        weights: "ema" for the averages of the EMA callback, "raw" for the weights themselves, "auto" for the averages
+            where there are any, as a snapshot of the run takes them.
+        autoencoder: folder or repository of the autoencoder, in place of the experiment's.
+        decay: which profile of the averages; None takes the first.
+
+    Raises:
+        ConfigError: no checkpoint, no experiment beside it, or one that cannot be built.
+        ValueError: the file is not a checkpoint of a text-to-image run, or holds no averages; says what to do.
+    """
+    if weights not in get_args(Weights):
+        raise ValueError(f"weights is one of {', '.join(get_args(Weights))}; got {weights!r}")
+    path = find_checkpoint(Path(checkpoint), "checkpoint")
+    if path.is_dir():
+        raise ConfigError(
+            f"checkpoint {path}: a folder of shards; make it one file first "
+            f"(python -m lightning.pytorch.utilities.consolidate_checkpoint {path})"
+        )
+    config = compose(find_config(path))
+    content = read_weights(path, mmap=True)
+    if not {"state_dict", "data_manifest", "global_step"} <= content.keys():
+        raise ValueError(f"checkpoint {path}: not a checkpoint of a text-to-image run (`t2ikit run`)")
+    module = _build(config, autoencoder)
+    module.on_load_checkpoint(content)
+    manifest = Manifest.from_json(content["data_manifest"])
+    module.check_manifest(manifest)
+    label = _load(module, content, weights, decay)
+    module.eval().requires_grad_(False)
+    return TrainedModel(module, manifest, config, sha256_of(path), path, int(content["global_step"]), label)
+
+
+def find_config(checkpoint: Path) -> Path:
+    """The latest resolved experiment of the run folder that a checkpoint lies in (or right beside it).
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for folder in (checkpoint.absolute().parent.parent, checkpoint.absolute().parent):
+        config = latest_config(folder)
+        if config.is_file():
+            return config
+    raise ConfigError(
+        f"checkpoint {checkpoint}: no config.yaml of its run in {checkpoint.absolute().parent.parent}; leave it in its "
+        "run folder (RUN/config.yaml, RUN/checkpoints/step-*.ckpt) or put config.yaml beside it"
+    )
+
+
+def _build(config: dict[str, Any], autoencoder: str | None) -> TextToImage:
+    node = config["model"]
+    if autoencoder is not None:
+        space = {"autoencoder": autoencoder, "revision": None}
+        node = merge(node, {"init_args": {"space": {"init_args": space}}})
+    try:
+        module = check_component("model", node, LightningModule).build()
+    except ConfigError as error:
+        if autoencoder is None or "autoencoder" not in str(error):
+            raise
+        raise ConfigError(f"--autoencoder {autoencoder}: the model of this checkpoint has none ({error})") from error
+    if not isinstance(module, TextToImage):
+        raise ConfigError(f"model: {type(module).__name__} is no t2ikit.module.TextToImage, which draws images")
+    return module
+
+
+def _load(module: TextToImage, content: Mapping[str, Any], weights: Weights, decay: float | None) -> str:
+    """The weights of the denoiser, with the averages in place of what they average; says which ones."""
+    state: dict[str, Tensor] = {key.removeprefix(_DENOISER): value for key, value in content["state_dict"].items()}
+    profiles = content.get("callbacks", {}).get("EMA", {}).get("profiles") or {}
+    if weights == "ema" and not profiles:
+        raise ValueError("this checkpoint holds no averaged weights (no EMA callback): draw with --weights raw")
+    label = "raw"
+    if weights != "raw" and profiles:
+        profile = next(iter(profiles)) if decay is None else str(decay)
+        if profile not in profiles:
+            raise ValueError(f"this checkpoint has no averages of decay {decay}, only of {', '.join(profiles)}")
+        state |= profiles[profile]
+        label = f"ema {profile}"
+    load_weights(module.denoiser, state)
+    return label
