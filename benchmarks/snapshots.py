@@ -20,7 +20,7 @@ from t2ikit.batch import Text
 from t2ikit.denoisers import CADI
 from t2ikit.denoisers.cad_i import cad_i_l
 from t2ikit.evaluation import Evaluation
-from t2ikit.evaluation.sampling import Sampling, draw_batch, identity_of
+from t2ikit.evaluation.sampling import Sampling, identity_of, sample_batch
 from t2ikit.metrics import DistributionMetrics, RandomConvFeatures
 from t2ikit.module import TextToImage
 from t2ikit.prompts import Encode, Prompt, PromptSource
@@ -69,7 +69,7 @@ def _measure(settings: Settings) -> list[Measurement]:
 
     def sampler() -> None:
         for first in range(0, count, BATCH):
-            draw_batch(
+            sample_batch(
                 module, states[first : first + BATCH], first, seed=0, steps=sampling.steps, guidance=sampling.guidance
             )
 

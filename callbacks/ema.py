@@ -31,7 +31,7 @@ class EMA(L.Callback):
 
     Example:
         >>> with ema.applied(module):                      # doctest: +SKIP
-        ...     images = module.draw(text, noise, steps=50)
+        ...     images = module.sample(text, noise, steps=50)
     """
 
     def __init__(self, decay: float | list[float] = 0.9999, warmup: bool = True) -> None:

@@ -6,7 +6,7 @@ What is drawn and scored is an ``Evaluation``; here is when, of which weights, a
     samples/NAME/scores/step-00000500/SCORE.json      every score with its fingerprint
     samples/NAME/details/step-00000500/               what they were made of: verdicts, answers
     samples/NAME/step-00000500/                       all images, with ``keep_images``
-    samples/NAME/step-00000500.drawing/               images under way: an interrupted snapshot goes on from them
+    samples/NAME/step-00000500.sampling/               images under way: an interrupted snapshot goes on from them
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class Snapshot(L.Callback):
                 pl_module,
                 trainer.datamodule,
                 replace(self.sampling, precision=str(trainer.precision)),
-                self.folder(trainer) / f"{_label(step)}.drawing",
+                self.folder(trainer) / f"{_label(step)}.sampling",
                 weights=weights,
                 step=step,
             )
@@ -205,7 +205,7 @@ class Snapshot(L.Callback):
         self.evaluation.publish(folder / "details" / _label(step))
         write_scores(self.scores_folder(trainer, step), found.scores)
         for unfinished in folder.glob(
-            "step-*.drawing"
+            "step-*.sampling"
         ):  # of this step, and of steps before it that are not coming back
             if int(re.sub(r"\D", "", unfinished.name)) <= step:
                 shutil.rmtree(unfinished, ignore_errors=True)

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from t2ikit import rng
 from t2ikit.batch import Batch, StoredBatch, Text
-from t2ikit.data.continuity import CHANGES, Change, check_continues
 from t2ikit.data.loaders import count_anew
+from t2ikit.data.resume import CHANGES, Change, check_continues
 from t2ikit.denoisers import Denoiser
 from t2ikit.denoisers.base import CACHE_IS_SAFE
 from t2ikit.diffusion import GaussianDiffusion, Guidance, sample
@@ -242,7 +242,7 @@ class TextToImage(L.LightningModule):
     # ------------------------------------------------------------------ drawing
 
     @torch.no_grad()
-    def draw(
+    def sample(
         self,
         text: Text,
         noise: Tensor,

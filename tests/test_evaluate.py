@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from t2ikit import cli
-from t2ikit.evaluation.image_store import DrawnImages
+from t2ikit.evaluation.image_store import ImageStore
 from t2ikit.metrics.fingerprint import read_scores
 from t2ikit.run.trained import load_trained
 
@@ -123,33 +123,33 @@ def test_a_sweep_goes_on_where_it_was_killed(
     script = f"""
 import os, signal, sys
 from t2ikit import cli
-from t2ikit.evaluation.image_store import DrawnImages
-add, made = DrawnImages.add, []
+from t2ikit.evaluation.image_store import ImageStore
+add, made = ImageStore.add, []
 def counted(self, first, images):
     if len(made) == 4:
         os.kill(os.getpid(), signal.SIGKILL)
     made.append(first)
     add(self, first, images)
-DrawnImages.add = counted
+ImageStore.add = counted
 cli.main(["evaluate", {str(RUN)!r}, *{words!r}])
 """
     killed = subprocess.run([sys.executable, "-c", script], env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240)
     assert killed.returncode == -signal.SIGKILL
     where = tmp_path / "step-00000002-guidance-sweep"
     assert len(list(where.rglob("*.npy"))) == 4  # 16 images by 6: three batches of the first weight, one of the second
-    add, made = DrawnImages.add, list[tuple[str, int]]()
+    add, made = ImageStore.add, list[tuple[str, int]]()
 
-    def counted(self: DrawnImages, first: int, images: torch.Tensor) -> None:
+    def counted(self: ImageStore, first: int, images: torch.Tensor) -> None:
         made.append((self.folder.parent.name, first))
         add(self, first, images)
 
-    monkeypatch.setattr(DrawnImages, "add", counted)
+    monkeypatch.setattr(ImageStore, "add", counted)
     evaluate(*words[:2], out=tmp_path)
     assert made == [("guidance-3", 6), ("guidance-3", 12), ("guidance-1", 0), ("guidance-1", 6), ("guidance-1", 12)]
     assert {path.name for path in where.iterdir()} == {
         "guidance-0", "guidance-1", "guidance-3", "scores.csv", "guidance.png"
     }  # fmt: skip
-    assert not list(where.rglob("*.drawing")) and "w = 3" in capsys.readouterr().out
+    assert not list(where.rglob("*.sampling")) and "w = 3" in capsys.readouterr().out
     assert (where / "scores.csv").read_text().startswith("guidance,frechet_distance,precision,")
     swept = read_scores(where / "guidance-3" / "scores")  # the snapshot's own weight
     of_run = read_scores(RUN / "samples" / "val" / "scores" / "step-00000002")

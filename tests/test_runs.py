@@ -71,7 +71,7 @@ def test_a_run_trains_scores_and_can_be_killed(folder: Path, capfd: pytest.Captu
             assert min(grid.size) > 100
         scores = read_scores(straight / "samples" / snapshot / "scores" / "step-00000008")
         assert all(score.fingerprint.sampler == "ddim" for name, score in scores.items() if name != "loss")
-        assert not list((straight / "samples" / snapshot).glob("*.drawing"))
+        assert not list((straight / "samples" / snapshot).glob("*.sampling"))
     assert {"loss", "frechet_distance", "largest_color_share"} < read_scores(
         straight / "samples" / "val" / "scores" / "step-00000008"
     ).keys()

@@ -76,7 +76,7 @@ def _draw(args: argparse.Namespace, trained: TrainedModel, prompts: Sequence[str
 
     from t2ikit.batch import Text
     from t2ikit.encoders.autoencoders import LatentSpace
-    from t2ikit.evaluation.sampling import draw_batch
+    from t2ikit.evaluation.sampling import sample_batch
     from t2ikit.pictures import save_grid, save_png
 
     module = trained.module
@@ -90,10 +90,10 @@ def _draw(args: argparse.Namespace, trained: TrainedModel, prompts: Sequence[str
     args.out.mkdir(parents=True, exist_ok=True)
     drawn: list[Tensor] = []
     starts = range(0, len(prompts), args.batch_size)
-    with tqdm(total=len(starts) * args.steps, desc="drawing", unit="step", mininterval=0.5) as bar:
+    with tqdm(total=len(starts) * args.steps, desc="sampling", unit="step", mininterval=0.5) as bar:
         for start in starts:
             batch = prompts[start : start + args.batch_size]
-            images = draw_batch(
+            images = sample_batch(
                 module,
                 [states[prompt] for prompt in batch],
                 start,

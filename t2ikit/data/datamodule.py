@@ -14,10 +14,10 @@ from torch import Tensor
 
 from t2ikit.batch import StoredBatch, Text
 from t2ikit.data.captions import check_weights
-from t2ikit.data.continuity import Change, GatedState, StreamState, check_streams_continue
 from t2ikit.data.gate import shares
 from t2ikit.data.loaders import EvaluationLoader, PositionLoader
 from t2ikit.data.order import SHUFFLE_WINDOW
+from t2ikit.data.resume import Change, GatedState, StreamState, check_streams_continue
 from t2ikit.data.streams import EvaluationStream, GatedStream, TrainingStream
 from t2ikit.records.checked import VERIFY, Verify, open_set
 from t2ikit.records.fits import OWN_TEXT_ENCODER, check_fits, check_text_encoder

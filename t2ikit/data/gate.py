@@ -50,7 +50,7 @@ def shares(gates: Sequence[Gate]) -> np.ndarray:
     return np.array([max(0.0, 1 - sum(gated)), *gated])
 
 
-def draw(uniforms: np.ndarray, gates: Sequence[Gate]) -> tuple[np.ndarray, np.ndarray]:
+def source_and_quantile(uniforms: np.ndarray, gates: Sequence[Gate]) -> tuple[np.ndarray, np.ndarray]:
     """Source and noise quantile of every sample, with the joint law of Algorithm 1.
 
     Args:

@@ -22,7 +22,7 @@ import torch
 from t2ikit import rng
 from t2ikit.batch import StoredBatch
 from t2ikit.data.captions import CaptionChoice, CaptionWeights, caption_kinds
-from t2ikit.data.gate import Gate, draw, shares
+from t2ikit.data.gate import Gate, shares, source_and_quantile
 from t2ikit.data.order import SHUFFLE_WINDOW, RecordOrder
 from t2ikit.data.prefetch import Ahead
 from t2ikit.records.fits import check_fits
@@ -205,7 +205,7 @@ class TrainingStream:
         """
         first = (micro_batch_number * self.world_size + self.rank) * self.micro_batch
         numbers = rng.uniforms(self.seed, "source", first, self.micro_batch, 3)
-        source, u = draw(numbers, self.gates)
+        source, u = source_and_quantile(numbers, self.gates)
         slots = np.arange(first, first + self.micro_batch)
         index = np.empty(self.micro_batch, dtype=np.int64)
         for number, (order, period) in enumerate(zip(self.orders, self.periods, strict=True)):

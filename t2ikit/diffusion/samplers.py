@@ -20,7 +20,7 @@ from t2ikit.denoisers.base import Denoiser
 from t2ikit.diffusion.branches import GuidedDenoiser
 from t2ikit.diffusion.guidance import Guidance
 from t2ikit.diffusion.processes import Process, Threshold
-from t2ikit.diffusion.solvers import SOLVERS, Draw, Grid, Solver
+from t2ikit.diffusion.solvers import SOLVERS, Grid, Normal, Solver
 from t2ikit.diffusion.thresholds import threshold_function
 
 ALIASES = {"dpm++2m": "dpmpp_2m", "dpm++_2m": "dpmpp_2m"}
@@ -127,7 +127,7 @@ def sample(
             return x0, (x - grid.alpha[node] * x0) / grid.sigma[node]
 
         path = [x]
-        for done, reached in enumerate(solver.steps(estimate, grid, x, _draw(generators)), start=1):
+        for done, reached in enumerate(solver.steps(estimate, grid, x, _normal(generators)), start=1):
             path = [*path, reached] if trajectory else [reached]
             if progress is not None:
                 progress(done, steps)
@@ -193,14 +193,14 @@ def _evaluating(*modules: nn.Module | None) -> Iterator[None]:
             module.training = mode
 
 
-def _draw(generators: Sequence[torch.Generator] | None) -> Draw:
+def _normal(generators: Sequence[torch.Generator] | None) -> Normal:
     """Standard normal numbers like x, each row from its own generator (on that generator's device)."""
 
-    def draw(x: Tensor) -> Tensor:
+    def normal(x: Tensor) -> Tensor:
         if generators is None:
             return torch.randn_like(x)
         shape, dtype = x.shape[1:], x.dtype
         rows = [torch.randn(shape, generator=each, device=each.device, dtype=dtype) for each in generators]
         return torch.stack([row.to(x.device, non_blocking=True) for row in rows])
 
-    return draw
+    return normal

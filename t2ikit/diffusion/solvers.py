@@ -19,7 +19,7 @@ from torch import Tensor
 from t2ikit.diffusion.processes import Process, Spacing
 
 Estimate = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
-Draw = Callable[[Tensor], Tensor]
+Normal = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Grid:
         return -math.inf if alpha == 0.0 else math.log(alpha / sigma)
 
 
-def ddim(estimate: Estimate, grid: Grid, x: Tensor, draw: Draw) -> Iterator[Tensor]:
+def ddim(estimate: Estimate, grid: Grid, x: Tensor, normal: Normal) -> Iterator[Tensor]:
     """DDIM with eta = 0 (Song et al. 2021, equation 12): the same estimates, mixed for the next level."""
     for k in range(grid.steps):
         x0, noise = estimate(x, k, k)
@@ -65,7 +65,7 @@ def ddim(estimate: Estimate, grid: Grid, x: Tensor, draw: Draw) -> Iterator[Tens
         yield x
 
 
-def ddpm(estimate: Estimate, grid: Grid, x: Tensor, draw: Draw) -> Iterator[Tensor]:
+def ddpm(estimate: Estimate, grid: Grid, x: Tensor, normal: Normal) -> Iterator[Tensor]:
     """Ancestral sampling from q(x_s | x_t, x_0) (Ho et al. 2020, equations 6 and 7, for any alpha and sigma).
 
     No noise is added at the last step.
@@ -77,11 +77,11 @@ def ddpm(estimate: Estimate, grid: Grid, x: Tensor, draw: Draw) -> Iterator[Tens
         fresh = max(s**2 - (ratio * next_s) ** 2, 0.0) / s**2
         x = ratio * next_s**2 / s**2 * x + next_a * fresh * x0
         if k + 1 < grid.steps:
-            x = x + next_s * math.sqrt(fresh) * draw(x)
+            x = x + next_s * math.sqrt(fresh) * normal(x)
         yield x
 
 
-def euler(estimate: Estimate, grid: Grid, x: Tensor, draw: Draw) -> Iterator[Tensor]:
+def euler(estimate: Estimate, grid: Grid, x: Tensor, normal: Normal) -> Iterator[Tensor]:
     """Explicit Euler on dx/ds = alpha' x_0 + sigma' noise, first order; on a flow the same as DDIM."""
     for k in range(grid.steps):
         x0, noise = estimate(x, k, k)
@@ -89,7 +89,7 @@ def euler(estimate: Estimate, grid: Grid, x: Tensor, draw: Draw) -> Iterator[Ten
         yield x
 
 
-def heun(estimate: Estimate, grid: Grid, x: Tensor, draw: Draw) -> Iterator[Tensor]:
+def heun(estimate: Estimate, grid: Grid, x: Tensor, normal: Normal) -> Iterator[Tensor]:
     """Heun, second order: 2 K - 1 evaluations (Karras et al. 2022, "EDM", Algorithm 1).
 
     EDM's variable sigma / alpha is infinite at t = 1 of a flow and about 3e4 for gamma = 1e-9; the ODE is solved in the
@@ -107,7 +107,7 @@ def heun(estimate: Estimate, grid: Grid, x: Tensor, draw: Draw) -> Iterator[Tens
         yield x
 
 
-def dpmpp_2m(estimate: Estimate, grid: Grid, x: Tensor, draw: Draw) -> Iterator[Tensor]:
+def dpmpp_2m(estimate: Estimate, grid: Grid, x: Tensor, normal: Normal) -> Iterator[Tensor]:
     """DPM-Solver++(2M), second order (Lu et al. 2022, "DPM-Solver++", Algorithm 2).
 
     The first and the last step are of first order: at the first nothing came before, and at the last the log-SNR may
@@ -133,7 +133,7 @@ def _slope(grid: Grid, node: int, x0: Tensor, noise: Tensor) -> Tensor:
 class Solver:
     """A method, and the spacing of the grid that it wants."""
 
-    steps: Callable[[Estimate, Grid, Tensor, Draw], Iterator[Tensor]]
+    steps: Callable[[Estimate, Grid, Tensor, Normal], Iterator[Tensor]]
     spacing: Spacing
 
 

@@ -20,9 +20,9 @@ from t2ikit import ranks
 from t2ikit.data.datamodule import DataModule
 from t2ikit.encoders.text import load_encoder
 from t2ikit.evaluation.cost import Cost, measured
-from t2ikit.evaluation.image_store import DrawnImages
+from t2ikit.evaluation.image_store import ImageStore
 from t2ikit.evaluation.reference_images import ReferenceImages
-from t2ikit.evaluation.sampling import Sampling, draw_missing
+from t2ikit.evaluation.sampling import Sampling, sample_missing
 from t2ikit.evaluation.scoring import score_samples, write_references
 from t2ikit.evaluation.validation import validation_loss
 from t2ikit.files import partial_of, publish
@@ -139,13 +139,13 @@ class Evaluation:
         """
         self.prepare(data, module.device)
         assert self._states is not None
-        drawn, costs = DrawnImages(folder, len(self.prompts)), list[Cost]()
+        drawn, costs = ImageStore(folder, len(self.prompts)), list[Cost]()
         scores = []
         if self.validation_loss:
             with measured("loss", costs):
                 scores.append(validation_loss(module, data, sampling, weights, step, self.name))
-        with measured("drawing", costs):
-            draw_missing(module, self._states, sampling, drawn, self.name)
+        with measured("sampling", costs):
+            sample_missing(module, self._states, sampling, drawn, self.name)
         images = ranks.from_first_kept(drawn.read)
         mine = drawn.read(ranks.share(len(self.prompts))) if images is None else None
         conditions = {**sampling.conditions(), "weights": weights}

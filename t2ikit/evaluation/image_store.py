@@ -1,7 +1,7 @@
 """Images of a snapshot while it is under way: a folder with one file a drawn batch, so that an interrupt costs a batch.
 
-    NAME.drawing/identity.json                what the images depend on
-    NAME.drawing/00000128-00000256.npy        images 128 to 255, uint8 [128, 3, H, W]
+    NAME.sampling/identity.json                what the images depend on
+    NAME.sampling/00000128-00000256.npy        images 128 to 255, uint8 [128, 3, H, W]
 
 Every file is whole or not there. Images of another identity are never used: they are removed when the folder is opened.
 """
@@ -24,7 +24,7 @@ from t2ikit.files import write_whole
 _IDENTITY = "identity.json"
 
 
-class DrawnImages:
+class ImageStore:
     """The images made so far.
 
     Args:

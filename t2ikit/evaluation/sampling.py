@@ -18,7 +18,7 @@ from t2ikit import ranks, rng
 from t2ikit.batch import Text
 from t2ikit.diffusion import Guidance
 from t2ikit.diffusion.samplers import ALIASES, find_solver
-from t2ikit.evaluation.image_store import DrawnImages
+from t2ikit.evaluation.image_store import ImageStore
 from t2ikit.metrics.fingerprint import state_sha256
 from t2ikit.module import TextToImage
 
@@ -102,8 +102,8 @@ def identity_of(module: TextToImage, states: Sequence[Tensor], sampling: Samplin
     }
 
 
-def draw_missing(
-    module: TextToImage, states: Sequence[Tensor], sampling: Sampling, drawn: DrawnImages, label: str
+def sample_missing(
+    module: TextToImage, states: Sequence[Tensor], sampling: Sampling, drawn: ImageStore, label: str
 ) -> None:
     """Draws what is not drawn yet, with the present weights, spread over all ranks; every rank must call it.
 
@@ -127,14 +127,14 @@ def draw_missing(
     def work() -> None:
         bar = tqdm(
             total=len(mine) * sampling.steps,
-            desc=f"{label}: drawing",
+            desc=f"{label}: sampling",
             leave=False,
             disable=ranks.this() > 0,
             mininterval=1.0,
         )
         with bar:
             for places in mine:
-                images = draw_batch(
+                images = sample_batch(
                     module,
                     [states[place] for place in places],
                     places.start,
@@ -150,7 +150,7 @@ def draw_missing(
     ranks.together(work)
 
 
-def draw_batch(
+def sample_batch(
     module: TextToImage,
     states: Sequence[Tensor],
     first: int,
@@ -188,7 +188,7 @@ def draw_batch(
     # TF32 in the convolutions of a decoder may round by more than one grey level, by other kernels for other batches.
     exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
     with exact, torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-        images = module.draw(
+        images = module.sample(
             text.to(device),
             noise.to(device),
             steps=steps,

@@ -2,7 +2,8 @@
 
 Manifest, index and empty prompt are brought first; chunks come when they are needed (and a little before, see
 ``prefetch.py``) into a cache folder that looks like a local data root. A chunk gets its name there only after its
-SHA-256 was compared with the manifest. The processes of a machine share the cache; no chunk is downloaded twice at a time.
+SHA-256 was compared with the manifest. The processes of a machine share the cache; no chunk is downloaded twice at a
+time.
 
 Why not LitData's reader: the order of records is ours, and it has no checksums, takes a chunk that was cut short for a
 download that hangs, and resumes combined streams inexactly. Why not its downloaders alone: they pass over a lock that

@@ -24,15 +24,15 @@ from t2ikit.diffusion.samplers import find_solver
 from t2ikit.encoders.autoencoders import LatentSpace
 from t2ikit.evaluation import MODEL_FIELDS, Evaluated
 from t2ikit.evaluation.comparison import Found, find_scores, paired_tables, score_table
+from t2ikit.evaluation.guidance_sweep import plot_sweep, sweep_table, write_csv
 from t2ikit.evaluation.sampling import Sampling
-from t2ikit.evaluation.sweep import draw_figure, sweep_table, write_csv
 from t2ikit.metrics.fingerprint import Fingerprint, Score, compare, write_scores
 from t2ikit.pictures import save_grid
 from t2ikit.run.train import extend_import_path
 from t2ikit.run.trained import TrainedModel, find_config, load_trained
 
 # Where the images are while an evaluation is under way.
-DRAWN = "images.drawing"
+DRAWN = "images.sampling"
 # Precisions as an experiment may say them, and as the Trainer calls them.
 PRECISIONS = {"None": "32-true", "32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
@@ -256,6 +256,6 @@ def _report_sweep(where: Path, sweep: dict[float, list[Score]], title: str) -> N
     if ranks.this() > 0:
         return
     write_csv(where / "scores.csv", sweep)
-    draw_figure(where / "guidance.png", sweep, title)
+    plot_sweep(where / "guidance.png", sweep, title)
     Console(width=120).print(sweep_table(sweep))
     print(f"scores: {where / 'scores.csv'}\ncurves: {where / 'guidance.png'}")

@@ -146,7 +146,7 @@ def test_nothing_is_cropped_at_p_0_and_drawing_shows_the_whole_image() -> None:
     module = tiny(Crop())
     noise = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     text = whole.part(0, 2).text
-    images = module.draw(text, noise, steps=2, guidance=2.0)
+    images = module.sample(text, noise, steps=2, guidance=2.0)
     assert images.shape == (2, 3, 8, 8)
     context = module.denoiser.encode_text(text)
     assert context.window is not None and context.window.tolist() == [[0, 0, 1, 1]] * 2

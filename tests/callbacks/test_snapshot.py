@@ -13,7 +13,7 @@ from PIL import Image
 
 from t2ikit import cli
 from t2ikit.callbacks.metrics_csv import read_metrics
-from t2ikit.evaluation.image_store import DrawnImages
+from t2ikit.evaluation.image_store import ImageStore
 from t2ikit.metrics.fingerprint import read_scores
 
 SMALL = """
@@ -121,7 +121,7 @@ def test_what_is_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert scores["loss"].fingerprint.num_reference == 16
     logged = read_metrics(samples.parent.parent / "metrics.csv")
     assert dict(logged["val/mean"])[4] == scores["mean"].value
-    assert all(logged[f"val/seconds/{what}"] for what in ("drawing", "Noisy", "loss"))
+    assert all(logged[f"val/seconds/{what}"] for what in ("sampling", "Noisy", "loss"))
     images = sorted((samples / "step-00000004").iterdir())
     assert len(images) == 10
     with Image.open(images[3]) as image:
@@ -139,21 +139,21 @@ class Killed(BaseException):
 def test_an_interrupted_snapshot_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch, resumed_at: int) -> None:
     """Killed in the snapshot of step 2, training goes on from a checkpoint before it, or from one at it."""
     straight = run("--run.name", "straight")
-    add, files = DrawnImages.add, list[str]()
+    add, files = ImageStore.add, list[str]()
 
-    def killed(self: DrawnImages, first: int, images: torch.Tensor) -> None:
-        if self.folder.name == "step-00000002.drawing" and len(files) == 2:
+    def killed(self: ImageStore, first: int, images: torch.Tensor) -> None:
+        if self.folder.name == "step-00000002.sampling" and len(files) == 2:
             raise Killed
-        if self.folder.name == "step-00000002.drawing":
+        if self.folder.name == "step-00000002.sampling":
             files.append(self.folder.name)
         add(self, first, images)
 
     with monkeypatch.context() as patch:
-        patch.setattr(DrawnImages, "add", killed)
+        patch.setattr(ImageStore, "add", killed)
         with pytest.raises(Killed):
             run("--run.name", "cut")
     cut = Path("runs/cut/version_0")
-    assert len(list((cut / "samples" / "val" / "step-00000002.drawing").glob("*.npy"))) == 2
+    assert len(list((cut / "samples" / "val" / "step-00000002.sampling").glob("*.npy"))) == 2
     checkpoint = cut / "checkpoints" / f"step-{resumed_at:08d}.ckpt"
     if resumed_at == 2:  # as if it had been written before the snapshot was due
         state = torch.load(straight / "checkpoints" / checkpoint.name, weights_only=True)
@@ -161,15 +161,15 @@ def test_an_interrupted_snapshot_goes_on(folder: Path, monkeypatch: pytest.Monke
         torch.save(state, checkpoint)
     drawn: list[tuple[str, int]] = []
 
-    def counted(self: DrawnImages, first: int, images: torch.Tensor) -> None:
+    def counted(self: ImageStore, first: int, images: torch.Tensor) -> None:
         drawn.append((self.folder.name, first))
         add(self, first, images)
 
-    monkeypatch.setattr(DrawnImages, "add", counted)
+    monkeypatch.setattr(ImageStore, "add", counted)
     assert cli.main(["run", "small.yaml", "--run.name", "cut", "--resume", str(checkpoint)]) == 0
-    assert [first for name, first in drawn if name == "step-00000002.drawing"] == [8]  # the third batch alone
-    assert [first for name, first in drawn if name == "step-00000004.drawing"] == [0, 4, 8]
-    assert not list((cut / "samples" / "val").glob("*.drawing"))
+    assert [first for name, first in drawn if name == "step-00000002.sampling"] == [8]  # the third batch alone
+    assert [first for name, first in drawn if name == "step-00000004.sampling"] == [0, 4, 8]
+    assert not list((cut / "samples" / "val").glob("*.sampling"))
     for step in (2, 4):
         ours, theirs = (read_scores(each / "samples/val/scores" / f"step-{step:08d}") for each in (cut, straight))
         assert {name: score.value for name, score in ours.items()} == {n: s.value for n, s in theirs.items()}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from t2ikit import rng
-from t2ikit.data.gate import Gate, draw, shares
+from t2ikit.data.gate import Gate, shares, source_and_quantile
 
 BINS = 20
 CASES = [
@@ -51,7 +51,7 @@ def analytic(gates: Sequence[Gate]) -> np.ndarray:
 @pytest.mark.parametrize("gates", CASES, ids=str)
 def test_joint_law(gates: list[Gate]) -> None:
     count = 1_000_000
-    source, u = draw(rng.uniforms(0, "source", 0, count, 3), gates)
+    source, u = source_and_quantile(rng.uniforms(0, "source", 0, count, 3), gates)
     assert source.dtype == np.int64 and u.min() >= 0 and u.max() <= 1
     found = table(source, u, len(gates) + 1)
     # Five standard deviations of a share of at most 1 / BINS.
@@ -63,7 +63,7 @@ def test_joint_law(gates: list[Gate]) -> None:
 
 def test_a_gated_sample_lies_beyond_its_threshold() -> None:
     gates = [Gate(0.437, 0.3), Gate(0.811, 0.6)]
-    source, u = draw(rng.uniforms(1, "source", 0, 100_000, 2), gates)
+    source, u = source_and_quantile(rng.uniforms(1, "source", 0, 100_000, 2), gates)
     for number, gate in enumerate(gates, start=1):
         assert u[source == number].min() > gate.quantile - 1e-12
     exact = [1 - 0.3 * 0.563 - 0.6 * 0.189, 0.3 * 0.563, 0.6 * 0.189]
@@ -72,15 +72,15 @@ def test_a_gated_sample_lies_beyond_its_threshold() -> None:
 
 def test_raw_density_in_closed_form() -> None:
     """tau 0.4, p 0.5: u | raw is below 0.4 with probability 4/7 (architectures of the paper: 0.4 / 0.7)."""
-    source, u = draw(rng.uniforms(2, "source", 0, 400_000, 2), [Gate(0.4, 0.5)])
+    source, u = source_and_quantile(rng.uniforms(2, "source", 0, 400_000, 2), [Gate(0.4, 0.5)])
     assert abs((u[source == 0] < 0.4).mean() - 4 / 7) < 0.004
 
 
 def test_no_interval_without_mass_is_drawn() -> None:
     """With p = 1 no raw sample lies beyond the threshold, and none between two of them if their sum is 1."""
-    source, u = draw(rng.uniforms(3, "source", 0, 50_000, 2), [Gate(0.5, 1.0)])
+    source, u = source_and_quantile(rng.uniforms(3, "source", 0, 50_000, 2), [Gate(0.5, 1.0)])
     assert u[source == 0].max() <= 0.5
-    source, u = draw(rng.uniforms(3, "source", 0, 50_000, 2), [Gate(0.3, 0.7), Gate(0.6, 0.3)])
+    source, u = source_and_quantile(rng.uniforms(3, "source", 0, 50_000, 2), [Gate(0.3, 0.7), Gate(0.6, 0.3)])
     assert u[source == 0].max() <= 0.6
 
 
@@ -95,6 +95,6 @@ def test_values_outside_are_refused(quantile: float, probability: float) -> None
 
 def test_probabilities_beyond_one_are_refused() -> None:
     with pytest.raises(ValueError, match=r"cm2, cm4 sum to 1.2"):
-        draw(np.zeros((1, 2)), [Gate(0.4, 0.6, "cm2"), Gate(0.4, 0.6, "cm4")])
+        source_and_quantile(np.zeros((1, 2)), [Gate(0.4, 0.6, "cm2"), Gate(0.4, 0.6, "cm4")])
     with pytest.raises(ValueError, match="k >= 2"):
-        draw(np.zeros((3, 1)), [])
+        source_and_quantile(np.zeros((3, 1)), [])

@@ -16,7 +16,7 @@ from t2ikit.batch import Text
 from t2ikit.denoisers import CADI
 from t2ikit.diffusion import Guidance
 from t2ikit.evaluation import Evaluated, Evaluation
-from t2ikit.evaluation.image_store import DrawnImages
+from t2ikit.evaluation.image_store import ImageStore
 from t2ikit.evaluation.sampling import Sampling, identity_of
 from t2ikit.metrics.base import Metric, Rows, Samples
 from t2ikit.metrics.distribution.distribution import DistributionMetrics
@@ -102,17 +102,17 @@ class Killed(BaseException):
 
 def kill_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
     """The next evaluation ends while it writes batch number ``batches``."""
-    add, done = DrawnImages.add, list[int]()
+    add, done = ImageStore.add, list[int]()
 
-    def limited(self: DrawnImages, first: int, images: Tensor) -> None:
+    def limited(self: ImageStore, first: int, images: Tensor) -> None:
         if len(done) == batches:
-            monkeypatch.setattr(DrawnImages, "add", add)
+            monkeypatch.setattr(ImageStore, "add", add)
             (self.folder / ".torn.npy.1-a.partial").write_bytes(b"half")
             raise Killed
         done.append(first)
         add(self, first, images)
 
-    monkeypatch.setattr(DrawnImages, "add", limited)
+    monkeypatch.setattr(ImageStore, "add", limited)
 
 
 @pytest.mark.parametrize("method", ["ddim", "ddpm"])
@@ -151,12 +151,12 @@ def test_a_resumed_evaluation_may_have_other_batches(tmp_path: Path, monkeypatch
     kill_after(monkeypatch, 1)
     with pytest.raises(Killed):
         evaluate(tmp_path / "cut", batch_size=3)
-    drawn = DrawnImages(tmp_path / "cut" / "drawn", COUNT)
+    drawn = ImageStore(tmp_path / "cut" / "drawn", COUNT)
     assert drawn.missing(4) == [range(3, 4), range(4, 8), range(8, 11)]
     images = evaluate(tmp_path / "cut", batch_size=4).images
     assert images is not None and whole is not None and (images.int() - whole.int()).abs().max() <= 1
     with pytest.raises(RuntimeError, match="lacks images"):
-        DrawnImages(tmp_path / "none", 3).read()
+        ImageStore(tmp_path / "none", 3).read()
 
 
 @pytest.mark.parametrize(
@@ -211,10 +211,10 @@ def test_a_score_says_what_it_depends_on(tmp_path: Path, capsys: pytest.CaptureF
     assert (fingerprint.sampler, fingerprint.steps, fingerprint.guidance, fingerprint.seeds) == ("ddim", 3, 1.0, "0")
     assert (fingerprint.prompts, fingerprint.num_images) == ("Numbered", COUNT)
     assert fingerprint.extra == {"add": 0.0, "metric": "Mean", "weights": "raw", "precision": "32-true"}
-    assert [cost.what for cost in found.costs] == ["drawing", "Mean"]
+    assert [cost.what for cost in found.costs] == ["sampling", "Mean"]
     assert all(cost.seconds >= 0 and cost.memory > 2**20 for cost in found.costs)
     printed = capsys.readouterr().out
-    assert "val: drawing: " in printed and "val: Mean: " in printed and "MiB" in printed
+    assert "val: sampling: " in printed and "val: Mean: " in printed and "MiB" in printed
 
 
 def test_two_metrics_of_a_kind_need_names(tmp_path: Path) -> None:

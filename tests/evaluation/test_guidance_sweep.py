@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from t2ikit.evaluation.comparison import find_scores, score_table
-from t2ikit.evaluation.sweep import best, columns, curves, draw_figure, sweep_table, write_csv
+from t2ikit.evaluation.guidance_sweep import best, columns, curves, plot_sweep, sweep_table, write_csv
 from t2ikit.metrics.fingerprint import Fingerprint, Score, UnlikeFingerprints, read_scores, write_scores
 
 PRINT = Fingerprint(sampler="ddim", steps=50, guidance=2.0, seeds="0", num_images=64)
@@ -48,7 +48,7 @@ def test_a_sweep_as_table_csv_and_figure(tmp_path: Path) -> None:
     assert [float(row["guidance"]) for row in rows] == [0, 1, 2, 4]
     assert [float(row["dinov2/frechet_distance"]) for row in rows] == [9, 6, 5, 9]
     assert {row["clip_score_standard_error"] for row in rows} == {"0.25"}
-    draw_figure(tmp_path / "guidance.png", SWEEP, "a title")
+    plot_sweep(tmp_path / "guidance.png", SWEEP, "a title")
     with Image.open(tmp_path / "guidance.png") as figure:
         pixels = np.asarray(figure.convert("RGB")).astype(int)
     assert pixels.shape[1] > 500 and not list(tmp_path.glob("*.partial"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from t2ikit.data.continuity import GatedState, StreamState, check_continues, check_streams_continue
+from t2ikit.data.resume import GatedState, StreamState, check_continues, check_streams_continue
 from t2ikit.pretrained import EncoderReference
 from t2ikit.records.manifest import Manifest, Part
 

@@ -82,7 +82,7 @@ def sweep_table(sweep: Sweep) -> Table:
     return table
 
 
-def draw_figure(path: Path, sweep: Sweep, title: str) -> None:
+def plot_sweep(path: Path, sweep: Sweep, title: str) -> None:
     """A panel a score: its curve over the guidance weight, standard errors as bars, the best weight marked."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
