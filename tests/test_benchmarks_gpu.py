@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # the folder is not installed
 
 from benchmarks.base import Benchmark, Measurement, Settings  # noqa: E402
-from benchmarks.gpu import command  # noqa: E402
+from benchmarks.gpu import command, preload  # noqa: E402, F401  # the imports of its processes
 from benchmarks.gpu.parts import PARTS  # noqa: E402
 from benchmarks.gpu.timing import kind  # noqa: E402
 
@@ -104,6 +104,6 @@ def _broken(settings: Settings) -> Iterator[Measurement]:
     raise ValueError("no such thing")
 
 
-SLOW = Benchmark("slow", "sleeps", _slow, 1.0)
+SLOW = Benchmark("slow", "sleeps", _slow, 4.0)
 BROKEN = Benchmark("broken", "fails", _broken, 10.0)
 NEEDY = Benchmark("needy", "cannot run", _slow, 10.0, ("no_such_package",))
