@@ -82,10 +82,12 @@ def write(
 
 
 def commit() -> str:
-    """The commit of this clone; of a copy without ``.git``, what the variable ``T2IKIT_COMMIT`` says."""
+    """The commit of this clone; of an exported copy, maybe inside another clone, what ``T2IKIT_COMMIT`` says."""
+    if named := os.environ.get("T2IKIT_COMMIT"):
+        return named
     head = _git("rev-parse", "HEAD")
     if not head:
-        return os.environ.get("T2IKIT_COMMIT", "unknown")
+        return "unknown"
     return head + ("-dirty" if _git("status", "--porcelain", "-uno") else "")
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,6 +93,28 @@ def test_kernels_are_told_apart() -> None:
     assert kind("nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NNT") == "matrix products"
     assert kind("triton_poi_fused_add_mul_3") == "fused by the compiler"
     assert kind("void at::native::vectorized_layer_norm_kernel<float>") == "norms"
+
+
+def test_a_clock_that_saw_no_step_after_its_warm_up_has_no_rate() -> None:
+    from benchmarks.gpu.shapes import Clock
+
+    clock = Clock(warm_up=2, limit=0.0, until=time.monotonic() + 60)
+    trainer: Any = SimpleNamespace(global_step=0, should_stop=False)
+    for step in (1, 2):
+        trainer.global_step = step
+        clock.on_train_batch_end(trainer)
+        assert clock.rate == 0.0 and not trainer.should_stop
+    trainer.global_step = 3
+    time.sleep(0.01)
+    clock.on_train_batch_end(trainer)
+    assert 0 < clock.rate < 100 and trainer.should_stop
+
+
+def test_a_named_commit_goes_before_that_of_a_clone_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.report import commit
+
+    monkeypatch.setenv("T2IKIT_COMMIT", "abc")
+    assert commit() == "abc"
 
 
 def _slow(settings: Settings) -> Iterator[Measurement]:

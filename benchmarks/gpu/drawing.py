@@ -1,7 +1,8 @@
-"""Sampling by DDIM with guidance: eager as snapshots draw, and the network replayed from CUDA graphs."""
+"""Sampling by DDIM with guidance: eager as snapshots draw, with compiled blocks, and replayed from CUDA graphs."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,15 +10,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.base import Measurement, Settings
-from benchmarks.counting import flops
 from benchmarks.gpu.correct import break_symmetry, relative_error
 from benchmarks.gpu.experiments import SMALL
-from benchmarks.gpu.peak import PEAK
-from benchmarks.gpu.timing import seconds
+from benchmarks.gpu.timing import seconds, synchronise
 from t2ikit.batch import Prediction, Text
 from t2ikit.denoisers import CADI, Denoiser, DiTI
 from t2ikit.denoisers.base import TextContext
 from t2ikit.diffusion import GaussianDiffusion, sample
+from t2ikit.diffusion.compiled import compiled_blocks
 
 TOKENS = 192
 
@@ -98,16 +98,20 @@ def _draw(settings: Settings, label: str, network: Denoiser, rows: int, steps: i
     repeats = 1 if settings.small else 3
     spent = seconds(eager, settings.until - 4, repeats=repeats, warm_up=1)
     yield Measurement(f"{label}, eager", rows / spent, "images/s", note=f"{1e3 * spent / steps:.1f} ms a step")
-    if settings.device != "cuda":
+    expected, fresh = eager(), time.perf_counter()
+    with network.called_by(compiled_blocks({"backend": "aot_eager"} if settings.small else {})):
+        found = eager()
+        synchronise()
+        fresh = time.perf_counter() - fresh
+        spent = seconds(eager, settings.until - 3, repeats=repeats, warm_up=0)
+    note = f"{1e3 * spent / steps:.1f} ms a step, {fresh:.0f} s for the first"
+    yield Measurement(f"{label}, blocks compiled", rows / spent, "images/s", note=note)
+    error = relative_error(found, expected)
+    yield Measurement(f"{label}, blocks compiled against eager, largest difference", error, "", note="bf16")
+    if settings.device != "cuda" or settings.left < 5 or rows > 1:  # many rows keep the GPU busy by themselves
         return
-    cost = 0
-    peak = settings.measured.get(PEAK)
-    if peak:
-        cost = flops(eager) / rows
-        yield Measurement(f"{label}, eager, share of the measured peak", rows / spent * cost / 1e12 / peak, "")
     with torch.no_grad(), torch.autocast(settings.device, torch.bfloat16):
         contexts = network.encode_text(text), network.encode_text(uncond).rows(torch.zeros(rows, dtype=torch.int64))
-        expected = eager()
         replayed = Replayed(network.forward)
         network.forward = replayed  # type: ignore[method-assign]
 

@@ -40,7 +40,7 @@ PARTS = (
         _EXPERIMENT,
     ),
     Benchmark(
-        "losses", "loss of 50 steps, eager against compiled", _late("correct", "compiled_losses"), 60, _EXPERIMENT
+        "losses", "loss of 50 steps, eager against compiled", _late("correct", "compiled_losses"), 55, _EXPERIMENT
     ),
     Benchmark("dit_eager", "DiT-I at 256, eager", _late("steps", "step", "DiT-I", 256, None), 60, _EXPERIMENT),
     Benchmark("cad_eager", "CAD-I L at 256, eager", _late("steps", "step", "CAD-I L", 256, None), 45, _EXPERIMENT),
@@ -51,16 +51,38 @@ PARTS = (
     Benchmark(
         "cad_compiled", "CAD-I L at 256, compiled", _late("steps", "step", "CAD-I L", 256, "default"), 130, _EXPERIMENT
     ),
+    Benchmark(
+        "dit_blocks",
+        "DiT-I at 256, its blocks compiled",
+        _late("steps", "step", "DiT-I", 256, "blocks"),
+        90,
+        _EXPERIMENT,
+    ),
+    Benchmark(
+        "cad_blocks",
+        "CAD-I L at 256, its blocks compiled",
+        _late("steps", "step", "CAD-I L", 256, "blocks"),
+        90,
+        _EXPERIMENT,
+    ),
     Benchmark("attention", "kernel and time of each attention", _late("attention", "kernels"), 20),
-    Benchmark("sampling", "DDIM with guidance, eager and by CUDA graphs", _late("drawing", "sampling"), 45),
+    Benchmark(
+        "sampling", "DDIM with guidance: eager, blocks compiled, by CUDA graphs", _late("drawing", "sampling"), 75
+    ),
     Benchmark("loader", "records to GPU memory", _late("feed", "throughput"), 30, _EXPERIMENT),
-    Benchmark("dit_largest", "DiT-I at 256, the largest batch", _late("steps", "largest", "DiT-I"), 40, _EXPERIMENT),
+    Benchmark("dit_largest", "DiT-I at 256, the largest batch", _late("steps", "largest", "DiT-I"), 60, _EXPERIMENT),
     Benchmark(
-        "cad_largest", "CAD-I L at 256, the largest batch", _late("steps", "largest", "CAD-I L"), 40, _EXPERIMENT
+        "cad_largest", "CAD-I L at 256, the largest batch", _late("steps", "largest", "CAD-I L"), 60, _EXPERIMENT
     ),
     Benchmark(
-        "shapes", "an experiment on shapes at full speed for two minutes", _late("shapes", "run"), 200, _EXPERIMENT
+        "shapes",
+        "an experiment on shapes at full speed for a minute and a half",
+        _late("shapes", "run"),
+        170,
+        _EXPERIMENT,
     ),
-    Benchmark("dit_512", "DiT-I at 512, compiled", _late("steps", "step", "DiT-I", 512, "default"), 130, _EXPERIMENT),
+    Benchmark(
+        "dit_512", "DiT-I at 512, its blocks compiled", _late("steps", "step", "DiT-I", 512, "blocks"), 130, _EXPERIMENT
+    ),
     Benchmark("networks", "images/s of the metrics' networks, random weights", _late("networks", "rates"), 45),
 )
