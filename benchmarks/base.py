@@ -7,10 +7,11 @@ reported is a ratio of medians. Deterministic counts (operations, FLOPs, bytes) 
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +26,11 @@ class Settings:
         device: where networks run, "cpu" or "cuda".
         checkpoints: trained models, for what needs some.
         figure: where curves are drawn, or None.
+        small: tiny networks and few steps, so that every line of a measurement runs on a CPU.
+        data: folder of check vectors, or None.
+        work: a folder for what a measurement writes.
+        until: when a measurement should come to its end, by ``time.monotonic``.
+        measured: values of measurements before this one, by what they measured.
     """
 
     full: bool = False
@@ -32,6 +38,16 @@ class Settings:
     device: str = "cpu"
     checkpoints: tuple[Path, ...] = ()
     figure: Path | None = None
+    small: bool = False
+    data: Path | None = None
+    work: Path = Path("benchmark-work")
+    until: float = math.inf
+    measured: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def left(self) -> float:
+        """Seconds until ``until``."""
+        return self.until - time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -71,12 +87,16 @@ class Benchmark:
     Attributes:
         name: as on the command line.
         summary: one line of ``--list``.
-        measure: the work.
+        measure: the work; gives its measurements at once, or one by one where it may be cut short.
+        seconds: how long it may take where time is short.
+        needs: packages that it imports beyond torch and numpy.
     """
 
     name: str
     summary: str
-    measure: Callable[[Settings], list[Measurement]]
+    measure: Callable[[Settings], Iterable[Measurement]]
+    seconds: float = math.inf
+    needs: tuple[str, ...] = ()
 
 
 def reached(value: float, goal: float, kind: Literal["at least", "at most"]) -> bool:

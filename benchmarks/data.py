@@ -39,14 +39,14 @@ BATCH = 64
 _JPEG_QUALITY = 92  # noise of 256 x 256 then has about the 110 kB of a photo in the released data
 
 
-def synthetic_record(index: int, seed: int = 0) -> Record:
-    """A sample as ImageNet has it at 256 pixels: posterior [2, 4, 32, 32], one caption of 180 tokens."""
+def synthetic_record(index: int, seed: int = 0, side: int = 32) -> Record:
+    """A sample as ImageNet has it at 256 pixels: posterior [2, 4, side, side], one caption of 180 tokens."""
     random = np.random.default_rng([seed, index])
     tokens = Tokens(
         random.integers(-127, 128, (TOKENS, WIDTH)).astype(np.int8),
         random.random((TOKENS, WIDTH // 64)).astype(np.float16),
     )
-    image = random.standard_normal((2, 4, 32, 32)).astype(np.float16)
+    image = random.standard_normal((2, 4, side, side)).astype(np.float16)
     caption = "word " * 137  # words of a long caption, 4 characters of text a token
     key = f"train/n01440764/n01440764_{index}.JPEG"
     return Record(image, (caption,), (tokens,), {"key": key, "class_id": 0, "class_name": "tench"})

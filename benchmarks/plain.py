@@ -25,7 +25,7 @@ def loss(
     with torch.no_grad():
         state = denoiser(x_t, level, denoiser.encode_text(text)).state
     if state is not None:
-        state = torch.where(keep.view(-1, *[1] * (state.dim() - 1)), state, torch.zeros_like(state))
+        state = torch.where(keep.to(state.device).view(-1, *[1] * (state.dim() - 1)), state, torch.zeros_like(state))
     output = denoiser(x_t, level, denoiser.encode_text(text), state).output
     return (output - process.target(x0, noise, t)).square().flatten(1).mean(1)
 

@@ -54,8 +54,9 @@ class TextToImage(L.LightningModule):
         noise_bins: loss is logged in this many equal bins of t.
         seed: key of every random number of a step.
         compile: the training loss under ``torch.compile``, whole: null (off), "default", "reduce-overhead" (CUDA
-            graphs), "max-autotune", or its options as a mapping, e.g. ``{backend: aot_eager}``. Every text length is
-            compiled once (``data.length_bucket`` makes them few). Validation and drawing are not compiled.
+            graphs), "max-autotune", or its options as a mapping, e.g. ``{backend: aot_eager}``; or "blocks": only the
+            blocks of the network, of which equal ones are compiled once. Every text length is compiled once
+            (``data.length_bucket`` makes them few). Validation and drawing are not compiled.
         resume_data: data that ``--resume`` may go on with: "same" as before, "extended" by appended images, or "any"
             of the same format and encoders.
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from t2ikit.batch import Prediction, Text
+from t2ikit.denoisers.layers import autocast_dtype
 
 LevelKind = Literal["gamma", "t", "log_snr"]
 
@@ -107,9 +108,8 @@ def without_graph(device_type: str) -> Iterator[None]:
     Where those copies would cut the gradients of these passes, autocast keeps none.
     """
     with torch.no_grad():
-        autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-        if autocast and not CACHE_IS_SAFE:
-            dtype = torch.get_autocast_dtype(device_type)
+        dtype = autocast_dtype(device_type)
+        if dtype is not None and not CACHE_IS_SAFE:
             with torch.autocast(device_type, dtype=dtype, cache_enabled=False):
                 yield
         else:
@@ -139,6 +139,7 @@ class Denoiser(nn.Module, ABC):
     level_kind: LevelKind = "gamma"
     text_dim: int
     checkpoint_blocks: bool = False
+    _caller: Callable[..., Any] | None = None  # not in the state: set by called_by, for a while
 
     @property
     @abstractmethod
@@ -196,11 +197,25 @@ class Denoiser(nn.Module, ABC):
                 reset()
         self._reset_own()
 
+    @contextmanager
+    def called_by(self, caller: Callable[..., Any]) -> Iterator[None]:
+        """Inside, ``caller(block, *args)`` calls every block; ``t2ikit.diffusion.compiled`` gives compiled code."""
+        kept, self._caller = self._caller, caller
+        try:
+            yield
+        finally:
+            self._caller = kept
+
+    def _call(self, part: Callable[..., Any], *args: Any) -> Any:
+        """Calls a part of the network that occurs many times."""
+        return part(*args) if self._caller is None else self._caller(part, *args)
+
     def _run(self, block: Callable[..., Any], *args: Any, random: bool = False) -> Any:
         """Calls a block, under gradient checkpointing when that is asked for. ``random``: the block draws numbers."""
         if self.checkpoint_blocks and torch.is_grad_enabled():
-            return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=random)
-        return block(*args)
+            whole = (block, *args) if self._caller is None else (self._caller, block, *args)
+            return checkpoint(*whole, use_reentrant=False, preserve_rng_state=random)
+        return self._call(block, *args)
 
     def _check_text(self, text: Text, text_dim: int) -> None:
         if not isinstance(text, Text):

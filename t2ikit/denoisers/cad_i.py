@@ -233,7 +233,7 @@ class CADI(Denoiser):
         bias = key_bias(mask[:, 1:], self.latents)
         for block in self.transformers_blocks:
             sequence = self._run(block, sequence, bias)
-        keys_values = tuple(block.retrieve_cond.ca.keys_values(sequence) for block in self._blocks())
+        keys_values = tuple(self._call(block.retrieve_cond.ca.keys_values, sequence) for block in self._blocks())
         return TextContext(keys_values, mask, window)
 
     def _blocks(self) -> list[RINBlock]:

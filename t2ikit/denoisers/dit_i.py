@@ -215,7 +215,7 @@ class DiTI(Denoiser):
         bias = key_bias(mask[:, lead:], self.registers)
         for block in self.refine_blocks:
             sequence = self._run(block, sequence, bias)
-        keys_values = tuple(block.cross_attention.keys_values(sequence) for block in self._blocks())
+        keys_values = tuple(self._call(block.cross_attention.keys_values, sequence) for block in self._blocks())
         return TextContext(keys_values, mask, window)
 
     def _blocks(self) -> list[DiTBlock]:

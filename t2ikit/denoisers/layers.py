@@ -92,6 +92,22 @@ class DropPath(nn.Module):
         return branch * (mask / keep).to(branch.dtype)
 
 
+@torch.compiler.assume_constant_result
+def _has_autocast(device_type: str) -> bool:
+    """Whether autocast knows a kind of device. Dynamo of PyTorch 2.11 cannot look into the question."""
+    return torch.amp.is_autocast_available(device_type)
+
+
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """The dtype to which autocast casts on a kind of device at present, or None where it is off or unknown.
+
+    Compiled code asks anew whenever autocast has changed: Dynamo guards its state.
+    """
+    if _has_autocast(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return None
+
+
 def key_bias(mask: Tensor, weight: Tensor) -> Tensor:
     """What attention adds to its logits so that it looks at visible keys only: 0 there, -inf elsewhere.
 
@@ -105,9 +121,7 @@ def key_bias(mask: Tensor, weight: Tensor) -> Tensor:
     Returns:
         [B, 1, 1, K].
     """
-    kind, dtype = weight.device.type, weight.dtype
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
+    dtype = autocast_dtype(weight.device.type) or weight.dtype
     rows, keys = mask.shape
     bias = torch.full((rows, 1, 1, -(-keys // 16) * 16), -torch.inf, dtype=dtype, device=mask.device)[..., :keys]
     return bias.masked_fill_(mask[:, None, None], 0.0)

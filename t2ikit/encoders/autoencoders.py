@@ -10,6 +10,7 @@ Shapes: [B, 3, H, W] images, [B, C, h, w] x_0, [B, 2, C, h, w] stored posteriors
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -268,5 +269,14 @@ class LatentSpace(ImageSpace):
 
     @staticmethod
     def _statistics(like: Tensor) -> tuple[Tensor, Tensor]:
-        means, stds = (like.new_tensor(values).view(-1, 1, 1) for values in (CHANNEL_MEANS, CHANNEL_STDS))
-        return means, stds
+        return _channel_statistics(like.dtype, like.device)
+
+
+@cache
+def _channel_statistics(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Means and standard deviations [C, 1, 1], made once: numbers of Python reach a GPU by a host sync."""
+    with torch.inference_mode(False):
+        means, stds = (
+            torch.tensor(values, dtype=dtype, device=device).view(-1, 1, 1) for values in (CHANNEL_MEANS, CHANNEL_STDS)
+        )
+    return means, stds

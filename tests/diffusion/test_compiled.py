@@ -89,6 +89,46 @@ def test_below_ten_rows_any_number_is_kept_by_one_graph_under_autocast() -> None
     assert not counters["graph_break"]
 
 
+@pytest.mark.parametrize("build", [cad_i, dit_i])
+@pytest.mark.parametrize("options", [{"backend": "aot_eager"}, {"backend": "aot_eager", "blocks": True}])
+def test_code_compiled_under_autocast_is_not_used_outside_it_nor_the_reverse(
+    build: Callable[[], Denoiser], options: dict[str, object]
+) -> None:
+    """PyTorch 2.11's Dynamo could not trace whether autocast is there (2.14's can): this failed with it."""
+    denoiser, objective = build(), Objective(GaussianDiffusion())
+    compiled, graphs = CompiledLoss(objective, options), []
+    for autocast in (True, False, True, False):
+        results = []
+        for loss in (objective.loss, compiled):
+            denoiser.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+                loss_B = loss(denoiser, *inputs(10, 4, 9))
+            loss_B.mean().backward()
+            results.append((loss_B.detach(), [p.grad for p in denoiser.parameters()]))
+        torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-3 if autocast else 1e-5, atol=1e-6)
+        if not autocast:
+            for found, expected in zip(results[1][1], results[0][1], strict=True):
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[1] == 2 * graphs[0] == graphs[3]
+    assert not counters["graph_break"]
+
+
+def test_equal_blocks_are_compiled_once_and_only_for_the_loss() -> None:
+    torch.manual_seed(0)
+    denoiser = DiTI(4, 4, 2, 32, 6, 2, text_dim=8, num_registers=2)
+    compiled = CompiledLoss(Objective(GaussianDiffusion()), {"backend": "eager", "blocks": True})
+    compiled(denoiser, *inputs(10, 4, 9)).mean().backward()
+    assert counters["stats"]["unique_graphs"] == 3  # refine block, keys and values, block; not 2 + 6 + 6
+    assert denoiser._caller is None
+    denoiser.checkpoint_blocks = True  # the blocks are called again in the backward pass, outside of the loss
+    found = [p.grad.clone() for p in denoiser.parameters() if p.grad is not None]
+    denoiser.zero_grad()
+    compiled(denoiser, *inputs(10, 4, 9)).mean().backward()
+    for again, first in zip([p.grad for p in denoiser.parameters() if p.grad is not None], found, strict=True):
+        torch.testing.assert_close(again, first, rtol=1e-4, atol=1e-6)
+
+
 def test_it_copies_without_its_code() -> None:
     compiled = CompiledLoss(Objective(GaussianDiffusion()), {"backend": "eager"})
     compiled._function = torch.neg
@@ -105,10 +145,10 @@ def test_wrong_options_are_refused(option: object, message: str) -> None:
         CompiledLoss(Objective(GaussianDiffusion()), option)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune"])
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune", "blocks"])
 def test_modes_reach_torch_compile(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, object] = {}
     monkeypatch.setattr(torch, "compile", lambda function, **options: (seen.update(options), function)[1])
     objective = Objective(GaussianDiffusion())
     CompiledLoss(objective, mode)(dit_i(), *inputs(4, 3, 4))
-    assert seen == {"fullgraph": True, "dynamic": False, "mode": mode}
+    assert seen == {"fullgraph": True, "dynamic": False, "mode": "default" if mode == "blocks" else mode}

@@ -116,3 +116,12 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
         LatentSpace(str(folder)).encode(torch.zeros(1, 3, 15, 15, dtype=torch.uint8))
     with pytest.raises(ValueError, match="PixelSpace"):
         LatentSpace(str(folder)).x_0(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+
+
+def test_channel_statistics_are_put_on_a_device_once_and_serve_training_after_inference() -> None:
+    space = LatentSpace(normalisation="channelwise")
+    raw = torch.randn(1, 4, 2, 2)
+    with torch.inference_mode():
+        space.normalise(raw)
+    first, again = space._statistics(raw), space._statistics(raw.clone())
+    assert first[0] is again[0] and first[1] is again[1] and not first[0].is_inference()

@@ -1,0 +1,106 @@
+"""What measurements look like: a Markdown table, and JSON with machine, commit and date."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.base import Measurement, Settings
+
+_PACKAGES = ("t2ikit", "torch", "triton", "lightning", "diffusers", "litdata", "numpy", "pillow")
+
+
+def table(measurements: Sequence[Measurement]) -> str:
+    """The measurements as a Markdown table."""
+    lines = ["| what | ours | against | theirs | ours / theirs | goal | reached |", "|---|---|---|---|---|---|---|"]
+    for one in measurements:
+        theirs = "" if one.reference is None else f"{number(one.reference)} {one.unit}"
+        ratio = "" if one.ratio is None else f"{one.ratio:.3g}"
+        verdict = "" if one.reached is None else "yes" if one.reached else "no"
+        what = f"{one.what} ({one.note})" if one.note else one.what
+        cells = [what, f"{number(one.value)} {one.unit}", one.against, theirs, ratio, one.goal, verdict]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def number(value: float) -> str:
+    """A value with four digits, or whole from a thousand up."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the figures are made on."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        named = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = named[0] if named else model
+    found = {"processor": model, "cores": os.cpu_count(), "gpu": None, "python": platform.python_version()}
+    if device == "cuda":
+        import torch
+
+        properties = torch.cuda.get_device_properties(0)
+        found |= {"gpu": properties.name, "gpu_memory": properties.total_memory, "cuda": torch.version.cuda}
+    return found
+
+
+def write(
+    path: Path, settings: Settings, results: dict[str, list[Measurement]], made_on: dict[str, Any], **more: Any
+) -> None:
+    """Writes the results so far, whole or not at all.
+
+    Args:
+        path: of the JSON file.
+        settings: of the measurements.
+        results: name of a benchmark -> what it measured.
+        made_on: from :func:`machine`.
+        more: further entries.
+    """
+    content = {
+        "machine": made_on,
+        "settings": asdict(settings),
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        "versions": {name: _version(name) for name in _PACKAGES},
+        **more,
+        "results": {name: [{**asdict(one), "ratio": one.ratio} for one in rows] for name, rows in results.items()},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")  # t2ikit.files would load the package, which may not be there yet
+    partial.write_text(json.dumps(content, indent=2, default=str) + "\n")
+    os.replace(partial, path)
+
+
+def commit() -> str:
+    """The commit of this clone; of an exported copy, maybe inside another clone, what ``T2IKIT_COMMIT`` says."""
+    if named := os.environ.get("T2IKIT_COMMIT"):
+        return named
+    head = _git("rev-parse", "HEAD")
+    if not head:
+        return "unknown"
+    return head + ("-dirty" if _git("status", "--porcelain", "-uno") else "")
+
+
+def _git(*words: str) -> str:
+    try:
+        done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:  # no git
+        return ""
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
