@@ -50,7 +50,17 @@ def machine(device: str) -> dict[str, Any]:
 
         properties = torch.cuda.get_device_properties(0)
         found |= {"gpu": properties.name, "gpu_memory": properties.total_memory, "cuda": torch.version.cuda}
+        found["driver"] = _driver()
     return found
+
+
+def _driver() -> str | None:
+    """Version of the NVIDIA driver; None where nvidia-smi does not say."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def write(

@@ -20,11 +20,11 @@ from benchmarks.base import Settings
 from benchmarks.data import WIDTH, synthetic_record
 from t2ikit.callbacks import MetricsCSV
 from t2ikit.config.compose import Override, compose
-from t2ikit.config.experiment import Experiment, Plan, build, check
-from t2ikit.data.layout import quantise_tokens
-from t2ikit.data.manifest import Manifest
-from t2ikit.data.records import write_set
 from t2ikit.pretrained import EncoderReference
+from t2ikit.records.manifest import Manifest
+from t2ikit.records.record import quantise_tokens
+from t2ikit.records.writing import write_set
+from t2ikit.run.experiment import Experiment, Plan, build, check
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 _AUTOENCODER = EncoderReference("stabilityai/sd-vae-ft-ema", None, "00" * 32)

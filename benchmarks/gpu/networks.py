@@ -10,9 +10,9 @@ from torch import nn
 
 from benchmarks.base import Measurement, Settings
 from benchmarks.gpu.timing import seconds
-from t2ikit.metrics.detector import detector_input
-from t2ikit.metrics.inception import build_inception
-from t2ikit.metrics.pixels import preprocess_batch
+from t2ikit.metrics.features.inception import build_inception
+from t2ikit.metrics.features.pixels import preprocess_batch
+from t2ikit.metrics.geneval.detector import detector_input
 
 
 def rates(settings: Settings) -> Iterator[Measurement]:

@@ -67,7 +67,7 @@ PARTS = (
     ),
     Benchmark("attention", "kernel and time of each attention", _late("attention", "kernels"), 20),
     Benchmark(
-        "sampling", "DDIM with guidance: eager, blocks compiled, by CUDA graphs", _late("drawing", "sampling"), 75
+        "sampling", "DDIM with guidance: eager, blocks compiled, by CUDA graphs", _late("sampling", "sampling"), 75
     ),
     Benchmark("loader", "records to GPU memory", _late("feed", "throughput"), 30, _EXPERIMENT),
     Benchmark("dit_largest", "DiT-I at 256, the largest batch", _late("steps", "largest", "DiT-I"), 60, _EXPERIMENT),

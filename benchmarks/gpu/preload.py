@@ -20,5 +20,5 @@ with contextlib.suppress(ImportError):  # a part that needs what is missing says
     import lightning  # noqa: F401
 
     import t2ikit.callbacks
-    import t2ikit.config.command
-    import t2ikit.config.experiment
+    import t2ikit.run.experiment
+    import t2ikit.run.train
