@@ -24,7 +24,8 @@ from PIL import Image
 
 from benchmarks.base import Benchmark, Measurement, Settings, cpu_seconds, reached
 from benchmarks.preparation import measure_images
-from t2ikit.data.streams import GatedStream, TrainingStream
+from t2ikit.data.gate import Gate
+from t2ikit.data.streams import TrainingStream
 from t2ikit.pretrained import EncoderReference, sha256_of
 from t2ikit.records.checked import open_set
 from t2ikit.records.chunks import open_chunk
@@ -63,9 +64,9 @@ def write_root(root: Path, count: int) -> None:
 
 def make_stream(root: Path) -> TrainingStream:
     """Raw and CutMix behind the gate of the paper, chunk after chunk, each compared with its SHA-256 before."""
-    gated = [GatedStream("cmall", root / "train_cmall", 0.4, 0.5)]
+    gates = [Gate("cmall", root / "train_cmall", 0.4, 0.5)]
     options = {"global_batch": BATCH, "micro_batch": BATCH, "shuffle_window": 1}
-    return TrainingStream(open_set(root / "train"), gated, **options, open_set=open_set)  # type: ignore[arg-type]
+    return TrainingStream(open_set(root / "train"), gates, **options, open_set=open_set)  # type: ignore[arg-type]
 
 
 class PlainReads:

@@ -50,6 +50,19 @@ def _perturbed(denoiser: CADI) -> TextToImage:
     return module
 
 
+class _Photos:
+    """The images of a set, in memory."""
+
+    def __init__(self, photos: Tensor, manifest: Any) -> None:
+        self.photos, self.manifest = photos, manifest
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def view(self, index: int) -> Any:
+        return SimpleNamespace(image=lambda: self.photos[index].numpy())
+
+
 def _measure(settings: Settings) -> list[Measurement]:
     count, reference = (256, 2000) if settings.full else (64, 500)
     heads = {"read_write_heads": 4, "compute_heads": 4}
@@ -59,7 +72,8 @@ def _measure(settings: Settings) -> list[Measurement]:
     states = source.states(source.prompts(), list)
     generator = torch.Generator().manual_seed(1)
     photos = torch.randint(0, 256, (reference, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
-    data: Any = SimpleNamespace(trainer=None, reference_images=lambda *_: photos)
+    manifest = SimpleNamespace(kind="pixels", image_shape=photos.shape[1:])
+    data: Any = SimpleNamespace(trainer=None, record_set=lambda split: _Photos(photos, manifest))
     metric = DistributionMetrics(RandomConvFeatures())
     scored, bare = Evaluation("val", source, [metric], "val"), Evaluation("val", source)
 

@@ -98,10 +98,10 @@ class CutMix(AugmentationCallback):
             mixed = data.record_set(self.folder)
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"callbacks.cutmix: there is no prepared set {data.root / self.folder}. Make it from the images of the "
-                f"data set, with the encoders that train/ was encoded with:\n"
-                f"  t2ikit prepare cutmix --setting {self.setting} --out {data.root}\n"
-                f"  t2ikit prepare encode --out {data.root} --autoencoder ... --text-encoder ..."
+                f"callbacks.cutmix: there is no prepared set {data.folder / self.folder}. Make it from the images of "
+                f"the data set, with the encoders that train/ was encoded with:\n"
+                f"  t2ikit prepare cutmix --setting {self.setting} --out {data.folder}\n"
+                f"  t2ikit prepare encode --out {data.folder} --autoencoder ... --text-encoder ..."
             ) from error
         data.add_stream(self.setting, self.folder, module.process.quantile(self.log_snr), self.p)
         check_cutmix(data.record_set("train"), mixed, self.setting)

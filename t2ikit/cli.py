@@ -16,7 +16,7 @@ from t2ikit.config.compose import nearest
 # Each but `run` is a module with add_parser(subparsers) and run(args) -> exit status; of one with take_overrides(words)
 # `--a.b value` is taken out of the words, as args.overrides.
 COMMANDS = {
-    "run": ("train what an experiment file describes", "t2ikit.run.train"),
+    "run": ("train what an experiment file describes", "t2ikit.commands.run"),
     "sample": ("images of a trained model, from prompts", "t2ikit.commands.sample"),
     "evaluate": ("scores of a trained model, or of pictures of any other", "t2ikit.commands.evaluate"),
     "prepare": ("photos to encoded records: images, cutmix, captions, encode, check, ...", "t2ikit.commands.prepare"),

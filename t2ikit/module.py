@@ -20,8 +20,7 @@ from torch import Tensor
 
 from t2ikit import rng
 from t2ikit.batch import Batch, StoredBatch, Text
-from t2ikit.data.loaders import count_anew
-from t2ikit.data.resume import CHANGES, Change, check_continues
+from t2ikit.data.datamodule import DataModule
 from t2ikit.denoisers import Denoiser
 from t2ikit.denoisers.base import CACHE_IS_SAFE
 from t2ikit.diffusion import GaussianDiffusion, Guidance, sample
@@ -57,11 +56,9 @@ class TextToImage(L.LightningModule):
             graphs), "max-autotune", or its options as a mapping, e.g. ``{backend: aot_eager}``; or "blocks": only the
             blocks of the network, of which equal ones are compiled once. Every text length is compiled once
             (``data.length_bucket`` makes them few). Validation and drawing are not compiled.
-        resume_data: data that ``--resume`` may go on with: "same" as before, "extended" by appended images, or "any"
-            of the same format and encoders.
 
     Raises:
-        ValueError: a rate outside [0, 1], no noise bin, or an unknown ``compile``, ``resume_data`` or ``loss_space``.
+        ValueError: a rate outside [0, 1], no noise bin, or an unknown ``compile`` or ``loss_space``.
     """
 
     def __init__(
@@ -78,12 +75,9 @@ class TextToImage(L.LightningModule):
         noise_bins: int = 10,
         seed: int = 0,
         compile: str | dict[str, Any] | None = None,
-        resume_data: Change = "same",
         loss_space: Literal["output", "epsilon"] = "output",
     ) -> None:
         super().__init__()
-        if resume_data not in CHANGES:
-            raise ValueError(f"model.init_args.resume_data is one of {', '.join(CHANGES)}; got {resume_data!r}")
         for name, rate in (("text_drop", text_drop), ("self_condition_rate", self_condition_rate)):
             if not 0.0 <= rate <= 1.0:
                 raise ValueError(f"model.init_args.{name} is a probability in [0, 1], got {rate}")
@@ -94,7 +88,6 @@ class TextToImage(L.LightningModule):
         self.space = space if space is not None else PixelSpace()
         self.objective = Objective(self.process, offset_noise=offset_noise, min_snr=min_snr, space=loss_space)
         self.compiled_loss = None if compile is None else CompiledLoss(self.objective, compile)
-        self.resume_data: Change = resume_data
         self.optimizer_factory = optimizer if optimizer is not None else Lamb()
         self.learning_rate = learning_rate if learning_rate is not None else Constant()
         self.text_drop = text_drop
@@ -325,11 +318,9 @@ class TextToImage(L.LightningModule):
         checkpoint["space"] = self.space.description()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        batch_size = getattr(getattr(self._trainer, "datamodule", None), "batch_size", None)
-        if batch_size is not None and "loops" in checkpoint:
-            count_anew(checkpoint["loops"]["fit_loop"], batch_size // self.trainer.accumulate_grad_batches)
-        if self.manifest is not None and "data_manifest" in checkpoint:
-            check_continues(Manifest.from_json(checkpoint["data_manifest"]), self.manifest, self.resume_data)
+        data = getattr(self._trainer, "datamodule", None)
+        if isinstance(data, DataModule):  # its own state comes too early: Lightning's counters are restored after it
+            data.restore_counters(checkpoint)
         stored, ours = checkpoint.get("space"), self.space.description()
         if stored is not None and stored != ours:
             differing = sorted(key for key in {*stored, *ours} if stored.get(key) != ours.get(key))

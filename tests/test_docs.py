@@ -12,10 +12,10 @@ import torch
 
 from t2ikit.batch import Text
 from t2ikit.cli import COMMANDS
+from t2ikit.commands.run import read_arguments
 from t2ikit.config import compose
 from t2ikit.metrics import Samples
 from t2ikit.run.experiment import check
-from t2ikit.run.train import read_arguments
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])

@@ -178,25 +178,6 @@ def test_another_space_than_the_checkpoint_s_is_refused() -> None:
         module.on_load_checkpoint({"space": {"space": "LatentSpace", "normalisation": "scalar"}})
 
 
-def test_a_checkpoint_of_other_data_goes_on_only_where_it_may() -> None:
-    before = tiny()
-    before.check_manifest(manifest(count=4, chunk_sha256={"chunk-0-0.bin": "1"}))
-    checkpoint: dict[str, object] = {}
-    before.on_save_checkpoint(checkpoint)
-    other = manifest(count=4, chunk_sha256={"chunk-0-0.bin": "2"})
-    for allowed in ("same", "any"):
-        module = tiny(resume_data=allowed)
-        module.on_load_checkpoint(checkpoint)  # without data, to draw: nothing to compare
-        module.check_manifest(other)
-        if allowed == "any":
-            module.on_load_checkpoint(checkpoint)
-            continue
-        with pytest.raises(ValueError, match=r"chunk-0-0\.bin.*--model\.resume_data any"):
-            module.on_load_checkpoint(checkpoint)
-    with pytest.raises(ValueError, match="resume_data is one of same, extended, any"):
-        tiny(resume_data="all")
-
-
 def test_compiled_steps_are_plain_steps_and_leave_the_names_of_weights_alone() -> None:
     torch._dynamo.reset()
     plain, compiled = tiny(), tiny(compile={"backend": "eager"})

@@ -60,3 +60,21 @@ def latest_config(folder: Path) -> Path:
     while (folder / f"config.resume-{number}.yaml").is_file():
         number += 1
     return folder / (f"config.resume-{number - 1}.yaml" if number > 1 else "config.yaml")
+
+
+def step_of(checkpoint: Path) -> int:
+    """Optimizer steps that a checkpoint of a run has made; of a folder of shards, as its name says.
+
+    Raises:
+        ConfigError: it is no checkpoint of a run.
+    """
+    if checkpoint.is_dir():
+        digits = re.search(r"(\d+)$", checkpoint.stem)
+        return int(digits[1]) if digits else 0
+    import torch  # here: looking for checkpoints needs none
+
+    try:
+        return int(torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"])
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"--resume {checkpoint}: not a checkpoint of a run ({reason})") from error

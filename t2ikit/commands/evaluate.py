@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from t2ikit.config.compose import ConfigError, Override
+from t2ikit.commands.overrides import take_overrides
+from t2ikit.config.compose import ConfigError
+
+__all__ = ["add_parser", "run", "take_overrides"]
 
 EXAMPLES = """examples:
   t2ikit evaluate runs/quickstart/version_0 --snapshot val
@@ -66,25 +68,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--varied", type=_names, default=(), metavar="FIELD[,FIELD...]", help=varied_help)
     add("--out", type=Path, metavar="DIR", help="default: RUN/evaluations/NAME; for --images evaluations/NAME")
     return parser
-
-
-def take_overrides(words: Sequence[str]) -> tuple[list[str], list[Override]]:
-    """Splits the command line: the words for the parser, and the overrides of the experiment.
-
-    Raises:
-        ConfigError: an override without its value.
-    """
-    rest, overrides, left = list[str](), list[Override](), list(words)
-    while left:
-        word = left.pop(0)
-        key, given, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or "." not in key:
-            rest.append(word)
-            continue
-        if not given and not left:
-            raise ConfigError(f"--{key} needs a value: --{key} VALUE or --{key}=VALUE")
-        overrides.append(Override(key, value if given else left.pop(0)))
-    return rest, overrides
 
 
 def run(args: argparse.Namespace) -> int:

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from t2ikit.diffusion.samplers import find_solver
     from t2ikit.prompts import read_prompts
-    from t2ikit.run.train import extend_import_path
+    from t2ikit.run.experiment import extend_import_path
     from t2ikit.run.trained import load_trained
 
     find_solver(args.method)

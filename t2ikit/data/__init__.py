@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from t2ikit.data.datamodule import DataModule
+    from t2ikit.data.gate import Gate
     from t2ikit.data.loaders import EvaluationLoader, PositionLoader
     from t2ikit.data.order import RecordOrder
-    from t2ikit.data.streams import EvaluationStream, GatedStream, TrainingStream
+    from t2ikit.data.streams import EvaluationStream, TrainingStream
 
 _MODULES = {
     "DataModule": "datamodule",
     "EvaluationLoader": "loaders",
     "EvaluationStream": "streams",
-    "GatedStream": "streams",
+    "Gate": "gate",
     "PositionLoader": "loaders",
     "RecordOrder": "order",
     "TrainingStream": "streams",
@@ -28,7 +29,7 @@ __all__ = [
     "DataModule",
     "EvaluationLoader",
     "EvaluationStream",
-    "GatedStream",
+    "Gate",
     "PositionLoader",
     "RecordOrder",
     "TrainingStream",

@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
 
 from t2ikit.batch import StoredBatch, Text
 from t2ikit.data.captions import check_weights
-from t2ikit.data.gate import shares
-from t2ikit.data.loaders import EvaluationLoader, PositionLoader
+from t2ikit.data.gate import Gate, shares
+from t2ikit.data.loaders import EvaluationLoader, PositionLoader, count_anew
 from t2ikit.data.order import SHUFFLE_WINDOW
-from t2ikit.data.resume import Change, GatedState, StreamState, check_streams_continue
-from t2ikit.data.streams import EvaluationStream, GatedStream, TrainingStream
+from t2ikit.data.resume import Continuation, check_allowed
+from t2ikit.data.streams import EvaluationStream, TrainingStream
 from t2ikit.records.checked import VERIFY, Verify, open_set
 from t2ikit.records.fits import OWN_TEXT_ENCODER, check_fits, check_text_encoder
 from t2ikit.records.manifest import Manifest
 from t2ikit.records.record_set import RecordSet
 from t2ikit.records.remote import RemoteFolder, is_remote, open_remote_set, read_manifest
 
+_LEAST = {"batch_size": 1, "num_workers": 0, "length_bucket": 1, "eval_batch_size": 1, "shuffle_window": 1}
 
+
+@dataclass(eq=False)
 class DataModule(LightningDataModule):
     """Streams a prepared data root: ``train/``, ``val/`` and the sets of the augmentations, such as ``train_cmall/``.
 
-    Args:
+    Attributes:
         root: prepared folder (``t2ikit prepare``), with ``train/`` and ``val/``; or the address of one, such as
             ``s3://bucket/imagenet256``, ``gs://``, ``hf://datasets/user/name`` or ``https://``.
         batch_size: samples of one optimizer step, over all devices and accumulated batches.
@@ -52,56 +56,41 @@ class DataModule(LightningDataModule):
         storage_options: of the file system of a remote root, as fsspec takes them, such as ``{anon: true}``.
     """
 
-    def __init__(
-        self,
-        root: str,
-        batch_size: int = 1024,
-        num_workers: int = 2,
-        seed: int = 0,
-        pin_memory: bool | None = None,
-        length_bucket: int = 16,
-        eval_batch_size: int = 64,
-        shuffle_window: int = SHUFFLE_WINDOW,
-        caption_weights: list[float] | dict[str, float] | None = None,
-        text_encoder: str | None = None,
-        verify: Verify = "once",
-        cache_dir: str | None = None,
-        cache_gb: float | None = None,
-        storage_options: dict[str, Any] | None = None,
-    ) -> None:
+    root: str
+    batch_size: int = 1024
+    num_workers: int = 2
+    seed: int = 0
+    pin_memory: bool | None = None
+    length_bucket: int = 16
+    eval_batch_size: int = 64
+    shuffle_window: int = SHUFFLE_WINDOW
+    caption_weights: list[float] | dict[str, float] | None = None
+    text_encoder: str | None = None
+    verify: Verify = "once"
+    cache_dir: str | None = None
+    cache_gb: float | None = None
+    storage_options: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
         super().__init__()
-        for option, value, least in (
-            ("batch_size", batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("length_bucket", length_bucket, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("shuffle_window", shuffle_window, 1),
-        ):
-            if value < least:
-                raise ValueError(f"data.{option} must be at least {least}, not {value}")
-        if verify not in VERIFY:
-            raise ValueError(f"data.verify must be one of {', '.join(VERIFY)}, not {verify!r}")
-        if cache_gb is not None and not 0 < cache_gb < math.inf:
-            raise ValueError(f"data.cache_gb must be more than 0, and finite, not {cache_gb}")
-        if caption_weights is not None:
-            check_weights(caption_weights)
-        self.root: Path | RemoteFolder = (
-            RemoteFolder.at(root, cache_dir, storage_options) if is_remote(root) else Path(root).expanduser()
+        for option, least in _LEAST.items():
+            if getattr(self, option) < least:
+                raise ValueError(f"data.{option} must be at least {least}, not {getattr(self, option)}")
+        if self.verify not in VERIFY:
+            raise ValueError(f"data.verify must be one of {', '.join(VERIFY)}, not {self.verify!r}")
+        if self.cache_gb is not None and not 0 < self.cache_gb < math.inf:
+            raise ValueError(f"data.cache_gb must be more than 0, and finite, not {self.cache_gb}")
+        if self.caption_weights is not None:
+            check_weights(self.caption_weights)
+        self.folder: Path | RemoteFolder = (
+            RemoteFolder.at(self.root, self.cache_dir, self.storage_options)
+            if is_remote(self.root)
+            else Path(self.root).expanduser()
         )
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.seed = seed
-        self.pin_memory = pin_memory
-        self.length_bucket = length_bucket
-        self.eval_batch_size = eval_batch_size
-        self.shuffle_window = shuffle_window
-        self.caption_weights = caption_weights
-        self.text_encoder = text_encoder
-        self.verify: Verify = verify
-        self.cache_limit = None if cache_gb is None else int(cache_gb * 1e9)
+        self.cache_limit = None if self.cache_gb is None else int(self.cache_gb * 1e9)
+        self.gates: list[Gate] = []
+        self.allowed: frozenset[str] = frozenset()
         self._sets: dict[str, RecordSet] = {}
-        self._gated: list[GatedStream] = []
-        self._gated_splits: list[str] = []
         self._train_loader: PositionLoader | None = None
         self._slot: int | None = None  # where the next training loader begins
 
@@ -113,7 +102,7 @@ class DataModule(LightningDataModule):
             ValueError: the text encoder is another than ``data.text_encoder``.
         """
         for split in ("train", "val"):
-            folder = self.root / split
+            folder = self.folder / split
             manifest = read_manifest(folder) if isinstance(folder, RemoteFolder) else Manifest.read(folder)
             check_text_encoder(manifest, self.text_encoder, str(folder))
 
@@ -126,25 +115,25 @@ class DataModule(LightningDataModule):
                 ``data.text_encoder``.
         """
         train = self.record_set("train")
-        check_text_encoder(train.manifest, self.text_encoder, str(self.root / "train"))
+        check_text_encoder(train.manifest, self.text_encoder, str(self.folder / "train"))
         check_fits(train, self.record_set("val"), "validation")
         reference = train.manifest.text_encoder
-        if isinstance(self.root, RemoteFolder) and reference is not None and reference.name == OWN_TEXT_ENCODER:
+        if isinstance(self.folder, RemoteFolder) and reference is not None and reference.name == OWN_TEXT_ENCODER:
             try:
-                self.root.bring_folder(OWN_TEXT_ENCODER)  # one that was built for the set, and lies beside it
+                self.folder.bring_folder(OWN_TEXT_ENCODER)  # one that was built for the set, and lies beside it
             except FileNotFoundError as error:
                 warnings.warn(f"{error}: training can do without, prompts of snapshots cannot", stacklevel=2)
 
     def record_set(self, split: str) -> RecordSet:
         """The set in ``<root>/<split>``: "train", "val", or the folder of an augmentation."""
         if split not in self._sets:
-            self._sets[split] = self._opened(self.root / split)
+            self._sets[split] = self._opened(self.folder / split)
         return self._sets[split]
 
     def _opened(self, folder: Path | RemoteFolder) -> RecordSet:
         if isinstance(folder, RemoteFolder):
-            assert isinstance(self.root, RemoteFolder)
-            return open_remote_set(folder, self.verify, self.root.copy.parent, self.cache_limit)
+            assert isinstance(self.folder, RemoteFolder)
+            return open_remote_set(folder, self.verify, self.folder.copy.parent, self.cache_limit)
         return open_set(folder, self.verify)
 
     @property
@@ -155,43 +144,11 @@ class DataModule(LightningDataModule):
     @property
     def source_names(self) -> list[str]:
         """Names of the sources, by the number in ``StoredBatch.source``: "raw", then the gated streams."""
-        return ["raw", *(stream.name for stream in self._gated)]
+        return ["raw", *(gate.name for gate in self.gates)]
 
     def unconditional(self) -> Text:
         """The states of the empty prompt: embeddings [1, L, D] float32, L = 1 for T5."""
         return Text.from_rows([torch.from_numpy(self.record_set("train").empty_prompt.dequantise())])
-
-    def reference_images(self, split: str = "val", limit: int | None = None, places: range | None = None) -> Tensor:
-        """Real images to compare generated ones with.
-
-        Args:
-            split: the set.
-            limit: how many at most, evenly spaced through the set.
-            places: consecutive ones of these; None takes all.
-
-        Returns:
-            [M, 3, H, W] uint8.
-
-        Raises:
-            FileNotFoundError: the set holds latents, and the images it was made of are gone.
-        """
-        records = self.record_set(split)
-        if records.manifest.kind != "pixels":
-            # The images before encoding, at the same size: latents decode to something less sharp.
-            folder = f"images/{split}"
-            try:
-                records = self.record_set(folder)
-            except FileNotFoundError as error:
-                raise FileNotFoundError(
-                    f"{self.root / split} holds {records.manifest.kind}, and {self.root / folder} with their images is "
-                    f"gone: keep it, or write it again: t2ikit prepare images --source IMAGE_FOLDER --out {self.root}"
-                ) from error
-        count = len(records) if limit is None else min(limit, len(records))
-        index = [number * len(records) // count for number in (range(count) if places is None else places)]
-        images = torch.empty(len(index), *records.manifest.image_shape, dtype=torch.uint8)  # 50,000 of them are 10 GB
-        for number, place in enumerate(index):
-            images[number] = torch.from_numpy(records.view(place).image().copy())
-        return images
 
     def add_stream(self, name: str, folder: str, quantile: float, probability: float) -> None:
         """Adds an augmented stream behind a noise gate; callbacks call it in their ``setup``.
@@ -207,54 +164,71 @@ class DataModule(LightningDataModule):
                 taken, or when the training loader exists already.
             FileNotFoundError: if the set does not exist.
         """
-        stream = GatedStream(name, self.root / folder, float(quantile), float(probability))
-        if stream in self._gated:
+        gate = Gate(name, folder, float(quantile), float(probability))
+        if gate in self.gates:
             return  # setup runs once for fit and again for validate
         if self._train_loader is not None:
             raise ValueError(f"stream {name} comes too late: the training loader exists; add it in a callback's setup")
         if name in self.source_names:
             raise ValueError(f"there are two streams named {name}: give one of the callbacks another name or setting")
-        shares([*(other.gate for other in self._gated), stream.gate])
+        shares([*self.gates, gate])
         try:
             records = self.record_set(folder)
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"stream {name}: there is no prepared set {self.root / folder}: write it there "
-                f"(t2ikit.records.write_set; "
-                "`t2ikit prepare encode` for a set of images/), or name another folder in its callback"
+                f"stream {name}: there is no prepared set {self.folder / folder}: write it there "
+                "(t2ikit.records.write_set; `t2ikit prepare encode` for a set of images/), or name another folder in "
+                "its callback"
             ) from error
         check_fits(self.record_set("train"), records, name)
-        self._gated.append(stream)
-        self._gated_splits.append(folder)
+        self.gates.append(gate)
+
+    def allow(self, keys: Collection[str]) -> None:
+        """Lets what ``--allow`` names differ from the checkpoint that the run goes on from.
+
+        Raises:
+            ValueError: an unknown key; lists those that there are.
+        """
+        check_allowed(keys)
+        self.allowed = frozenset(keys)
+
+    def continuation(self) -> Continuation:
+        """What decides the rest of the run, and the position that it has reached."""
+        slot = 0 if self._train_loader is None else self._train_loader.slot
+        sets = {"train": "train", **{gate.name: str(gate.folder) for gate in self.gates}}
+        manifests = {name: self.record_set(folder).manifest for name, folder in sets.items()}
+        return Continuation(
+            slot, self.batch_size, self.seed, self.shuffle_window, self.caption_weights, tuple(self.gates), manifests
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, and what it is a position in; the training set's manifest is kept by the module."""
-        slot = 0 if self._train_loader is None else self._train_loader.slot
-        return {"slot": slot, "stream": self._stream_state().to_state()}
+        return self.continuation().to_state()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a saved position; refuses options or gated streams under which the rest of the run would be another.
+        """Goes to a saved position; refuses data and options under which the rest of the run would be another.
 
         Lightning restores the loader too, but not one that was built before it restored its loops, as a run with
         ``trainer.max_epochs`` builds it to know the length of its learning-rate schedule.
 
         Raises:
-            ValueError: names what changed, and ``model.resume_data``, which may allow it.
+            ValueError: lists what changed, and the ``--allow`` that lets it.
         """
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return  # nothing is gone on with
-        allowed: Change = getattr(self.trainer.lightning_module, "resume_data", "same")
-        check_streams_continue(StreamState.from_state(state["stream"]), self._stream_state(), allowed)
-        self._slot = int(state["slot"])
+        before = Continuation.from_state(state)
+        before.check(self.continuation(), self.allowed)
+        self._slot = before.slot
         if self._train_loader is not None:
             self._train_loader.load_state_dict({"slot": self._slot})
 
-    def _stream_state(self) -> StreamState:
-        gated = tuple(
-            GatedState(stream.name, stream.quantile, stream.probability, self.record_set(split).manifest.to_json())
-            for stream, split in zip(self._gated, self._gated_splits, strict=True)
-        )
-        return StreamState(self.batch_size, self.seed, self.shuffle_window, self.caption_weights, gated)
+    def restore_counters(self, checkpoint: dict[str, Any]) -> None:
+        """Counts Lightning's micro-batches anew where ``trainer.accumulate_grad_batches`` has changed.
+
+        Args:
+            checkpoint: whole, before Lightning reads its loops; changed in place.
+        """
+        if self.trainer is not None and "loops" in checkpoint:
+            count_anew(checkpoint["loops"]["fit_loop"], self.batch_size // self.trainer.accumulate_grad_batches)
 
     def train_dataloader(self) -> PositionLoader:
         """Batches of this rank, from the position that a checkpoint restores."""
@@ -267,7 +241,7 @@ class DataModule(LightningDataModule):
             )
         stream = TrainingStream(
             self.record_set("train"),
-            self._gated,
+            self.gates,
             seed=self.seed,
             global_batch=self.batch_size,
             micro_batch=self.batch_size // share,
@@ -276,7 +250,7 @@ class DataModule(LightningDataModule):
             length_bucket=self.length_bucket,
             shuffle_window=self.shuffle_window,
             caption_weights=self.caption_weights,
-            open_set=self._opened,
+            open_set=self.record_set,
         )
         if self.cache_limit is not None and stream.working_set() > self.cache_limit:
             raise ValueError(

@@ -1,8 +1,8 @@
 """The noise gate: which stream a sample comes from, and its noise quantile.
 
 Algorithm 1 of "How far can we go with ImageNet for text-to-image generation?": draw u ~ U(0, 1); where u > tau take,
-with probability p, a sample of the augmented stream instead of the raw one. Here the source is drawn first and then u
-given the source. The joint law is the same, and no record is read that is not used.
+with probability p, a sample of the augmented stream instead of the raw one. Here the source is chosen first and then
+u given the source. The joint law is the same, and no record is read that is not used.
 
     P(s) = p_s (1 - tau_s)          u | s   ~ U(tau_s, 1)
     P(raw) = 1 - sum of P(s)        u | raw ~ density proportional to 1 - sum of p_s over the s with tau_s < u
@@ -10,6 +10,7 @@ given the source. The joint law is the same, and no record is read that is not u
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,17 +19,22 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Gate:
-    """A gated stream may be drawn where u > ``quantile``, and then is with ``probability``.
+    """An augmented stream behind a noise gate: where u > ``quantile`` it is chosen with ``probability``.
 
     Attributes:
-        quantile: threshold tau on the noise quantile, in [0, 1].
+        name: of the source, as it is logged.
+        folder: the encoded set: below the data root, or a path.
+        quantile: threshold tau on the noise quantile u, in [0, 1].
         probability: p, in [0, 1].
-        name: of the stream, for messages.
+
+    Raises:
+        ValueError: a number outside [0, 1].
     """
 
+    name: str
+    folder: str | os.PathLike[str]
     quantile: float
     probability: float
-    name: str = "gated stream"
 
     def __post_init__(self) -> None:
         for option, value in (("threshold tau", self.quantile), ("probability p", self.probability)):
@@ -65,11 +71,11 @@ def source_and_quantile(uniforms: np.ndarray, gates: Sequence[Gate]) -> tuple[np
     share = shares(gates)
     # Gated streams fill [0, sum P(s)) in order; what is left is raw.
     ends = np.cumsum(share[1:])
-    place = np.searchsorted(ends, uniforms[:, 0], side="right")
-    source = np.where(place < len(gates), place + 1, 0).astype(np.int64)
+    interval = np.searchsorted(ends, uniforms[:, 0], side="right")
+    source = np.where(interval < len(gates), interval + 1, 0).astype(np.int64)
     u = _raw_quantile(uniforms[:, 1], gates)
-    for number, gate in enumerate(gates, start=1):
-        chosen = source == number
+    for index, gate in enumerate(gates, start=1):
+        chosen = source == index
         u[chosen] = gate.quantile + (1 - gate.quantile) * uniforms[chosen, 1]
     return source, u
 
@@ -80,7 +86,7 @@ def _raw_quantile(uniform: np.ndarray, gates: Sequence[Gate]) -> np.ndarray:
     density = [1 - sum(gate.probability for gate in gates if gate.quantile <= left) for left in knots[:-1]]
     mass = np.concatenate([[0.0], np.cumsum(np.maximum(density, 0.0) * np.diff(knots))])
     if mass[-1] == 0:
-        return uniform.copy()  # raw is never drawn
+        return uniform.copy()  # raw is never chosen
     slope = np.diff(mass) / np.diff(knots)
     # "right" skips the intervals without mass, where no raw sample lies.
     target = uniform * mass[-1]

@@ -1,143 +1,143 @@
-"""Whether a run goes on with the data that it began with."""
+"""Going on: what decides the rest of a run, kept in its checkpoints and compared when the run is resumed."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
+from t2ikit.data.gate import Gate
 from t2ikit.records.manifest import Manifest
 
-Change = Literal["same", "extended", "any"]
-CHANGES: tuple[Change, ...] = get_args(Change)
+APPENDED, RECORDS, GATES = "data.appended", "data.records", "gates"
+ALLOWED = ("data.batch_size", "data.seed", "data.shuffle_window", "data.caption_weights", GATES, APPENDED, RECORDS)
+"""What ``--allow`` lets differ between a checkpoint and the run that goes on from it."""
 
-# Said first, since they explain why the records differ.
+# Named first, since they explain why the records differ.
 _CONTENT = ("captions", "setting", "source", "count", "source_sha256")
 
 
 @dataclass(frozen=True)
-class GatedState:
-    """A gated stream as a checkpoint remembers it.
+class Continuation:
+    """Everything that decides what the slots of a run hold from a position on.
 
     Attributes:
-        name: of the source.
-        quantile: noise quantile beyond which it may be drawn.
-        probability: with which it then is.
-        manifest: of its set, as JSON.
-    """
-
-    name: str
-    quantile: float
-    probability: float
-    manifest: str
-
-
-@dataclass(frozen=True)
-class StreamState:
-    """Everything that decides, beside the training set itself, what the slots of a run hold.
-
-    Attributes:
-        batch_size: ``data.batch_size``: an epoch ends with its last whole batch.
+        slot: the position: slots that the run has served.
+        batch_size: ``data.batch_size``; an epoch ends with its last whole batch.
         seed: ``data.seed``.
         shuffle_window: ``data.shuffle_window``.
         caption_weights: ``data.caption_weights``.
-        gated: the gated streams, in their order.
+        gates: the gated streams, in their order.
+        manifests: of the training set ("train") and of the set of every gate, by its name.
     """
 
+    slot: int
     batch_size: int
     seed: int
     shuffle_window: int
     caption_weights: list[float] | dict[str, float] | None = None
-    gated: tuple[GatedState, ...] = ()
+    gates: tuple[Gate, ...] = ()
+    manifests: Mapping[str, Manifest] = field(default_factory=dict)
 
     def to_state(self) -> dict[str, Any]:
         """As it goes into a checkpoint: plain types only."""
-        return {**asdict(self), "gated": [asdict(stream) for stream in self.gated]}
+        manifests = {name: manifest.to_json() for name, manifest in self.manifests.items()}
+        gates = [{**vars(gate), "folder": str(gate.folder)} for gate in self.gates]
+        return {**asdict(self), "gates": gates, "manifests": manifests}
 
     @staticmethod
-    def from_state(state: Mapping[str, Any]) -> StreamState:
-        """The inverse of :meth:`to_state`."""
-        return StreamState(**{**state, "gated": tuple(GatedState(**stream) for stream in state["gated"])})
+    def from_state(state: Mapping[str, Any]) -> Continuation:
+        """The inverse of :meth:`to_state`.
 
-
-def check_streams_continue(before: StreamState, now: StreamState, allowed: Change) -> None:
-    """Refuses options and gated streams under which the rest of a run would not be what was left of it.
-
-    Args:
-        before: of the run when the checkpoint was written.
-        now: of the present run.
-        allowed: "same", "extended" to let the sets of the gated streams have grown, "any" to let everything change.
-
-    Raises:
-        ValueError: names the option that changed, both values and the option that allows it.
-    """
-    if allowed == "any":
-        return
-    for item in fields(StreamState):
-        old, new = getattr(before, item.name), getattr(now, item.name)
-        if item.name != "gated" and old != new:
+        Raises:
+            ValueError: the checkpoint does not say what it continues.
+        """
+        if "manifests" not in state:
             raise ValueError(
-                f"data.{item.name} was {old} in the run of the checkpoint and is {new} now: what is left of the run "
-                f"would hold other records. Set --data.{item.name} as it was, or --model.resume_data any to go on so"
+                "the checkpoint does not say what data it goes on with: it is of another version of t2ikit"
             )
-    ours = [stream.name for stream in now.gated]
-    if [stream.name for stream in before.gated] != ours:
-        raise ValueError(
-            f"the checkpoint was trained on the gated streams {', '.join(s.name for s in before.gated) or 'none'}, now "
-            f"there are {', '.join(ours) or 'none'}: set the callbacks as they were, or --model.resume_data any to go "
-            "on with these"
-        )
-    for old, new in zip(before.gated, now.gated, strict=True):
-        for what in ("quantile", "probability"):
-            first, second = getattr(old, what), getattr(new, what)
-            if not math.isclose(first, second, rel_tol=1e-9, abs_tol=1e-9):
+        manifests = {name: Manifest.from_json(text) for name, text in state["manifests"].items()}
+        gates = tuple(Gate(**gate) for gate in state["gates"])
+        return Continuation(**{**state, "gates": gates, "manifests": manifests})
+
+    def check(self, now: Continuation, allow: Collection[str] = ()) -> None:
+        """Refuses a run whose rest would not be what was left of the run of the checkpoint.
+
+        Encoders, shapes and formats must be those of before, whatever is allowed: the network knows no others. What a
+        set says of itself, such as the folder that its images came from, may change as long as its records do not.
+
+        Args:
+            now: of the present run; its position is not compared.
+            allow: keys of ``ALLOWED`` that may differ.
+
+        Raises:
+            ValueError: lists everything that differs and is not allowed, with the options that let it pass.
+        """
+        for name, manifest in self.manifests.items():
+            unlike = manifest.mismatch(now.manifests[name]) if name in now.manifests else None
+            if unlike is not None:
                 raise ValueError(
-                    f"stream {new.name} had the {what} {first:g} in the run of the checkpoint and has {second:g} now "
-                    "(tau, p and the process decide them): set its callback as it was, or --model.resume_data any to "
-                    "go on so"
+                    f"{_set_name(name)} is not of the kind that the checkpoint was trained on ({unlike}; here: the "
+                    "checkpoint): set --data.root as it was, or begin a new run"
                 )
-        manifests = Manifest.from_json(old.manifest), Manifest.from_json(new.manifest)
-        check_continues(*manifests, allowed, f"the data of stream {new.name}")
+        refused = [(key, text) for key, text in self._differences(now) if key not in allow]
+        if RECORDS in allow:
+            refused = [(key, text) for key, text in refused if key != APPENDED]
+        if refused:
+            options = " ".join(f"--allow {key}" for key in dict.fromkeys(key for key, _ in refused))
+            raise ValueError(
+                "what is left of the run of the checkpoint would hold other records: "
+                + "; ".join(text for _, text in refused)
+                + f". Set it as it was, or go on so with {options}"
+            )
+
+    def _differences(self, now: Continuation) -> Iterator[tuple[str, str]]:
+        """(key of ``ALLOWED``, what differs) for everything that differs."""
+        for option in ("batch_size", "seed", "shuffle_window", "caption_weights"):
+            before, after = getattr(self, option), getattr(now, option)
+            if before != after:
+                yield f"data.{option}", f"data.{option} was {before} and is {after} now"
+        names, names_now = [gate.name for gate in self.gates], [gate.name for gate in now.gates]
+        if names != names_now:
+            yield (
+                GATES,
+                f"the gated streams were {', '.join(names) or 'none'} and are {', '.join(names_now) or 'none'} now (the"
+                " callbacks add them)",
+            )
+        else:
+            for gate, gate_now in zip(self.gates, now.gates, strict=True):
+                for number in ("quantile", "probability"):
+                    before, after = getattr(gate, number), getattr(gate_now, number)
+                    if not math.isclose(before, after, rel_tol=1e-9, abs_tol=1e-9):
+                        yield (
+                            GATES,
+                            f"stream {gate.name} had the {number} {before:g} and has {after:g} now (tau, p and the "
+                            "process decide them)",
+                        )
+        for name, manifest in self.manifests.items():
+            if name in now.manifests:
+                yield from _unlike_records(_set_name(name), manifest, now.manifests[name])
 
 
-def check_continues(before: Manifest, now: Manifest, allowed: Change, what: str = "the data") -> None:
-    """Refuses data that a run cannot go on with.
+def check_allowed(keys: Collection[str]) -> None:
+    """ValueError for a key that ``--allow`` does not know."""
+    for key in keys:
+        if key not in ALLOWED:
+            raise ValueError(f"--allow {key}: what may differ on a resume is one of {', '.join(ALLOWED)}")
 
-    Encoders, shapes and formats must be those of before, whatever is allowed: the network knows no others. Records may
-    have been appended ("extended") or be others ("any") where that is allowed. What the set says of itself, such as the
-    folder that its images came from, may always change as long as its records do not.
 
-    Args:
-        before: of the data when the checkpoint was written.
-        now: of the present data.
-        allowed: "same" records only, "extended" to let a set have grown, "any" to let it hold other records.
-        what: the set, for messages.
+def _set_name(name: str) -> str:
+    return "the training set" if name == "train" else f"the set of stream {name}"
 
-    Raises:
-        ValueError: names the unlike field, both values and the option that allows it.
-    """
-    unlike = before.mismatch(now)
-    if unlike is not None:
-        raise ValueError(
-            f"{what} is not of the kind that the checkpoint was trained on ({unlike}; here: the checkpoint): "
-            "set --data.root as it was, or begin a new run"
-        )
+
+def _unlike_records(name: str, before: Manifest, now: Manifest) -> Iterator[tuple[str, str]]:
     if _records(before) == _records(now):
         return
     if _extends(before, now):
-        if allowed == "same":
-            raise ValueError(
-                f"{what} has grown since the checkpoint, from {before.count} to {now.count} records, and with it the "
-                "order of what is left: set --model.resume_data extended to go on with all of them, or --data.root as "
-                "it was"
-            )
-        return
-    if allowed != "any":
-        raise ValueError(
-            f"{what} holds other records than the checkpoint was trained on ({_difference(before, now)}): set "
-            "--data.root as it was, or --model.resume_data any to go on with these"
-        )
+        yield APPENDED, f"{name} has grown from {before.count} to {now.count} records"
+    else:
+        yield RECORDS, f"{name} holds other records ({_difference(before, now)})"
 
 
 def _records(manifest: Manifest) -> dict[str, str | int]:
@@ -148,12 +148,12 @@ def _records(manifest: Manifest) -> dict[str, str | int]:
 
 def _extends(before: Manifest, now: Manifest) -> bool:
     """Whether the parts of before are the first ones now, chunk by chunk, and others follow."""
-    known = _records(before)
-    del known["count"]
+    chunks = _records(before)
+    del chunks["count"]
     return (
         before.count < now.count
         and now.parts[: len(before.parts)] == before.parts
-        and all(now.chunk_sha256.get(name) == digest for name, digest in known.items())
+        and all(now.chunk_sha256.get(name) == digest for name, digest in chunks.items())
     )
 
 

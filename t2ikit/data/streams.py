@@ -11,9 +11,7 @@ Shapes::
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,32 +28,10 @@ from t2ikit.records.record import RecordView, groups
 from t2ikit.records.record_set import RecordSet
 from t2ikit.records.remote import RemoteFiles
 
-__all__ = ["SHUFFLE_WINDOW", "EvaluationStream", "GatedStream", "RecordOrder", "TrainingStream"]
+__all__ = ["SHUFFLE_WINDOW", "EvaluationStream", "RecordOrder", "TrainingStream"]
 
 AHEAD_BATCHES = 4
 """Batches beyond the present pool whose chunks are made ready, at least."""
-
-
-@dataclass(frozen=True)
-class GatedStream:
-    """An augmented stream that is drawn behind a noise gate (Algorithm 1).
-
-    Attributes:
-        name: of the source, as it is logged.
-        folder: the encoded set; a path, or a folder behind an address (``remote.py``).
-        quantile: tau, the noise quantile beyond which the stream may be drawn, in [0, 1].
-        probability: p, with which it then is, in [0, 1].
-    """
-
-    name: str
-    folder: str | os.PathLike[str]
-    quantile: float
-    probability: float
-
-    @property
-    def gate(self) -> Gate:
-        """Checks both numbers."""
-        return Gate(self.quantile, self.probability, self.name)
 
 
 def read_batch(
@@ -117,7 +93,7 @@ class TrainingStream:
 
     Args:
         primary: the raw set.
-        gated: augmented streams behind their gates, sources 1, 2, ...
+        gates: augmented streams behind their gates, sources 1, 2, ...
         seed: seed of the run.
         global_batch: slots of one optimizer step.
         micro_batch: slots of one forward pass of one rank; world_size * micro_batch divides global_batch.
@@ -137,7 +113,7 @@ class TrainingStream:
     def __init__(
         self,
         primary: RecordSet,
-        gated: Sequence[GatedStream] = (),
+        gates: Sequence[Gate] = (),
         seed: int = 0,
         global_batch: int = 1024,
         micro_batch: int = 1024,
@@ -162,12 +138,12 @@ class TrainingStream:
             raise ValueError(f"data.length_bucket must be at least 1, not {length_bucket}")
         if primary.manifest.text_dim == 0:
             raise ValueError(f"{primary.folder} holds no text states: run t2ikit prepare encode")
-        self.gates = [stream.gate for stream in gated]
-        shares(self.gates)
-        self.sets = [primary, *(open_set(stream.folder) for stream in gated)]
-        for stream, records in zip(gated, self.sets[1:], strict=True):
-            check_fits(primary, records, stream.name)
-        names = ["raw", *(stream.name for stream in gated)]
+        shares(gates)
+        self.gates = list(gates)
+        self.sets = [primary, *(open_set(gate.folder) for gate in gates)]
+        for gate, records in zip(gates, self.sets[1:], strict=True):
+            check_fits(primary, records, gate.name)
+        names = ["raw", *(gate.name for gate in gates)]
         self.orders = [
             RecordOrder(records.chunk_sizes, seed, name, shuffle_window)
             for name, records in zip(names, self.sets, strict=True)
@@ -208,9 +184,9 @@ class TrainingStream:
         source, u = source_and_quantile(numbers, self.gates)
         slots = np.arange(first, first + self.micro_batch)
         index = np.empty(self.micro_batch, dtype=np.int64)
-        for number, (order, period) in enumerate(zip(self.orders, self.periods, strict=True)):
-            here = source == number
-            index[here] = order.index(slots[here] // period, slots[here] % period)
+        for which, (order, period) in enumerate(zip(self.orders, self.periods, strict=True)):
+            mine = source == which
+            index[mine] = order.index(slots[mine] // period, slots[mine] % period)
         return first, source, u, index, numbers[:, 2]
 
     def __getitem__(self, micro_batch_number: int) -> StoredBatch:

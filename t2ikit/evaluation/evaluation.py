@@ -21,7 +21,7 @@ from t2ikit.data.datamodule import DataModule
 from t2ikit.encoders.text import load_encoder
 from t2ikit.evaluation.cost import Cost, measured
 from t2ikit.evaluation.image_store import ImageStore
-from t2ikit.evaluation.reference_images import ReferenceImages
+from t2ikit.evaluation.reference_images import ReferenceImages, real_images
 from t2ikit.evaluation.sampling import Sampling, sample_missing
 from t2ikit.evaluation.scoring import score_samples, write_references
 from t2ikit.evaluation.validation import validation_loss
@@ -213,7 +213,7 @@ class Evaluation:
         references = self._references
         if references is None:
             raise ValueError(f"callbacks.{self.name} has no reference: set its reference to a split of the data (val)")
-        size, whole = data.reference_images("val", 1).shape[-1], None
+        size, whole = real_images(data, "val", 1).shape[-1], None
         if ranks.this() == 0:
             none = torch.empty(0, 3, size, size, dtype=torch.uint8)
             whole = Samples(none, reference=references.all(size), reference_name=references.name)
@@ -304,6 +304,6 @@ def encode(texts: Sequence[str], data: DataModule, device: torch.device | str = 
     """
     reference = data.manifest.text_encoder
     if reference is None:
-        raise ValueError(f"the data in {data.root} has no text states: run `t2ikit prepare encode`")
+        raise ValueError(f"the data in {data.folder} has no text states: run `t2ikit prepare encode`")
     remedy = "bring the same weights or run `t2ikit prepare encode` again"
-    return load_encoder(reference, Path(data.root), remedy, device=device).encode_all(texts)
+    return load_encoder(reference, Path(data.folder), remedy, device=device).encode_all(texts)

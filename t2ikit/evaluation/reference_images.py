@@ -25,7 +25,7 @@ class ReferenceImages:
     """Read when they are needed: the first rank keeps all, the others read their share. All ranks make one together.
 
     Args:
-        name: of the set, or "prompts" for the photos that the prompts describe, cropped and resized as the drawn ones.
+        name: of the set, or "prompts" for the photos that the prompts describe, cropped and resized to their size.
         limit: how many of them; None takes all.
         source: of the prompts.
         data: the data module, set up.
@@ -44,7 +44,7 @@ class ReferenceImages:
         if name == OF_PROMPTS:
             self.photos = ranks.from_first(source.pictures)[:limit]  # decoded when their size is known
         else:
-            self._all = ranks.from_first_kept(lambda: data.reference_images(name, limit))
+            self._all = ranks.from_first_kept(lambda: real_images(data, name, limit))
 
     def count(self) -> int:
         """M, on the first rank."""
@@ -58,20 +58,54 @@ class ReferenceImages:
 
     def part(self, number: int, size: int, device: torch.device) -> Samples:
         """This rank's share of all ``number`` of them, in the place of generated images."""
-        places = ranks.share(number)
+        share = ranks.share(number)
         if self._all is not None:
-            images = self._all[places.start : places.stop]
+            images = self._all[share.start : share.stop]
         elif self.photos:
-            images = self._decoded(places, size)
+            images = self._decoded(share, size)
         else:
-            images = self.data.reference_images(self.name, self.limit, places)
-        return Samples(images, device=device, first=places.start)
+            images = real_images(self.data, self.name, self.limit, share)
+        return Samples(images, device=device, first=share.start)
 
-    def _decoded(self, places: range, size: int) -> Tensor:
+    def _decoded(self, share: range, size: int) -> Tensor:
         """Some of the photos, uint8 [M, 3, size, size]."""
-        paths = self.photos[places.start : places.stop]
+        paths = self.photos[share.start : share.stop]
         photos = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
         bar = tqdm(paths, "reference photos", leave=False, mininterval=1.0, disable=ranks.this() > 0)
-        for number, path in enumerate(bar):
-            photos[number] = torch.from_numpy(decode(path.read_bytes(), size).copy())
+        for index, path in enumerate(bar):
+            photos[index] = torch.from_numpy(decode(path.read_bytes(), size).copy())
         return photos
+
+
+def real_images(data: DataModule, split: str = "val", limit: int | None = None, indices: range | None = None) -> Tensor:
+    """Real images of a prepared set, to compare generated ones with.
+
+    Args:
+        data: the data module, set up.
+        split: the set.
+        limit: how many at most, evenly spaced through the set.
+        indices: consecutive ones of these; None takes all.
+
+    Returns:
+        [M, 3, H, W] uint8.
+
+    Raises:
+        FileNotFoundError: the set holds latents, and the images it was made of are gone.
+    """
+    records = data.record_set(split)
+    if records.manifest.kind != "pixels":
+        # The images before encoding, at the same size: latents decode to something less sharp.
+        folder = f"images/{split}"
+        try:
+            records = data.record_set(folder)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{data.folder / split} holds {records.manifest.kind}, and {data.folder / folder} with their images is "
+                f"gone: keep it, or write it again: t2ikit prepare images --source IMAGE_FOLDER --out {data.folder}"
+            ) from error
+    count = len(records) if limit is None else min(limit, len(records))
+    chosen = [index * len(records) // count for index in (range(count) if indices is None else indices)]
+    images = torch.empty(len(chosen), *records.manifest.image_shape, dtype=torch.uint8)  # 50,000 of them are 10 GB
+    for row, index in enumerate(chosen):
+        images[row] = torch.from_numpy(records.view(index).image().copy())
+    return images

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +77,19 @@ def write_config(folder: Path, text: str, resumed: bool) -> Path:
         path = folder / f"config.resume-{number}.yaml"
     write_whole(path, text)
     return path
+
+
+@contextmanager
+def tell_ranks(folder: RunFolder) -> Iterator[None]:
+    """Lets the ranks that Lightning starts by running this command again find the choice of this process."""
+    os.environ[FOLDER_VARIABLE] = str(folder.path.resolve())
+    if folder.checkpoint is not None:
+        os.environ[CHECKPOINT_VARIABLE] = str(folder.checkpoint.resolve())
+    try:
+        yield
+    finally:
+        os.environ.pop(FOLDER_VARIABLE, None)
+        os.environ.pop(CHECKPOINT_VARIABLE, None)
 
 
 def _last(versions: Path) -> Path:

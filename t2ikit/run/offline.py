@@ -28,7 +28,7 @@ from t2ikit.evaluation.guidance_sweep import plot_sweep, sweep_table, write_csv
 from t2ikit.evaluation.sampling import Sampling
 from t2ikit.metrics.fingerprint import Fingerprint, Score, compare, write_scores
 from t2ikit.pictures import save_grid
-from t2ikit.run.train import extend_import_path
+from t2ikit.run.experiment import extend_import_path
 from t2ikit.run.trained import TrainedModel, find_config, load_trained
 
 # Where the images are while an evaluation is under way.

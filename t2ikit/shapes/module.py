@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from t2ikit.data.datamodule import DataModule
+from t2ikit.pretrained import cache_folder
+from t2ikit.shapes.prompts import Difficulty
+
+Captions = Literal["long", "aio"]
 
 
+@dataclass(eq=False)
 class ShapesData(DataModule):
     """The embedded data set: rendered scenes of coloured shapes, built at the first use and kept.
 
-    Args:
+    Attributes:
         size: height and width of the images, at least 16.
         difficulty: "simple" (one plain object) or "full".
         count: training images.
@@ -20,46 +24,35 @@ class ShapesData(DataModule):
         captions: "long" or "aio" (an image of <class>).
         settings: CutMix settings that are built beside the images.
         scene_seed: seed of the scenes.
-        root: where the data is kept; by default in the cache folder of the user, by its options.
+        root: where the data is kept; by default below ``$T2IKIT_CACHE`` (or ``~/.cache/t2ikit``), by its options.
         batch_size: samples of one optimizer step, over all devices and accumulated batches.
         num_workers: reading processes of each device; 0 reads in the training process.
-        options: the other options of :class:`DataModule`; ``--help`` shows them.
     """
 
-    def __init__(
-        self,
-        size: int = 16,
-        difficulty: Literal["simple", "full"] = "simple",
-        count: int = 20_000,
-        val_count: int = 1_000,
-        captions: Literal["long", "aio"] = "long",
-        settings: tuple[str, ...] = ("cmall",),
-        scene_seed: int = 0,
-        root: str | None = None,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        **options: Any,
-    ) -> None:
-        for option, value, choices in (
-            ("difficulty", difficulty, ("simple", "full")),
-            ("captions", captions, ("long", "aio")),
-        ):
-            if value not in choices:
-                raise ValueError(f'data.{option} must be "{choices[0]}" or "{choices[1]}", not "{value}"')
-        if size < 16:
-            raise ValueError(f"data.size must be at least 16, not {size}")
-        if root is None:
-            cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-            parts = [str(size), difficulty, captions, str(count), str(val_count), *settings, str(scene_seed)]
-            root = str(cache / "t2ikit" / "-".join(["shapes", *parts]))
-        super().__init__(root, batch_size, num_workers, **options)
-        self.size = size
-        self.difficulty = difficulty
-        self.count = count
-        self.val_count = val_count
-        self.captions = captions
-        self.settings = tuple(settings)
-        self.scene_seed = scene_seed
+    root: str | None = None  # type: ignore[assignment]  # filled in below
+    batch_size: int = 64
+    num_workers: int = 0
+    size: int = 16
+    difficulty: Difficulty = "simple"
+    count: int = 20_000
+    val_count: int = 1_000
+    captions: Captions = "long"
+    settings: tuple[str, ...] = ("cmall",)
+    scene_seed: int = 0
+
+    def __post_init__(self) -> None:
+        for option, choices in (("difficulty", get_args(Difficulty)), ("captions", get_args(Captions))):
+            if getattr(self, option) not in choices:
+                raise ValueError(
+                    f'data.{option} must be "{choices[0]}" or "{choices[1]}", not "{getattr(self, option)}"'
+                )
+        if self.size < 16:
+            raise ValueError(f"data.size must be at least 16, not {self.size}")
+        self.settings = tuple(self.settings)
+        if self.root is None:
+            parts = [self.size, self.difficulty, self.captions, self.count, self.val_count, *self.settings]
+            self.root = str(cache_folder() / "-".join(["shapes", *map(str, parts), str(self.scene_seed)]))
+        super().__post_init__()
 
     def find_data(self) -> None:
         """Nothing to find: what is not there is rendered."""
@@ -70,7 +63,7 @@ class ShapesData(DataModule):
         from t2ikit.shapes.dataset import build_shapes
 
         build_shapes(
-            self.root,
+            self.folder,
             self.size,
             self.difficulty,
             self.count,

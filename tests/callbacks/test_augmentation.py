@@ -47,9 +47,9 @@ def register(root: Path, process: Any = None, **options: Any) -> DataModule:
 
 
 def test_the_gate_means_the_same_noise_under_another_process(root: Path) -> None:
-    [vp] = register(root, setting="cm4", tau=0.4, p=0.25)._gated
+    [vp] = register(root, setting="cm4", tau=0.4, p=0.25).gates
     assert vp.quantile == pytest.approx(0.4) and vp.probability == 0.25 and vp.name == "cm4"
-    [flow] = register(root, RectifiedFlow(), setting="cm4", tau=0.4)._gated
+    [flow] = register(root, RectifiedFlow(), setting="cm4", tau=0.4).gates
     assert flow.quantile == pytest.approx(0.4495, abs=1e-4)
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from t2ikit.data.captions import CaptionChoice, caption_kinds
 from t2ikit.data.datamodule import DataModule
-from t2ikit.data.streams import GatedStream, TrainingStream
+from t2ikit.data.gate import Gate
+from t2ikit.data.streams import TrainingStream
 from t2ikit.pretrained import EncoderReference
 from t2ikit.records.manifest import Manifest
 from t2ikit.records.record import Record, RecordView, quantise_tokens
@@ -66,11 +67,11 @@ def test_weights_by_kind_follow_the_order_of_the_set() -> None:
 def test_a_stream_reads_only_the_caption_it_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = write(tmp_path / "train")
     write(tmp_path / "train_cm4", kinds="aio+long")
-    gated = [GatedStream("cm4", tmp_path / "train_cm4", 0.2, 0.5)]
+    gates = [Gate("cm4", tmp_path / "train_cm4", 0.2, 0.5)]
     read: list[int] = []
     real = RecordView.tokens
     monkeypatch.setattr(RecordView, "tokens", lambda view, caption: read.append(caption) or real(view, caption))
-    options = {"gated": gated, "global_batch": 32, "micro_batch": 32, "seed": 1}
+    options = {"gates": gates, "global_batch": 32, "micro_batch": 32, "seed": 1}
     stream = TrainingStream(records, **options, caption_weights={"long": 0.9, "aio": 0.1})
     captions, sources = used(stream, 60)
     assert read == captions.tolist() and len(read) == 60 * 32  # one caption a slot
@@ -99,8 +100,8 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"data.caption_weights.*{message}"):
             TrainingStream(records, **options, caption_weights=weights)
     with pytest.raises(ValueError, match="2 weights, but a record of .*one has 1 captions"):
-        gated = [GatedStream("cm4", tmp_path / "one", 0.2, 0.5)]
-        TrainingStream(records, gated, **options, caption_weights=[0.5, 0.5])
+        gates = [Gate("cm4", tmp_path / "one", 0.2, 0.5)]
+        TrainingStream(records, gates, **options, caption_weights=[0.5, 0.5])
     assert TrainingStream(one, **options, caption_weights=[2.0])[0].tokens.shape[0] == 32
     with pytest.raises(ValueError, match="data.caption_weights must be at least 0"):
         DataModule(str(tmp_path), caption_weights=[-1.0])

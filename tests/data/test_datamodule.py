@@ -16,6 +16,7 @@ from torch import Tensor
 
 from t2ikit.batch import StoredBatch
 from t2ikit.data.datamodule import DataModule
+from t2ikit.evaluation.reference_images import real_images
 from t2ikit.pretrained import EncoderReference
 from t2ikit.records.manifest import Manifest
 from t2ikit.records.record import Record, quantise_tokens
@@ -81,7 +82,7 @@ def fit(
     epochs: int = 4,
     gate: Callback | None = None,
     data: dict[str, Any] | None = None,
-    resume_data: str = "same",
+    allow: tuple[str, ...] = (),
     **options: Any,
 ) -> tuple[Tiny, pl.Trainer]:
     """An epoch has 3 steps of 16 samples."""
@@ -99,9 +100,10 @@ def fit(
         **options,
     )
     module = Tiny()
-    module.resume_data = resume_data
     values = {"batch_size": 16, "num_workers": workers, "seed": 3, "eval_batch_size": 4, **(data or {})}
-    trainer.fit(module, datamodule=DataModule(str(root), **values), ckpt_path=checkpoint)
+    data_module = DataModule(str(root), **values)
+    data_module.allow(allow)
+    trainer.fit(module, datamodule=data_module, ckpt_path=checkpoint)
     return module, trainer
 
 
@@ -153,16 +155,16 @@ def test_a_run_goes_on_with_the_stream_it_began_with(root: Path, tmp_path: Path)
     shutil.rmtree(tmp_path / "other" / "train_cm4")
     records = (make_record("other", index) for index in range(COUNTS["train_cm4"]))
     write_set(tmp_path / "other" / "train_cm4", records, PIXELS, EMPTY, 2000)
-    for changes, named in [
-        ({"data": {"batch_size": 8}}, r"data\.batch_size was 16 .* is 8"),
-        ({"data": {"seed": 4}}, r"data\.seed was 3"),
-        ({"gate": Gated(0.25)}, "stream cm4 had the probability 0.5"),
-        ({"root": tmp_path / "other"}, "stream cm4 holds other records"),
+    for changes, named, key in [
+        ({"data": {"batch_size": 8}}, r"data\.batch_size was 16 .* is 8", "data.batch_size"),
+        ({"data": {"seed": 4}}, r"data\.seed was 3", "data.seed"),
+        ({"gate": Gated(0.25)}, "stream cm4 had the probability 0.5", "gates"),
+        ({"root": tmp_path / "other"}, "stream cm4 holds other records", "data.records"),
     ]:
         changes = {"root": root, **changes}
-        with pytest.raises(ValueError, match=f"{named}[^$]*--model.resume_data any"):
+        with pytest.raises(ValueError, match=f"{named}[^$]*--allow {key}$"):
             fit(folder=tmp_path / "refused", checkpoint=checkpoint, epochs=2, **changes)
-        resumed, _ = fit(folder=tmp_path / "any", checkpoint=checkpoint, epochs=2, resume_data="any", **changes)
+        resumed, _ = fit(folder=tmp_path / "any", checkpoint=checkpoint, epochs=2, allow=(key,), **changes)
         assert resumed.served[0][0] == 64  # the position is one of slots
 
 
@@ -256,18 +258,18 @@ def test_the_empty_prompt_and_reference_images(root: Path, tmp_path: Path) -> No
     text = data.unconditional()
     assert text.embeddings.shape == (1, 1, 8) and text.mask.tolist() == [[True]]
     assert np.array_equal(text.embeddings[0].numpy(), EMPTY.dequantise())
-    images = data.reference_images("val")
+    images = real_images(data, "val")
     assert images.shape == (11, 3, 4, 4) and images.dtype == torch.uint8
     assert np.array_equal(images[4].numpy(), make_record("val", 4).image)
-    some = data.reference_images("train", 5)
+    some = real_images(data, "train", 5)
     assert np.array_equal(some.numpy(), [make_record("train", i * 53 // 5).image for i in range(5)])
     assert data.manifest.count == 53
     latents = Manifest("latents", (2, 4, 2, 2), 8)
     write_set(tmp_path / "val", [Record(np.zeros((2, 4, 2, 2), np.float16), ("a",), (EMPTY,))], latents)
     with pytest.raises(FileNotFoundError, match="prepare images"):
-        DataModule(str(tmp_path)).reference_images()
+        real_images(DataModule(str(tmp_path)))
     write_set(tmp_path / "images" / "val", [make_record("val", i) for i in range(2)], Manifest("pixels", (3, 4, 4), 8))
-    images = DataModule(str(tmp_path)).reference_images()
+    images = real_images(DataModule(str(tmp_path)))
     assert np.array_equal(images.numpy(), [make_record("val", i).image for i in range(2)])
 
 
@@ -292,10 +294,10 @@ def test_shapes_take_and_show_the_options_of_the_data_module(root: Path) -> None
 
 
 def test_shapes_options_choose_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("T2IKIT_CACHE", str(tmp_path))
     first, same, other = ShapesData(), ShapesData(batch_size=8, seed=4), ShapesData(count=50)
-    assert first.root == same.root != other.root and first.root.is_relative_to(tmp_path)
-    assert ShapesData(root="~/shapes").root == Path.home() / "shapes"
+    assert first.folder == same.folder != other.folder and first.folder.is_relative_to(tmp_path)
+    assert ShapesData(root="~/shapes").folder == Path.home() / "shapes"
     for option, value in [("size", 8), ("difficulty", "hard"), ("captions", "x")]:
         with pytest.raises(ValueError, match=f"data.{option}"):
             ShapesData(**{option: value})

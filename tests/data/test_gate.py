@@ -11,14 +11,14 @@ from t2ikit.data.gate import Gate, shares, source_and_quantile
 BINS = 20
 CASES = [
     [],
-    [Gate(0.4, 0.5)],
-    [Gate(0.4, 1.0)],
-    [Gate(0.0, 0.3)],
-    [Gate(1.0, 0.7)],
-    [Gate(0.4, 0.25), Gate(0.7, 0.5)],
-    [Gate(0.7, 0.5), Gate(0.4, 0.25), Gate(0.4, 0.25)],
-    [Gate(0.2, 0.5), Gate(0.6, 0.5)],
-    [Gate(0.0, 1.0)],
+    [Gate("gate", "", 0.4, 0.5)],
+    [Gate("gate", "", 0.4, 1.0)],
+    [Gate("gate", "", 0.0, 0.3)],
+    [Gate("gate", "", 1.0, 0.7)],
+    [Gate("gate", "", 0.4, 0.25), Gate("gate", "", 0.7, 0.5)],
+    [Gate("gate", "", 0.7, 0.5), Gate("gate", "", 0.4, 0.25), Gate("gate", "", 0.4, 0.25)],
+    [Gate("gate", "", 0.2, 0.5), Gate("gate", "", 0.6, 0.5)],
+    [Gate("gate", "", 0.0, 1.0)],
 ]
 
 
@@ -62,7 +62,7 @@ def test_joint_law(gates: list[Gate]) -> None:
 
 
 def test_a_gated_sample_lies_beyond_its_threshold() -> None:
-    gates = [Gate(0.437, 0.3), Gate(0.811, 0.6)]
+    gates = [Gate("gate", "", 0.437, 0.3), Gate("gate", "", 0.811, 0.6)]
     source, u = source_and_quantile(rng.uniforms(1, "source", 0, 100_000, 2), gates)
     for number, gate in enumerate(gates, start=1):
         assert u[source == number].min() > gate.quantile - 1e-12
@@ -72,15 +72,17 @@ def test_a_gated_sample_lies_beyond_its_threshold() -> None:
 
 def test_raw_density_in_closed_form() -> None:
     """tau 0.4, p 0.5: u | raw is below 0.4 with probability 4/7 (architectures of the paper: 0.4 / 0.7)."""
-    source, u = source_and_quantile(rng.uniforms(2, "source", 0, 400_000, 2), [Gate(0.4, 0.5)])
+    source, u = source_and_quantile(rng.uniforms(2, "source", 0, 400_000, 2), [Gate("gate", "", 0.4, 0.5)])
     assert abs((u[source == 0] < 0.4).mean() - 4 / 7) < 0.004
 
 
 def test_no_interval_without_mass_is_drawn() -> None:
     """With p = 1 no raw sample lies beyond the threshold, and none between two of them if their sum is 1."""
-    source, u = source_and_quantile(rng.uniforms(3, "source", 0, 50_000, 2), [Gate(0.5, 1.0)])
+    source, u = source_and_quantile(rng.uniforms(3, "source", 0, 50_000, 2), [Gate("gate", "", 0.5, 1.0)])
     assert u[source == 0].max() <= 0.5
-    source, u = source_and_quantile(rng.uniforms(3, "source", 0, 50_000, 2), [Gate(0.3, 0.7), Gate(0.6, 0.3)])
+    source, u = source_and_quantile(
+        rng.uniforms(3, "source", 0, 50_000, 2), [Gate("gate", "", 0.3, 0.7), Gate("gate", "", 0.6, 0.3)]
+    )
     assert u[source == 0].max() <= 0.6
 
 
@@ -90,11 +92,11 @@ def test_no_interval_without_mass_is_drawn() -> None:
 def test_values_outside_are_refused(quantile: float, probability: float) -> None:
     option = "probability p" if 0 <= quantile <= 1 else "threshold tau"
     with pytest.raises(ValueError, match=f"cmall: the {option}"):
-        Gate(quantile, probability, "cmall")
+        Gate("cmall", "", quantile, probability)
 
 
 def test_probabilities_beyond_one_are_refused() -> None:
     with pytest.raises(ValueError, match=r"cm2, cm4 sum to 1.2"):
-        source_and_quantile(np.zeros((1, 2)), [Gate(0.4, 0.6, "cm2"), Gate(0.4, 0.6, "cm4")])
+        source_and_quantile(np.zeros((1, 2)), [Gate("cm2", "", 0.4, 0.6), Gate("cm4", "", 0.4, 0.6)])
     with pytest.raises(ValueError, match="k >= 2"):
         source_and_quantile(np.zeros((3, 1)), [])

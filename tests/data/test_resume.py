@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from t2ikit.batch import StoredBatch
+from t2ikit.data.gate import Gate
 from t2ikit.data.loaders import PositionLoader
-from t2ikit.data.streams import GatedStream, TrainingStream
+from t2ikit.data.streams import TrainingStream
 from t2ikit.pretrained import EncoderReference
 from t2ikit.records.manifest import Manifest
 from t2ikit.records.record import Record, quantise_tokens
@@ -44,7 +45,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_loader(root: Path, rank: int, workers: int, world_size: int = 2, accumulate: int = 1) -> PositionLoader:
     stream = TrainingStream(
         RecordSet(root / "train"),
-        [GatedStream("cm4", root / "train_cm4", 0.4, 0.5)],
+        [Gate("cm4", root / "train_cm4", 0.4, 0.5)],
         seed=3,
         global_batch=16,
         micro_batch=16 // world_size // accumulate,

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from t2ikit.data.resume import GatedState, StreamState, check_continues, check_streams_continue
+from t2ikit.data.gate import Gate
+from t2ikit.data.resume import ALLOWED, Continuation, check_allowed
 from t2ikit.pretrained import EncoderReference
 from t2ikit.records.manifest import Manifest, Part
 
@@ -33,19 +34,37 @@ GROWN: dict[str, Any] = {
 }
 
 
+GATE = Gate("cm4", "train_cm4", 0.4, 0.5)
+RUN = Continuation(640, 16, 3, 20, {"long": 0.9, "aio": 0.1}, (GATE,), {"train": BEFORE, "cm4": BEFORE})
+
+
+def with_set(name: str, **changes: Any) -> Continuation:
+    return replace(RUN, manifests={**RUN.manifests, name: replace(BEFORE, **changes)})
+
+
+def test_it_is_kept_as_plain_types() -> None:
+    state = RUN.to_state()
+    assert json.loads(json.dumps(state)) == state  # a checkpoint is read without pickled classes
+    assert Continuation.from_state(state) == RUN
+    with pytest.raises(ValueError, match="another version of t2ikit"):
+        Continuation.from_state({"slot": 0})
+
+
 def test_the_same_records_go_on_whatever_the_set_says_of_itself() -> None:
-    moved = replace(
-        BEFORE, source="elsewhere", versions={"t2ikit": "9"}, chunk_sha256={**BEFORE.chunk_sha256, "index.json": "x"}
-    )
-    check_continues(BEFORE, moved, "same")
-    check_continues(BEFORE, Manifest.from_json(BEFORE.to_json()), "same")
+    chunks = {**BEFORE.chunk_sha256, "index.json": "x"}
+    for name in ("train", "cm4"):
+        RUN.check(with_set(name, source="elsewhere", versions={"t2ikit": "9"}, chunk_sha256=chunks))
+    RUN.check(replace(RUN, slot=0))  # the position is not compared
+    RUN.check(replace(RUN, gates=(replace(GATE, folder="elsewhere/train_cm4"),)))
+    RUN.check(replace(RUN, gates=(replace(GATE, quantile=0.4 + 1e-12),)))  # another machine's rounding
 
 
-@pytest.mark.parametrize("allowed", ["extended", "any"])
-def test_appended_records_go_on_where_they_may(allowed: Any) -> None:
-    check_continues(BEFORE, replace(BEFORE, **GROWN), allowed)
-    with pytest.raises(ValueError, match=r"grown .* from 10 to 14 records.*--model\.resume_data extended"):
-        check_continues(BEFORE, replace(BEFORE, **GROWN), "same")
+@pytest.mark.parametrize(("name", "said"), [("train", "the training set"), ("cm4", "the set of stream cm4")])
+def test_appended_records_go_on_where_they_may(name: str, said: str) -> None:
+    for allowed in (["data.appended"], ["data.records"]):
+        RUN.check(with_set(name, **GROWN), allowed)
+    with pytest.raises(ValueError, match=rf"{said} has grown from 10 to 14 records.*with --allow data\.appended$"):
+        RUN.check(with_set(name, **GROWN), ["gates"])
 
 
 @pytest.mark.parametrize(
@@ -59,12 +78,13 @@ def test_appended_records_go_on_where_they_may(allowed: Any) -> None:
         ({"count": 6, "parts": (Part(6, 1, "s"),)}, "count was 10, now 6"),
     ],
 )
-def test_other_records_are_refused_unless_any_may_go_on(changes: dict[str, Any], named: str) -> None:
-    now = replace(BEFORE, **changes)
-    for allowed in ("same", "extended"):
-        with pytest.raises(ValueError, match=f"other records.*{named}.*--model.resume_data any"):
-            check_continues(BEFORE, now, allowed)  # type: ignore[arg-type]
-    check_continues(BEFORE, now, "any")
+def test_other_records_are_refused_unless_they_may_go_on(changes: dict[str, Any], named: str) -> None:
+    for name, said in (("train", "the training set"), ("cm4", "the set of stream cm4")):
+        now = with_set(name, **changes)
+        for allowed in ((), ("data.appended",)):
+            with pytest.raises(ValueError, match=rf"{said} holds other records \({named}.*--allow data\.records$"):
+                RUN.check(now, allowed)
+        RUN.check(now, ["data.records"])
 
 
 @pytest.mark.parametrize(
@@ -79,53 +99,44 @@ def test_other_records_are_refused_unless_any_may_go_on(changes: dict[str, Any],
     ],
 )
 def test_another_format_or_encoder_is_never_gone_on_with(changes: dict[str, Any], named: str) -> None:
-    with pytest.raises(ValueError, match=rf"{named} .*--data\.root"):
-        check_continues(BEFORE, replace(BEFORE, **changes), "any")
-
-
-STREAM = StreamState(16, 3, 20, {"long": 0.9, "aio": 0.1}, (GatedState("cm4", 0.4, 0.5, BEFORE.to_json()),))
-TWO = (*STREAM.gated, GatedState("crop", 0.6, 0.1, BEFORE.to_json()))
-
-
-def with_gated(**changes: Any) -> StreamState:
-    return replace(STREAM, gated=(replace(STREAM.gated[0], **changes),))
-
-
-def test_a_stream_goes_on_as_the_checkpoint_remembers_it() -> None:
-    state = STREAM.to_state()
-    assert json.loads(json.dumps(state)) == state  # plain types: a checkpoint is read without pickled classes
-    assert StreamState.from_state(state) == STREAM
-    check_streams_continue(STREAM, StreamState.from_state(state), "same")
-    check_streams_continue(STREAM, with_gated(quantile=0.4 + 1e-12), "same")  # another machine's rounding
+    for name in ("train", "cm4"):
+        with pytest.raises(ValueError, match=rf"{named} .*--data\.root"):
+            RUN.check(with_set(name, **changes), ALLOWED)
 
 
 @pytest.mark.parametrize(
-    ("now", "named"),
+    ("now", "named", "key"),
     [
-        (replace(STREAM, batch_size=32), r"data\.batch_size was 16 .* is 32"),
-        (replace(STREAM, seed=4), r"data\.seed was 3 .* is 4"),
-        (replace(STREAM, shuffle_window=1), r"data\.shuffle_window was 20"),
-        (replace(STREAM, caption_weights=None), r"data\.caption_weights was .*long.* is None"),
-        (replace(STREAM, gated=()), "streams cm4, now there are none"),
-        (replace(STREAM, gated=TWO), "streams cm4, now there are cm4, crop"),
-        (with_gated(name="cm9"), "streams cm4, now there are cm9"),
-        (with_gated(quantile=0.5), r"stream cm4 had the quantile 0\.4 .* has 0\.5"),
-        (with_gated(probability=0.25), r"stream cm4 had the probability 0\.5 .* has 0\.25"),
-        (
-            with_gated(manifest=replace(BEFORE, chunk_sha256={"chunk-0-0.bin": "9", "index.json": "i"}).to_json()),
-            r"data of stream cm4 holds other records .*chunk_sha256 of chunk-0-0\.bin",
-        ),
+        (replace(RUN, batch_size=32), r"data\.batch_size was 16 .* is 32", "data.batch_size"),
+        (replace(RUN, seed=4), r"data\.seed was 3 .* is 4", "data.seed"),
+        (replace(RUN, shuffle_window=1), r"data\.shuffle_window was 20", "data.shuffle_window"),
+        (replace(RUN, caption_weights=None), r"data\.caption_weights was .*long.* is None", "data.caption_weights"),
+        (replace(RUN, gates=(), manifests={"train": BEFORE}), "streams were cm4 and are none now", "gates"),
+        (replace(RUN, gates=(GATE, replace(GATE, name="crop"))), "streams were cm4 and are cm4, crop now", "gates"),
+        (replace(RUN, gates=(replace(GATE, name="cm9"),)), "streams were cm4 and are cm9 now", "gates"),
+        (replace(RUN, gates=(replace(GATE, quantile=0.5),)), r"stream cm4 had the quantile 0\.4 and has 0\.5", "gates"),
+        (replace(RUN, gates=(replace(GATE, probability=0.25),)), r"the probability 0\.5 and has 0\.25", "gates"),
     ],
 )
-def test_another_stream_is_refused_unless_any_may_go_on(now: StreamState, named: str) -> None:
-    for allowed in ("same", "extended"):
-        with pytest.raises(ValueError, match=f"{named}.*--model.resume_data any"):
-            check_streams_continue(STREAM, now, allowed)  # type: ignore[arg-type]
-    check_streams_continue(STREAM, now, "any")
+def test_another_stream_is_refused_unless_it_may_go_on(now: Continuation, named: str, key: str) -> None:
+    for allowed in ((), [other for other in ALLOWED if other != key]):
+        with pytest.raises(ValueError, match=f"{named}.*--allow {key}$"):
+            RUN.check(now, allowed)
+    RUN.check(now, [key])
 
 
-def test_the_set_of_a_gated_stream_may_grow_where_the_data_may() -> None:
-    grown = with_gated(manifest=replace(BEFORE, **GROWN).to_json())
-    check_streams_continue(STREAM, grown, "extended")
-    with pytest.raises(ValueError, match=r"stream cm4 has grown .*--model\.resume_data extended"):
-        check_streams_continue(STREAM, grown, "same")
+def test_everything_that_differs_is_listed_at_once() -> None:
+    now = replace(with_set("cm4", **GROWN), seed=4, gates=(replace(GATE, quantile=0.5, probability=0.25),))
+    with pytest.raises(ValueError) as caught:
+        RUN.check(now)
+    message = str(caught.value)
+    for part in ("data.seed was 3", "quantile 0.4", "probability 0.5", "stream cm4 has grown"):
+        assert part in message
+    assert message.endswith("--allow data.seed --allow gates --allow data.appended")
+    RUN.check(now, ["data.seed", "gates", "data.appended"])
+
+
+def test_keys_that_nothing_is_called_are_refused() -> None:
+    check_allowed(ALLOWED)
+    with pytest.raises(ValueError, match=r"--allow data\.sead: .* one of data\.batch_size, data\.seed"):
+        check_allowed(["data.sead"])

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from t2ikit.batch import StoredBatch
+from t2ikit.data.gate import Gate
 from t2ikit.data.loaders import EvaluationLoader, PositionLoader
 from t2ikit.data.order import RecordOrder
-from t2ikit.data.streams import EvaluationStream, GatedStream, TrainingStream
+from t2ikit.data.streams import EvaluationStream, TrainingStream
 from t2ikit.pretrained import EncoderReference
 from t2ikit.records.manifest import Manifest
 from t2ikit.records.record import Record, quantise_tokens
@@ -53,11 +54,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_stream(root: Path, **options: Any) -> TrainingStream:
-    gated = [
-        GatedStream("cm4", root / "train_cm4", 0.4, 0.5),
-        GatedStream("crop", root / "train_crop", 0.6, 0.25),
+    gates = [
+        Gate("cm4", root / "train_cm4", 0.4, 0.5),
+        Gate("crop", root / "train_crop", 0.6, 0.25),
     ]
-    defaults = {"gated": gated, "seed": 5, "global_batch": 16, "micro_batch": 16, "length_bucket": 8}
+    defaults = {"gates": gates, "seed": 5, "global_batch": 16, "micro_batch": 16, "length_bucket": 8}
     return TrainingStream(RecordSet(root / "train"), **{**defaults, **options})
 
 
@@ -160,7 +161,7 @@ def test_epochs_and_gated_epochs_repeat_no_record(root: Path) -> None:
 
 
 def test_the_seed_changes_everything_and_a_gated_stream_leaves_the_raw_order(root: Path) -> None:
-    stream, other, plain = make_stream(root), make_stream(root, seed=6), make_stream(root, gated=[])
+    stream, other, plain = make_stream(root), make_stream(root, seed=6), make_stream(root, gates=[])
     _, source, u, index, _ = stream.plan(3)
     assert not np.array_equal(u, other.plan(3)[2]) and not np.array_equal(index, other.plan(3)[3])
     assert np.array_equal(index[source == 0], plain.plan(3)[3][source == 0])
@@ -209,9 +210,9 @@ def test_unfit_options_are_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lower data.batch_size"):
         make_stream(root, global_batch=128, micro_batch=128)
     with pytest.raises(ValueError, match="cm4: the probability p"):
-        make_stream(root, gated=[GatedStream("cm4", root / "train_cm4", 0.4, 1.5)])
+        make_stream(root, gates=[Gate("cm4", root / "train_cm4", 0.4, 1.5)])
     with pytest.raises(FileNotFoundError, match="--data.root"):
-        make_stream(root, gated=[GatedStream("cm9", root / "train_cm9", 0.4, 0.5)])
+        make_stream(root, gates=[Gate("cm9", root / "train_cm9", 0.4, 0.5)])
     for change, field in [
         ({"text_dim": 12}, "text_dim"),
         ({"text_encoder": EncoderReference("other", None, "ef" * 32)}, "text_encoder"),
@@ -224,7 +225,7 @@ def test_unfit_options_are_refused(root: Path, tmp_path: Path) -> None:
         record = Record(image, ("a",), (quantise_tokens(np.ones((1, width))),))
         write_set(tmp_path / field, [record], manifest)
         with pytest.raises(ValueError, match=f"cm4.*{field}"):
-            make_stream(root, gated=[GatedStream("cm4", tmp_path / field, 0.4, 0.5)])
+            make_stream(root, gates=[Gate("cm4", tmp_path / field, 0.4, 0.5)])
     write_set(tmp_path / "images", [Record(np.zeros((3, 8, 8), np.uint8))], Manifest("pixels", (3, 8, 8)))
     with pytest.raises(ValueError, match="t2ikit prepare encode"):
         TrainingStream(RecordSet(tmp_path / "images"), global_batch=1, micro_batch=1)

@@ -269,13 +269,16 @@ def test_pictures_are_looked_at_by_all_ranks(tmp_path: Path, two_ranks: TwoRanks
         assert scores == pytest.approx([value, value]) and seen == share
 
 
-def test_metrics_refuse_before_anything_is_drawn(tmp_path: Path, calls: list[int]) -> None:
+def test_metrics_refuse_before_anything_is_sampled(
+    tmp_path: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     metric = DistributionMetrics(RandomConvFeatures(dim=8), k=12)
-    data: Any = SimpleNamespace(trainer=None, reference_images=lambda *_: torch.zeros(20, 3, 8, 8, dtype=torch.uint8))
+    black = torch.zeros(20, 3, 8, 8, dtype=torch.uint8)
+    monkeypatch.setattr("t2ikit.evaluation.reference_images.real_images", lambda *_: black)
     for reference, message in ((None, "needs reference images"), ("val", "at least 14: raise num_images")):
         evaluation = Evaluation("val", Numbered(), [metric], reference)
         with pytest.raises(ValueError, match=message):
-            evaluation.evaluate(module_of(), data, Sampling(steps=1), tmp_path / "drawn", weights="raw", step=0)
+            evaluation.evaluate(module_of(), DATA, Sampling(steps=1), tmp_path / "drawn", weights="raw", step=0)
     assert not calls and not (tmp_path / "drawn").exists()
 
 

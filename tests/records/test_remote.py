@@ -23,6 +23,7 @@ import torch
 from t2ikit.batch import StoredBatch
 from t2ikit.data.datamodule import DataModule
 from t2ikit.data.loaders import PositionLoader
+from t2ikit.evaluation.reference_images import real_images
 from t2ikit.pretrained import EncoderReference
 from t2ikit.records import remote
 from t2ikit.records.manifest import Manifest
@@ -138,11 +139,11 @@ def test_a_remote_root_gives_the_batches_of_a_local_one(root: Path, server: Serv
     data = DataModule(url + "/", **options)
     data.find_data()
     assert_same(batches(data), batches(DataModule(str(root), **options)))
-    assert str(data.root) == url and Path(data.root).is_relative_to(os.environ["T2IKIT_CACHE"])
+    assert str(data.folder) == url and Path(data.folder).is_relative_to(os.environ["T2IKIT_CACHE"])
     assert [batch.index.tolist() for batch in data.val_dataloader()] == [list(range(12))]
     assert torch.equal(data.unconditional().embeddings[0], torch.from_numpy(EMPTY.dequantise()))
-    assert data.reference_images("val", 3).shape == (3, 3, 4, 4)
-    assert (Path(data.root) / "text_encoder" / "config.json").read_text() == "{}"
+    assert real_images(data, "val", 3).shape == (3, 3, 4, 4)
+    assert (Path(data.folder) / "text_encoder" / "config.json").read_text() == "{}"
 
 
 def test_addresses_are_told_from_folders() -> None:
@@ -204,7 +205,7 @@ def test_the_next_chunks_are_ready_before_they_are_read(root: Path, server: Serv
     stream[0]
     wait_until(lambda: first <= set(server.fetched))
     before = server.fetched.copy()
-    wait_until(lambda: all((Path(data.root) / name).is_file() for name in first))
+    wait_until(lambda: all((Path(data.folder) / name).is_file() for name in first))
     places = stream.orders[0].upcoming(0, 20)
     assert {f"train/{stream.sets[0].chunk_names[chunk]}" for chunk in places} <= first
     stream[1]

@@ -257,7 +257,7 @@ def write_reference(
         ValueError: images of another type, fewer than two, or features that are not finite.
 
     Example:
-        ``write_reference("val_dinov2.npz", DINOv2Features(), data.reference_images("val", None), "ImageNet val 256")``
+        ``write_reference("val_dinov2.npz", DINOv2Features(), real_images(data, "val"), "ImageNet val 256")``
     """
     check_images(images)
     if len(images) < 2:

@@ -1,0 +1,129 @@
+"""``run EXPERIMENT.yaml``: reads the command line, checks the experiment, and trains it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from t2ikit.commands.overrides import take_overrides
+from t2ikit.config.compose import ConfigError, Override, compose
+
+HELP = """usage: {prog} EXPERIMENT.yaml [--KEY VALUE | --KEY=VALUE ...] [--resume last|PATH] [--allow KEY]
+                               [--print_config] [--debug]
+
+Trains what an experiment file describes and writes to runs/<experiment>/version_<N>/: config.yaml (resolved),
+checkpoints/, TensorBoard events, metrics.csv, samples/.
+
+options:
+  --KEY VALUE       overrides one key, e.g. --trainer.max_steps 100; the value is YAML. Below a class the word init_args
+                    may be left out: --data.root DIR is --data.init_args.root DIR. Changing a class drops the arguments
+                    of the old one: --model.denoiser t2ikit.denoisers.DiTI. null drops a callback: --callbacks.ema null
+  --resume last     goes on with the newest version that holds a complete checkpoint, in its folder
+  --resume PATH     goes on from a checkpoint (or the newest one of a run folder)
+  --allow KEY       lets KEY differ from the checkpoint that --resume goes on from; a refusal names the keys. Repeatable
+  --print_config    prints the resolved experiment with every default, and stops
+  --debug           shows the traceback of an error
+  --help            this; after a file, every option of its classes as well
+
+examples:
+  {prog} experiments/quickstart.yaml
+  {prog} experiments/photos_cad_i_cmall.yaml --data.root data/photos64 --trainer.max_steps 2000
+  {prog} experiments/quickstart.yaml --resume last
+  {prog} experiments/cad_i_cmall.yaml --help
+
+keys of an experiment: extends (a list of parents, later wins), seed_everything, model, data, trainer, callbacks (a
+mapping of names), run (directory, name). ${{data.init_args.size}} takes the value of another key."""
+
+FLAGS, VALUES = ("print_config", "help"), ("resume", "allow")
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command line of one run.
+
+    Attributes:
+        path: the experiment; None where only help is asked for.
+        overrides: in their order.
+        resume: "last", a path, or None.
+        allow: what may differ from the checkpoint.
+        print_config, help: whether that is asked for.
+    """
+
+    path: Path | None
+    overrides: tuple[Override, ...] = ()
+    resume: str | None = None
+    allow: tuple[str, ...] = ()
+    print_config: bool = False
+    help: bool = False
+
+
+def main(arguments: Sequence[str], prog: str) -> int:
+    """Runs an experiment; returns the exit status.
+
+    Raises:
+        ConfigError: the experiment is refused, before any data is touched.
+    """
+    request = read_arguments(arguments, prog)
+    if request.help:
+        print(HELP.format(prog=prog))
+    if request.path is None:
+        return 0
+    config = compose(request.path, request.overrides)
+    # These load torch and Lightning: not before the file is read.
+    from t2ikit.run.experiment import check, extend_import_path
+
+    extend_import_path(request.path.parent)
+    plan = check(config)
+    if request.help:
+        from t2ikit.run.describe import describe
+
+        print("\n".join(describe(plan)))
+        return 0
+    text = yaml.safe_dump(plan.config, sort_keys=False, allow_unicode=True, width=120)
+    if request.print_config:
+        print(text, end="")
+        return 0
+    from t2ikit.run.train import train
+
+    words = [word for override in request.overrides for word in (f"--{override.key}", override.text)]
+    command = f"{prog} {shlex.join([str(request.path), *words])}"
+    return train(plan, text, request.resume, request.allow, command)
+
+
+def read_arguments(arguments: Sequence[str], prog: str) -> Request:
+    """Splits the command line into the file, our options and the overrides.
+
+    Raises:
+        ConfigError: no file or two, an option without its value.
+    """
+    words, overrides = take_overrides(arguments, lambda key: key not in (*FLAGS, *VALUES))
+    paths, flags = list[str](), set[str]()
+    values: dict[str, list[str]] = {name: [] for name in VALUES}
+    while words:
+        word = words.pop(0)
+        name, equals, value = ("help" if word == "-h" else word.removeprefix("--")).partition("=")
+        if not word.startswith("-"):
+            paths.append(word)
+        elif name in FLAGS:
+            if equals:
+                raise ConfigError(f"--{name} takes no value")
+            flags.add(name)
+        elif name in VALUES:
+            if not equals and not words:
+                raise ConfigError(f"--{name} needs a value: --{name} VALUE or --{name}=VALUE")
+            values[name].append(value if equals else words.pop(0))
+        else:
+            raise ConfigError(f"unknown option '{word}': options begin with --")
+    if len(paths) > 1:
+        raise ConfigError(
+            f"one experiment a run, got {' and '.join(paths)}; an experiment takes others in by `extends`"
+        )
+    if not paths and "help" not in flags:
+        raise ConfigError(f"which experiment? {prog} EXPERIMENT.yaml")
+    path = Path(paths[0]) if paths else None
+    resume = values["resume"][-1] if values["resume"] else None
+    return Request(path, tuple(overrides), resume, tuple(values["allow"]), "print_config" in flags, "help" in flags)
