@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.base import Benchmark, Measurement, Settings
 from benchmarks.report import machine, table, write
 
-ROOMS = ("training", "text_length", "memory", "sampling", "solvers", "data", "metrics", "snapshots")
+ROOMS = ("training", "text_length", "memory", "sampling", "solvers", "data", "metrics", "snapshots", "files")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -58,6 +58,17 @@ def test_commands(page: Path) -> None:
                 check(config)
 
 
+@pytest.mark.parametrize("page", ["docs/where.md", "docs/flow.md"])
+def test_names_beside_files_stand_in_them(page: str) -> None:
+    """``[file](link) `name``` or ``[file](link) `Class.name```: the file defines it."""
+    pairs = re.findall(r"\]\((\.\./[\w/]+\.py)\) `([A-Za-z_.]+)`", (ROOT / page).read_text())
+    assert len(pairs) > 10
+    for link, name in pairs:
+        source = (ROOT / "docs" / link).read_text()
+        for part in name.split("."):
+            assert re.search(rf"^\s*(def|class) {part}\b", source, re.MULTILINE), f"{link} has no {name}"
+
+
 def test_pages_are_found() -> None:
     assert {"README.md", "CONTRIBUTING.md"} <= {name(page) for page in PAGES}
 
