@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from t2ikit.checkpoints import load_weights, read_weights
@@ -72,12 +72,8 @@ class TrainedModel:
             ) from error
 
     def _data_root(self) -> Path | None:
-        """The data root of the experiment. A data module is made to ask it, and opens nothing."""
-        try:
-            data = check_component("data", self.config["data"], LightningDataModule).build()
-        except ConfigError:  # a class of the user's own that is not at hand: the encoder may be, by its name
-            return None
-        root = getattr(data, "root", None)
+        """The data root that the experiment names, if it names one."""
+        root = (self.config["data"].get("init_args") or {}).get("root")
         return None if root is None else Path(root)
 
 
