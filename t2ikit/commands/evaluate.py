@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from t2ikit.commands.arguments import positive
 from t2ikit.commands.overrides import take_overrides
 from t2ikit.config.compose import ConfigError
 
@@ -53,16 +54,16 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     write_help = "only write the statistics of the reference set, so that no evaluation computes them again"
     add("--write-reference", type=Path, metavar="DIR", help=write_help)
     add("--guidance", type=_weights, metavar="W[,W...]", help="guidance weight; several make a sweep with a figure")
-    add("--steps", type=_positive, metavar="N", help="of the sampler (default: the snapshot's, here and below)")
+    add("--steps", type=positive, metavar="N", help="of the sampler (default: the snapshot's, here and below)")
     add("--method", help="ddim, ddpm, euler, heun or dpmpp_2m")
     add("--seed", type=int, metavar="N", help="of the noise")
-    add("--batch-size", type=_positive, metavar="N", help="images drawn at once on each device")
-    add("--limit", type=_positive, metavar="N", help="take the first N prompts only")
+    add("--batch-size", type=positive, metavar="N", help="images drawn at once on each device")
+    add("--limit", type=positive, metavar="N", help="take the first N prompts only")
     add("--weights", choices=("ema", "raw"), help="averaged, or as the last step left them (default: as the snapshot)")
     add("--autoencoder", metavar="FOLDER_OR_ID", help="where the autoencoder of the training data is now")
     add("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one")
-    add("--devices", type=_positive, metavar="N", help="devices of this machine that draw and look (1)")
-    add("--num-nodes", type=_positive, metavar="N", help="machines, each started with this command (1)")
+    add("--devices", type=positive, metavar="N", help="devices of this machine that draw and look (1)")
+    add("--num-nodes", type=positive, metavar="N", help="machines, each started with this command (1)")
     add("--compare", type=Path, metavar="DIR", help="a run, or a folder with scores/, to set the scores beside")
     varied_help = "fields of the fingerprints that may differ in it, e.g. guidance,steps"
     add("--varied", type=_names, default=(), metavar="FIELD[,FIELD...]", help=varied_help)
@@ -106,13 +107,6 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("--compare sets one evaluation beside another: give --guidance one weight")
     if args.varied and args.compare is None:
         raise ConfigError("--varied says what may differ in a comparison: give --compare DIR")
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
 
 
 def _weights(text: str) -> list[float]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from t2ikit.commands.arguments import positive
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -28,16 +30,16 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     prompts = parser.add_mutually_exclusive_group(required=True)
     prompts.add_argument("--prompt", action="append", metavar="TEXT", help="what to draw; may be repeated")
     prompts.add_argument("--prompts", metavar="FILE", help="one prompt a line")
-    add("--count", type=_positive, default=1, metavar="N", help="images of each prompt (%(default)s)")
+    add("--count", type=positive, default=1, metavar="N", help="images of each prompt (%(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="of the noise (%(default)s)")
-    add("--steps", type=_positive, default=50, metavar="N", help="of the sampler (%(default)s)")
+    add("--steps", type=positive, default=50, metavar="N", help="of the sampler (%(default)s)")
     add("--method", default="ddim", help="ddim, ddpm, euler, heun or dpmpp_2m (%(default)s)")
     add("--guidance", type=float, default=2.0, metavar="W", help="w of (1 + w) cond - w uncond (%(default)s)")
     add("--negative", metavar="TEXT", help="prompt to be guided away from, instead of the empty one")
     out_help = "folder of 00000.png, ...; files of these names are replaced (%(default)s)"
     add("--out", type=Path, default=Path("samples"), metavar="DIR", help=out_help)
     add("--grid", type=Path, metavar="FILE", help="also all images as one PNG; with --count, a row for each prompt")
-    add("--batch-size", type=_positive, default=16, metavar="N", help="images drawn at once (%(default)s)")
+    add("--batch-size", type=positive, default=16, metavar="N", help="images drawn at once (%(default)s)")
     add(
         "--weights", choices=("ema", "raw"), default="ema", help="averaged, or as the last step left them (%(default)s)"
     )
@@ -152,10 +154,3 @@ def _device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
         raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
     return device
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number

@@ -77,8 +77,8 @@ class TrainedModel:
             data = check_component("data", self.config["data"], LightningDataModule).build()
         except ConfigError:  # a class of the user's own that is not at hand: the encoder may be, by its name
             return None
-        root = getattr(data, "root", None)
-        return None if root is None else Path(root)
+        folder = getattr(data, "folder", None)
+        return None if folder is None else Path(folder)
 
 
 def load_trained(
