@@ -77,7 +77,7 @@ def write(
     """
     content = {
         "machine": made_on,
-        "settings": asdict(settings),
+        "settings": {key: value for key, value in asdict(settings).items() if key not in ("until", "measured")},
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python", "-m", "benchmarks", *sys.argv[1:]]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -87,11 +88,63 @@ def test_parts_are_listed_and_known(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no part nothing" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--minutes=nan",), "--minutes"),
+        (("--minutes=0",), "--minutes"),
+        (("--only", "peak", "--skip", "peak"), "leave no part"),
+        (("--wheels=no-such-folder",), "--wheels"),
+        (("--data=no-such-folder",), "--data"),
+        (("--out=table.md",), "--out"),
+        (("--out=/proc/none/gpu.json",), "--out"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_measured(
+    words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(["--dry-run", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_series_that_is_ended_ends_its_part_and_clears_up(tmp_path: Path, number: signal.Signals) -> None:
+    out = tmp_path / "gpu.json"
+    call = [sys.executable, "-m", "benchmarks", "gpu", "--dry-run", "--only", "peak", "losses", f"--out={out}"]
+    with subprocess.Popen(
+        call, cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            if line.startswith(b"losses:"):
+                break
+        time.sleep(2)
+        running.send_signal(number)
+        running.stdout.read()  # comes to its end when the part, which holds it, has ended
+        assert running.wait(20) != 0
+    assert list(json.loads(out.read_text())["results"]) == ["peak"]
+    assert not list(tmp_path.glob("t2ikit-gpu-*"))
+
+
+def test_everything_is_compared_with_what_ran_before_it() -> None:
+    names = [part.name for part in PARTS]
+    assert names.index("cad_plain") < names.index("cad_eager")
+    for late in ("dit_largest", "cad_largest", "cad_compiled"):
+        assert names.index("cad_blocks") < names.index(late)
+
+
 def test_kernels_are_told_apart() -> None:
     assert kind("void pytorch_flash::flash_fwd_kernel<...>") == "attention"
     assert kind("fmha_cutlassF_bf16_aligned_64x64_rf_sm80") == "attention"
     assert kind("nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NNT") == "matrix products"
+    assert kind("cudnn::fusion::compute_dot_do_o_specialized<true, 64>") == "attention"
     assert kind("triton_poi_fused_add_mul_3") == "fused by the compiler"
+    assert kind("triton_poi_fused_addmm_native_layer_norm_view_3") == "fused by the compiler"
+    assert kind("triton_poi_fused__scaled_dot_product_cudnn_attention_cat_view_5") == "fused by the compiler"
+    assert kind("triton_tem_fused_mm_3") == "fused by the compiler"
+    assert kind("void multi_tensor_apply_kernel<TensorListMetadata<1>, LpNormFunctor<float>>") == (
+        "over all parameters at once"
+    )
     assert kind("void at::native::vectorized_layer_norm_kernel<float>") == "norms"
 
 

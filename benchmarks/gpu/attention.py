@@ -41,7 +41,7 @@ def kernels(settings: Settings) -> Iterator[Measurement]:
         ) -> None:
             torch.autograd.grad(attend(q, k, v, bias), (q, k, v), gradient)  # noqa: B023  # called in this turn only
 
-        spent = seconds(work, settings.until, repeats=2 if settings.small else 20)
+        spent = seconds(work, settings.until, *((2, 1) if settings.small else (10, 10, 10)))
         seen = Kernels()
         seen.start()
         work()

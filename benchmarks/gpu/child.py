@@ -37,6 +37,7 @@ def run(name: str, settings: Settings, path: Path) -> None:
             except Exception as error:
                 print(f"  {type(error).__name__}: {error}", file=sys.stderr, flush=True)
                 os._exit(NO_CUDA)
+        if settings.device == "cpu" or torch.cuda.is_initialized():
             print(json.dumps({"machine": machine(settings.device)}), file=lines)
         started = time.monotonic()
         try:

@@ -6,6 +6,7 @@ import argparse
 import importlib.metadata
 import importlib.util
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -48,7 +49,7 @@ GRACE = 12.0  # seconds that a part may need to come to its end
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the series; 0, or 1 where a part failed or was cut off, 2 for an unknown part."""
+    """Runs the series; 0, or 1 where a part failed or was cut off, 2 for a mistake on the command line."""
     args = parser().parse_args(arguments)
     names = [part.name for part in PARTS]
     if args.list:
@@ -62,6 +63,10 @@ def main(arguments: Sequence[str]) -> int:
     chosen = [part for part in PARTS if part.name in (args.only or names) and part.name not in (args.skip or ())]
     if args.only:
         chosen.sort(key=lambda part: args.only.index(part.name))
+    if mistake := _mistake(args, chosen):
+        print(mistake, file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the running part is ended, too
     work = Path(tempfile.mkdtemp(prefix="t2ikit-gpu-"))
     try:
         return Series(args, work).run(chosen)
@@ -99,7 +104,7 @@ class Series:
     def run(self, parts: Sequence[Benchmark]) -> int:
         """Runs the parts one after the other, and prints the table of all."""
         for part in parts:
-            lacking = [name for name in part.needs if importlib.util.find_spec(name) is None]
+            lacking = [name for name in ("torch", *part.needs) if importlib.util.find_spec(name) is None]
             left = self.deadline - time.monotonic()
             if lacking:
                 self.left_out[part.name] = f"needs {', '.join(lacking)}"
@@ -129,21 +134,22 @@ class Series:
 
         process: Any = self.context.Process(target=run, args=(part.name, settings, lines))
         process.start()
-        process.join(min(bound + GRACE, max(self.deadline - started, bound)))
+        try:
+            process.join(min(bound + GRACE, max(self.deadline - started, bound)))
+        except BaseException:  # the series is ended: its part must not hold the GPU any longer
+            _end(process)
+            raise
         why = ""
         if process.is_alive():
             why = f"cut off after {time.monotonic() - started:.0f} s"
-            for end in (lambda: os.killpg(process.pid or 0, signal.SIGKILL), process.kill):
-                try:
-                    end()
-                except (ProcessLookupError, PermissionError):
-                    continue
-            process.join(10)
+            _end(process)
         elif process.exitcode == NO_CUDA and self.context.get_start_method() == "forkserver":
             print("  CUDA cannot be used in a forked process here: every part imports for itself", flush=True)
             self.context = multiprocessing.get_context("spawn")
             self._part(part, self.deadline - time.monotonic())
             return
+        elif process.exitcode == NO_CUDA:
+            why = "no GPU can be used here (--dry-run needs none)"
         elif process.exitcode:
             why = f"ended with status {process.exitcode}"
         self.seconds[part.name] = time.monotonic() - started
@@ -165,6 +171,37 @@ class Series:
     def _write(self) -> None:
         more = {"missing": self.missing, "left_out": self.left_out, "seconds": self.seconds}
         write(self.out, replace(self.settings, measured={}), self.results, self.machine, **more)
+
+
+def _mistake(args: argparse.Namespace, chosen: Sequence[Benchmark]) -> str:
+    """What is wrong with the options, said before a second of the GPU is spent; empty for nothing."""
+    if not chosen:
+        return "--only and --skip leave no part"
+    if not (math.isfinite(args.minutes) and args.minutes > 0):
+        return f"--minutes must be a number above 0, not {args.minutes}"
+    for option, folder in (("--data", args.data), ("--wheels", args.wheels)):
+        if folder is not None and not folder.is_dir():
+            return f"{option}: there is no folder {folder}"
+    out: Path = args.out.resolve()
+    if out.suffix == ".md" or out.is_dir():
+        return f"--out names the JSON file, beside which the table goes as .md, not {args.out}"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        return f"--out: nothing can be written to {out.parent}: {error}"
+    return ""
+
+
+def _end(process: Any) -> None:
+    """Ends a part and what it started."""
+    for end in (lambda: os.killpg(process.pid or 0, signal.SIGKILL), process.kill):
+        try:
+            end()
+        except (ProcessLookupError, PermissionError):
+            continue
+    process.join(10)
 
 
 def _prepare(work: Path, wheels: Path | None) -> list[str]:

@@ -25,12 +25,13 @@ def throughput(settings: Settings) -> Iterator[Measurement]:
         data.setup()
         data.add_stream("cmall", "train_cmall", 0.4, 0.5)
         count, started = 0, 0.0
+        ready = 1 + 2 * workers  # workers are up, chunks compared, and what was made before the first batch is taken
         for number, batch in enumerate(data.train_dataloader()):
             moved = data.transfer_batch_to_device(batch, torch.device(settings.device), 0)
-            if number == 1:  # workers are up, chunks compared
+            if number == ready:
                 synchronise()
                 started = time.perf_counter()
-            elif number > 1:
+            elif number > ready:
                 count += len(moved)
             if settings.left < 3:
                 break

@@ -30,7 +30,7 @@ PARTS = (
         "check vectors of CAD-I, DiT-I against float64, in fp32 and bf16",
         _late("correct", "vectors"),
         25,
-        ("safetensors",),
+        ("safetensors", "lightning"),
     ),
     Benchmark(
         "resume",
@@ -43,14 +43,8 @@ PARTS = (
         "losses", "loss of 50 steps, eager against compiled", _late("correct", "compiled_losses"), 55, _EXPERIMENT
     ),
     Benchmark("dit_eager", "DiT-I at 256, eager", _late("steps", "step", "DiT-I", 256, None), 60, _EXPERIMENT),
+    Benchmark("cad_plain", "CAD-I L as the released program computes it", _late("steps", "released"), 30, _EXPERIMENT),
     Benchmark("cad_eager", "CAD-I L at 256, eager", _late("steps", "step", "CAD-I L", 256, None), 45, _EXPERIMENT),
-    Benchmark("cad_plain", "CAD-I L as the released program computes it", _late("steps", "released"), 30),
-    Benchmark(
-        "dit_compiled", "DiT-I at 256, compiled", _late("steps", "step", "DiT-I", 256, "default"), 130, _EXPERIMENT
-    ),
-    Benchmark(
-        "cad_compiled", "CAD-I L at 256, compiled", _late("steps", "step", "CAD-I L", 256, "default"), 130, _EXPERIMENT
-    ),
     Benchmark(
         "dit_blocks",
         "DiT-I at 256, its blocks compiled",
@@ -67,7 +61,11 @@ PARTS = (
     ),
     Benchmark("attention", "kernel and time of each attention", _late("attention", "kernels"), 20),
     Benchmark(
-        "sampling", "DDIM with guidance: eager, blocks compiled, by CUDA graphs", _late("sampling", "sampling"), 75
+        "sampling",
+        "DDIM with guidance: eager, blocks compiled, by CUDA graphs",
+        _late("sampling", "sampling"),
+        75,
+        _EXPERIMENT,
     ),
     Benchmark("loader", "records to GPU memory", _late("feed", "throughput"), 30, _EXPERIMENT),
     Benchmark("dit_largest", "DiT-I at 256, the largest batch", _late("steps", "largest", "DiT-I"), 60, _EXPERIMENT),
@@ -85,4 +83,10 @@ PARTS = (
         "dit_512", "DiT-I at 512, its blocks compiled", _late("steps", "step", "DiT-I", 512, "blocks"), 130, _EXPERIMENT
     ),
     Benchmark("networks", "images/s of the metrics' networks, random weights", _late("networks", "rates"), 45),
+    Benchmark(
+        "dit_compiled", "DiT-I at 256, compiled", _late("steps", "step", "DiT-I", 256, "default"), 130, _EXPERIMENT
+    ),
+    Benchmark(
+        "cad_compiled", "CAD-I L at 256, compiled", _late("steps", "step", "CAD-I L", 256, "default"), 130, _EXPERIMENT
+    ),
 )

@@ -194,8 +194,9 @@ def _measure(
         yield Measurement(f"{label}, times that the allocator gave memory back to ask anew", watch.retries, "")
     if not look or watch.kernels is None:
         return
-    where = ", ".join(f"{place} x {count}" for place, count in watch.syncs.items())
-    yield Measurement(f"{label}, host syncs", sum(watch.syncs.values()) / look, "a step", note=where)
+    if torch.cuda.is_initialized():  # nothing counts them on a CPU
+        where = ", ".join(f"{place} x {count}" for place, count in watch.syncs.items())
+        yield Measurement(f"{label}, host syncs", sum(watch.syncs.values()) / look, "a step", note=where)
     total = sum(watch.kernels.milliseconds.values())
     for kind, spent in watch.kernels.kinds().items():
         yield Measurement(f"{label}, {kind}", spent / look, "ms a step", note=f"{100 * spent / total:.0f} %")

@@ -13,11 +13,13 @@ from torch.profiler import ProfilerActivity, profile
 
 # What a kernel is for, by the words in its name; the first that fits.
 KINDS = (
-    ("attention", ("flash", "fmha", "attention", "sdpa")),
+    # Their names list the operations that they fuse, or what they do to all parameters, norms included.
+    ("fused by the compiler", ("triton_poi", "triton_per", "triton_red", "cpp_fused")),
+    ("over all parameters at once", ("multi_tensor", "foreach", "lpnorm")),
+    ("attention", ("flash", "fmha", "attention", "sdpa", "dot_do_o")),  # the last: a part of cuDNN's backward pass
     ("matrix products", ("gemm", "nvjet", "cutlass", "xmma", "cublas", "splitk", "addmm", "::mm", "bmm", "linear")),
-    ("fused by the compiler", ("triton_", "cpp_fused")),
+    ("fused by the compiler", ("triton_",)),
     ("norms", ("norm", "gammabeta")),
-    ("over all parameters at once", ("multi_tensor", "foreach")),
     ("copies and casts", ("copy", "memcpy", "memset", "_to_copy", "cat")),
     ("elementwise and reductions", ("elementwise", "reduce", "vectorized", "gelu", "index")),
 )
@@ -29,17 +31,27 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def seconds(work: Callable[[], object], until: float, repeats: int = 20, warm_up: int = 3) -> float:
-    """Median wall seconds of a call, the device's work included; fewer calls where time runs out."""
+def seconds(work: Callable[[], object], until: float, repeats: int = 20, warm_up: int = 3, queued: int = 1) -> float:
+    """Median wall seconds of a call, the device's work included; fewer calls where time runs out.
+
+    Args:
+        work: what is timed.
+        until: by ``time.monotonic``.
+        repeats: of the timing.
+        warm_up: calls before that.
+        queued: calls of which each repeat takes the mean, without waiting between: for work of a few milliseconds,
+            which waiting for the GPU and launching anew would make slower than it is in a step.
+    """
     for _ in range(warm_up):
         work()
     synchronise()
     times = []
     for _ in range(repeats):
         started = time.perf_counter()
-        work()
+        for _ in range(queued):
+            work()
         synchronise()
-        times.append(time.perf_counter() - started)
+        times.append((time.perf_counter() - started) / queued)
         if time.monotonic() > until:
             break
     return statistics.median(times)
