@@ -36,23 +36,18 @@ callbacks:
 LAST = "step-00000008"
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
-def folder(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder outside the repository, with small.yaml; shapes are cached beside."""
-    return tiny.enter(tmp_path, monkeypatch, {"small.yaml": EXPERIMENT}, cache)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder outside the repository, with small.yaml."""
+    return tiny.enter(tmp_path, monkeypatch, {"small.yaml": EXPERIMENT})
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of eight steps without a break; what it printed is in printed.txt of the working folder."""
     folder = tmp_path_factory.mktemp("straight")
     with pytest.MonkeyPatch.context() as patch, io.StringIO() as printed, contextlib.redirect_stdout(printed):
-        tiny.enter(folder, patch, {"small.yaml": EXPERIMENT}, cache)
+        tiny.enter(folder, patch, {"small.yaml": EXPERIMENT})
         assert cli.main(["run", "small.yaml"]) == 0
         (folder / "printed.txt").write_text(printed.getvalue())
     return folder / "runs" / "small" / "version_0"
@@ -149,6 +144,22 @@ def test_a_refused_resume_leaves_no_experiment_behind(folder: Path, capfd: pytes
     assert "num_latents: 4 -> 8" in printed.out
     assert "another network (size mismatch for denoiser.latents" in printed.err
     assert [path.name for path in (folder / "runs" / "small" / "version_0").glob("config*")] == ["config.yaml"]
+
+
+def test_a_resume_with_another_seed_is_refused_until_it_is_allowed(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plain = ["run", "small.yaml", "--callbacks.val", "null", "--callbacks.geneval", "null"]
+    assert cli.main([*plain, "--trainer.max_steps", "2"]) == 0
+    run = folder / "runs" / "small" / "version_0"
+    first = numbers(run)["train/loss"]
+    other = [*plain, "--trainer.max_steps", "4", "--resume", "last", "--data.seed", "1"]
+    assert cli.main(other) == 2
+    assert "data.seed was 0 and is 1 now. Set it as it was, or go on so with --allow data.seed" in capfd.readouterr().err
+    assert numbers(run)["train/loss"] == first
+    assert cli.main([*other, "--allow", "data.seed"]) == 0
+    losses = numbers(run)["train/loss"]
+    assert losses[:2] == first and [step for step, _ in losses] == [1, 2, 3, 4]
 
 
 def test_a_checkpoint_of_broken_weights_is_refused() -> None:

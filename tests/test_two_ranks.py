@@ -43,8 +43,9 @@ class Poison(Callback):
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("T2IKIT_CACHE", str(tmp_path / "cache"))  # an empty one: the ranks render the shapes
     files = {"small.yaml": EXPERIMENT, "poison.py": POISON}
-    return tiny.enter(tmp_path, monkeypatch, files, cache=tmp_path / "cache")
+    return tiny.enter(tmp_path, monkeypatch, files)
 
 
 def two_ranks(*words: str) -> subprocess.CompletedProcess[str]:

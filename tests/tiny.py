@@ -58,19 +58,16 @@ def awake(denoiser: Network) -> Network:
     return denoiser
 
 
-def enter(folder: Path, patch: pytest.MonkeyPatch, files: dict[str, str], cache: Path | None = None) -> Path:
+def enter(folder: Path, patch: pytest.MonkeyPatch, files: dict[str, str]) -> Path:
     """Makes ``folder`` the current one, outside the repository, with these files beside tiny.yaml, the experiment.
 
     Args:
         folder: an existing folder.
         patch: undoes the change of folder, and what a run adds to ``sys.path``.
         files: their text by name; experiments say ``extends: [tiny.yaml]``.
-        cache: where rendered shapes are kept. None: where the environment says.
     """
     patch.chdir(folder)
     patch.setattr(sys, "path", list(sys.path))
-    if cache is not None:
-        patch.setenv("XDG_CACHE_HOME", str(cache))
     for name, text in {"tiny.yaml": EXPERIMENT, **files}.items():
         (folder / name).write_text(text)
     return folder

@@ -63,16 +63,11 @@ class Noisy(Metric):
 '''
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
-def folder(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder with small.yaml and noisy.py; shapes are cached beside."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with small.yaml and noisy.py."""
     monkeypatch.delitem(sys.modules, "noisy", raising=False)
-    return tiny.enter(tmp_path, monkeypatch, {"small.yaml": EXPERIMENT, "noisy.py": NOISY}, cache)
+    return tiny.enter(tmp_path, monkeypatch, {"small.yaml": EXPERIMENT, "noisy.py": NOISY})
 
 
 def run(*words: str) -> Path:
