@@ -92,7 +92,8 @@ class Objective:
         x_t = self.process.add_noise(x0, noise, t)
         target = self.process.target(x0, noise, t)
         level = self.process.level(t, denoiser.level_kind)
-        context = denoiser.encode_text(text, window=window)
+        # A denoiser of one's own need not know windows.
+        context = denoiser.encode_text(text) if window is None else denoiser.encode_text(text, window=window)
         state = None if keep is None else denoiser.self_condition(x_t, level, context, keep)
         output = denoiser(x_t, level, context, state).output
         error = output.to(torch.promote_types(target.dtype, torch.float32)) - target
