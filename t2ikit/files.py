@@ -16,7 +16,30 @@ from pathlib import Path
 
 _BLOCK = 2**22
 
-__all__ = ["partial_of", "publish", "recover", "sync", "write_whole"]
+__all__ = ["below", "partial_of", "publish", "recover", "sync", "write_whole"]
+
+
+def below(folder: Path, name: str) -> Path:
+    """The path of a file of ``folder`` whose name comes from a file or from a server.
+
+    Args:
+        folder: the folder; it need not exist.
+        name: relative, its parts separated by "/".
+
+    Raises:
+        ValueError: the name could lead out of the folder, or is no plain one on every system; shows it.
+
+    Example:
+        >>> below(Path("set"), "chunk-0-0.bin").as_posix()
+        'set/chunk-0-0.bin'
+    """
+    drive = re.match(r"[A-Za-z]:", name)
+    if drive or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
+        raise ValueError(
+            f"{name!r} is no plain name of a file below {folder}: names that are absolute, that hold .., a drive, a "
+            "backslash or an empty part could write or read elsewhere"
+        )
+    return folder / name
 
 
 def partial_of(path: Path) -> Path:

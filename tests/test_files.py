@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from t2ikit import files
-from t2ikit.files import partial_of, publish, recover, write_whole
+from t2ikit.files import below, partial_of, publish, recover, write_whole
 
 
 def test_text_bytes_and_parts_give_the_same_file(tmp_path: Path) -> None:
@@ -131,3 +131,18 @@ def test_what_a_killed_process_left_is_put_right(tmp_path: Path) -> None:
     os.rename(path, tmp_path / f".set.{gone}-ab12.old")  # killed between the two renames
     recover(path)
     assert (path / "file").read_text() == "whole" and sorted(one.name for one in tmp_path.iterdir())[-1] == "set"
+
+
+OUTSIDE = ["../../x", "/abs", "a/../../b", "..", "", ".", "a//b", "a/", "C:x", "c:/x", "a\\b", "a\0b"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_names_that_lead_out_of_a_folder_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="is no plain name of a file below") as error:
+        below(tmp_path, name)
+    assert repr(name) in str(error.value)
+
+
+def test_plain_names_are_joined(tmp_path: Path) -> None:
+    for name in ("chunk-0-0.bin", "a/b.json", "..a", "a..b/.c", "ö x"):
+        assert below(tmp_path, name) == tmp_path / name

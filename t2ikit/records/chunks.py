@@ -20,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
+from t2ikit.files import below
+
 INDEX_NAME = "index.json"
 _LIMIT = 2**32 - 1
 _SIZE = struct.Struct("<I")
@@ -170,7 +172,7 @@ def read_index(folder: Path) -> list[Chunk]:
     """The chunks that ``index.json`` lists.
 
     Raises:
-        ValueError: it is missing, cannot be read, or describes another layout.
+        ValueError: it is missing, cannot be read, describes another layout, or names a chunk outside the folder.
     """
     try:
         index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
@@ -182,4 +184,9 @@ def read_index(folder: Path) -> list[Chunk]:
         raise ValueError(f"cannot be read ({error})") from error
     if layout != (["bytes"], None):
         raise ValueError(f"describes items {layout}, not one bytes leaf without compression")
+    for chunk in chunks:
+        try:
+            below(folder, chunk.name)
+        except ValueError as error:
+            raise ValueError(f"cannot be used: {error}") from error
     return chunks

@@ -6,6 +6,8 @@ import http.server
 import multiprocessing
 import os
 import pickle
+import re
+import shutil
 import threading
 import time
 from collections import Counter
@@ -23,6 +25,7 @@ import torch
 from t2ikit.batch import StoredBatch
 from t2ikit.data.datamodule import DataModule
 from t2ikit.data.loaders import PositionLoader
+from t2ikit.encoders.text import load_encoder
 from t2ikit.evaluation.reference_images import real_images
 from t2ikit.pretrained import EncoderReference
 from t2ikit.records import remote
@@ -422,3 +425,40 @@ def test_what_is_not_there_names_the_option(root: Path, server: Server, monkeypa
     with pytest.raises(FileNotFoundError, match="memory://bucket/set/train_cm9"):
         data.add_stream("cm9", "train_cm9", 0.4, 0.5)
     assert isinstance(data.record_set("train"), RecordSet)
+
+
+@pytest.mark.parametrize("name", ["../../x", "/abs", "a/../../b"])
+@pytest.mark.parametrize("kind", ["folder", "http"])
+def test_names_that_lead_out_of_a_set_are_refused(
+    root: Path, server: Server, tmp_path: Path, name: str, kind: str
+) -> None:
+    folder = tmp_path / "copied"
+    shutil.copytree(root, folder / "data")
+    files = {file: (folder / "data" / "train" / file).read_text() for file in ("index.json", "manifest.json")}
+    changed = {file: text.replace("chunk-0-0.bin", name) for file, text in files.items()}
+    digest = hashlib.sha256(files["index.json"].encode()).hexdigest()
+    refitted = files["manifest.json"].replace(digest, hashlib.sha256(changed["index.json"].encode()).hexdigest())
+    for manifest, file in ((changed["manifest.json"], "manifest.json"), (refitted, "index.json")):
+        spoiled = {"manifest.json": manifest, "index.json": changed["index.json"]}
+        for file_name, text in spoiled.items():
+            (folder / "data" / "train" / file_name).write_text(text)
+            server.spoil[f"train/{file_name}"] = text.encode()
+        with pytest.raises(ValueError, match=f"train/{file}.*{re.escape(repr(name))} is no plain name"):
+            DataModule(server.url if kind == "http" else str(folder / "data")).setup("fit")
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/../../b"])
+def test_a_listing_that_leads_out_of_its_folder_is_refused(server: Server, tmp_path: Path, name: str) -> None:
+    page = f'<a href="{name}">x</a>'.encode()
+    server.spoil = {"text_encoder": page, "text_encoder/": page}
+    with pytest.raises(ValueError, match=f"{re.escape(repr(name))} is no plain name"):
+        RemoteFolder.at(server.url, tmp_path / "deep" / "cache").bring_folder("text_encoder")
+    assert not [path for path in tmp_path.rglob("*") if path.name in ("x", "b")]
+
+
+def test_a_text_encoder_is_looked_for_below_its_root_only(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "data").mkdir()
+    with pytest.raises((FileNotFoundError, ValueError), match=r"\.\./outside") as error:
+        load_encoder(EncoderReference("../outside", None, "ab" * 32), tmp_path / "data", "")
+    assert str(tmp_path) not in str(error.value)
