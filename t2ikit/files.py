@@ -16,7 +16,30 @@ from pathlib import Path
 
 _BLOCK = 2**22
 
-__all__ = ["partial_of", "publish", "recover", "sync", "write_whole"]
+__all__ = ["below", "partial_of", "publish", "recover", "sync", "write_whole"]
+
+
+def below(folder: Path, name: str) -> Path:
+    """The path of a file of ``folder`` whose name comes from a file or from a server.
+
+    Args:
+        folder: the folder; it need not exist.
+        name: relative, its parts separated by "/".
+
+    Raises:
+        ValueError: the name could lead out of the folder, or is no plain one on every system; shows it.
+
+    Example:
+        >>> below(Path("set"), "chunk-0-0.bin").as_posix()
+        'set/chunk-0-0.bin'
+    """
+    drive = re.match(r"[A-Za-z]:", name)
+    if drive or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
+        raise ValueError(
+            f"{name!r} is no plain name of a file below {folder}: names that are absolute, that hold .., a drive, a "
+            "backslash or an empty part could write or read elsewhere"
+        )
+    return folder / name
 
 
 def partial_of(path: Path) -> Path:
@@ -93,22 +116,6 @@ def write_whole(path: str | Path, content: bytes | str | Iterable[bytes | memory
     finally:
         partial.unlink(missing_ok=True)
     return digest
-
-
-def below(folder: Path, name: str) -> Path:
-    """``folder / name`` for a name that comes from a file or a server: it may not lead out of the folder.
-
-    Args:
-        folder: any.
-        name: plain and relative, with forward slashes between folders: "chunk-0-0.bin", "a/b.png".
-
-    Raises:
-        ValueError: an absolute name, one with a drive, a backslash, ``.``, ``..`` or an empty part; shows it.
-    """
-    parts = name.split("/")
-    if "\\" in name or "\0" in name or parts[0].endswith(":") or any(part in ("", ".", "..") for part in parts):
-        raise ValueError(f"the name {name!r} leads out of its folder, or is none: a plain relative name is needed")
-    return folder.joinpath(*parts)
 
 
 def read_utf8(file: Path) -> str:

@@ -133,31 +133,16 @@ def test_what_a_killed_process_left_is_put_right(tmp_path: Path) -> None:
     assert (path / "file").read_text() == "whole" and sorted(one.name for one in tmp_path.iterdir())[-1] == "set"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "",
-        ".",
-        "..",
-        "../x",
-        "a/../../b",
-        "a/..",
-        "/etc/passwd",
-        "//host/x",
-        "a//b",
-        "a/",
-        "./a",
-        "C:/x",
-        "..\\x",
-        "a\0b",
-    ],
-)
-def test_names_from_outside_stay_in_their_folder(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="plain relative name") as caught:
+OUTSIDE = ["../../x", "/abs", "a/../../b", "..", "", ".", "a//b", "a/", "C:x", "c:/x", "a\\b", "a\0b"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_names_that_lead_out_of_a_folder_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="is no plain name of a file below") as error:
         below(tmp_path, name)
-    assert repr(name) in str(caught.value)
+    assert repr(name) in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["chunk-0-0.bin", "a/b.png", "..a", "a..b/...", "photo 1.jpeg"])
-def test_plain_names_are_taken(name: str, tmp_path: Path) -> None:
-    assert below(tmp_path, name) == tmp_path / name
+def test_plain_names_are_joined(tmp_path: Path) -> None:
+    for name in ("chunk-0-0.bin", "a/b.json", "..a", "a..b/.c", "ö x"):
+        assert below(tmp_path, name) == tmp_path / name

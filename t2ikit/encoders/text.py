@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from t2ikit.batch import Text
-from t2ikit.files import partial_of, publish, recover
+from t2ikit.files import below, partial_of, publish, recover
 from t2ikit.pretrained import EncoderReference, load_pretrained
 
 DEFAULT_TEXT_ENCODER = "google/flan-t5-xl"
@@ -306,8 +306,10 @@ def load_encoder(
         ValueError: it has other weights.
     """
     source, revision = name or reference.name, reference.revision if name in (None, reference.name) else None
-    if name is None and root is not None and (root / reference.name).is_dir():
-        source = str(root / reference.name)
+    if name is None and root is not None:
+        with suppress(ValueError):  # a folder elsewhere, as it was given to prepare, is not looked for below the root
+            beside = below(root, reference.name)
+            source = str(beside) if beside.is_dir() else source
     encoder = TextEncoder.load(source, revision, device)
     if encoder.reference.sha256 != reference.sha256:
         raise ValueError(

@@ -12,10 +12,10 @@ import torch
 
 from t2ikit.augment.cutmix import MixPlan, compose
 from t2ikit.launch import first_rank
-from t2ikit.prepare.captions.caption_file import CaptionSet, caption_file, image_sets
+from t2ikit.prepare.captions.caption_file import CaptionSet, caption_file
 from t2ikit.prepare.captions.captions import write_aio
 from t2ikit.prepare.engine.work import HostWork, Launch
-from t2ikit.prepare.images import IMAGES, ON_THIS_CPU
+from t2ikit.prepare.images import IMAGES, ON_THIS_CPU, image_sets
 from t2ikit.prepare.photo_lists import class_ids
 from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder
 from t2ikit.prepare.steps import identity, part_ranges, require_disk, sha256_of_json, versions

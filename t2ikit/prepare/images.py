@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from t2ikit.prepare.sources import ImageList, find_images
 from t2ikit.prepare.steps import require_disk, sha256_of_json, versions, write_lines
 from t2ikit.records.manifest import MANIFEST_NAME, Manifest
 from t2ikit.records.record import Record
+from t2ikit.records.record_set import RecordSet
 
 IMAGES = "images"
 """Folder of the image sets below the output folder."""
@@ -188,3 +190,40 @@ def _refusal(where: str, reason: str) -> ValueError:
 def _shown(key: str) -> str:
     """A key that is no UTF-8 with its odd bytes written out."""
     return key.encode("utf-8", "backslashreplace").decode()
+
+
+def image_sets(root: Path) -> list[str]:
+    """Names of the image sets of a data set: train, val, then the CutMix sets.
+
+    Raises:
+        FileNotFoundError: there are none; says how to make them.
+    """
+    folder = root / IMAGES
+    names = sorted(
+        path.parent.name for path in folder.glob(f"*/{MANIFEST_NAME}") if not path.parent.name.startswith(".")
+    )
+    if not names:
+        raise FileNotFoundError(
+            f"{root} has no images: run t2ikit prepare images --source FOLDER --out {root} --size S first"
+        )
+    return sorted(names, key=lambda name: (name != "train", name != "val", name))
+
+
+def wanted_sets(root: Path, sets: Sequence[str] | None) -> list[str]:
+    """The image sets that ``--sets`` names, or all.
+
+    Raises:
+        ValueError: it names a set that does not exist.
+    """
+    present = image_sets(root)
+    for name in sets or ():
+        if name not in present:
+            raise ValueError(f"there is no image set {name} in {root / IMAGES}; --sets can name {', '.join(present)}")
+    return list(sets or present)
+
+
+def metadata_of(root: Path, name: str, start: int = 0) -> Iterator[dict[str, Any]]:
+    """The metadata of the images of a set from ``start`` on, in order; pixels are not read."""
+    records = RecordSet(root / IMAGES / name)
+    for index in range(start, len(records)):
+        yield records.view(index).details()[1]

@@ -172,7 +172,7 @@ def read_index(folder: Path) -> list[Chunk]:
     """The chunks that ``index.json`` lists.
 
     Raises:
-        ValueError: it is missing, cannot be read, or describes another layout.
+        ValueError: it is missing, cannot be read, describes another layout, or names a chunk outside the folder.
     """
     try:
         index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
@@ -180,10 +180,13 @@ def read_index(folder: Path) -> list[Chunk]:
         chunks = [
             Chunk(str(row["filename"]), int(row["chunk_size"]), int(row["chunk_bytes"])) for row in index["chunks"]
         ]
-        for chunk in chunks:
-            below(folder, chunk.name)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"cannot be read ({error})") from error
     if layout != (["bytes"], None):
         raise ValueError(f"describes items {layout}, not one bytes leaf without compression")
+    for chunk in chunks:
+        try:
+            below(folder, chunk.name)
+        except ValueError as error:
+            raise ValueError(f"cannot be used: {error}") from error
     return chunks

@@ -118,8 +118,6 @@ class Manifest:
         unknown = sorted(values.keys() - {item.name for item in fields(Manifest)})
         if unknown:
             raise ValueError(f"it has unknown fields: {', '.join(unknown)}")
-        for name in values.get("chunk_sha256", {}):
-            below(Path(), name)
         for name in ("text_encoder", "autoencoder"):
             if values.get(name) is not None:
                 values[name] = EncoderReference(**values[name])
@@ -135,7 +133,7 @@ class Manifest:
 
         Raises:
             FileNotFoundError: if there is no set; names ``--data.root`` and the commands that prepare one.
-            ValueError: if the manifest cannot be read; says why and what to do.
+            ValueError: if the manifest cannot be read, or names a file outside the folder; says why and what to do.
         """
         path = Path(folder) / MANIFEST_NAME
         if not path.is_file():
@@ -145,7 +143,10 @@ class Manifest:
                 "lines of the experiment file and in docs/data.md):\n" + PREPARE_COMMANDS
             )
         try:
-            return Manifest.from_json(path.read_text(encoding="utf-8"))
+            manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
+            for name in manifest.chunk_sha256:
+                below(path.parent, name)
+            return manifest
         except (ValueError, TypeError) as error:
             raise ValueError(f"cannot use {path}: {error}. Prepare the set again:\n{PREPARE_COMMANDS}") from error
 

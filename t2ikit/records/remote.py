@@ -126,6 +126,7 @@ class RemoteFolder:
 
         Raises:
             FileNotFoundError: there is none, or no way to it.
+            ValueError: the address lists a file that does not lie in the folder.
         """
         target = self.copy / name
         self._make_copy()
@@ -134,16 +135,17 @@ class RemoteFolder:
                 system, path = self._system(name)
                 partial = partial_of(target)
                 try:
-                    found = system.find(path)
-                    if not found:
+                    files = system.find(path)
+                    if not files:
                         raise FileNotFoundError("there is no such folder, or it cannot be listed")
-                    for file in found:
-                        copy = below(partial, file.removeprefix(path).removeprefix("/"))
+                except Exception as error:  # as above
+                    raise FileNotFoundError(f"{self.url}/{name} cannot be read ({error})") from error
+                copies = {file: below(partial, file.removeprefix(f"{path}/")) for file in files}
+                try:
+                    for file, copy in copies.items():
                         copy.parent.mkdir(parents=True, exist_ok=True)
                         system.get_file(file, str(copy))
                     publish(partial, target)
-                except ValueError:  # a name that leads out of the folder
-                    raise
                 except Exception as error:  # as above
                     raise FileNotFoundError(f"{self.url}/{name} cannot be read ({error})") from error
                 finally:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from t2ikit.prepare.captions.caption_file import CaptionSet, aio_caption, caption_file, image_sets
+from t2ikit.prepare.captions.caption_file import CaptionSet, aio_caption, caption_file
 from t2ikit.prepare.captions.captions import prepare_captions
 from t2ikit.prepare.encode.encode import prepare_encode
-from t2ikit.prepare.images import prepare_images
+from t2ikit.prepare.images import image_sets, prepare_images
 from t2ikit.records.record_set import RecordSet
 
 

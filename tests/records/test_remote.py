@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import http.server
-import json
 import multiprocessing
 import os
 import pickle
@@ -16,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -27,6 +25,7 @@ import torch
 from t2ikit.batch import StoredBatch
 from t2ikit.data.datamodule import DataModule
 from t2ikit.data.loaders import PositionLoader
+from t2ikit.encoders.text import load_encoder
 from t2ikit.evaluation.reference_images import real_images
 from t2ikit.pretrained import EncoderReference
 from t2ikit.records import remote
@@ -428,33 +427,38 @@ def test_what_is_not_there_names_the_option(root: Path, server: Server, monkeypa
     assert isinstance(data.record_set("train"), RecordSet)
 
 
-@pytest.mark.parametrize("name", ["../../outside.bin", "/tmp/outside.bin", "a/../../outside.bin"])
-def test_names_of_a_server_do_not_lead_out_of_the_cache(
-    root: Path, server: Server, name: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["../../x", "/abs", "a/../../b"])
+@pytest.mark.parametrize("kind", ["folder", "http"])
+def test_names_that_lead_out_of_a_set_are_refused(
+    root: Path, server: Server, tmp_path: Path, name: str, kind: str
 ) -> None:
-    """Neither a file of the manifest, nor a chunk of the index, nor one of a folder that is listed."""
-    refusal = f"{re.escape(repr(name))} leads out of its folder"
-    manifest = json.loads((root / "train" / "manifest.json").read_text())
-    hostile = {**manifest, "chunk_sha256": {**manifest["chunk_sha256"], name: "0" * 64}}
-    server.spoil = {"train/manifest.json": json.dumps(hostile).encode()}
-    with pytest.raises(ValueError, match=refusal):
-        DataModule(server.url).setup("fit")
-    index = (root / "train" / "index.json").read_bytes().replace(b"chunk-0-0.bin", name.encode())
-    digest = hashlib.sha256(index).hexdigest()
-    manifest["chunk_sha256"]["index.json"] = digest  # a server that lies consistently
-    server.spoil = {"train/manifest.json": json.dumps(manifest).encode(), "train/index.json": index}
-    with pytest.raises(ValueError, match=refusal):
-        DataModule(server.url).setup("fit")
-    server.spoil = {}
-    listing = SimpleNamespace(find=lambda path: [f"{path}/{name}"], get_file=lambda *_: pytest.fail("it was fetched"))
-    monkeypatch.setattr(RemoteFolder, "_system", lambda self, name: (listing, f"/{name}"))
-    with pytest.raises(ValueError, match="leads out of its folder"):
-        RemoteFolder.at(server.url).bring_folder("text_encoder")
+    folder = tmp_path / "copied"
+    shutil.copytree(root, folder / "data")
+    files = {file: (folder / "data" / "train" / file).read_text() for file in ("index.json", "manifest.json")}
+    changed = {file: text.replace("chunk-0-0.bin", name) for file, text in files.items()}
+    digest = hashlib.sha256(files["index.json"].encode()).hexdigest()
+    refitted = files["manifest.json"].replace(digest, hashlib.sha256(changed["index.json"].encode()).hexdigest())
+    for manifest, file in ((changed["manifest.json"], "manifest.json"), (refitted, "index.json")):
+        spoiled = {"manifest.json": manifest, "index.json": changed["index.json"]}
+        for file_name, text in spoiled.items():
+            (folder / "data" / "train" / file_name).write_text(text)
+            server.spoil[f"train/{file_name}"] = text.encode()
+        with pytest.raises(ValueError, match=f"train/{file}.*{re.escape(repr(name))} is no plain name"):
+            DataModule(server.url if kind == "http" else str(folder / "data")).setup("fit")
 
 
-def test_a_local_index_does_not_lead_out_of_its_folder(root: Path, tmp_path: Path) -> None:
-    shutil.copytree(root / "train", tmp_path / "train")
-    path = tmp_path / "train" / "index.json"
-    path.write_text(path.read_text().replace("chunk-0-0.bin", "../outside.bin"))
-    with pytest.raises(ValueError, match=r"'\.\./outside\.bin' leads out of its folder"):
-        RecordSet(tmp_path / "train")
+@pytest.mark.parametrize("name", ["../../x", "a/../../b"])
+def test_a_listing_that_leads_out_of_its_folder_is_refused(server: Server, tmp_path: Path, name: str) -> None:
+    page = f'<a href="{name}">x</a>'.encode()
+    server.spoil = {"text_encoder": page, "text_encoder/": page}
+    with pytest.raises(ValueError, match=f"{re.escape(repr(name))} is no plain name"):
+        RemoteFolder.at(server.url, tmp_path / "deep" / "cache").bring_folder("text_encoder")
+    assert not [path for path in tmp_path.rglob("*") if path.name in ("x", "b")]
+
+
+def test_a_text_encoder_is_looked_for_below_its_root_only(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "data").mkdir()
+    with pytest.raises((FileNotFoundError, ValueError), match=r"\.\./outside") as error:
+        load_encoder(EncoderReference("../outside", None, "ab" * 32), tmp_path / "data", "")
+    assert str(tmp_path) not in str(error.value)

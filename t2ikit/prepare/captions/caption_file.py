@@ -3,7 +3,7 @@
     {"key": "train/n02012849/n02012849_0000.JPEG", "captions": ["An image of crane", "A grey crane stands in ..."]}
 
 An image may have several captions, one of each *column*: caption i of every image was made in the same way. Streams
-draw from the columns by name.
+choose among the columns by name.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from t2ikit.launch import first_rank
 from t2ikit.prepare.captions.captioner import Decoding
 from t2ikit.prepare.images import IMAGES
 from t2ikit.prepare.steps import identity, known_parts, tracked, write_lines
 from t2ikit.pretrained import EncoderReference
-from t2ikit.records.manifest import MANIFEST_NAME, Manifest
-from t2ikit.records.record_set import RecordSet
+from t2ikit.records.manifest import Manifest
 
 CAPTIONS = "captions"
 """Folder of the captions below the output folder."""
@@ -30,21 +29,26 @@ CAPTIONS = "captions"
 Row = tuple[str, tuple[str, ...]]
 """Key of an image and its captions."""
 
+Captioned = tuple[dict[str, Any], tuple[str, ...]]
+"""Metadata of an image and its captions."""
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+
 
 @dataclass(frozen=True)
 class CaptionColumn:
     """How caption i of every image was made.
 
     Attributes:
-        name: of the column, unlike the others'; streams mix columns by it.
+        name: of the column, unique in the file; streams mix columns by it.
         kind: "aio", "llava", "http" or "file".
         identity: hash of what decides the captions: weights, prompts and decoding, or the captions themselves.
         source: file, or address of the server.
         model: name of the captioner.
         captioner: its weights; None where they are not known.
-        prompt, cutmix_prompt: what it was asked about plain and about CutMix images.
-        decoding: how its answers were drawn.
-        empty: images about which it had nothing to say, and which have their AIO caption instead.
+        prompt, cutmix_prompt: its instructions for plain and for CutMix images.
+        decoding: how its answers were decoded.
+        empty: images for which it gave an empty answer, and which have their AIO caption instead.
         versions: of the programs that made the captions.
     """
 
@@ -101,10 +105,17 @@ class CaptionHeader:
         """The names as one word, as the manifest of an encoded set holds them: "aio", "aio+long"."""
         return "+".join(self.kinds)
 
+    def holds(self, columns: Sequence[CaptionColumn], alone: bool) -> bool:
+        """Whether the file has these columns, made in the same way; ``alone``: these in this order and no other."""
+        stored = {column.name: column for column in self.columns}
+        same = all(column.name in stored and column.made_as(stored[column.name]) for column in columns)
+        return same and (not alone or tuple(column.name for column in columns) == self.kinds)
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> CaptionHeader:
         """From ``asdict``."""
-        return cls(tuple(CaptionColumn.from_dict(one) for one in values["columns"]), values["images"], values["count"])
+        columns = tuple(CaptionColumn.from_dict(column) for column in values["columns"])
+        return cls(columns, values["images"], values["count"])
 
 
 class CaptionSet:
@@ -112,7 +123,7 @@ class CaptionSet:
 
     Raises:
         FileNotFoundError: there are none; says how to make them.
-        ValueError: the file is none of captions, or of another version.
+        ValueError: the file holds no captions, or was written by another version.
     """
 
     def __init__(self, out: Path, name: str) -> None:
@@ -144,16 +155,6 @@ def caption_file(root: Path, name: str) -> Path:
     return root / CAPTIONS / f"{name}.jsonl"
 
 
-Item = TypeVar("Item")
-
-
-Captioned = tuple[dict[str, Any], tuple[str, ...]]
-"""Metadata of an image and its captions."""
-
-
-_NAME = re.compile(r"[A-Za-z0-9_.-]+")
-
-
 def aio_caption(metadata: dict[str, Any]) -> str:
     """ "An image of <class name>"; a CutMix image names both classes."""
     caption = f"An image of {metadata['class_name']}"
@@ -163,9 +164,16 @@ def aio_caption(metadata: dict[str, Any]) -> str:
 def images_done(root: Path, name: str, columns: Sequence[CaptionColumn], add: bool, overwrite: bool) -> int:
     """How many images of a set, from the first on, have these captions: all, none, or those before appended ones.
 
+    Args:
+        root: the folder of the data set.
+        name: of the image set.
+        columns: how the captions are to be made.
+        add: they are to stand beside the stored ones.
+        overwrite: they may replace stored ones.
+
     Raises:
-        FileExistsError: there are others, and they may not be replaced.
-        ValueError: these cannot be put to those that are there.
+        FileExistsError: the file holds others, which may not be replaced.
+        ValueError: these cannot be added to the stored ones.
     """
     path, manifest = caption_file(root, name), Manifest.read(root / IMAGES / name)
     if not path.is_file():
@@ -176,28 +184,56 @@ def images_done(root: Path, name: str, columns: Sequence[CaptionColumn], add: bo
         if overwrite and not add:
             return 0
         raise
-    parts = known_parts(manifest, header.images)
-    if not parts and add:
+    known = known_parts(manifest, header.images)
+    if not (known and header.holds(columns, alone=not add)):
+        _check_replaceable(path, header, columns, known, len(manifest.parts), add, overwrite)
+        return 0
+    if known < len(manifest.parts):
+        _check_extendable(path, header, columns)
+    elif first_rank():
+        print(f"{path}: up to date")
+    return header.count
+
+
+def _check_replaceable(
+    path: Path,
+    header: CaptionHeader,
+    columns: Sequence[CaptionColumn],
+    known: int,
+    parts: int,
+    add: bool,
+    overwrite: bool,
+) -> None:
+    """Refuses columns that the options do not allow to be written; the file has ``known`` of the images' ``parts``."""
+    if not add:
+        if not overwrite:
+            difference = "holds other captions" if known else "belongs to other images"
+            raise FileExistsError(f"{path} {difference}: replace it with --overwrite, or keep both captions with --add")
+        return
+    if not known:
         raise ValueError(f"{path} belongs to other images: leave --add out, and replace it with --overwrite")
-    there = {column.name: column for column in header.columns}
-    names = [column.name for column in columns]
-    same = all(column.name in there and column.made_as(there[column.name]) for column in columns)
-    if parts and same and (add or names == list(header.kinds)):
-        return _completed(path, manifest, header, parts, names)
-    clash = [one for one in names if one in there]
-    if add and clash and not overwrite:
+    taken = [column.name for column in columns if column.name in header.kinds]
+    if taken and not overwrite:
         raise FileExistsError(
-            f"{path} has captions called {clash[0]} that were made otherwise: give these another --name, or replace "
+            f"{path} has captions called {taken[0]} that were made otherwise: give these another --name, or replace "
             "those with --overwrite"
         )
-    if add and parts < len(manifest.parts):
+    if known < parts:
         raise ValueError(
-            f"{path} lacks the images that were appended: run t2ikit prepare captions with the options of then first"
+            f"{path} lacks the images that were appended: first run t2ikit prepare captions with the options that made "
+            "its captions"
         )
-    if not add and not overwrite:
-        whose = "holds other captions" if parts else "belongs to other images"
-        raise FileExistsError(f"{path} {whose}: replace it with --overwrite, or keep both captions with --add")
-    return 0
+
+
+def _check_extendable(path: Path, header: CaptionHeader, columns: Sequence[CaptionColumn]) -> None:
+    """Refuses to extend a file to appended images where other columns need more than the class names."""
+    names = {column.name for column in columns}
+    others = [column.name for column in header.columns if column.name not in names and column.kind != "aio"]
+    if others:
+        raise ValueError(
+            f"{path} lacks the images that were appended, and the captions {', '.join(others)} of those cannot be made "
+            "in this call: replace all of it with --overwrite"
+        )
 
 
 def write_captions(
@@ -210,25 +246,23 @@ def write_captions(
         name: of the image set.
         columns: how the captions were made.
         rows: the metadata of every image and one caption a column, in the order of the images.
-        add: put them behind those that are there, or in the place of columns of the same name.
+        add: keep the stored columns; one of the same name is replaced, any other stands behind them.
         done: images that have these captions; ``rows`` begins behind them.
     """
     path = caption_file(root, name)
     manifest = Manifest.read(root / IMAGES / name)
-    merged = tuple(columns)
+    table = {column.name: column for column in columns}
     new: Iterable[Row] = ((metadata["key"], texts) for metadata, texts in rows)
     if path.is_file() and (add or done):
         old = CaptionSet(root, name)
-        kept = old.header.kinds
-        places = [kept.index(column.name) if column.name in kept else None for column in columns]
+        stored = {column.name: column for column in old.header.columns}
         if done:
-            empty = [column.empty + there.empty for column, there in zip(columns, _at(old, places), strict=True)]
-            columns = [replace(column, empty=count) for column, count in zip(columns, empty, strict=True)]
-            new = chain(old, _filled(old.header.columns, rows, places))
+            table = {key: replace(column, empty=column.empty + stored[key].empty) for key, column in table.items()}
+            new = chain(old, _with_aio(list(stored), list(table), rows))
         else:
-            new = _merged(old, new, places)
-        merged = _put(old.header.columns, columns, places)
-    header = CaptionHeader(merged, identity(manifest), manifest.count)
+            new = _joined(old, list(table), new)
+        table = stored | table
+    header = CaptionHeader(tuple(table.values()), identity(manifest), manifest.count)
     tracked_rows = tracked(new, manifest.count, f"write captions of {name}")
     content = (json.dumps({"key": key, "captions": list(texts)}, ensure_ascii=False) for key, texts in tracked_rows)
     write_lines(path, chain([json.dumps(asdict(header), ensure_ascii=False)], content))
@@ -236,34 +270,20 @@ def write_captions(
     print(f"{path}: captions of {manifest.count:,} images{added} ({header.kind})")
 
 
-def image_sets(root: Path) -> list[str]:
-    """Names of the image sets of a data set: train, val, then the CutMix sets.
-
-    Raises:
-        FileNotFoundError: there are none; says how to make them.
-    """
-    folder = root / IMAGES
-    names = sorted(
-        path.parent.name for path in folder.glob(f"*/{MANIFEST_NAME}") if not path.parent.name.startswith(".")
-    )
-    if not names:
-        raise FileNotFoundError(
-            f"{root} has no images: run t2ikit prepare images --source FOLDER --out {root} --size S first"
-        )
-    return sorted(names, key=lambda name: (name != "train", name != "val", name))
+def _joined(old: CaptionSet, names: Sequence[str], rows: Iterable[Row]) -> Iterator[Row]:
+    """The stored rows with the new columns ``names`` replaced or put behind."""
+    for (key, stored), (new_key, texts) in zip(old, rows, strict=True):
+        if key != new_key:
+            raise ValueError(f"{old.path} has {key} where the images have {new_key}: replace it with --overwrite")
+        captions = dict(zip(old.header.kinds, stored, strict=True)) | dict(zip(names, texts, strict=True))
+        yield key, tuple(captions.values())
 
 
-def wanted_sets(root: Path, sets: Sequence[str] | None) -> list[str]:
-    """The image sets that ``--sets`` names, or all.
-
-    Raises:
-        ValueError: one of them is none.
-    """
-    present = image_sets(root)
-    for name in sets or ():
-        if name not in present:
-            raise ValueError(f"there is no image set {name} in {root / IMAGES}; --sets can name {', '.join(present)}")
-    return list(sets or present)
+def _with_aio(stored: Sequence[str], names: Sequence[str], rows: Iterable[Captioned]) -> Iterator[Row]:
+    """Rows of appended images: the columns ``names`` as given, the other stored ones as AIO captions."""
+    for metadata, texts in rows:
+        captions = dict.fromkeys(stored, aio_caption(metadata)) | dict(zip(names, texts, strict=True))
+        yield metadata["key"], tuple(captions.values())
 
 
 def column_names(names: Sequence[str], default: str, count: int) -> tuple[str, ...]:
@@ -279,52 +299,3 @@ def column_names(names: Sequence[str], default: str, count: int) -> tuple[str, .
     if len(set(names)) != count or not all(_NAME.fullmatch(name) for name in names):
         raise ValueError(f"--name takes unlike names of letters, digits, `_`, `.` and `-`; got {', '.join(names)}")
     return tuple(names)
-
-
-def metadata_of(root: Path, name: str, start: int = 0) -> Iterator[dict[str, Any]]:
-    """The metadata of the images of a set from ``start`` on, in order; pixels are not read."""
-    records = RecordSet(root / IMAGES / name)
-    for index in range(start, len(records)):
-        yield records.view(index).details()[1]
-
-
-def _completed(path: Path, manifest: Manifest, header: CaptionHeader, parts: int, names: Sequence[str]) -> int:
-    if parts == len(manifest.parts):
-        if first_rank():
-            print(f"{path}: up to date")
-        return manifest.count
-    others = [column.name for column in header.columns if column.name not in names and column.kind != "aio"]
-    if others:
-        raise ValueError(
-            f"{path} lacks the images that were appended, for which {', '.join(others)} cannot be made here, too: "
-            "replace all of it with --overwrite"
-        )
-    return header.count
-
-
-def _put(kept: Sequence[Item], new: Sequence[Item], places: Sequence[int | None]) -> tuple[Item, ...]:
-    """Each new one in its place among the kept, or behind them."""
-    items = list(kept)
-    for one, place in zip(new, places, strict=True):
-        if place is None:
-            items.append(one)
-        else:
-            items[place] = one
-    return tuple(items)
-
-
-def _merged(old: CaptionSet, rows: Iterable[Row], places: Sequence[int | None]) -> Iterator[Row]:
-    for (key, there), (new_key, texts) in zip(old, rows, strict=True):
-        if key != new_key:
-            raise ValueError(f"{old.path} has {key} where the images have {new_key}: replace it with --overwrite")
-        yield key, _put(there, texts, places)
-
-
-def _at(old: CaptionSet, places: Sequence[int | None]) -> list[CaptionColumn]:
-    return [old.header.columns[place] for place in places if place is not None]
-
-
-def _filled(columns: Sequence[CaptionColumn], rows: Iterable[Captioned], places: Sequence[int | None]) -> Iterator[Row]:
-    """Rows of appended images: what is not given are AIO captions."""
-    for metadata, texts in rows:
-        yield metadata["key"], _put([aio_caption(metadata)] * len(columns), texts, places)

@@ -12,12 +12,10 @@ from t2ikit.prepare.captions.caption_file import (
     aio_caption,
     column_names,
     images_done,
-    metadata_of,
-    wanted_sets,
     write_captions,
 )
 from t2ikit.prepare.captions.captioner import Captioner
-from t2ikit.prepare.images import IMAGES
+from t2ikit.prepare.images import IMAGES, metadata_of, wanted_sets
 from t2ikit.records.record_set import RecordSet
 
 if TYPE_CHECKING:
@@ -76,8 +74,8 @@ def prepare_captions(
         targets = import_captions(root, targets, Path(file), names, add, overwrite, every=sets is not None)
     else:
         name = column_names(names, "aio", 1)[0]
-        for one in targets:
-            write_aio(root, one, overwrite, name, add)
+        for target in targets:
+            write_aio(root, target, overwrite, name, add)
     return targets
 
 

@@ -15,12 +15,11 @@ from t2ikit.prepare.captions.caption_file import (
     Captioned,
     caption_file,
     column_names,
-    image_sets,
     images_done,
-    metadata_of,
     write_captions,
 )
 from t2ikit.prepare.captions.table import CaptionTable, hashes_of
+from t2ikit.prepare.images import image_sets, metadata_of
 
 _SHOWN = 3
 
@@ -46,24 +45,24 @@ def import_captions(
         FileNotFoundError, FileExistsError, ValueError: which line is wrong, which key is unknown, which image has none.
     """
     with CaptionTable(file, root / CAPTIONS) as table:
-        own = column_names(names, "own", table.columns)
+        labels = column_names(names, "own", table.columns)
         hashes = {name: hashes_of(_keys(root, name)) for name in targets}
         _refuse_unknown(root, table, hashes)
-        found = [name for name in targets if every or table.knows(hashes[name]).any()]
+        described = [name for name in targets if every or table.knows(hashes[name]).any()]
         columns = {}
-        for name in found:  # every set is looked through before the first one is written
+        for name in described:  # all sets are checked before the first one is written
             _refuse_missing(root, name, table)
             digests = _digests(_rows(root, name, table), table.columns)
             columns[name] = tuple(
-                CaptionColumn(column, "file", digest, str(file)) for column, digest in zip(own, digests, strict=True)
+                CaptionColumn(column, "file", digest, str(file)) for column, digest in zip(labels, digests, strict=True)
             )
-        for name in found:
+        for name in described:
             if not images_done(root, name, columns[name], add, overwrite):
                 write_captions(root, name, columns[name], _rows(root, name, table), add)
     for name in image_sets(root):
         if not caption_file(root, name).is_file():
             print(f"{name}: no captions yet")
-    return found
+    return described
 
 
 def _keys(root: Path, name: str) -> Iterator[str]:

@@ -19,14 +19,13 @@ from t2ikit.prepare.captions.caption_file import (
     aio_caption,
     caption_file,
     images_done,
-    metadata_of,
     write_captions,
 )
 from t2ikit.prepare.captions.captioner import Captioner
 from t2ikit.prepare.engine.engine import run_work
 from t2ikit.prepare.engine.shards import Results
 from t2ikit.prepare.engine.work import Launch, Work
-from t2ikit.prepare.images import IMAGES
+from t2ikit.prepare.images import IMAGES, metadata_of
 from t2ikit.prepare.steps import identity, sha256_of_json, versions
 from t2ikit.records.manifest import Manifest
 from t2ikit.records.record_set import RecordSet

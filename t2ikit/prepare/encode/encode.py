@@ -13,12 +13,12 @@ import numpy as np
 from t2ikit.encoders.autoencoders import DEFAULT_AUTOENCODER
 from t2ikit.encoders.text import DEFAULT_TEXT_ENCODER, MAX_TOKENS, TextEncoder, build_small_t5
 from t2ikit.launch import first_rank
-from t2ikit.prepare.captions.caption_file import CaptionSet, image_sets
+from t2ikit.prepare.captions.caption_file import CaptionSet
 from t2ikit.prepare.captions.lines import CaptionLines
 from t2ikit.prepare.encode.encoders import Encoders, TextOptions
 from t2ikit.prepare.encode.work import Encoding
 from t2ikit.prepare.engine.work import Launch
-from t2ikit.prepare.images import IMAGES
+from t2ikit.prepare.images import IMAGES, image_sets
 from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder
 from t2ikit.prepare.steps import identity, known_parts, part_ranges, require_disk, sha256_of_json
 from t2ikit.records.manifest import Manifest
