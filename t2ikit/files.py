@@ -107,8 +107,8 @@ def read_utf8(file: Path) -> str:
         raise ValueError(f"{file} is no UTF-8 text ({error})") from error
 
 
-def _write(path: Path, parts: Iterable[bytes | memoryview]) -> str:
-    """Writes the parts and returns their SHA-256.
+def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
+    """Writes the pieces and returns their SHA-256.
 
     What is longer than a block goes to the disk past the page cache, where the system can do that: nobody reads a chunk
     of a large set soon, and filling the cache costs more time of the processor than the hash.
@@ -116,9 +116,9 @@ def _write(path: Path, parts: Iterable[bytes | memoryview]) -> str:
     digest, filled = hashlib.sha256(), 0
     memory = memoryview(mmap.mmap(-1, _BLOCK))  # direct writes come from whole pages
     with path.open("xb", buffering=0) as stream:
-        for part in parts:
-            digest.update(part)  # while it is in the cache of the processor
-            with memoryview(part) as rest:
+        for piece in pieces:
+            digest.update(piece)  # while it is in the cache of the processor
+            with memoryview(piece) as rest:
                 done = 0
                 while done < len(rest):
                     length = min(_BLOCK - filled, len(rest) - done)

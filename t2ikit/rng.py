@@ -23,9 +23,9 @@ BLOCK = 8
 _WORDS = 4  # 64-bit words that one Philox counter gives
 
 
-def key(seed: int, purpose: str, *parts: int) -> int:
-    """A 128-bit key; unlike (seed, purpose, parts) give unlike keys, on every machine and in every process."""
-    text = "\0".join([str(int(seed)), purpose, *(str(int(part)) for part in parts)])
+def key(seed: int, purpose: str, *indices: int) -> int:
+    """A 128-bit key; unlike (seed, purpose, indices) give unlike keys, on every machine and in every process."""
+    text = "\0".join([str(int(seed)), purpose, *(str(int(index)) for index in indices)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
 
 

@@ -48,12 +48,12 @@ class TextContext:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> TextContext:
         window = None if self.window is None else function(self.window)
-        return TextContext(tuple(function(each) for each in self.keys_values), function(self.mask), window)
+        return TextContext(tuple(function(tensor) for tensor in self.keys_values), function(self.mask), window)
 
     def rows(self, index: Tensor) -> TextContext:
         """The contexts at ``index`` [R] int64, in that order; a row may be taken several times."""
         index = index.to(self.mask.device, non_blocking=True)
-        return self._map(lambda each: each.index_select(0, index))
+        return self._map(lambda tensor: tensor.index_select(0, index))
 
     def cat(self, other: TextContext) -> TextContext:
         """These contexts, then those of ``other``; the shorter text is padded with masked zeros.
@@ -78,7 +78,7 @@ class TextContext:
         extra = length - self.mask.shape[1]
         if extra == 0:
             return self
-        keys_values = tuple(nn.functional.pad(each, (0, 0, 0, extra)) for each in self.keys_values)
+        keys_values = tuple(nn.functional.pad(tensor, (0, 0, 0, extra)) for tensor in self.keys_values)
         return TextContext(keys_values, nn.functional.pad(self.mask, (0, extra)), self.window)
 
     def detach(self) -> TextContext:
@@ -209,15 +209,15 @@ class Denoiser(nn.Module, ABC):
         finally:
             self._caller = kept
 
-    def _call(self, part: Callable[..., Any], *args: Any) -> Any:
+    def _call(self, block: Callable[..., Any], *args: Any) -> Any:
         """Calls a part of the network that occurs many times."""
-        return part(*args) if self._caller is None else self._caller(part, *args)
+        return block(*args) if self._caller is None else self._caller(block, *args)
 
     def _run(self, block: Callable[..., Any], *args: Any, random: bool = False) -> Any:
         """Calls a block, under gradient checkpointing when that is asked for. ``random``: the block draws numbers."""
         if self.checkpoint_blocks and torch.is_grad_enabled():
-            whole = (block, *args) if self._caller is None else (self._caller, block, *args)
-            return checkpoint(*whole, use_reentrant=False, preserve_rng_state=random)
+            call = (block, *args) if self._caller is None else (self._caller, block, *args)
+            return checkpoint(*call, use_reentrant=False, preserve_rng_state=random)
         return self._call(block, *args)
 
     def _check_text(self, text: Text | tuple[Text, ...], text_dim: int) -> Text:

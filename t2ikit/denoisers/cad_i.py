@@ -30,7 +30,7 @@ from t2ikit.denoisers.layers import (
     key_bias,
     truncated_normal_,
 )
-from t2ikit.denoisers.windows import WINDOW_TOKENS, WindowEmbed, grid_of_part, window_places, window_rows
+from t2ikit.denoisers.windows import WINDOW_TOKENS, WindowEmbed, grid_of_window, patch_positions, window_rows
 
 REFINE_BLOCKS = 2
 LAYER_SCALE = 0.1
@@ -319,7 +319,7 @@ class CADI(Denoiser):
             self._check_call(x, level, context)
             return self.grid
         self._check_rows(x, level, context)
-        return grid_of_part(x, self.input_shape, self.patch_size)
+        return grid_of_window(x, self.input_shape, self.patch_size)
 
     def _first_latents(self, x: Tensor, level: Tensor, context: TextContext) -> Tensor:
         """[B, M, D] of a call from zero latents. They are all the same, so one row of the MLP on them serves all."""
@@ -332,8 +332,8 @@ class CADI(Denoiser):
         """Data tokens [B, N, Dd] and latents [B, M, D] after the last block; its write is skipped on demand."""
         positions: Tensor = self.data_pos_embedding
         if x.shape[1:] != self.input_shape:
-            part = (x.shape[2] // self.patch_size, x.shape[3] // self.patch_size)
-            positions = positions[window_places(cast(Tensor, context.window), self.grid, part)]
+            window_grid = (x.shape[2] // self.patch_size, x.shape[3] // self.patch_size)
+            positions = positions[patch_positions(cast(Tensor, context.window), self.grid, window_grid)]
         data = self.data_ln(self.patch_extractor(x)) + positions
         token = self.time_embedder(level)[:, None]
         state = state.to(self.latents.dtype)

@@ -32,7 +32,7 @@ from t2ikit.denoisers.layers import (
     key_bias,
     truncated_normal_,
 )
-from t2ikit.denoisers.windows import WINDOW_TOKENS, WindowEmbed, grid_of_part, window_places, window_rows
+from t2ikit.denoisers.windows import WINDOW_TOKENS, WindowEmbed, grid_of_window, patch_positions, window_rows
 
 REFINE_BLOCKS = 2
 REFINE_LAYER_SCALE = 0.1
@@ -265,5 +265,5 @@ class DiTI(Denoiser):
             self._check_call(x, level, context)
             return table.flatten(0, 1), self.grid
         self._check_rows(x, level, context)
-        grid = grid_of_part(x, self.input_shape, self.patch_size)
-        return table.flatten(0, 1)[window_places(cast(Tensor, context.window), self.grid, grid)], grid
+        grid = grid_of_window(x, self.input_shape, self.patch_size)
+        return table.flatten(0, 1)[patch_positions(cast(Tensor, context.window), self.grid, grid)], grid

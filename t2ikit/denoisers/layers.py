@@ -36,8 +36,8 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Draws the weight anew."""
-        for part in self.weight.detach().chunk(self.parts):
-            nn.init.xavier_uniform_(part)
+        for projection in self.weight.detach().chunk(self.parts):
+            nn.init.xavier_uniform_(projection)
         nn.init.zeros_(self.bias)
 
 

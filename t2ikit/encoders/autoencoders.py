@@ -251,9 +251,9 @@ class LatentSpace(ImageSpace):
         model = self.model.to(images.device)
         means, stds = [], []
         with torch.autocast(images.device.type, enabled=False):
-            for part in images.split(self.batch_size):
-                scale = 127.5 if part.dtype == torch.uint8 else 0.5
-                posterior = model.encode(part.to(torch.float32) / scale - 1.0).latent_dist
+            for batch in images.split(self.batch_size):
+                scale = 127.5 if batch.dtype == torch.uint8 else 0.5
+                posterior = model.encode(batch.to(torch.float32) / scale - 1.0).latent_dist
                 means.append(posterior.mean)
                 stds.append(posterior.std)
         return torch.cat(means), torch.cat(stds)
@@ -264,7 +264,7 @@ class LatentSpace(ImageSpace):
         model = self.model.to(x_0.device)
         raw = self.denormalise(x_0.to(torch.float32))
         with torch.autocast(x_0.device.type, enabled=False):
-            decoded = torch.cat([model.decode(part).sample for part in raw.split(self.batch_size)])
+            decoded = torch.cat([model.decode(batch).sample for batch in raw.split(self.batch_size)])
         return decoded.add(1.0).mul(0.5).clamp(0.0, 1.0)
 
     @staticmethod
