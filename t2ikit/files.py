@@ -20,7 +20,7 @@ __all__ = ["partial_of", "publish", "recover", "sync", "write_whole"]
 
 
 def partial_of(path: Path) -> Path:
-    """A name beside ``path`` for its unfinished content; no other process takes the same one."""
+    """A name next to ``path`` for its unfinished content; no other process takes the same one."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
 
 
@@ -36,8 +36,8 @@ def sync(path: Path) -> None:
 def publish(partial: Path, path: Path) -> None:
     """Syncs ``partial``, a file or a folder as ``partial_of`` names it, and renames it to ``path``.
 
-    What was there is replaced. A folder cannot be replaced at one blow: a process that is killed in between leaves the
-    old one beside its place, and ``recover`` brings it back.
+    Replaces what is at ``path``. A folder cannot be replaced atomically: a process that is killed in between leaves the
+    old one under another name, and ``recover`` restores it.
     """
     for file in [file for file in partial.rglob("*") if file.is_file()] if partial.is_dir() else [partial]:
         sync(file)
@@ -52,7 +52,7 @@ def publish(partial: Path, path: Path) -> None:
 
 
 def recover(path: Path) -> None:
-    """Puts right what killed processes left beside ``path``: unfinished content goes, a folder gets its place back.
+    """Repairs what killed processes left next to ``path``: removes unfinished content, restores a replaced folder.
 
     What belongs to processes of this machine that still run is left alone.
     """

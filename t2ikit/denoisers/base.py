@@ -2,7 +2,7 @@
 
 Shape legend::
 
-    B  samples        C, H, W  channels, height, width of x        level [B]  the scalar a denoiser is told
+    B  samples        C, H, W  channels, height, width of x        level [B]  the scalar a denoiser receives
     L  text tokens    K  keys of a conditioning attention: tokens before the text, registers, text, window
     A  width of a conditioning attention
 
@@ -59,7 +59,7 @@ class TextContext:
         """These contexts, then those of ``other``; the shorter text is padded with masked zeros.
 
         Raises:
-            ValueError: when the two come from unlike denoisers, or only one has a window.
+            ValueError: when the two come from different denoisers, or only one has a window.
         """
         first, second = self.keys_values, other.keys_values
         if len(first) != len(second) or any(a.shape[2] != b.shape[2] for a, b in zip(first, second, strict=True)):
@@ -119,7 +119,7 @@ def without_graph(device_type: str) -> Iterator[None]:
 def kept_rows(keep: Tensor, device: torch.device) -> Tensor:
     """int64 [R] on ``device``, where ``keep`` [B] bool is True, or ``keep`` itself if it is such an index already.
 
-    No host sync when ``keep`` lies on the CPU.
+    No host sync when ``keep`` is on the CPU.
     """
     index = keep.nonzero().flatten() if keep.dtype == torch.bool else keep
     if index.device != device and device.type == "cuda":
@@ -131,7 +131,7 @@ class Denoiser(nn.Module, ABC):
     """Predicts the target of a diffusion process from a noisy x, the noise level and a text.
 
     Attributes:
-        level_kind: which scalar the network is told: "gamma" (signal power), "t", or "log_snr".
+        level_kind: which scalar the network receives: "gamma" (signal power), "t", or "log_snr".
         text_dim: width D of the text states it takes.
         checkpoint_blocks: recompute every block in the backward pass instead of keeping its activations.
     """
@@ -194,7 +194,7 @@ class Denoiser(nn.Module, ABC):
         """Initialises the parameters that no submodule initialises."""
 
     def reset_parameters(self) -> None:
-        """Draws all weights anew, e.g. after construction on the meta device and ``to_empty``."""
+        """Initialises all weights again, e.g. after construction on the meta device and ``to_empty``."""
         for module in self.modules():
             if module is not self and callable(reset := getattr(module, "reset_parameters", None)):
                 reset()

@@ -37,7 +37,7 @@ LAYER_SCALE = 0.1
 
 
 class RINBlock(nn.Module):
-    """Latents look at the condition, read the data, think; then the data reads the latents."""
+    """Latents attend to the condition and to the data, then to themselves; then the data attends to the latents."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class CADI(Denoiser):
         dropout: inside the MLPs of the self-attention layers over the latents.
         drop_path: stochastic depth of the same layers.
         checkpoint_blocks: recompute each block in the backward pass; saves memory, costs about a third more time.
-        level_kind: scalar that the network is told: "gamma" for Gaussian diffusion, "t" for flows.
+        level_kind: scalar that the network receives: "gamma" for Gaussian diffusion, "t" for flows.
         refine_heads: heads of the text refine blocks; 16 in all released sizes. Small widths want fewer.
         window_tokens: with four tokens that say which part of the image is drawn; x may then be a part of it.
 
@@ -221,18 +221,18 @@ class CADI(Denoiser):
         text = self._check_text(text, self.text_dim)
         rows = text.embeddings.shape[0]
         tokens = self.map_text_tokens(text.embeddings.to(self.map_text_tokens.weight.dtype))
-        parts = [self.text_registers.expand(rows, -1, -1), tokens]
+        sequences = [self.text_registers.expand(rows, -1, -1), tokens]
         if self.coherence_embedder is not None and self.coherence_positional_embedding is not None:
             value = self._coherence_rows(coherence, rows, tokens.device)
-            parts.insert(0, (self.coherence_embedder(value) + self.coherence_positional_embedding)[:, None])
-        lead = sum(part.shape[1] for part in parts[:-1])
+            sequences.insert(0, (self.coherence_embedder(value) + self.coherence_positional_embedding)[:, None])
+        lead = sum(tokens.shape[1] for tokens in sequences[:-1])
         # One more key in front of the refined sequence: the noise level, which is not known here.
         mask = nn.functional.pad(text.mask, (1 + lead, 0), value=True)
         if self.window_embed is not None:
             window = window_rows(window, rows, tokens.device)
-            parts.append(self.window_embed(window))
+            sequences.append(self.window_embed(window))
             mask = nn.functional.pad(mask, (0, WINDOW_TOKENS), value=True)
-        sequence = torch.cat(parts, dim=1)
+        sequence = torch.cat(sequences, dim=1)
         bias = key_bias(mask[:, 1:], self.latents)
         for block in self.transformers_blocks:
             sequence = self._run(block, sequence, bias)

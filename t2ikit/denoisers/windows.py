@@ -1,4 +1,4 @@
-"""Windows: a network that sees a part of an image is told which, and keeps its tokens at their places in the whole.
+"""Windows: a network that sees a part of an image receives its window and keeps the tokens' positions.
 
 Paper: "How far can we go with ImageNet for text-to-image generation?", Appendix F (Crop); the encoding is ours.
 

@@ -50,7 +50,7 @@ class ImageSpace(ABC):
         Args:
             stored: [B, ...] as in ``StoredBatch.image``.
             noise: [B, C, h, w] standard normal, for a posterior that is drawn from; None takes its mean. Spaces without
-                a posterior do not look at it.
+                a posterior ignore it.
 
         Returns:
             [B, C, h, w] float32.
@@ -91,7 +91,7 @@ class PixelSpace(ImageSpace):
         return stored.to(torch.float32).div_(127.5).sub_(1.0)
 
     def images(self, x_0: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] to [0, 1]; what lies outside is cut."""
+        """[B, 3, H, W] in [-1, 1] to [0, 1]; values outside are clamped."""
         return x_0.to(torch.float32).add(1.0).mul_(0.5).clamp_(0.0, 1.0)
 
     def check(self, stored: EncoderReference | None) -> None:

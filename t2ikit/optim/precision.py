@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def wide_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype in which steps of ``tensor`` are summed: its own, fp32 at the least."""
+    """The dtype in which steps of ``tensor`` are summed: its own, at least fp32."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
