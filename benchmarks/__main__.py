@@ -22,13 +22,13 @@ def main(arguments: list[str] | None = None) -> int:
 
         return gpu(arguments[1:])
     args = _parser().parse_args(arguments)
-    found = {benchmark.name: benchmark for room in ROOMS for benchmark in _of(room)}
-    unknown = [name for name in args.names if name not in found]
+    benchmarks = {benchmark.name: benchmark for room in ROOMS for benchmark in _of(room)}
+    unknown = [name for name in args.names if name not in benchmarks]
     if unknown:
-        print(f"no benchmark {unknown[0]}; there are {', '.join(found)}", file=sys.stderr)
+        print(f"no benchmark {unknown[0]}; there are {', '.join(benchmarks)}", file=sys.stderr)
         return 2
     if args.list:
-        for benchmark in found.values():
+        for benchmark in benchmarks.values():
             print(f"{benchmark.name:<22}{benchmark.summary}")
         print(f"{'gpu ...':<22}a series for a GPU, with options of its own: python -m benchmarks gpu --help")
         return 0
@@ -38,10 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
     settings = Settings(args.full, args.threads, checkpoints=tuple(args.checkpoint), figure=args.figure)
     results: dict[str, list[Measurement]] = {}
     failed = 0
-    for name in args.names or found:
+    for name in args.names or benchmarks:
         started = time.perf_counter()
         try:
-            results[name] = list(found[name].measure(settings))
+            results[name] = list(benchmarks[name].measure(settings))
         except Exception as error:  # the others are still worth their time; the failure is printed and kept
             failed += 1
             results[name] = []
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
             if args.debug:
                 raise
             continue
-        print(f"\n{name} ({found[name].summary}; {time.perf_counter() - started:.0f} s)\n")
+        print(f"\n{name} ({benchmarks[name].summary}; {time.perf_counter() - started:.0f} s)\n")
         print(table(results[name]), flush=True)
         write(args.out, settings, results, machine(settings.device))
     print(f"\nwritten to {args.out}")

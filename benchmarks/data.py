@@ -74,15 +74,16 @@ class PlainReads:
 
     def __init__(self, stream: TrainingStream) -> None:
         self.stream = stream
-        self.places = [_Places(records) for records in stream.sets]
+        self.files = [_RecordFiles(records) for records in stream.sets]
 
-    def batch(self, number: int) -> int:
+    def batch(self, index: int) -> int:
         """Reads a batch; its bytes."""
-        _, source, _, index, _ = self.stream.plan(number)
-        return sum(self.places[one].read(place) for one, place in zip(source.tolist(), index.tolist(), strict=True))
+        _, source, _, index_in_set, _ = self.stream.plan(index)
+        pairs = zip(source.tolist(), index_in_set.tolist(), strict=True)
+        return sum(self.files[records].read(record) for records, record in pairs)
 
 
-class _Places:
+class _RecordFiles:
     def __init__(self, records: RecordSet) -> None:
         self.ends = list(accumulate(records.chunk_sizes))
         self.offsets, self.files = [], []
@@ -92,8 +93,8 @@ class _Places:
 
     def read(self, index: int) -> int:
         chunk = bisect_right(self.ends, index)
-        place = index - (self.ends[chunk - 1] if chunk else 0)
-        start, end = self.offsets[chunk][place : place + 2]
+        within = index - (self.ends[chunk - 1] if chunk else 0)
+        start, end = self.offsets[chunk][within : within + 2]
         return len(os.pread(self.files[chunk], end - start, start))
 
 
@@ -168,8 +169,8 @@ def _measure_stream(settings: Settings) -> list[Measurement]:
 
         def over(function: Callable[[int], object]) -> Callable[[], None]:
             def run() -> None:
-                for number in range(batches):
-                    function(number)  # let go before the next one, as training does
+                for index in range(batches):
+                    function(index)  # let go before the next one, as training does
 
             return run
 
@@ -193,7 +194,7 @@ def _measure_stream(settings: Settings) -> list[Measurement]:
     rate |= {name: pairs / seconds[name] for name in ("tars", "tars without images")}
     label = f"training samples, raw + CutMix, {TOKENS} tokens, one core, warm"
     share = rate["stream"] / rate["pread"]
-    whole = 2 * IMAGES * read / 1e12
+    terabytes = 2 * IMAGES * read / 1e12
     return [
         Measurement(
             label,
@@ -225,17 +226,17 @@ def _measure_stream(settings: Settings) -> list[Measurement]:
         ),
         Measurement(
             f"raw + CutMix set of {IMAGES:,} images each",
-            whole,
+            terabytes,
             "TB",
             "the same as tars",
             IMAGES * pair / 1e12,
             "at most 1.03",
-            reached(whole, 1.03, "at most"),
+            reached(terabytes, 1.03, "at most"),
             "bytes of a record times their number",
         ),
         Measurement(
             "SHA-256 of the whole set, once",
-            seconds["hash"] / chunk * whole * 1e12 / 3600,
+            seconds["hash"] / chunk * terabytes * 1e12 / 3600,
             "core hours",
             note="rate of one chunk; ahead of its use, and never again for a file that has not changed",
         ),

@@ -76,9 +76,9 @@ def prdc_here(side: str, count: int, width: int, threads: int) -> Run:
     else:
         from prdc import compute_prdc
 
-        def work(one: torch.Tensor, other: torch.Tensor) -> dict[str, Any]:
+        def work(first: torch.Tensor, second: torch.Tensor) -> dict[str, Any]:
             with contextlib.redirect_stdout(io.StringIO()):
-                return dict(compute_prdc(one.numpy(), other.numpy(), nearest_k=5))
+                return dict(compute_prdc(first.numpy(), second.numpy(), nearest_k=5))
 
     work(real[:50], fake[:50])
     before, started = _memory("VmRSS"), time.process_time()
@@ -105,7 +105,7 @@ def compare_prdc(count: int, width: int, repeats: int, threads: int = 1) -> list
     # float32 products may flip near ties in the package; ours are exact.
     apart = max(abs(value - runs["package"][0].scores[name]) for name, value in runs["ours"][0].scores.items())
     seconds, memory = (
-        {side: median(getattr(run, field) for run in found) for side, found in runs.items()}
+        {side: median(getattr(run, field) for run in side_runs) for side, side_runs in runs.items()}
         for field in ("seconds", "megabytes")
     )
     sizes = f"N={count:,}, D={width:,}"
@@ -150,8 +150,8 @@ def compare_frechet(width: int, repeats: int) -> list[Measurement]:
     random = np.random.default_rng(0)
     mixing = random.normal(size=(width, width)) * np.geomspace(1, 1e-2, width)
     sets = [random.normal(size=(2 * width, width)) @ mixing * spread + spread for spread in (1.0, 1.2)]
-    one, other = (Moments.of(rows) for rows in sets)
-    means, covariances = [one.mean, other.mean], [one.covariance, other.covariance]
+    first, second = (Moments.of(rows) for rows in sets)
+    means, covariances = [first.mean, second.mean], [first.covariance, second.covariance]
 
     def ours() -> float:
         return frechet_distance(means[0], covariances[0], means[1], covariances[1])
@@ -198,9 +198,9 @@ def verdicts(images: int = 4) -> tuple[list[dict[str, Any]], list[list[dict[str,
     random = np.random.default_rng(0)
     metadata, detections = [], []
     for task, count in PROMPTS.items():
-        for number in range(count):
-            clause = {"class": "dog", "count": 1 + number % 3, "color": COLORS[number % len(COLORS)]}
-            entry = {"tag": task, "include": [clause], "prompt": f"{task} {number}"}
+        for index in range(count):
+            clause = {"class": "dog", "count": 1 + index % 3, "color": COLORS[index % len(COLORS)]}
+            entry = {"tag": task, "include": [clause], "prompt": f"{task} {index}"}
             for _ in range(images):
                 corners = random.uniform(0, 200, size=(8, 2))
                 metadata.append(entry)
@@ -223,8 +223,8 @@ def _measure_geneval(settings: Settings) -> list[Measurement]:
 
     def work() -> object:
         rows = []
-        for entry, found in zip(metadata, detections, strict=True):
-            correct, reason = judge(entry, found)
+        for entry, detected in zip(metadata, detections, strict=True):
+            correct, reason = judge(entry, detected)
             rows.append({"tag": entry["tag"], "correct": correct, "reason": reason, "metadata": entry["prompt"]})
         return summarize(rows)
 

@@ -62,8 +62,8 @@ def measure_images(settings: Settings, sample: Path) -> list[Measurement]:
         folder = Path(tempfile.mkdtemp(prefix="t2ikit-benchmark-"))
         try:
             counts = {"few": 1, "many": 9 if settings.full else 4}  # many shards, so that the last ones do not count
-            for part, copies in counts.items():
-                write_source(folder / part, photos, copies, side)
+            for amount, copies in counts.items():
+                write_source(folder / amount, photos, copies, side)
             more = len(photos) * (counts["many"] - counts["few"])
             label = f"t2ikit prepare images, {name}, {SIZE} pixels, {more:,} photos more"
             if cores == 1 or settings.full:
@@ -81,7 +81,9 @@ def _compared(
 ) -> Measurement:
     ways = {"prepare": _prepare, "alone": _alone}
     functions = {
-        f"{way} {part}": partial(work, folder / part, workers) for way, work in ways.items() for part in ("few", "many")
+        f"{way} {amount}": partial(work, folder / amount, workers)
+        for way, work in ways.items()
+        for amount in ("few", "many")
     }
     _prepare(folder / "few", workers)  # imports, and memory that is used again
     seconds = cpu_seconds(functions, repeats, warm_up=0, clock=clock)

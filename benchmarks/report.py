@@ -22,12 +22,20 @@ _PACKAGES = ("t2ikit", "torch", "triton", "lightning", "diffusers", "litdata", "
 def table(measurements: Sequence[Measurement]) -> str:
     """The measurements as a Markdown table."""
     lines = ["| what | ours | against | theirs | ours / theirs | goal | reached |", "|---|---|---|---|---|---|---|"]
-    for one in measurements:
-        theirs = "" if one.reference is None else f"{number(one.reference)} {one.unit}"
-        ratio = "" if one.ratio is None else f"{one.ratio:.3g}"
-        verdict = "" if one.reached is None else "yes" if one.reached else "no"
-        what = f"{one.what} ({one.note})" if one.note else one.what
-        cells = [what, f"{number(one.value)} {one.unit}", one.against, theirs, ratio, one.goal, verdict]
+    for measurement in measurements:
+        theirs = "" if measurement.reference is None else f"{number(measurement.reference)} {measurement.unit}"
+        ratio = "" if measurement.ratio is None else f"{measurement.ratio:.3g}"
+        verdict = "" if measurement.reached is None else "yes" if measurement.reached else "no"
+        label = f"{measurement.what} ({measurement.note})" if measurement.note else measurement.what
+        cells = [
+            label,
+            f"{number(measurement.value)} {measurement.unit}",
+            measurement.against,
+            theirs,
+            ratio,
+            measurement.goal,
+            verdict,
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -44,14 +52,14 @@ def machine(device: str) -> dict[str, Any]:
     if cpuinfo.is_file():
         named = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = named[0] if named else model
-    found = {"processor": model, "cores": os.cpu_count(), "gpu": None, "python": platform.python_version()}
+    described = {"processor": model, "cores": os.cpu_count(), "gpu": None, "python": platform.python_version()}
     if device == "cuda":
         import torch
 
         properties = torch.cuda.get_device_properties(0)
-        found |= {"gpu": properties.name, "gpu_memory": properties.total_memory, "cuda": torch.version.cuda}
-        found["driver"] = _driver()
-    return found
+        described |= {"gpu": properties.name, "gpu_memory": properties.total_memory, "cuda": torch.version.cuda}
+        described["driver"] = _driver()
+    return described
 
 
 def _driver() -> str | None:
@@ -83,7 +91,10 @@ def write(
         "command": " ".join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         "versions": {name: _version(name) for name in _PACKAGES},
         **more,
-        "results": {name: [{**asdict(one), "ratio": one.ratio} for one in rows] for name, rows in results.items()},
+        "results": {
+            name: [{**asdict(measurement), "ratio": measurement.ratio} for measurement in rows]
+            for name, rows in results.items()
+        },
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")  # t2ikit.files would load the package, which may not be there yet

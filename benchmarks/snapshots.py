@@ -33,7 +33,7 @@ class _Texts(PromptSource):
         self.count = count
 
     def prompts(self) -> list[Prompt]:
-        return [Prompt(f"prompt {number}") for number in range(self.count)]
+        return [Prompt(f"prompt {index}") for index in range(self.count)]
 
     def states(self, prompts: Sequence[Prompt], encode: Encode) -> list[Tensor]:
         generator = torch.Generator().manual_seed(0)

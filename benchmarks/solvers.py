@@ -72,28 +72,26 @@ def curves(
         return x_0.double()
 
     reference = solve("dpmpp_2m", REFERENCE_STEPS)
-    found = []
+    measured = []
     for method in methods:
         steps = {count: (count + 1) // 2 if method == "heun" else count for count in EVALUATIONS}
-        distances = tuple(
-            float((solve(method, number) - reference).square().mean().sqrt()) for number in steps.values()
-        )
-        evaluations = tuple(2 * number - 1 if method == "heun" else number for number in steps.values())
-        found.append(Curve(method, evaluations, distances))
-    return found
+        distances = tuple(float((solve(method, count) - reference).square().mean().sqrt()) for count in steps.values())
+        evaluations = tuple(2 * count - 1 if method == "heun" else count for count in steps.values())
+        measured.append(Curve(method, evaluations, distances))
+    return measured
 
 
-def draw_curves(found: dict[str, list[Curve]], path: Path) -> None:
+def draw_curves(models: dict[str, list[Curve]], path: Path) -> None:
     """One panel a model: distance against network evaluations, both logarithmic."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(found), figsize=(4.2 * len(found), 3.6), squeeze=False, sharey=True)
-    for panel, (name, lines) in zip(panels[0], found.items(), strict=True):
-        for line in lines:
-            panel.loglog(line.evaluations, line.distances, marker="o", markersize=3, label=line.method)
+    figure, panels = pyplot.subplots(1, len(models), figsize=(4.2 * len(models), 3.6), squeeze=False, sharey=True)
+    for panel, (name, model_curves) in zip(panels[0], models.items(), strict=True):
+        for curve in model_curves:
+            panel.loglog(curve.evaluations, curve.distances, marker="o", markersize=3, label=curve.method)
         panel.set_title(name, fontsize=10)
         panel.set_xlabel("network evaluations")
         panel.grid(alpha=0.3)
@@ -108,22 +106,22 @@ def _measure(settings: Settings) -> list[Measurement]:
     if not settings.checkpoints:
         print("solvers: no trained model; give one with --checkpoint RUN")
         return []
-    rows, found = [], {}
+    rows, measured = [], {}
     for checkpoint in settings.checkpoints:
         trained = load_trained(checkpoint)
         name = f"{type(trained.module.denoiser).__name__} {type(trained.module.process).__name__}, step {trained.step}"
-        found[name] = curves(trained, 16 if settings.full else 4)
-        slow = next(curve for curve in found[name] if curve.method == "ddim")
+        measured[name] = curves(trained, 16 if settings.full else 4)
+        slow = next(curve for curve in measured[name] if curve.method == "ddim")
         wanted = slow.distances[-1]
-        for curve in found[name]:
+        for curve in measured[name]:
             for count, distance in zip(curve.evaluations, curve.distances, strict=True):
                 rows.append(Measurement(f"{name}: {curve.method}, {count} evaluations", distance, "RMS"))
             enough = [n for n, d in zip(curve.evaluations, curve.distances, strict=True) if d <= wanted]
             if enough and curve.method != "ddim":
-                what = f"{name}: {curve.method} as near as DDIM-{slow.evaluations[-1]}"
-                rows.append(Measurement(what, enough[0], "evaluations", "DDIM", slow.evaluations[-1]))
+                label = f"{name}: {curve.method} as near as DDIM-{slow.evaluations[-1]}"
+                rows.append(Measurement(label, enough[0], "evaluations", "DDIM", slow.evaluations[-1]))
     if settings.figure is not None:
-        draw_curves(found, settings.figure)
+        draw_curves(measured, settings.figure)
         print(f"curves: {settings.figure}")
     return rows
 

@@ -114,7 +114,7 @@ class Text(_Movable):
 
     @staticmethod
     def from_rows(rows: Sequence[Tensor]) -> Text:
-        """Pads states of unlike lengths, each [L_i, D], to one text batch [B, max L_i, D]."""
+        """Pads states of different lengths, each [L_i, D], to one text batch [B, max L_i, D]."""
         if not rows:
             raise ValueError("Text.from_rows needs at least one row")
         embeddings = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)

@@ -43,7 +43,7 @@ def below(folder: Path, name: str) -> Path:
 
 
 def partial_of(path: Path) -> Path:
-    """A name beside ``path`` for its unfinished content; no other process takes the same one."""
+    """A name next to ``path`` for its unfinished content; no other process takes the same one."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
 
 
@@ -59,8 +59,8 @@ def sync(path: Path) -> None:
 def publish(partial: Path, path: Path) -> None:
     """Syncs ``partial``, a file or a folder as ``partial_of`` names it, and renames it to ``path``.
 
-    What was there is replaced. A folder cannot be replaced at one blow: a process that is killed in between leaves the
-    old one beside its place, and ``recover`` brings it back.
+    Replaces what is at ``path``. A folder cannot be replaced atomically: a process that is killed in between leaves the
+    old one under another name, and ``recover`` restores it.
     """
     for file in [file for file in partial.rglob("*") if file.is_file()] if partial.is_dir() else [partial]:
         sync(file)
@@ -75,7 +75,7 @@ def publish(partial: Path, path: Path) -> None:
 
 
 def recover(path: Path) -> None:
-    """Puts right what killed processes left beside ``path``: unfinished content goes, a folder gets its place back.
+    """Repairs what killed processes left next to ``path``: removes unfinished content, restores a replaced folder.
 
     What belongs to processes of this machine that still run is left alone.
     """
@@ -130,8 +130,8 @@ def read_utf8(file: Path) -> str:
         raise ValueError(f"{file} is no UTF-8 text ({error})") from error
 
 
-def _write(path: Path, parts: Iterable[bytes | memoryview]) -> str:
-    """Writes the parts and returns their SHA-256.
+def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
+    """Writes the pieces and returns their SHA-256.
 
     What is longer than a block goes to the disk past the page cache, where the system can do that: nobody reads a chunk
     of a large set soon, and filling the cache costs more time of the processor than the hash.
@@ -139,9 +139,9 @@ def _write(path: Path, parts: Iterable[bytes | memoryview]) -> str:
     digest, filled = hashlib.sha256(), 0
     memory = memoryview(mmap.mmap(-1, _BLOCK))  # direct writes come from whole pages
     with path.open("xb", buffering=0) as stream:
-        for part in parts:
-            digest.update(part)  # while it is in the cache of the processor
-            with memoryview(part) as rest:
+        for piece in pieces:
+            digest.update(piece)  # while it is in the cache of the processor
+            with memoryview(piece) as rest:
                 done = 0
                 while done < len(rest):
                     length = min(_BLOCK - filled, len(rest) - done)

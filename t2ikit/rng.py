@@ -23,9 +23,9 @@ BLOCK = 8
 _WORDS = 4  # 64-bit words that one Philox counter gives
 
 
-def key(seed: int, purpose: str, *parts: int) -> int:
-    """A 128-bit key; unlike (seed, purpose, parts) give unlike keys, on every machine and in every process."""
-    text = "\0".join([str(int(seed)), purpose, *(str(int(part)) for part in parts)])
+def key(seed: int, purpose: str, *indices: int) -> int:
+    """A 128-bit key; different (seed, purpose, indices) give different keys, on every machine and in every process."""
+    text = "\0".join([str(int(seed)), purpose, *(str(int(index)) for index in indices)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
 
 
@@ -88,7 +88,7 @@ def normal(
     first_block = first_slot // BLOCK
     blocks = -(-(first_slot + count) // BLOCK) - first_block if count else 0
     generator = torch.Generator(device=device)
-    # An odd factor makes the map from block to seed one to one, also in the 32 bits that the CPU generator looks at.
+    # An odd factor makes the map from block to seed one to one, also in the 32 bits that the CPU generator uses.
     bits = key(seed, purpose)
     offset, factor = bits & 0xFFFFFFFFFFFFFFFF, (bits >> 64) | 1
     values = torch.empty(blocks, BLOCK, *shape, dtype=torch.float32, device=device)

@@ -1,4 +1,4 @@
-"""The checkpoints of a run folder: which are complete, which is the newest, and the experiment beside them."""
+"""The checkpoints of a run folder: which are complete, which is the newest, and which experiment made them."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def find_checkpoint(path: Path, option: str) -> Path:
             raise ConfigError(f"{option} {path}: no complete checkpoint in {path}")
         return newest
     if not path.exists():
-        beside = [str(file) for file in path.parent.glob("*.ckpt")] if path.parent.is_dir() else []
-        raise ConfigError(f"{option} {path}: no such file{nearest(str(path), beside)}")
+        others = [str(file) for file in path.parent.glob("*.ckpt")] if path.parent.is_dir() else []
+        raise ConfigError(f"{option} {path}: no such file{nearest(str(path), others)}")
     if not is_complete(path):
         raise ConfigError(f"{option} {path}: not a complete checkpoint (cut off, or not written by torch)")
     return path

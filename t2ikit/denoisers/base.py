@@ -2,7 +2,7 @@
 
 Shape legend::
 
-    B  samples        C, H, W  channels, height, width of x        level [B]  the scalar a denoiser is told
+    B  samples        C, H, W  channels, height, width of x        level [B]  the scalar a denoiser receives
     L  text tokens    K  keys of a conditioning attention: tokens before the text, registers, text, window
     A  width of a conditioning attention
 
@@ -48,18 +48,18 @@ class TextContext:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> TextContext:
         window = None if self.window is None else function(self.window)
-        return TextContext(tuple(function(each) for each in self.keys_values), function(self.mask), window)
+        return TextContext(tuple(function(tensor) for tensor in self.keys_values), function(self.mask), window)
 
     def rows(self, index: Tensor) -> TextContext:
         """The contexts at ``index`` [R] int64, in that order; a row may be taken several times."""
         index = index.to(self.mask.device, non_blocking=True)
-        return self._map(lambda each: each.index_select(0, index))
+        return self._map(lambda tensor: tensor.index_select(0, index))
 
     def cat(self, other: TextContext) -> TextContext:
         """These contexts, then those of ``other``; the shorter text is padded with masked zeros.
 
         Raises:
-            ValueError: when the two come from unlike denoisers, or only one has a window.
+            ValueError: when the two come from different denoisers, or only one has a window.
         """
         first, second = self.keys_values, other.keys_values
         if len(first) != len(second) or any(a.shape[2] != b.shape[2] for a, b in zip(first, second, strict=True)):
@@ -78,7 +78,7 @@ class TextContext:
         extra = length - self.mask.shape[1]
         if extra == 0:
             return self
-        keys_values = tuple(nn.functional.pad(each, (0, 0, 0, extra)) for each in self.keys_values)
+        keys_values = tuple(nn.functional.pad(tensor, (0, 0, 0, extra)) for tensor in self.keys_values)
         return TextContext(keys_values, nn.functional.pad(self.mask, (0, extra)), self.window)
 
     def detach(self) -> TextContext:
@@ -119,7 +119,7 @@ def without_graph(device_type: str) -> Iterator[None]:
 def kept_rows(keep: Tensor, device: torch.device) -> Tensor:
     """int64 [R] on ``device``, where ``keep`` [B] bool is True, or ``keep`` itself if it is such an index already.
 
-    No host sync when ``keep`` lies on the CPU.
+    No host sync when ``keep`` is on the CPU.
     """
     index = keep.nonzero().flatten() if keep.dtype == torch.bool else keep
     if index.device != device and device.type == "cuda":
@@ -131,7 +131,7 @@ class Denoiser(nn.Module, ABC):
     """Predicts the target of a diffusion process from a noisy x, the noise level and a text.
 
     Attributes:
-        level_kind: which scalar the network is told: "gamma" (signal power), "t", or "log_snr".
+        level_kind: which scalar the network receives: "gamma" (signal power), "t", or "log_snr".
         text_dim: width D of the text states it takes.
         checkpoint_blocks: recompute every block in the backward pass instead of keeping its activations.
     """
@@ -194,7 +194,7 @@ class Denoiser(nn.Module, ABC):
         """Initialises the parameters that no submodule initialises."""
 
     def reset_parameters(self) -> None:
-        """Draws all weights anew, e.g. after construction on the meta device and ``to_empty``."""
+        """Initialises all weights again, e.g. after construction on the meta device and ``to_empty``."""
         for module in self.modules():
             if module is not self and callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
@@ -209,15 +209,15 @@ class Denoiser(nn.Module, ABC):
         finally:
             self._caller = kept
 
-    def _call(self, part: Callable[..., Any], *args: Any) -> Any:
+    def _call(self, block: Callable[..., Any], *args: Any) -> Any:
         """Calls a part of the network that occurs many times."""
-        return part(*args) if self._caller is None else self._caller(part, *args)
+        return block(*args) if self._caller is None else self._caller(block, *args)
 
     def _run(self, block: Callable[..., Any], *args: Any, random: bool = False) -> Any:
         """Calls a block, under gradient checkpointing when that is asked for. ``random``: the block draws numbers."""
         if self.checkpoint_blocks and torch.is_grad_enabled():
-            whole = (block, *args) if self._caller is None else (self._caller, block, *args)
-            return checkpoint(*whole, use_reentrant=False, preserve_rng_state=random)
+            call = (block, *args) if self._caller is None else (self._caller, block, *args)
+            return checkpoint(*call, use_reentrant=False, preserve_rng_state=random)
         return self._call(block, *args)
 
     def _check_text(self, text: Text | tuple[Text, ...], text_dim: int) -> Text:

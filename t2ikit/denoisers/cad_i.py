@@ -30,14 +30,14 @@ from t2ikit.denoisers.layers import (
     key_bias,
     truncated_normal_,
 )
-from t2ikit.denoisers.windows import WINDOW_TOKENS, WindowEmbed, grid_of_part, window_places, window_rows
+from t2ikit.denoisers.windows import WINDOW_TOKENS, WindowEmbed, grid_of_window, patch_positions, window_rows
 
 REFINE_BLOCKS = 2
 LAYER_SCALE = 0.1
 
 
 class RINBlock(nn.Module):
-    """Latents look at the condition, read the data, think; then the data reads the latents."""
+    """Latents attend to the condition and to the data, then to themselves; then the data attends to the latents."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class CADI(Denoiser):
         dropout: inside the MLPs of the self-attention layers over the latents.
         drop_path: stochastic depth of the same layers.
         checkpoint_blocks: recompute each block in the backward pass; saves memory, costs about a third more time.
-        level_kind: scalar that the network is told: "gamma" for Gaussian diffusion, "t" for flows.
+        level_kind: scalar that the network receives: "gamma" for Gaussian diffusion, "t" for flows.
         refine_heads: heads of the text refine blocks; 16 in all released sizes. Small widths want fewer.
         window_tokens: with four tokens that say which part of the image is drawn; x may then be a part of it.
 
@@ -221,18 +221,18 @@ class CADI(Denoiser):
         text = self._check_text(text, self.text_dim)
         rows = text.embeddings.shape[0]
         tokens = self.map_text_tokens(text.embeddings.to(self.map_text_tokens.weight.dtype))
-        parts = [self.text_registers.expand(rows, -1, -1), tokens]
+        sequences = [self.text_registers.expand(rows, -1, -1), tokens]
         if self.coherence_embedder is not None and self.coherence_positional_embedding is not None:
             value = self._coherence_rows(coherence, rows, tokens.device)
-            parts.insert(0, (self.coherence_embedder(value) + self.coherence_positional_embedding)[:, None])
-        lead = sum(part.shape[1] for part in parts[:-1])
+            sequences.insert(0, (self.coherence_embedder(value) + self.coherence_positional_embedding)[:, None])
+        lead = sum(tokens.shape[1] for tokens in sequences[:-1])
         # One more key in front of the refined sequence: the noise level, which is not known here.
         mask = nn.functional.pad(text.mask, (1 + lead, 0), value=True)
         if self.window_embed is not None:
             window = window_rows(window, rows, tokens.device)
-            parts.append(self.window_embed(window))
+            sequences.append(self.window_embed(window))
             mask = nn.functional.pad(mask, (0, WINDOW_TOKENS), value=True)
-        sequence = torch.cat(parts, dim=1)
+        sequence = torch.cat(sequences, dim=1)
         bias = key_bias(mask[:, 1:], self.latents)
         for block in self.transformers_blocks:
             sequence = self._run(block, sequence, bias)
@@ -319,7 +319,7 @@ class CADI(Denoiser):
             self._check_call(x, level, context)
             return self.grid
         self._check_rows(x, level, context)
-        return grid_of_part(x, self.input_shape, self.patch_size)
+        return grid_of_window(x, self.input_shape, self.patch_size)
 
     def _first_latents(self, x: Tensor, level: Tensor, context: TextContext) -> Tensor:
         """[B, M, D] of a call from zero latents. They are all the same, so one row of the MLP on them serves all."""
@@ -332,8 +332,8 @@ class CADI(Denoiser):
         """Data tokens [B, N, Dd] and latents [B, M, D] after the last block; its write is skipped on demand."""
         positions: Tensor = self.data_pos_embedding
         if x.shape[1:] != self.input_shape:
-            part = (x.shape[2] // self.patch_size, x.shape[3] // self.patch_size)
-            positions = positions[window_places(cast(Tensor, context.window), self.grid, part)]
+            window_grid = (x.shape[2] // self.patch_size, x.shape[3] // self.patch_size)
+            positions = positions[patch_positions(cast(Tensor, context.window), self.grid, window_grid)]
         data = self.data_ln(self.patch_extractor(x)) + positions
         token = self.time_embedder(level)[:, None]
         state = state.to(self.latents.dtype)

@@ -32,7 +32,7 @@ from t2ikit.denoisers.layers import (
     key_bias,
     truncated_normal_,
 )
-from t2ikit.denoisers.windows import WINDOW_TOKENS, WindowEmbed, grid_of_part, window_places, window_rows
+from t2ikit.denoisers.windows import WINDOW_TOKENS, WindowEmbed, grid_of_window, patch_positions, window_rows
 
 REFINE_BLOCKS = 2
 REFINE_LAYER_SCALE = 0.1
@@ -106,11 +106,11 @@ class DiTI(Denoiser):
         text_dim: width of the text states.
         num_registers: learned tokens in front of the text.
         layer_scale_init: initial value of the branch scales of the blocks.
-        time_conditioning: "token" puts the noise level in front of the text, for the cross-attentions to look at;
+        time_conditioning: "token" puts the noise level in front of the text, for the cross-attentions to read;
             "adaln_single" modulates self-attention and MLP (6.4 M parameters more).
         window_tokens: with four tokens that say which part of the image is drawn; x may then be a part of it.
         checkpoint_blocks: recompute each block in the backward pass; saves memory, costs about a third more time.
-        level_kind: scalar that the network is told: "gamma" for Gaussian diffusion, "t" for flows.
+        level_kind: scalar that the network receives: "gamma" for Gaussian diffusion, "t" for flows.
 
     Raises:
         ValueError: sizes that do not divide, or an unknown option; the message names it.
@@ -207,14 +207,14 @@ class DiTI(Denoiser):
         text = self._check_text(text, self.text_dim)
         rows = text.embeddings.shape[0]
         tokens = self.text_proj(text.embeddings.to(self.text_proj.weight.dtype))
-        parts = [self.registers.expand(rows, -1, -1), tokens]
+        sequences = [self.registers.expand(rows, -1, -1), tokens]
         lead = 1 if self.modulation is None else 0
         mask = nn.functional.pad(text.mask, (lead + self.num_registers, 0), value=True)
         if self.window_embed is not None:
             window = window_rows(window, rows, tokens.device)
-            parts.append(self.window_embed(window))
+            sequences.append(self.window_embed(window))
             mask = nn.functional.pad(mask, (0, WINDOW_TOKENS), value=True)
-        sequence = torch.cat(parts, dim=1)
+        sequence = torch.cat(sequences, dim=1)
         bias = key_bias(mask[:, lead:], self.registers)
         for block in self.refine_blocks:
             sequence = self._run(block, sequence, bias)
@@ -265,5 +265,5 @@ class DiTI(Denoiser):
             self._check_call(x, level, context)
             return table.flatten(0, 1), self.grid
         self._check_rows(x, level, context)
-        grid = grid_of_part(x, self.input_shape, self.patch_size)
-        return table.flatten(0, 1)[window_places(cast(Tensor, context.window), self.grid, grid)], grid
+        grid = grid_of_window(x, self.input_shape, self.patch_size)
+        return table.flatten(0, 1)[patch_positions(cast(Tensor, context.window), self.grid, grid)], grid

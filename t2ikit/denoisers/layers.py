@@ -35,9 +35,9 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features)
 
     def reset_parameters(self) -> None:
-        """Draws the weight anew."""
-        for part in self.weight.detach().chunk(self.parts):
-            nn.init.xavier_uniform_(part)
+        """Initialises the weight again."""
+        for projection in self.weight.detach().chunk(self.parts):
+            nn.init.xavier_uniform_(projection)
         nn.init.zeros_(self.bias)
 
 
@@ -101,7 +101,7 @@ def _has_autocast(device_type: str) -> bool:
 def autocast_dtype(device_type: str) -> torch.dtype | None:
     """The dtype to which autocast casts on a kind of device at present, or None where it is off or unknown.
 
-    Compiled code asks anew whenever autocast has changed: Dynamo guards its state.
+    Compiled code asks again whenever autocast has changed: Dynamo guards its state.
     """
     if _has_autocast(device_type) and torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
@@ -109,7 +109,7 @@ def autocast_dtype(device_type: str) -> torch.dtype | None:
 
 
 def key_bias(mask: Tensor, weight: Tensor) -> Tensor:
-    """What attention adds to its logits so that it looks at visible keys only: 0 there, -inf elsewhere.
+    """What attention adds to its logits so that it sees visible keys only: 0 for them, -inf elsewhere.
 
     Made once for all attentions to the same keys; from a bool mask each of them would make it again. Rows start at
     multiples of 16 numbers, as the memory-efficient kernel wants them, which would copy them otherwise.

@@ -1,4 +1,4 @@
-"""Windows: a network that sees a part of an image is told which, and keeps its tokens at their places in the whole.
+"""Windows: a network that sees a part of an image receives its window and keeps the tokens' positions.
 
 Paper: "How far can we go with ImageNet for text-to-image generation?", Appendix F (Crop); the encoding is ours.
 
@@ -52,39 +52,39 @@ def window_rows(window: Tensor | None, rows: int, device: torch.device) -> Tenso
     return window
 
 
-def grid_of_part(x: Tensor, whole: tuple[int, int, int], patch_size: int) -> tuple[int, int]:
-    """Rows and columns of the patches of x, a part of an image.
+def grid_of_window(x: Tensor, image_shape: tuple[int, int, int], patch_size: int) -> tuple[int, int]:
+    """Rows and columns of the patches of x, a window of an image.
 
     Args:
         x: [B, C, h, w].
-        whole: (C, H, W) of the image.
+        image_shape: (C, H, W) of the image.
         patch_size: side of a patch.
 
     Raises:
-        ValueError: x is no part of such an image.
+        ValueError: x is no window of such an image.
     """
-    part = x.shape[1:]
-    if part[0] != whole[0] or part[1] > whole[1] or part[2] > whole[2]:
+    channels, height, width = x.shape[1:]
+    if channels != image_shape[0] or height > image_shape[1] or width > image_shape[2]:
         raise ValueError(
-            f"x [B, {', '.join(map(str, whole))}] (options in_channels and input_size), or a window of it, was "
+            f"x [B, {', '.join(map(str, image_shape))}] (options in_channels and input_size), or a window of it, was "
             f"expected, got {list(x.shape)}"
         )
-    return grid_of((part[1], part[2]), patch_size)
+    return grid_of((height, width), patch_size)
 
 
-def window_places(window: Tensor, grid: tuple[int, int], part: tuple[int, int]) -> Tensor:
-    """Where the patches of a part lie in the whole grid, counted row by row.
+def patch_positions(window: Tensor, grid: tuple[int, int], window_grid: tuple[int, int]) -> Tensor:
+    """Positions of the patches of a window in the grid of the image, counted row by row.
 
     Args:
-        window: [B, 4]; its left upper corner says where the part begins.
-        grid: rows and columns of the whole.
-        part: rows and columns of the part.
+        window: [B, 4] x0 y0 x1 y1 in [0, 1]; only x0 and y0 are used.
+        grid: rows and columns of patches of the image.
+        window_grid: rows and columns of patches of the window.
 
     Returns:
         [B, N] int64.
     """
-    left = (window[:, 0] * grid[1]).round().long().clamp(0, grid[1] - part[1])
-    top = (window[:, 1] * grid[0]).round().long().clamp(0, grid[0] - part[0])
-    rows = top[:, None] + torch.arange(part[0], device=window.device)
-    columns = left[:, None] + torch.arange(part[1], device=window.device)
+    left = (window[:, 0] * grid[1]).round().long().clamp(0, grid[1] - window_grid[1])
+    top = (window[:, 1] * grid[0]).round().long().clamp(0, grid[0] - window_grid[0])
+    rows = top[:, None] + torch.arange(window_grid[0], device=window.device)
+    columns = left[:, None] + torch.arange(window_grid[1], device=window.device)
     return (rows[:, :, None] * grid[1] + columns[:, None, :]).flatten(1)

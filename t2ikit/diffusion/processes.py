@@ -7,7 +7,7 @@ Shape legend::
     u                        [B], noise quantile in [0, 1]; t = process.t(u)
 
 Every process is x_t = alpha(t) x_0 + sigma(t) noise. A process holds no tensors and no state. Results are in the
-dtype of x, fp32 at the least.
+dtype of x, at least fp32.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from t2ikit.diffusion.schedules import GammaSchedule, check_schedule, gamma_sche
 LevelKind = Literal["gamma", "t", "log_snr"]
 Spacing = Literal["time", "ode", "angle"]
 Threshold = tuple[str, float] | str
-# A network cannot be told an infinite log-SNR; fp32 cannot tell gamma from 1 beyond 17 anyway.
+# A network cannot receive an infinite log-SNR; fp32 cannot tell gamma from 1 beyond 17 anyway.
 LOG_SNR_LIMIT = 30.0
 
 
@@ -49,7 +49,7 @@ class Process(ABC):
 
     @abstractmethod
     def quantile(self, log_snr: float) -> float:
-        """The u in [0, 1] with ``log_snr(t(u)) == log_snr``: where a gate given in log-SNR lies."""
+        """The u in [0, 1] with ``log_snr(t(u)) == log_snr``: the position of a gate given in log-SNR."""
 
     @abstractmethod
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -83,10 +83,10 @@ class Process(ABC):
 
     @abstractmethod
     def default_threshold(self, channels: int) -> Threshold:
-        """How a sampler bounds its estimate of x_0 when it is not told: ("clamp", c) or "none"."""
+        """How a sampler bounds its estimate of x_0 by default: ("clamp", c) or "none"."""
 
     def level(self, t: Tensor, kind: str) -> Tensor:
-        """What a denoiser is told, float32: t [...] -> [...].
+        """The scalar that a denoiser receives, float32: t [...] -> [...].
 
         Args:
             t: noise time.
@@ -134,7 +134,7 @@ class Process(ABC):
         return alpha.square() / (alpha.square() + sigma.square())
 
     def _columns(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma as [B, 1, ..., 1] in the dtype of x, fp32 at the least."""
+        """alpha and sigma as [B, 1, ..., 1] in the dtype of x, at least fp32."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         alpha, sigma = self.scales(t)
         return _column(alpha, x, dtype), _column(sigma, x, dtype)

@@ -232,10 +232,10 @@ def check_schedule(schedule: GammaSchedule) -> None:
         )
 
 
-def _unknown(what: str, given: Any, known: Any) -> str:
+def _unknown(kind: str, given: Any, known: Any) -> str:
     near = difflib.get_close_matches(str(given), list(known), n=1, cutoff=0.0)
     hint = f"; the nearest is {near[0]!r}" if near else ""
-    return f"unknown {what} {given!r}{hint} (known: {', '.join(known)})"
+    return f"unknown {kind} {given!r}{hint} (known: {', '.join(known)})"
 
 
 def _sigmoid(x: float) -> float:

@@ -50,7 +50,7 @@ class ImageSpace(ABC):
         Args:
             stored: [B, ...] as in ``StoredBatch.image``.
             noise: [B, C, h, w] standard normal, for a posterior that is drawn from; None takes its mean. Spaces without
-                a posterior do not look at it.
+                a posterior ignore it.
 
         Returns:
             [B, C, h, w] float32.
@@ -91,7 +91,7 @@ class PixelSpace(ImageSpace):
         return stored.to(torch.float32).div_(127.5).sub_(1.0)
 
     def images(self, x_0: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] to [0, 1]; what lies outside is cut."""
+        """[B, 3, H, W] in [-1, 1] to [0, 1]; values outside are clamped."""
         return x_0.to(torch.float32).add(1.0).mul_(0.5).clamp_(0.0, 1.0)
 
     def check(self, stored: EncoderReference | None) -> None:
@@ -251,9 +251,9 @@ class LatentSpace(ImageSpace):
         model = self.model.to(images.device)
         means, stds = [], []
         with torch.autocast(images.device.type, enabled=False):
-            for part in images.split(self.batch_size):
-                scale = 127.5 if part.dtype == torch.uint8 else 0.5
-                posterior = model.encode(part.to(torch.float32) / scale - 1.0).latent_dist
+            for batch in images.split(self.batch_size):
+                scale = 127.5 if batch.dtype == torch.uint8 else 0.5
+                posterior = model.encode(batch.to(torch.float32) / scale - 1.0).latent_dist
                 means.append(posterior.mean)
                 stds.append(posterior.std)
         return torch.cat(means), torch.cat(stds)
@@ -264,7 +264,7 @@ class LatentSpace(ImageSpace):
         model = self.model.to(x_0.device)
         raw = self.denormalise(x_0.to(torch.float32))
         with torch.autocast(x_0.device.type, enabled=False):
-            decoded = torch.cat([model.decode(part).sample for part in raw.split(self.batch_size)])
+            decoded = torch.cat([model.decode(batch).sample for batch in raw.split(self.batch_size)])
         return decoded.add(1.0).mul(0.5).clamp(0.0, 1.0)
 
     @staticmethod

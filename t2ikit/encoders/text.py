@@ -296,7 +296,7 @@ def load_encoder(
 
     Args:
         reference: of the set's manifest.
-        root: data root, where a text encoder that was built for the set lies.
+        root: data root, the folder of a text encoder that was built for the set.
         remedy: what to do about other weights, the end of the message.
         name: folder or repository to take it from instead of the recorded one.
         device: where the model runs.

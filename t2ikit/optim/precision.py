@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def wide_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype in which steps of ``tensor`` are summed: its own, fp32 at the least."""
+    """The dtype in which steps of ``tensor`` are summed: its own, at least fp32."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
@@ -26,8 +26,8 @@ def widened(tensors: list[Tensor]) -> list[Tensor]:
     if any(hasattr(tensor, "to_local") for tensor in low):  # sharded ones know best how to make their copies
         return [tensor.to(wide_dtype(tensor)) for tensor in tensors]
     sizes = [tensor.numel() for tensor in low]
-    parts = torch.empty(sum(sizes), dtype=torch.float32, device=low[0].device).split(sizes)
-    copies = [part.view(tensor.shape) for part, tensor in zip(parts, low, strict=True)]
+    blocks = torch.empty(sum(sizes), dtype=torch.float32, device=low[0].device).split(sizes)
+    copies = [block.view(tensor.shape) for block, tensor in zip(blocks, low, strict=True)]
     torch._foreach_copy_(copies, low)
     wide = {id(tensor): copy for tensor, copy in zip(low, copies, strict=True)}
     return [wide.get(id(tensor), tensor) for tensor in tensors]

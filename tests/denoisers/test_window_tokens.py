@@ -16,7 +16,7 @@ from t2ikit.denoisers import CADI, DiTI, cad_i_l
 from t2ikit.denoisers.cad_i import RINBlock
 from t2ikit.denoisers.dit_i import DiTBlock
 from t2ikit.denoisers.layers import key_bias
-from t2ikit.denoisers.windows import window_places
+from t2ikit.denoisers.windows import patch_positions
 
 
 def cad_i(**options: object) -> CADI:
@@ -49,7 +49,7 @@ def part_of(x: Tensor) -> Tensor:
 def hide_the_rest(denoiser: CADI | DiTI) -> None:
     """Masks the patches outside of WINDOW as keys, in the attentions that look at the image."""
     seen = torch.zeros(3, 16, dtype=torch.bool)
-    seen.scatter_(1, window_places(WINDOW, (4, 4), (3, 3)), True)
+    seen.scatter_(1, patch_positions(WINDOW, (4, 4), (3, 3)), True)
     bias = key_bias(seen, torch.empty(0, dtype=torch.float64))
     for block in denoiser.rin_blocks if isinstance(denoiser, CADI) else denoiser.blocks:
         looks = block.retriever_ca if isinstance(block, RINBlock) else cast(DiTBlock, block).self_attention
