@@ -13,7 +13,6 @@ torch. The chunks are LitData's, so its own ``StreamingDataset`` reads the same 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
@@ -33,9 +32,8 @@ from t2ikit.records.checked import CheckedFiles, Verify
 from t2ikit.records.chunks import read_index
 from t2ikit.records.manifest import MANIFEST_NAME, PREPARE_COMMANDS, Manifest
 from t2ikit.records.record_set import RecordSet
+from t2ikit.remote import ATTEMPTS, Unreachable, copy_file, is_of_target, retried
 
-_ATTEMPTS = 5
-_PAUSE = 1.0  # seconds before the second attempt; doubled before every further one
 _SPARED = 60.0  # seconds for which a chunk that was just used is not deleted
 _FREE = 2**30  # bytes that are left to others on the disk of the cache
 _SMALL_FILES = ("index.json", "empty_prompt.npz")
@@ -89,23 +87,18 @@ class RemoteFolder:
         """
         system, path = self._system(name)
         address = f"{self.url}/{name}"
-        for attempt in range(_ATTEMPTS):
-            if attempt:
-                time.sleep(_PAUSE * 2 ** (attempt - 1))
-            try:
-                system.get_file(path, str(target))
-                return
-            except Exception as error:  # every file system raises its own
-                if isinstance(error, OSError) and _is_of_the_cache(error, target):
-                    raise self._no_place(error) from error
-                if isinstance(error, FileNotFoundError):
-                    raise FileNotFoundError(f"{address} does not exist") from error
-                last = error
-        reason = str(last).splitlines()[0] if str(last) else "no reason given"
-        raise FileNotFoundError(
-            f"{address} cannot be read ({type(last).__name__}: {reason}; {_ATTEMPTS} attempts): look at the network, "
-            "the credentials, --data.root and --data.storage_options"
-        ) from last
+        try:
+            copy_file(system, path, target)
+        except (OSError, NotImplementedError, Unreachable) as error:
+            if isinstance(error, OSError) and is_of_target(error, target):
+                raise self._no_place(error) from error
+            if isinstance(error, FileNotFoundError):
+                raise FileNotFoundError(f"{address} does not exist") from error
+            reason = f"{error}; {ATTEMPTS} attempts" if isinstance(error, Unreachable) else repr(error)
+            raise FileNotFoundError(
+                f"{address} cannot be read ({reason}): look at the network, the credentials, --data.root and "
+                "--data.storage_options"
+            ) from error
 
     def bring(self, name: str) -> bytes:
         """Brings a small file into the copy, anew in every run; its content."""
@@ -135,7 +128,7 @@ class RemoteFolder:
                 system, path = self._system(name)
                 partial = partial_of(target)
                 try:
-                    files = system.find(path)
+                    files = retried(lambda: system.find(path))
                     if not files:
                         raise FileNotFoundError("there is no such folder, or it cannot be listed")
                 except Exception as error:  # as above
@@ -144,7 +137,7 @@ class RemoteFolder:
                 try:
                     for file, copy in copies.items():
                         copy.parent.mkdir(parents=True, exist_ok=True)
-                        system.get_file(file, str(copy))
+                        copy_file(system, file, copy)
                     publish(partial, target)
                 except Exception as error:  # as above
                     raise FileNotFoundError(f"{self.url}/{name} cannot be read ({error})") from error
@@ -176,11 +169,6 @@ class RemoteFolder:
                 '"t2ikit[remote]")'
             ) from error
         return system, path
-
-
-def _is_of_the_cache(error: OSError, target: Path) -> bool:
-    """Whether an error comes from the file that was to be written, not from the way to it."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) or error.filename == str(target)
 
 
 class RemoteFiles(CheckedFiles):

@@ -102,7 +102,7 @@ def server(root: Path) -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(remote, "_PAUSE", 0.001)
+    monkeypatch.setattr("t2ikit.remote.PAUSE", 0.001)
     monkeypatch.setenv("T2IKIT_CACHE", str(tmp_path / "cache"))
 
 

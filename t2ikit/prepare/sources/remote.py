@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, TypeVar
 
 from t2ikit.prepare.sources.files import Entry, Files, SourceLost, require_photo_size
+from t2ikit.remote import LASTING, Unreachable, retried
 
 Result = TypeVar("Result")
 
 _PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs", "hf": "huggingface_hub"}
-_TRIES = 4
-_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-"""What another try does not change."""
 
 
 class RemoteFiles(Files):
@@ -77,7 +74,7 @@ class RemoteFiles(Files):
             return b""
         try:
             content = bytes(self._tried(path, lambda system: system.cat_file(path, start=offset, end=offset + size)))
-        except _LASTING as error:
+        except LASTING as error:
             raise SourceLost(f"{path} cannot be read any more: {error}") from error
         if len(content) < size:
             raise OSError(errno.EIO, f"the file ends after {len(content)} of {size} bytes", path)
@@ -88,19 +85,12 @@ class RemoteFiles(Files):
         return opened
 
     def _tried(self, path: str, act: Callable[[Any], Result]) -> Result:
-        """Tries a few times: a network fails now and then."""
-        for attempt in range(_TRIES):
-            try:
-                return act(self._system())
-            except (*_LASTING, NotImplementedError):
-                raise
-            except Exception as error:  # each package has errors of its own
-                if isinstance(error, ValueError) and self._held is None:
-                    raise
-                if attempt == _TRIES - 1:
-                    raise SourceLost(f"{path} cannot be read: {type(error).__name__}: {error}") from error
-                time.sleep(0.5 * 4**attempt)
-        raise AssertionError("unreachable")
+        try:
+            return retried(
+                lambda: act(self._system()), lambda error: isinstance(error, ValueError) and self._held is None
+            )
+        except Unreachable as error:
+            raise SourceLost(f"{path} cannot be read: {error}") from error.__cause__
 
 
 def _package_of(protocol: str) -> str:

@@ -1,7 +1,7 @@
-"""Where the members of a tar lie, so that each can be read by itself, also those of a tar in a tar.
+"""The offsets of the members of a tar, so that each can be read by itself, also those of a tar in a tar.
 
-Format: POSIX.1-1988 (ustar) and POSIX.1-2001 (pax), and GNU's long names. Python's ``tarfile`` takes a damaged header
-for the end of the archive, and a photo less would go unnoticed; here it is an error.
+Python's ``tarfile`` reads the headers (ustar, pax, GNU). It takes a damaged header for the end of the archive, and the
+photos behind it would be missing without notice: here the listing must end at the end mark.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from typing import BinaryIO, NamedTuple
 from t2ikit.prepare.sources.files import Files
 
 _BLOCK = tarfile.BLOCKSIZE
-_REGULAR = {tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE}
-_NO_CONTENT = {tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE}
 _LARGEST_NAME = 1 << 20
 
 
@@ -26,6 +24,20 @@ class Member(NamedTuple):
     size: int
 
 
+class _Headers:
+    """A tar up to its end as ``tarfile`` reads it, which would read a name as long as a damaged header says."""
+
+    def __init__(self, stream: BinaryIO, end: int) -> None:
+        self._stream = stream
+        self._end = end
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int) -> bytes:
+        if size > _LARGEST_NAME:
+            raise tarfile.ReadError("a name of more than 1 MB")
+        return self._stream.read(max(0, min(size, self._end - self._stream.tell())))
+
+
 class OpenTar:
     """A tar that is read header by header.
 
@@ -33,7 +45,7 @@ class OpenTar:
         files: how it is read.
         path: the file or its URL.
         size: its bytes, if known.
-        moved: is told by how many bytes each step went on.
+        moved: called with the number of bytes that each step advanced.
     """
 
     def __init__(
@@ -65,45 +77,36 @@ class OpenTar:
             ValueError: damaged, or not complete; says at which byte.
         """
         limit = self.size if end is None else end
-        position = start
-        long_name: str | None = None
-        pax: dict[str, str] = {}
-        while True:
-            if position == limit and position > start and end is not None:
-                return  # a tar in a tar may lack its end mark: where it ends is known
-            block = self._at(position, _BLOCK) if position + _BLOCK <= limit else b""
-            if len(block) < _BLOCK:
-                raise self._broken(position, "is not complete: the file ends before its end mark")
-            if not block.strip(b"\0"):
-                self._moved(limit - position)
-                return
-            try:
-                header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-            except tarfile.HeaderError as error:
-                what = "is no tar" if position == 0 else f"is damaged ({error})"
-                raise self._broken(position, what) from error
-            data, size = position + _BLOCK, int(pax.get("size", header.size))
-            if header.type in _NO_CONTENT:
-                size = 0
-            following = data + -(-size // _BLOCK) * _BLOCK
-            if data + size > limit:
-                raise self._broken(position, f"is not complete: it ends in the middle of {header.name}")
-            if header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
-                if size > _LARGEST_NAME:
-                    raise self._broken(position, "is damaged (a name of more than 1 MB)")
-                if header.type == tarfile.GNUTYPE_LONGNAME:
-                    long_name = self._at(data, size).rstrip(b"\0").decode("utf-8", "surrogateescape")
-                else:
-                    pax = _pax(self._at(data, size))
-            elif header.type == tarfile.GNUTYPE_SPARSE:
-                raise self._broken(position, f"holds a sparse file, {header.name}, which is not supported")
-            elif header.type not in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK):
-                if header.type in _REGULAR:
-                    name = pax.get("path") or long_name or header.name
-                    yield Member(name.removeprefix("./"), data, size)
-                long_name, pax = None, {}
-            self._moved(min(following, limit) - position)
-            position = min(following, limit)
+        position, reason = start, "its header cannot be read"
+        self._stream.seek(start)
+        try:
+            tar = tarfile.open(  # noqa: SIM115 - the stream stays open
+                fileobj=_Headers(self._stream, limit),  # type: ignore[call-overload]
+                mode="r:",
+                encoding="utf-8",
+                errors="surrogateescape",
+            )
+            while position < limit and (found := tar.next()) is not None:
+                tar.members.clear()  # it would keep a million of them
+                if found.offset_data + (found.size if found.isreg() else 0) > limit:
+                    raise self._broken(position, f"is not complete: it ends in the middle of {found.name}")
+                if found.issparse():
+                    raise self._broken(position, f"holds a sparse file, {found.name}, which is not supported")
+                if found.isreg():
+                    yield Member(found.name.removeprefix("./"), found.offset_data, found.size)
+                following = min(tar.offset, limit)
+                self._moved(following - position)
+                position = following
+        except tarfile.TarError as error:
+            reason = str(error)
+        if position == limit and position > start and end is not None:
+            return  # a tar in a tar may lack its end mark: where it ends is known
+        block = self._at(position, _BLOCK) if position + _BLOCK <= limit else b""
+        if not block or reason in ("empty header", "truncated header", "unexpected end of data"):
+            raise self._broken(position, "is not complete: the file ends before its end mark")
+        if block.strip(b"\0"):  # tarfile ends without an error at a damaged header
+            raise self._broken(position, f"is damaged ({reason})" if position else "is no tar")
+        self._moved(limit - position)
 
     def _at(self, offset: int, size: int) -> bytes:
         self._stream.seek(offset)
@@ -125,16 +128,3 @@ def first_member(files: Files, path: str) -> Member:
         for member in tar.members():
             return member
     raise ValueError(f"{path} is an empty tar: give another --source")
-
-
-def _pax(content: bytes) -> dict[str, str]:
-    """Records ``length key=value``, the length of the whole record in front."""
-    records = {}
-    while content:
-        length, space, _ = content.partition(b" ")
-        if not space or not length.isdigit() or not 0 < int(length) <= len(content):
-            break
-        key, _, value = content[len(length) + 1 : int(length) - 1].partition(b"=")
-        records[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
-        content = content[int(length) :]
-    return records

@@ -1,0 +1,66 @@
+"""Files behind a URL, through fsspec: which errors of a file system pass, and how often a call is tried again."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+ATTEMPTS = 5
+PAUSE = 1.0
+"""Seconds before the second attempt; doubled before every further one."""
+
+LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
+"""Errors that another attempt does not change."""
+
+
+class Unreachable(Exception):
+    """Every attempt failed; the last error is the cause, and its type and first line are the message."""
+
+
+def retried(call: Callable[[], Result], is_lasting: Callable[[Exception], bool] = lambda error: False) -> Result:
+    """The result of a call that goes over a network, which is tried up to ``ATTEMPTS`` times.
+
+    Args:
+        call: the call.
+        is_lasting: tells further errors that another attempt does not change.
+
+    Raises:
+        Exception: a lasting error, as it came.
+        Unreachable: the last attempt failed, too.
+
+    Example:
+        >>> retried(lambda: 3)
+        3
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return call()
+        except Exception as error:  # every file system has errors of its own
+            if isinstance(error, LASTING) or is_lasting(error):
+                raise
+            if attempt == ATTEMPTS - 1:
+                reason = str(error).splitlines()[0] if str(error) else "no reason given"
+                raise Unreachable(f"{type(error).__name__}: {reason}") from error
+            time.sleep(PAUSE * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def copy_file(system: Any, path: str, target: Path) -> None:
+    """Copies a file of an fsspec file system to ``target`` on this machine, not atomically.
+
+    Raises:
+        OSError: a lasting error; one of the target (``is_of_target``) is among them.
+        Unreachable: as ``retried``.
+    """
+    retried(lambda: system.get_file(path, str(target)), lambda error: is_of_target(error, target))
+
+
+def is_of_target(error: Exception, target: Path) -> bool:
+    """Whether an error comes from the file that was to be written, not from the network."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    return isinstance(error, OSError) and (error.errno in full or error.filename == str(target))
