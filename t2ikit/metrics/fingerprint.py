@@ -183,6 +183,12 @@ def read_score(path: str | Path) -> Score:
     return score
 
 
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes what scores were made of, the ``files`` of the metrics' results, each whole or not at all."""
+    for name, content in files.items():
+        write_whole(folder / name, content)
+
+
 def write_scores(folder: Path, scores: Sequence[Score]) -> None:
     """One file a score, ``<folder>/<name>.json``; score files of other names are removed."""
     kept = set()

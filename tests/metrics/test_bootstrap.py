@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from t2ikit.metrics import bootstrap
 from t2ikit.metrics.bootstrap import Paired, paired_bootstrap
 from t2ikit.metrics.geneval.comparison import compare_results
-from t2ikit.metrics.geneval.files import write_results
+from t2ikit.metrics.geneval.files import results_text
 
 
 def runs(prompts: int, images: int, gain: float, seed: int) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
@@ -115,7 +115,8 @@ def results(path: Path, answers: dict[tuple[str, str], str], **metadata: Any) ->
         for letter in letters:
             row = {"filename": "x", "tag": tag, "prompt": prompt, "correct": letter == "1", "reason": ""}
             rows.append({**row, "metadata": content, "details": "{}"})
-    return write_results(path, rows)
+    path.write_text(results_text(rows))
+    return path
 
 
 def test_two_results_files_are_compared_prompt_by_prompt(tmp_path: Path) -> None:
