@@ -18,7 +18,7 @@ from torch import Tensor
 
 from t2ikit.metrics.base import Metric, Result, Rows, Samples
 from t2ikit.metrics.features.clip import CLIPEncoder
-from t2ikit.metrics.standard_error import clustered_error, finite
+from t2ikit.metrics.statistics import clustered_error, finite
 
 FORMS = ("torchmetrics", "hessel")
 HESSEL_PREFIX = "A photo depicts "

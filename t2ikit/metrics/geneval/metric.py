@@ -32,7 +32,7 @@ from t2ikit.metrics.geneval.rules import (
     relations,
     verdict,
 )
-from t2ikit.metrics.standard_error import finite
+from t2ikit.metrics.statistics import finite
 
 __all__ = [
     "COLORS",

@@ -16,7 +16,7 @@ from t2ikit.metrics.base import Result, Rows, Samples
 from t2ikit.metrics.questions.answers import QuestionAnswerer
 from t2ikit.metrics.questions.dpg import Item, read_questions
 from t2ikit.metrics.questions.judged import JudgedMetric, Question, images_of_items
-from t2ikit.metrics.standard_error import clustered_error
+from t2ikit.metrics.statistics import clustered_error
 
 MODES = ("official", "cascading")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from t2ikit.metrics.base import Metric, Result, Rows, Samples
 from t2ikit.metrics.questions.answers import AnswerKey, Asked, QuestionAnswerer, ask_all, book_text
-from t2ikit.metrics.standard_error import finite
+from t2ikit.metrics.statistics import finite
 from t2ikit.pretrained import sha256_of
 
 

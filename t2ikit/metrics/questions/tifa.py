@@ -25,7 +25,7 @@ from t2ikit.metrics.features.offload import NetworkHolder
 from t2ikit.metrics.questions import judged
 from t2ikit.metrics.questions.answers import QuestionAnswerer
 from t2ikit.metrics.questions.judged import JudgedMetric, images_of_items, slug
-from t2ikit.metrics.standard_error import clustered_error
+from t2ikit.metrics.statistics import clustered_error
 from t2ikit.pretrained import load_pretrained
 
 Embed = Callable[[Sequence[str]], Tensor]
