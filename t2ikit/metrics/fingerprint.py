@@ -82,10 +82,6 @@ class Fingerprint:
         extra.update({key: value for key, value in values.items() if key not in known and key != "extra"})
         return cls(**{key: value for key, value in values.items() if key in known}, extra=extra)
 
-    def with_(self, **changes: Any) -> Fingerprint:
-        """The same with some fields changed; unknown names go to ``extra``."""
-        return Fingerprint.from_dict({**asdict(self), **changes})
-
     def to_dict(self) -> dict[str, Any]:
         """All fields, JSON-able."""
         return asdict(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ PRINT = Fingerprint(sampler="ddim", steps=50, guidance=2.0, seeds="0", num_image
 
 def scores(weight: float, steps: int = 50) -> list[Score]:
     """As of a model whose FID is best at w = 2, and whose CLIPScore rises."""
-    conditions = PRINT.with_(guidance=weight, steps=steps)
+    conditions = replace(PRINT, guidance=weight, steps=steps)
     return [
         Score("dinov2/frechet_distance", 5 + (weight - 2) ** 2, conditions),
         Score("clip_score", 20 + weight, conditions, standard_error=0.25),

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from t2ikit.metrics import DistributionMetrics, Metric, Moments, RandomConvFeatures, Samples, write_reference
 from t2ikit.metrics.base import extract
 from t2ikit.metrics.distribution.cmmd import CMMD, KID
-from t2ikit.metrics.distribution.reference import ReferenceStatistics, read_photos
+from t2ikit.metrics.distribution.reference import ReferenceStatistics
 from t2ikit.metrics.fingerprint import Fingerprint, compare
 
 FEATURES = RandomConvFeatures(dim=12)
@@ -166,19 +165,3 @@ def test_broken_features_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not finite for reference image 25"):
         write_reference(tmp_path / "x.npz", BreaksOnImage25(dim=12), images, "x", batch_size=7)
     assert not (tmp_path / "x.npz").exists()
-
-
-def test_photos_are_cut_to_their_centre_square(tmp_path: Path, sample_data: Path) -> None:
-    wide = np.zeros((10, 30, 3), dtype=np.uint8)
-    wide[:, 10:20, 1] = 200
-    Image.fromarray(wide).save(tmp_path / "wide.png")
-    Image.fromarray(np.full((20, 20), 77, dtype=np.uint8)).save(tmp_path / "grey.png")
-    photos = read_photos([tmp_path / "wide.png", tmp_path / "grey.png"], 5)
-    assert photos.shape == (2, 3, 5, 5)
-    assert photos[0].amax(dim=(1, 2)).tolist() == photos[0].amin(dim=(1, 2)).tolist() == [0, 200, 0]
-    assert set(photos[1].unique().tolist()) == {77}
-    real = sorted((sample_data / "imagenet-sample" / "val").rglob("*.JPEG"))[:20]
-    assert read_photos(real, 64).float().std() > 20
-    (tmp_path / "cut.jpg").write_bytes(real[0].read_bytes()[:1000])
-    with pytest.raises(ValueError, match="cut.jpg is no whole image"):
-        read_photos([tmp_path / "cut.jpg"], 5)
