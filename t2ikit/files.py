@@ -95,6 +95,22 @@ def write_whole(path: str | Path, content: bytes | str | Iterable[bytes | memory
     return digest
 
 
+def below(folder: Path, name: str) -> Path:
+    """``folder / name`` for a name that comes from a file or a server: it may not lead out of the folder.
+
+    Args:
+        folder: any.
+        name: plain and relative, with forward slashes between folders: "chunk-0-0.bin", "a/b.png".
+
+    Raises:
+        ValueError: an absolute name, one with a drive, a backslash, ``.``, ``..`` or an empty part; shows it.
+    """
+    parts = name.split("/")
+    if "\\" in name or "\0" in name or parts[0].endswith(":") or any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"the name {name!r} leads out of its folder, or is none: a plain relative name is needed")
+    return folder.joinpath(*parts)
+
+
 def read_utf8(file: Path) -> str:
     """The text of a file.
 

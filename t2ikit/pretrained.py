@@ -114,9 +114,9 @@ def load_pretrained(
     """
     from safetensors import SafetensorError
 
-    found = find_pretrained(name, revision, option, extra_files)
+    source = find_pretrained(name, revision, option, extra_files)
     try:
-        model, info = model_class.from_pretrained(found.folder, output_loading_info=True, **options)
+        model, info = model_class.from_pretrained(source.folder, output_loading_info=True, **options)
     except (OSError, LookupError, RuntimeError, ValueError, TypeError, SafetensorError, UnpicklingError) as error:
         raise ValueError(
             f"{name} cannot be loaded as {model_class.__name__}: {error}. Give a model of that kind with {option}"
@@ -127,7 +127,7 @@ def load_pretrained(
             f"{name} lacks {len(missing)} weights of {model_class.__name__}, the first one {missing[0]}. "
             f"Give a model of that kind with {option}"
         )
-    return model.eval().requires_grad_(False), found
+    return model.eval().requires_grad_(False), source
 
 
 def load_timm(name: str, revision: str | None, option: str, **options: Any) -> tuple[Any, PretrainedFolder]:
@@ -145,12 +145,12 @@ def load_timm(name: str, revision: str | None, option: str, **options: Any) -> t
     """
     import timm
 
-    found = find_pretrained(name, revision, option)
+    source = find_pretrained(name, revision, option)
     try:
-        model = timm.create_model(f"local-dir:{found.folder}", pretrained=True, **options)
+        model = timm.create_model(f"local-dir:{source.folder}", pretrained=True, **options)
     except (OSError, KeyError, RuntimeError, ValueError) as error:
         raise ValueError(f"{name} cannot be loaded by timm: {error}. Give a timm model with {option}") from error
-    return model.eval().requires_grad_(False), found
+    return model.eval().requires_grad_(False), source
 
 
 def weight_files(folder: Path) -> list[Path]:

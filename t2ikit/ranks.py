@@ -77,8 +77,8 @@ def from_first(work: Callable[[], Result]) -> Result:
         >>> from_first(lambda: "read once")
         'read once'
     """
-    found: Any = together(lambda: work() if this() == 0 else None)[0]
-    return found
+    result: Any = together(lambda: work() if this() == 0 else None)[0]
+    return result
 
 
 def from_first_kept(work: Callable[[], Result]) -> Result | None:
@@ -88,14 +88,14 @@ def from_first_kept(work: Callable[[], Result]) -> Result | None:
     return kept[0] if kept else None
 
 
-def share(number: int) -> range:
-    """This rank's share of ``number`` things: consecutive ones, in the order of the ranks.
+def share(total: int) -> range:
+    """This rank's share of ``total`` things: consecutive ones, in the order of the ranks.
 
     Example:
         >>> share(10)
         range(0, 10)
     """
-    return range(number * this() // count(), number * (this() + 1) // count())
+    return range(total * this() // count(), total * (this() + 1) // count())
 
 
 def _all_well(work: Callable[[], Result]) -> Result:

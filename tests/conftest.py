@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 from torch import distributed
+
+sys.path.append(str(Path(__file__).parents[1]))  # for benchmarks/, which is not installed
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

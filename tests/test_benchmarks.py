@@ -3,41 +3,28 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT))  # the folder is not installed
+import tiny
+from benchmarks import plain
+from benchmarks.__main__ import main, table
+from benchmarks.base import Measurement, cpu_seconds, reached
+from benchmarks.counting import flops, kept_bytes, operations
+from benchmarks.training import PlainStep, Step, count_operations, narrow_l
+from t2ikit.batch import Text
+from t2ikit.denoisers import CADI
+from t2ikit.diffusion import GaussianDiffusion, sample
 
-from benchmarks import plain  # noqa: E402
-from benchmarks.__main__ import main, table  # noqa: E402
-from benchmarks.base import Measurement, cpu_seconds, reached  # noqa: E402
-from benchmarks.counting import flops, kept_bytes, operations  # noqa: E402
-from benchmarks.training import PlainStep, Step, count_operations, narrow_l  # noqa: E402
-from t2ikit.batch import Text  # noqa: E402
-from t2ikit.denoisers import CADI  # noqa: E402
-from t2ikit.diffusion import GaussianDiffusion, sample  # noqa: E402
+ROOT = Path(__file__).parents[1]
 
 
 def small() -> CADI:
     torch.manual_seed(0)
-    network = CADI(
-        input_size=8,
-        data_dim=32,
-        num_latents=8,
-        latent_dim=32,
-        num_blocks=2,
-        num_layers=1,
-        read_write_heads=2,
-        compute_heads=2,
-        refine_heads=2,
-        text_dim=16,
-        num_registers=2,
-    )
+    network = tiny.shallow_cad_i(input_size=8, data_dim=32, num_latents=8, num_blocks=2, text_dim=16)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1)
     return network

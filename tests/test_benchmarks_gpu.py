@@ -16,13 +16,12 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT))  # the folder is not installed
+from benchmarks.base import Benchmark, Measurement, Settings
+from benchmarks.gpu import command  # the imports of its processes
+from benchmarks.gpu.parts import PARTS
+from benchmarks.gpu.timing import kind
 
-from benchmarks.base import Benchmark, Measurement, Settings  # noqa: E402
-from benchmarks.gpu import command, preload  # noqa: E402, F401  # the imports of its processes
-from benchmarks.gpu.parts import PARTS  # noqa: E402
-from benchmarks.gpu.timing import kind  # noqa: E402
+ROOT = Path(__file__).parents[1]
 
 
 def series(*words: str, out: Path, minutes: float = 4.0) -> tuple[int, dict[str, Any], str]:

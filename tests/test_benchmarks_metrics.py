@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1]))  # the folder is not installed
 
 from benchmarks import metrics
 from t2ikit.metrics.features.pixels import PIPELINES

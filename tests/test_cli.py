@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 
+import tiny
 from t2ikit import cli
 
 PARTS = Path(__file__).parent / "run" / "tiny_parts.py"
@@ -141,6 +142,17 @@ def test_print_config_and_help(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+def test_allow_names_what_the_data_compares(run: Run, tmp_path: Path) -> None:
+    assert run("run", "e.yaml").status == 0
+    refused = run("run", "e.yaml", "--resume", "last", "--allow", "data.seed")
+    assert refused.status == 2 and "--allow data.seed: Data compares nothing with the checkpoint" in refused.err
+    (tmp_path / "small.yaml").write_text(tiny.EXPERIMENT)
+    plain = ["run", "small.yaml", "--trainer.max_steps", "1", "--callbacks.val", "null", "--callbacks.geneval", "null"]
+    assert run(*plain).status == 0
+    refused = run(*plain, "--resume", "last", "--allow", "data.sed")
+    assert refused.status == 2 and "--allow data.sed: what may differ on a resume is one of data.batch" in refused.err
+
+
 # ------------------------------------------------------------------ mistakes
 
 MISTAKES: list[tuple[list[str], str]] = [
@@ -175,6 +187,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["e.yaml", "--trainer.accelerator", "abacus"], "trainer: "),
     (["e.yaml", "--resume", "last"], "--resume last: no version in runs/e holds a complete checkpoint"),
     (["e.yaml", "--resume", "nowhere.ckpt"], "--resume nowhere.ckpt: no such file"),
+    (["e.yaml", "--allow", "data.seed"], "--allow says what may differ from the checkpoint of a --resume"),
     (["torn.yaml"], "torn.yaml, line 2: not YAML"),
     (["circle.yaml"], "extends goes in a circle: circle.yaml -> circle.yaml"),
     (["orphan.yaml"], "orphan.yaml: extends: no file 'base/trainin.yaml'"),

@@ -13,20 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
+import tiny
 from t2ikit import cli
 from t2ikit.evaluation.image_store import ImageStore
 from t2ikit.metrics.fingerprint import read_scores
 from t2ikit.run.trained import load_trained
 
-SMALL = """
-extends: [quickstart.yaml]
-model:
-  init_args:
-    denoiser:
-      init_args: {data_dim: 16, num_latents: 4, latent_dim: 16, num_blocks: 1, num_layers: 1, patch_size: 4}
-    optimizer: {init_args: {lr: 0.05}}
-data: {init_args: {count: 64, val_count: 16, batch_size: 8, root: data}}
-trainer: {max_steps: 2, accelerator: cpu}
+EXPERIMENT = """
+extends: [tiny.yaml]
+model: {init_args: {optimizer: {init_args: {lr: 0.05}}}}
+data: {init_args: {root: data}}
+trainer: {max_steps: 2}
 callbacks:
   progress: null
   table: null
@@ -41,10 +38,8 @@ RUN = Path("runs/small/version_0")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with data/ and runs/small/version_0, made by ``t2ikit run``."""
     folder = tmp_path_factory.mktemp("trained")
-    (folder / "small.yaml").write_text(SMALL)
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "path", list(sys.path))
+        tiny.enter(folder, patch, {"small.yaml": EXPERIMENT})
         assert cli.main(["run", "small.yaml"]) == 0
     return folder
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from t2ikit import files
-from t2ikit.files import partial_of, publish, recover, write_whole
+from t2ikit.files import below, partial_of, publish, recover, write_whole
 
 
 def test_text_bytes_and_parts_give_the_same_file(tmp_path: Path) -> None:
@@ -131,3 +131,33 @@ def test_what_a_killed_process_left_is_put_right(tmp_path: Path) -> None:
     os.rename(path, tmp_path / f".set.{gone}-ab12.old")  # killed between the two renames
     recover(path)
     assert (path / "file").read_text() == "whole" and sorted(one.name for one in tmp_path.iterdir())[-1] == "set"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "../x",
+        "a/../../b",
+        "a/..",
+        "/etc/passwd",
+        "//host/x",
+        "a//b",
+        "a/",
+        "./a",
+        "C:/x",
+        "..\\x",
+        "a\0b",
+    ],
+)
+def test_names_from_outside_stay_in_their_folder(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="plain relative name") as caught:
+        below(tmp_path, name)
+    assert repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["chunk-0-0.bin", "a/b.png", "..a", "a..b/...", "photo 1.jpeg"])
+def test_plain_names_are_taken(name: str, tmp_path: Path) -> None:
+    assert below(tmp_path, name) == tmp_path / name

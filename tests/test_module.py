@@ -8,19 +8,16 @@ import pytest
 import torch
 
 from t2ikit.batch import Batch, StoredBatch, Text
-from t2ikit.denoisers import CADI
 from t2ikit.diffusion import GaussianDiffusion
 from t2ikit.encoders import PixelSpace
 from t2ikit.module import TextToImage
 from t2ikit.records.manifest import Manifest
+from tiny import shallow_cad_i
 
 
 def tiny(**options: object) -> TextToImage:
     torch.manual_seed(0)
-    denoiser = CADI(
-        input_size=4, in_channels=3, patch_size=2, data_dim=16, num_latents=4, latent_dim=16, num_blocks=1,
-        num_layers=1, read_write_heads=2, compute_heads=2, text_dim=8, num_registers=2,
-    )  # fmt: skip
+    denoiser = shallow_cad_i(in_channels=3, latent_dim=16, refine_heads=16)
     with torch.no_grad():  # self-conditioning starts switched off: switch it on, so that a wrong state shows
         denoiser.ln_previous.weight.fill_(1.0)
     module = TextToImage(denoiser, space=PixelSpace(), **options)  # type: ignore[arg-type]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+import tiny
 from t2ikit.batch import StoredBatch, Text
 from t2ikit.callbacks import EMA
-from t2ikit.denoisers import CADI, DiTI
 from t2ikit.encoders import PixelSpace
 from t2ikit.module import TextToImage
 from t2ikit.optim import AdamW
@@ -70,9 +70,9 @@ class Curve(L.Callback):
 def train(kind: str, precision: Any, steps: int = STEPS) -> tuple[Curve, TextToImage]:
     torch.manual_seed(0)
     if kind == "cad_i":
-        denoiser: Any = CADI(4, 3, 2, 16, 4, 32, 1, 1, 2, 2, text_dim=8, num_registers=2, refine_heads=2)
+        denoiser: Any = tiny.shallow_cad_i(in_channels=3)
     else:
-        denoiser = DiTI(4, 3, 2, 32, 2, 2, text_dim=8, num_registers=2)
+        denoiser = tiny.shallow_dit_i(in_channels=3, depth=2)
     # CAD-I with LAMB, whose moments and master weights are its own; DiT-I with torch's AdamW.
     options: dict[str, Any] = {} if kind == "cad_i" else {"optimizer": AdamW(lr=5e-3)}
     curve = Curve()

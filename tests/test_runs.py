@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import signal
@@ -16,40 +18,58 @@ import pytest
 import torch
 from PIL import Image
 
+import tiny
 from t2ikit import cli
 from t2ikit.callbacks.checkpoint import refuse_broken_weights
 from t2ikit.callbacks.metrics_csv import read_metrics
 from t2ikit.metrics.fingerprint import read_scores
 
 ROOT = Path(__file__).parent.parent
-SMALL = """
-extends: [quickstart.yaml]
-model:
-  init_args:
-    denoiser:
-      init_args: {data_dim: 16, num_latents: 4, latent_dim: 16, num_blocks: 1, num_layers: 1, patch_size: 4}
-data: {init_args: {count: 64, val_count: 16, batch_size: 8}}
-trainer: {max_steps: 8, log_every_n_steps: 1, accelerator: cpu}
+EXPERIMENT = """
+extends: [tiny.yaml]
+trainer: {max_steps: 8}
 callbacks:
   val: {init_args: {steps: 2, grid: 4}}
   geneval: {init_args: {steps: 2, grid: 4, prompts: {init_args: {per_task: 2}}}}
   checkpoint: {init_args: {every_n_steps: 2}}
 """
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+LAST = "step-00000008"
 
 
 @pytest.fixture
-def folder(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder outside the repository, with small.yaml; shapes are cached beside."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "small.yaml").write_text(SMALL)
-    return tmp_path
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder outside the repository, with small.yaml."""
+    return tiny.enter(tmp_path, monkeypatch, {"small.yaml": EXPERIMENT})
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of eight steps without a break; what it printed is in printed.txt of the working folder."""
+    folder = tmp_path_factory.mktemp("straight")
+    with pytest.MonkeyPatch.context() as patch, io.StringIO() as printed, contextlib.redirect_stdout(printed):
+        tiny.enter(folder, patch, {"small.yaml": EXPERIMENT})
+        assert cli.main(["run", "small.yaml"]) == 0
+        (folder / "printed.txt").write_text(printed.getvalue())
+    return folder / "runs" / "small" / "version_0"
+
+
+@pytest.fixture
+def killed(folder: Path) -> Path:
+    """The run folder of the same run, killed after its checkpoint of step 4."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    run = folder / "runs" / "small" / "version_0"
+    with open(folder / "killed.log", "w") as log:
+        command = [sys.executable, "-m", "t2ikit", "run", "small.yaml"]
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if (run / "checkpoints" / "step-00000004.ckpt").exists():
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.005)
+        process.wait(10)
+    assert process.returncode == -signal.SIGKILL, (folder / "killed.log").read_text()[-2000:]
+    return run
 
 
 def numbers(run: Path) -> dict[str, list[tuple[int, float]]]:
@@ -58,48 +78,41 @@ def numbers(run: Path) -> dict[str, list[tuple[int, float]]]:
     return {name: values for name, values in series.items() if "second" not in name}
 
 
-def test_a_run_trains_scores_and_can_be_killed(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["run", "small.yaml", "--run.name", "straight"]) == 0
-    printed = capfd.readouterr()
+def test_a_run_prints_its_scores(straight: Path) -> None:
+    printed = (straight.parents[2] / "printed.txt").read_text()
     for line in ("val/loss", "val/frechet_distance", "val/coverage", "val/largest_color_share", "geneval/two_object"):
-        assert line in printed.out
-    assert "not comparable" in printed.out and "tensorboard --logdir" in printed.out
-    straight = folder / "runs" / "straight" / "version_0"
-    assert {path.name for path in (straight / "checkpoints").iterdir()} == {"step-00000006.ckpt", "step-00000008.ckpt"}
-    for snapshot in ("val", "geneval"):
-        with Image.open(straight / "samples" / snapshot / "step-00000008.png") as grid:
-            assert min(grid.size) > 100
-        scores = read_scores(straight / "samples" / snapshot / "scores" / "step-00000008")
-        assert all(score.fingerprint.sampler == "ddim" for name, score in scores.items() if name != "loss")
-        assert not list((straight / "samples" / snapshot).glob("*.sampling"))
-    assert {"loss", "frechet_distance", "largest_color_share"} < read_scores(
-        straight / "samples" / "val" / "scores" / "step-00000008"
-    ).keys()
-    undisturbed = numbers(straight)
-    assert [step for step, _ in undisturbed["train/loss"]] == list(range(1, 9))
+        assert line in printed
+    assert "not comparable" in printed and "tensorboard --logdir" in printed
 
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-m", "t2ikit", "run", "small.yaml", "--run.name", "killed"]
-    killed = folder / "runs" / "killed" / "version_0"
-    with open(folder / "killed.log", "w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            if (killed / "checkpoints" / "step-00000004.ckpt").exists():
-                process.send_signal(signal.SIGKILL)
-                break
-            time.sleep(0.005)
-        process.wait(10)
-    assert process.returncode == -signal.SIGKILL, (folder / "killed.log").read_text()[-2000:]
+
+def test_a_run_logs_every_step_and_keeps_its_last_checkpoints(straight: Path) -> None:
+    assert [step for step, _ in numbers(straight)["train/loss"]] == list(range(1, 9))
+    assert {path.name for path in (straight / "checkpoints").iterdir()} == {"step-00000006.ckpt", f"{LAST}.ckpt"}
+
+
+@pytest.mark.parametrize("snapshot", ["val", "geneval"])
+def test_a_snapshot_leaves_a_grid_and_scores_with_fingerprints(straight: Path, snapshot: str) -> None:
+    samples = straight / "samples" / snapshot
+    with Image.open(samples / f"{LAST}.png") as grid:
+        assert min(grid.size) > 100
+    scores = read_scores(samples / "scores" / LAST)
+    assert all(score.fingerprint.sampler == "ddim" for name, score in scores.items() if name != "loss")
+    assert not list(samples.glob("*.sampling"))
+    if snapshot == "val":
+        assert {"loss", "frechet_distance", "largest_color_share"} < scores.keys()
+
+
+def test_a_killed_run_goes_on_bit_for_bit(straight: Path, killed: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert max(step for step, _ in read_metrics(killed / "metrics.csv")["train/loss"]) < 8
-
-    assert cli.main(["run", "small.yaml", "--run.name", "killed", "--resume", "last"]) == 0
+    assert cli.main(["run", "small.yaml", "--resume", "last"]) == 0
     assert "Going on from" in capfd.readouterr().out
-    assert numbers(killed) == undisturbed, "a killed and resumed run must make the same numbers, bit for bit"
+    assert numbers(killed) == numbers(straight), "a killed and resumed run must make the same numbers, bit for bit"
     assert (killed / "config.resume-1.yaml").exists()
-    last = [torch.load(run / "checkpoints" / "step-00000008.ckpt", weights_only=True) for run in (straight, killed)]
-    for name, weight in last[0]["state_dict"].items():
-        assert torch.equal(weight, last[1]["state_dict"][name])
+    weights, of_killed = (
+        torch.load(run / "checkpoints" / f"{LAST}.ckpt", weights_only=True)["state_dict"] for run in (straight, killed)
+    )
+    for name, weight in weights.items():
+        assert torch.equal(weight, of_killed[name])
 
 
 def test_going_back_keeps_what_it_leaves_and_takes_new_options(folder: Path) -> None:
@@ -131,6 +144,23 @@ def test_a_refused_resume_leaves_no_experiment_behind(folder: Path, capfd: pytes
     assert "num_latents: 4 -> 8" in printed.out
     assert "another network (size mismatch for denoiser.latents" in printed.err
     assert [path.name for path in (folder / "runs" / "small" / "version_0").glob("config*")] == ["config.yaml"]
+
+
+def test_a_resume_with_another_seed_is_refused_until_it_is_allowed(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plain = ["run", "small.yaml", "--callbacks.val", "null", "--callbacks.geneval", "null"]
+    assert cli.main([*plain, "--trainer.max_steps", "2"]) == 0
+    run = folder / "runs" / "small" / "version_0"
+    first = numbers(run)["train/loss"]
+    other = [*plain, "--trainer.max_steps", "4", "--resume", "last", "--data.seed", "1"]
+    assert cli.main(other) == 2
+    printed = capfd.readouterr().err
+    assert "data.seed was 0 and is 1 now. Set it as it was, or go on so with --allow data.seed" in printed
+    assert numbers(run)["train/loss"] == first
+    assert cli.main([*other, "--allow", "data.seed"]) == 0
+    losses = numbers(run)["train/loss"]
+    assert losses[:2] == first and [step for step, _ in losses] == [1, 2, 3, 4]
 
 
 def test_a_checkpoint_of_broken_weights_is_refused() -> None:
@@ -171,9 +201,9 @@ def small_latents(folder: Path) -> tuple[Path, Path]:
     for split, classes in (("train", ("n01440764", "n02012849", "n03126707")), ("val", ("n01443537",))):
         for wnid in classes:
             (folder / "photos" / split / wnid).mkdir(parents=True)
-            for number in range(4):
+            for index in range(4):
                 pixels = random.integers(0, 256, (80, 70, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / "photos" / split / wnid / f"{number}.JPEG")
+                Image.fromarray(pixels).save(folder / "photos" / split / wnid / f"{index}.JPEG")
     torch.manual_seed(0)
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     vae = AutoencoderKL(**blocks, block_out_channels=(4,) * 4, layers_per_block=1, norm_num_groups=2, latent_channels=4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -14,23 +13,17 @@ import torch
 import yaml
 from PIL import Image
 
+import tiny
 from t2ikit import cli
 from t2ikit.config import ConfigError
 from t2ikit.run.trained import load_trained
 
 PROMPTS = ["a large red circle", "a blue square", "", "a blue square"]
-DENOISER = """
-      class_path: t2ikit.denoisers.CADI
-      init_args: {data_dim: 16, num_latents: 4, latent_dim: 16, num_blocks: 1, num_layers: 1, patch_size: 4}
-"""
-SMALL = f"""
-extends: [quickstart.yaml]
-model:
-  init_args:
-    denoiser: {DENOISER}
-    optimizer: {{init_args: {{lr: 0.05}}}}
-data: {{init_args: {{count: 64, val_count: 16, batch_size: 8, root: data}}}}
-trainer: {{max_steps: 2, accelerator: cpu}}
+EXPERIMENT = """
+extends: [tiny.yaml]
+model: {init_args: {optimizer: {init_args: {lr: 0.05}}}}
+data: {init_args: {root: data}}
+trainer: {max_steps: 2}
 callbacks:
   val: null
   geneval: null
@@ -40,7 +33,7 @@ callbacks:
   drawn:
     class_path: t2ikit.callbacks.Snapshot
     init_args:
-      prompts: {{class_path: t2ikit.prompts.PromptFile, init_args: {{path: prompts.txt}}}}
+      prompts: {class_path: t2ikit.prompts.PromptFile, init_args: {path: prompts.txt}}
       at_start: false
       steps: 3
       guidance: 0.0
@@ -52,11 +45,9 @@ callbacks:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with data/, prompts.txt and runs/small/version_0, made by ``t2ikit run``."""
     folder = tmp_path_factory.mktemp("trained")
-    (folder / "small.yaml").write_text(SMALL)
-    (folder / "prompts.txt").write_text("a large red circle\n\n  a blue square \na green ring\n")
+    prompts = "a large red circle\n\n  a blue square \na green ring\n"
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "path", list(sys.path))
+        tiny.enter(folder, patch, {"small.yaml": EXPERIMENT, "prompts.txt": prompts})
         assert cli.main(["run", "small.yaml"]) == 0
     return folder
 
@@ -236,9 +227,10 @@ def test_latents_are_decoded_by_the_autoencoder_of_the_data(tmp_path: Path, caps
     build_small_t5(tmp_path / "t5", ["a blue square"], dim=16)
     text = TextEncoder.load(str(tmp_path / "t5")).reference
     image = LatentSpace(str(tmp_path / "vae")).reference
-    sizes = re.sub("patch_size: 4", "patch_size: 2, input_size: 8, text_dim: 16", DENOISER)
+    denoiser = yaml.safe_load(tiny.EXPERIMENT)["model"]["init_args"]["denoiser"]
+    denoiser["init_args"] |= {"patch_size": 2, "input_size": 8, "text_dim": 16}
     arguments = {
-        "denoiser": yaml.safe_load(sizes),
+        "denoiser": {"class_path": "t2ikit.denoisers.CADI", **denoiser},
         "space": {"class_path": "t2ikit.encoders.LatentSpace", "init_args": {"autoencoder": image.name}},
     }
     node = {"class_path": "t2ikit.module.TextToImage", "init_args": arguments}

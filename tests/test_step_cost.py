@@ -7,8 +7,6 @@ the machine, the meta device stands in for a GPU: it has no numbers, so whatever
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -17,8 +15,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 
-sys.path.append(str(Path(__file__).parents[1]))  # the folder of the benchmarks is not installed
-
+import tiny
 from benchmarks.counting import Operations
 from t2ikit.batch import StoredBatch, Text
 from t2ikit.callbacks import EMA, NonFiniteGuard, TrainingLog
@@ -34,17 +31,16 @@ LIMIT_OPERATIONS, LIMIT_SYNCS = 1500, 3
 
 def deep(width: int = 16) -> CADI:
     """CAD-I with the depth and the options of L, but narrow."""
-    heads = {"read_write_heads": 2, "compute_heads": 2, "refine_heads": 2}
-    return CADI(4, 3, 2, width, 4, 2 * width, text_dim=TEXT_DIM, **heads)
+    depth = {"num_blocks": 4, "num_layers": 4, "num_registers": 16}
+    return tiny.shallow_cad_i(in_channels=3, data_dim=width, latent_dim=2 * width, **depth)
 
 
 def shallow(**options: Any) -> CADI:
-    heads = {"read_write_heads": 2, "compute_heads": 2, "refine_heads": 2}
-    return CADI(4, 3, 2, 16, 4, 32, 2, 1, text_dim=TEXT_DIM, **heads, **options)
+    return tiny.shallow_cad_i(in_channels=3, num_blocks=2, num_registers=16, **options)
 
 
 def shallow_dit(**options: Any) -> DiTI:
-    return DiTI(4, 3, 2, 32, 2, 2, text_dim=TEXT_DIM, **options)
+    return tiny.shallow_dit_i(in_channels=3, depth=2, num_registers=16, **options)
 
 
 class Copies(TorchFunctionMode):

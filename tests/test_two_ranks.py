@@ -9,17 +9,13 @@ from pathlib import Path
 
 import pytest
 
+import tiny
 from t2ikit import cli
 from t2ikit.callbacks.metrics_csv import read_metrics
 
-TINY = """
-extends: [quickstart.yaml]
-model:
-  init_args:
-    denoiser:
-      init_args: {data_dim: 16, num_latents: 4, latent_dim: 16, num_blocks: 1, num_layers: 1, patch_size: 4}
-data: {init_args: {count: 64, val_count: 16, batch_size: 8}}
-trainer: {max_steps: 4, log_every_n_steps: 1, accelerator: cpu}
+EXPERIMENT = """
+extends: [tiny.yaml]
+trainer: {max_steps: 4}
 callbacks: {val: null, geneval: null, table: null, guard: {init_args: {every_n_steps: 1}}}
 """
 POISON = '''
@@ -47,23 +43,20 @@ class Poison(Callback):
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "tiny.yaml").write_text(TINY)
-    (tmp_path / "poison.py").write_text(POISON)
-    return tmp_path
+    monkeypatch.setenv("T2IKIT_CACHE", str(tmp_path / "cache"))  # an empty one: the ranks render the shapes
+    files = {"small.yaml": EXPERIMENT, "poison.py": POISON}
+    return tiny.enter(tmp_path, monkeypatch, files)
 
 
 def two_ranks(*words: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, which forks into two: forking this one would copy its threads' locks."""
-    command = [sys.executable, "-m", "t2ikit", "run", "tiny.yaml", "--trainer.devices", "2"]
+    command = [sys.executable, "-m", "t2ikit", "run", "small.yaml", "--trainer.devices", "2"]
     command += ["--trainer.strategy", "ddp_fork", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=280)
 
 
 def test_two_ranks_make_the_steps_of_one(folder: Path) -> None:
-    assert cli.main(["run", "tiny.yaml", "--run.name", "one"]) == 0
+    assert cli.main(["run", "small.yaml", "--run.name", "one"]) == 0
     done = two_ranks("--run.name", "two")
     assert done.returncode == 0, done.stderr
     one, two = (read_metrics(folder / "runs" / name / "version_0" / "metrics.csv") for name in ("one", "two"))

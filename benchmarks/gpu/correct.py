@@ -124,6 +124,10 @@ class Losses(L.Callback):
         self.values.append(outputs["loss_B"].mean().detach())
 
 
+_WHOLE_SECONDS = 20.0
+"""What compiling a small network whole takes at least on a card's machine."""
+
+
 def compiled_losses(settings: Settings) -> Iterator[Measurement]:
     """Runs of 50 steps on shapes, eager and compiled, from the same weights and on the same data."""
     from benchmarks.gpu.experiments import on_device, plan, start
@@ -147,6 +151,8 @@ def compiled_losses(settings: Settings) -> Iterator[Measurement]:
     curves: dict[str, Tensor] = {}
     for mode in (None, "blocks", "default"):
         for name, network in networks.items():
+            if mode == "default" and settings.left < _WHOLE_SECONDS:
+                return  # what stands is not listed as cut off
             kind = {"backend": "aot_eager", "blocks": mode == "blocks"} if mode and settings.small else mode
             values = {
                 **on_device(settings),

@@ -50,12 +50,12 @@ def load_weights(denoiser: Denoiser, state_dict: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: missing, unknown or misshapen tensors, named; nothing is loaded then.
     """
-    own = denoiser.state_dict()
-    missing = [name for name in own if name not in state_dict]
-    unknown = [name for name in state_dict if name not in own]
+    weights = denoiser.state_dict()
+    missing = [name for name in weights if name not in state_dict]
+    unknown = [name for name in state_dict if name not in weights]
     shapes = [
         f"{name}: {list(state_dict[name].shape)} in the file, {list(value.shape)} in the network"
-        for name, value in own.items()
+        for name, value in weights.items()
         if name in state_dict and state_dict[name].shape != value.shape
     ]
     if missing or unknown or shapes:

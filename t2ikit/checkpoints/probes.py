@@ -95,8 +95,8 @@ def latent_normalisation(latents: Tensor) -> LatentNormalisation:
     if latents.dim() != 4 or latents.shape[1] != 4:
         raise ValueError(f"sampled latents [N, 4, H, W] were expected, got {list(latents.shape)}")
     std, mean = torch.std_mean(latents.double().cpu(), dim=(0, 2, 3))
-    found = torch.stack([mean, std])
+    measured = torch.stack([mean, std])
     scalar = torch.tensor([[1.06, 0.59, 0.02, -0.39], [0.76, 0.84, 0.68, 0.60]], dtype=torch.float64)
     channelwise = torch.tensor([[0.0] * 4, [0.5] * 4], dtype=torch.float64)
-    nearer = (found - scalar).square().sum() < (found - channelwise).square().sum()
+    nearer = (measured - scalar).square().sum() < (measured - channelwise).square().sum()
     return "scalar" if bool(nearer) else "channelwise"

@@ -76,8 +76,8 @@ def read_upstream(
     if coherence not in get_args(Coherence):
         raise ValueError(f"coherence must be one of {', '.join(get_args(Coherence))}; got {coherence!r}")
     inner = state_dict.get("state_dict")
-    found = cast(Mapping[str, Any], inner) if isinstance(inner, Mapping) else state_dict
-    tensors = {_unwrapped(name): value for name, value in found.items()}
+    stored = cast(Mapping[str, Any], inner) if isinstance(inner, Mapping) else state_dict
+    tensors = {_unwrapped(name): value for name, value in stored.items()}
     prefix = next(prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in tensors) or not prefix)
     weights: dict[str, Tensor] = {}
     ignored: list[str] = []

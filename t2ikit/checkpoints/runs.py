@@ -24,8 +24,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
     """The complete checkpoint of the highest step in ``<folder>/checkpoints``; without a step in the name, by age."""
 
     def order(path: Path) -> tuple[int, float]:
-        found = re.search(r"(\d+)$", path.stem)
-        return (int(found[1]) if found else -1, path.stat().st_mtime)
+        digits = re.search(r"(\d+)$", path.stem)
+        return (int(digits[1]) if digits else -1, path.stat().st_mtime)
 
     complete = [path for path in (folder / "checkpoints").glob("*.ckpt") if is_complete(path)]
     return max(complete, key=order, default=None)
@@ -56,10 +56,10 @@ def find_checkpoint(path: Path, option: str) -> Path:
 
 def latest_config(folder: Path) -> Path:
     """The last resolved experiment that was kept in a run folder."""
-    number = 1
-    while (folder / f"config.resume-{number}.yaml").is_file():
-        number += 1
-    return folder / (f"config.resume-{number - 1}.yaml" if number > 1 else "config.yaml")
+    resume = 1
+    while (folder / f"config.resume-{resume}.yaml").is_file():
+        resume += 1
+    return folder / (f"config.resume-{resume - 1}.yaml" if resume > 1 else "config.yaml")
 
 
 def step_of(checkpoint: Path) -> int:

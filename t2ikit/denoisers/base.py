@@ -148,12 +148,15 @@ class Denoiser(nn.Module, ABC):
 
     @abstractmethod
     def encode_text(
-        self, text: Text, coherence: Tensor | float | None = None, window: Tensor | None = None
+        self,
+        text: Text | tuple[Text, ...],
+        coherence: Tensor | float | None = None,
+        window: Tensor | None = None,
     ) -> TextContext:
         """Everything that depends on neither x nor level.
 
         Args:
-            text: embeddings [B, L, D], mask [B, L].
+            text: embeddings [B, L, D], mask [B, L]; a tuple for a denoiser of several text encoders.
             coherence: [B] in [0, 1], how well text and image agree; for denoisers that know it.
             window: [B, 4] x0 y0 x1 y1 in [0, 1], the part of the image seen; for denoisers that know it.
 
@@ -217,7 +220,8 @@ class Denoiser(nn.Module, ABC):
             return checkpoint(*whole, use_reentrant=False, preserve_rng_state=random)
         return self._call(block, *args)
 
-    def _check_text(self, text: Text, text_dim: int) -> None:
+    def _check_text(self, text: Text | tuple[Text, ...], text_dim: int) -> Text:
+        """The text if it is of one encoder and ``text_dim`` wide."""
         if not isinstance(text, Text):
             raise ValueError(
                 f"the states of one text encoder, a Text, were expected by {type(self).__name__}; got "
@@ -227,6 +231,7 @@ class Denoiser(nn.Module, ABC):
             raise ValueError(
                 f"text states of width {text_dim} were expected (option text_dim), got {text.embeddings.shape[2]}"
             )
+        return text
 
     def _check_call(self, x: Tensor, level: Tensor, context: TextContext) -> None:
         shape = self.input_shape

@@ -198,7 +198,10 @@ class CADI(Denoiser):
         return self.in_channels, self.grid[0] * self.patch_size, self.grid[1] * self.patch_size
 
     def encode_text(
-        self, text: Text, coherence: Tensor | float | None = None, window: Tensor | None = None
+        self,
+        text: Text | tuple[Text, ...],
+        coherence: Tensor | float | None = None,
+        window: Tensor | None = None,
     ) -> TextContext:
         """Projection, registers, window tokens, refine blocks, and each block's keys and values of the result.
 
@@ -215,7 +218,7 @@ class CADI(Denoiser):
             raise ValueError("this CADI knows no window; build it with window_tokens=True")
         if coherence is not None and not self.coherence:
             raise ValueError("this CADI knows no coherence; build it with coherence=True")
-        self._check_text(text, self.text_dim)
+        text = self._check_text(text, self.text_dim)
         rows = text.embeddings.shape[0]
         tokens = self.map_text_tokens(text.embeddings.to(self.map_text_tokens.weight.dtype))
         parts = [self.text_registers.expand(rows, -1, -1), tokens]
@@ -338,8 +341,8 @@ class CADI(Denoiser):
         latents = latents + self.ln_previous(state + self.linear_previous(state))
         bias = key_bias(context.mask, self.latents)
         last = len(self.rin_blocks) - 1
-        for number, (block, text) in enumerate(zip(self._blocks(), context.keys_values, strict=True)):
-            write = write_last or number < last
+        for index, (block, text) in enumerate(zip(self._blocks(), context.keys_values, strict=True)):
+            write = write_last or index < last
             data, latents = self._run(block, data, latents, token, text, bias, write, random=block.random)
         return data, latents
 

@@ -81,13 +81,13 @@ class DiTBlock(nn.Module):
         Returns:
             [B, N, D].
         """
-        own, cross, wide = self.scales.unbind(0)
+        self_scale, cross, wide = self.scales.unbind(0)
         if self.table is None or modulation is None:
-            x = x + self.self_attention(self.self_norm(x)) * own
+            x = x + self.self_attention(self.self_norm(x)) * self_scale
             x = x + self.cross_attention(self.cross_norm(x), keys_values, bias) * cross
             return x + self.mlp(self.mlp_norm(x)) * wide
         shift_a, scale_a, gate_a, shift_b, scale_b, gate_b = (self.table + modulation).split(1, dim=1)
-        x = x + self.self_attention(self.self_norm(x) * (1 + scale_a) + shift_a) * (gate_a * own)
+        x = x + self.self_attention(self.self_norm(x) * (1 + scale_a) + shift_a) * (gate_a * self_scale)
         x = x + self.cross_attention(self.cross_norm(x), keys_values, bias) * cross
         return x + self.mlp(self.mlp_norm(x) * (1 + scale_b) + shift_b) * (gate_b * wide)
 
@@ -184,7 +184,10 @@ class DiTI(Denoiser):
         return self.in_channels, self.grid[0] * self.patch_size, self.grid[1] * self.patch_size
 
     def encode_text(
-        self, text: Text, coherence: Tensor | float | None = None, window: Tensor | None = None
+        self,
+        text: Text | tuple[Text, ...],
+        coherence: Tensor | float | None = None,
+        window: Tensor | None = None,
     ) -> TextContext:
         """Projection, registers, window tokens, refine blocks, and each block's keys and values of the result.
 
@@ -201,7 +204,7 @@ class DiTI(Denoiser):
             raise ValueError("DiTI knows no coherence; CADI(coherence=True) does")
         if window is not None and self.window_embed is None:
             raise ValueError("this DiTI knows no window; build it with window_tokens=True")
-        self._check_text(text, self.text_dim)
+        text = self._check_text(text, self.text_dim)
         rows = text.embeddings.shape[0]
         tokens = self.text_proj(text.embeddings.to(self.text_proj.weight.dtype))
         parts = [self.registers.expand(rows, -1, -1), tokens]

@@ -119,7 +119,10 @@ class GuidedDenoiser:
                 self.denoiser(x, level.expand(rows), context, state)
                 for context, state in zip(contexts, states, strict=True)
             ]
-            return [each.output.to(x.dtype) for each in predictions], [each.state for each in predictions]
+            return (
+                [prediction.output.to(x.dtype) for prediction in predictions],
+                [prediction.state for prediction in predictions],
+            )
         if count not in self._joined:
             joined = contexts[0]
             for context in contexts[1:]:
@@ -139,7 +142,7 @@ class GuidedDenoiser:
         other_x0, _ = self.process.split(x, other, t)
         self._running = projection.running(x0 - other_x0, self._running)
         moved = x0 + weight * projection.project(self._running, x0)
-        alpha, sigma = (float(each) for each in self.process.scales(t))
+        alpha, sigma = (float(scale) for scale in self.process.scales(t))
         return self.process.target(moved, (x - alpha * moved) / sigma, t)
 
 
@@ -158,5 +161,5 @@ def split_states(state: Any, count: int) -> list[Any]:
     if state is None:
         return [None] * count
     leaves, structure = tree_flatten(state)
-    parts = [leaf.chunk(count) for leaf in leaves]
-    return [tree_unflatten([part[index] for part in parts], structure) for index in range(count)]
+    chunks = [leaf.chunk(count) for leaf in leaves]
+    return [tree_unflatten([leaf[branch] for leaf in chunks], structure) for branch in range(count)]

@@ -7,7 +7,7 @@ Shape legend::
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -64,14 +64,13 @@ class Objective:
         keep: Tensor | None = None,
         window: Tensor | None = None,
     ) -> Tensor:
-        """One loss a sample.
+        """The loss of every sample, a pure function of its arguments.
 
-        The text is encoded once and serves both passes. Nothing is drawn here, and neither the arguments nor the
-        gradients of the denoiser change.
+        The text is encoded once, for both passes.
 
         Args:
-            denoiser: is told ``process.level(t, denoiser.level_kind)``, in fp32.
-            x0: [B, C, H, W].
+            denoiser: the network; it receives ``process.level(t, denoiser.level_kind)``, in fp32.
+            x0: [B, C, H, W], clean.
             noise: [B, C, H, W] standard normal.
             t: [B] in [0, 1].
             text: B rows, after the conditioning drop.
@@ -79,22 +78,22 @@ class Objective:
             window: [B, 4] x0 y0 x1 y1 in [0, 1], for denoisers that know which part of an image they see.
 
         Returns:
-            [B], fp32 at the least: the mean over C, H, W of the squared error, times :meth:`weight`.
+            [B], at least fp32: the mean over C, H, W of the squared error, times :meth:`weight`.
 
         Raises:
             ValueError: a wrong shape; the message says what was expected.
         """
         if noise.shape != x0.shape or t.shape != x0.shape[:1]:
             raise ValueError(
-                f"noise {list(x0.shape)} and t {list(x0.shape[:1])} were expected, as many as x0 has; got "
+                f"noise {list(x0.shape)} and t {list(x0.shape[:1])} were expected, as x0 has them; got "
                 f"{list(noise.shape)} and {list(t.shape)}"
             )
         noise = self.offset(noise)
         x_t = self.process.add_noise(x0, noise, t)
         target = self.process.target(x0, noise, t)
         level = self.process.level(t, denoiser.level_kind)
-        encode: Any = denoiser.encode_text
-        context = encode(text) if window is None else encode(text, window=window)
+        # A denoiser of one's own need not know windows.
+        context = denoiser.encode_text(text) if window is None else denoiser.encode_text(text, window=window)
         state = None if keep is None else denoiser.self_condition(x_t, level, context, keep)
         output = denoiser(x_t, level, context, state).output
         error = output.to(torch.promote_types(target.dtype, torch.float32)) - target

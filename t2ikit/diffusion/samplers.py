@@ -10,18 +10,21 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from t2ikit.batch import Text
-from t2ikit.denoisers.base import Denoiser
+from t2ikit.denoisers.base import Denoiser, TextContext
 from t2ikit.diffusion.branches import GuidedDenoiser
 from t2ikit.diffusion.guidance import Guidance
 from t2ikit.diffusion.processes import Process, Threshold
 from t2ikit.diffusion.solvers import SOLVERS, Grid, Normal, Solver
 from t2ikit.diffusion.thresholds import threshold_function
+
+Condition = Text | tuple[Text, ...] | TextContext
+"""What a sample is drawn for: the text of one or of several encoders, or a context that ``encode_text`` made of it."""
 
 ALIASES = {"dpm++2m": "dpmpp_2m", "dpm++_2m": "dpmpp_2m"}
 
@@ -31,8 +34,8 @@ def sample(
     denoiser: Denoiser,
     process: Process,
     noise: Tensor,
-    text: Any,
-    uncond: Any = None,
+    text: Condition,
+    uncond: Condition | None = None,
     *,
     steps: int,
     guidance: float | Guidance = 0.0,
@@ -49,8 +52,8 @@ def sample(
     denoiser: Denoiser,
     process: Process,
     noise: Tensor,
-    text: Any,
-    uncond: Any = None,
+    text: Condition,
+    uncond: Condition | None = None,
     *,
     steps: int,
     guidance: float | Guidance = 0.0,
@@ -67,8 +70,8 @@ def sample(
     denoiser: Denoiser,
     process: Process,
     noise: Tensor,
-    text: Any,
-    uncond: Any = None,
+    text: Condition,
+    uncond: Condition | None = None,
     *,
     steps: int,
     guidance: float | Guidance = 0.0,
@@ -78,15 +81,15 @@ def sample(
     trajectory: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Draws x_0 from noise. A row's result does not depend on the other rows of the batch.
+    """Samples x_0 from noise. The result of a row does not depend on the other rows of the batch.
 
-    Every text is encoded once. The denoiser is in evaluation mode meanwhile and gets its mode back.
+    Every text is encoded once. The denoiser runs in evaluation mode and returns to its own mode afterwards.
 
     Args:
         denoiser: the network.
-        process: the diffusion process; its schedule may be another than in training, as long as the denoiser is told
-            "gamma" or "log_snr".
-        noise: [B, C, H, W] standard normal; 16-bit noise is taken to fp32.
+        process: the diffusion process; its schedule may be another than in training, if the denoiser's
+            ``level_kind`` is "gamma" or "log_snr".
+        noise: [B, C, H, W] standard normal; 16-bit noise is converted to fp32.
         text: ``Text`` (or a tuple of them, for several encoders) of B rows or of one for all, or a context that this
             denoiser's ``encode_text`` made, of B rows.
         uncond: the same for the unconditional branch; needed by guidance unless it is autoguidance.
@@ -96,11 +99,11 @@ def sample(
         threshold: bound on the estimates of x_0, ("clamp", c), ("dynamic", q), ("per_channel", q) or "none". None: the
             process's default for C channels.
         generators: B generators, one a row, for "ddpm"; without them its noise is torch's global one.
-        trajectory: also return every x.
+        trajectory: also return x at every node.
         progress: called with (steps done, steps) after each step.
 
     Returns:
-        x_0 [B, C, H, W], fp32 at the least; with ``trajectory`` also [K + 1, B, C, H, W], from the noise to x_0.
+        x_0 [B, C, H, W], at least fp32; with ``trajectory`` also [K + 1, B, C, H, W], from the noise to x_0.
 
     Raises:
         ValueError: unknown method or threshold, rows that do not fit, or guidance without ``uncond``.
@@ -154,7 +157,9 @@ def _check(noise: Tensor, steps: int, generators: Sequence[torch.Generator] | No
             raise ValueError(f"generators: a list, one for each of the {noise.shape[0]} rows of noise; got {given}")
 
 
-def _contexts(denoiser: Denoiser, rule: Guidance, x: Tensor, text: Any, uncond: Any) -> tuple[Any, Any, Any]:
+def _contexts(
+    denoiser: Denoiser, rule: Guidance, x: Tensor, text: Condition, uncond: Condition | None
+) -> tuple[TextContext, TextContext | None, TextContext | None]:
     """Contexts of the text, of the unconditional text and of the weaker denoiser; None where not needed."""
     context = _context(denoiser, text, x, "text")
     if not rule.active:
@@ -168,29 +173,28 @@ def _contexts(denoiser: Denoiser, rule: Guidance, x: Tensor, text: Any, uncond: 
     return context, _context(denoiser, uncond, x, "uncond"), None
 
 
-def _context(denoiser: Denoiser, text: Any, x: Tensor, name: str) -> Any:
+def _context(denoiser: Denoiser, text: Condition, x: Tensor, name: str) -> TextContext:
     """The context of a text, encoded once; one row is shared by all rows of x."""
     if not isinstance(text, (Text, tuple)):
         return text
     rows, count = x.shape[0], len(text) if isinstance(text, Text) else len(text[0])
     if count not in (1, rows):
         raise ValueError(f"{name} has {count} rows, noise has {rows}: give as many, or one for all")
-    encode: Any = denoiser.encode_text
-    context = encode(text)
+    context = denoiser.encode_text(text)
     return context if count == rows else context.rows(torch.zeros(rows, dtype=torch.int64, device=x.device))
 
 
 @contextmanager
 def _evaluating(*modules: nn.Module | None) -> Iterator[None]:
     """Evaluation mode for the modules; every submodule gets its own mode back."""
-    modes = [(each, each.training) for module in modules if module is not None for each in module.modules()]
+    modes = [(layer, layer.training) for module in modules if module is not None for layer in module.modules()]
     try:
-        for module, _ in modes:
-            module.training = False
+        for layer, _ in modes:
+            layer.training = False
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for layer, mode in modes:
+            layer.training = mode
 
 
 def _normal(generators: Sequence[torch.Generator] | None) -> Normal:
@@ -200,7 +204,9 @@ def _normal(generators: Sequence[torch.Generator] | None) -> Normal:
         if generators is None:
             return torch.randn_like(x)
         shape, dtype = x.shape[1:], x.dtype
-        rows = [torch.randn(shape, generator=each, device=each.device, dtype=dtype) for each in generators]
+        rows = [
+            torch.randn(shape, generator=generator, device=generator.device, dtype=dtype) for generator in generators
+        ]
         return torch.stack([row.to(x.device, non_blocking=True) for row in rows])
 
     return normal

@@ -179,7 +179,7 @@ class ShiftedCosine(GammaSchedule):
         return self._unshifted_log_snr(t) + self.log_snr_shift
 
     def _unshifted_log_snr(self, t: Tensor) -> Tensor:
-        first, last = (math.atan(math.exp(-0.5 * each)) for each in (self.log_snr_max, self.log_snr_min))
+        first, last = (math.atan(math.exp(-0.5 * log_snr)) for log_snr in (self.log_snr_max, self.log_snr_min))
         return -2.0 * torch.log(torch.tan(first + t * (last - first)))
 
 

@@ -166,14 +166,14 @@ class LatentSpace(ImageSpace):
         if self._loaded is None:
             from diffusers import AutoencoderKL
 
-            model, found = load_pretrained(AutoencoderKL, self.autoencoder, self.revision, _OPTION)
+            model, source = load_pretrained(AutoencoderKL, self.autoencoder, self.revision, _OPTION)
             if model.config.latent_channels != self.channels:
                 raise ValueError(
                     f"{self.autoencoder} has {model.config.latent_channels} latent channels, not {self.channels}: "
                     "set `channels` of LatentSpace to that"
                 )
-            self._compare(found.reference)
-            self._loaded = model, found.reference
+            self._compare(source.reference)
+            self._loaded = model, source.reference
         return self._loaded
 
     @property

@@ -84,14 +84,14 @@ class TextEncoder:
         """
         from transformers import AutoTokenizer, T5EncoderModel
 
-        model, found = load_pretrained(T5EncoderModel, name, revision, _OPTION, _TOKENIZER_FILES, dtype=dtype)
+        model, source = load_pretrained(T5EncoderModel, name, revision, _OPTION, _TOKENIZER_FILES, dtype=dtype)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(found.folder)
+            tokenizer = AutoTokenizer.from_pretrained(source.folder)
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(
                 f"{name} has no tokenizer that can be loaded ({error}); give a T5 with {_OPTION}"
             ) from error
-        return cls(model.to(device), tokenizer, found.reference, max_tokens)
+        return cls(model.to(device), tokenizer, source.reference, max_tokens)
 
     @property
     def device(self) -> torch.device:
@@ -130,7 +130,7 @@ class TextEncoder:
         lengths = torch.tensor([len(row) for row in ids])
         mask = torch.arange(tokens.shape[1])[None] < lengths[:, None]
         states = self.model(input_ids=tokens.to(self.device), attention_mask=mask.to(self.device)).last_hidden_state
-        return [row[: len(own)].to(torch.float32) for row, own in zip(states, ids, strict=True)]
+        return [row[: len(tokens)].to(torch.float32) for row, tokens in zip(states, ids, strict=True)]
 
     def encode_all(self, prompts: Sequence[str], batch_size: int = 64) -> list[Tensor]:
         """States of any number of prompts, in passes over prompts of one length, so that nothing is padded.
@@ -150,9 +150,9 @@ class TextEncoder:
         with tqdm(total=len(texts), desc="encoding prompts", unit="prompt", leave=False, mininterval=1.0) as bar:
             for _, group in sorted(groups.items(), reverse=True):  # the longest first: they show whether memory lasts
                 for start in range(0, len(group), batch_size):
-                    part = group[start : start + batch_size]
-                    states.update(zip(part, (row.cpu() for row in self.encode(part)), strict=True))
-                    bar.update(len(part))
+                    batch = group[start : start + batch_size]
+                    states.update(zip(batch, (row.cpu() for row in self.encode(batch)), strict=True))
+                    bar.update(len(batch))
         return [states[prompt] for prompt in prompts]
 
     def __call__(self, prompts: Sequence[str]) -> Text:
@@ -305,13 +305,13 @@ def load_encoder(
         FileNotFoundError: it is not there.
         ValueError: it has other weights.
     """
-    place, revision = name or reference.name, reference.revision if name in (None, reference.name) else None
+    source, revision = name or reference.name, reference.revision if name in (None, reference.name) else None
     if name is None and root is not None and (root / reference.name).is_dir():
-        place = str(root / reference.name)
-    encoder = TextEncoder.load(place, revision, device)
+        source = str(root / reference.name)
+    encoder = TextEncoder.load(source, revision, device)
     if encoder.reference.sha256 != reference.sha256:
         raise ValueError(
-            f"the text encoder {place} has other weights than the one the data was prepared with "
+            f"the text encoder {source} has other weights than the one the data was prepared with "
             f"({encoder.reference.sha256[:12]}, manifest: {reference.sha256[:12]}): {remedy}"
         )
     return encoder

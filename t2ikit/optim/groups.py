@@ -40,7 +40,7 @@ def matrix_groups(module: nn.Module, weight_decay: float = 0.01) -> list[dict[st
 
 
 def _norm_parameters(module: nn.Module) -> set[int]:
-    norms = [each for each in module.modules() if type(each).__name__.endswith("Norm")]
+    norms = [layer for layer in module.modules() if type(layer).__name__.endswith("Norm")]
     return {id(parameter) for norm in norms for parameter in norm.parameters()}
 
 

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
+from t2ikit.files import below
+
 INDEX_NAME = "index.json"
 _LIMIT = 2**32 - 1
 _SIZE = struct.Struct("<I")
@@ -178,6 +180,8 @@ def read_index(folder: Path) -> list[Chunk]:
         chunks = [
             Chunk(str(row["filename"]), int(row["chunk_size"]), int(row["chunk_bytes"])) for row in index["chunks"]
         ]
+        for chunk in chunks:
+            below(folder, chunk.name)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"cannot be read ({error})") from error
     if layout != (["bytes"], None):

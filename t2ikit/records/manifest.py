@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from t2ikit.files import below
 from t2ikit.pretrained import EncoderReference
 
 MANIFEST_NAME = "manifest.json"
@@ -117,6 +118,8 @@ class Manifest:
         unknown = sorted(values.keys() - {item.name for item in fields(Manifest)})
         if unknown:
             raise ValueError(f"it has unknown fields: {', '.join(unknown)}")
+        for name in values.get("chunk_sha256", {}):
+            below(Path(), name)
         for name in ("text_encoder", "autoencoder"):
             if values.get(name) is not None:
                 values[name] = EncoderReference(**values[name])

@@ -27,7 +27,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from t2ikit.files import partial_of, publish, write_whole
+from t2ikit.files import below, partial_of, publish, write_whole
 from t2ikit.pretrained import cache_folder, sha256_of
 from t2ikit.records.checked import CheckedFiles, Verify
 from t2ikit.records.chunks import read_index
@@ -138,10 +138,12 @@ class RemoteFolder:
                     if not found:
                         raise FileNotFoundError("there is no such folder, or it cannot be listed")
                     for file in found:
-                        place = partial / file[len(path) :].lstrip("/")
-                        place.parent.mkdir(parents=True, exist_ok=True)
-                        system.get_file(file, str(place))
+                        copy = below(partial, file.removeprefix(path).removeprefix("/"))
+                        copy.parent.mkdir(parents=True, exist_ok=True)
+                        system.get_file(file, str(copy))
                     publish(partial, target)
+                except ValueError:  # a name that leads out of the folder
+                    raise
                 except Exception as error:  # as above
                     raise FileNotFoundError(f"{self.url}/{name} cannot be read ({error})") from error
                 finally:

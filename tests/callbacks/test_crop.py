@@ -14,6 +14,7 @@ from t2ikit.callbacks import Crop
 from t2ikit.denoisers import CADI, DiTI
 from t2ikit.encoders import PixelSpace
 from t2ikit.module import TextToImage
+from tiny import shallow_cad_i
 
 
 def network(**options: Any) -> DiTI:
@@ -195,10 +196,7 @@ def test_what_cannot_be_is_refused_when_the_experiment_is_read() -> None:
     for options, named in [({"p": 1.5}, "p must lie in"), ({"aspect": "wide"}, "square, free")]:
         with pytest.raises(ValueError, match=rf"callbacks\.crop: .*{named}"):
             Crop(**options)  # type: ignore[arg-type]
-    cad = CADI(
-        input_size=4, in_channels=3, data_dim=16, num_latents=4, latent_dim=16, num_blocks=1, num_layers=1,
-        read_write_heads=2, compute_heads=2, text_dim=8, num_registers=2,
-    )  # fmt: skip
+    cad = shallow_cad_i(in_channels=3, latent_dim=16, refine_heads=16)
     for denoiser in (network(window_tokens=False), cad):
         with pytest.raises(ValueError, match="--model.denoiser.window_tokens true"):
             Crop().validate_experiment(SimpleNamespace(model=SimpleNamespace(denoiser=denoiser)))

@@ -11,20 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
+import tiny
 from t2ikit import cli
 from t2ikit.callbacks.metrics_csv import read_metrics
 from t2ikit.evaluation.image_store import ImageStore
 from t2ikit.metrics.fingerprint import read_scores
 
-SMALL = """
-extends: [quickstart.yaml]
-model:
-  init_args:
-    denoiser:
-      init_args: {data_dim: 16, num_latents: 4, latent_dim: 16, num_blocks: 1, num_layers: 1, patch_size: 4}
-    optimizer: {init_args: {lr: 0.05}}
-data: {init_args: {count: 64, val_count: 16, batch_size: 8}}
-trainer: {max_steps: 4, log_every_n_steps: 1, accelerator: cpu}
+EXPERIMENT = """
+extends: [tiny.yaml]
+model: {init_args: {optimizer: {init_args: {lr: 0.05}}}}
+trainer: {max_steps: 4}
 callbacks:
   progress: null
   geneval: null
@@ -65,21 +61,11 @@ class Noisy(Metric):
 '''
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
-def folder(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder with small.yaml and noisy.py; shapes are cached beside."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    monkeypatch.setattr(sys, "path", list(sys.path))
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with small.yaml and noisy.py."""
     monkeypatch.delitem(sys.modules, "noisy", raising=False)
-    (tmp_path / "small.yaml").write_text(SMALL)
-    (tmp_path / "noisy.py").write_text(NOISY)
-    return tmp_path
+    return tiny.enter(tmp_path, monkeypatch, {"small.yaml": EXPERIMENT, "noisy.py": NOISY})
 
 
 def run(*words: str) -> Path:

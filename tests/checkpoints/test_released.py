@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import tiny
 from t2ikit import hub
 from t2ikit.batch import Text
 from t2ikit.checkpoints import (
@@ -27,7 +28,7 @@ from t2ikit.diffusion import GaussianDiffusion
 
 
 def small(**options: object) -> CADI:
-    return CADI(8, 4, 2, 32, 6, 64, 1, 1, 4, 4, text_dim=24, num_registers=3, **options)
+    return tiny.cad_i(num_blocks=1, num_layers=1, **options)
 
 
 def released(denoiser: CADI, prefix: str = "") -> dict[str, Tensor]:

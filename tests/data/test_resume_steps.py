@@ -11,9 +11,9 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
+import tiny
 from t2ikit.data.datamodule import DataModule
 from t2ikit.data.loaders import count_anew
-from t2ikit.denoisers import DiTI
 from t2ikit.module import TextToImage
 from t2ikit.records.manifest import Manifest
 from t2ikit.records.record import Record, quantise_tokens
@@ -55,7 +55,7 @@ def fit(
     root: Path, folder: Path, accumulate: int = 1, checkpoint: Path | None = None, **options: Any
 ) -> tuple[list[list[int]], torch.Tensor, pl.Trainer]:
     torch.manual_seed(0)
-    module = TextToImage(DiTI(4, 3, 2, 32, 1, 2, text_dim=8, num_registers=1))
+    module = TextToImage(tiny.shallow_dit_i(in_channels=3, num_registers=1))
     steps = Steps()
     saver = ModelCheckpoint(dirpath=folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     trainer = pl.Trainer(

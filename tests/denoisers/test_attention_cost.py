@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+import tiny
 from t2ikit.batch import Text
 from t2ikit.denoisers import CADI, Denoiser, DiTI
 from t2ikit.denoisers.cad_i import cad_i_b, cad_i_l, cad_i_s
@@ -45,12 +46,8 @@ class Attentions(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def tiny_cad_i() -> CADI:
-    return CADI(8, 4, 2, 64, 6, 128, 2, 2, 4, 4, text_dim=24, num_registers=3)
-
-
-def tiny_dit_i() -> DiTI:
-    return DiTI(8, 4, 2, 64, 3, 4, text_dim=24, num_registers=3)
+def cad_i() -> CADI:
+    return tiny.cad_i(data_dim=64, latent_dim=128)
 
 
 def inputs(denoiser: Denoiser, rows: int, tokens: int, device: str) -> tuple[Tensor, Tensor, Text]:
@@ -73,7 +70,7 @@ def on_meta() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("build", [tiny_cad_i, tiny_dit_i])
+@pytest.mark.parametrize("build", [cad_i, tiny.dit_i])
 @pytest.mark.parametrize("precision", ["autocast", "weights"])
 def test_attention_gets_no_mask_or_a_bias_of_the_keys_alone(build: Callable[[], Denoiser], precision: str) -> None:
     denoiser = build().bfloat16() if precision == "weights" else build()
@@ -140,7 +137,7 @@ class Square(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("build", [tiny_cad_i, tiny_dit_i])
+@pytest.mark.parametrize("build", [cad_i, tiny.dit_i])
 def test_no_table_of_queries_by_keys_is_made(build: Callable[[], Denoiser]) -> None:
     denoiser = build()
     with Attentions() as seen:
@@ -156,7 +153,7 @@ def test_no_table_of_queries_by_keys_is_made(build: Callable[[], Denoiser]) -> N
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernels are asked, which needs a GPU")
-@pytest.mark.parametrize("build", [tiny_cad_i, tiny_dit_i])
+@pytest.mark.parametrize("build", [cad_i, tiny.dit_i])
 def test_the_kernels_say_yes(build: Callable[[], Denoiser]) -> None:
     from torch.backends.cuda import SDPAParams, can_use_efficient_attention, can_use_flash_attention
 

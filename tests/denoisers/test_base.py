@@ -15,17 +15,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from t2ikit.batch import Text
-from t2ikit.denoisers import CADI, Denoiser, DiTI, base
+from t2ikit.denoisers import Denoiser, DiTI, base
 from t2ikit.denoisers.base import kept_rows, without_graph
-
-
-def cad_i(**options: object) -> CADI:
-    return CADI(8, 4, 2, 32, 6, 64, 2, 2, 4, 4, text_dim=24, num_registers=3, **options)
-
-
-def dit_i(**options: object) -> DiTI:
-    return DiTI(8, 4, 2, 64, 3, 4, text_dim=24, num_registers=3, **options)
-
+from tiny import awake, cad_i, dit_i
 
 BUILDERS: list[Callable[..., Denoiser]] = [
     cad_i,
@@ -37,15 +29,6 @@ BUILDERS: list[Callable[..., Denoiser]] = [
 ]
 NAMES = ["cad_i", "cad_i-coherence", "cad_i-window", "dit_i", "dit_i-adaln", "dit_i-window"]
 every = pytest.mark.parametrize("build", BUILDERS, ids=NAMES)
-
-
-def awake(denoiser: Denoiser) -> Denoiser:
-    """The same with every parameter moved off its initial value, so that nothing is switched off."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in denoiser.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    return denoiser
 
 
 def inputs(rows: int = 4, tokens: int = 5) -> tuple[Tensor, Tensor, Text]:

@@ -14,12 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from t2ikit.batch import Text
 from t2ikit.checkpoints import from_upstream
 from t2ikit.denoisers import CADI, cad_i_b, cad_i_l, cad_i_s
+from tiny import cad_i
 
 
 def small(**options: object) -> CADI:
     """A small CAD-I with self-conditioning switched on."""
     torch.manual_seed(0)
-    denoiser = CADI(8, 4, 2, 32, 6, 64, 2, 2, 4, 4, text_dim=24, num_registers=3, **options)
+    denoiser = cad_i(**options)
     torch.nn.init.normal_(denoiser.ln_previous.weight)
     return denoiser
 
@@ -152,7 +153,7 @@ def test_names_and_shapes_are_the_released_ones(sample_data: Path, key: str, bui
 
 
 def test_initialisation_starts_without_self_conditioning() -> None:
-    denoiser = CADI(8, 4, 2, 32, 6, 64, 2, 2, 4, 4, text_dim=24)
+    denoiser = cad_i(num_registers=16)
     x, level, text = inputs()
     context = denoiser.encode_text(text)
     first = denoiser(x, level, context)
@@ -248,7 +249,7 @@ def test_coherence_is_a_token_and_defaults_to_one() -> None:
 
 
 def test_other_sizes_and_shapes() -> None:
-    denoiser = CADI((8, 12), 3, 2, 32, 6, 64, 1, 1, 4, 4, text_dim=24)
+    denoiser = cad_i(input_size=(8, 12), in_channels=3, num_blocks=1, num_layers=1, num_registers=16)
     text = inputs(2)[2]
     assert denoiser.input_shape == (3, 8, 12)
     x = torch.randn(2, 3, 8, 12)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+import tiny
 from t2ikit.batch import Text
 from t2ikit.denoisers import DiTI
 
@@ -14,7 +15,7 @@ from t2ikit.denoisers import DiTI
 def small(**options: object) -> DiTI:
     """A small DiT-I whose output is not switched off."""
     torch.manual_seed(0)
-    denoiser = DiTI(8, 4, 2, 64, 2, 4, text_dim=24, num_registers=3, **options)
+    denoiser = tiny.dit_i(depth=2, **options)
     torch.nn.init.normal_(denoiser.final.weight)
     return denoiser
 
@@ -51,7 +52,7 @@ def test_a_forward_costs_what_the_arithmetic_says(size: int, gigaflops: float) -
 
 def test_a_fresh_network_predicts_zero() -> None:
     x, level, text = inputs()
-    denoiser = DiTI(8, 4, 2, 64, 2, 4, text_dim=24)
+    denoiser = tiny.dit_i(depth=2, num_registers=16)
     assert not denoiser(x, level, denoiser.encode_text(text)).output.any()
 
 
@@ -117,7 +118,7 @@ def test_inputs_it_was_not_built_for_are_refused() -> None:
 
 
 def test_sizes_that_are_not_square() -> None:
-    denoiser = DiTI((8, 12), 3, 2, 64, 1, 4, text_dim=24)
+    denoiser = tiny.dit_i(input_size=(8, 12), in_channels=3, depth=1, num_registers=16)
     text = inputs(2)[2]
     x = torch.randn(2, 3, 8, 12)
     assert denoiser(x, torch.rand(2), denoiser.encode_text(text)).output.shape == x.shape

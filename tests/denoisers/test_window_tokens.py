@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import tiny
 from t2ikit.batch import Text
 from t2ikit.denoisers import CADI, DiTI, cad_i_l
 from t2ikit.denoisers.cad_i import RINBlock
@@ -18,21 +19,12 @@ from t2ikit.denoisers.layers import key_bias
 from t2ikit.denoisers.windows import window_places
 
 
-def awake(denoiser: CADI | DiTI) -> CADI | DiTI:
-    """Every parameter moved off its initial value, in float64."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in denoiser.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    return denoiser.double()
-
-
 def cad_i(**options: object) -> CADI:
-    return cast(CADI, awake(CADI(8, 4, 2, 32, 6, 64, 2, 2, 4, 4, text_dim=24, num_registers=3, **options)))
+    return tiny.awake(tiny.cad_i(**options)).double()
 
 
 def dit_i(**options: object) -> DiTI:
-    return cast(DiTI, awake(DiTI(8, 4, 2, 64, 3, 4, text_dim=24, num_registers=3, **options)))
+    return tiny.awake(tiny.dit_i(**options)).double()
 
 
 both = pytest.mark.parametrize("build", [cad_i, dit_i])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+import tiny
 from t2ikit.batch import Text
 from t2ikit.denoisers import CADI, Denoiser, DiTI
 from t2ikit.diffusion import GaussianDiffusion, Objective, Process, RectifiedFlow
@@ -18,14 +19,14 @@ from t2ikit.diffusion.compiled import CompiledLoss
 
 def cad_i() -> CADI:
     torch.manual_seed(0)
-    denoiser = CADI(4, 4, 2, 16, 4, 32, 1, 1, 2, 2, text_dim=8, num_registers=2, refine_heads=2)
+    denoiser = tiny.shallow_cad_i()
     torch.nn.init.normal_(denoiser.ln_previous.weight)  # self-conditioning on, so that a wrong state shows
     return denoiser
 
 
 def dit_i() -> DiTI:
     torch.manual_seed(0)
-    denoiser = DiTI(4, 4, 2, 32, 1, 2, text_dim=8, num_registers=2)
+    denoiser = tiny.shallow_dit_i()
     torch.nn.init.normal_(denoiser.final.weight)
     return denoiser
 
@@ -116,7 +117,7 @@ def test_code_compiled_under_autocast_is_not_used_outside_it_nor_the_reverse(
 
 def test_equal_blocks_are_compiled_once_and_only_for_the_loss() -> None:
     torch.manual_seed(0)
-    denoiser = DiTI(4, 4, 2, 32, 6, 2, text_dim=8, num_registers=2)
+    denoiser = tiny.shallow_dit_i(depth=6)
     compiled = CompiledLoss(Objective(GaussianDiffusion()), {"backend": "eager", "blocks": True})
     compiled(denoiser, *inputs(10, 4, 9)).mean().backward()
     assert counters["stats"]["unique_graphs"] == 3  # refine block, keys and values, block; not 2 + 6 + 6

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import tiny
 from t2ikit.batch import Text
 from t2ikit.denoisers import CADI, Denoiser, DiTI
 from t2ikit.diffusion import GaussianDiffusion, Guidance, Process, Projection, RectifiedFlow, sample
@@ -17,11 +18,11 @@ STEPS = 4
 
 
 def cad_i() -> CADI:
-    return CADI(4, 4, 2, 16, 4, 32, 2, 1, 2, 2, text_dim=8, refine_heads=2)
+    return tiny.shallow_cad_i(num_blocks=2, num_registers=16)
 
 
 def dit_i() -> DiTI:
-    return DiTI(4, 4, 2, 32, 2, 2, text_dim=8)
+    return tiny.shallow_dit_i(depth=2, num_registers=16)
 
 
 def text(rows: int, tokens: int, device: str = "meta") -> Text:

@@ -24,6 +24,7 @@ from t2ikit.metrics.features.features import RandomConvFeatures
 from t2ikit.module import TextToImage
 from t2ikit.pictures import find_pictures, read_pictures
 from t2ikit.prompts import Encode, Prompt, PromptSource
+from tiny import shallow_cad_i
 
 COUNT = 11
 DATA: Any = SimpleNamespace(trainer=None)
@@ -64,8 +65,9 @@ class Mean(Metric):
 
 def module_of(seed: int = 0) -> TextToImage:
     torch.manual_seed(seed)
-    denoiser = CADI(input_size=8, in_channels=3, patch_size=4, data_dim=16, num_latents=4, latent_dim=16, num_blocks=1,
-                    num_layers=1, read_write_heads=2, compute_heads=2, text_dim=8)  # fmt: skip
+    denoiser = shallow_cad_i(
+        input_size=8, in_channels=3, patch_size=4, latent_dim=16, num_registers=16, refine_heads=16
+    )
     with torch.no_grad():
         for parameter in denoiser.parameters():  # a fresh one predicts zeros
             parameter.add_(0.05 * torch.randn_like(parameter))

@@ -3,9 +3,12 @@
 import errno
 import hashlib
 import http.server
+import json
 import multiprocessing
 import os
 import pickle
+import re
+import shutil
 import threading
 import time
 from collections import Counter
@@ -13,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -422,3 +426,35 @@ def test_what_is_not_there_names_the_option(root: Path, server: Server, monkeypa
     with pytest.raises(FileNotFoundError, match="memory://bucket/set/train_cm9"):
         data.add_stream("cm9", "train_cm9", 0.4, 0.5)
     assert isinstance(data.record_set("train"), RecordSet)
+
+
+@pytest.mark.parametrize("name", ["../../outside.bin", "/tmp/outside.bin", "a/../../outside.bin"])
+def test_names_of_a_server_do_not_lead_out_of_the_cache(
+    root: Path, server: Server, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a file of the manifest, nor a chunk of the index, nor one of a folder that is listed."""
+    refusal = f"{re.escape(repr(name))} leads out of its folder"
+    manifest = json.loads((root / "train" / "manifest.json").read_text())
+    hostile = {**manifest, "chunk_sha256": {**manifest["chunk_sha256"], name: "0" * 64}}
+    server.spoil = {"train/manifest.json": json.dumps(hostile).encode()}
+    with pytest.raises(ValueError, match=refusal):
+        DataModule(server.url).setup("fit")
+    index = (root / "train" / "index.json").read_bytes().replace(b"chunk-0-0.bin", name.encode())
+    digest = hashlib.sha256(index).hexdigest()
+    manifest["chunk_sha256"]["index.json"] = digest  # a server that lies consistently
+    server.spoil = {"train/manifest.json": json.dumps(manifest).encode(), "train/index.json": index}
+    with pytest.raises(ValueError, match=refusal):
+        DataModule(server.url).setup("fit")
+    server.spoil = {}
+    listing = SimpleNamespace(find=lambda path: [f"{path}/{name}"], get_file=lambda *_: pytest.fail("it was fetched"))
+    monkeypatch.setattr(RemoteFolder, "_system", lambda self, name: (listing, f"/{name}"))
+    with pytest.raises(ValueError, match="leads out of its folder"):
+        RemoteFolder.at(server.url).bring_folder("text_encoder")
+
+
+def test_a_local_index_does_not_lead_out_of_its_folder(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "train", tmp_path / "train")
+    path = tmp_path / "train" / "index.json"
+    path.write_text(path.read_text().replace("chunk-0-0.bin", "../outside.bin"))
+    with pytest.raises(ValueError, match=r"'\.\./outside\.bin' leads out of its folder"):
+        RecordSet(tmp_path / "train")

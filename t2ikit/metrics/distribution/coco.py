@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from t2ikit import rng
-from t2ikit.files import write_whole
+from t2ikit.files import below, write_whole
 from t2ikit.prompts import Prompt, PromptSource
 
 
@@ -94,7 +94,7 @@ class CocoCaptions(PromptSource):
         if self.images is None:
             raise FileNotFoundError("no photos of the captions: set the `images` of CocoCaptions to their folder")
         folder = Path(self.images).expanduser()
-        files = [folder / name for name in dict.fromkeys(caption.file_name for caption in self.captions())]
+        files = [below(folder, name) for name in dict.fromkeys(caption.file_name for caption in self.captions())]
         lacking = [file for file in files if not file.is_file()]
         if lacking:
             raise FileNotFoundError(

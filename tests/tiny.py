@@ -1,0 +1,73 @@
+"""The networks and the experiment of the tests: every part of the real ones, in the smallest size that has it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import torch
+
+from t2ikit.denoisers import CADI, Denoiser, DiTI
+
+Network = TypeVar("Network", bound=Denoiser)
+EXPERIMENT = """
+extends: [quickstart.yaml]
+model:
+  init_args:
+    denoiser:
+      init_args: {data_dim: 16, num_latents: 4, latent_dim: 16, num_blocks: 1, num_layers: 1, patch_size: 4}
+data: {init_args: {count: 64, val_count: 16, batch_size: 8}}
+trainer: {accelerator: cpu, log_every_n_steps: 1}
+"""
+
+
+def cad_i(**options: Any) -> CADI:
+    """CAD-I of 16 patches, for x [B, 4, 8, 8] and text states of width 24: two blocks of two layers."""
+    sizes = {"input_size": 8, "data_dim": 32, "num_latents": 6, "latent_dim": 64, "num_blocks": 2, "num_layers": 2}
+    heads = {"read_write_heads": 4, "compute_heads": 4}
+    return CADI(**{**sizes, **heads, "text_dim": 24, "num_registers": 3, **options})
+
+
+def dit_i(**options: Any) -> DiTI:
+    """DiT-I of 16 patches, for x [B, 4, 8, 8] and text states of width 24: three blocks."""
+    sizes = {"input_size": 8, "hidden_size": 64, "depth": 3, "num_heads": 4}
+    return DiTI(**{**sizes, "text_dim": 24, "num_registers": 3, **options})
+
+
+def shallow_cad_i(**options: Any) -> CADI:
+    """CAD-I of 4 patches, for x [B, 4, 4, 4] and text states of width 8: one block of one layer."""
+    sizes = {"input_size": 4, "data_dim": 16, "num_latents": 4, "latent_dim": 32, "num_blocks": 1, "num_layers": 1}
+    heads = {"read_write_heads": 2, "compute_heads": 2, "refine_heads": 2}
+    return CADI(**{**sizes, **heads, "text_dim": 8, "num_registers": 2, **options})
+
+
+def shallow_dit_i(**options: Any) -> DiTI:
+    """DiT-I of 4 patches, for x [B, 4, 4, 4] and text states of width 8: one block."""
+    sizes = {"input_size": 4, "hidden_size": 32, "depth": 1, "num_heads": 2}
+    return DiTI(**{**sizes, "text_dim": 8, "num_registers": 2, **options})
+
+
+def awake(denoiser: Network) -> Network:
+    """The same with every parameter moved off its initial value, so that nothing is switched off."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return denoiser
+
+
+def enter(folder: Path, patch: pytest.MonkeyPatch, files: dict[str, str]) -> Path:
+    """Makes ``folder`` the current one, outside the repository, with these files beside tiny.yaml, the experiment.
+
+    Args:
+        folder: an existing folder.
+        patch: undoes the change of folder, and what a run adds to ``sys.path``.
+        files: their text by name; experiments say ``extends: [tiny.yaml]``.
+    """
+    patch.chdir(folder)
+    patch.setattr(sys, "path", list(sys.path))
+    for name, text in {"tiny.yaml": EXPERIMENT, **files}.items():
+        (folder / name).write_text(text)
+    return folder
