@@ -31,7 +31,7 @@ from t2ikit.evaluation import Evaluated, Evaluation
 from t2ikit.evaluation.sampling import Sampling
 from t2ikit.files import write_whole
 from t2ikit.metrics.base import Metric
-from t2ikit.metrics.fingerprint import write_scores
+from t2ikit.metrics.fingerprint import write_files, write_scores
 from t2ikit.module import TextToImage
 from t2ikit.pictures import save_grid
 from t2ikit.prompts import PromptSource
@@ -202,7 +202,7 @@ class Snapshot(L.Callback):
         if self.keep_images:
             facts = {**self.sampling.conditions(), "weights": weights, "step": step}
             self.evaluation.keep_images(folder / _label(step), found.images, facts)
-        self.evaluation.publish(folder / "details" / _label(step))
+        write_files(folder / "details" / _label(step), found.files)
         write_scores(self.scores_folder(trainer, step), found.scores)
         for unfinished in folder.glob(
             "step-*.sampling"

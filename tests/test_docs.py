@@ -86,4 +86,4 @@ def test_what_extend_shows_works() -> None:
     x = torch.randn(2, *denoiser.input_shape)
     assert denoiser(x, torch.tensor([0.1, 0.9]), twice).output.shape == x.shape
     images = torch.full((2, 3, 4, 4), 9, dtype=torch.uint8)
-    assert dict(shown["Brightness"]().compute(Samples(images))) == {"brightness": 9.0}
+    assert shown["Brightness"]().compute(Samples(images)).values == {"brightness": 9.0}

@@ -23,7 +23,7 @@ from t2ikit.evaluation.cost import Cost, measured
 from t2ikit.evaluation.image_store import ImageStore
 from t2ikit.evaluation.reference_images import ReferenceImages, real_images
 from t2ikit.evaluation.sampling import Sampling, sample_missing
-from t2ikit.evaluation.scoring import score_samples, write_references
+from t2ikit.evaluation.scoring import score_name, score_samples, write_references
 from t2ikit.evaluation.validation import validation_loss
 from t2ikit.files import partial_of, publish
 from t2ikit.metrics.base import Metric, Samples
@@ -43,11 +43,13 @@ class Evaluated:
         scores: every score, on all ranks.
         costs: of drawing, of the validation loss and of each metric, as they were on this rank.
         images: uint8 [N, 3, H, W] on the first rank, None elsewhere.
+        files: what the scores were made of (verdicts, answers), name -> content, on the first rank.
     """
 
     scores: list[Score]
     costs: list[Cost]
     images: Tensor | None
+    files: dict[str, bytes]
 
 
 class Evaluation:
@@ -149,8 +151,8 @@ class Evaluation:
         images = ranks.from_first_kept(drawn.read)
         mine = drawn.read(ranks.share(len(self.prompts))) if images is None else None
         conditions = {**sampling.conditions(), "weights": weights}
-        found = self._score(images, mine, module.device, conditions, step, costs)
-        return Evaluated([*scores, *found], costs, images)
+        of_metrics, files = self._score(images, mine, module.device, conditions, step, costs)
+        return Evaluated([*scores, *of_metrics], costs, images, files)
 
     def evaluate_pictures(self, folder: Path, data: DataModule, device: torch.device | None = None) -> Evaluated:
         """Scores pictures of any model, one for each prompt, in the layout of the prompt source.
@@ -169,8 +171,8 @@ class Evaluation:
         ranks.together(lambda: read.append(self.source.read_images(folder, self.prompts)))
         share, costs, first = ranks.share(len(self.prompts)), list[Cost](), ranks.this() == 0
         images, mine = (read[0], None) if first else (None, read[0][share.start : share.stop])
-        scores = self._score(images, mine, device or torch.device("cpu"), {}, None, costs)
-        return Evaluated(scores, costs, images)
+        scores, files = self._score(images, mine, device or torch.device("cpu"), {}, None, costs)
+        return Evaluated(scores, costs, images, files)
 
     def keep_images(self, folder: Path, images: Tensor, facts: dict[str, Any]) -> None:
         """Writes images as PNG files in the layout of the prompt source; replaces an older folder when all are there.
@@ -187,13 +189,9 @@ class Evaluation:
         shutil.rmtree(folder, ignore_errors=True)
         publish(partial, folder)
 
-    def publish(self, folder: Path) -> None:
-        """Writes what the scores just given were made of (verdicts, answers); for the first rank."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for metric in self.metrics:
-            metric.publish(folder)
-        if not any(folder.iterdir()):
-            folder.rmdir()
+    def less_is_better(self) -> set[str]:
+        """Names of the scores of which a smaller value is better, as their metrics say."""
+        return {"loss", *(score_name(metric, name) for metric in self.metrics for name in metric.less_is_better)}
 
     def write_reference(self, folder: Path, data: DataModule, device: torch.device) -> dict[Path, list[str]]:
         """Writes the statistics of the reference set, for the ``reference_statistics`` of the metrics.
@@ -251,8 +249,8 @@ class Evaluation:
         conditions: dict[str, Any],
         step: int | None,
         costs: list[Cost],
-    ) -> list[Score]:
-        """The metrics' scores.
+    ) -> tuple[list[Score], dict[str, bytes]]:
+        """The metrics' scores, and their files on the first rank.
 
         Args:
             images: all of them, on the first rank.
@@ -278,10 +276,10 @@ class Evaluation:
 
         label = f"callbacks.{self.name}"
         known = self.conditions(conditions)
-        found = score_samples(part, whole, reference_part, self.metrics, known, step, label, costs)
+        scored = score_samples(part, whole, reference_part, self.metrics, known, step, label, costs)
         for cost in costs if ranks.this() == 0 else ():
             tqdm.write(f"{self.name}: {cost}")
-        return found
+        return scored
 
 
 def _samples(images: Tensor, prompts: Sequence[Prompt], device: torch.device | None = None, first: int = 0) -> Samples:

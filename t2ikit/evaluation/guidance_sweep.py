@@ -7,7 +7,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -15,7 +15,6 @@ from rich.table import Table
 from t2ikit.files import partial_of, publish, write_whole
 from t2ikit.metrics.fingerprint import Score, compare
 
-SMALLER_IS_BETTER = ("frechet_distance", "cmmd", "kid", "loss")
 NO_CURVES = ("loss", "kid_std", "num_images", "num_prompts")
 """Scores that guidance does not move, or that say how sure another one is."""
 
@@ -41,12 +40,11 @@ def curves(sweep: Sweep) -> list[str]:
     return [name for name in columns(sweep) if _plain(name) not in NO_CURVES and not name.endswith("_se")]
 
 
-def best(name: str, values: Sequence[float]) -> int | None:
-    """Place of the best value, the least of a distance, else the greatest; None where all are equal."""
+def best(values: Sequence[float], less_is_better: bool) -> int | None:
+    """Index of the best value; None where all are equal."""
     if len(set(values)) == 1:
         return None
-    pick = min if _plain(name) in SMALLER_IS_BETTER else max
-    return pick(range(len(values)), key=lambda place: values[place])
+    return (min if less_is_better else max)(range(len(values)), key=lambda index: values[index])
 
 
 def write_csv(path: Path, sweep: Sweep) -> None:
@@ -68,22 +66,29 @@ def write_csv(path: Path, sweep: Sweep) -> None:
     write_whole(path, text.getvalue())
 
 
-def sweep_table(sweep: Sweep) -> Table:
-    """A line a score, a column a weight, the best value marked."""
+def sweep_table(sweep: Sweep, less_is_better: Collection[str]) -> Table:
+    """A line a score, a column a weight, the best value marked: the least of the scores ``less_is_better``."""
     table = Table(title="scores by guidance weight (best: *)")
     table.add_column("score")
     for weight in sweep:
         table.add_column(f"w = {weight:g}", justify="right")
-    drawn = curves(sweep)
+    plotted = curves(sweep)
     for name in columns(sweep):
         values = [next(score.value for score in scores if score.name == name) for scores in sweep.values()]
-        top = best(name, values) if name in drawn else None
-        table.add_row(name, *(f"{value:.4g}{'*' if place == top else ''}" for place, value in enumerate(values)))
+        top = best(values, name in less_is_better) if name in plotted else None
+        table.add_row(name, *(f"{value:.4g}{'*' if index == top else ''}" for index, value in enumerate(values)))
     return table
 
 
-def plot_sweep(path: Path, sweep: Sweep, title: str) -> None:
-    """A panel a score: its curve over the guidance weight, standard errors as bars, the best weight marked."""
+def plot_sweep(path: Path, sweep: Sweep, title: str, less_is_better: Collection[str]) -> None:
+    """A panel a score: its curve over the guidance weight, standard errors as bars, the best weight marked.
+
+    Args:
+        path: of the PNG file.
+        sweep: scores by guidance weight.
+        title: of the figure.
+        less_is_better: names of the scores of which the least value is the best; of the others it is the greatest.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -93,17 +98,18 @@ def plot_sweep(path: Path, sweep: Sweep, title: str) -> None:
     down = max(1, math.ceil(len(names) / across))
     figure = Figure(figsize=(3.2 * across, 2.6 * down), layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    for place, name in enumerate(names):
-        axes = figure.add_subplot(down, across, place + 1)
+    for panel, name in enumerate(names, start=1):
+        axes = figure.add_subplot(down, across, panel)
         values = [row[name].value for row in rows]
         errors = [row[name].standard_error or 0.0 for row in rows]
         axes.errorbar(weights, values, errors if any(errors) else None, marker="o", markersize=4, linewidth=1.3)
-        top, better = best(name, values), "lower" if _plain(name) in SMALLER_IS_BETTER else "higher"
-        found = f"always {values[0]:.4g}"
+        less = name in less_is_better
+        top, better = best(values, less), "lower" if less else "higher"
+        summary = f"always {values[0]:.4g}"
         if top is not None:
             axes.plot(weights[top], values[top], marker="s", markersize=11, fillstyle="none", color="tab:red")
-            found = f"best {values[top]:.4g} at {weights[top]:g}"
-        axes.set_title(f"{name} ({better} is better)\n{found}", fontsize=8)
+            summary = f"best {values[top]:.4g} at {weights[top]:g}"
+        axes.set_title(f"{name} ({better} is better)\n{summary}", fontsize=8)
         axes.set_xlabel("guidance w", fontsize=8)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)

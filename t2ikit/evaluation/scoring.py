@@ -1,4 +1,4 @@
-"""Every metric of a snapshot on the same images, spread over all ranks: scores with their fingerprints, and their cost.
+"""Every metric of a snapshot on the same images, spread over all ranks: scores with fingerprints, files, costs.
 
 Each rank looks at its own share of the images, on its device; the first one sums up. What a metric sees of an image
 does not depend on the other images, so a score does not depend on the number of ranks.
@@ -32,7 +32,7 @@ def score_samples(
     step: int | None,
     label: str,
     costs: list[Cost],
-) -> list[Score]:
+) -> tuple[list[Score], dict[str, bytes]]:
     """Computes every metric; every rank must call it.
 
     Args:
@@ -48,13 +48,14 @@ def score_samples(
         costs: gets a cost for each metric, as it is on this rank.
 
     Returns:
-        The scores, on all ranks.
+        The scores, on all ranks; on the first one also the files of the metrics, name -> content.
 
     Raises:
         ValueError: two metrics give one score, or a score is not finite.
         OtherRankFailed: another rank failed.
     """
     scores: dict[str, Score] = {}
+    files: dict[str, bytes] = {}
     bar = tqdm(metrics, desc=f"{label}: metrics", leave=False, unit="metric", disable=ranks.this() > 0)
     for metric in bar:
         bar.set_postfix_str(title_of(metric))
@@ -62,15 +63,15 @@ def score_samples(
             if isinstance(metric, ComparedMetric):
                 _see_reference(metric, whole, reference_part)
             seen = ranks.to_first(lambda: _observe(metric, part))  # noqa: B023  (called here and now)
-            found = ranks.from_first(lambda: _sum_up(metric, whole, seen, conditions, step, label))  # noqa: B023
-        for score in found:
+            given = ranks.from_first(lambda: _sum_up(metric, whole, seen, conditions, step, label, files))  # noqa: B023
+        for score in given:
             if score.name in scores:
                 raise ValueError(
                     f"{label}: two metrics give {score.name}; set `name` of one of them (as in DistributionMetrics), "
                     "or use two snapshots"
                 )
             scores[score.name] = score
-    return list(scores.values())
+    return list(scores.values()), files
 
 
 def write_references(
@@ -105,6 +106,11 @@ def title_of(metric: Metric) -> str:
     return type(metric).__name__ if metric.name is None else f"{metric.name}/{type(metric).__name__}"
 
 
+def score_name(metric: Metric, name: str) -> str:
+    """What a score of the metric is called in a snapshot."""
+    return name if metric.name is None else f"{metric.name}/{name}"
+
+
 def _see_reference(metric: ComparedMetric, whole: Samples | None, reference_part: Callable[[int], Samples]) -> None:
     """Has all ranks look at the reference images, if the metric has not seen them."""
 
@@ -136,20 +142,22 @@ def _sum_up(
     conditions: Mapping[str, Any],
     step: int | None,
     label: str,
+    files: dict[str, bytes],
 ) -> list[Score]:
-    """The metric's scores; on the first rank."""
+    """The metric's scores; its files are added to ``files``. On the first rank."""
     assert whole is not None and seen is not None
-    values = [(name, float(value)) for name, value in metric.score(whole, join(seen))]
+    result = metric.score(whole, join(seen))
     fingerprint = Fingerprint.from_dict({"metric": type(metric).__name__, **metric.fingerprint_of(whole), **conditions})
-    errors, prefix = metric.standard_errors(), metric.name
-    for name, value in values:
+    for name, value in result.values.items():
         if not math.isfinite(value):
             raise ValueError(
                 f"{label}: {name} of {title_of(metric)} is {value}: look at the images and at its settings"
             )
+    prefix = "" if metric.name is None else f"{metric.name}_"
+    files.update({f"{prefix}{name}": content for name, content in result.files.items()})
     return [
-        Score(name if prefix is None else f"{prefix}/{name}", value, fingerprint, step, errors.get(name))
-        for name, value in values
+        Score(score_name(metric, name), float(value), fingerprint, step, result.errors.get(name))
+        for name, value in result.values.items()
     ]
 
 

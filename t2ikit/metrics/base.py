@@ -1,7 +1,7 @@
-"""The metric contract: images and what they were made from in, pairs (name, value) out.
+"""The metric contract: images and what they were made from in, values with their errors and files out.
 
 A metric works in two steps, so that a set can be spread over processes: ``observe`` looks at images one by one, with
-the networks (features, detections, answers), and ``score`` sums up what was seen of all of them.
+the networks (features, detections, answers), and ``score`` turns the rows of all of them into a ``Result``.
 
 Shape legend::
 
@@ -11,10 +11,9 @@ Shape legend::
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +27,21 @@ from t2ikit.prompts import Prompt
 
 Rows = Tensor | list[Any]
 """What a metric sees of images, one row an image, in their order: a tensor on the CPU or any objects."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a metric says of one set of images.
+
+    Attributes:
+        values: score name -> value.
+        errors: score name -> standard error, for the scores that have one.
+        files: file name -> content, what the values were made of (GenEval's verdicts, answers); the caller writes them.
+    """
+
+    values: Mapping[str, float]
+    errors: Mapping[str, float] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass
@@ -90,6 +104,7 @@ class Metric(NetworkHolder, ABC):
 
     Attributes:
         name: put before the names of its scores (``<name>/<score>``), so that two of a kind can read the same images.
+        less_is_better: names of its scores (without ``name``) of which a smaller value is better, such as distances.
 
     Example:
         >>> class Brightness(Metric):
@@ -97,15 +112,16 @@ class Metric(NetworkHolder, ABC):
         ...         return part.images.double().mean((1, 2, 3))
         ...
         ...     def score(self, samples, rows):
-        ...         yield "brightness", float(rows.mean())
+        ...         return Result({"brightness": float(rows.mean())})
         ...
         ...     def fingerprint(self):
         ...         return {}
-        >>> dict(Brightness().compute(Samples(torch.full((2, 3, 4, 4), 7, dtype=torch.uint8))))
+        >>> Brightness().compute(Samples(torch.full((2, 3, 4, 4), 7, dtype=torch.uint8))).values
         {'brightness': 7.0}
     """
 
     name: str | None = None
+    less_is_better: Sequence[str] = ()
 
     def check(self, samples: Samples) -> None:
         """Refuses samples that lack something; called before the images are drawn.
@@ -129,30 +145,18 @@ class Metric(NetworkHolder, ABC):
         return [None] * len(part)
 
     @abstractmethod
-    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
-        """Yields (name, value) pairs.
+    def score(self, samples: Samples, rows: Rows) -> Result:
+        """The scores of a set of images.
 
         Args:
             samples: all images.
             rows: what ``observe`` gave for them.
         """
 
-    def compute(self, samples: Samples) -> Iterator[tuple[str, float]]:
-        """All of it in this process: checks the samples, looks at them, yields (name, value) pairs."""
+    def compute(self, samples: Samples) -> Result:
+        """All of it in this process: checks the samples, looks at them, scores them."""
         self.check(samples)
-        yield from self.score(samples, self.observe(samples))
-
-    def standard_errors(self) -> dict[str, float]:
-        """Standard errors of the scores that :meth:`score` has just given, by their names; most metrics have none."""
-        return {}
-
-    def publish(self, folder: str | Path) -> list[Path]:
-        """Writes into ``folder``, beside the scores that :meth:`score` has just given, what they were made of.
-
-        Returns:
-            The files, such as GenEval's ``results.jsonl``; most metrics write none.
-        """
-        return []
+        return self.score(samples, self.observe(samples))
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:

@@ -82,10 +82,6 @@ class Fingerprint:
         extra.update({key: value for key, value in values.items() if key not in known and key != "extra"})
         return cls(**{key: value for key, value in values.items() if key in known}, extra=extra)
 
-    def with_(self, **changes: Any) -> Fingerprint:
-        """The same with some fields changed; unknown names go to ``extra``."""
-        return Fingerprint.from_dict({**asdict(self), **changes})
-
     def to_dict(self) -> dict[str, Any]:
         """All fields, JSON-able."""
         return asdict(self)
@@ -181,6 +177,12 @@ def read_score(path: str | Path) -> Score:
     if recorded != fingerprint.hash():
         raise ValueError(f"{path}: the fingerprint does not match its recorded hash; the file was changed by hand")
     return score
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes what scores were made of, the ``files`` of the metrics' results, each whole or not at all."""
+    for name, content in files.items():
+        write_whole(folder / name, content)
 
 
 def write_scores(folder: Path, scores: Sequence[Score]) -> None:

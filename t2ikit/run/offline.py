@@ -26,7 +26,7 @@ from t2ikit.evaluation import MODEL_FIELDS, Evaluated
 from t2ikit.evaluation.comparison import Found, find_scores, paired_tables, score_table
 from t2ikit.evaluation.guidance_sweep import plot_sweep, sweep_table, write_csv
 from t2ikit.evaluation.sampling import Sampling
-from t2ikit.metrics.fingerprint import Fingerprint, Score, compare, write_scores
+from t2ikit.metrics.fingerprint import Fingerprint, Score, compare, write_files, write_scores
 from t2ikit.pictures import save_grid
 from t2ikit.run.experiment import extend_import_path
 from t2ikit.run.trained import TrainedModel, find_config, load_trained
@@ -80,7 +80,8 @@ def evaluate(args: argparse.Namespace) -> None:
             for weight in args.guidance
         }
         _forget_drawn(where)
-        _report_sweep(where, sweep, f"{run_folder}: {args.snapshot} of {checkpoint.name}, {trained.weights}")
+        title = f"{run_folder}: {args.snapshot} of {checkpoint.name}, {trained.weights}"
+        _report_sweep(where, sweep, title, snapshot.evaluation.less_is_better())
 
 
 # ------------------------------------------------------------------ what is asked
@@ -221,7 +222,7 @@ def _write(folder: Path, snapshot: Snapshot, found: Evaluated, facts: dict[str, 
     save_grid(found.images[: snapshot.grid], folder / "grid.png")
     if snapshot.keep_images and "pictures" not in facts:
         snapshot.evaluation.keep_images(folder / "images", found.images, facts)
-    snapshot.evaluation.publish(folder / "details")
+    write_files(folder / "details", found.files)
     write_scores(folder / "scores", found.scores)
 
 
@@ -250,12 +251,12 @@ def _report_reference(files: dict[Path, list[str]]) -> None:
         print(f"reference_statistics: {path}  # init_args of {', '.join(titles)}")
 
 
-def _report_sweep(where: Path, sweep: dict[float, list[Score]], title: str) -> None:
+def _report_sweep(where: Path, sweep: dict[float, list[Score]], title: str, less_is_better: set[str]) -> None:
     """Table, CSV and figure."""
 
     if ranks.this() > 0:
         return
     write_csv(where / "scores.csv", sweep)
-    plot_sweep(where / "guidance.png", sweep, title)
-    Console(width=120).print(sweep_table(sweep))
+    plot_sweep(where / "guidance.png", sweep, title, less_is_better)
+    Console(width=120).print(sweep_table(sweep, less_is_better))
     print(f"scores: {where / 'scores.csv'}\ncurves: {where / 'guidance.png'}")

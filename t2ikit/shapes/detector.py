@@ -10,14 +10,13 @@ Shapes: an image is [3, H, W] uint8; coverage float64 [h, w] in [0, 1] of the pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from t2ikit.metrics.base import Metric, Rows, Samples
+from t2ikit.metrics.base import Metric, Result, Rows, Samples
 from t2ikit.shapes.geometry import SHAPES, TEXTURES, VARIANTS, class_name, inside, local, marked, moments
 from t2ikit.shapes.segments import Segment, segments
 
@@ -112,9 +111,9 @@ class LargestColorShare(Metric):
             for image, color in zip(part.images, _colors(part), strict=True)
         ]
 
-    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
-        """Yields ("largest_color_share", value in [0, 1])."""
-        yield "largest_color_share", float(np.mean([right for right in rows if right is not None]))
+    def score(self, samples: Samples, rows: Rows) -> Result:
+        """``largest_color_share`` in [0, 1]."""
+        return Result({"largest_color_share": float(np.mean([right for right in rows if right is not None]))})
 
     def fingerprint(self) -> dict[str, Any]:
         """Detector and threshold."""

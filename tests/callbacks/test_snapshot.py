@@ -39,7 +39,7 @@ import random
 from pathlib import Path
 import numpy as np
 import torch
-from t2ikit.metrics.base import Metric
+from t2ikit.metrics.base import Metric, Result
 
 
 class Noisy(Metric):
@@ -53,10 +53,8 @@ class Noisy(Metric):
         self.calls += 1
         if self.calls == 2 and Path("fail").exists():
             raise ValueError("a metric that fails")
-        yield "mean", float(samples.images.double().mean()) + self.add
-
-    def publish(self, folder):
-        (Path(folder) / "calls.json").write_text(str(self.calls))
+        values = {"mean": float(samples.images.double().mean()) + self.add}
+        return Result(values, files={"calls.json": str(self.calls).encode()})
 
     def fingerprint(self):
         return {"add": self.add}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,7 @@ from t2ikit.diffusion import Guidance
 from t2ikit.evaluation import Evaluated, Evaluation
 from t2ikit.evaluation.image_store import ImageStore
 from t2ikit.evaluation.sampling import Sampling, identity_of
-from t2ikit.metrics.base import Metric, Rows, Samples
+from t2ikit.metrics.base import Metric, Result, Rows, Samples
 from t2ikit.metrics.distribution.distribution import DistributionMetrics
 from t2ikit.metrics.features.features import RandomConvFeatures
 from t2ikit.module import TextToImage
@@ -48,16 +48,16 @@ class Numbered(PromptSource):
 
 
 class Mean(Metric):
-    """The mean of all pixels, with a standard error of 0.5."""
+    """The mean of all pixels, with a standard error of 0.5; the darker, the better."""
+
+    less_is_better = ("mean",)
 
     def __init__(self, name: str | None = None, add: float = 0.0) -> None:
         self.name, self.add = name, add
 
-    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
-        yield "mean", float(samples.images.double().mean()) + self.add
-
-    def standard_errors(self) -> dict[str, float]:
-        return {"mean": 0.5}
+    def score(self, samples: Samples, rows: Rows) -> Result:
+        value = float(samples.images.double().mean()) + self.add
+        return Result({"mean": value}, {"mean": 0.5}, {"mean.txt": str(value).encode()})
 
     def fingerprint(self) -> dict[str, Any]:
         return {"add": self.add}
@@ -223,6 +223,9 @@ def test_two_metrics_of_a_kind_need_names(tmp_path: Path) -> None:
     def scores(*metrics: Metric) -> list[str]:
         evaluation = Evaluation("val", Numbered(2), metrics)
         found = evaluation.evaluate(module_of(), DATA, Sampling(steps=1), tmp_path / "drawn", weights="raw", step=0)
+        assert evaluation.less_is_better() == {"loss", *(score.name for score in found.scores)}
+        assert list(found.files) == [score.name.replace("/", "_") + ".txt" for score in found.scores]
+        assert float(found.files["mean.txt"]) == found.scores[0].value
         return [score.name for score in found.scores]
 
     assert scores(Mean(), Mean("other")) == ["mean", "other/mean"]
@@ -291,16 +294,16 @@ class Seen(Mean):
         self.seen = part.images.double().flatten(1).mean(1)
         return self.seen
 
-    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
-        yield "mean", float(torch.as_tensor(rows).mean())
+    def score(self, samples: Samples, rows: Rows) -> Result:
+        return Result({"mean": float(torch.as_tensor(rows).mean())})
 
 
 class Compared(Mean):
     """How far the mean of the reference is."""
 
-    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
+    def score(self, samples: Samples, rows: Rows) -> Result:
         assert samples.reference is not None and samples.reference.shape[1:] == samples.images.shape[1:]
-        yield "reference_mean", float(samples.reference.double().mean())
+        return Result({"reference_mean": float(samples.reference.double().mean())})
 
 
 def test_photos_of_the_prompts_are_a_reference(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ PRINT = Fingerprint(sampler="ddim", steps=50, guidance=2.0, seeds="0", num_image
 
 def scores(weight: float, steps: int = 50) -> list[Score]:
     """As of a model whose FID is best at w = 2, and whose CLIPScore rises."""
-    conditions = PRINT.with_(guidance=weight, steps=steps)
+    conditions = replace(PRINT, guidance=weight, steps=steps)
     return [
         Score("dinov2/frechet_distance", 5 + (weight - 2) ** 2, conditions),
         Score("clip_score", 20 + weight, conditions, standard_error=0.25),
@@ -28,6 +29,7 @@ def scores(weight: float, steps: int = 50) -> list[Score]:
 
 
 SWEEP = {weight: scores(weight) for weight in (0.0, 1.0, 2.0, 4.0)}
+LESS = {"dinov2/frechet_distance"}
 
 
 def printed(table: object) -> str:
@@ -39,16 +41,16 @@ def printed(table: object) -> str:
 def test_a_sweep_as_table_csv_and_figure(tmp_path: Path) -> None:
     assert columns(SWEEP) == ["dinov2/frechet_distance", "clip_score", "overall_se"]
     assert curves(SWEEP) == ["dinov2/frechet_distance", "clip_score"]
-    assert best("dinov2/frechet_distance", [9, 6, 5, 9]) == 2 and best("clip_score", [20, 21, 22, 24]) == 3
-    assert best("clip_score", [3, 3, 3]) is None
-    text = printed(sweep_table(SWEEP))
+    assert best([9, 6, 5, 9], less_is_better=True) == 2 and best([20, 21, 22, 24], less_is_better=False) == 3
+    assert best([3, 3, 3], less_is_better=False) is None
+    text = printed(sweep_table(SWEEP, LESS))
     assert "5*" in text and "24*" in text and "w = 4" in text and "0.1*" not in text
     write_csv(tmp_path / "scores.csv", SWEEP)
     rows = list(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()))
     assert [float(row["guidance"]) for row in rows] == [0, 1, 2, 4]
     assert [float(row["dinov2/frechet_distance"]) for row in rows] == [9, 6, 5, 9]
     assert {row["clip_score_standard_error"] for row in rows} == {"0.25"}
-    plot_sweep(tmp_path / "guidance.png", SWEEP, "a title")
+    plot_sweep(tmp_path / "guidance.png", SWEEP, "a title", LESS)
     with Image.open(tmp_path / "guidance.png") as figure:
         pixels = np.asarray(figure.convert("RGB")).astype(int)
     assert pixels.shape[1] > 500 and not list(tmp_path.glob("*.partial"))

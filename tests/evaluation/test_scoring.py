@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from t2ikit import ranks
 from t2ikit.evaluation.scoring import score_samples
-from t2ikit.metrics.base import Metric, Rows, Samples
+from t2ikit.metrics.base import Metric, Result, Rows, Samples
 from t2ikit.metrics.distribution.cmmd import CMMD
 from t2ikit.metrics.distribution.distribution import DistributionMetrics
 from t2ikit.metrics.features.features import FeatureExtractor, RandomConvFeatures
@@ -56,7 +56,7 @@ def scored(metrics: list[Metric], part: Samples | None = None) -> list[Score]:
 
     whole = WHOLE if ranks.this() == 0 else None
     part = part or part_of(WHOLE, ranks.share(COUNT))
-    return score_samples(part, whole, reference_part, metrics, {"prompts": "numbers"}, 7, "callbacks.val", [])
+    return score_samples(part, whole, reference_part, metrics, {"prompts": "numbers"}, 7, "callbacks.val", [])[0]
 
 
 class Counted(FeatureExtractor):
@@ -132,8 +132,8 @@ def test_an_error_on_one_rank_ends_both(two_ranks: TwoRanks) -> None:
                 raise ValueError(f"image {part.first} is odd")
             return super().observe(part)
 
-        def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
-            yield "none", 0.0
+        def score(self, samples: Samples, rows: Rows) -> Result:
+            return Result({"none": 0.0})
 
         def fingerprint(self) -> dict[str, Any]:
             return {}
@@ -191,8 +191,8 @@ class Precise(Metric):
         self.exact = [torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32]
         return [0] * self.rows
 
-    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
-        yield "zero", float(sum(rows))
+    def score(self, samples: Samples, rows: Rows) -> Result:
+        return Result({"zero": float(sum(rows))})
 
     def fingerprint(self) -> dict[str, Any]:
         return {}

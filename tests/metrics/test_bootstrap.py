@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from t2ikit.metrics import bootstrap
-from t2ikit.metrics.bootstrap import Paired, paired_bootstrap
+from t2ikit.metrics import statistics
 from t2ikit.metrics.geneval.comparison import compare_results
-from t2ikit.metrics.geneval.files import write_results
+from t2ikit.metrics.geneval.files import results_text
+from t2ikit.metrics.statistics import Paired, paired_bootstrap
 
 
 def runs(prompts: int, images: int, gain: float, seed: int) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
@@ -80,7 +80,7 @@ def test_clusters_of_unlike_size_weigh_by_their_images() -> None:
 def test_seeded_and_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     strata = {"task": paired(*runs(30, 4, 0.1, 0))}
     whole = paired_bootstrap(strata, resamples=500)
-    monkeypatch.setattr(bootstrap, "ENTRIES", 30 * 7)
+    monkeypatch.setattr(statistics, "ENTRIES", 30 * 7)
     assert paired_bootstrap(strata, resamples=500) == whole
     assert paired_bootstrap(strata, resamples=500, seed=1) != whole
 
@@ -115,7 +115,8 @@ def results(path: Path, answers: dict[tuple[str, str], str], **metadata: Any) ->
         for letter in letters:
             row = {"filename": "x", "tag": tag, "prompt": prompt, "correct": letter == "1", "reason": ""}
             rows.append({**row, "metadata": content, "details": "{}"})
-    return write_results(path, rows)
+    path.write_text(results_text(rows))
+    return path
 
 
 def test_two_results_files_are_compared_prompt_by_prompt(tmp_path: Path) -> None:

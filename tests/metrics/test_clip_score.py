@@ -69,14 +69,15 @@ def test_small_clip_scores_as_transformers_does(small_clip: Path) -> None:
         output = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"], pixel_values=pixels)
     expected = clip_score(output.image_embeds, output.text_embeds)
     metric = CLIPScore(str(small_clip), batch_size=2)
-    assert dict(metric.compute(Samples(images, prompts))) == {"clip_score": pytest.approx(expected, rel=1e-4, abs=1e-4)}
+    result = metric.compute(Samples(images, prompts))
+    assert result.values == {"clip_score": pytest.approx(expected, rel=1e-4, abs=1e-4)}
     cosines = (output.image_embeds * output.text_embeds).sum(dim=1)
     error = 100 * float(cosines.std()) / 3**0.5
-    assert metric.standard_errors() == {"clip_score": pytest.approx(error, rel=1e-3)}
+    assert result.errors == {"clip_score": pytest.approx(error, rel=1e-3)}
     described = metric.fingerprint()
     assert (described["resize"], described["legacy"], described["form"]) == ("clip_224", False, "torchmetrics")
     with pytest.raises(ValueError, match="needs the prompts"):
-        dict(metric.compute(Samples(images)))
+        metric.compute(Samples(images))
 
 
 def test_weights_in_half_precision_are_computed_in_full(small_clip: Path, tmp_path: Path) -> None:

@@ -57,12 +57,12 @@ def test_metrics_of_images() -> None:
     random = torch.Generator().manual_seed(0)
     real, fake = (torch.randint(0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=random) for count in (9, 8))
     features, samples = RandomConvFeatures(dim=8), Samples(fake, reference=real)
-    assert dict(CMMD(features, batch_size=4).compute(samples))["cmmd"] == pytest.approx(
+    assert CMMD(features, batch_size=4).compute(samples).values["cmmd"] == pytest.approx(
         cmmd(features(real), features(fake)), rel=1e-4
     )
     metric = KID(features, subsets=4, subset_size=5, seed=2)
     result = kid(features(real), features(fake), subsets=4, subset_size=5, seed=2)
-    assert dict(metric.compute(samples)) == {"kid": pytest.approx(result.mean), "kid_std": pytest.approx(result.std)}
+    assert metric.compute(samples).values == {"kid": pytest.approx(result.mean), "kid_std": pytest.approx(result.std)}
     assert metric.fingerprint()["subset_size"] == 5
     with pytest.raises(ValueError, match="8 generated images, but subset_size=1000 needs at least 1000"):
-        dict(KID(features).compute(samples))
+        KID(features).compute(samples)

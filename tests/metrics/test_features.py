@@ -47,7 +47,7 @@ def test_random_features_tell_colours_and_places_apart() -> None:
     metric = DistributionMetrics(RandomConvFeatures())
 
     def distance(one: torch.Tensor, two: torch.Tensor) -> float:
-        return dict(metric.compute(Samples(one + jitter, reference=two + jitter.flip(0))))["frechet_distance"]
+        return metric.compute(Samples(one + jitter, reference=two + jitter.flip(0))).values["frechet_distance"]
 
     same = distance(red, red)
     assert distance(red, blue) > 100 * same

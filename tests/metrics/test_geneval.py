@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from t2ikit.metrics.base import Samples
+from t2ikit.metrics.fingerprint import write_files
 from t2ikit.metrics.geneval.files import read_results
 from t2ikit.metrics.geneval.metric import GenEval, summarize
 from t2ikit.metrics.geneval.rules import TASKS, Rules, judge, keep, overlap, relations
@@ -193,22 +194,22 @@ def test_metric_scores_a_snapshot_with_any_detector(tmp_path: Path) -> None:
     metadata = [counting(1), counting(2), {"tag": "colors", "include": [{"class": "clock", "count": 1}], "prompt": "q"}]
     samples = Samples(torch.zeros(3, 3, 32, 32, dtype=torch.uint8), ["p"] * 3, metadata)
     metric = GenEval(lambda image: [{"class": "clock", "color": "red", "box": [1, 1, 9, 9], "score": 0.99}])
-    values = dict(metric.compute(samples))
+    result = metric.compute(samples)
+    values = result.values
     assert values["counting"] == 0.5 and values["colors"] == 1.0 and values["overall"] == 0.75
     assert list(values) == ["counting", "colors", "overall", "correct_images", "correct_prompts"]
     # A single prompt of a task gives no error.
-    assert metric.standard_errors() == {"counting": pytest.approx(0.5)}
-    assert metric.publish(tmp_path) == [tmp_path / "geneval_results.jsonl"]
+    assert result.errors == {"counting": pytest.approx(0.5)}
+    assert list(result.files) == ["geneval_results.jsonl"]
+    write_files(tmp_path, result.files)
     rows = read_results(tmp_path / "geneval_results.jsonl")
     assert [row["correct"] for row in rows] == [True, False, True]
     assert json.loads(rows[0]["details"]) == {"clock": [[1, 1, 9, 9, pytest.approx(0.99)]]}
     assert rows[1]["filename"] == "00001/samples/00000.png"
-    fresh = GenEval(metric.detector, name="second")
-    assert fresh.standard_errors() == {}
-    with pytest.raises(RuntimeError, match="call compute first"):
-        fresh.publish(tmp_path)
-    dict(fresh.compute(samples))
-    assert fresh.publish(tmp_path) == [tmp_path / "second_geneval_results.jsonl"]
+    # Nothing is kept between two calls.
+    again = vars(metric).copy()
+    assert metric.compute(Samples(samples.images[:1], ["p"], metadata[:1])).errors == {} and vars(metric) == again
+    assert metric.compute(samples) == result
     assert metric.fingerprint()["rules"]["counting_threshold"] == 0.9
     with pytest.raises(ValueError, match="image 0: no GenEval metadata, it lacks 'include'"):
         metric.check(Samples(samples.images[:1], ["p"], [{"key": "a"}]))

@@ -20,8 +20,8 @@ from t2ikit.metrics.geneval.files import (
     read_metadata,
     read_results,
     read_samples,
+    results_text,
     write_folder,
-    write_results,
 )
 from t2ikit.metrics.geneval.metric import GenEval, summarize
 
@@ -97,7 +97,7 @@ def test_a_folder_of_another_program(tmp_path: Path) -> None:
     metric = GenEval(
         lambda image: [[{"class": "bench", "box": [0, 0, 5, 5], "score": 0.9}], []][int(image[0, 0, 0]) > 15]
     )
-    assert dict(metric.compute(found))["overall"] == 0.25
+    assert metric.compute(found).values["overall"] == 0.25
     assert [len(one.pictures) for one in find_prompt_folders(tmp_path)] == [2, 2]
 
 
@@ -157,7 +157,8 @@ def test_official_results_are_summed_up(tmp_path: Path) -> None:
     assert rows[0]["filename"] == "out/00000/samples/0000.png"
     scores = summarize(rows)
     assert (scores.overall, scores["prompts"], scores["num_images"], scores["num_prompts"]) == (0.5, 1.0, 2, 1)
-    assert read_results(write_results(tmp_path / "ours.jsonl", rows)) == rows
+    (tmp_path / "ours.jsonl").write_text(results_text(rows))
+    assert read_results(tmp_path / "ours.jsonl") == rows
 
 
 @pytest.mark.parametrize(

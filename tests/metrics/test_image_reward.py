@@ -196,9 +196,9 @@ def test_the_metric(files: Path) -> None:
     assert mask.sum(dim=1).tolist() == [4, 3, 35]
     assert ids[2, -1] == 3  # the end token of the cut prompt
     values = image_reward(by_hand(released_state(), preprocess_batch("open_clip_224", images), ids, mask))
-    scores = dict(metric.compute(Samples(images, prompts)))
-    assert scores == {"image_reward": pytest.approx(float(values.mean()), rel=1e-4, abs=1e-5)}
-    error = metric.standard_errors()["image_reward"]
+    result = metric.compute(Samples(images, prompts))
+    assert result.values == {"image_reward": pytest.approx(float(values.mean()), rel=1e-4, abs=1e-5)}
+    error = result.errors["image_reward"]
     assert error == pytest.approx(float(values.std() / 3**0.5), rel=1e-3)
     described = metric.fingerprint()
     assert (described["features"], described["resize"]) == ("image_reward_v1.0", "open_clip_224")

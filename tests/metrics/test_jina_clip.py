@@ -73,7 +73,7 @@ def test_score_of_a_model_that_brings_its_code(tiny_dual: Path) -> None:
     from safetensors.torch import load_file
 
     metric = JinaCLIPScore(str(tiny_dual), run_remote_code=True, batch_size=3)
-    scores = dict(metric.compute(Samples(IMAGES, PROMPTS)))
+    result = metric.compute(Samples(IMAGES, PROMPTS))
     weights = load_file(tiny_dual / "model.safetensors")
     seen = torch.stack([preprocess("jina_clip_512", image).mean(dim=(1, 2)) for image in IMAGES])
     pictures = seen @ weights["eye.weight"].T + weights["eye.bias"]
@@ -84,12 +84,12 @@ def test_score_of_a_model_that_brings_its_code(tiny_dual: Path) -> None:
         ]
     )
     cosines = torch.nn.functional.cosine_similarity(pictures, texts)
-    assert scores == {"jina_clip_score": pytest.approx(100 * float(cosines.mean()), rel=1e-4)}
+    assert result.values == {"jina_clip_score": pytest.approx(100 * float(cosines.mean()), rel=1e-4)}
     # Two images share a prompt: three clusters.
     residuals = (cosines - cosines.mean()).double()
     clusters = torch.stack([residuals[0], residuals[1] + residuals[3], residuals[2]])
     expected = 100 * float((1.5 * (clusters**2).sum()).sqrt()) / 4
-    assert metric.standard_errors()["jina_clip_score"] == pytest.approx(expected, rel=1e-3)
+    assert result.errors["jina_clip_score"] == pytest.approx(expected, rel=1e-3)
     described = metric.fingerprint()
     assert (described["resize"], described["metric"]) == ("jina_clip_512", "jina_clip_score")
     assert len(described["features_sha256"]) == 64
@@ -98,7 +98,7 @@ def test_score_of_a_model_that_brings_its_code(tiny_dual: Path) -> None:
 def test_code_runs_only_where_it_is_allowed(tiny_dual: Path, tmp_path: Path) -> None:
     assert code_of(tiny_dual) == ["modeling_tiny.TinyConfig", "modeling_tiny.TinyDual"]
     with pytest.raises(ValueError, match=r"brings Python code of its own .*init_args\.run_remote_code"):
-        dict(JinaCLIPScore(str(tiny_dual)).compute(Samples(IMAGES, PROMPTS)))
+        JinaCLIPScore(str(tiny_dual)).compute(Samples(IMAGES, PROMPTS))
     for file in tiny_dual.glob("*.*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     settings = json.loads((tmp_path / "config.json").read_text())
@@ -107,7 +107,7 @@ def test_code_runs_only_where_it_is_allowed(tiny_dual: Path, tmp_path: Path) -> 
     for revision in (None, "main"):
         metric = JinaCLIPScore(str(tmp_path), run_remote_code=True, code_revision=revision)
         with pytest.raises(ValueError, match=r"lies in jinaai/jina-clip-implementation: .*init_args\.code_revision"):
-            dict(metric.compute(Samples(IMAGES, PROMPTS)))
+            metric.compute(Samples(IMAGES, PROMPTS))
 
 
 def test_a_model_of_transformers_needs_no_code(small_clip: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_model_of_transformers_needs_no_code(small_clip: Path) -> None:
         output = model(**{name: tokens[name] for name in ("input_ids", "attention_mask")}, pixel_values=pixels)
     expected = 100 * float((output.image_embeds * output.text_embeds).sum(dim=1).mean())
     metric = JinaCLIPScore(str(small_clip), pipeline="open_clip_224")
-    assert dict(metric.compute(Samples(IMAGES, PROMPTS)))["jina_clip_score"] == pytest.approx(expected, rel=1e-3)
+    assert metric.compute(Samples(IMAGES, PROMPTS)).values["jina_clip_score"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_bright_pixels_do_not_wrap(tiny_dual: Path) -> None:
@@ -133,7 +133,7 @@ def test_bright_pixels_do_not_wrap(tiny_dual: Path) -> None:
 
 def test_wrong_use(tiny_dual: Path) -> None:
     with pytest.raises(ValueError, match="needs images and their prompts"):
-        dict(JinaCLIPScore(str(tiny_dual)).compute(Samples(IMAGES)))
+        JinaCLIPScore(str(tiny_dual)).compute(Samples(IMAGES))
     with pytest.raises(ValueError, match="unknown pixel pipeline"):
         JinaCLIPScore(str(tiny_dual), pipeline="jina")
     with pytest.raises(ValueError, match="batch_size"):

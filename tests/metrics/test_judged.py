@@ -67,23 +67,23 @@ def test_dpg_bench_official(dpg: str, tmp_path: Path) -> None:
     metric = DPGBench(dpg, answerer, answers=str(tmp_path / "answers"))
     # The first row is skipped. Item a: level 20 has 2 of 2, level 150 none (its child falls with it). b: 1 of 1.
     drawn = samples([20, 150, 5], ["a", "a", "b"])
-    scores = dict(metric.compute(drawn))
+    result = metric.compute(drawn)
+    scores = result.values
     assert scores["dpg_bench"] == pytest.approx(100 * (0.5 + 1) / 2)
     # Categories read the plain answers of the last image: level 150 is darker than 200.
     assert (scores["dpg_bench/entity"], scores["dpg_bench/attribute"]) == (0, 100)
     assert scores["dpg_bench/attribute-color"] == 100
-    errors = metric.standard_errors()
+    errors = result.errors
     assert errors["dpg_bench"] == pytest.approx(25)
     assert errors["dpg_bench/attribute"] == 0
     assert "dpg_bench/entity" not in errors
     assert answerer.asked == 5
     # Nothing is asked again, and the answers can be published beside the scores.
-    assert dict(DPGBench(dpg, answerer, answers=str(tmp_path / "answers")).compute(drawn)) == scores
+    assert DPGBench(dpg, answerer, answers=str(tmp_path / "answers")).compute(drawn).values == scores
     assert answerer.asked == 5
-    files = metric.publish(tmp_path / "scores")
-    assert [file.name for file in files] == ["dpg_bench_answers.jsonl", "dpg_bench_items.json"]
-    assert len(files[0].read_text().splitlines()) == 6
-    assert json.loads(files[1].read_text())["items"]["a"]["images"] == [1, 0]
+    assert list(result.files) == ["dpg_bench_answers.jsonl", "dpg_bench_items.json"]
+    assert len(result.files["dpg_bench_answers.jsonl"].splitlines()) == 6
+    assert json.loads(result.files["dpg_bench_items.json"])["items"]["a"]["images"] == [1, 0]
     described = metric.fingerprint_of(drawn)
     assert (described["metric"], described["mode"], described["features"]) == ("dpg_bench", "official", "grey")
     assert (described["reading"], described["num_images"]) == ("as_is", 3)
@@ -92,34 +92,32 @@ def test_dpg_bench_official(dpg: str, tmp_path: Path) -> None:
 
 def test_dpg_bench_fixed_reads_all(dpg: str, tmp_path: Path) -> None:
     metric = DPGBench(dpg, GreyAnswerer(), "fixed", str(tmp_path))
-    scores = dict(metric.compute(samples([20, 150, 5], ["a", "a", "b"])))
+    scores = metric.compute(samples([20, 150, 5], ["a", "a", "b"])).values
     # a: level 20 has 3 of 3, level 150 none (question 3 falls with its parent). Categories pool what counts.
     assert scores["dpg_bench"] == pytest.approx(75)
     assert scores["dpg_bench/entity"] == 50
     assert scores["dpg_bench/attribute"] == pytest.approx(100 * 2 / 3)
     with pytest.raises(ValueError, match="item 'c' of the images has no questions"):
-        dict(metric.compute(samples([1, 1], ["a", "c"])))
+        metric.compute(samples([1, 1], ["a", "c"]))
 
 
 def test_dpg_bench_official_drops_strange_items_with_a_warning(dpg: str, tmp_path: Path) -> None:
     metric = DPGBench(dpg, GreyAnswerer(), answers=str(tmp_path))
     with pytest.warns(UserWarning, match="drops 1 items without a score: c"):
-        scores = dict(metric.compute(samples([20, 1], ["a", "c"])))
+        scores = metric.compute(samples([20, 1], ["a", "c"])).values
     assert scores["dpg_bench"] == 100
     with pytest.raises(ValueError, match="no image has questions"):
-        dict(metric.compute(samples([1], ["c"])))
+        metric.compute(samples([1], ["c"]))
 
 
 def test_images_must_say_what_they_are(dpg: str, tmp_path: Path) -> None:
     metric = DPGBench(dpg, GreyAnswerer(), answers=str(tmp_path))
     with pytest.raises(ValueError, match="image 1 has no metadata with an 'item_id'"):
-        dict(metric.compute(Samples(samples([1, 1], "ab").images, metadata=[{"item_id": "a"}, {}])))
+        metric.compute(Samples(samples([1, 1], "ab").images, metadata=[{"item_id": "a"}, {}]))
     with pytest.raises(FileNotFoundError, match=r"no file of questions .* set init_args.questions"):
         DPGBench(str(tmp_path / "none.csv"), GreyAnswerer())
     with pytest.raises(ValueError, match="mode must be one of official, fixed"):
         DPGBench(dpg, GreyAnswerer(), "right")
-    with pytest.raises(RuntimeError, match="judged nothing yet"):
-        metric.publish(tmp_path)
 
 
 def test_dsg(tmp_path: Path) -> None:
@@ -130,16 +128,16 @@ def test_dsg(tmp_path: Path) -> None:
         ("tifa_3", 1, "3, air", "entity (x)", "darker than 10?"),
     ]
     metric = DSG(table(tmp_path / "dsg.csv", rows), GreyAnswerer(), answers=str(tmp_path / "answers"))
-    scores = dict(metric.compute(samples([70, 5, 90], ["tifa_1", "vrd_2", "tifa_3"])))
-    assert scores == {"dsg": pytest.approx(100 / 3), "dsg/tifa": 0, "dsg/relation": 100}
-    assert metric.standard_errors()["dsg"] == pytest.approx(100 / 3)
+    result = metric.compute(samples([70, 5, 90], ["tifa_1", "vrd_2", "tifa_3"]))
+    assert result.values == {"dsg": pytest.approx(100 / 3), "dsg/tifa": 0, "dsg/relation": 100}
+    assert result.errors["dsg"] == pytest.approx(100 / 3)
     with pytest.raises(ValueError, match="2 items .* have no image, the first one is 'vrd_2'"):
-        dict(metric.compute(samples([20], ["tifa_1"])))
+        metric.compute(samples([20], ["tifa_1"]))
     part = DSG(str(tmp_path / "dsg.csv"), GreyAnswerer(), whole=False, answers=str(tmp_path / "answers"))
-    assert dict(part.compute(samples([20], ["tifa_1"])))["dsg"] == 100
+    assert part.compute(samples([20], ["tifa_1"])).values["dsg"] == 100
     assert part.fingerprint()["whole"] is False
     with pytest.raises(ValueError, match="item 'tifa_9' of the images has no questions"):
-        dict(part.compute(samples([20], ["tifa_9"])))
+        part.compute(samples([20], ["tifa_9"]))
 
 
 class NumberSentences:
@@ -175,14 +173,14 @@ def test_tifa(tmp_path: Path) -> None:
     path = tifa_file(tmp_path / "tifa.json")
     metric = TIFA(path, answerer, NumberSentences(), answers=str(tmp_path / "answers"))  # type: ignore[arg-type]
     # c1 at level 30: near 0 (right), darker than 50 (right). c2 at level 40: darker than 50 (wrong).
-    scores = dict(metric.compute(samples([30, 40], ["c1", "c2"])))
-    assert scores == {"tifa": 0.5, "tifa/color": 1, "tifa/object": 0.5}
-    assert metric.standard_errors() == {"tifa": pytest.approx(0.5), "tifa/object": pytest.approx(0.5)}
-    published = json.loads(metric.publish(tmp_path)[1].read_text())["items"]["c1"][0]
+    result = metric.compute(samples([30, 40], ["c1", "c2"]))
+    assert result.values == {"tifa": 0.5, "tifa/color": 1, "tifa/object": 0.5}
+    assert result.errors == {"tifa": pytest.approx(0.5), "tifa/object": pytest.approx(0.5)}
+    published = json.loads(result.files["tifa_items.json"])["items"]["c1"][0]
     assert published == {"image": 0, "question": "how grey?", "answer": "grey 30", "chosen": "level 0", "right": True}
     assert metric.fingerprint()["sentences"] == "numbers"
     with pytest.raises(ValueError, match="item 'c3' of the images has no questions"):
-        dict(metric.compute(samples([1], ["c3"])))
+        metric.compute(samples([1], ["c3"]))
 
 
 def test_tifa_file_errors(tmp_path: Path) -> None:

@@ -46,20 +46,20 @@ def test_pick_score_of_a_small_clip(small_clip: Path) -> None:
     encoder = metric.encoder
     scale = float(encoder.network.logit_scale)  # type: ignore[arg-type]
     expected = pick_scores(encoder.images(IMAGES), encoder.texts(PROMPTS), scale).mean()
-    assert dict(metric.compute(Samples(IMAGES, PROMPTS)))["pick_score"] == pytest.approx(float(expected), rel=1e-4)
+    result = metric.compute(Samples(IMAGES, PROMPTS))
+    assert result.values["pick_score"] == pytest.approx(float(expected), rel=1e-4)
     values = pick_scores(encoder.images(IMAGES), encoder.texts(PROMPTS), scale)
-    assert metric.standard_errors()["pick_score"] == pytest.approx(float(values.std()) / math.sqrt(3), rel=1e-3)
+    assert result.errors["pick_score"] == pytest.approx(float(values.std()) / math.sqrt(3), rel=1e-3)
     # Images of one prompt are alike: of two prompts there are two means, whose halved difference is the error.
     values = pick_scores(encoder.images(IMAGES[:2].repeat(2, 1, 1, 1)), encoder.texts(PROMPTS[:2] * 2), scale)
-    dict(metric.compute(Samples(IMAGES[:2].repeat(2, 1, 1, 1), PROMPTS[:2] * 2)))
+    result = metric.compute(Samples(IMAGES[:2].repeat(2, 1, 1, 1), PROMPTS[:2] * 2))
     halved = abs(float(values[0] - values[1])) / 2
-    assert metric.standard_errors()["pick_score"] == pytest.approx(halved, rel=1e-3)
-    dict(metric.compute(Samples(IMAGES[:1], PROMPTS[:1])))
-    assert metric.standard_errors() == {}
+    assert result.errors["pick_score"] == pytest.approx(halved, rel=1e-3)
+    assert metric.compute(Samples(IMAGES[:1], PROMPTS[:1])).errors == {}
     with pytest.raises(ValueError, match="needs images and their prompts"):
-        dict(metric.compute(Samples(IMAGES)))
+        metric.compute(Samples(IMAGES))
     with pytest.raises(FileNotFoundError, match="no tokenizer"):
-        dict(PickScore(str(small_clip), tokenizer=str(small_clip / "none")).compute(Samples(IMAGES, PROMPTS)))
+        PickScore(str(small_clip), tokenizer=str(small_clip / "none")).compute(Samples(IMAGES, PROMPTS))
 
 
 def test_aesthetic_score(small_clip: Path, tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_aesthetic_score(small_clip: Path, tmp_path: Path) -> None:
     torch.save(head.state_dict(), tmp_path / "head.pth")
     metric = AestheticScore(str(tmp_path / "head.pth"), model=str(small_clip), batch_size=2)
     expected = head(metric.encoder.images(IMAGES)).mean().detach()
-    assert dict(metric.compute(Samples(IMAGES, PROMPTS)))["aesthetic"] == pytest.approx(float(expected), rel=1e-4)
+    assert metric.compute(Samples(IMAGES, PROMPTS)).values["aesthetic"] == pytest.approx(float(expected), rel=1e-4)
     assert len(metric.fingerprint()["head_sha256"]) == 64
     with pytest.raises(FileNotFoundError, match="init_args.weights"):
         AestheticScore(str(tmp_path / "none.pth"), model=str(small_clip)).head()
@@ -80,7 +80,7 @@ def test_aesthetic_score(small_clip: Path, tmp_path: Path) -> None:
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(ImportError, match=r"t2ikit\[rewards\]"):
-        dict(HPSv2("weights.pt").compute(Samples(IMAGES, PROMPTS)))
+        HPSv2("weights.pt").compute(Samples(IMAGES, PROMPTS))
 
 
 def test_hps_of_a_small_open_clip(tmp_path: Path) -> None:
@@ -104,11 +104,11 @@ def test_hps_of_a_small_open_clip(tmp_path: Path) -> None:
         pictures, texts, _ = network(pixels, tokens)  # of length one
     assert tokens[2, -1] == 49407  # the end token of the cut prompt stays
     expected = float((pictures * texts).sum(dim=1).mean())
-    assert dict(metric.compute(Samples(IMAGES, prompts))) == {"hps_v2": pytest.approx(expected, rel=1e-4, abs=1e-6)}
+    assert metric.compute(Samples(IMAGES, prompts)).values == {"hps_v2": pytest.approx(expected, rel=1e-4, abs=1e-6)}
     assert len(metric.fingerprint()["features_sha256"]) == 64
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"init_args\.weights"):
-        dict(HPSv2(str(tmp_path / "other.pt"), "t2ikit-small").compute(Samples(IMAGES, prompts)))
+        HPSv2(str(tmp_path / "other.pt"), "t2ikit-small").compute(Samples(IMAGES, prompts))
     with pytest.raises(FileNotFoundError, match=r"init_args\.weights"):
         HPSv2(str(tmp_path / "none.pt")).fingerprint()
 
@@ -117,4 +117,4 @@ def test_only_numbers_are_scores(small_clip: Path, monkeypatch: pytest.MonkeyPat
     metric = PickScore(str(small_clip), tokenizer=str(small_clip))
     monkeypatch.setattr(metric, "_values", lambda images, prompts: torch.tensor([1.0, float("nan"), 2.0]))
     with pytest.raises(ValueError, match="pick_score of image 1 is not finite"):
-        dict(metric.compute(Samples(IMAGES, PROMPTS)))
+        metric.compute(Samples(IMAGES, PROMPTS))

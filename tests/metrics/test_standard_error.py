@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from t2ikit.metrics.standard_error import clustered_error, finite
+from t2ikit.metrics.statistics import clustered_error, finite
 
 
 def test_single_values_give_the_ordinary_error() -> None:

@@ -117,7 +117,7 @@ def test_geneval_runs_on_it() -> None:
         torch.from_numpy(render(scene, 32))[None], ["p"], [{"tag": "colors", "include": include, "prompt": "p"}]
     )
     metric = GenEval(DETECTOR)
-    assert dict(metric.compute(samples))["colors"] == 1.0
+    assert metric.compute(samples).values["colors"] == 1.0
     assert metric.fingerprint()["features"] == "shapes-detector-1"
 
 
@@ -127,13 +127,13 @@ def test_largest_color_share() -> None:
     prompts = [f"A {scene.main.color} thing." for scene in block]
     metadata = [{"color": scene.main.color} for scene in block]
     metric = LargestColorShare()
-    assert dict(metric.compute(Samples(images, prompts, metadata))) == {"largest_color_share": 1.0}
+    assert metric.compute(Samples(images, prompts, metadata)).values == {"largest_color_share": 1.0}
     clauses = [{"tag": "colors", "include": [{"class": "x", "count": 1, "color": one["color"]}]} for one in metadata]
-    assert dict(metric.compute(Samples(images, prompts, clauses))) == {"largest_color_share": 1.0}
+    assert metric.compute(Samples(images, prompts, clauses)).values == {"largest_color_share": 1.0}
     images[:4] = torch.randint(0, 256, images[:4].shape, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    assert dict(metric.compute(Samples(images, prompts, metadata))) == {"largest_color_share": 0.5}
+    assert metric.compute(Samples(images, prompts, metadata)).values == {"largest_color_share": 0.5}
     with pytest.raises(ValueError, match=r"data\.captions=long"):
-        list(metric.compute(Samples(images, ["An image of a circle"] * 8, metadata)))
+        metric.compute(Samples(images, ["An image of a circle"] * 8, metadata))
 
 
 def test_only_pixels_are_taken() -> None:

@@ -10,15 +10,15 @@ Long captions keep their end token; the ``legacy`` switch drops it as common cod
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from t2ikit.metrics.base import Metric, Rows, Samples
+from t2ikit.metrics.base import Metric, Result, Rows, Samples
 from t2ikit.metrics.features.clip import CLIPEncoder
-from t2ikit.metrics.standard_error import clustered_error, finite
+from t2ikit.metrics.statistics import clustered_error, finite
 
 FORMS = ("torchmetrics", "hessel")
 HESSEL_PREFIX = "A photo depicts "
@@ -87,7 +87,7 @@ def observe_cosines(encoder: PairEncoder, part: Samples, batch_size: int, what: 
     return torch.cat(cosines)
 
 
-def cosine_error(name: str, values: Tensor, prompts: Sequence[str]) -> dict[str, float]:
+def mean_error(name: str, values: Tensor, prompts: Sequence[str]) -> dict[str, float]:
     """Standard error of the mean of ``values`` [N] under ``name``, prompts as clusters; empty for a single prompt."""
     return finite({name: clustered_error(values.tolist(), prompts)})
 
@@ -119,7 +119,6 @@ class CLIPScore(Metric):
         self.form = form
         self.batch_size = batch_size
         self.name = name
-        self._errors: dict[str, float] = {}
         self.encoder = CLIPEncoder(model, revision, "clip_224", legacy)
 
     def check(self, samples: Samples) -> None:
@@ -132,16 +131,12 @@ class CLIPScore(Metric):
         prefix = HESSEL_PREFIX if self.form == "hessel" else ""
         return observe_cosines(self.encoder, part, self.batch_size, "CLIPScore", prefix)
 
-    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
-        """Yields ("clip_score", value)."""
+    def score(self, samples: Samples, rows: Rows) -> Result:
+        """``clip_score``; its error has prompts as clusters and is missing for a single prompt."""
         cosines = torch.as_tensor(rows)
         values = 100.0 * cosines if self.form == "torchmetrics" else HESSEL_WEIGHT * cosines.clamp_min(0)
-        self._errors = cosine_error("clip_score", values, samples.prompts)
-        yield "clip_score", _score_of(cosines, self.form)
-
-    def standard_errors(self) -> dict[str, float]:
-        """That of the score just given, with prompts as clusters; none for a single prompt."""
-        return dict(self._errors)
+        errors = mean_error("clip_score", values, samples.prompts)
+        return Result({"clip_score": _score_of(cosines, self.form)}, errors)
 
     def fingerprint(self) -> dict[str, Any]:
         """Model, hash of its weights, pixel pipeline, form and the legacy switch."""

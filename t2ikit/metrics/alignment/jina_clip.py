@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from t2ikit.metrics.alignment.clip_score import cosine_error, observe_cosines
-from t2ikit.metrics.base import Metric, Rows, Samples
+from t2ikit.metrics.alignment.clip_score import mean_error, observe_cosines
+from t2ikit.metrics.base import Metric, Result, Rows, Samples
 from t2ikit.metrics.features.offload import NetworkHolder
 from t2ikit.metrics.features.pixels import describe_pipeline, preprocess_batch
 from t2ikit.pretrained import PretrainedFolder, find_pretrained, load_pretrained
@@ -169,7 +169,6 @@ class JinaCLIPScore(Metric):
         self.encoder = DualEncoder(model, revision, run_remote_code, code_revision, pipeline)
         self.batch_size = batch_size
         self.name = name
-        self._errors: dict[str, float] = {}
 
     def check(self, samples: Samples) -> None:
         """Refuses samples without images or prompts."""
@@ -180,15 +179,11 @@ class JinaCLIPScore(Metric):
         """Cosines [N] float64."""
         return observe_cosines(self.encoder, part, self.batch_size, "Jina-CLIP score")
 
-    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
-        """Yields ("jina_clip_score", value)."""
+    def score(self, samples: Samples, rows: Rows) -> Result:
+        """``jina_clip_score``; its error has prompts as clusters and is missing for a single prompt."""
         values = 100.0 * torch.as_tensor(rows)
-        self._errors = cosine_error("jina_clip_score", values, samples.prompts)
-        yield "jina_clip_score", float(values.mean())
-
-    def standard_errors(self) -> dict[str, float]:
-        """That of the score just given, with prompts as clusters; none for a single prompt."""
-        return dict(self._errors)
+        errors = mean_error("jina_clip_score", values, samples.prompts)
+        return Result({"jina_clip_score": float(values.mean())}, errors)
 
     def fingerprint(self) -> dict[str, Any]:
         """Model, hash of its weights, pixel pipeline."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -21,13 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from t2ikit.metrics.alignment.clip_score import pair_cosines
+from t2ikit.metrics.alignment.clip_score import mean_error, pair_cosines
 from t2ikit.metrics.alignment.image_reward import image_reward, linear_head, load_image_reward, tokenize
-from t2ikit.metrics.base import Metric, Rows, Samples, join
+from t2ikit.metrics.base import Metric, Result, Rows, Samples, join
 from t2ikit.metrics.features.clip import CLIPEncoder
 from t2ikit.metrics.features.pixels import describe_pipeline, preprocess_batch
 from t2ikit.metrics.fingerprint import state_sha256
-from t2ikit.metrics.standard_error import clustered_error, finite
 
 __all__ = ["AestheticHead", "AestheticScore", "HPSv2", "ImageReward", "PickScore", "image_reward", "pick_scores"]
 
@@ -71,7 +69,6 @@ class _Reward(Metric):
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
         self.score_name = score_name
         self.batch_size = batch_size
-        self._errors: dict[str, float] = {}
 
     @abstractmethod
     def _values(self, images: Tensor, prompts: list[str]) -> Tensor:
@@ -92,15 +89,11 @@ class _Reward(Metric):
                 raise ValueError(f"{self.score_name} of image {batch.first + int(broken[0])} is not finite")
         return join(values)
 
-    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
-        """Yields (score_name, mean)."""
+    def score(self, samples: Samples, rows: Rows) -> Result:
+        """The mean, as ``score_name``; its error has prompts as clusters and is missing for a single prompt."""
         rewards = torch.as_tensor(rows)
-        self._errors = finite({self.score_name: clustered_error(rewards.tolist(), samples.prompts)})
-        yield self.score_name, float(rewards.mean())
-
-    def standard_errors(self) -> dict[str, float]:
-        """That of the mean just given, with prompts as clusters; none for a single prompt."""
-        return dict(self._errors)
+        errors = mean_error(self.score_name, rewards, samples.prompts)
+        return Result({self.score_name: float(rewards.mean())}, errors)
 
 
 class PickScore(_Reward):

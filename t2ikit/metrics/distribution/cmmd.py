@@ -7,7 +7,6 @@ Shape legend::
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from t2ikit.metrics.base import Rows, Samples
+from t2ikit.metrics.base import Result, Rows, Samples
 from t2ikit.metrics.distribution.reference import ComparedMetric
 from t2ikit.metrics.features.features import FeatureExtractor
 
@@ -131,6 +130,8 @@ def _unbiased_polynomial(one: Tensor, other: Tensor, degree: int) -> Tensor:
 class CMMD(ComparedMetric):
     """CMMD of the samples against the reference, on any embedding; the protocol's is ``CLIPFeatures()``."""
 
+    less_is_better = ("cmmd",)
+
     def __init__(
         self,
         features: FeatureExtractor,
@@ -152,9 +153,9 @@ class CMMD(ComparedMetric):
         """Refuses samples without images or reference images."""
         self.reference.check(samples, 1, "CMMD")
 
-    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
-        """Yields ("cmmd", value)."""
-        yield "cmmd", cmmd(self.reference.features_of(samples, "CMMD"), torch.as_tensor(rows))
+    def score(self, samples: Samples, rows: Rows) -> Result:
+        """``cmmd``."""
+        return Result({"cmmd": cmmd(self.reference.features_of(samples, "CMMD"), torch.as_tensor(rows))})
 
     def fingerprint(self) -> dict[str, Any]:
         """Features and bandwidth."""
@@ -163,6 +164,8 @@ class CMMD(ComparedMetric):
 
 class KID(ComparedMetric):
     """Kernel inception distance of the samples against the reference."""
+
+    less_is_better = ("kid",)
 
     def __init__(
         self,
@@ -194,12 +197,11 @@ class KID(ComparedMetric):
         """Refuses samples without a reference, and sets smaller than a subset."""
         self.reference.check(samples, self.subset_size, f"subset_size={self.subset_size}")
 
-    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
-        """Yields ("kid", mean) and ("kid_std", deviation over subsets)."""
+    def score(self, samples: Samples, rows: Rows) -> Result:
+        """``kid``, the mean, and ``kid_std``, the deviation over subsets."""
         real = self.reference.features_of(samples, "KID")
         result = kid(real, torch.as_tensor(rows), self.subsets, self.subset_size, seed=self.seed)
-        yield "kid", result.mean
-        yield "kid_std", result.std
+        return Result({"kid": result.mean, "kid_std": result.std})
 
     def fingerprint(self) -> dict[str, Any]:
         """Features and how subsets are drawn."""

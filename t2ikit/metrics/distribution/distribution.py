@@ -7,22 +7,21 @@ Shape legend::
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from t2ikit.metrics.base import Rows, Samples
+from t2ikit.metrics.base import Result, Rows, Samples
 from t2ikit.metrics.distribution.frechet import Moments
 from t2ikit.metrics.distribution.prdc import PRESETS, prdc, prdc_preset
-from t2ikit.metrics.distribution.reference import ComparedMetric, write_reference
+from t2ikit.metrics.distribution.reference import ComparedMetric
 from t2ikit.metrics.features.features import FeatureExtractor
 
 
 class DistributionMetrics(ComparedMetric):
     """Frechet distance, precision, recall, density and coverage on one feature network."""
+
+    less_is_better = ("frechet_distance",)
 
     def __init__(
         self,
@@ -58,26 +57,19 @@ class DistributionMetrics(ComparedMetric):
         chunks = 1 if self.preset is None else PRESETS[self.preset].chunks
         self.reference.check(samples, (self.k + 2) * chunks, f"k={self.k}")
 
-    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
-        """Yields frechet_distance, precision, recall, density, coverage.
+    def score(self, samples: Samples, rows: Rows) -> Result:
+        """``frechet_distance``, ``precision``, ``recall``, ``density``, ``coverage``.
 
         Raises:
             ValueError: statistics of another network or set.
         """
         real, fake = self.reference.statistics(samples), torch.as_tensor(rows)
-        yield "frechet_distance", real.moments.distance(Moments.of(fake))
-        if real.features is not None:
-            if self.preset is None:
-                shares = prdc(real.features, fake, self.k)
-            else:
-                shares = prdc_preset(real.features, fake, self.preset)
-            yield from shares.items()
-
-    def write_reference(
-        self, path: str | Path, images: Tensor, name: str, keep_features: bool = True
-    ) -> dict[str, Any]:
-        """Writes the statistics of a reference set for this metric's network: see ``reference.py``."""
-        return write_reference(path, self.features, images, name, self.batch_size, keep_features)
+        values = {"frechet_distance": real.moments.distance(Moments.of(fake))}
+        if real.features is None:
+            return Result(values)
+        if self.preset is None:
+            return Result(values | prdc(real.features, fake, self.k))
+        return Result(values | prdc_preset(real.features, fake, self.preset))
 
     def fingerprint(self) -> dict[str, Any]:
         """Features, resize, k and preset."""

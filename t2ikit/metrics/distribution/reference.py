@@ -12,14 +12,12 @@ or set are refused, so a score from a file has the fingerprint of the same score
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -97,7 +95,8 @@ class Reference:
             raise FileNotFoundError(
                 f"no reference statistics {self.path}: set {OPTION} to a file of t2ikit.metrics.write_reference"
             )
-        self._kept: tuple[str, ReferenceStatistics] | None = None
+        self._sha256: str | None = None  # of the images that the statistics are of
+        self._statistics: ReferenceStatistics | None = None
 
     def check(self, samples: Samples, least: int, reason: str) -> None:
         """Refuses samples that cannot be compared.
@@ -123,7 +122,7 @@ class Reference:
 
     def lacks_features(self, samples: Samples) -> bool:
         """Whether the networks must look at the reference images: not where a file or an earlier call did."""
-        return self.path is None and (self._kept is None or self._kept[0] != samples.reference_sha256)
+        return self.path is None and (self._statistics is None or self._sha256 != samples.reference_sha256)
 
     def observe(self, part: Samples) -> Tensor:
         """Features [M, D] of reference images, which stand in the place of the generated ones."""
@@ -131,8 +130,8 @@ class Reference:
 
     def keep(self, samples: Samples, rows: Tensor) -> None:
         """Keeps features [M, D] as those of the reference of ``samples``."""
-        assert samples.reference_sha256 is not None
-        self._kept = (samples.reference_sha256, ReferenceStatistics(Moments.of(rows), rows))
+        assert self.path is None and samples.reference is not None
+        self._sha256, self._statistics = samples.reference_sha256, ReferenceStatistics(Moments.of(rows), rows)
 
     def write(self, path: Path, samples: Samples) -> None:
         """Writes what was kept of the reference of ``samples``, with features and fingerprint: a file for ``path``."""
@@ -151,8 +150,8 @@ class Reference:
         if self.lacks_features(samples):
             assert samples.reference is not None
             self.keep(samples, self.observe(Samples(samples.reference, device=samples.device)))
-        assert self._kept is not None
-        return self._kept[1]
+        assert self._statistics is not None
+        return self._statistics
 
     def features_of(self, samples: Samples, reason: str) -> Tensor:
         """The reference's features [M, D]; ValueError as `statistics`, and where a file was written without them."""
@@ -171,9 +170,9 @@ class Reference:
 
     def _load(self) -> ReferenceStatistics:
         assert self.path is not None
-        if self._kept is None:
-            self._kept = ("", ReferenceStatistics.load(self.path))
-        return self._kept[1]
+        if self._statistics is None:
+            self._statistics = ReferenceStatistics.load(self.path)
+        return self._statistics
 
     def _of_file(self, samples: Samples) -> ReferenceStatistics:
         found = self._load()
@@ -274,24 +273,3 @@ def write_reference(
             rows.append(part)
     ReferenceStatistics(moments, torch.cat(rows) if keep_features else None).save(path)
     return fingerprint
-
-
-def read_photos(paths: Sequence[Path], size: int) -> Tensor:
-    """Photos of any size as [M, 3, size, size] uint8: the centre square, by PIL's bicubic filter (antialiased).
-
-    Raises:
-        ValueError: a file that is no whole image; names it.
-    """
-    photos = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
-    for number, path in enumerate(tqdm(paths, "photos", unit="img", mininterval=1.0)):
-        try:
-            with Image.open(path) as image:
-                picture = image.convert("RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise ValueError(f"{path} is no whole image ({error}): remove it or write it again") from error
-        side = min(picture.size)
-        left, top = ((length - side) // 2 for length in picture.size)
-        square = picture.crop((left, top, left + side, top + side))
-        pixels = np.array(square.resize((size, size), Image.Resampling.BICUBIC))
-        photos[number] = torch.from_numpy(pixels).permute(2, 0, 1)
-    return photos

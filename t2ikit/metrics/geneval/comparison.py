@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from t2ikit.metrics.bootstrap import Paired, PairedDifference, paired_bootstrap
 from t2ikit.metrics.geneval.files import metadata_key, read_results
+from t2ikit.metrics.statistics import Paired, PairedDifference, paired_bootstrap
 
 
 def compare_results(

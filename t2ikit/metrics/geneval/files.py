@@ -173,10 +173,9 @@ def read_images(folder: str | Path, metadata: Sequence[Mapping[str, Any]]) -> Te
     return read_pictures([one.pictures[number] for one, number in places])
 
 
-def write_results(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Writes ``results.jsonl`` as the official program does: one line an image. Returns the path."""
-    write_whole(path, "".join(json.dumps({key: row[key] for key in RESULT_KEYS}) + "\n" for row in rows))
-    return Path(path)
+def results_text(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The text of ``results.jsonl`` as the official program writes it: one line an image."""
+    return "".join(json.dumps({key: row[key] for key in RESULT_KEYS}) + "\n" for row in rows)
 
 
 def read_results(path: str | Path) -> list[dict[str, Any]]:

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from t2ikit.metrics.base import Metric, Rows, Samples
-from t2ikit.metrics.geneval.files import metadata_key, picture_names, write_results
+from t2ikit.metrics.base import Metric, Result, Rows, Samples
+from t2ikit.metrics.geneval.files import metadata_key, picture_names, results_text
 from t2ikit.metrics.geneval.rules import (
     COLORS,
     TASKS,
@@ -33,6 +32,7 @@ from t2ikit.metrics.geneval.rules import (
     relations,
     verdict,
 )
+from t2ikit.metrics.statistics import finite
 
 __all__ = [
     "COLORS",
@@ -126,7 +126,6 @@ class GenEval(Metric):
         self.detector = detector
         self.rules = rules or Rules()
         self.name = name
-        self._rows: list[dict[str, Any]] = []
 
     def check(self, samples: Samples) -> None:
         """Refuses samples whose metadata are none of GenEval's."""
@@ -147,38 +146,20 @@ class GenEval(Metric):
             rows.append({**row, "metadata": json.dumps(metadata), "details": json.dumps(details)})
         return rows
 
-    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
-        """Yields each task's share of correct images, then "overall", "correct_images" and "correct_prompts"."""
-        names = picture_names(samples.metadata)  # the place of an image in the official layout
-        self._rows = [{"filename": name, **row} for name, row in zip(names, rows, strict=True)]
-        scores = summarize(self._rows)
-        for name in (*scores.tasks, "overall"):
-            yield name, scores[name]
-        yield "correct_images", scores["images"]
-        yield "correct_prompts", scores["prompts"]
+    def score(self, samples: Samples, rows: Rows) -> Result:
+        """Each task's share of correct images, then "overall", "correct_images" and "correct_prompts".
 
-    def standard_errors(self) -> dict[str, float]:
-        """Of the tasks and the overall score, clustered by prompt; none where a task has a single prompt."""
-        if not self._rows:
-            return {}
-        scores = summarize(self._rows)
-        errors = {name: scores[f"{name}_se"] for name in (*scores.tasks, "overall")}
-        return {name: error for name, error in errors.items() if not math.isnan(error)}
-
-    def publish(self, folder: str | Path) -> list[Path]:
-        """Writes the verdicts that the scores just given sum up, as the official ``results.jsonl``.
-
-        Args:
-            folder: where the scores lie; the file is ``geneval_results.jsonl``, after the metric's ``name`` if it has
-                one.
-
-        Raises:
-            RuntimeError: nothing has been computed yet.
+        Tasks and "overall" have an error, clustered by prompt, unless a task has a single prompt; the file
+        ``geneval_results.jsonl`` holds the verdicts as the official ``results.jsonl``.
         """
-        if not self._rows:
-            raise RuntimeError("GenEval has judged nothing yet: call compute first")
-        prefix = "" if self.name is None else f"{self.name}_"
-        return [write_results(Path(folder) / f"{prefix}geneval_results.jsonl", self._rows)]
+        names = picture_names(samples.metadata)  # the place of an image in the official layout
+        verdicts = [{"filename": name, **row} for name, row in zip(names, rows, strict=True)]
+        scores = summarize(verdicts)
+        judged = (*scores.tasks, "overall")
+        values = {name: scores[name] for name in judged}
+        values |= {"correct_images": scores["images"], "correct_prompts": scores["prompts"]}
+        errors = finite({name: scores[f"{name}_se"] for name in judged})
+        return Result(values, errors, {"geneval_results.jsonl": results_text(verdicts).encode()})
 
     def fingerprint(self) -> dict[str, Any]:
         """Detector and rules: what two scores must share to be compared."""

@@ -28,7 +28,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from t2ikit.metrics.standard_error import clustered_error
+from t2ikit.metrics.statistics import clustered_error
 
 MODES = ("official", "fixed")
 COLUMNS = ("item_id", "proposition_id", "dependency", "tuple", "question_natural_language")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
-from t2ikit.metrics.base import Rows, Samples
+from t2ikit.metrics.base import Result, Rows, Samples
 from t2ikit.metrics.questions.answers import QuestionAnswerer
 from t2ikit.metrics.questions.dpg import MODES, group, read_questions, score
 from t2ikit.metrics.questions.judged import JudgedMetric, Question, slug
@@ -20,7 +19,7 @@ class DPGBench(JudgedMetric):
 
     Example:
         >>> metric = DPGBench("dpg_bench.csv", BlipAnswerer())  # doctest: +SKIP
-        >>> dict(metric.compute(read_grids("grids")))["dpg_bench"]  # doctest: +SKIP
+        >>> metric.compute(read_grids("grids")).values["dpg_bench"]  # doctest: +SKIP
         71.3
     """
 
@@ -57,8 +56,8 @@ class DPGBench(JudgedMetric):
             raise ValueError(f"DPG-Bench: item {item!r} of the images has no questions in {self.questions}")
         return [Question(text) for text in self.items[item].questions.values()] if item in self.items else []
 
-    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
-        """Yields ``dpg_bench`` in percent, then ``dpg_bench/<category>``, the broad categories first; warns of items
+    def score(self, samples: Samples, rows: Rows) -> Result:
+        """``dpg_bench`` in percent, then ``dpg_bench/<category>``, the broad categories first; warns of items
         without a score."""
         answers = {
             item: [dict(zip(self.items[item].questions, one, strict=True)) if one else {} for one in images]
@@ -73,8 +72,7 @@ class DPGBench(JudgedMetric):
         for values, deviations in ((scores["L1"], scores["L1_errors"]), (scores["L2"], scores["L2_errors"])):
             named.update({f"{self.score_name}/{slug(category)}": value for category, value in values.items()})
             errors.update({f"{self.score_name}/{slug(category)}": error for category, error in deviations.items()})
-        self._keep({"items": scores["items"], "failed": scores["failed"]}, errors)
-        yield from named.items()
+        return self.result(rows, named, errors, {"items": scores["items"], "failed": scores["failed"]})
 
     def fingerprint(self) -> dict[str, Any]:
         """Mode, questions, answering model."""

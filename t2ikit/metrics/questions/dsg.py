@@ -7,16 +7,16 @@ are here; "official" is the script's and gives the published table.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
 
-from t2ikit.metrics.base import Rows, Samples
+from t2ikit.metrics.base import Result, Rows, Samples
 from t2ikit.metrics.questions.answers import QuestionAnswerer
 from t2ikit.metrics.questions.dpg import Item, read_questions
 from t2ikit.metrics.questions.judged import JudgedMetric, Question, images_of_items
-from t2ikit.metrics.standard_error import clustered_error
+from t2ikit.metrics.statistics import clustered_error
 
 MODES = ("official", "cascading")
 
@@ -195,23 +195,17 @@ class DSG(JudgedMetric):
                 "them, or set init_args.whole to false"
             )
 
-    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
-        """Yields ``dsg`` in percent, then ``dsg/<category>``."""
+    def score(self, samples: Samples, rows: Rows) -> Result:
+        """``dsg`` in percent, then ``dsg/<category>``."""
         answers = {
             item: [dict(zip(self.items[item].questions, one, strict=True)) for one in images]
             for item, images in self.read_answers(samples, rows).items()
         }
         scores = score([row for row in self.rows if row["item_id"] in answers], answers, self.mode)
-        self._keep(
-            {"items": scores["items"], "unfiltered": scores["unfiltered"]},
-            {
-                self.score_name: scores["standard_error"],
-                **{f"{self.score_name}/{name}": error for name, error in scores["category_errors"].items()},
-            },
-        )
-        yield self.score_name, scores["overall"]
-        for name, value in scores["categories"].items():
-            yield f"{self.score_name}/{name}", value
+        values, errors = {self.score_name: scores["overall"]}, {self.score_name: scores["standard_error"]}
+        values |= {f"{self.score_name}/{name}": value for name, value in scores["categories"].items()}
+        errors |= {f"{self.score_name}/{name}": error for name, error in scores["category_errors"].items()}
+        return self.result(rows, values, errors, {"items": scores["items"], "unfiltered": scores["unfiltered"]})
 
     def fingerprint(self) -> dict[str, Any]:
         """Mode, questions, answering model."""

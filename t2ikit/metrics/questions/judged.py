@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t2ikit.files import write_whole
-from t2ikit.metrics.base import Metric, Rows, Samples
+from t2ikit.metrics.base import Metric, Result, Rows, Samples
 from t2ikit.metrics.questions.answers import AnswerKey, Asked, QuestionAnswerer, ask_all, book_text
-from t2ikit.metrics.standard_error import finite
+from t2ikit.metrics.statistics import finite
 from t2ikit.pretrained import sha256_of
 
 
@@ -65,9 +64,6 @@ class JudgedMetric(Metric):
         self.answerer = answerer
         self.answers = None if answers is None else Path(answers).expanduser()
         self.name = name
-        self._errors: dict[str, float] = {}
-        self._answered: list[Answered] = []
-        self._items: dict[str, Any] = {}
 
     @abstractmethod
     def questions_of(self, item: str) -> Sequence[Question]:
@@ -96,43 +92,29 @@ class JudgedMetric(Metric):
 
     def read_answers(self, samples: Samples, rows: Rows) -> dict[str, list[list[str]]]:
         """By item, in the order of ``images_of_items``: of each of its images the answers to ``questions_of``, read."""
-        self._answered = list(rows)
+        answered: list[Answered] = list(rows)
         return {
-            item: [[self.answerer.read(answer) for _, answer in self._answered[number].answers] for number in numbers]
-            for item, numbers in images_of_items(samples, type(self).__name__).items()
+            item: [[self.answerer.read(answer) for _, answer in answered[index].answers] for index in indices]
+            for item, indices in images_of_items(samples, type(self).__name__).items()
         }
 
-    def _keep(self, items: dict[str, Any], errors: dict[str, float]) -> None:
-        """Keeps what ``publish`` and ``standard_errors`` give."""
-        self._items = items
-        self._errors = finite(errors)
-
-    def standard_errors(self) -> dict[str, float]:
-        """Standard errors of the scores just given, where they exist; questions and images of a prompt are alike."""
-        return dict(self._errors)
-
-    def publish(self, folder: str | Path) -> list[Path]:
-        """Writes what the scores just given were made of: all answers, and the scores of every item.
+    def result(self, rows: Rows, values: dict[str, float], errors: dict[str, float], items: dict[str, Any]) -> Result:
+        """The result with its files: ``<score>_answers.jsonl``, all answers; ``<score>_items.json``, ``items``.
 
         Args:
-            folder: where the scores lie.
-
-        Returns:
-            The files: ``<score>_answers.jsonl`` and ``<score>_items.json``.
-
-        Raises:
-            RuntimeError: nothing has been computed yet.
+            rows: what ``observe`` gave.
+            values: score name -> value.
+            errors: standard errors, NaN where there is none; questions and images of a prompt are clusters.
+            items: the scores of every item, JSON-able.
         """
-        if not self._answered:
-            raise RuntimeError(f"{type(self).__name__} has judged nothing yet: call compute first")
-        prefix = Path(folder) / (self.score_name if self.name is None else f"{self.name}_{self.score_name}")
-        files = [prefix.with_name(f"{prefix.name}_{what}") for what in ("answers.jsonl", "items.json")]
         book: dict[AnswerKey, str] = {}
-        for one in self._answered:
-            book.update({(one.image, asked.question, asked.choices): answer for asked, answer in one.answers})
-        write_whole(files[0], book_text(self.answerer.identity(), book))
-        write_whole(files[1], json.dumps(self._items, indent=1, sort_keys=True) + "\n")
-        return files
+        for answered in rows:
+            book.update({(answered.image, asked.question, asked.choices): answer for asked, answer in answered.answers})
+        files = {
+            f"{self.score_name}_answers.jsonl": book_text(self.answerer.identity(), book),
+            f"{self.score_name}_items.json": json.dumps(items, indent=1, sort_keys=True) + "\n",
+        }
+        return Result(values, finite(errors), {name: text.encode() for name, text in files.items()})
 
     def fingerprint(self) -> dict[str, Any]:
         """The benchmark, the hash of its questions, the answering model with its weights."""

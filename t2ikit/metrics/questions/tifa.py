@@ -10,7 +10,7 @@ Source: Hu et al., "TIFA: accurate and interpretable text-to-image faithfulness 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from t2ikit.metrics.base import Rows, Samples
+from t2ikit.metrics.base import Result, Rows, Samples
 from t2ikit.metrics.features.clip import TOKENIZER_FILES
 from t2ikit.metrics.features.offload import NetworkHolder
 from t2ikit.metrics.questions import judged
 from t2ikit.metrics.questions.answers import QuestionAnswerer
 from t2ikit.metrics.questions.judged import JudgedMetric, images_of_items, slug
-from t2ikit.metrics.standard_error import clustered_error
+from t2ikit.metrics.statistics import clustered_error
 from t2ikit.pretrained import load_pretrained
 
 Embed = Callable[[Sequence[str]], Tensor]
@@ -243,8 +243,8 @@ class TIFA(JudgedMetric):
             raise ValueError(f"TIFA: item {item!r} of the images has no questions in {self.questions}")
         return [judged.Question(one.question, one.choices if self.show_choices else None) for one in self.items[item]]
 
-    def score(self, samples: Samples, rows: Rows) -> Iterator[tuple[str, float]]:
-        """Yields ``tifa`` in [0, 1], then ``tifa/<element type>``."""
+    def score(self, samples: Samples, rows: Rows) -> Result:
+        """``tifa`` in [0, 1], then ``tifa/<element type>``."""
         images, read = images_of_items(samples, "TIFA"), self.read_answers(samples, rows)
         questions: list[Question] = []
         chosen: list[str] = []
@@ -259,10 +259,10 @@ class TIFA(JudgedMetric):
                     items.setdefault(item, []).append({**entry, "right": choice == question.answer})
         scores = score(questions, chosen)
         types = {f"{self.score_name}/{slug(name)}": error for name, error in scores["errors_by_type"].items()}
-        self._keep({"items": items}, {self.score_name: scores["standard_error"], **types})
-        yield self.score_name, scores["tifa_average"]
-        for name, value in scores["accuracy_by_type"].items():
-            yield f"{self.score_name}/{slug(name)}", value
+        errors = {self.score_name: scores["standard_error"], **types}
+        values = {self.score_name: scores["tifa_average"]}
+        values |= {f"{self.score_name}/{slug(name)}": value for name, value in scores["accuracy_by_type"].items()}
+        return self.result(rows, values, errors, {"items": items})
 
     def fingerprint(self) -> dict[str, Any]:
         """Questions, answering model, sentence encoder."""

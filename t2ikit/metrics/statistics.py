@@ -1,17 +1,19 @@
-"""Paired bootstrap: is the second of two runs on the same prompts better than the first, or was it luck?
+"""Standard errors of means, and the paired bootstrap that compares two runs: is the second better, or was it luck?
 
 Shape legend::
 
     C  clusters (prompts) of a stratum (task)    R  resamples
 
-Images of one prompt are alike and both runs see the same prompts, so whole prompts are drawn, with replacement, for
-both runs at once. Every stratum is drawn by itself, and the overall score is the mean of the strata's (Efron and
-Tibshirani, "An introduction to the bootstrap", 1993, chapters 8 and 13).
+Values come in clusters: images of one prompt and answers to one caption are alike. Two runs see the same prompts, so
+the bootstrap resamples whole prompts, with replacement, for both runs at once. It resamples every stratum by itself,
+and the overall score is the mean of the strata's (Efron and Tibshirani, "An introduction to the bootstrap", 1993,
+chapters 8 and 13).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +22,47 @@ from numpy.typing import NDArray
 from t2ikit import rng
 
 OVERALL = "overall"
-ENTRIES = 2**21  # draws held at a time
+ENTRIES = 2**21  # random numbers held at a time
+
+
+def clustered_error(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> float:
+    """Standard error of the mean of all values when those of one cluster may depend on each other.
+
+    The mean is the ratio of the clusters' sums to their sizes; with r_c = sum_c - size_c mean, its error is
+    ``sqrt(C / (C - 1) sum_c r_c^2) / N``. For clusters of one value this is sd / sqrt(N), for clusters of one size the
+    deviation of the cluster means / sqrt(C).
+
+    Args:
+        values: N numbers.
+        clusters: what each value belongs to, such as its prompt; None gives every value its own.
+
+    Returns:
+        The error, or NaN for fewer than two clusters, which give none.
+
+    Raises:
+        ValueError: not one cluster a value.
+
+    Example:
+        >>> round(clustered_error([0.0, 1.0, 1.0, 0.0]), 4)
+        0.2887
+    """
+    if clusters is not None and len(clusters) != len(values):
+        raise ValueError(f"{len(values)} values but {len(clusters)} clusters")
+    if not values:
+        return math.nan
+    mean = float(np.mean(np.asarray(values, dtype=np.float64)))
+    residuals: dict[Hashable, float] = {}
+    for value, cluster in zip(values, range(len(values)) if clusters is None else clusters, strict=True):
+        residuals[cluster] = residuals.get(cluster, 0.0) + (float(value) - mean)
+    count = len(residuals)
+    if count < 2:
+        return math.nan
+    return math.sqrt(count / (count - 1) * sum(residual**2 for residual in residuals.values())) / len(values)
+
+
+def finite(errors: dict[str, float]) -> dict[str, float]:
+    """The errors that exist: without those that are NaN."""
+    return {name: error for name, error in errors.items() if not math.isnan(error)}
 
 
 @dataclass(frozen=True)
@@ -91,7 +133,7 @@ def paired_bootstrap(
         strata: name -> values of both runs.
         resamples: R.
         confidence: of the interval, in (0, 1).
-        seed: of the draws; the same seed gives the same result on every machine.
+        seed: of the resampling; the same seed gives the same result on every machine.
 
     Returns:
         name -> difference, and "overall".
@@ -102,8 +144,8 @@ def paired_bootstrap(
 
     Example:
         >>> better = Paired.of([[0.0, 0.0], [1.0, 1.0]] * 20, [[1.0, 1.0], [1.0, 1.0]] * 20)
-        >>> found = paired_bootstrap({"colors": better}, resamples=1000)["colors"]
-        >>> found.difference, found.low > 0
+        >>> colors = paired_bootstrap({"colors": better}, resamples=1000)["colors"]
+        >>> colors.difference, colors.low > 0
         (0.5, True)
     """
     if resamples < 1 or not 0 < confidence < 1:
@@ -134,13 +176,13 @@ def _check(name: str, paired: Paired) -> None:
 
 
 def _differences(name: str, paired: Paired, resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    """Second minus first for every resample, some at a time."""
+    """Second minus first for every resample, at most ``ENTRIES`` random numbers at a time."""
     clusters = len(paired.first_sums)
     step = max(1, ENTRIES // clusters)
     for start in range(0, resamples, step):
         count = min(step, resamples - start)
-        drawn = rng.uniforms(seed, f"bootstrap {name}", start, count, clusters)
-        chosen = (drawn * clusters).astype(np.int64)
+        uniforms = rng.uniforms(seed, f"bootstrap {name}", start, count, clusters)
+        chosen = (uniforms * clusters).astype(np.int64)
         second = paired.second_sums[chosen].sum(axis=1) / paired.second_counts[chosen].sum(axis=1)
         yield second - paired.first_sums[chosen].sum(axis=1) / paired.first_counts[chosen].sum(axis=1)
 
@@ -149,7 +191,7 @@ def _summary(scores: tuple[float, float], resampled: NDArray[np.float64], confid
     first, second = scores
     difference, tail = second - first, (1 - confidence) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
-    # Centred on the difference that was found, the resamples say how far one strays where there is none.
-    strayed = np.abs(resampled - difference) >= abs(difference) - 1e-12
-    p_value = (1 + int(strayed.sum())) / (1 + len(resampled))
+    # Centred on the observed difference, the resamples show how far chance alone moves a difference of zero.
+    as_far = np.abs(resampled - difference) >= abs(difference) - 1e-12
+    p_value = (1 + int(as_far.sum())) / (1 + len(resampled))
     return PairedDifference(first, second, float(low), float(high), float(np.std(resampled)), p_value)
