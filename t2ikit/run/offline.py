@@ -26,10 +26,9 @@ from t2ikit.evaluation import MODEL_FIELDS, Evaluated
 from t2ikit.evaluation.comparison import Found, find_scores, paired_tables, score_table
 from t2ikit.evaluation.guidance_sweep import plot_sweep, sweep_table, write_csv
 from t2ikit.evaluation.sampling import Sampling
-from t2ikit.metrics.fingerprint import Fingerprint, Score, compare, write_scores
-from t2ikit.pictures import save_grid
+from t2ikit.metrics.fingerprint import Fingerprint, Score, compare
 from t2ikit.run.experiment import extend_import_path
-from t2ikit.run.trained import TrainedModel, find_config, load_trained
+from t2ikit.run.trained import TrainedModel, find_config, find_device, load_trained
 
 # Where the images are while an evaluation is under way.
 DRAWN = "images.sampling"
@@ -43,7 +42,6 @@ def evaluate(args: argparse.Namespace) -> None:
     Raises:
         ConfigError, FileNotFoundError, ValueError: what is missing or wrong, and what to change.
     """
-
     checkpoint = None if args.checkpoint is None else find_checkpoint(args.checkpoint, "checkpoint")
     experiment: Path = find_config(checkpoint) if checkpoint and not args.experiment else args.experiment
     config = compose(experiment, args.overrides)
@@ -59,9 +57,9 @@ def evaluate(args: argparse.Namespace) -> None:
         return
     if checkpoint is None:
         where = (args.out or Path("evaluations") / args.snapshot) / args.images.resolve().name
-        found = snapshot.evaluation.evaluate_pictures(args.images, data, device)
-        ranks.from_first(lambda: _write(where, snapshot, found, {"pictures": args.images}))
-        _report(where, found.scores, others, args)
+        evaluated = snapshot.evaluation.evaluate_pictures(args.images, data, device)
+        ranks.from_first(lambda: _write(where, snapshot, evaluated, None))
+        _report(where, evaluated.scores, others, args)
         return
     trained = _model(args, checkpoint, snapshot, data, device)
     run_folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
@@ -88,7 +86,6 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def _snapshot(config: dict[str, Any], name: str, experiment: Path) -> Snapshot:
     """The snapshot of that name, built."""
-
     known = [
         key
         for key, node in config["callbacks"].items()
@@ -110,7 +107,6 @@ def _near(name: str, known: Sequence[str]) -> str:
 
 def _sampling(args: argparse.Namespace, snapshot: Snapshot, config: dict[str, Any]) -> Sampling:
     """The snapshot's, with what the command line changes."""
-
     given = {name: getattr(args, name) for name in ("steps", "method", "seed", "batch_size")}
     if args.method is not None:
         find_solver(args.method)
@@ -134,13 +130,8 @@ def _label(args: argparse.Namespace, step: int) -> str:
 
 
 def _launch(args: argparse.Namespace) -> torch.device:
-    """Starts the other processes, if there are any, by Lightning; the device of this one."""
-
-    try:
-        device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
-        raise ConfigError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
+    """Has Lightning start the other processes, if there are any; returns the device of this one."""
+    device = find_device(args.device)
     if device.index is not None and args.devices is not None:
         raise ConfigError(f"--device {args.device} is one device: leave out --devices, or say --device {device.type}")
     devices: Any = args.devices or 1 if device.index is None else [device.index]
@@ -156,7 +147,6 @@ def _launch(args: argparse.Namespace) -> torch.device:
 
 
 def _data(config: dict[str, Any]) -> DataModule:
-
     data: DataModule = check_component("data", config["data"], LightningDataModule).build()
     ranks.from_first(data.prepare_data)
     return data
@@ -182,12 +172,12 @@ def _evaluate(
     folder: Path, snapshot: Snapshot, trained: TrainedModel, data: DataModule, sampling: Sampling
 ) -> list[Score]:
     """One evaluation into its folder."""
-    found = snapshot.evaluation.evaluate(
+    evaluated = snapshot.evaluation.evaluate(
         trained.module, data, sampling, folder / DRAWN, weights=trained.weights, step=trained.step
     )
     facts = {**sampling.conditions(), "weights": trained.weights, "checkpoint_sha256": trained.sha256}
-    ranks.from_first(lambda: _write(folder, snapshot, found, facts))
-    return found.scores
+    ranks.from_first(lambda: _write(folder, snapshot, evaluated, facts))
+    return evaluated.scores
 
 
 def _forget_drawn(where: Path) -> None:
@@ -213,21 +203,20 @@ def _check_comparable(
 # ------------------------------------------------------------------ what comes of it
 
 
-def _write(folder: Path, snapshot: Snapshot, found: Evaluated, facts: dict[str, Any]) -> None:
-    """Scores, grid, and the images if the snapshot keeps them."""
-
-    assert found.images is not None
-    folder.mkdir(parents=True, exist_ok=True)
-    save_grid(found.images[: snapshot.grid], folder / "grid.png")
-    if snapshot.keep_images and "pictures" not in facts:
-        snapshot.evaluation.keep_images(folder / "images", found.images, facts)
-    snapshot.evaluation.publish(folder / "details")
-    write_scores(folder / "scores", found.scores)
+def _write(folder: Path, snapshot: Snapshot, evaluated: Evaluated, facts: dict[str, Any] | None) -> None:
+    """Scores, grid and details; the images too where there are facts about them and the snapshot keeps them."""
+    snapshot.write(
+        evaluated,
+        facts if snapshot.keep_images else None,
+        grid=folder / "grid.png",
+        images=folder / "images",
+        details=folder / "details",
+        scores=folder / "scores",
+    )
 
 
 def _report(where: Path, scores: list[Score], others: Found | None, args: argparse.Namespace) -> None:
     """The table; beside other scores where there are some, with confidence where that is known."""
-
     if ranks.this() > 0:
         return
     by_name, varied = {score.name: score for score in scores}, list(args.varied)
@@ -252,7 +241,6 @@ def _report_reference(files: dict[Path, list[str]]) -> None:
 
 def _report_sweep(where: Path, sweep: dict[float, list[Score]], title: str) -> None:
     """Table, CSV and figure."""
-
     if ranks.this() > 0:
         return
     write_csv(where / "scores.csv", sweep)

@@ -72,10 +72,10 @@ class TrainedModel:
             ) from error
 
     def _data_root(self) -> Path | None:
-        """The data root of the experiment. A data module is made to ask it, and opens nothing."""
+        """The data root of the experiment. Its data module says it, since ShapesData derives one from its options."""
         try:
             data = check_component("data", self.config["data"], LightningDataModule).build()
-        except ConfigError:  # a class of the user's own that is not at hand: the encoder may be, by its name
+        except ConfigError:  # a class of the user's own that cannot be imported: the encoder may be found by its name
             return None
         folder = getattr(data, "folder", None)
         return None if folder is None else Path(folder)
@@ -133,6 +133,20 @@ def find_config(checkpoint: Path) -> Path:
         f"checkpoint {checkpoint}: no config.yaml of its run in {checkpoint.absolute().parent.parent}; leave it in its "
         "run folder (RUN/config.yaml, RUN/checkpoints/step-*.ckpt) or put config.yaml beside it"
     )
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device of ``--device``; by default a GPU if there is one.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
+        raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def _build(config: dict[str, Any], autoencoder: str | None) -> TextToImage:
