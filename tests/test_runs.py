@@ -94,7 +94,7 @@ def test_a_run_trains_scores_and_can_be_killed(folder: Path, capfd: pytest.Captu
     assert max(step for step, _ in read_metrics(killed / "metrics.csv")["train/loss"]) < 8
 
     assert cli.main(["run", "small.yaml", "--run.name", "killed", "--resume", "last"]) == 0
-    assert "Going on from" in capfd.readouterr().out
+    assert "Resuming from" in capfd.readouterr().out
     assert numbers(killed) == undisturbed, "a killed and resumed run must make the same numbers, bit for bit"
     assert (killed / "config.resume-1.yaml").exists()
     last = [torch.load(run / "checkpoints" / "step-00000008.ckpt", weights_only=True) for run in (straight, killed)]
