@@ -83,9 +83,7 @@ def _measure(settings: Settings) -> list[Measurement]:
 
     def sampler() -> None:
         for first in range(0, count, BATCH):
-            sample_batch(
-                module, states[first : first + BATCH], first, seed=0, steps=sampling.steps, guidance=sampling.guidance
-            )
+            sample_batch(module, states[first : first + BATCH], first, sampling)
 
     def first_time() -> None:
         metric.reference = type(metric.reference)(metric.features, metric.batch_size)

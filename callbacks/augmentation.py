@@ -7,13 +7,12 @@ from typing import Any
 import lightning as L
 import torch
 
+from t2ikit.augment.cutmix import SETTINGS
 from t2ikit.batch import Batch
 from t2ikit.data.datamodule import DataModule
 from t2ikit.diffusion import gamma_schedule
 from t2ikit.module import TextToImage
 from t2ikit.records.fits import check_cutmix
-
-SETTINGS = ("cm2", "cm4", "cm9", "cm16", "cmall")
 
 
 class AugmentationCallback(L.Callback):
@@ -88,7 +87,7 @@ class CutMix(AugmentationCallback):
         self.log_snr = float(torch.log(gamma) - torch.log1p(-gamma))
 
     def validate_experiment(self, experiment: Any) -> None:
-        """Refuses a setting that the embedded data set is not told to build."""
+        """Refuses a setting that the embedded data set does not build."""
         built = getattr(experiment.data, "settings", None)
         if built is not None and self.folder == f"train_{self.setting}" and self.setting not in built:
             raise ValueError(f"setting {self.setting} is not built; add it: --data.settings [{self.setting}]")

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and a run that is never without a good one."""
+"""Checkpoints written whole or not at all; a run always keeps a good one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from t2ikit.files import publish
 class Checkpoint(LightningCheckpoint):
     """Writes ``checkpoints/step-00001000.ckpt`` under the run folder.
 
-    A file is written beside its place, synced to the disk and renamed; older ones go only after that.
+    A file is written under a temporary name, synced to the disk and renamed; older ones are removed only after that.
 
     Args:
         every_n_steps: optimizer steps between two checkpoints.
@@ -30,8 +30,8 @@ class Checkpoint(LightningCheckpoint):
 
     def __init__(self, every_n_steps: int = 1000, keep: int = 2, keep_every_n_steps: int | None = None) -> None:
         super().__init__()
-        numbers = {"every_n_steps": every_n_steps, "keep": keep, "keep_every_n_steps": keep_every_n_steps}
-        for name, value in numbers.items():
+        counts = {"every_n_steps": every_n_steps, "keep": keep, "keep_every_n_steps": keep_every_n_steps}
+        for name, value in counts.items():
             if value is not None and value < 1:
                 raise ValueError(f"callbacks.checkpoint: {name} must be at least 1, got {value}")
         self.every_n_steps = every_n_steps
@@ -40,7 +40,7 @@ class Checkpoint(LightningCheckpoint):
         self._last_step = -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._last_step = trainer.global_step  # a resumed run has this one on the disk
+        self._last_step = trainer.global_step  # a resumed run has written this checkpoint already
         if trainer.is_global_zero:
             for partial in self._folder(trainer).glob("*.partial"):
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink()

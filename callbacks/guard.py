@@ -52,7 +52,7 @@ class NonFiniteGuard(L.Callback):
             self._broken, self._step, self._rows = torch.zeros_like(bad), torch.zeros_like(rows[0, 0]), rows
         if rows.shape != self._rows.shape:  # a column of padding is no broken record
             width = max(rows.shape[1], self._rows.shape[1])
-            rows, self._rows = (F.pad(each, (0, width - each.shape[1])) for each in (rows, self._rows))
+            rows, self._rows = (F.pad(table, (0, width - table.shape[1])) for table in (rows, self._rows))
         first = bad & ~self._broken
         self._rows = torch.where(first, rows, self._rows)
         self._step = torch.where(first, self._current, self._step)
@@ -68,16 +68,16 @@ class NonFiniteGuard(L.Callback):
         if not bool(trainer.strategy.reduce(self._broken.long(), reduce_op="sum")):
             return
         names = trainer.datamodule.source_names
-        found = [each for each in ranks.together(self._found) if each is not None]
-        first = min(step for step, _ in found)
-        records = [f"{names[source]}[{index}]" for step, rows in found if step == first for source, index in rows]
+        broken = [batch for batch in ranks.together(self._first_broken) if batch is not None]
+        first = min(step for step, _ in broken)
+        records = [f"{names[source]}[{index}]" for step, rows in broken if step == first for source, index in rows]
         raise FloatingPointError(
             f"the loss is not finite at optimizer step {first}; records (source[index]): {', '.join(records)}. "
             "The last checkpoint is from before; lower the learning rate or trainer.gradient_clip_val, or look at "
             "these records with `t2ikit prepare check`"
         )
 
-    def _found(self) -> tuple[int, list[tuple[int, int]]] | None:
+    def _first_broken(self) -> tuple[int, list[tuple[int, int]]] | None:
         """Step and records (source, index) of the first batch of this rank with a loss that is not finite, if any."""
         assert self._broken is not None and self._rows is not None and self._step is not None
         if not bool(self._broken):

@@ -1,4 +1,4 @@
-"""A logger that appends every number of a run to ``metrics.csv``: one line a value, so nothing is ever rewritten."""
+"""A logger that appends every value of a run to ``metrics.csv``: one line per value, so nothing is ever rewritten."""
 
 from __future__ import annotations
 

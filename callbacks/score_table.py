@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from t2ikit.callbacks.snapshot import Snapshot
+from t2ikit.evaluation.comparison import shown
 from t2ikit.metrics.fingerprint import Score, UnlikeFingerprints, compare, read_scores
 
 
@@ -47,8 +48,8 @@ class ScoreTable(L.Callback):
                 if reason is not None:
                     refused.setdefault(reason, []).append(f"{snapshot.name}/{name}")
                 earlier = snapshot.history[steps[0]].get(name) if reason is None else None
-                error = after[name].standard_error if name in after else None
-                table.add_row(f"{snapshot.name}/{name}", _shown(earlier), _shown(value, error))
+                later = shown(after[name]) if name in after else f"{value:.4g}"
+                table.add_row(f"{snapshot.name}/{name}", "-" if earlier is None else f"{earlier:.4g}", later)
         console = Console(width=100)
         console.print(table)
         for reason, names in refused.items():
@@ -56,12 +57,6 @@ class ScoreTable(L.Callback):
         minutes = (time.perf_counter() - self._started) / 60
         evaluation = sum(snapshot.evaluation_seconds for snapshot in snapshots) / 60
         console.print(f"{minutes:.1f} minutes in all, {evaluation:.1f} of them evaluation")
-
-
-def _shown(value: float | None, error: float | None = None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if error is None else f"{value:.4g} \u00b1 {error:.2g}"
 
 
 def _unlike(first: Score | None, second: Score | None) -> str | None:

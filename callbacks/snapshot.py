@@ -1,12 +1,12 @@
 """A snapshot: prompts -> images -> metrics, at some steps of a run. Every metric reads the same images.
 
-What is drawn and scored is an ``Evaluation``; here is when, of which weights, and where the results go:
+An ``Evaluation`` samples and scores; the callback decides when, with which weights, and where the results go:
 
     samples/NAME/step-00000500.png                    a grid of the first images
     samples/NAME/scores/step-00000500/SCORE.json      every score with its fingerprint
-    samples/NAME/details/step-00000500/               what they were made of: verdicts, answers
+    samples/NAME/details/step-00000500/               what the scores were made of: verdicts, answers
     samples/NAME/step-00000500/                       all images, with ``keep_images``
-    samples/NAME/step-00000500.sampling/               images under way: an interrupted snapshot goes on from them
+    samples/NAME/step-00000500.sampling/               unfinished images: an interrupted snapshot continues with them
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
 
 from t2ikit import ranks
 from t2ikit.callbacks.ema import EMA
@@ -38,14 +39,14 @@ from t2ikit.prompts import PromptSource
 
 
 class Snapshot(L.Callback):
-    """Draws images of the EMA weights and scores them.
+    """Samples images with the EMA weights and scores them.
 
     Image i depends on (seed, i, prompt) alone: not on the batch size, nor on the number of ranks. The training state is
     left as it was.
 
     Args:
-        prompts: which texts to draw.
-        metrics: what to compute of the images.
+        prompts: which texts to sample.
+        metrics: what to compute from the images.
         name: prefix of every score; by default the key in the experiment's ``callbacks``.
         every_n_steps: optimizer steps between two snapshots; None takes only start and end.
         at_start: also before the first step of a new run.
@@ -53,14 +54,14 @@ class Snapshot(L.Callback):
         steps: sampler steps.
         method: sampler, see ``t2ikit.diffusion.sample``.
         guidance: classifier-free guidance w, (1 + w) cond - w uncond; or a Guidance.
-        batch_size: images drawn at once on each rank.
+        batch_size: images sampled at once on each rank.
         seed: key of the noise.
         reference: split whose images the distribution metrics compare with; "prompts" for the photos that the prompts
             describe (CocoCaptions); None if no metric needs them.
         reference_limit: how many of them; None takes all.
         validation_loss: also compute the loss of the validation set (``<name>/loss``).
         grid: number of images in the picture.
-        ema_decay: which EMA profile; None takes the first. Without an EMA callback the raw weights are drawn.
+        ema_decay: which EMA profile; None takes the first. Without an EMA callback the raw weights sample.
         keep_images: keep every image as a PNG file, in the layout of the prompt source (that of its benchmark).
 
     Raises:
@@ -129,9 +130,8 @@ class Snapshot(L.Callback):
     # ------------------------------------------------------------------ when
 
     def on_train_start(self, trainer: L.Trainer, pl_module: TextToImage) -> None:
-        self.evaluation.prepare(
-            trainer.datamodule, pl_module.device
-        )  # what is missing is found now, not at the first snapshot
+        # Missing prompts, text encoders or references end the run now, not at the first snapshot.
+        self.evaluation.prepare(trainer.datamodule, pl_module.device)
         if isinstance(pl_module.space, LatentSpace):
             _ = pl_module.space.model
         step = trainer.global_step
@@ -157,7 +157,7 @@ class Snapshot(L.Callback):
     # ------------------------------------------------------------------ what
 
     def run(self, trainer: L.Trainer, pl_module: TextToImage) -> dict[str, float]:
-        """One snapshot of the present weights: draws, scores, logs, writes grid and scores; returns the scores.
+        """One snapshot of the present weights: samples, scores, writes and logs; returns the scores.
 
         Everything global is left as it was: weights, their mode, and the random state of torch, NumPy and Python.
         """
@@ -166,7 +166,7 @@ class Snapshot(L.Callback):
         ema = _ema_of(trainer)
         weights = "raw" if ema is None else f"ema {self.ema_decay or ema.decays[0]}"
         with isolate_rng(), self._weights(ema, pl_module):
-            found = self.evaluation.evaluate(
+            evaluated = self.evaluation.evaluate(
                 pl_module,
                 trainer.datamodule,
                 replace(self.sampling, precision=str(trainer.precision)),
@@ -174,9 +174,9 @@ class Snapshot(L.Callback):
                 weights=weights,
                 step=step,
             )
-        scores = {score.name: score.value for score in found.scores}  # plain numbers: they go into every checkpoint
+        scores = {score.name: score.value for score in evaluated.scores}  # plain numbers: they go into every checkpoint
         self.history[step] = scores
-        ranks.from_first(lambda: self._write(trainer, step, found, weights))
+        ranks.from_first(lambda: self._publish(trainer, step, evaluated, weights))
         self.evaluation_seconds += time.perf_counter() - started
         return scores
 
@@ -193,28 +193,53 @@ class Snapshot(L.Callback):
         """Of the score files of one step."""
         return self.folder(trainer) / "scores" / _label(step)
 
-    def _write(self, trainer: L.Trainer, step: int, found: Evaluated, weights: str) -> None:
-        assert found.images is not None
-        folder, prompts = self.folder(trainer), self.evaluation.prompts
-        folder.mkdir(parents=True, exist_ok=True)
-        picture = save_grid(found.images[: self.grid], folder / f"{_label(step)}.png")
+    def write(
+        self, evaluated: Evaluated, facts: dict[str, Any] | None, grid: Path, images: Path, details: Path, scores: Path
+    ) -> Tensor:
+        """Writes what an evaluation gave; for the first rank.
+
+        Args:
+            evaluated: scores and images.
+            facts: how the images were made, for their metadata; None writes the grid but not every image.
+            grid: file for the first images in one picture.
+            images: folder for every image.
+            details: folder for verdicts and answers of the metrics.
+            scores: folder for the scores.
+
+        Returns:
+            The picture of the grid.
+        """
+        assert evaluated.images is not None
+        grid.parent.mkdir(parents=True, exist_ok=True)
+        picture = save_grid(evaluated.images[: self.grid], grid)
+        if facts is not None:
+            self.evaluation.keep_images(images, evaluated.images, facts)
+        write_files(details, evaluated.files)
+        write_scores(scores, evaluated.scores)
+        return picture
+
+    def _publish(self, trainer: L.Trainer, step: int, evaluated: Evaluated, weights: str) -> None:
+        """Writes the files of a snapshot, removes its unfinished images, and logs scores, seconds and grid."""
+        folder, label, prompts = self.folder(trainer), _label(step), self.evaluation.prompts
+        facts = {**self.sampling.conditions(), "weights": weights, "step": step}
+        picture = self.write(
+            evaluated,
+            facts if self.keep_images else None,
+            grid=folder / f"{label}.png",
+            images=folder / label,
+            details=folder / "details" / label,
+            scores=self.scores_folder(trainer, step),
+        )
         write_whole(folder / "prompts.txt", "\n".join(prompt.text for prompt in prompts[: self.grid]) + "\n")
-        if self.keep_images:
-            facts = {**self.sampling.conditions(), "weights": weights, "step": step}
-            self.evaluation.keep_images(folder / _label(step), found.images, facts)
-        write_files(folder / "details" / _label(step), found.files)
-        write_scores(self.scores_folder(trainer, step), found.scores)
-        for unfinished in folder.glob(
-            "step-*.sampling"
-        ):  # of this step, and of steps before it that are not coming back
+        for unfinished in folder.glob("step-*.sampling"):  # of this step or an earlier one, which no run samples again
             if int(re.sub(r"\D", "", unfinished.name)) <= step:
                 shutil.rmtree(unfinished, ignore_errors=True)
-        numbers = {f"{self.name}/{score.name}": score.value for score in found.scores}
-        for cost in found.costs:
+        values = {f"{self.name}/{score.name}": score.value for score in evaluated.scores}
+        for cost in evaluated.costs:
             key = f"{self.name}/seconds/{cost.what}"
-            numbers[key] = numbers.get(key, 0.0) + cost.seconds
+            values[key] = values.get(key, 0.0) + cost.seconds
         for logger in trainer.loggers:
-            logger.log_metrics(numbers, step=step)
+            logger.log_metrics(values, step=step)
             add_image = getattr(getattr(logger, "experiment", None), "add_image", None)
             if add_image is not None:
                 add_image(f"{self.name}/grid", picture, global_step=step)

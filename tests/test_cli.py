@@ -93,7 +93,7 @@ def test_resume_goes_on_in_the_folder(run: Run, tmp_path: Path) -> None:
     torn = runs / "version_1" / "checkpoints" / "step-00000005.ckpt"
     torn.write_bytes(torn.read_bytes()[:500])
     done = run("run", "e.yaml", "--trainer.max_steps", "6", "--resume", "last")
-    assert done.status == 0 and "Going on from" in done.out and "step-00000004.ckpt" in done.out
+    assert done.status == 0 and "Resuming from" in done.out and "step-00000004.ckpt" in done.out
     assert "changed: trainer.max_steps: 5 -> 6" in done.out
     assert losses(runs / "version_1") == whole
     assert (runs / "version_1" / "config.resume-1.yaml").is_file()
@@ -120,7 +120,7 @@ def test_interrupt_says_how_to_go_on(run: Run, tmp_path: Path) -> None:
     done = run("run", "e.yaml", "--callbacks.stop", stop)
     path = "runs/e/version_0/checkpoints/step-00000002.ckpt"  # Lightning calls checkpoint callbacks last
     assert done.status == 130 and "Interrupted at step 3. " in done.err and "Traceback" not in done.err
-    assert f"Go on with: t2ikit run e.yaml --callbacks.stop '{stop}' --resume {path}\n" in done.err
+    assert f"Resume with: t2ikit run e.yaml --callbacks.stop '{stop}' --resume {path}\n" in done.err
     assert run("run", "e.yaml", "--resume", path).status == 0
     assert sorted(losses(tmp_path / "runs" / "e" / "version_0")) == [0, 1, 2, 3]
 

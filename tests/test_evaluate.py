@@ -234,7 +234,7 @@ def test_mistakes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         ([RUN, *pictures], "Give either a CHECKPOINT or --images DIR"),
         (pictures, "--images needs --experiment FILE"),
         (["--write-reference", tmp_path, "--snapshot", "val"], "--write-reference needs --experiment FILE"),
-        ([*pictures, "--experiment", "small.yaml", "--batch-size", "2"], "--batch-size says how to draw"),
+        ([*pictures, "--experiment", "small.yaml", "--batch-size", "2"], "--batch-size is an option of sampling"),
         ([*val, "--method", "dpmp"], "unknown sampling method 'dpmp'"),
         ([*val, "--model.denoiser.patch_size", "2"], "the model is that of the checkpoint"),
         ([*val, "--callbacks.val.stps", "2"], "Snapshot takes no 'stps'; nearest known: 'steps'"),

@@ -105,7 +105,7 @@ def test_a_snapshot_leaves_a_grid_and_scores_with_fingerprints(straight: Path, s
 def test_a_killed_run_goes_on_bit_for_bit(straight: Path, killed: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert max(step for step, _ in read_metrics(killed / "metrics.csv")["train/loss"]) < 8
     assert cli.main(["run", "small.yaml", "--resume", "last"]) == 0
-    assert "Going on from" in capfd.readouterr().out
+    assert "Resuming from" in capfd.readouterr().out
     assert numbers(killed) == numbers(straight), "a killed and resumed run must make the same numbers, bit for bit"
     assert (killed / "config.resume-1.yaml").exists()
     weights, of_killed = (

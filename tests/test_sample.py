@@ -190,7 +190,7 @@ def test_mistakes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         ([alone, *one], "no config.yaml of its run in"),
         ([other, *one], "not a checkpoint of a text-to-image run"),
         ([tmp_path / "shards.ckpt", *one], "consolidate_checkpoint"),
-        ([bare, *one], "draw with --weights raw"),
+        ([bare, *one], "sample with --weights raw"),
         ([RUN, *one, "--method", "dpmp"], "unknown sampling method 'dpmp'; the nearest is 'ddpm'"),
         ([RUN, *one, "--negative", "a ring", "--guidance", "0"], "--negative acts through guidance"),
         ([RUN, *one, "--autoencoder", "vae"], "--autoencoder vae: the model of this checkpoint has none"),

@@ -1,4 +1,4 @@
-"""``t2ikit evaluate``: a snapshot of an experiment, taken of a checkpoint or of pictures of any other model."""
+"""``t2ikit evaluate``: scores a checkpoint, or pictures of any other model, as a snapshot of an experiment does."""
 
 from __future__ import annotations
 
@@ -24,55 +24,60 @@ What is written, below --out:
   step-00250000/scores/SCORE.json      each score with everything it depends on (its fingerprint); grid.png;
                                        details/ with verdicts and answers of the metrics that give them
   step-00250000-guidance-sweep/        a folder for each weight, scores.csv, and guidance.png with their curves
-Other settings than the experiment's are part of the folder's name. An interrupted call goes on from its images.
+Other settings than the experiment's are part of the folder's name. An interrupted call continues with its images.
 
 Any option of the experiment's data and snapshots may be overridden:
 --data.root DIR, --callbacks.val.reference_limit 500
 """
 
-# Options that say how images are drawn: none of them has a meaning for pictures that are there.
-DRAWING = ("guidance", "steps", "method", "seed", "batch_size", "weights", "autoencoder")
+# Options of sampling: none of them has a meaning for existing pictures.
+SAMPLING = ("guidance", "steps", "method", "seed", "batch_size", "weights", "autoencoder")
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Adds ``evaluate`` to the subcommands of a parser; ``run`` runs what was parsed."""
+    """Adds the parser of ``evaluate`` to the subcommands."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "evaluate",
         help="score a checkpoint, or pictures of any model",
         description="Takes a snapshot of an experiment (its prompts, sampler and metrics) of a checkpoint: the same "
-        "object as in training, with the same scores. Or scores pictures that another program drew for its prompts.",
+        "object as in training, with the same scores. Or scores pictures that another program made of its prompts.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     checkpoint_help = "step-*.ckpt of a run, or its folder for the newest one"
     add("checkpoint", metavar="CHECKPOINT", type=Path, nargs="?", help=checkpoint_help)
-    add("--snapshot", required=True, metavar="NAME", help="which one: its key in the experiment's callbacks")
-    add("--experiment", type=Path, metavar="FILE", help="that names it (default: config.yaml of the checkpoint's run)")
-    images_help = "score the pictures in DIR instead: one a prompt, in the order of their names, or as the benchmark "
-    add("--images", type=Path, metavar="DIR", help=images_help + "of the prompts lays them out")
-    write_help = "only write the statistics of the reference set, so that no evaluation computes them again"
+    add("--snapshot", required=True, metavar="NAME", help="the snapshot: its key in the experiment's callbacks")
+    add(
+        "--experiment",
+        type=Path,
+        metavar="FILE",
+        help="experiment of the snapshot (default: that of the checkpoint's run)",
+    )
+    images_help = "score the pictures in DIR instead: one per prompt, sorted by name, or in the layout of the "
+    add("--images", type=Path, metavar="DIR", help=images_help + "benchmark of the prompts")
+    write_help = "only write the statistics of the reference set, so that no later evaluation computes them"
     add("--write-reference", type=Path, metavar="DIR", help=write_help)
     add("--guidance", type=_weights, metavar="W[,W...]", help="guidance weight; several make a sweep with a figure")
-    add("--steps", type=positive, metavar="N", help="of the sampler (default: the snapshot's, here and below)")
-    add("--method", help="ddim, ddpm, euler, heun or dpmpp_2m")
-    add("--seed", type=int, metavar="N", help="of the noise")
-    add("--batch-size", type=positive, metavar="N", help="images drawn at once on each device")
+    add("--steps", type=positive, metavar="N", help="steps of the sampler (default: the snapshot's, here and below)")
+    add("--method", help="sampler: ddim, ddpm, euler, heun or dpmpp_2m")
+    add("--seed", type=int, metavar="N", help="seed of the noise")
+    add("--batch-size", type=positive, metavar="N", help="images sampled at once on each device")
     add("--limit", type=positive, metavar="N", help="take the first N prompts only")
-    add("--weights", choices=("ema", "raw"), help="averaged, or as the last step left them (default: as the snapshot)")
-    add("--autoencoder", metavar="FOLDER_OR_ID", help="where the autoencoder of the training data is now")
-    add("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one")
-    add("--devices", type=positive, metavar="N", help="devices of this machine that draw and look (1)")
+    add("--weights", choices=("ema", "raw"), help="averaged weights, or the raw ones of the last step")
+    add("--autoencoder", metavar="FOLDER_OR_ID", help="the autoencoder of the training data, if it has moved")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    add("--devices", type=positive, metavar="N", help="devices of this machine that sample and score (1)")
     add("--num-nodes", type=positive, metavar="N", help="machines, each started with this command (1)")
-    add("--compare", type=Path, metavar="DIR", help="a run, or a folder with scores/, to set the scores beside")
-    varied_help = "fields of the fingerprints that may differ in it, e.g. guidance,steps"
+    add("--compare", type=Path, metavar="DIR", help="a run, or a folder with scores/, to compare the scores with")
+    varied_help = "fields of the fingerprints that may differ in the comparison, e.g. guidance,steps"
     add("--varied", type=_names, default=(), metavar="FIELD[,FIELD...]", help=varied_help)
     add("--out", type=Path, metavar="DIR", help="default: RUN/evaluations/NAME; for --images evaluations/NAME")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluates what was asked for; the exit status.
+    """Evaluates a checkpoint or pictures; returns the exit status.
 
     Raises:
         ConfigError, FileNotFoundError, ValueError: what is missing or wrong, and what to change.
@@ -94,9 +99,9 @@ def _check(args: argparse.Namespace) -> None:
             raise ConfigError(
                 f"--{option} needs --experiment FILE, which names the snapshot with its prompts and metrics"
             )
-        given = [name for name in DRAWING if getattr(args, name) is not None]
+        given = [name for name in SAMPLING if getattr(args, name) is not None]
         if given:
-            raise ConfigError(f"--{given[0].replace('_', '-')} says how to draw, but --{option} draws nothing")
+            raise ConfigError(f"--{given[0].replace('_', '-')} is an option of sampling, which --{option} leaves out")
     for override in args.overrides:
         if override.key.split(".")[0] not in ("data", "callbacks") and override.key != "trainer.precision":
             raise ConfigError(
@@ -104,17 +109,17 @@ def _check(args: argparse.Namespace) -> None:
                 "is that of the checkpoint"
             )
     if args.guidance is not None and len(args.guidance) > 1 and args.compare is not None:
-        raise ConfigError("--compare sets one evaluation beside another: give --guidance one weight")
+        raise ConfigError("--compare compares two evaluations: give --guidance one weight")
     if args.varied and args.compare is None:
         raise ConfigError("--varied says what may differ in a comparison: give --compare DIR")
 
 
 def _weights(text: str) -> list[float]:
-    weights = [float(part) for part in text.split(",")]
+    weights = [float(weight) for weight in text.split(",")]
     if len(set(weights)) < len(weights) or not all(map(math.isfinite, weights)):
         raise argparse.ArgumentTypeError(f"{text} is no list of different numbers, such as 0,1,2,4")
     return weights
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(","))
+    return tuple(name.strip() for name in text.split(","))

@@ -22,12 +22,12 @@ options:
   --KEY VALUE       overrides one key, e.g. --trainer.max_steps 100; the value is YAML. Below a class the word init_args
                     may be left out: --data.root DIR is --data.init_args.root DIR. Changing a class drops the arguments
                     of the old one: --model.denoiser t2ikit.denoisers.DiTI. null drops a callback: --callbacks.ema null
-  --resume last     goes on with the newest version that holds a complete checkpoint, in its folder
-  --resume PATH     goes on from a checkpoint (or the newest one of a run folder)
-  --allow KEY       lets KEY differ from the checkpoint that --resume goes on from; a refusal names the keys. Repeatable
+  --resume last     resumes the newest version that holds a complete checkpoint, in its folder
+  --resume PATH     resumes from a checkpoint (or the newest one of a run folder)
+  --allow KEY       lets KEY differ from the checkpoint of --resume; a refusal names the keys. Repeatable
   --print_config    prints the resolved experiment with every default, and stops
   --debug           shows the traceback of an error
-  --help            this; after a file, every option of its classes as well
+  --help            shows this help; after a file, every option of its classes as well
 
 examples:
   {prog} experiments/quickstart.yaml
@@ -120,7 +120,7 @@ def read_arguments(arguments: Sequence[str], prog: str) -> Request:
             raise ConfigError(f"unknown option '{word}': options begin with --")
     if len(paths) > 1:
         raise ConfigError(
-            f"one experiment a run, got {' and '.join(paths)}; an experiment takes others in by `extends`"
+            f"one experiment a run, got {' and '.join(paths)}; `extends` takes other files into an experiment"
         )
     if not paths and "help" not in flags:
         raise ConfigError(f"which experiment? {prog} EXPERIMENT.yaml")

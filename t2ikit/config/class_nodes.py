@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from argparse import ArgumentError
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,21 +19,7 @@ from jsonargparse import ArgumentParser, Namespace
 from t2ikit.config.compose import CLASS_KEYS, ConfigError, nearest
 from t2ikit.config.messages import explain, located
 
-# Where a class named without its module is looked for, to say its full path.
-ROOMS = (
-    "callbacks",
-    "denoisers",
-    "diffusion",
-    "optim",
-    "data",
-    "encoders",
-    "metrics",
-    "module",
-    "shapes",
-    "evaluation",
-    "prompts",
-)
-# Exceptions of a constructor that are the user's to mend; any other is a defect and keeps its traceback.
+# Exceptions of a constructor over a mistake of the user; any other is a defect and keeps its traceback.
 USER_ERRORS: tuple[type[Exception], ...] = (ValueError, TypeError, FileNotFoundError, ImportError)
 
 
@@ -78,14 +65,17 @@ class Component:
         return {"class_path": self.class_path, "init_args": plain} if plain else {"class_path": self.class_path}
 
 
-def check_component(key: str, node: Any, base: type, name: str | None = None) -> Component:
+def check_component(
+    key: str, node: Any, base: type, name: str | None = None, packages: Sequence[str] = ()
+) -> Component:
     """Checks a class node of the top level and all nodes below it.
 
     Args:
         key: path of the node in the experiment.
         node: ``{class_path, init_args}`` or the class path alone.
         base: what the class must derive from.
-        name: given to a constructor that takes ``name`` and is not given one.
+        name: given to a constructor that takes ``name`` where the node has none.
+        packages: searched for a class that is named without its module, to suggest its full path.
 
     Raises:
         ConfigError: an unknown class or key, a wrong type, a missing argument.
@@ -94,12 +84,12 @@ def check_component(key: str, node: Any, base: type, name: str | None = None) ->
         node = {"class_path": node}
     if not isinstance(node, dict) or "class_path" not in node:
         raise ConfigError(f"{key}: expected {{class_path: ..., init_args: ...}}, got {node!r}")
-    cls = find_class(node["class_path"], key)
+    cls = find_class(node["class_path"], key, packages)
     if not issubclass(cls, base):
         raise ConfigError(f"{key}.class_path: {node['class_path']} is no {base.__name__} of Lightning")
     if name is not None and "name" in accepted(cls):
         node = {**node, "init_args": {"name": name, **(node.get("init_args") or {})}}
-    return Component(key, cls, node["class_path"], _check_class(node, key))
+    return Component(key, cls, node["class_path"], _check_class(node, key, packages))
 
 
 @cache
@@ -116,8 +106,13 @@ def accepted(cls: type) -> tuple[str, ...]:
     return tuple(defaults.as_dict()) if isinstance(defaults, Namespace) else ()
 
 
-def find_class(class_path: Any, key: str) -> type:
+def find_class(class_path: Any, key: str, packages: Sequence[str] = ()) -> type:
     """The class that ``class_path`` names.
+
+    Args:
+        class_path: ``module.Class``.
+        key: path of the class node in the experiment.
+        packages: searched for a class that is named without its module, to suggest its full path.
 
     Raises:
         ConfigError: no such module or class, with the nearest known one.
@@ -127,8 +122,9 @@ def find_class(class_path: Any, key: str) -> type:
         raise ConfigError(f"{where}: expected module.Class, got {class_path!r}")
     module_name, _, name = class_path.rpartition(".")
     if not module_name:
-        homes = [room for room in ROOMS if hasattr(importlib.import_module(f"t2ikit.{room}"), name)]
-        hint = f"; did you mean t2ikit.{homes[0]}.{name}?" if homes else ""
+        homes = (package for package in packages if hasattr(importlib.import_module(package), name))
+        home = next(homes, None)
+        hint = "" if home is None else f"; did you mean {home}.{name}?"
         raise ConfigError(f"{where}: '{class_path}' names no module: write module.Class{hint}")
     try:
         module = importlib.import_module(module_name)
@@ -139,26 +135,26 @@ def find_class(class_path: Any, key: str) -> type:
         raise ConfigError(f"{where}: no module '{missing}'{_nearest_module(missing)}") from None
     except Exception as error:
         raise ConfigError(f"{where}: importing {module_name} fails: {type(error).__name__}: {error}") from error
-    found = getattr(module, name, None)
-    if not isinstance(found, type):
-        home = module_name.partition(".")[0]
+    cls = getattr(module, name, None)
+    if not isinstance(cls, type):
+        top = module_name.partition(".")[0]
         classes = [
             other
             for other, value in vars(module).items()
-            if isinstance(value, type) and value.__module__.partition(".")[0] == home
+            if isinstance(value, type) and value.__module__.partition(".")[0] == top
         ]
         raise ConfigError(f"{where}: {module_name} has no class '{name}'{nearest(name, classes)}")
-    return found
+    return cls
 
 
-def _check_class(node: dict[str, Any], key: str) -> Namespace:
+def _check_class(node: dict[str, Any], key: str, packages: Sequence[str]) -> Namespace:
     """The typed arguments of one class node; the nodes below it are checked first."""
-    cls = find_class(node["class_path"], key)
+    cls = find_class(node["class_path"], key, packages)
     known = accepted(cls)
     for name in node:
         if name not in CLASS_KEYS:
-            place = f"; write it under {key}.init_args" if name in known else nearest(name, CLASS_KEYS)
-            raise ConfigError(f"{key}: unknown key '{name}'{place}")
+            remedy = f"; write it under {key}.init_args" if name in known else nearest(name, CLASS_KEYS)
+            raise ConfigError(f"{key}: unknown key '{name}'{remedy}")
     arguments = node.get("init_args") or {}
     if not isinstance(arguments, dict):
         raise ConfigError(f"{key}.init_args: expected a mapping, got {arguments!r}")
@@ -168,20 +164,20 @@ def _check_class(node: dict[str, Any], key: str) -> Namespace:
                 f"{key}.init_args.{name}: {cls.__name__} takes no '{name}'{_elsewhere(cls, name)}{nearest(name, known)}"
             )
     for name, value in arguments.items():
-        check_below(value, f"{key}.init_args.{name}")
+        check_below(value, f"{key}.init_args.{name}", packages)
     return parse(cls, arguments, f"{key}.init_args")
 
 
-def check_below(node: Any, key: str) -> None:
+def check_below(node: Any, key: str, packages: Sequence[str] = ()) -> None:
     """Checks the class nodes inside a value."""
     if isinstance(node, list):
-        for place, value in enumerate(node):
-            check_below(value, f"{key}.{place}")
+        for index, value in enumerate(node):
+            check_below(value, f"{key}.{index}", packages)
     elif isinstance(node, dict) and "class_path" in node:
-        _check_class(node, key)
+        _check_class(node, key, packages)
     elif isinstance(node, dict):
         for name, value in node.items():
-            check_below(value, f"{key}.{name}")
+            check_below(value, f"{key}.{name}", packages)
 
 
 def parse(cls: type, arguments: dict[str, Any], key: str) -> Namespace:

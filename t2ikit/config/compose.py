@@ -39,14 +39,14 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Override:
-    """``--key value`` of the command line; the value is read as YAML."""
+    """``--key value`` of the command line; YAML gives the value its type."""
 
     key: str
     text: str
 
     @property
     def value(self) -> Any:
-        """The value as YAML means it: ``3`` an int, ``1e-3`` a float, ``[1, 2]`` a list, ``null`` None."""
+        """The value as YAML reads it: ``3`` an int, ``1e-3`` a float, ``[1, 2]`` a list, ``null`` None."""
         try:
             return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={self.text}"]))["value"]  # type: ignore[call-overload, index]
         except (yaml.YAMLError, OmegaConfBaseException) as error:
@@ -64,7 +64,7 @@ def compose(path: str | Path, overrides: Sequence[Override] = ()) -> dict[str, A
         Plain dictionaries and lists with the keys of ``TOP_KEYS`` except ``extends``; dropped callbacks are gone.
 
     Raises:
-        ConfigError: a missing file, a circle, broken YAML, an unknown top-level key, a lost interpolation.
+        ConfigError: a missing file, a circle, broken YAML, an unknown top-level key, an interpolation of a missing key.
     """
     path = Path(path)
     if not path.is_file():
@@ -126,21 +126,21 @@ def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _load(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     """One file over its parents; ``children`` are the files that led here."""
-    place = path.resolve()
-    if place in children:
-        circle = " -> ".join(child.name for child in (*children[children.index(place) :], place))
+    resolved = path.resolve()
+    if resolved in children:
+        circle = " -> ".join(child.name for child in (*children[children.index(resolved) :], resolved))
         raise ConfigError(f"extends goes in a circle: {circle}")
-    own = _read(path)
-    parents = own.pop("extends", None) or []
+    content = _read(path)
+    parents = content.pop("extends", None) or []
     if isinstance(parents, str):
         parents = [parents]
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         raise ConfigError(f"{path}: extends is a list of files, got {parents!r}")
-    _check_shape(own, str(path))
+    _check_shape(content, str(path))
     config: dict[str, Any] = {}
     for parent in parents:
-        config = merge(config, _load(_find_parent(parent, path), (*children, place)))
-    return merge(config, own)
+        config = merge(config, _load(_find_parent(parent, path), (*children, resolved)))
+    return merge(config, content)
 
 
 def _find_parent(parent: str, path: Path) -> Path:
@@ -154,7 +154,7 @@ def _find_parent(parent: str, path: Path) -> Path:
 
 
 def _known_files(folder: Path) -> list[str]:
-    """Experiment files of a folder and of its ``base/``, as one would write them from there."""
+    """Experiment files of a folder and of its ``base/``, relative to the folder."""
     if not folder.is_dir():
         return []
     files = [*folder.glob("*.yaml"), *folder.glob("*.yml"), *folder.glob("base/*.yaml")]
@@ -176,7 +176,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _check_shape(config: dict[str, Any], where: str) -> None:
-    """The top level: known keys, mappings where mappings are due."""
+    """Checks the top level: known keys, and mappings where mappings are expected."""
     for key in config:
         if key not in TOP_KEYS:
             raise ConfigError(f"{where}: unknown key '{key}'{nearest(key, TOP_KEYS)}")
@@ -202,12 +202,13 @@ def _same_class(first: Any, second: Any) -> bool:
     if first.rpartition(".")[2] != second.rpartition(".")[2]:
         return False
     try:
-        one, other = (
-            getattr(importlib.import_module(p.rpartition(".")[0]), p.rpartition(".")[2]) for p in (first, second)
-        )
-    except Exception:  # whatever stops the import is told where the class is needed
+        classes = [
+            getattr(importlib.import_module(path.rpartition(".")[0]), path.rpartition(".")[2])
+            for path in (first, second)
+        ]
+    except Exception:  # find_class reports why the import fails
         return False
-    return one is other
+    return classes[0] is classes[1]
 
 
 # ------------------------------------------------------------------ overrides
@@ -218,20 +219,20 @@ def _apply(config: dict[str, Any], override: Override) -> dict[str, Any]:
     if names[0] not in TOP_KEYS or names[0] == "extends" or "" in names:
         options = [key for key in TOP_KEYS if key != "extends"] + ["resume", "print_config", "debug", "help"]
         raise ConfigError(f"--{override.key}: unknown option '{names[0]}'{nearest(names[0], options)}")
-    return _place(config, names, override, ())
+    return _set(config, names, override, ())
 
 
-def _place(node: Any, names: Sequence[str], override: Override, path: tuple[str, ...]) -> Any:
+def _set(node: Any, names: Sequence[str], override: Override, path: tuple[str, ...]) -> Any:
     """A copy of ``node`` with the override's value at ``names`` below it."""
     name, rest = names[0], names[1:]
     if isinstance(node, list):
         if not (name.isdigit() and int(name) < len(node)):
             raise ConfigError(
-                f"--{override.key}: {'.'.join(path)} is a list of {len(node)}, '{name}' is no place in it"
+                f"--{override.key}: {'.'.join(path)} is a list of {len(node)}, '{name}' is no index of it"
             )
-        place = int(name)
-        below = _place(node[place], rest, override, (*path, name)) if rest else merge(node[place], override.value)
-        return [*node[:place], below, *node[place + 1 :]]
+        index = int(name)
+        below = _set(node[index], rest, override, (*path, name)) if rest else merge(node[index], override.value)
+        return [*node[:index], below, *node[index + 1 :]]
     if isinstance(node, str) and "." in node:
         node = {"class_path": node}
     if not isinstance(node, dict):
@@ -240,7 +241,7 @@ def _place(node: Any, names: Sequence[str], override: Override, path: tuple[str,
         names = ["init_args", *names]
         name, rest = names[0], names[1:]
     if rest:
-        return {**node, name: _place(node.get(name), rest, override, (*path, name))}
+        return {**node, name: _set(node.get(name), rest, override, (*path, name))}
     return merge(node, {name: override.value})
 
 

@@ -10,22 +10,21 @@ from t2ikit.config.compose import nearest
 def explain(message: str, key: str) -> str:
     """One line of what jsonargparse says about the arguments below ``key``."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    found = re.match(r'Parser key "([^"]+)":', lines[0])
-    if found:
-        key, lines = _below(key, found[1]), lines[1:]
-    if found := re.match(r"the following arguments are required: (.+)", lines[0]):
-        names = ", ".join(name.strip().removeprefix("it.") for name in found[1].split(","))
+    if match := re.match(r'Parser key "([^"]+)":', lines[0]):
+        key, lines = _below(key, match[1]), lines[1:]
+    if match := re.match(r"the following arguments are required: (.+)", lines[0]):
+        names = ", ".join(name.strip().removeprefix("it.") for name in match[1].split(","))
         return f"{key}: missing {names}"
-    if found := re.match(r"(?:Group '([^']*)' does not accept option|Option) '([^']+)'", lines[0]):
-        return f"{_below(key, found[1] or '')}: unknown key '{found[2]}'"
-    if found := re.match(r"Not a valid subclass of (\w+)\. Got value: (.*)", lines[0]):
-        return f"{key}: expected {{class_path: ..., init_args: ...}} of a {found[1]}, got {found[2]}"
-    # One of the types that an Optional allows got further than the others: its complaint is the one that helps.
-    for place, line in enumerate(lines[1:], 1):
+    if match := re.match(r"(?:Group '([^']*)' does not accept option|Option) '([^']+)'", lines[0]):
+        return f"{_below(key, match[1] or '')}: unknown key '{match[2]}'"
+    if match := re.match(r"Not a valid subclass of (\w+)\. Got value: (.*)", lines[0]):
+        return f"{key}: expected {{class_path: ..., init_args: ...}} of a {match[1]}, got {match[2]}"
+    # Of the types that an Optional allows, the one that was parsed furthest gives the useful message.
+    for index, line in enumerate(lines[1:], 1):
         line = line.removeprefix("- ")
         if line.startswith(("Parser key ", "Option ", "Group ", "Not a valid subclass")):
-            return explain("\n".join([line, *lines[place + 1 :]]), key)
-    lines = lines[: 1 + next((place for place, line in enumerate(lines) if "Got value: " in line), len(lines))]
+            return explain("\n".join([line, *lines[index + 1 :]]), key)
+    lines = lines[: 1 + next((index for index, line in enumerate(lines) if "Got value: " in line), len(lines))]
     got = [value for line in lines for value in re.findall(r"(?:Got|Given) value: (.*)", line)]
     expected = [_type_name(kind) for line in lines for kind in re.findall(r"Expected (?:an? )?(.+?)(?:\. Got|$)", line)]
     if not expected:
@@ -42,7 +41,7 @@ def _below(key: str, inner: str) -> str:
 
 
 def _type_name(kind: str) -> str:
-    kind = re.sub(r"<class '([^']+)'>", lambda found: found[1].rpartition(".")[2], kind)
+    kind = re.sub(r"<class '([^']+)'>", lambda match: match[1].rpartition(".")[2], kind)
     kind = re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", kind)
     return kind.replace("NoneType", "null")
 

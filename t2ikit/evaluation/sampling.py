@@ -1,4 +1,4 @@
-"""Numbered images: image i of a seed is the same, whatever is drawn beside it. Snapshots and ``t2ikit sample`` draw so.
+"""Sampling for snapshots and ``t2ikit sample``: image i depends on its seed, index and prompt, not on its batch.
 
 Shapes: B images of a batch, N of a set; text states [L, D] of each prompt, without padding; noise [B, C, H, W].
 """
@@ -6,7 +6,7 @@ Shapes: B images of a batch, N of a set; text states [L, D] of each prompt, with
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,15 +25,15 @@ from t2ikit.module import TextToImage
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a set of images is drawn.
+    """How a set of images is sampled.
 
     Attributes:
         steps: sampler steps.
         method: sampler, see ``t2ikit.diffusion.sample``.
         guidance: classifier-free guidance w, (1 + w) cond - w uncond; or a Guidance.
         seed: key of the noise.
-        batch_size: images drawn at once on each rank; changes them by rounding at most.
-        precision: as the Trainer names it; "bf16-..." draws under bfloat16 autocast.
+        batch_size: images sampled at once on each rank; changes them by rounding at most.
+        precision: as the Trainer names it; "bf16-..." samples under bfloat16 autocast.
     """
 
     steps: int = 50
@@ -55,7 +55,7 @@ class Sampling:
         return replace(self, guidance=weight)
 
     def conditions(self) -> dict[str, Any]:
-        """What a score's fingerprint says of it: all but the batch size."""
+        """The fields of a score's fingerprint: all but the batch size."""
         return {
             "seeds": str(self.seed),
             "sampler": ALIASES.get(self.method, self.method),
@@ -86,14 +86,14 @@ def identity_of(module: TextToImage, states: Sequence[Tensor], sampling: Samplin
     times = process.times(sampling.steps, find_solver(sampling.method).spacing)
     column = torch.ones(len(times), 1, 1, 1, dtype=times.dtype)
     estimates = process.split(column, column / 2, times)
-    nodes = torch.cat([*(part.flatten() for part in estimates), process.level(times, module.denoiser.level_kind)])
+    nodes = torch.cat([*(values.flatten() for values in estimates), process.level(times, module.denoiser.level_kind)])
     texts = hashlib.sha256()
     for state in (empty.embeddings[empty.mask], *states):
         texts.update(state_sha256({"state": state}).encode())
     return {
         **sampling.conditions(),
         "denoiser": type(module.denoiser).__name__,
-        "weights_sha256": state_sha256({name: _local(part) for name, part in module.denoiser.state_dict().items()}),
+        "weights_sha256": state_sha256({name: _local(value) for name, value in module.denoiser.state_dict().items()}),
         "process_sha256": state_sha256({"nodes": nodes}),
         "space": space.description(),
         "autoencoder": getattr(getattr(space, "reference", None), "sha256", None),
@@ -103,83 +103,89 @@ def identity_of(module: TextToImage, states: Sequence[Tensor], sampling: Samplin
 
 
 def sample_missing(
-    module: TextToImage, states: Sequence[Tensor], sampling: Sampling, drawn: ImageStore, label: str
+    module: TextToImage, states: Sequence[Tensor], sampling: Sampling, store: ImageStore, label: str
 ) -> None:
-    """Draws what is not drawn yet, with the present weights, spread over all ranks; every rank must call it.
+    """Samples the images that the store lacks, with the present weights, spread over all ranks; every rank calls it.
 
     Args:
         module: the model.
         states: text states of the N prompts.
-        sampling: how.
-        drawn: where the images go; the folder must be the same for all ranks.
+        sampling: steps, method, guidance, seed, batch size, precision.
+        store: where the images go; the folder must be the same for all ranks.
         label: of the progress bar.
 
     Raises:
         OtherRankFailed: another rank failed.
     """
 
-    def opened() -> list[range]:
-        drawn.open(identity_of(module, states, sampling))
-        return drawn.missing(sampling.batch_size)
+    def open_store() -> list[range]:
+        store.open(identity_of(module, states, sampling))
+        return store.missing(sampling.batch_size)
 
-    mine = ranks.from_first(opened)[ranks.this() :: ranks.count()]
+    batches = ranks.from_first(open_store)[ranks.this() :: ranks.count()]
 
     def work() -> None:
-        bar = tqdm(
-            total=len(mine) * sampling.steps,
-            desc=f"{label}: sampling",
-            leave=False,
-            disable=ranks.this() > 0,
-            mininterval=1.0,
-        )
-        with bar:
-            for places in mine:
-                images = sample_batch(
-                    module,
-                    [states[place] for place in places],
-                    places.start,
-                    seed=sampling.seed,
-                    steps=sampling.steps,
-                    method=sampling.method,
-                    guidance=sampling.guidance,
-                    bf16=sampling.bf16,
-                    progress=lambda done, total: bar.update(1),
-                )
-                drawn.add(places.start, images)
+        for indices, images in sample_batches(module, states, sampling, batches, f"{label}: sampling"):
+            store.add(indices.start, images)
 
     ranks.together(work)
+
+
+def sample_batches(
+    module: TextToImage,
+    states: Sequence[Tensor],
+    sampling: Sampling,
+    batches: Sequence[range],
+    label: str,
+    uncond: Text | None = None,
+) -> Iterator[tuple[range, Tensor]]:
+    """Samples batch after batch behind a progress bar, which the first rank shows.
+
+    Args:
+        module: the model.
+        states: text states of the N prompts.
+        sampling: steps, method, guidance, seed, precision.
+        batches: consecutive indices of the images of each batch.
+        label: of the progress bar.
+        uncond: states of the negative prompt, one row; default the empty prompt.
+
+    Yields:
+        The indices of a batch and its images, [B, 3, H, W] uint8 on the CPU.
+    """
+    total, disable = len(batches) * sampling.steps, ranks.this() > 0
+    with tqdm(total=total, desc=label, unit="step", leave=False, disable=disable, mininterval=1.0) as bar:
+        for indices in batches:
+            rows = [states[index] for index in indices]
+            yield (
+                indices,
+                sample_batch(module, rows, indices.start, sampling, uncond, lambda done, total: bar.update(1)),
+            )
 
 
 def sample_batch(
     module: TextToImage,
     states: Sequence[Tensor],
     first: int,
-    *,
-    seed: int,
-    steps: int,
-    method: str = "ddim",
-    guidance: float | Guidance = 0.0,
+    sampling: Sampling,
     uncond: Text | None = None,
-    bf16: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Draws images ``first`` to ``first + B - 1`` with the present weights, on the device of the module.
+    """Samples images ``first`` to ``first + B - 1`` with the present weights, on the device of the module.
 
-    Image i depends on (seed, i, its text) alone; other companions in the batch change it by rounding at most.
+    Image i depends on (seed, i, its text) alone; the other images of its batch change it by rounding at most.
 
     Args:
         module: the model.
         states: text states of B prompts, each [L, D].
-        first: number of the first image.
-        seed: key of the noise.
-        steps, method, guidance, progress: as in ``t2ikit.diffusion.sample``.
+        first: index of the first image.
+        sampling: steps, method, guidance, seed, precision.
         uncond: states of the negative prompt, one row; default the empty prompt.
-        bf16: run the network under bfloat16 autocast, as snapshots of a run in bf16 do.
+        progress: as in ``t2ikit.diffusion.sample``.
 
     Returns:
         [B, 3, H, W] uint8 on the CPU.
     """
-    text, device = Text.from_rows(states), module.device
+    text, device, seed = Text.from_rows(states), module.device, sampling.seed
     noise = rng.normal(seed, "snapshot", first, len(text), module.denoiser.input_shape)
     generators = [
         torch.Generator(device).manual_seed(rng.derived_seed(seed, "snapshot steps", first + row))
@@ -187,13 +193,13 @@ def sample_batch(
     ]
     # TF32 in the convolutions of a decoder may round by more than one grey level, by other kernels for other batches.
     exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-    with exact, torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+    with exact, torch.autocast(device.type, dtype=torch.bfloat16, enabled=sampling.bf16):
         images = module.sample(
             text.to(device),
             noise.to(device),
-            steps=steps,
-            guidance=guidance,
-            method=method,
+            steps=sampling.steps,
+            guidance=sampling.guidance,
+            method=sampling.method,
             uncond=None if uncond is None else uncond.to(device),
             generators=generators,
             progress=progress,

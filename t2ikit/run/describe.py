@@ -24,9 +24,11 @@ def _describe_node(node: dict[str, Any], short: str) -> Iterator[str]:
     values = node.get("init_args") or {}
     yield from _describe_class(find_class(node["class_path"], short), short, values)
     for name, value in values.items():
-        for place, below in enumerate(value) if isinstance(value, list) else [("", value)]:
+        for suffix, below in (
+            [(f".{index}", item) for index, item in enumerate(value)] if isinstance(value, list) else [("", value)]
+        ):
             if isinstance(below, dict) and "class_path" in below:
-                yield from _describe_node(below, f"{short}.{name}" + (f".{place}" if place != "" else ""))
+                yield from _describe_node(below, f"{short}.{name}{suffix}")
 
 
 def _describe_class(cls: type, short: str, values: dict[str, Any]) -> Iterator[str]:
@@ -44,10 +46,10 @@ def _describe_class(cls: type, short: str, values: dict[str, Any]) -> Iterator[s
 
 
 def _value(values: dict[str, Any], name: str, default: Any) -> Any:
-    for part in name.split("."):
-        if not isinstance(values, dict) or part not in values:
+    for key in name.split("."):
+        if not isinstance(values, dict) or key not in values:
             return default
-        values = values[part]
+        values = values[key]
     return values
 
 

@@ -1,4 +1,4 @@
-"""A composed experiment made real: keys and types checked, classes built, contradictions refused.
+"""Builds a composed experiment: checks keys and types, builds the classes, refuses contradictions.
 
 jsonargparse's parser is used directly instead of through LightningCLI. LightningCLI builds, saves and fits in one
 constructor, merges the hyper-parameters of a checkpoint over the experiment, and reports a typo as a page of usage.
@@ -28,14 +28,29 @@ from t2ikit.config.class_nodes import (
 from t2ikit.config.compose import ConfigError, nearest
 from t2ikit.config.messages import located
 
-# What is the user's to mend; any other exception of a constructor is a defect and keeps its traceback.
+# Exceptions of a constructor over a mistake of the user; any other is a defect and keeps its traceback.
 USER_ERRORS: tuple[type[Exception], ...] = (*class_nodes.USER_ERRORS, MisconfigurationException)
 
-# Options of the Trainer that the run sets itself, and where to turn instead.
+# Where a class that an experiment names without its module is looked for, to suggest its full path.
+PACKAGES = (
+    "t2ikit.callbacks",
+    "t2ikit.denoisers",
+    "t2ikit.diffusion",
+    "t2ikit.optim",
+    "t2ikit.data",
+    "t2ikit.encoders",
+    "t2ikit.metrics",
+    "t2ikit.module",
+    "t2ikit.shapes",
+    "t2ikit.evaluation",
+    "t2ikit.prompts",
+)
+
+# Options of the Trainer that the run sets itself, and what to set instead.
 TRAINER_OURS = {
     "callbacks": "name callbacks in the mapping `callbacks` at the top of the experiment",
     "default_root_dir": "set run.directory and run.name",
-    "logger": "a run always logs to TensorBoard and metrics.csv; add a logger of your own by a callback",
+    "logger": "a run always logs to TensorBoard and metrics.csv; a callback can add another logger",
 }
 
 
@@ -81,8 +96,8 @@ def check(config: dict[str, Any]) -> Plan:
     if not config.get("data"):
         raise ConfigError("data: the experiment names no data module: {class_path: ..., init_args: ...}")
     trainer = _check_trainer(config.get("trainer") or {})
-    model = check_component("model", config["model"], LightningModule)
-    data = check_component("data", config["data"], LightningDataModule)
+    model = check_component("model", config["model"], LightningModule, packages=PACKAGES)
+    data = check_component("data", config["data"], LightningDataModule, packages=PACKAGES)
     for callback, node in config["callbacks"].items():
         if isinstance(node, dict) and "class_path" not in node:  # an override of a name that is not there
             others = [name for name in config["callbacks"] if name != callback]
@@ -91,7 +106,7 @@ def check(config: dict[str, Any]) -> Plan:
                 f"callback of this name to change{nearest(callback, others)}"
             )
     callbacks = {
-        callback: check_component(f"callbacks.{callback}", node, Callback, callback)
+        callback: check_component(f"callbacks.{callback}", node, Callback, callback, PACKAGES)
         for callback, node in config["callbacks"].items()
     }
     kept = {
@@ -117,7 +132,7 @@ def build(plan: Plan, folder: Path, loggers: list[Logger]) -> Experiment:
         ConfigError: a constructor refuses its arguments, or two options contradict each other.
     """
     data = plan.data.build(USER_ERRORS)
-    find_data = getattr(data, "find_data", None)  # before a large network is drawn for data that is not there
+    find_data = getattr(data, "find_data", None)  # before a large network is initialised for missing data
     if callable(find_data):
         try:
             find_data()
@@ -126,7 +141,7 @@ def build(plan: Plan, folder: Path, loggers: list[Logger]) -> Experiment:
     model = plan.model.build(USER_ERRORS)
     callbacks = {name: component.build(USER_ERRORS) for name, component in plan.callbacks.items()}
     options = dict(plan.trainer)
-    # Lightning adds a checkpoint callback of its own where it sees none: only what the experiment names writes files.
+    # Without a checkpoint callback Lightning would add one: only the callbacks of the experiment write files.
     options.setdefault("enable_checkpointing", any(isinstance(callback, Checkpoint) for callback in callbacks.values()))
     try:
         trainer = Trainer(**options, callbacks=list(callbacks.values()), logger=loggers, default_root_dir=str(folder))
@@ -138,28 +153,28 @@ def build(plan: Plan, folder: Path, loggers: list[Logger]) -> Experiment:
 
 
 def validate(experiment: Experiment) -> None:
-    """Refuses contradictions between the parts, before any data is touched.
+    """Refuses contradictions between model, data, callbacks and Trainer, before any data is touched.
 
-    A model, data module or callback with a method ``validate_experiment(experiment)`` joins in by raising ValueError.
+    A model, data module or callback with a method ``validate_experiment(experiment)`` refuses by raising ValueError.
 
     Raises:
-        ConfigError: with the key of the part that refuses.
+        ConfigError: with the key of what refuses.
     """
     trainer = experiment.trainer
     if trainer.max_steps == -1 and trainer.max_epochs == -1 and not _timed(trainer):
         raise ConfigError("trainer.max_steps: the run would never end; set the number of optimizer steps")
     batch = getattr(experiment.data, "batch_size", None)
-    parts = trainer.world_size * trainer.accumulate_grad_batches
-    if isinstance(batch, int) and batch % parts:
+    micro_batches = trainer.world_size * trainer.accumulate_grad_batches
+    if isinstance(batch, int) and batch % micro_batches:
         raise ConfigError(
             f"data.init_args.batch_size: {batch} samples a step cannot be divided among {trainer.world_size} devices "
             f"(trainer.devices x trainer.num_nodes) x {trainer.accumulate_grad_batches} micro-batches "
             "(trainer.accumulate_grad_batches)"
         )
-    parts_by_key: dict[str, Any] = {"model": experiment.model, "data": experiment.data}
-    parts_by_key |= {f"callbacks.{name}": callback for name, callback in experiment.callbacks.items()}
-    for key, part in parts_by_key.items():
-        refuse = getattr(part, "validate_experiment", None)
+    participants: dict[str, Any] = {"model": experiment.model, "data": experiment.data}
+    participants |= {f"callbacks.{name}": callback for name, callback in experiment.callbacks.items()}
+    for key, participant in participants.items():
+        refuse = getattr(participant, "validate_experiment", None)
         if refuse is None:
             continue
         try:
@@ -179,14 +194,14 @@ def _check_trainer(options: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"trainer.{name}: {TRAINER_OURS[name]}")
         if name not in known:
             raise ConfigError(f"trainer: unknown key '{name}'{nearest(name, known)}")
-        check_below(value, f"trainer.{name}")
+        check_below(value, f"trainer.{name}", PACKAGES)
     # Only nested classes (a strategy, a plugin) are built here, not the Trainer.
     typed = class_parser(Trainer).instantiate(parse(Trainer, options, "trainer"), instantiate_groups=False).it
     return {name: typed[name] for name in options}
 
 
 def extend_import_path(*folders: Path) -> None:
-    """Makes classes in files of the user's own importable: from the current folder and from the given ones."""
-    for folder in (str(each.resolve()) for each in (Path.cwd(), *folders)):
-        if folder not in sys.path:
-            sys.path.append(folder)
+    """Makes the user's own modules importable: those in the current folder and in the given ones."""
+    for folder in (Path.cwd(), *folders):
+        if str(folder.resolve()) not in sys.path:
+            sys.path.append(str(folder.resolve()))

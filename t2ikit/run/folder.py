@@ -1,4 +1,4 @@
-"""Where a run writes: ``runs/<experiment>/version_<N>``, chosen once for all ranks, and what a resume goes on from."""
+"""Where a run writes: ``runs/<experiment>/version_<N>``, chosen once for all ranks, and which checkpoint it resumes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WAIT_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A chosen run folder; ``checkpoint`` is what training goes on from, ``created`` whether this process made it."""
+    """A chosen run folder; ``checkpoint`` is where training resumes, ``created`` whether this process made it."""
 
     path: Path
     checkpoint: Path | None
@@ -37,7 +37,7 @@ def choose(directory: str, name: str, resume: str | None) -> RunFolder:
     Args:
         directory, name: ``run.directory`` and ``run.name`` of the experiment.
         resume: None for a new version; ``last`` for the newest version that holds a complete checkpoint; or a
-            checkpoint (or the folder of one), whose run folder is gone on with if it lies in one.
+            checkpoint (or the folder of one), whose run folder is continued if it is in one.
 
     Raises:
         ConfigError: nothing to resume from, or an incomplete checkpoint.
@@ -65,16 +65,16 @@ def launch_id(environment: Mapping[str, str] = os.environ) -> str:
 
 def version_number(folder: Path) -> int:
     """3 for ``version_3``; -1 for any other name."""
-    found = re.fullmatch(r"version_(\d+)", folder.name)
-    return int(found[1]) if found else -1
+    match = re.fullmatch(r"version_(\d+)", folder.name)
+    return int(match[1]) if match else -1
 
 
 def write_config(folder: Path, text: str, resumed: bool) -> Path:
     """Keeps the resolved experiment as ``config.yaml``, or ``config.resume-N.yaml`` beside it; whole or not at all."""
-    number, path = 0, folder / "config.yaml"
+    resumes, path = 0, folder / "config.yaml"
     while resumed and path.exists():
-        number += 1
-        path = folder / f"config.resume-{number}.yaml"
+        resumes += 1
+        path = folder / f"config.resume-{resumes}.yaml"
     write_whole(path, text)
     return path
 
@@ -107,13 +107,13 @@ def _last(versions: Path) -> Path:
 
 def _new_version(versions: Path) -> Path:
     versions.mkdir(parents=True, exist_ok=True)
-    number = max((version_number(folder) for folder in versions.iterdir()), default=-1) + 1
+    version = max((version_number(folder) for folder in versions.iterdir()), default=-1) + 1
     while True:
-        folder = versions / f"version_{number}"
+        folder = versions / f"version_{version}"
         try:
             folder.mkdir()
-        except FileExistsError:  # another run took the number in between
-            number += 1
+        except FileExistsError:  # another run has just made this version
+            version += 1
             continue
         if launch_id():
             write_whole(folder / MARKER, launch_id())
@@ -135,9 +135,9 @@ def _follow(versions: Path, launch: str) -> Path:
 
 
 def contents(folder: Path) -> list[str]:
-    """What a user looks for in a run folder: experiment, numbers, the newest checkpoint, the newest grids."""
-    found = [folder / name for name in ("config.yaml", "metrics.csv")]
-    found.append(newest_checkpoint(folder) or folder / "checkpoints")
+    """The files of a run folder to look at first: experiment, metrics, the newest checkpoint, the newest grids."""
+    paths = [folder / name for name in ("config.yaml", "metrics.csv")]
+    paths.append(newest_checkpoint(folder) or folder / "checkpoints")
     for samples in sorted((folder / "samples").glob("*")):
-        found += sorted(samples.glob("step-*.png"))[-1:]
-    return [str(path) for path in found if path.exists()]
+        paths += sorted(samples.glob("step-*.png"))[-1:]
+    return [str(path) for path in paths if path.exists()]

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go, and what Lightning need not say beside them."""
+"""The loggers of a run, and the warnings of Lightning that it does not show."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from t2ikit.callbacks import MetricsCSV
 
-# What Lightning warns of and is meant: the module makes the batch, snapshots validate, steps are counted, not epochs.
-MEANT = (
+# Warnings about what is intended: the module makes the batch, snapshots validate, a run counts steps, not epochs.
+INTENDED = (
     "You have overridden `on_after_batch_transfer`",
     "You passed in a `val_dataloader` but have no `validation_step`",
     "The number of training batches",
@@ -31,7 +31,7 @@ def loggers_of(folder: Path, step: int) -> list[Logger]:
 
     Args:
         folder: of the run.
-        step: from which it goes on; TensorBoard hides what was written of later ones.
+        step: at which it resumes; TensorBoard hides the values of later steps.
     """
     purge = step + 1 if step else None
     board = TensorBoard(str(folder.parent), name="", version=folder.name, default_hp_metric=False, purge_step=purge)
@@ -39,8 +39,8 @@ def loggers_of(folder: Path, step: int) -> list[Logger]:
 
 
 def quiet() -> None:
-    """Takes advertisements and warnings about what is meant out of Lightning's output."""
-    for message in MEANT:
+    """Silences Lightning's advertisements and its warnings about what is intended."""
+    for message in INTENDED:
         warnings.filterwarnings("ignore", message=f".*{message}")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(_no_advertisement)

@@ -1,4 +1,4 @@
-"""A snapshot taken offline, of a checkpoint or of pictures of any other model: the work of ``t2ikit evaluate``."""
+"""A snapshot outside training, of a checkpoint or of pictures from any other model, for ``t2ikit evaluate``."""
 
 from __future__ import annotations
 
@@ -26,24 +26,22 @@ from t2ikit.evaluation import MODEL_FIELDS, Evaluated
 from t2ikit.evaluation.comparison import Found, find_scores, paired_tables, score_table
 from t2ikit.evaluation.guidance_sweep import plot_sweep, sweep_table, write_csv
 from t2ikit.evaluation.sampling import Sampling
-from t2ikit.metrics.fingerprint import Fingerprint, Score, compare, write_files, write_scores
-from t2ikit.pictures import save_grid
-from t2ikit.run.experiment import extend_import_path
-from t2ikit.run.trained import TrainedModel, find_config, load_trained
+from t2ikit.metrics.fingerprint import Fingerprint, Score, compare
+from t2ikit.run.experiment import PACKAGES, extend_import_path
+from t2ikit.run.trained import TrainedModel, find_config, find_device, load_trained
 
-# Where the images are while an evaluation is under way.
-DRAWN = "images.sampling"
+# Folder of the images of an evaluation that is not finished.
+UNFINISHED = "images.sampling"
 # Precisions as an experiment may say them, and as the Trainer calls them.
 PRECISIONS = {"None": "32-true", "32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """What the command line of ``t2ikit evaluate`` asks for; writes and prints scores.
+    """Does what the command line of ``t2ikit evaluate`` asks for; writes and prints scores.
 
     Raises:
         ConfigError, FileNotFoundError, ValueError: what is missing or wrong, and what to change.
     """
-
     checkpoint = None if args.checkpoint is None else find_checkpoint(args.checkpoint, "checkpoint")
     experiment: Path = find_config(checkpoint) if checkpoint and not args.experiment else args.experiment
     config = compose(experiment, args.overrides)
@@ -59,48 +57,45 @@ def evaluate(args: argparse.Namespace) -> None:
         return
     if checkpoint is None:
         where = (args.out or Path("evaluations") / args.snapshot) / args.images.resolve().name
-        found = snapshot.evaluation.evaluate_pictures(args.images, data, device)
-        ranks.from_first(lambda: _write(where, snapshot, found, {"pictures": args.images}))
-        _report(where, found.scores, others, args)
+        evaluated = snapshot.evaluation.evaluate_pictures(args.images, data, device)
+        ranks.from_first(lambda: _write(where, snapshot, evaluated, None))
+        _report(where, evaluated.scores, others, args)
         return
     trained = _model(args, checkpoint, snapshot, data, device)
     run_folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     where = (args.out or run_folder / "evaluations" / args.snapshot) / _label(args, trained.step)
     if args.guidance is None or len(args.guidance) == 1:
-        drawn = sampling if args.guidance is None else sampling.with_weight(args.guidance[0])
+        sampling = sampling if args.guidance is None else sampling.with_weight(args.guidance[0])
         if others is not None:
-            _check_comparable(snapshot, data, {**drawn.conditions(), "weights": trained.weights}, others, args)
-        scores = _evaluate(where, snapshot, trained, data, drawn)
-        _forget_drawn(where)
+            _check_comparable(snapshot, data, {**sampling.conditions(), "weights": trained.weights}, others, args)
+        scores = _evaluate(where, snapshot, trained, data, sampling)
+        _remove_unfinished(where)
         _report(where, scores, others, args)
     else:
-        snapshot.evaluation.validation_loss = False  # guidance does not move it
+        snapshot.evaluation.validation_loss = False  # guidance does not change it
         sweep = {
             weight: _evaluate(where / f"guidance-{weight:g}", snapshot, trained, data, sampling.with_weight(weight))
             for weight in args.guidance
         }
-        _forget_drawn(where)
+        _remove_unfinished(where)
         title = f"{run_folder}: {args.snapshot} of {checkpoint.name}, {trained.weights}"
         _report_sweep(where, sweep, title, snapshot.evaluation.less_is_better())
 
 
-# ------------------------------------------------------------------ what is asked
+# ------------------------------------------------------------------ the request
 
 
 def _snapshot(config: dict[str, Any], name: str, experiment: Path) -> Snapshot:
     """The snapshot of that name, built."""
-
-    known = [
-        key
-        for key, node in config["callbacks"].items()
-        if issubclass(
-            find_class(node if isinstance(node, str) else node.get("class_path"), f"callbacks.{key}"), Snapshot
-        )
-    ]
+    known = []
+    for key, node in config["callbacks"].items():
+        class_path = node if isinstance(node, str) else node.get("class_path")
+        if issubclass(find_class(class_path, f"callbacks.{key}", PACKAGES), Snapshot):
+            known.append(key)
     if name not in known:
         listed = f"; it has {', '.join(known)}" if known else ""
         raise ConfigError(f"--snapshot {name}: no snapshot of that name in {experiment}{listed}{_near(name, known)}")
-    built: Snapshot = check_component(f"callbacks.{name}", config["callbacks"][name], Callback, name).build()
+    built: Snapshot = check_component(f"callbacks.{name}", config["callbacks"][name], Callback, name, PACKAGES).build()
     return built
 
 
@@ -111,7 +106,6 @@ def _near(name: str, known: Sequence[str]) -> str:
 
 def _sampling(args: argparse.Namespace, snapshot: Snapshot, config: dict[str, Any]) -> Sampling:
     """The snapshot's, with what the command line changes."""
-
     given = {name: getattr(args, name) for name in ("steps", "method", "seed", "batch_size")}
     if args.method is not None:
         find_solver(args.method)
@@ -121,27 +115,22 @@ def _sampling(args: argparse.Namespace, snapshot: Snapshot, config: dict[str, An
 
 
 def _label(args: argparse.Namespace, step: int) -> str:
-    """The folder of an evaluation: its step, and what was asked for otherwise than the experiment says."""
-    parts = [f"step-{step:08d}"]
+    """Name of the folder of an evaluation: its step, and the settings that the command line changes."""
+    words = [f"step-{step:08d}"]
     for name in ("weights", "method", "steps", "seed", "limit"):
         if getattr(args, name) is not None:
-            parts += [name, str(getattr(args, name))]
+            words += [name, str(getattr(args, name))]
     if args.guidance is not None:
-        parts += ["guidance", "sweep" if len(args.guidance) > 1 else f"{args.guidance[0]:g}"]
-    return "-".join(parts)
+        words += ["guidance", "sweep" if len(args.guidance) > 1 else f"{args.guidance[0]:g}"]
+    return "-".join(words)
 
 
-# ------------------------------------------------------------------ what it is done with
+# ------------------------------------------------------------------ device, data, model
 
 
 def _launch(args: argparse.Namespace) -> torch.device:
-    """Starts the other processes, if there are any, by Lightning; the device of this one."""
-
-    try:
-        device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
-        raise ConfigError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
+    """Has Lightning start the other processes, if there are any; returns the device of this one."""
+    device = find_device(args.device)
     if device.index is not None and args.devices is not None:
         raise ConfigError(f"--device {args.device} is one device: leave out --devices, or say --device {device.type}")
     devices: Any = args.devices or 1 if device.index is None else [device.index]
@@ -157,8 +146,7 @@ def _launch(args: argparse.Namespace) -> torch.device:
 
 
 def _data(config: dict[str, Any]) -> DataModule:
-
-    data: DataModule = check_component("data", config["data"], LightningDataModule).build()
+    data: DataModule = check_component("data", config["data"], LightningDataModule, packages=PACKAGES).build()
     ranks.from_first(data.prepare_data)
     return data
 
@@ -174,7 +162,7 @@ def _model(
     trained.module.check_manifest(data.manifest)
     trained.module.unconditional = data.unconditional()
     if isinstance(trained.module.space, LatentSpace):
-        _ = trained.module.space.model  # a missing one is told before the work, not after it
+        _ = trained.module.space.model  # refuses a missing one before the work, not after it
     trained.module.to(device)
     return trained
 
@@ -183,25 +171,25 @@ def _evaluate(
     folder: Path, snapshot: Snapshot, trained: TrainedModel, data: DataModule, sampling: Sampling
 ) -> list[Score]:
     """One evaluation into its folder."""
-    found = snapshot.evaluation.evaluate(
-        trained.module, data, sampling, folder / DRAWN, weights=trained.weights, step=trained.step
+    evaluated = snapshot.evaluation.evaluate(
+        trained.module, data, sampling, folder / UNFINISHED, weights=trained.weights, step=trained.step
     )
     facts = {**sampling.conditions(), "weights": trained.weights, "checkpoint_sha256": trained.sha256}
-    ranks.from_first(lambda: _write(folder, snapshot, found, facts))
-    return found.scores
+    ranks.from_first(lambda: _write(folder, snapshot, evaluated, facts))
+    return evaluated.scores
 
 
-def _forget_drawn(where: Path) -> None:
-    """Removes the images that an interrupted call would have gone on from: all is scored."""
+def _remove_unfinished(where: Path) -> None:
+    """Removes the images with which an interrupted call would continue: every score is written."""
     if ranks.this() == 0:
-        for unfinished in where.rglob(DRAWN):
+        for unfinished in where.rglob(UNFINISHED):
             shutil.rmtree(unfinished)
 
 
 def _check_comparable(
     snapshot: Snapshot, data: DataModule, conditions: dict[str, Any], others: Found, args: argparse.Namespace
 ) -> None:
-    """Refuses, before anything is drawn, what the table would refuse: other prompts, sampler, seeds, ..."""
+    """Refuses, before sampling, what the table would refuse: other prompts, sampler, seeds, ..."""
     snapshot.evaluation.prepare(data, draws=False)
     ours = snapshot.evaluation.conditions(conditions)
     for score in others.scores.values():
@@ -211,24 +199,23 @@ def _check_comparable(
             compare(Fingerprint.from_dict(ours), known, args.varied)
 
 
-# ------------------------------------------------------------------ what comes of it
+# ------------------------------------------------------------------ results
 
 
-def _write(folder: Path, snapshot: Snapshot, found: Evaluated, facts: dict[str, Any]) -> None:
-    """Scores, grid, and the images if the snapshot keeps them."""
-
-    assert found.images is not None
-    folder.mkdir(parents=True, exist_ok=True)
-    save_grid(found.images[: snapshot.grid], folder / "grid.png")
-    if snapshot.keep_images and "pictures" not in facts:
-        snapshot.evaluation.keep_images(folder / "images", found.images, facts)
-    write_files(folder / "details", found.files)
-    write_scores(folder / "scores", found.scores)
+def _write(folder: Path, snapshot: Snapshot, evaluated: Evaluated, facts: dict[str, Any] | None) -> None:
+    """Scores, grid and details; the images too where there are facts about them and the snapshot keeps them."""
+    snapshot.write(
+        evaluated,
+        facts if snapshot.keep_images else None,
+        grid=folder / "grid.png",
+        images=folder / "images",
+        details=folder / "details",
+        scores=folder / "scores",
+    )
 
 
 def _report(where: Path, scores: list[Score], others: Found | None, args: argparse.Namespace) -> None:
-    """The table; beside other scores where there are some, with confidence where that is known."""
-
+    """Prints the scores, beside others with --compare, and with confidence where it is known."""
     if ranks.this() > 0:
         return
     by_name, varied = {score.name: score for score in scores}, list(args.varied)
@@ -246,14 +233,13 @@ def _report(where: Path, scores: list[Score], others: Found | None, args: argpar
 
 
 def _report_reference(files: dict[Path, list[str]]) -> None:
-    """What to write into the experiment."""
+    """Prints what to write into the experiment."""
     for path, titles in files.items() if ranks.this() == 0 else ():
         print(f"reference_statistics: {path}  # init_args of {', '.join(titles)}")
 
 
 def _report_sweep(where: Path, sweep: dict[float, list[Score]], title: str, less_is_better: set[str]) -> None:
-    """Table, CSV and figure."""
-
+    """Writes CSV and figure, prints the table."""
     if ranks.this() > 0:
         return
     write_csv(where / "scores.csv", sweep)

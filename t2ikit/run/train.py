@@ -1,4 +1,4 @@
-"""Trains a checked experiment in its run folder, and says where everything is."""
+"""Trains a checked experiment in its run folder, and prints where the results are."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ INTERRUPTED = 130
 
 
 class _Started(Callback):
-    """Whether the first training step is made: until then a ValueError is the user's to mend."""
+    """Whether the first training step is made: until then a ValueError is a mistake of the user."""
 
     seen = False
 
@@ -43,7 +43,7 @@ def train(plan: Plan, text: str, resume: str | None, allow: Sequence[str], comma
         plan: the checked experiment.
         text: the same as YAML.
         resume: ``last``, a path, or None.
-        allow: what may differ from the checkpoint that the run goes on from.
+        allow: keys that may differ from the checkpoint that is resumed.
         command: as the user would type it again, without --resume.
 
     Returns:
@@ -68,7 +68,7 @@ def train(plan: Plan, text: str, resume: str | None, allow: Sequence[str], comma
             return 0
         if first_rank():
             if folder.checkpoint is not None:
-                print(f"Going on from {folder.checkpoint}")
+                print(f"Resuming from {folder.checkpoint}")
                 _print_changes(plan.config, latest_config(folder.path))
                 for logger in experiment.trainer.loggers:
                     if isinstance(logger, MetricsCSV):
@@ -98,10 +98,10 @@ def _removed_if_refused(folder: RunFolder) -> Iterator[list[Path]]:
 
 
 def _discard(folder: RunFolder) -> None:
-    """Removes the folder that this process made for a run that does not take place."""
+    """Removes the folder that this process made for a run that is refused."""
     if folder.created:
         shutil.rmtree(folder.path)
-        with contextlib.suppress(OSError):  # other versions are there
+        with contextlib.suppress(OSError):  # it holds other versions
             folder.path.parent.rmdir()
 
 
@@ -136,7 +136,7 @@ def _fit(experiment: Experiment, folder: RunFolder, command: str) -> int:
         if trainer.state.status != TrainerStatus.INTERRUPTED:
             raise
         newest = newest_checkpoint(folder.path)
-        again = f"Go on with: {command} --resume {newest}" if newest else "There is no checkpoint yet to go on from."
+        again = f"Resume with: {command} --resume {newest}" if newest else "There is no checkpoint yet to resume from."
         print(f"\nInterrupted at step {trainer.global_step}. {again}", file=sys.stderr)
         return INTERRUPTED
     finally:
@@ -145,7 +145,7 @@ def _fit(experiment: Experiment, folder: RunFolder, command: str) -> int:
 
 
 def _refusal(error: Exception, checkpoint: str | None) -> ConfigError | None:
-    """The user's mistake that an error before the first step tells of; None for a defect."""
+    """The user's mistake behind an error before the first step; None for a defect."""
     if isinstance(error, USER_ERRORS):
         return ConfigError(str(error))
     lines = str(error).splitlines()
@@ -161,7 +161,7 @@ def _print_changes(config: dict[str, Any], path: Path) -> None:
     """Prints what differs from the experiment as it was kept at ``path``."""
     if not path.is_file():
         return
-    before, now = (dict(flatten(each)) for each in (yaml.safe_load(path.read_text()), config))
+    before, now = dict(flatten(yaml.safe_load(path.read_text()))), dict(flatten(config))
     for key in sorted({*before, *now}):
         if before.get(key) != now.get(key):
             print(f"  changed: {key}: {before.get(key)!r} -> {now.get(key)!r}")

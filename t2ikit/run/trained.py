@@ -1,4 +1,4 @@
-"""A trained model as its run left it: checkpoint, resolved experiment and manifest of its data in one object."""
+"""A trained model: checkpoint, resolved experiment and manifest of its training data in one object."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DENOISER = "denoiser."
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model that is ready to draw, and where it comes from.
+    """A model that is ready to sample, and where it comes from.
 
     Attributes:
         module: on the CPU, in evaluation mode, without gradients.
@@ -34,8 +34,8 @@ class TrainedModel:
         config: the resolved experiment.
         sha256: of the checkpoint file.
         checkpoint: the file.
-        step: optimizer steps that it has made.
-        weights: which ones it carries: "ema 0.9999" or "raw".
+        step: optimizer steps of the checkpoint.
+        weights: which ones the module holds: "ema 0.9999" or "raw".
     """
 
     module: TextToImage
@@ -50,11 +50,11 @@ class TrainedModel:
         """The text encoder that the training data was encoded with; its weights are compared with those.
 
         Args:
-            name: folder or repository; by default the recorded one, which may lie in the experiment's data root.
+            name: folder or repository; by default the recorded one, which may be in the experiment's data root.
             device: where it runs.
 
         Raises:
-            FileNotFoundError: it is not there; names ``--text-encoder``.
+            FileNotFoundError: there is no such encoder; names ``--text-encoder``.
             ValueError: the data has none, or its weights are others.
         """
         reference = self.manifest.text_encoder
@@ -72,10 +72,10 @@ class TrainedModel:
             ) from error
 
     def _data_root(self) -> Path | None:
-        """The data root of the experiment. A data module is made to ask it, and opens nothing."""
+        """The data root of the experiment. Its data module says it, since ShapesData derives one from its options."""
         try:
             data = check_component("data", self.config["data"], LightningDataModule).build()
-        except ConfigError:  # a class of the user's own that is not at hand: the encoder may be, by its name
+        except ConfigError:  # a class of the user's own that cannot be imported: the encoder may be found by its name
             return None
         folder = getattr(data, "folder", None)
         return None if folder is None else Path(folder)
@@ -84,11 +84,11 @@ class TrainedModel:
 def load_trained(
     checkpoint: str | Path, weights: Weights = "ema", autoencoder: str | None = None, decay: float | None = None
 ) -> TrainedModel:
-    """Rebuilds the module of a checkpoint, without a look at any data set.
+    """Rebuilds the module of a checkpoint; needs no data set.
 
     Args:
-        checkpoint: a ``step-*.ckpt`` in its run folder, or the run folder, whose newest complete one is taken. The
-            experiment is read from the run folder, the latest where a run was resumed.
+        checkpoint: a ``step-*.ckpt`` in its run folder, or the run folder, whose newest complete checkpoint is taken.
+            The experiment is read from the run folder, the latest where a run was resumed.
         weights: "ema" for the averages of the EMA callback, "raw" for the weights themselves, "auto" for the averages
             where there are any, as a snapshot of the run takes them.
         autoencoder: folder or repository of the autoencoder, in place of the experiment's.
@@ -120,7 +120,7 @@ def load_trained(
 
 
 def find_config(checkpoint: Path) -> Path:
-    """The latest resolved experiment of the run folder that a checkpoint lies in (or right beside it).
+    """The latest resolved experiment of the run folder of a checkpoint (or beside the checkpoint).
 
     Raises:
         ConfigError: there is none.
@@ -135,6 +135,20 @@ def find_config(checkpoint: Path) -> Path:
     )
 
 
+def find_device(name: str | None) -> torch.device:
+    """The device of ``--device``; by default a GPU if there is one.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
+        raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return device
+
+
 def _build(config: dict[str, Any], autoencoder: str | None) -> TextToImage:
     node = config["model"]
     if autoencoder is not None:
@@ -147,16 +161,16 @@ def _build(config: dict[str, Any], autoencoder: str | None) -> TextToImage:
             raise
         raise ConfigError(f"--autoencoder {autoencoder}: the model of this checkpoint has none ({error})") from error
     if not isinstance(module, TextToImage):
-        raise ConfigError(f"model: {type(module).__name__} is no t2ikit.module.TextToImage, which draws images")
+        raise ConfigError(f"model: {type(module).__name__} is no t2ikit.module.TextToImage, which samples images")
     return module
 
 
 def _load(module: TextToImage, content: Mapping[str, Any], weights: Weights, decay: float | None) -> str:
-    """The weights of the denoiser, with the averages in place of what they average; says which ones."""
+    """The weights of the denoiser, with averages in place of what they average; returns which weights."""
     state: dict[str, Tensor] = {key.removeprefix(_DENOISER): value for key, value in content["state_dict"].items()}
     profiles = content.get("callbacks", {}).get("EMA", {}).get("profiles") or {}
     if weights == "ema" and not profiles:
-        raise ValueError("this checkpoint holds no averaged weights (no EMA callback): draw with --weights raw")
+        raise ValueError("this checkpoint holds no averaged weights (no EMA callback): sample with --weights raw")
     label = "raw"
     if weights != "raw" and profiles:
         profile = next(iter(profiles)) if decay is None else str(decay)

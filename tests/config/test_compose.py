@@ -216,7 +216,7 @@ def test_refused(tmp_path: Path, text: str, message: str) -> None:
         ("resum", "last", "unknown option 'resum'; nearest known: 'resume'"),
         ("extends", "x.yaml", "unknown option 'extends'"),
         ("model.lr", "[1", "is no YAML value"),
-        ("model.denoiser.bands.3.k", "5", "is a list of 1, '3' is no place in it"),
+        ("model.denoiser.bands.3.k", "5", "is a list of 1, '3' is no index of it"),
         ("run.folder", "x", "unknown key 'run.folder'"),
     ],
 )
