@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from t2ikit.data.gate import Gate
@@ -44,7 +44,7 @@ class Continuation:
         """As it goes into a checkpoint: plain types only."""
         manifests = {name: manifest.to_json() for name, manifest in self.manifests.items()}
         gates = [{**vars(gate), "folder": str(gate.folder)} for gate in self.gates]
-        return {**asdict(self), "gates": gates, "manifests": manifests}
+        return {**vars(self), "gates": gates, "manifests": manifests}
 
     @staticmethod
     def from_state(state: Mapping[str, Any]) -> Continuation:
@@ -107,12 +107,12 @@ class Continuation:
             )
         else:
             for gate, gate_now in zip(self.gates, now.gates, strict=True):
-                for number in ("quantile", "probability"):
-                    before, after = getattr(gate, number), getattr(gate_now, number)
+                for setting in ("quantile", "probability"):
+                    before, after = getattr(gate, setting), getattr(gate_now, setting)
                     if not math.isclose(before, after, rel_tol=1e-9, abs_tol=1e-9):
                         yield (
                             GATES,
-                            f"stream {gate.name} had the {number} {before:g} and has {after:g} now (tau, p and the "
+                            f"stream {gate.name} had the {setting} {before:g} and has {after:g} now (tau, p and the "
                             "process decide them)",
                         )
         for name, manifest in self.manifests.items():
