@@ -18,7 +18,7 @@ from t2ikit.records.fits import check_cutmix
 class AugmentationCallback(L.Callback):
     """Base of every augmentation. Override ``augment`` (online) or ``register`` (anything else).
 
-    Random numbers come from ``t2ikit.rng`` with ``batch.slot``, so that a resumed run draws the same.
+    Random numbers come from ``t2ikit.rng`` with ``batch.slot``, so that a resumed run takes the same.
 
     Example:
         >>> class MirrorText(AugmentationCallback):

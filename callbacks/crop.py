@@ -29,7 +29,7 @@ class Crop(AugmentationCallback):
     Args:
         p: share of the images that are cropped, in [0, 1]; exact in the long run, and in every micro-batch where it
             gives a whole number.
-        aspect: "square" windows, or "free" ones whose height and width are drawn on their own.
+        aspect: "square" windows, or "free" ones whose height and width are chosen independently.
 
     Raises:
         ValueError: p outside [0, 1], an unknown aspect.

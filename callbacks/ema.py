@@ -97,7 +97,7 @@ class EMA(L.Callback):
         self.step = int(state["step"])
 
     def decay_at(self, step: int, decay: float) -> float:
-        """The decay used by update number ``step`` (from 0)."""
+        """The decay of update ``step``, counted from 0."""
         return min(decay, (1 + step) / (10 + step)) if self.warmup else decay
 
     def on_train_batch_end(

@@ -3,7 +3,7 @@
     StoredBatch --on_after_batch_transfer--> Batch --batch transforms--> Batch, ... --objective--> loss_B [B]
 
 Every random number of a step is a pure function of (seed, purpose, global slot), so that gradient accumulation, more
-ranks or a resumed run draw the same numbers (``t2ikit.rng``). One thing depends on how a batch is split: from 10
+ranks or a resumed run take the same numbers (``t2ikit.rng``). One thing depends on how a batch is split: from 10
 samples a micro-batch up, self-conditioning keeps a fixed number of each micro-batch, which gives static shapes.
 """
 
@@ -55,7 +55,7 @@ class TextToImage(L.LightningModule):
         compile: the training loss under ``torch.compile``, whole: null (off), "default", "reduce-overhead" (CUDA
             graphs), "max-autotune", or its options as a mapping, e.g. ``{backend: aot_eager}``; or "blocks": only the
             blocks of the network, of which equal ones are compiled once. Every text length is compiled once
-            (``data.length_bucket`` makes them few). Validation and drawing are not compiled.
+            (``data.length_bucket`` makes them few). Validation and sampling are not compiled.
 
     Raises:
         ValueError: a rate outside [0, 1], no noise bin, or an unknown ``compile`` or ``loss_space``.
@@ -156,11 +156,11 @@ class TextToImage(L.LightningModule):
         return parts
 
     def ready(self, stored: StoredBatch, purpose: str = "posterior") -> Batch:
-        """Dequantises, draws the VAE posterior, normalises: StoredBatch -> Batch, on the device of the batch.
+        """Dequantises, samples the VAE posterior, normalises: StoredBatch -> Batch, on the device of the batch.
 
         Args:
             stored: [B] records.
-            purpose: key of the posterior draw; evaluation uses another than training.
+            purpose: key of the random numbers of the posterior; evaluation uses another than training.
         """
         noise = None
         if self.space.stochastic:
@@ -178,7 +178,7 @@ class TextToImage(L.LightningModule):
             torch.set_autocast_cache_enabled(True)
         if self.compiled_loss is not None:  # results of the step before may be overwritten by CUDA graphs
             torch.compiler.cudagraph_mark_step_begin()
-        if self._drops:  # dropout draws from the global generator: keyed, so that a resumed run draws the same
+        if self._drops:  # dropout takes from the global generator: keyed, so that a resumed run takes the same
             torch.manual_seed(rng.derived_seed(self.seed, "dropout", parts[0].slot))
         losses = []
         for part in parts:
@@ -233,7 +233,7 @@ class TextToImage(L.LightningModule):
             self.unconditional = self.unconditional.to(device)
         return self.unconditional
 
-    # ------------------------------------------------------------------ drawing
+    # ------------------------------------------------------------------ sampling
 
     @torch.no_grad()
     def sample(

@@ -36,7 +36,7 @@ class TextContext:
         keys_values: one tensor [B, K', 2 A] a block, keys then values along the last axis. K' = K less the tokens that
             depend on the level and go in front.
         mask: [B, K] bool, True where a key may be looked at.
-        window: [B, 4] float x0 y0 x1 y1 in [0, 1], the part of the image that is drawn; None = all of it.
+        window: [B, 4] float x0 y0 x1 y1 in [0, 1], the part of the image that is seen; None = all of it.
     """
 
     keys_values: tuple[Tensor, ...]
@@ -214,7 +214,7 @@ class Denoiser(nn.Module, ABC):
         return block(*args) if self._caller is None else self._caller(block, *args)
 
     def _run(self, block: Callable[..., Any], *args: Any, random: bool = False) -> Any:
-        """Calls a block, under gradient checkpointing when that is asked for. ``random``: the block draws numbers."""
+        """Calls a block, under gradient checkpointing when that is asked for. ``random``: the block takes random numbers."""
         if self.checkpoint_blocks and torch.is_grad_enabled():
             call = (block, *args) if self._caller is None else (self._caller, block, *args)
             return checkpoint(*call, use_reentrant=False, preserve_rng_state=random)

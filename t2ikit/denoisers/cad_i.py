@@ -110,7 +110,7 @@ class CADI(Denoiser):
         checkpoint_blocks: recompute each block in the backward pass; saves memory, costs about a third more time.
         level_kind: scalar that the network receives: "gamma" for Gaussian diffusion, "t" for flows.
         refine_heads: heads of the text refine blocks; 16 in all released sizes. Small widths want fewer.
-        window_tokens: with four tokens that say which part of the image is drawn; x may then be a part of it.
+        window_tokens: with four tokens that say which part of the image is seen; x may then be a part of it.
 
     Raises:
         ValueError: sizes that do not divide; the message names the option.
@@ -208,7 +208,7 @@ class CADI(Denoiser):
         Args:
             text: embeddings [B, L, text_dim], mask [B, L].
             coherence: [B] or one number in [0, 1]; None = 1, full coherence. Only with ``coherence=True``.
-            window: [B, 4] x0 y0 x1 y1 in [0, 1], the part of the image that is drawn; None = all of it. Only with
+            window: [B, 4] x0 y0 x1 y1 in [0, 1], the part of the image that is seen; None = all of it. Only with
                 ``window_tokens=True``.
 
         Raises:
@@ -254,7 +254,7 @@ class CADI(Denoiser):
         """One prediction.
 
         Args:
-            x: [B, C, H, W]; with ``window_tokens`` also a part [B, C, h, w] of it, whose place the context's window
+            x: [B, C, H, W]; with ``window_tokens`` also a part [B, C, h, w] of it, whose position the context's window
                 says.
             level: [B], of kind ``level_kind``.
             context: of ``encode_text``, B rows.

@@ -64,7 +64,7 @@ class DiTBlock(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Sets the branch scales to their initial value and draws the modulation table."""
+        """Sets the branch scales to their initial value and initialises the modulation table."""
         nn.init.constant_(self.scales, self.layer_scale)
         if self.table is not None:
             nn.init.normal_(self.table, std=self.table.shape[1] ** -0.5)
@@ -108,7 +108,7 @@ class DiTI(Denoiser):
         layer_scale_init: initial value of the branch scales of the blocks.
         time_conditioning: "token" puts the noise level in front of the text, for the cross-attentions to read;
             "adaln_single" modulates self-attention and MLP (6.4 M parameters more).
-        window_tokens: with four tokens that say which part of the image is drawn; x may then be a part of it.
+        window_tokens: with four tokens that say which part of the image is seen; x may then be a part of it.
         checkpoint_blocks: recompute each block in the backward pass; saves memory, costs about a third more time.
         level_kind: scalar that the network receives: "gamma" for Gaussian diffusion, "t" for flows.
 
@@ -194,7 +194,7 @@ class DiTI(Denoiser):
         Args:
             text: embeddings [B, L, text_dim], mask [B, L].
             coherence: must be None.
-            window: [B, 4] x0 y0 x1 y1 in [0, 1], the part of the image that is drawn; None = all of it. Only with
+            window: [B, 4] x0 y0 x1 y1 in [0, 1], the part of the image that is seen; None = all of it. Only with
                 ``window_tokens=True``.
 
         Raises:
@@ -228,7 +228,7 @@ class DiTI(Denoiser):
         """One prediction.
 
         Args:
-            x: [B, C, H, W]; with ``window_tokens`` also a part [B, C, h, w] of it, whose place the context's window
+            x: [B, C, H, W]; with ``window_tokens`` also a part [B, C, h, w] of it, whose position the context's window
                 says.
             level: [B], of kind ``level_kind``.
             context: of ``encode_text``, B rows.

@@ -27,7 +27,7 @@ class Linear(nn.Linear):
     Args:
         in_features: width of the input.
         out_features: width of the output.
-        parts: the weight is drawn as this many independent projections stacked along the output.
+        parts: the weight is initialised as this many independent projections stacked along the output.
     """
 
     def __init__(self, in_features: int, out_features: int, parts: int = 1) -> None:
@@ -149,7 +149,7 @@ class SelfAttention(nn.Module):
     Args:
         width: D.
         heads: number of heads; divides ``width``.
-        qk_norm: RMSNorm on queries and keys; each projection is then drawn on its own.
+        qk_norm: RMSNorm on queries and keys; each projection is then initialised on its own.
     """
 
     def __init__(self, width: int, heads: int, qk_norm: bool = False) -> None:
@@ -176,7 +176,7 @@ class CrossAttention(nn.Module):
         width: width of the queries and of the output.
         source_width: width of the source.
         heads: number of heads; divides A.
-        qk_norm: RMSNorm on queries and keys; each projection is then drawn on its own.
+        qk_norm: RMSNorm on queries and keys; each projection is then initialised on its own.
     """
 
     def __init__(self, width: int, source_width: int, heads: int, qk_norm: bool = False) -> None:

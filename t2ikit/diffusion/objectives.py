@@ -118,7 +118,7 @@ class Objective:
         """Noise whose channel means have variance 1 / (H W) + offset_noise^2; [B, C, H, W] -> the same.
 
         That is the law of noise + offset_noise * (one normal number a channel), for the mean of white noise does not
-        depend on the rest of it: scaling the mean does the same as adding a second draw, and needs none.
+        depend on the rest of it: scaling the mean does the same as adding further random numbers, and needs none.
         """
         if self.offset_noise == 0.0:
             return noise
