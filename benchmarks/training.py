@@ -14,7 +14,7 @@ from benchmarks.counting import Operations, flops, operations
 from t2ikit.batch import Text
 from t2ikit.denoisers import CADI, Denoiser, DiTI
 from t2ikit.denoisers.cad_i import cad_i_l, cad_i_s
-from t2ikit.diffusion import GaussianDiffusion, Objective
+from t2ikit.diffusion import Denoising, GaussianDiffusion
 from t2ikit.optim import LAMB, parameter_groups
 
 CLIP = 2.0
@@ -36,7 +36,7 @@ class Step:
         device = next(denoiser.parameters()).device
         self.denoiser = denoiser.train()
         self.process = GaussianDiffusion()
-        self.objective = Objective(self.process)
+        self.objective = Denoising(self.process)
         generator = None if device.type == "meta" else torch.Generator(device).manual_seed(0)
         draw: Callable[..., Tensor] = torch.randn
         self.x0 = draw(rows, *denoiser.input_shape, generator=generator, device=device)

@@ -53,7 +53,7 @@ class Crop(AugmentationCallback):
         self._look_at(getattr(experiment.model, "denoiser", None))
 
     def _look_at(self, denoiser: Any) -> None:
-        if getattr(denoiser, "window_embed", None) is None:
+        if "window" not in getattr(denoiser, "supports", ()):
             raise ValueError(
                 f"callbacks.crop: {type(denoiser).__name__} is not told which part of an image it sees: set "
                 "--model.denoiser.window_tokens true"

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from t2ikit import ranks
+from t2ikit.batch import StepOutput
 
 
 class NonFiniteGuard(L.Callback):
@@ -45,8 +46,8 @@ class NonFiniteGuard(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        loss_B = outputs["loss_B"]
-        rows = torch.stack([outputs["source"], outputs["index"], (~torch.isfinite(loss_B)).long()])
+        step: StepOutput = outputs["step"]
+        rows = torch.stack([step.source, step.index, (~torch.isfinite(step.loss)).long()])
         bad = rows[2].any()
         if self._broken is None or self._rows is None or self._step is None:
             self._broken, self._step, self._rows = torch.zeros_like(bad), torch.zeros_like(rows[0, 0]), rows

@@ -27,7 +27,6 @@ from t2ikit import ranks
 from t2ikit.callbacks.ema import EMA
 from t2ikit.diffusion import Guidance
 from t2ikit.diffusion.samplers import find_solver
-from t2ikit.encoders.autoencoders import LatentSpace
 from t2ikit.evaluation import Evaluated, Evaluation
 from t2ikit.evaluation.sampling import Sampling
 from t2ikit.files import write_whole
@@ -132,8 +131,7 @@ class Snapshot(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: TextToImage) -> None:
         # Missing prompts, text encoders or references end the run now, not at the first snapshot.
         self.evaluation.prepare(trainer.datamodule, pl_module.device)
-        if isinstance(pl_module.space, LatentSpace):
-            _ = pl_module.space.model
+        pl_module.space.load()
         step = trainer.global_step
         interrupted = step > 0 and self._due(step) and step not in self.history
         if interrupted or (self.at_start and step == 0):

@@ -9,19 +9,27 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from t2ikit.batch import StepOutput
+
 
 class TrainingLog(L.Callback):
     """Sums the loss of every sample on the device, in a table [sources, noise bins], and logs its means.
 
     Logged every ``trainer.log_every_n_steps`` optimizer steps, means over the samples since the last time:
     ``train/loss``, ``train/loss/<source>``, ``train/loss_t/<bin>``, ``train/share/<source>`` (how often a source was
-    used), ``train/learning_rate`` and ``train/images_per_second`` (evaluation time not counted).
+    used), ``train/learning_rate`` and ``train/images_per_second`` (evaluation time not counted). Where the objective
+    has terms, also ``train/loss/<part>`` of the denoising loss and of each term.
+
+    Raises:
+        ValueError: a part of the loss has the name of a source.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._sums: Tensor | None = None
+        self._parts: dict[str, Tensor] = {}
         self._loaded: Tensor | None = None
+        self._loaded_parts: dict[str, Tensor] = {}
         self._last_logged = -1
         self._images = 0
         self._since = 0.0
@@ -33,17 +41,21 @@ class TrainingLog(L.Callback):
         return "TrainingLog"
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self._sums is None else {"sums": self._sums.cpu()}
+        if self._sums is None:
+            return {}
+        parts = {"parts": {name: sums.cpu() for name, sums in self._parts.items()}} if self._parts else {}
+        return {"sums": self._sums.cpu(), **parts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = state_dict.get("sums")
+        self._loaded, self._loaded_parts = state_dict.get("sums"), state_dict.get("parts", {})
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        rows, bins = len(trainer.datamodule.source_names), int(pl_module.noise_bins)  # type: ignore[arg-type]
+        rows, bins = len(trainer.datamodule.source_names), int(getattr(pl_module, "noise_bins", 1))
         self._sums = torch.zeros(2, rows, bins, dtype=torch.float64, device=pl_module.device)
         # The stored sums are those of rank 0: only it takes them back, the others start the interval anew.
         if trainer.is_global_zero and self._loaded is not None and self._loaded.shape == self._sums.shape:
             self._sums.copy_(self._loaded)
+            self._parts = {name: sums.to(pl_module.device) for name, sums in self._loaded_parts.items()}
         self._last_logged = trainer.global_step
         self._restart_clock(trainer)
 
@@ -51,16 +63,38 @@ class TrainingLog(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert self._sums is not None
-        loss_B, bins = outputs["loss_B"], self._sums.shape[2]
-        cell = outputs["source"] * bins + (outputs["t"] * bins).long().clamp_(0, bins - 1)
+        output: StepOutput = outputs["step"]
+        loss_B, t, bins = output.loss, output.t, self._sums.shape[2]
+        cell = output.source * bins
+        if t is not None:
+            cell = cell + (t * bins).long().clamp_(0, bins - 1)
         flat = self._sums.view(2, -1)
         flat[0].index_add_(0, cell, loss_B.double())
         flat[1].index_add_(0, cell, torch.ones_like(loss_B, dtype=torch.float64))
         self._images += loss_B.shape[0] * trainer.world_size
+        if len(output.parts) > 1:
+            self._sum_parts(output.parts)
         step = trainer.global_step
         if step != self._last_logged and step % trainer.log_every_n_steps == 0:
             self._last_logged = step
             self._log(trainer, step)
+
+    def _sum_parts(self, parts: dict[str, Tensor]) -> None:
+        """Adds every part, [B], to its sum and count [2]; a part that is off is not there."""
+        for name, values in parts.items():
+            added = torch.stack([values.double().sum(), values.new_full((), len(values), dtype=torch.float64)])
+            self._parts[name] = added if name not in self._parts else self._parts[name] + added
+
+    def _part_means(self, trainer: L.Trainer) -> dict[str, float]:
+        if not self._parts:
+            return {}
+        sums, counts = trainer.strategy.reduce(torch.stack(list(self._parts.values()), dim=1), reduce_op="sum").tolist()
+        clash = sorted(self._parts.keys() & set(trainer.datamodule.source_names))
+        if clash:
+            raise ValueError(
+                f"a part of the loss and a source of the data are both called {', '.join(clash)}: rename the term"
+            )
+        return {f"train/loss/{name}": sums[row] / counts[row] for row, name in enumerate(self._parts)}
 
     def _log(self, trainer: L.Trainer, step: int) -> None:
         assert self._sums is not None
@@ -68,12 +102,14 @@ class TrainingLog(L.Callback):
         seconds = time.perf_counter() - self._since - (evaluation_seconds(trainer) - self._evaluated)
         self.latest = {
             **loss_means(table, trainer.datamodule.source_names),
+            **self._part_means(trainer),
             "train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
             "train/images_per_second": self._images / max(seconds, 1e-9),
         }
         for logger in trainer.loggers:
             logger.log_metrics(self.latest, step=step)
         self._sums.zero_()
+        self._parts.clear()
         self._restart_clock(trainer)
 
     def _restart_clock(self, trainer: L.Trainer) -> None:

@@ -13,25 +13,29 @@ Shape legend of the whole project::
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-Moved = TypeVar("Moved", bound="_Movable")
+Moved = TypeVar("Moved", bound="Movable")
 
 
 @dataclass
-class _Movable:
-    """Moves every tensor (and every nested movable) of a dataclass; leaves the rest as it is."""
+class Movable:
+    """Moves every tensor of a dataclass, those in nested movables, tuples and dicts too; leaves the rest as it is."""
 
     def _map(self: Moved, function: Callable[[Any], Any]) -> Moved:
-        changes = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            changes[field.name] = function(value) if isinstance(value, (Tensor, _Movable)) else value
-        return type(self)(**changes)
+        def mapped(value: Any) -> Any:
+            if isinstance(value, (Tensor, Movable)):
+                return function(value)
+            if isinstance(value, dict):
+                return {key: mapped(entry) for key, entry in value.items()}
+            return tuple(mapped(entry) for entry in value) if isinstance(value, tuple) else value
+
+        return type(self)(**{each.name: mapped(getattr(self, each.name)) for each in fields(self)})
 
     def to(self: Moved, *args: Any, **kwargs: Any) -> Moved:
         """The same with every tensor moved; arguments as in ``Tensor.to`` (a dtype reaches floating tensors only)."""
@@ -51,7 +55,7 @@ class _Movable:
 
 
 @dataclass
-class Text(_Movable):
+class Text(Movable):
     """States of a text encoder, padded to the longest of the batch.
 
     Attributes:
@@ -130,14 +134,48 @@ class Prediction:
     Attributes:
         output: [B, C, H, W], the network's target (epsilon, v or velocity: the process knows).
         state: opaque; handed to the next call of the same denoiser (CAD-I's latents), or None.
+        features: [B, N, D], the image tokens after each block that was asked for (``taps``), in that order.
     """
 
     output: Tensor
     state: Any = None
+    features: tuple[Tensor, ...] = ()
 
 
 @dataclass
-class StoredBatch(_Movable):
+class StepOutput:
+    """What a training step hands to callbacks, under "step" of its outputs; nothing of it has a graph.
+
+    Attributes:
+        loss: [B], of every sample.
+        parts: what ``loss`` is made of, each [B] under its name.
+        batch: the batches of the step, whose rows follow each other in ``loss``; those of a classifier have no t.
+    """
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    batch: tuple[Any, ...]
+
+    @cached_property
+    def source(self) -> Tensor:
+        """[B] int64, which stream a sample came from."""
+        return torch.cat([batch.source for batch in self.batch])
+
+    @cached_property
+    def index(self) -> Tensor:
+        """[B] int64, the record's index in that stream."""
+        return torch.cat([batch.index for batch in self.batch])
+
+    @cached_property
+    def t(self) -> Tensor | None:
+        """[B] in [0, 1], the noise time; None where the batches have none."""
+        if any(getattr(batch, "t", None) is None for batch in self.batch):
+            return None
+        return torch.cat([batch.t for batch in self.batch])
+
+
+@dataclass
+class StoredBatch(Movable):
     """Records as they lie on disk, with the noise quantile and the source of every slot.
 
     Attributes:
@@ -165,6 +203,10 @@ class StoredBatch(_Movable):
     def __len__(self) -> int:
         return self.u.shape[0]
 
+    def array(self, name: str) -> Tensor:
+        """The array of the records of that name, [B, ...]; KeyError if there is none."""
+        return {"image": self.image}[name]
+
     def text(self) -> Text:
         """Dequantised and padded on the device of the batch: embeddings [B, max_length, D] float32."""
         states = self.tokens.to(torch.float32)
@@ -182,7 +224,7 @@ class StoredBatch(_Movable):
 
 
 @dataclass
-class Batch(_Movable):
+class Batch(Movable):
     """A batch ready for the objective.
 
     Attributes:
@@ -193,6 +235,7 @@ class Batch(_Movable):
         index: [B] int64, the record's index in that stream.
         window: [B, 4] float32 (x0, y0, x1, y1) in [0, 1], the part of the image that is seen; None = all of it.
         slot: global slot of the first row; the key of every random number of the batch (``t2ikit.rng``).
+        extra: [B, ...] by name, the arrays of the records that the objective named; of whole images.
     """
 
     latents: Tensor
@@ -202,6 +245,7 @@ class Batch(_Movable):
     index: Tensor
     window: Tensor | None = None
     slot: int = 0
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.t.shape[0]
@@ -218,4 +262,5 @@ class Batch(_Movable):
             self.index[rows],
             None if self.window is None else self.window[rows],
             self.slot + start,
+            {name: array[rows] for name, array in self.extra.items()},
         )

@@ -1,6 +1,6 @@
 """TextToImage: the LightningModule. Wiring only; the mathematics live in ``denoisers`` and ``diffusion``.
 
-    StoredBatch --on_after_batch_transfer--> Batch --batch transforms--> Batch, ... --objective--> loss_B [B]
+    StoredBatch --on_after_batch_transfer--> Batch --batch transforms--> Batch, ... --objective--> Loss --> StepOutput
 
 Every random number of a step is a pure function of (seed, purpose, global slot), so that gradient accumulation, more
 ranks or a resumed run take the same numbers (``t2ikit.rng``). One thing depends on how a batch is split: from 10
@@ -11,22 +11,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from t2ikit import rng
-from t2ikit.batch import Batch, StoredBatch, Text
+from t2ikit.batch import Batch, StepOutput, StoredBatch, Text
 from t2ikit.data.datamodule import DataModule
 from t2ikit.denoisers import Denoiser
 from t2ikit.denoisers.base import CACHE_IS_SAFE
-from t2ikit.diffusion import GaussianDiffusion, Guidance, sample
-from t2ikit.diffusion.compiled import STATIC_ROWS, CompiledLoss
-from t2ikit.diffusion.objectives import Objective
-from t2ikit.diffusion.processes import Process, Threshold
+from t2ikit.diffusion import Denoising, Guidance, Objective, Process, sample
+from t2ikit.diffusion.compiled import CompiledObjective
+from t2ikit.diffusion.processes import Threshold
 from t2ikit.encoders.autoencoders import ImageSpace, PixelSpace
 from t2ikit.optim import Constant, Lamb, LearningRate, OptimizerFactory
 from t2ikit.records.manifest import Manifest
@@ -35,21 +34,14 @@ BatchTransform = Callable[[Batch], "Batch | tuple[Batch, ...]"]
 
 
 class TextToImage(L.LightningModule):
-    """Trains one denoiser by one diffusion process on one kind of image space.
+    """Trains one denoiser by one objective on one kind of image space.
 
     Args:
         denoiser: the network, e.g. ``t2ikit.denoisers.CADI``.
-        process: the diffusion process; default ``GaussianDiffusion()`` (linear gamma, epsilon-prediction).
+        objective: what is minimised, with its diffusion process; default ``Denoising()``.
         space: what a stored image is: ``PixelSpace`` or ``LatentSpace`` with its normalisation.
         optimizer: default ``Lamb()``.
         learning_rate: schedule of the learning rate over optimizer steps; default constant.
-        text_drop: probability that a text is replaced by the encoding of the empty prompt (classifier-free guidance).
-        self_condition_rate: share of the samples whose denoiser gets its own first prediction as state; denoisers
-            without state ignore it. From 10 samples a micro-batch up, exactly ``round(rate * B)`` of them.
-        offset_noise: strength of a constant added to the noise of each channel; 0 is off.
-        min_snr: Min-SNR weighting (gamma of its paper); None is off.
-        loss_space: "output" measures the error of what the network predicts, "epsilon" that of the noise, for a
-            network that predicts v.
         noise_bins: loss is logged in this many equal bins of t.
         seed: key of every random number of a step.
         compile: the training loss under ``torch.compile``, whole: null (off), "default", "reduce-overhead" (CUDA
@@ -58,47 +50,59 @@ class TextToImage(L.LightningModule):
             (``data.length_bucket`` makes them few). Validation and sampling are not compiled.
 
     Raises:
-        ValueError: a rate outside [0, 1], no noise bin, or an unknown ``compile`` or ``loss_space``.
+        ValueError: no noise bin, or an unknown ``compile``.
     """
 
     def __init__(
         self,
         denoiser: Denoiser,
-        process: Process | None = None,
+        objective: Objective | None = None,
         space: ImageSpace | None = None,
         optimizer: OptimizerFactory | None = None,
         learning_rate: LearningRate | None = None,
-        text_drop: float = 0.1,
-        self_condition_rate: float = 0.9,
-        offset_noise: float = 0.0,
-        min_snr: float | None = None,
         noise_bins: int = 10,
         seed: int = 0,
         compile: str | dict[str, Any] | None = None,
-        loss_space: Literal["output", "epsilon"] = "output",
     ) -> None:
         super().__init__()
-        for name, rate in (("text_drop", text_drop), ("self_condition_rate", self_condition_rate)):
-            if not 0.0 <= rate <= 1.0:
-                raise ValueError(f"model.init_args.{name} is a probability in [0, 1], got {rate}")
         if noise_bins < 1:
             raise ValueError(f"model.init_args.noise_bins must be at least 1, got {noise_bins}")
         self.denoiser = denoiser
-        self.process = process if process is not None else GaussianDiffusion()
+        self.objective: Objective = objective if objective is not None else Denoising()
         self.space = space if space is not None else PixelSpace()
-        self.objective = Objective(self.process, offset_noise=offset_noise, min_snr=min_snr, space=loss_space)
-        self.compiled_loss = None if compile is None else CompiledLoss(self.objective, compile)
+        self.compiled = None if compile is None else CompiledObjective(self.objective, compile)
         self.optimizer_factory = optimizer if optimizer is not None else Lamb()
         self.learning_rate = learning_rate if learning_rate is not None else Constant()
-        self.text_drop = text_drop
-        self.self_condition_rate = self_condition_rate
         self.noise_bins = noise_bins
         self.seed = seed
         self.manifest: Manifest | None = None
-        self.unconditional: Text | None = None
         self._transforms: list[BatchTransform] = []
         rates = (getattr(layer, "p", getattr(layer, "rate", 0.0)) for layer in denoiser.modules())
         self._drops = any(isinstance(rate, float) and rate > 0.0 for rate in rates)
+
+    @property
+    def process(self) -> Process:
+        """The diffusion process, of the objective."""
+        return self.objective.process
+
+    @property
+    def rng(self) -> rng.Keyed:
+        """The keyed random numbers of the run."""
+        return rng.Keyed(self.seed)
+
+    @property
+    def unconditional(self) -> Text | None:
+        """The encoding of the empty prompt, of the objective; one row."""
+        return self.objective.unconditional
+
+    @unconditional.setter
+    def unconditional(self, text: Text) -> None:
+        self.objective.unconditional = text
+
+    @property
+    def optimized(self) -> nn.Module:
+        """What the optimizer sees: the denoiser, then the objective, whose parameters are trained beside it."""
+        return nn.ModuleDict({"denoiser": self.denoiser, "objective": self.objective})
 
     # ------------------------------------------------------------------ the data's side
 
@@ -111,12 +115,14 @@ class TextToImage(L.LightningModule):
         """Takes the empty prompt from the data and refuses data that does not fit the model.
 
         Raises:
-            ValueError: image shape, text width or kind of image differ; names both options.
+            ValueError: image shape, text width or kind of image differ, or the objective needs what data or denoiser
+                lack; names the options.
         """
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
             raise ValueError("TextToImage needs a data module: set `data` in the experiment")
         self.check_manifest(data.manifest)
+        self.check_needs(data.manifest)
         self.unconditional = data.unconditional()
         # A plugin of 16-bit weights would cast the stored batch as well, noise quantile and posterior included; the
         # denoiser casts what it needs, and the rest of a step is in fp32.
@@ -124,11 +130,10 @@ class TextToImage(L.LightningModule):
 
     def check_manifest(self, manifest: Manifest) -> None:
         """Refuses prepared data that does not fit denoiser and space; keeps the manifest for the checkpoint."""
-        expected = "pixels" if isinstance(self.space, PixelSpace) else "latents"
-        if manifest.kind != expected:
+        if manifest.kind != self.space.kind:
             raise ValueError(
                 f"the prepared data holds {manifest.kind}, model.init_args.space ({type(self.space).__name__}) "
-                f"expects {expected}: change model.init_args.space or prepare again with `t2ikit prepare encode "
+                f"expects {self.space.kind}: change model.init_args.space or prepare again with `t2ikit prepare encode "
                 "--autoencoder`"
             )
         shape = tuple(manifest.image_shape[-3:])
@@ -145,6 +150,21 @@ class TextToImage(L.LightningModule):
             )
         self.space.check(manifest.autoencoder)
         self.manifest = manifest
+
+    def check_needs(self, manifest: Manifest) -> None:
+        """Refuses an objective that reads arrays that no record has, or taps that the denoiser does not give."""
+        needs, network = self.objective.needs, type(self.denoiser).__name__
+        lacking = sorted(set(needs.arrays) - set(manifest.arrays))
+        if lacking:
+            raise ValueError(
+                f"model.init_args.objective ({type(self.objective).__name__}) reads {', '.join(lacking)} of every "
+                f"record; the prepared data has {', '.join(manifest.arrays)}"
+            )
+        if needs.taps and "taps" not in self.denoiser.supports:
+            raise ValueError(
+                f"model.init_args.objective ({type(self.objective).__name__}) reads features after blocks "
+                f"{', '.join(map(str, needs.taps))}; {network} gives none (its `supports` has no 'taps')"
+            )
 
     def on_after_batch_transfer(self, batch: StoredBatch, dataloader_idx: int) -> tuple[Batch, ...]:
         parts: tuple[Batch, ...] = (self.ready(batch),)
@@ -164,74 +184,43 @@ class TextToImage(L.LightningModule):
         """
         noise = None
         if self.space.stochastic:
-            noise = rng.normal(
-                self.seed, purpose, stored.slot, len(stored), stored.image.shape[2:], stored.image.device
-            )
+            noise = self.rng.normal(purpose, stored.slot, len(stored), stored.image.shape[2:], stored.image.device)
         latents = self.space.x_0(stored.image, noise)
         t = self.process.t(stored.u)
-        return Batch(latents, stored.text(), t, stored.source, stored.index, slot=stored.slot)
+        extra = {name: stored.array(name) for name in self.objective.needs.arrays}
+        return Batch(latents, stored.text(), t, stored.source, stored.index, slot=stored.slot, extra=extra)
 
     # ------------------------------------------------------------------ the training step
 
-    def training_step(self, parts: tuple[Batch, ...], batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, parts: tuple[Batch, ...], batch_idx: int) -> dict[str, Any]:
         if CACHE_IS_SAFE:  # Lightning turns it off, and every pass would cast all weights anew
             torch.set_autocast_cache_enabled(True)
-        if self.compiled_loss is not None:  # results of the step before may be overwritten by CUDA graphs
+        if self.compiled is not None:  # results of the step before may be overwritten by CUDA graphs
             torch.compiler.cudagraph_mark_step_begin()
+        keyed, step = self.rng, self.global_step
         if self._drops:  # dropout takes from the global generator: keyed, so that a resumed run takes the same
-            torch.manual_seed(rng.derived_seed(self.seed, "dropout", parts[0].slot))
-        losses = []
-        for part in parts:
-            drop = torch.from_numpy(rng.uniforms(self.seed, "drop", part.slot, len(part))[:, 0] < self.text_drop)
-            text = part.text.replace(drop.to(part.t.device, non_blocking=True), self._empty_prompt(part.t.device))
-            keep = self._kept(part.slot, len(part))
-            losses.append(self._losses(part, text, keep, "noise", self.compiled_loss or self.objective.loss))
-        loss_B = torch.cat(losses)
-        return {
-            "loss": loss_B.mean(),
-            "loss_B": loss_B.detach(),
-            "t": torch.cat([part.t for part in parts]),
-            "source": torch.cat([part.source for part in parts]),
-            "index": torch.cat([part.index for part in parts]),
-        }
+            torch.manual_seed(keyed.derived_seed("dropout", parts[0].slot))
+        loss = self.compiled or self.objective
+        losses = [loss(self.denoiser, part, self.objective.draw(part, keyed, step)) for part in parts]
+        loss_B = torch.cat([part.loss_B for part in losses])
+        logged = {name: torch.cat([part.parts[name].detach() for part in losses]) for name in losses[0].parts}
+        return {"loss": loss_B.mean(), "step": StepOutput(loss_B.detach(), logged, parts)}
 
     @torch.no_grad()
     def validation_losses(self, stored: StoredBatch) -> tuple[Tensor, Tensor]:
-        """Loss of held-out records with fixed noise, full text and self-conditioning on every sample.
+        """Loss of held-out records, of the denoiser alone: see :meth:`Objective.validation`.
 
         Returns:
             (loss_B [B], t [B]).
         """
         batch = self.ready(stored, "validation posterior")
-        keep = torch.ones(len(batch), dtype=torch.bool)
         training = self.denoiser.training
         self.denoiser.eval()
         try:
-            loss_B = self._losses(batch, batch.text, keep, "validation noise", self.objective.loss)
+            loss_B = self.objective.validation(self.denoiser, batch, self.rng)
         finally:
             self.denoiser.train(training)
         return loss_B, batch.t
-
-    def _losses(self, batch: Batch, text: Text, keep: Tensor, purpose: str, loss: Callable[..., Tensor]) -> Tensor:
-        shape = batch.latents.shape[1:]
-        noise = rng.normal(self.seed, purpose, batch.slot, len(batch), shape, batch.latents.device)
-        return loss(self.denoiser, batch.latents, noise, batch.t, text, keep, window=batch.window)
-
-    def _kept(self, slot: int, count: int) -> Tensor:
-        """[B] bool on the CPU: which samples are self-conditioned. A fixed number from 10 up: static shapes."""
-        u = rng.uniforms(self.seed, "self-condition", slot, count)[:, 0]
-        if count < STATIC_ROWS:
-            return torch.from_numpy(u < self.self_condition_rate)
-        keep = torch.zeros(count, dtype=torch.bool)
-        keep[torch.from_numpy(u).argsort()[: round(self.self_condition_rate * count)]] = True
-        return keep
-
-    def _empty_prompt(self, device: torch.device) -> Text:
-        if self.unconditional is None:
-            raise ValueError("the encoding of the empty prompt is missing: run through a Trainer with a data module")
-        if self.unconditional.mask.device != device:
-            self.unconditional = self.unconditional.to(device)
-        return self.unconditional
 
     # ------------------------------------------------------------------ sampling
 
@@ -264,7 +253,7 @@ class TextToImage(L.LightningModule):
             self.process,
             noise,
             text,
-            uncond if uncond is not None else self._empty_prompt(noise.device),
+            uncond if uncond is not None else self.objective.empty_prompt(noise.device),
             steps=steps,
             guidance=guidance,
             method=method,
@@ -275,11 +264,9 @@ class TextToImage(L.LightningModule):
         return self.space.images(x_0)
 
     def _threshold(self) -> Threshold:
-        """Variance-preserving latents: +-4 standard deviations of the space; pixels +-1; flow none."""
-        kind = self.process.default_threshold(self.space.channels)
-        if kind != "none" and not isinstance(self.space, PixelSpace):
-            return ("clamp", 4.0 * self.space.std)
-        return kind
+        """The bound of the space on estimates of x_0, where the process bounds them at all."""
+        unbounded = self.process.default_threshold(self.space.channels) == "none"
+        return "none" if unbounded else ("clamp", self.space.bound)
 
     # ------------------------------------------------------------------ optimiser and checkpoint
 
@@ -294,7 +281,7 @@ class TextToImage(L.LightningModule):
             self.learning_rate.factor(1, math.inf)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer_factory.build(self.denoiser)
+        optimizer = self.optimizer_factory.build(self.optimized)
         total = self.trainer.estimated_stepping_batches  # infinite where only trainer.max_time ends the run
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self.learning_rate.factor(step + 1, total)
@@ -306,7 +293,7 @@ class TextToImage(L.LightningModule):
         optimizer = self.trainer.optimizers[0]
         schedule = self.trainer.lr_scheduler_configs[0].scheduler
         assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
-        fresh = self.optimizer_factory.build(self.denoiser).param_groups
+        fresh = self.optimizer_factory.build(self.optimized).param_groups
         schedule.base_lrs = [group["lr"] for group in fresh]
         for group, new, factor in zip(optimizer.param_groups, fresh, schedule.lr_lambdas, strict=True):
             group.update({key: value for key, value in new.items() if key != "params"})

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -97,3 +98,28 @@ def normal(
         values[i].normal_(generator=generator)
     skip = first_slot - first_block * BLOCK
     return values.flatten(0, 1)[skip : skip + count]
+
+
+@dataclass(frozen=True)
+class Keyed:
+    """The random numbers of one run: :func:`uniforms`, :func:`normal` and :func:`derived_seed` with its seed.
+
+    Attributes:
+        seed: of the run.
+    """
+
+    seed: int
+
+    def uniforms(self, purpose: str, first_slot: int, count: int, columns: int = 1) -> np.ndarray:
+        """[count, columns] float64 in [0, 1); see :func:`uniforms`."""
+        return uniforms(self.seed, purpose, first_slot, count, columns)
+
+    def normal(
+        self, purpose: str, first_slot: int, count: int, shape: Sequence[int], device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """[count, *shape] float32; see :func:`normal`."""
+        return normal(self.seed, purpose, first_slot, count, shape, device)
+
+    def derived_seed(self, purpose: str, index: int = 0) -> int:
+        """In [0, 2**63); see :func:`derived_seed`."""
+        return derived_seed(self.seed, purpose, index)

@@ -219,12 +219,17 @@ REAL_MISTAKES: list[tuple[list[str], str]] = [
     (["--callbacks.cutmix.p", "-0.1"], "callbacks.cutmix: p must lie in [0, 1], got -0.1"),
     (["--callbacks.cutmix.setting", "cm5"], "callbacks.cutmix: setting must be one of cm2, cm4"),
     (
-        ["--model.process", "t2ikit.diffusion.RectifiedFlow", "--model.process.schedule", "sigmoid"],
+        [
+            "--model.objective.process",
+            "t2ikit.diffusion.RectifiedFlow",
+            "--model.objective.process.schedule",
+            "sigmoid",
+        ],
         "an argument of GaussianD",
     ),
     (["--model.denoiser", "t2ikit.denoisers.CADJ"], "nearest known: 'CADI'"),
     (["--model.denoiser.num_latent", "4"], "CADI takes no 'num_latent'; nearest known: 'num_latents'"),
-    (["--model.text_drop", "2"], "model.init_args.text_drop is a probability in [0, 1]"),
+    (["--model.objective.text_drop", "2"], "text_drop is a probability in [0, 1]"),
     (["--data.batch_size", "64", "--trainer.accumulate_grad_batches", "3"], "data.init_args.batch_size: 64 samples"),
     (["--callbacks.ema.decay", "much"], "callbacks.ema.init_args.decay: expected float"),
 ]

@@ -63,8 +63,8 @@ class Curve(L.Callback):
         self.t: Tensor | None = None
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.losses.append(float(outputs["loss_B"].mean()))
-        self.t = outputs["t"] if self.t is None else self.t
+        self.losses.append(float(outputs["step"].loss.mean()))
+        self.t = outputs["step"].t if self.t is None else self.t
 
 
 def train(kind: str, precision: Any, steps: int = STEPS) -> tuple[Curve, TextToImage]:

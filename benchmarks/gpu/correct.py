@@ -121,7 +121,7 @@ class Losses(L.Callback):
         self.values: list[Tensor] = []
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.values.append(outputs["loss_B"].mean().detach())
+        self.values.append(outputs["step"].loss.mean())
 
 
 _WHOLE_SECONDS = 20.0

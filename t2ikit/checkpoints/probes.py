@@ -15,7 +15,7 @@ from torch import Tensor
 from t2ikit.batch import Text
 from t2ikit.checkpoints.files import load_weights
 from t2ikit.denoisers import Denoiser
-from t2ikit.diffusion import Objective, Process
+from t2ikit.diffusion import Denoising, Process
 
 LatentNormalisation = Literal["scalar", "channelwise"]
 
@@ -67,7 +67,7 @@ def noise_error(
     if len(text) == 1:
         text = text.rows(torch.zeros(rows, dtype=torch.int64, device=latents.device))
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
-    objective, total = Objective(process), 0.0
+    objective, total = Denoising(process), 0.0
     training = denoiser.training
     denoiser.eval()
     try:

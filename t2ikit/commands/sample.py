@@ -75,13 +75,11 @@ def _sample(args: argparse.Namespace, trained: TrainedModel, prompts: Sequence[s
     import torch
 
     from t2ikit.batch import Text
-    from t2ikit.encoders.autoencoders import LatentSpace
     from t2ikit.evaluation.sampling import Sampling, sample_batches
     from t2ikit.pictures import save_grid, save_png
 
     module = trained.module
-    if isinstance(module.space, LatentSpace):
-        _ = module.space.model  # refuses a missing one before the work, not after it
+    module.space.load()  # refuses a missing one before the work, not after it
     negative = args.negative or ""
     states = _encode(trained, [*prompts, negative, ""], args.text_encoder, device)
     module.unconditional = Text.from_rows([states[""]])

@@ -13,10 +13,10 @@ pass and all sampling steps: it holds whatever depends on neither x nor the leve
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +26,83 @@ from t2ikit.batch import Prediction, Text
 from t2ikit.denoisers.layers import autocast_dtype
 
 LevelKind = Literal["gamma", "t", "log_snr"]
+Kept = TypeVar("Kept", bound="Context")
 
 
 @dataclass(frozen=True)
-class TextContext:
-    """Keys and values of the text for every block of a denoiser. Opaque outside the denoiser that made it.
+class Context:
+    """What ``encode_text`` makes of B texts: a dataclass of tensors, each with B rows, or tuples of such, or None.
+
+    Opaque outside the denoiser that made it; a denoiser of one's own adds fields. ``padded`` names the fields whose
+    second axis counts tokens: the shorter text of two is padded with zeros, which a mask then hides.
+    """
+
+    padded: ClassVar[tuple[str, ...]] = ()
+
+    def __len__(self) -> int:
+        return self._first().shape[0]
+
+    def _first(self) -> Tensor:
+        """Any of the tensors: all have the same rows and device."""
+        values = [getattr(self, item.name) for item in fields(self)]
+        flat = [entry for value in values for entry in (value if isinstance(value, tuple) else (value,))]
+        return next(entry for entry in flat if entry is not None)
+
+    def _map(self: Kept, function: Callable[[Tensor], Tensor]) -> Kept:
+        def mapped(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(mapped(entry) for entry in value)
+            return None if value is None else function(value)
+
+        return type(self)(*(mapped(getattr(self, item.name)) for item in fields(self)))
+
+    def rows(self: Kept, index: Tensor) -> Kept:
+        """The contexts at ``index`` [R] int64, in that order; a row may be taken several times."""
+        index = index.to(self._first().device, non_blocking=True)
+        return self._map(lambda tensor: tensor.index_select(0, index))
+
+    def detach(self: Kept) -> Kept:
+        """The same values outside the graph."""
+        return self._map(Tensor.detach)
+
+    def cat(self: Kept, other: Kept) -> Kept:
+        """These contexts, then those of ``other``; the shorter text is padded with zeros.
+
+        Raises:
+            ValueError: when the two come from different denoisers, or only one has a window.
+        """
+        if type(self) is not type(other):
+            raise ValueError("cat joins contexts of one denoiser; these two are of different kinds")
+        return type(self)(
+            *(self._joined(item.name, getattr(self, item.name), getattr(other, item.name)) for item in fields(self))
+        )
+
+    def _joined(self, name: str, first: Any, second: Any) -> Any:
+        if isinstance(first, tuple) and isinstance(second, tuple):
+            if len(first) != len(second):
+                raise ValueError("cat joins contexts of one denoiser; these two have unlike blocks or widths")
+            return tuple(self._joined(name, a, b) for a, b in zip(first, second, strict=True))
+        if (first is None) != (second is None):
+            raise ValueError(f"cat joins contexts that both have a {name} or both have none; give encode_text {name}=")
+        if first is None:
+            return None
+        if name in self.padded:
+            length = max(first.shape[1], second.shape[1])
+            first, second = _padded(first, length), _padded(second, length)
+        if first.shape[1:] != second.shape[1:]:
+            raise ValueError("cat joins contexts of one denoiser; these two have unlike blocks or widths")
+        return torch.cat([first, second])
+
+
+def _padded(tensor: Tensor, length: int) -> Tensor:
+    """[B, L, ...] with zeros up to ``length`` along its second axis."""
+    extra = length - tensor.shape[1]
+    return tensor if extra == 0 else nn.functional.pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, extra))
+
+
+@dataclass(frozen=True)
+class TextContext(Context):
+    """Keys and values of the text for every block of a denoiser.
 
     Attributes:
         keys_values: one tensor [B, K', 2 A] a block, keys then values along the last axis. K' = K less the tokens that
@@ -39,51 +111,11 @@ class TextContext:
         window: [B, 4] float x0 y0 x1 y1 in [0, 1], the part of the image that is seen; None = all of it.
     """
 
+    padded = ("keys_values", "mask")
+
     keys_values: tuple[Tensor, ...]
     mask: Tensor
     window: Tensor | None = None
-
-    def __len__(self) -> int:
-        return self.mask.shape[0]
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> TextContext:
-        window = None if self.window is None else function(self.window)
-        return TextContext(tuple(function(tensor) for tensor in self.keys_values), function(self.mask), window)
-
-    def rows(self, index: Tensor) -> TextContext:
-        """The contexts at ``index`` [R] int64, in that order; a row may be taken several times."""
-        index = index.to(self.mask.device, non_blocking=True)
-        return self._map(lambda tensor: tensor.index_select(0, index))
-
-    def cat(self, other: TextContext) -> TextContext:
-        """These contexts, then those of ``other``; the shorter text is padded with masked zeros.
-
-        Raises:
-            ValueError: when the two come from different denoisers, or only one has a window.
-        """
-        first, second = self.keys_values, other.keys_values
-        if len(first) != len(second) or any(a.shape[2] != b.shape[2] for a, b in zip(first, second, strict=True)):
-            raise ValueError("cat joins contexts of one denoiser; these two have unlike blocks or widths")
-        if (self.window is None) != (other.window is None):
-            raise ValueError("cat joins contexts that both have a window or both have none; give encode_text window=")
-        length = max(self.mask.shape[1], other.mask.shape[1])
-        a, b = self._pad(length), other._pad(length)
-        window = None
-        if a.window is not None and b.window is not None:
-            window = torch.cat([a.window, b.window])
-        joined = tuple(torch.cat(pair) for pair in zip(a.keys_values, b.keys_values, strict=True))
-        return TextContext(joined, torch.cat([a.mask, b.mask]), window)
-
-    def _pad(self, length: int) -> TextContext:
-        extra = length - self.mask.shape[1]
-        if extra == 0:
-            return self
-        keys_values = tuple(nn.functional.pad(tensor, (0, 0, 0, extra)) for tensor in self.keys_values)
-        return TextContext(keys_values, nn.functional.pad(self.mask, (0, extra)), self.window)
-
-    def detach(self) -> TextContext:
-        """The same values outside the graph."""
-        return self._map(Tensor.detach)
 
 
 def _casts_keep_their_graph() -> bool:
@@ -134,12 +166,19 @@ class Denoiser(nn.Module, ABC):
         level_kind: which scalar the network receives: "gamma" (signal power), "t", or "log_snr".
         text_dim: width D of the text states it takes.
         checkpoint_blocks: recompute every block in the backward pass instead of keeping its activations.
+        parts: prefixes of the names of its parameters by part: "time", "text", "core", "shell" (input and output).
     """
 
     level_kind: LevelKind = "gamma"
     text_dim: int
     checkpoint_blocks: bool = False
+    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     _caller: Callable[..., Any] | None = None  # not in the state: set by called_by, for a while
+
+    @property
+    def supports(self) -> frozenset[str]:
+        """What it can beyond the plain call: "window" (sees parts of an image), "taps" (returns features)."""
+        return frozenset()
 
     @property
     @abstractmethod
@@ -152,7 +191,7 @@ class Denoiser(nn.Module, ABC):
         text: Text | tuple[Text, ...],
         coherence: Tensor | float | None = None,
         window: Tensor | None = None,
-    ) -> TextContext:
+    ) -> Context:
         """Everything that depends on neither x nor level.
 
         Args:
@@ -165,8 +204,8 @@ class Denoiser(nn.Module, ABC):
         """
 
     @abstractmethod
-    def forward(self, x: Tensor, level: Tensor, context: TextContext, state: Any = None) -> Prediction:
-        """One prediction.
+    def forward(self, x: Tensor, level: Tensor, context: Any, state: Any = None) -> Prediction:
+        """One prediction. A denoiser that supports "taps" takes ``taps``, too: blocks, counted from 1.
 
         Args:
             x: [B, C, H, W].
@@ -175,13 +214,14 @@ class Denoiser(nn.Module, ABC):
             state: what the previous call returned, or None.
 
         Returns:
-            output [B, C, H, W] in the dtype of x, and the state for the next call (None when there is none).
+            output [B, C, H, W] in the dtype of x, the state for the next call (None when there is none), and the
+            features after the taps, [B, N, D] each.
 
         Raises:
             ValueError: a wrong shape; the message says what was expected.
         """
 
-    def self_condition(self, x: Tensor, level: Tensor, context: TextContext, keep: Tensor) -> Any:
+    def self_condition(self, x: Tensor, level: Tensor, context: Any, keep: Tensor) -> Any:
         """The first of two passes: the state for the main pass, or None for a denoiser without state.
 
         No graph is built. Only rows where ``keep`` [B] bool is True are computed; the others get the zero state. Give
@@ -220,6 +260,14 @@ class Denoiser(nn.Module, ABC):
             return checkpoint(*call, use_reentrant=False, preserve_rng_state=random)
         return self._call(block, *args)
 
+    def _check_taps(self, taps: tuple[int, ...], blocks: int) -> None:
+        """Refuses a tap that is no block."""
+        wrong = [tap for tap in taps if not 1 <= tap <= blocks]
+        if wrong:
+            raise ValueError(
+                f"taps are blocks, 1 to {blocks} of {type(self).__name__}; got {', '.join(map(str, wrong))}"
+            )
+
     def _check_text(self, text: Text | tuple[Text, ...], text_dim: int) -> Text:
         """The text if it is of one encoder and ``text_dim`` wide."""
         if not isinstance(text, Text):
@@ -233,7 +281,7 @@ class Denoiser(nn.Module, ABC):
             )
         return text
 
-    def _check_call(self, x: Tensor, level: Tensor, context: TextContext) -> None:
+    def _check_call(self, x: Tensor, level: Tensor, context: Context) -> None:
         shape = self.input_shape
         if x.dim() != 4 or x.shape[1:] != shape:
             raise ValueError(
@@ -243,11 +291,11 @@ class Denoiser(nn.Module, ABC):
         self._check_rows(x, level, context)
 
     @staticmethod
-    def _check_rows(x: Tensor, level: Tensor, context: TextContext) -> None:
+    def _check_rows(x: Tensor, level: Tensor, context: Context) -> None:
         rows = x.shape[0]
         if level.dim() != 1 or level.shape[0] != rows:
             raise ValueError(f"level [{rows}] was expected, one scalar a sample, got {list(level.shape)}")
-        if not isinstance(context, TextContext):
+        if not isinstance(context, Context):
             raise ValueError(f"context of encode_text was expected, got {type(context).__name__}")
         if len(context) != rows:
             raise ValueError(

@@ -12,7 +12,8 @@ Shape legend::
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +117,13 @@ class CADI(Denoiser):
         ValueError: sizes that do not divide; the message names the option.
     """
 
+    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "time": ("time_embedder.",),
+        "text": ("map_text_tokens.", "text_registers", "coherence_", "window_embed.", "transformers_blocks."),
+        "core": ("latents", "linear_previous.", "ln_previous.", "rin_blocks."),
+        "shell": ("patch_extractor.", "data_ln.", "data_pos_embedding", "map_tokens_to_patches."),
+    }
+
     def __init__(
         self,
         input_size: int | tuple[int, int] = 32,
@@ -193,6 +201,11 @@ class CADI(Denoiser):
         nn.init.zeros_(self.ln_previous.bias)
 
     @property
+    def supports(self) -> frozenset[str]:
+        """Taps; windows if it was built for them."""
+        return frozenset({"taps"} if self.window_embed is None else {"taps", "window"})
+
+    @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one whole x."""
         return self.in_channels, self.grid[0] * self.patch_size, self.grid[1] * self.patch_size
@@ -250,7 +263,9 @@ class CADI(Denoiser):
             raise ValueError(f"coherence [{rows}] was expected, got {list(coherence.shape)}")
         return coherence
 
-    def forward(self, x: Tensor, level: Tensor, context: TextContext, state: Tensor | None = None) -> Prediction:
+    def forward(
+        self, x: Tensor, level: Tensor, context: TextContext, state: Tensor | None = None, taps: tuple[int, ...] = ()
+    ) -> Prediction:
         """One prediction.
 
         Args:
@@ -259,9 +274,10 @@ class CADI(Denoiser):
             level: [B], of kind ``level_kind``.
             context: of ``encode_text``, B rows.
             state: [B, M, D], the latents of an earlier call; None = zeros.
+            taps: RIN blocks, counted from 1, after which the data tokens [B, N, Dd] are returned.
 
         Returns:
-            output in the shape and dtype of x, and the latents [B, M, D].
+            output in the shape and dtype of x, the latents [B, M, D], and the features of the taps.
 
         Raises:
             ValueError: a wrong shape; the message says what was expected.
@@ -272,9 +288,10 @@ class CADI(Denoiser):
             state = self.latents.new_zeros(shape)
         elif state.shape != shape:
             raise ValueError(f"state {list(shape)} was expected, latents of an earlier call; got {list(state.shape)}")
-        data, latents = self._trunk(x, level, context, state)
+        self._check_taps(taps, len(self.rin_blocks))
+        data, latents, features = self._trunk(x, level, context, state, taps=taps)
         output = unpatchify(self.map_tokens_to_patches(data), self.patch_size, grid)
-        return Prediction(output.to(x.dtype), latents)
+        return Prediction(output.to(x.dtype), latents, features)
 
     def self_condition(self, x: Tensor, level: Tensor, context: TextContext, keep: Tensor) -> Tensor:
         """The latents of a first call from zero latents; see :meth:`Denoiser.self_condition`.
@@ -327,9 +344,16 @@ class CADI(Denoiser):
         return self._trunk(x, level, context, zero, write_last=False)[1]
 
     def _trunk(
-        self, x: Tensor, level: Tensor, context: TextContext, state: Tensor, write_last: bool = True
-    ) -> tuple[Tensor, Tensor]:
-        """Data tokens [B, N, Dd] and latents [B, M, D] after the last block; its write is skipped on demand."""
+        self,
+        x: Tensor,
+        level: Tensor,
+        context: TextContext,
+        state: Tensor,
+        write_last: bool = True,
+        taps: tuple[int, ...] = (),
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Data tokens [B, N, Dd] and latents [B, M, D] after the last block, whose write is skipped on demand; and the
+        data tokens after each tap."""
         positions: Tensor = self.data_pos_embedding
         if x.shape[1:] != self.input_shape:
             window_grid = (x.shape[2] // self.patch_size, x.shape[3] // self.patch_size)
@@ -340,11 +364,13 @@ class CADI(Denoiser):
         latents = self.latents + token
         latents = latents + self.ln_previous(state + self.linear_previous(state))
         bias = key_bias(context.mask, self.latents)
-        last = len(self.rin_blocks) - 1
+        last, after = len(self.rin_blocks) - 1, {}
         for index, (block, text) in enumerate(zip(self._blocks(), context.keys_values, strict=True)):
             write = write_last or index < last
             data, latents = self._run(block, data, latents, token, text, bias, write, random=block.random)
-        return data, latents
+            if index + 1 in taps:
+                after[index + 1] = data
+        return data, latents, tuple(after[tap] for tap in taps)
 
 
 def cad_i_s(**options: Any) -> CADI:

@@ -12,8 +12,8 @@ Shape legend::
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, cast
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +116,13 @@ class DiTI(Denoiser):
         ValueError: sizes that do not divide, or an unknown option; the message names it.
     """
 
+    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "time": ("level_embed.", "modulation."),
+        "text": ("text_proj.", "registers", "window_embed.", "refine_blocks."),
+        "core": ("blocks.",),
+        "shell": ("patch_embed.", "final_norm.", "final."),
+    }
+
     def __init__(
         self,
         input_size: int | tuple[int, int] = 32,
@@ -179,6 +186,11 @@ class DiTI(Denoiser):
         return self._positions
 
     @property
+    def supports(self) -> frozenset[str]:
+        """Taps; windows if it was built for them."""
+        return frozenset({"taps"} if self.window_embed is None else {"taps", "window"})
+
+    @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one whole x."""
         return self.in_channels, self.grid[0] * self.patch_size, self.grid[1] * self.patch_size
@@ -224,7 +236,9 @@ class DiTI(Denoiser):
     def _blocks(self) -> list[DiTBlock]:
         return cast("list[DiTBlock]", list(self.blocks))
 
-    def forward(self, x: Tensor, level: Tensor, context: TextContext, state: Any = None) -> Prediction:
+    def forward(
+        self, x: Tensor, level: Tensor, context: TextContext, state: Any = None, taps: tuple[int, ...] = ()
+    ) -> Prediction:
         """One prediction.
 
         Args:
@@ -233,9 +247,10 @@ class DiTI(Denoiser):
             level: [B], of kind ``level_kind``.
             context: of ``encode_text``, B rows.
             state: ignored; DiT-I carries none.
+            taps: blocks, counted from 1, after which the image tokens [B, N, D] are returned.
 
         Returns:
-            output in the shape and dtype of x; state None.
+            output in the shape and dtype of x; state None; the features of the taps.
 
         Raises:
             ValueError: a wrong shape; the message says what was expected.
@@ -245,10 +260,14 @@ class DiTI(Denoiser):
         token = self.level_embed(level)
         bias = key_bias(context.mask, self.registers)
         modulation = None if self.modulation is None else self.modulation(token).unflatten(-1, (6, -1))
-        for block, keys_values in zip(self._blocks(), context.keys_values, strict=True):
+        self._check_taps(taps, len(self.blocks))
+        after = {}
+        for number, (block, keys_values) in enumerate(zip(self._blocks(), context.keys_values, strict=True), start=1):
             x_tokens = self._run(self._block, block, x_tokens, token, keys_values, bias, modulation)
+            if number in taps:
+                after[number] = x_tokens
         output = unpatchify(self.final(self.final_norm(x_tokens)), self.patch_size, grid)
-        return Prediction(output.to(x.dtype), None)
+        return Prediction(output.to(x.dtype), None, tuple(after[tap] for tap in taps))
 
     @staticmethod
     def _block(

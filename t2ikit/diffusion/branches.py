@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from t2ikit.denoisers.base import Denoiser
+from t2ikit.denoisers.base import Context, Denoiser
 from t2ikit.diffusion.guidance import Guidance
 from t2ikit.diffusion.processes import Process
 
@@ -50,9 +50,9 @@ class GuidedDenoiser:
         guidance: Guidance,
         times: Tensor,
         device: torch.device,
-        context: Any,
-        uncond: Any = None,
-        weaker: Any = None,
+        context: Context,
+        uncond: Context | None = None,
+        weaker: Context | None = None,
         stacked: bool | None = None,
     ) -> None:
         self.denoiser, self.process, self.guidance = denoiser, process, guidance

@@ -6,23 +6,20 @@ Or its blocks alone: 24 equal blocks are one graph, which is compiled in a fract
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from t2ikit.batch import Text
-from t2ikit.denoisers.base import Denoiser, kept_rows
-from t2ikit.diffusion.objectives import Objective
+from t2ikit.batch import Batch
+from t2ikit.denoisers.base import Denoiser
+from t2ikit.diffusion.objectives import Draws, Loss, Objective
 
 BLOCKS = "blocks"
 MODES = (BLOCKS, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 GRAPHS = 256
 """Shapes that may be compiled, mostly text lengths: 256 tokens in buckets of 16 are 16 shapes; with windows (Crop), 8
 sizes of each."""
-
-STATIC_ROWS = 10
-"""From this many rows of a batch up the number of self-conditioned ones is fixed."""
 
 
 def compiled(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
@@ -41,10 +38,10 @@ def _call(block: Callable[..., Any], *args: Any) -> Any:
     return block(*args)
 
 
-class CompiledLoss:
-    """:meth:`Objective.loss` under ``torch.compile``, without graph breaks, one graph for each shape of a batch.
+class CompiledObjective:
+    """An objective's loss under ``torch.compile``, without graph breaks, one graph for each shape of a batch.
 
-    Compiled at the first call. The denoiser itself stays as it is, so its weights keep their names.
+    Compiled at the first call. Denoiser and objective stay as they are, so their weights keep their names.
 
     Args:
         objective: whose loss is compiled.
@@ -66,30 +63,22 @@ class CompiledLoss:
         if not {"fullgraph", "dynamic"}.isdisjoint(self.options):
             raise ValueError("compile: fullgraph is always true and dynamic false; leave both out")
         self.objective = objective
-        self._function: Callable[..., Tensor] | None = None
+        self._function: Callable[..., Any] | None = None
 
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        x0: Tensor,
-        noise: Tensor,
-        t: Tensor,
-        text: Text,
-        keep: Tensor,
-        window: Tensor | None = None,
-    ) -> Tensor:
-        """As :meth:`Objective.loss`, with ``keep`` [B] bool on the CPU."""
+    def __call__(self, denoiser: Denoiser, batch: Batch, draws: Draws) -> Loss:
+        """As :meth:`Objective.forward`, with ``draws`` as :meth:`Objective.draw` gave them."""
         if self._function is None:
-            self._function = (
-                compiled_blocks(self.options) if self.blocks else compiled(self.objective.loss, self.options)
-            )
+            self._function = compiled_blocks(self.options) if self.blocks else compiled(_loss, self.options)
         if self.blocks:
             with denoiser.called_by(self._function):
-                return self.objective.loss(denoiser, x0, noise, t, text, keep, window)
-        # Fewer rows keep any number of themselves: then all go through the first pass, so that the shape is one.
-        rows = keep.to(x0.device) if len(keep) < STATIC_ROWS else kept_rows(keep, x0.device)
-        return self._function(denoiser, x0, noise, t, text, rows, window)
+                return cast(Loss, self.objective(denoiser, batch, draws))
+        return Loss(*self._function(self.objective, denoiser, batch, draws.static(batch.latents.device)))
 
     def __getstate__(self) -> dict[str, Any]:
         """Compiled code is neither copied nor sent to another process."""
         return {**self.__dict__, "_function": None}
+
+
+def _loss(objective: Objective, denoiser: Denoiser, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    loss: Loss = objective(denoiser, batch, draws)
+    return loss.loss_B, loss.parts

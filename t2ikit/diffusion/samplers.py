@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from t2ikit.batch import Text
-from t2ikit.denoisers.base import Denoiser, TextContext
+from t2ikit.denoisers.base import Context, Denoiser
 from t2ikit.diffusion.branches import GuidedDenoiser
 from t2ikit.diffusion.guidance import Guidance
 from t2ikit.diffusion.processes import Process, Threshold
 from t2ikit.diffusion.solvers import SOLVERS, Grid, Normal, Solver
 from t2ikit.diffusion.thresholds import threshold_function
 
-Condition = Text | tuple[Text, ...] | TextContext
-"""What a sample is conditioned on: the text of one or of several encoders, or a context that ``encode_text`` made of it."""
+Condition = Text | tuple[Text, ...] | Context
+"""What a sample is conditioned on: text of one or of several encoders, or a context that ``encode_text`` made of it."""
 
 ALIASES = {"dpm++2m": "dpmpp_2m", "dpm++_2m": "dpmpp_2m"}
 
@@ -159,7 +159,7 @@ def _check(noise: Tensor, steps: int, generators: Sequence[torch.Generator] | No
 
 def _contexts(
     denoiser: Denoiser, rule: Guidance, x: Tensor, text: Condition, uncond: Condition | None
-) -> tuple[TextContext, TextContext | None, TextContext | None]:
+) -> tuple[Context, Context | None, Context | None]:
     """Contexts of the text, of the unconditional text and of the weaker denoiser; None where not needed."""
     context = _context(denoiser, text, x, "text")
     if not rule.active:
@@ -173,7 +173,7 @@ def _contexts(
     return context, _context(denoiser, uncond, x, "uncond"), None
 
 
-def _context(denoiser: Denoiser, text: Condition, x: Tensor, name: str) -> TextContext:
+def _context(denoiser: Denoiser, text: Condition, x: Tensor, name: str) -> Context:
     """The context of a text, encoded once; one row is shared by all rows of x."""
     if not isinstance(text, (Text, tuple)):
         return text

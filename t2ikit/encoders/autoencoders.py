@@ -31,13 +31,25 @@ class ImageSpace(ABC):
 
     Attributes:
         channels: C of x_0.
-        std: nominal standard deviation of x_0, the unit of thresholds.
-        stochastic: whether ``x_0`` draws from a stored posterior, so that it wants noise.
+        kind: what the records of its data hold, as their manifest says it: "pixels" or "latents".
+        std: nominal standard deviation of x_0.
+        bound: largest magnitude of x_0 that a sampler lets pass.
+        stochastic: whether ``x_0`` samples a stored posterior, so that it wants noise.
     """
 
     channels: int
+    kind: Literal["pixels", "latents"] = "latents"
     std: float
     stochastic: bool = False
+
+    @property
+    def bound(self) -> float:
+        """4 standard deviations, unless a space knows better."""
+        return 4.0 * self.std
+
+    def load(self) -> None:
+        """Loads what ``images`` needs, so that a missing part is refused before long work; by default nothing."""
+        return
 
     def description(self) -> dict[str, str]:
         """What a checkpoint remembers of the space its weights were trained in."""
@@ -79,7 +91,13 @@ class PixelSpace(ImageSpace):
     """Pixels themselves, uint8 0 .. 255 to [-1, 1]."""
 
     channels = 3
+    kind = "pixels"
     std = 0.5
+
+    @property
+    def bound(self) -> float:
+        """Pixels end at +-1."""
+        return 1.0
 
     def x_0(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
         """[B, 3, H, W] uint8 to [B, 3, H, W] float32 in [-1, 1]."""
@@ -161,6 +179,10 @@ class LatentSpace(ImageSpace):
     def description(self) -> dict[str, str]:
         """What identifies the space in a fingerprint or a checkpoint."""
         return {"space": type(self).__name__, "normalisation": self.normalisation}
+
+    def load(self) -> None:
+        """Loads the autoencoder."""
+        self._load()
 
     def _load(self) -> tuple[Any, EncoderReference]:
         if self._loaded is None:

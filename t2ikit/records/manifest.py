@@ -97,6 +97,11 @@ class Manifest:
             chunks = sum(name.endswith(".bin") for name in self.chunk_sha256)
             object.__setattr__(self, "parts", (Part(self.count, chunks, self.source_sha256),))
 
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of the arrays of a record that an objective may ask for."""
+        return ("image",)
+
     def to_json(self) -> str:
         """The content of ``manifest.json``."""
         return json.dumps({"version": _VERSION, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"

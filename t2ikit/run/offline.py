@@ -21,7 +21,6 @@ from t2ikit.config.class_nodes import check_component, find_class
 from t2ikit.config.compose import ConfigError, compose, nearest
 from t2ikit.data.datamodule import DataModule
 from t2ikit.diffusion.samplers import find_solver
-from t2ikit.encoders.autoencoders import LatentSpace
 from t2ikit.evaluation import MODEL_FIELDS, Evaluated
 from t2ikit.evaluation.comparison import Found, find_scores, paired_tables, score_table
 from t2ikit.evaluation.guidance_sweep import plot_sweep, sweep_table, write_csv
@@ -161,8 +160,7 @@ def _model(
     trained = load_trained(checkpoint, args.weights or "auto", args.autoencoder, decay)
     trained.module.check_manifest(data.manifest)
     trained.module.unconditional = data.unconditional()
-    if isinstance(trained.module.space, LatentSpace):
-        _ = trained.module.space.model  # refuses a missing one before the work, not after it
+    trained.module.space.load()  # refuses a missing one before the work, not after it
     trained.module.to(device)
     return trained
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from t2ikit import rng
-from t2ikit.batch import Batch, Text
+from t2ikit.batch import Batch, StepOutput, Text
 from t2ikit.callbacks import Crop
 from t2ikit.denoisers import CADI, DiTI
+from t2ikit.diffusion import Denoising
 from t2ikit.encoders import PixelSpace
 from t2ikit.module import TextToImage
 from tiny import shallow_cad_i
@@ -27,7 +28,8 @@ def network(**options: Any) -> DiTI:
 
 def tiny(crop: Crop | None = None, step: int = 16, **options: Any) -> TextToImage:
     torch.manual_seed(0)
-    module = TextToImage(network(), space=PixelSpace(), **options)
+    objective = Denoising(text_drop=options.pop("text_drop", 0.1))
+    module = TextToImage(network(), objective, PixelSpace(), **options)
     module.unconditional = Text(torch.ones(1, 1, 8), torch.ones(1, 1, dtype=torch.bool))
     if crop is not None:
         crop.register(SimpleNamespace(batch_size=step), module)  # type: ignore[arg-type]
@@ -53,11 +55,13 @@ def batch(slot: int = 0, count: int = 16) -> Batch:
     return Batch(x, Text(text, mask), t, torch.zeros(count, dtype=torch.long), index, slot=slot)
 
 
-def step(module: TextToImage, whole: Batch) -> dict[str, torch.Tensor]:
+def step(module: TextToImage, whole: Batch) -> tuple[torch.Tensor, StepOutput]:
+    """The loss with its graph, and what the callbacks get."""
     parts: tuple[Batch, ...] = (whole,)
     for transform in module._transforms:
         parts = tuple(part for one in parts for part in transform(one))
-    return module.training_step(parts, 0)
+    output = module.training_step(parts, 0)
+    return output["loss"], output["step"]
 
 
 def test_half_of_a_batch_is_seen_through_windows() -> None:
@@ -113,28 +117,31 @@ def test_the_loss_is_that_of_the_parts_and_every_sample_weighs_the_same() -> Non
     crop = Crop(p=0.25)
     module = tiny(crop, text_drop=0.0)
     whole = batch()
-    found = step(module, whole)
-    plain = step(tiny(text_drop=0.0), whole)
-    assert torch.allclose(found["loss_B"][:12], plain["loss_B"][:12], atol=1e-6)  # whole images as without Crop
-    assert torch.equal(found["index"], whole.index) and found["loss_B"].shape == (16,)
-    assert torch.allclose(found["loss"], found["loss_B"].mean())
+    loss, output = step(module, whole)
+    plain = step(tiny(text_drop=0.0), whole)[1]
+    assert torch.allclose(output.loss[:12], plain.loss[:12], atol=1e-6)  # whole images as without Crop
+    assert torch.equal(output.index, whole.index) and output.loss.shape == (16,)
+    assert torch.allclose(loss, output.loss.mean())
     part = crop.augment(whole)[1]
     noise = rng.normal(0, "noise", 12, 4, part.latents.shape[1:])
-    direct = module.objective.loss(module.denoiser, part.latents, noise, part.t, part.text, window=part.window)
-    assert torch.allclose(found["loss_B"][12:], direct, atol=1e-6)
-    blind = module.objective.loss(module.denoiser, part.latents, noise, part.t, part.text, window=part.window.flip(0))
+    objective = module.objective
+    assert isinstance(objective, Denoising)
+    direct = objective.loss(module.denoiser, part.latents, noise, part.t, part.text, window=part.window)
+    assert torch.allclose(output.loss[12:], direct, atol=1e-6)
+    blind = objective.loss(module.denoiser, part.latents, noise, part.t, part.text, window=part.window.flip(0))
     assert not torch.allclose(direct, blind, atol=1e-4)  # it is told where
 
 
 def test_the_window_stays_where_the_caption_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     module = tiny(Crop(p=1.0), text_drop=1.0)
     seen: list[tuple[Text, Any]] = []
+    encode = module.denoiser.encode_text
 
-    def loss(*args: Any, window: Any) -> torch.Tensor:
-        seen.append((args[4], window))
-        return args[3]
+    def watched(text: Text, window: Any) -> Any:
+        seen.append((text, window))
+        return encode(text, window=window)
 
-    monkeypatch.setattr(module.objective, "loss", loss)
+    monkeypatch.setattr(module.denoiser, "encode_text", watched)
     step(module, batch())
     [(text, window)] = seen
     assert text.mask.sum(1).tolist() == [1] * 16 and window.shape == (16, 4)
@@ -165,21 +172,21 @@ def test_cad_i_carries_its_state_through_windows_and_compiles(rows: int) -> None
         denoiser = CADI(input_size=8, in_channels=3, text_dim=8, window_tokens=True, **sizes, **heads)
         with torch.no_grad():
             denoiser.ln_previous.weight.fill_(1.0)
-        module = TextToImage(denoiser, space=PixelSpace(), compile=compile, self_condition_rate=0.5)
+        module = TextToImage(denoiser, Denoising(self_condition_rate=0.5), PixelSpace(), compile=compile)
         module.unconditional = Text(torch.ones(1, 1, 8), torch.ones(1, 1, dtype=torch.bool))
         Crop().register(SimpleNamespace(batch_size=rows), module)  # type: ignore[arg-type]
-        result = step(module, batch(count=rows))
-        result["loss"].backward()
+        loss, output = step(module, batch(count=rows))
+        loss.backward()
         assert denoiser.window_embed is not None and denoiser.window_embed.types.grad is not None
-        found.append((result["loss_B"], denoiser.window_embed.types.grad))
+        found.append((output.loss, denoiser.window_embed.types.grad))
     for plain, compiled in zip(*found, strict=True):
         torch.testing.assert_close(plain, compiled, rtol=1e-4, atol=1e-6)
 
 
 def test_a_compiled_step_is_a_plain_one() -> None:
     torch._dynamo.reset()
-    plain, compiled = (step(tiny(Crop(), compile=mode), batch()) for mode in (None, {"backend": "eager"}))
-    torch.testing.assert_close(plain["loss_B"], compiled["loss_B"], rtol=1e-4, atol=1e-6)
+    plain, compiled = (step(tiny(Crop(), compile=mode), batch())[1] for mode in (None, {"backend": "eager"}))
+    torch.testing.assert_close(plain.loss, compiled.loss, rtol=1e-4, atol=1e-6)
 
 
 def test_a_callback_that_is_set_up_twice_crops_once() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from t2ikit import ranks
+from t2ikit.batch import StepOutput
 from t2ikit.callbacks import NonFiniteGuard
 
 
@@ -25,13 +26,10 @@ def batch(guard: NonFiniteGuard, step: int, losses: list[float], stepped: bool =
     guard.on_train_batch_end(trainer_at(step if stepped else step - 1, others), None, outputs(losses), None, 0)
 
 
-def outputs(losses: list[float]) -> dict[str, torch.Tensor]:
+def outputs(losses: list[float]) -> dict[str, StepOutput]:
     count = len(losses)
-    return {
-        "loss_B": torch.tensor(losses),
-        "source": torch.tensor([0, 1, 0][:count]),
-        "index": torch.arange(70, 70 + count),
-    }
+    records = SimpleNamespace(source=torch.tensor([0, 1, 0][:count]), index=torch.arange(70, 70 + count))
+    return {"step": StepOutput(torch.tensor(losses), {}, (records,))}
 
 
 def test_finite_losses_pass() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from t2ikit.diffusion import GaussianDiffusion, Objective, RectifiedFlow
+from t2ikit.diffusion import Denoising, GaussianDiffusion, MinSNR, NoiseError, RectifiedFlow, VelocityError
 
 
 def _inputs(rows: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -21,7 +21,7 @@ def test_loss_is_the_mean_squared_error_of_the_main_pass(make: Any) -> None:
     x0, noise, t = _inputs()
     keep = torch.tensor([True, False, True, True])
     text = make.text(0.1, 0.2, 0.3, 0.4)
-    loss = Objective(GaussianDiffusion()).loss(denoiser, x0, noise, t, text, keep)
+    loss = Denoising(GaussianDiffusion()).loss(denoiser, x0, noise, t, text, keep)
     assert denoiser.books.encoded == 1 and len(denoiser.books.keeps) == 1
     assert denoiser.books.calls[0].states == [3.0, 0.0, 3.0, 3.0]
     gamma = (1 - t).reshape(-1, 1, 1, 1)
@@ -34,7 +34,7 @@ def test_loss_is_the_mean_squared_error_of_the_main_pass(make: Any) -> None:
 def test_no_self_conditioning_without_keep(make: Any) -> None:
     denoiser = make.bookkeeping()
     x0, noise, t = _inputs()
-    Objective(RectifiedFlow()).loss(denoiser, x0, noise, t, make.text(0, 0, 0, 0))
+    Denoising(RectifiedFlow()).loss(denoiser, x0, noise, t, make.text(0, 0, 0, 0))
     assert denoiser.books.keeps == [] and denoiser.books.calls[0].states is None
 
 
@@ -42,7 +42,7 @@ def test_the_window_reaches_the_denoiser(make: Any) -> None:
     denoiser = make.bookkeeping()
     x0, noise, t = _inputs()
     window = torch.full((4, 4), 0.25)
-    Objective(GaussianDiffusion()).loss(denoiser, x0, noise, t, make.text(0, 0, 0, 1), window=window)
+    Denoising(GaussianDiffusion()).loss(denoiser, x0, noise, t, make.text(0, 0, 0, 1), window=window)
     assert denoiser.books.calls[0].texts == [0.25, 0.25, 0.25, 1.25]
 
 
@@ -52,7 +52,7 @@ def test_no_side_effects(make: Any) -> None:
     before = [each.clone() for each in (x0, noise, t)]
     denoiser.gain.grad = torch.tensor(7.0, dtype=torch.float64)
     state = torch.random.get_rng_state()
-    loss = Objective(GaussianDiffusion(), offset_noise=0.1).loss(denoiser, x0, noise, t, make.text(0, 0, 0, 0))
+    loss = Denoising(GaussianDiffusion(), offset_noise=0.1).loss(denoiser, x0, noise, t, make.text(0, 0, 0, 0))
     assert all(torch.equal(a, b) for a, b in zip(before, (x0, noise, t), strict=True))
     assert torch.equal(state, torch.random.get_rng_state()) and float(denoiser.gain.grad) == 7.0
     loss.mean().backward()
@@ -65,14 +65,14 @@ def test_min_snr_weighs_the_error_of_x0(process: Any, make: Any) -> None:
     denoiser = make.bookkeeping().eval()
     x0, noise, t = _inputs()
     text = make.text(0.1, 0.2, 0.3, 0.4)
-    loss = Objective(process, min_snr=5.0).loss(denoiser, x0, noise, t, text)
+    loss = Denoising(process, weighting=MinSNR(5.0)).loss(denoiser, x0, noise, t, text)
     x_t = process.add_noise(x0, noise, t)
     output = denoiser(x_t, process.level(t, "gamma"), denoiser.encode_text(text)).output
     estimate, _ = process.split(x_t, output, t)
     snr = process.log_snr(t).exp()
     expected = snr.clamp(max=5.0) * (estimate - x0).square().mean(dim=(1, 2, 3))
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
-    assert torch.isfinite(Objective(process, min_snr=5.0).weight(torch.tensor([0.0, 1.0]))).all()  # type: ignore[arg-type]
+    assert torch.isfinite(MinSNR(5.0)(process, torch.tensor([0.0, 0.999]))).all()
 
 
 def test_epsilon_space_of_a_v_prediction_is_the_error_of_the_noise(make: Any) -> None:
@@ -80,34 +80,50 @@ def test_epsilon_space_of_a_v_prediction_is_the_error_of_the_noise(make: Any) ->
     denoiser = make.bookkeeping().eval()
     x0, noise, t = _inputs()
     text = make.text(0.1, 0.2, 0.3, 0.4)
-    loss = Objective(process, space="epsilon").loss(denoiser, x0, noise, t, text)
+    loss = Denoising(process, weighting=NoiseError()).loss(denoiser, x0, noise, t, text)
     x_t = process.add_noise(x0, noise, t)
     output = denoiser(x_t, process.level(t, "gamma"), denoiser.encode_text(text)).output
     _, estimate = process.split(x_t, output, t)
     torch.testing.assert_close(loss, (estimate - noise).square().mean(dim=(1, 2, 3)))
 
 
+@pytest.mark.parametrize("process", [GaussianDiffusion(), GaussianDiffusion(prediction="v"), RectifiedFlow()], ids=repr)
+def test_the_velocity_error_is_that_of_noise_less_x0(process: Any, make: Any) -> None:
+    denoiser = make.bookkeeping().eval()
+    x0, noise, t = _inputs()
+    text = make.text(0.1, 0.2, 0.3, 0.4)
+    loss = Denoising(process, weighting=VelocityError()).loss(denoiser, x0, noise, t, text)
+    x_t = process.add_noise(x0, noise, t)
+    x0_estimate, noise_estimate = process.split(
+        x_t, denoiser(x_t, process.level(t, "gamma"), denoiser.encode_text(text)).output, t
+    )
+    error = (noise_estimate - x0_estimate) - (noise - x0)
+    torch.testing.assert_close(loss, error.square().mean(dim=(1, 2, 3)), rtol=1e-9, atol=1e-12)
+
+
 def test_offset_noise_has_the_law_of_a_constant_a_channel() -> None:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(20_000, 2, 4, 4, generator=generator, dtype=torch.float64)
-    moved = Objective(GaussianDiffusion(), offset_noise=0.3).offset(noise)
+    moved = Denoising(GaussianDiffusion(), offset_noise=0.3).offset(noise)
     means = moved.mean(dim=(2, 3))
     assert float(means.var()) == pytest.approx(1 / 16 + 0.09, rel=0.02)
     residual = moved - means[..., None, None]
     torch.testing.assert_close(residual, noise - noise.mean(dim=(2, 3), keepdim=True))
     assert abs(float((means[:, 0] * means[:, 1]).mean())) < 3e-3
-    assert Objective(GaussianDiffusion()).offset(noise) is noise
+    assert Denoising(GaussianDiffusion()).offset(noise) is noise
 
 
 def test_wrong_options_are_refused() -> None:
-    for options in ({"offset_noise": -0.1}, {"min_snr": 0.0}, {"space": "x0"}, {"min_snr": 5.0, "space": "epsilon"}):
-        with pytest.raises(ValueError, match="offset_noise|min_snr|space"):
-            Objective(GaussianDiffusion(), **options)  # type: ignore[arg-type]
+    for options in ({"offset_noise": -0.1}, {"text_drop": 1.5}, {"self_condition_rate": -0.1}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            Denoising(GaussianDiffusion(), **options)
+    with pytest.raises(ValueError, match="limit"):
+        MinSNR(0.0)
 
 
 def test_shapes_that_would_broadcast_are_refused(make: Any) -> None:
     x0, noise, t = _inputs()
-    objective, text = Objective(GaussianDiffusion()), make.text(0.1, 0.2, 0.3, 0.4)
+    objective, text = Denoising(GaussianDiffusion()), make.text(0.1, 0.2, 0.3, 0.4)
     for wrong in ((noise[:1], t), (noise, t[:1]), (noise, t[0])):
         with pytest.raises(ValueError, match=r"noise \[4, 2, 2, 2\] and t \[4\] were expected"):
             objective.loss(make.bookkeeping(), x0, *wrong, text)

@@ -1,0 +1,130 @@
+"""The contract of an objective: random numbers first, then a pure loss.
+
+``draw`` runs eagerly and takes every random number of a step; the call that follows is a pure function of the denoiser,
+the batch and these numbers, and is what ``torch.compile`` sees. So a step can be repeated, split and resumed.
+
+Shape legend::
+
+    x_0, noise  [B, C, H, W]      t, loss_B, every part  [B]
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from t2ikit.batch import Batch, Movable, Text
+from t2ikit.denoisers.base import Denoiser, kept_rows
+from t2ikit.diffusion.processes import Process
+from t2ikit.diffusion.terms.base import Needs
+from t2ikit.rng import Keyed
+
+STATIC_ROWS = 10
+"""From this many rows of a batch up the number of self-conditioned ones is fixed."""
+
+
+@dataclass
+class Draws(Movable):
+    """The random numbers of one batch, and what they decide. An objective of one's own may add fields.
+
+    Attributes:
+        noise: [B, C, H, W] standard normal.
+        text: the conditioning, after the conditioning drop.
+        keep: [B] bool on the CPU, which samples are self-conditioned; None: no first pass.
+        terms: names of the terms that are on at this step.
+    """
+
+    noise: Tensor
+    text: Text | tuple[Text, ...]
+    keep: Tensor | None = None
+    terms: tuple[str, ...] = ()
+
+    def static(self, device: torch.device) -> Draws:
+        """The same for compiled code: ``keep`` on ``device``, in a form whose shape does not depend on its values.
+
+        From STATIC_ROWS rows up that is the index [R] int64 of the rows that are kept, whose number is fixed. Fewer rows
+        keep any number of themselves: then the mask, with which all of them go through the first pass.
+        """
+        if self.keep is None:
+            return self
+        few = len(self.keep) < STATIC_ROWS
+        return replace(self, keep=self.keep.to(device) if few else kept_rows(self.keep, device))
+
+
+@dataclass
+class Loss:
+    """What an objective returns.
+
+    Attributes:
+        loss_B: [B], at least fp32; its mean is what is minimised.
+        parts: what it is made of, each [B] under its name, before weights; they are logged as ``train/loss/<name>``.
+    """
+
+    loss_B: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(nn.Module, ABC):
+    """What is minimised. It may own parameters, which are trained, and frozen networks.
+
+    Its parameters are in the optimizer and in the checkpoint's ``state_dict``; averages, snapshots, export and the
+    validation loss see the denoiser alone.
+
+    Args:
+        process: the diffusion process.
+
+    Attributes:
+        process: the diffusion process.
+        needs: what it reads of a record and of the denoiser; refused before the run where the data or the denoiser
+            lacks it.
+        unconditional: the encoding of the empty prompt, one row; set before the first step from the data.
+    """
+
+    needs: Needs = Needs()
+
+    def __init__(self, process: Process) -> None:
+        super().__init__()
+        self.process = process
+        self.unconditional: Text | None = None
+
+    @abstractmethod
+    def draw(self, batch: Batch, rng: Keyed, step: int) -> Draws:
+        """Every random number of this batch; no global random state is read or changed.
+
+        Args:
+            batch: on its device; its first slot keys the numbers, so that they do not depend on how a step is split.
+            rng: the keyed random numbers of the run.
+            step: optimizer steps done.
+        """
+
+    @abstractmethod
+    def forward(self, denoiser: Denoiser, batch: Batch, draws: Draws) -> Loss:
+        """The loss, a pure function of its arguments and of this objective's weights.
+
+        Args:
+            denoiser: the network.
+            batch: as ``draw`` got it.
+            draws: of ``draw``, or ``draws.static(device)``.
+        """
+
+    @abstractmethod
+    def validation(self, denoiser: Denoiser, batch: Batch, rng: Keyed) -> Tensor:
+        """The loss of held-out records, loss_B [B], of the denoiser alone: fixed noise, full text, no term."""
+
+    def empty_prompt(self, device: torch.device) -> Text:
+        """The encoding of the empty prompt on ``device``, one row.
+
+        Raises:
+            ValueError: nothing has set it.
+        """
+        if self.unconditional is None:
+            raise ValueError(
+                "the encoding of the empty prompt is missing: run through a Trainer with a data module, or set "
+                "`objective.unconditional`"
+            )
+        if self.unconditional.mask.device != device:
+            self.unconditional = self.unconditional.to(device)
+        return self.unconditional

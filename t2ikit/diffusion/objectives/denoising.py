@@ -1,0 +1,207 @@
+"""Denoising: the mean squared error of a denoiser's output, with terms beside it.
+
+Shape legend::
+
+    x0, noise, x_t, output, target  [B, C, H, W]      t, keep, loss_B  [B]
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from t2ikit.batch import Batch, Prediction, Text
+from t2ikit.denoisers.base import Denoiser
+from t2ikit.diffusion.objectives.base import STATIC_ROWS, Draws, Loss, Objective
+from t2ikit.diffusion.processes import GaussianDiffusion, Process
+from t2ikit.diffusion.terms.base import MainPass, Term
+from t2ikit.diffusion.weightings import Weighting
+from t2ikit.rng import Keyed
+
+NAME = "denoising"
+"""Of its own part of the loss, beside the terms."""
+
+
+class Denoising(Objective):
+    """Mean squared error between a denoiser's output and the target of a process, and the terms that are added to it.
+
+    Args:
+        process: the diffusion process; default ``GaussianDiffusion()`` (linear gamma, epsilon-prediction).
+        text_drop: probability that a text is replaced by the encoding of the empty prompt (classifier-free guidance).
+        self_condition_rate: share of the samples whose denoiser gets its own first prediction as state; denoisers
+            without state ignore it. From 10 samples a micro-batch up, exactly ``round(rate * B)`` of them.
+        offset_noise: standard deviation of a constant added to the noise of each channel of each sample; 0.1 is usual,
+            0 is off. See :meth:`offset`.
+        weighting: what the error of each sample is multiplied by, as a function of its noise level. None: 1.
+        terms: further losses by name.
+
+    Raises:
+        ValueError: a rate outside [0, 1], a negative ``offset_noise``, a term with the name of the loss itself.
+    """
+
+    def __init__(
+        self,
+        process: Process | None = None,
+        text_drop: float = 0.1,
+        self_condition_rate: float = 0.9,
+        offset_noise: float = 0.0,
+        weighting: Weighting | None = None,
+        terms: dict[str, Term] | None = None,
+    ) -> None:
+        super().__init__(process if process is not None else GaussianDiffusion())
+        for option, rate in (("text_drop", text_drop), ("self_condition_rate", self_condition_rate)):
+            if not 0.0 <= rate <= 1.0:
+                raise ValueError(f"{option} is a probability in [0, 1], got {rate}")
+        if offset_noise < 0.0:
+            raise ValueError(f"offset_noise is a standard deviation, at least 0; got {offset_noise}")
+        if terms and NAME in terms:
+            raise ValueError(f"terms: {NAME!r} is the name of the loss itself; give the term another")
+        self.text_drop = text_drop
+        self.self_condition_rate = self_condition_rate
+        self.offset_noise = offset_noise
+        self.weighting = weighting
+        self.terms = nn.ModuleDict(terms or {})
+        for term in self._terms().values():
+            self.needs = self.needs | term.needs
+
+    def _terms(self) -> dict[str, Term]:
+        return {name: term for name, term in self.terms.items() if isinstance(term, Term)}
+
+    # ------------------------------------------------------------------ a training step
+
+    def draw(self, batch: Batch, rng: Keyed, step: int) -> Draws:
+        """Noise, conditioning drop and self-conditioning of every sample, each keyed by its slot."""
+        count, device = len(batch), batch.latents.device
+        text = batch.text
+        if self.text_drop > 0.0:
+            drop = torch.from_numpy(rng.uniforms("drop", batch.slot, count)[:, 0] < self.text_drop)
+            text = text.replace(drop.to(device, non_blocking=True), self.empty_prompt(device))
+        return Draws(
+            noise=rng.normal("noise", batch.slot, count, batch.latents.shape[1:], device),
+            text=text,
+            keep=self.kept(batch.slot, count, rng),
+            terms=tuple(name for name, term in self._terms().items() if term.on(step)),
+        )
+
+    def kept(self, slot: int, count: int, rng: Keyed) -> Tensor | None:
+        """[B] bool on the CPU: which samples are self-conditioned; None if none ever is.
+
+        Below STATIC_ROWS samples each is kept by itself with the probability ``self_condition_rate``; from there up a
+        fixed number is, which gives static shapes.
+        """
+        if self.self_condition_rate == 0.0:
+            return None
+        u = rng.uniforms("self-condition", slot, count)[:, 0]
+        if count < STATIC_ROWS:
+            return torch.from_numpy(u < self.self_condition_rate)
+        keep = torch.zeros(count, dtype=torch.bool)
+        keep[torch.from_numpy(u).argsort()[: round(self.self_condition_rate * count)]] = True
+        return keep
+
+    def forward(self, denoiser: Denoiser, batch: Batch, draws: Draws) -> Loss:
+        """The denoising loss and the terms that are on."""
+        terms = {name: term for name, term in self._terms().items() if name in draws.terms}
+        taps = sorted({tap for term in terms.values() for tap in term.needs.taps})
+        x_t, target, prediction = self._main_pass(
+            denoiser, batch.latents, draws.noise, batch.t, draws.text, draws.keep, batch.window, tuple(taps)
+        )
+        loss_B = self._error(prediction.output, target, batch.t)
+        parts = {NAME: loss_B}
+        if terms:
+            features = dict(zip(taps, prediction.features, strict=True))
+            main = MainPass(x_t, prediction.output, target, batch.t, features, batch.extra, batch.window)
+            for name, term in terms.items():
+                parts[name] = term(main)
+                loss_B = loss_B + term.weight * parts[name]
+        return Loss(loss_B, parts)
+
+    # ------------------------------------------------------------------ losses
+
+    def loss(
+        self,
+        denoiser: Denoiser,
+        x0: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        text: Text | tuple[Text, ...],
+        keep: Tensor | None = None,
+        window: Tensor | None = None,
+    ) -> Tensor:
+        """The denoising loss of every sample, without terms: a pure function of its arguments.
+
+        The text is encoded once, for both passes.
+
+        Args:
+            denoiser: the network; it receives ``process.level(t, denoiser.level_kind)``, in fp32.
+            x0: [B, C, H, W], clean.
+            noise: [B, C, H, W] standard normal.
+            t: [B] in [0, 1].
+            text: B rows, after the conditioning drop.
+            keep: [B] bool, which samples are self-conditioned, on the CPU to save a host sync. None: no first pass.
+            window: [B, 4] x0 y0 x1 y1 in [0, 1], for denoisers that know which part of an image they see.
+
+        Returns:
+            [B], at least fp32: the mean over C, H, W of the squared error, times the weight.
+
+        Raises:
+            ValueError: a wrong shape; the message says what was expected.
+        """
+        _, target, prediction = self._main_pass(denoiser, x0, noise, t, text, keep, window)
+        return self._error(prediction.output, target, t)
+
+    @torch.no_grad()
+    def validation(self, denoiser: Denoiser, batch: Batch, rng: Keyed) -> Tensor:
+        """:meth:`loss` with fixed noise, full text and self-conditioning on every sample; [B]."""
+        count, device = len(batch), batch.latents.device
+        noise = rng.normal("validation noise", batch.slot, count, batch.latents.shape[1:], device)
+        keep = torch.ones(count, dtype=torch.bool)
+        return self.loss(denoiser, batch.latents, noise, batch.t, batch.text, keep, batch.window)
+
+    def offset(self, noise: Tensor) -> Tensor:
+        """Noise whose channel means have variance 1 / (H W) + offset_noise^2; [B, C, H, W] -> the same.
+
+        That is the law of noise + offset_noise * (one normal number a channel), for the mean of white noise does not
+        depend on the rest of it: scaling the mean does the same as adding further random numbers, and needs none.
+        """
+        if self.offset_noise == 0.0:
+            return noise
+        pixels = noise[0, 0].numel()
+        mean = noise.mean(dim=tuple(range(2, noise.dim())), keepdim=True)
+        scale: float = (1.0 + self.offset_noise**2 * pixels) ** 0.5 - 1.0
+        return noise + scale * mean
+
+    def _main_pass(
+        self,
+        denoiser: Denoiser,
+        x0: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        text: Text | tuple[Text, ...],
+        keep: Tensor | None,
+        window: Tensor | None,
+        taps: tuple[int, ...] = (),
+    ) -> tuple[Tensor, Tensor, Prediction]:
+        """x_t, the target, and the prediction after the self-conditioning pass of the rows that are kept."""
+        if noise.shape != x0.shape or t.shape != x0.shape[:1]:
+            raise ValueError(
+                f"noise {list(x0.shape)} and t {list(x0.shape[:1])} were expected, as x0 has them; got "
+                f"{list(noise.shape)} and {list(t.shape)}"
+            )
+        noise = self.offset(noise)
+        x_t = self.process.add_noise(x0, noise, t)
+        target = self.process.target(x0, noise, t)
+        level = self.process.level(t, denoiser.level_kind)
+        # A denoiser of one's own need know neither windows nor taps.
+        context = denoiser.encode_text(text) if window is None else denoiser.encode_text(text, window=window)
+        state = None if keep is None else denoiser.self_condition(x_t, level, context, keep)
+        prediction: Prediction = (
+            denoiser(x_t, level, context, state, taps=taps) if taps else denoiser(x_t, level, context, state)
+        )
+        return x_t, target, prediction
+
+    def _error(self, output: Tensor, target: Tensor, t: Tensor) -> Tensor:
+        error = output.to(torch.promote_types(target.dtype, torch.float32)) - target
+        loss_B = error.square().flatten(1).mean(1)
+        if self.weighting is None:
+            return loss_B
+        return loss_B * self.weighting(self.process, t).to(loss_B.dtype)
