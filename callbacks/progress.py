@@ -10,8 +10,6 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from t2ikit.callbacks.training_log import TrainingLog
-
 
 class StepProgress(ProgressBar):
     """A bar that counts optimizer steps up to ``trainer.max_steps``; epochs mean little here.
@@ -46,20 +44,13 @@ class StepProgress(ProgressBar):
             dynamic_ncols=True,
         )
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         advance = trainer.global_step - self._bar.n
         if advance > 0:
-            log = next((callback for callback in trainer.callbacks if isinstance(callback, TrainingLog)), None)
-            if log is not None and log.latest:
-                self._bar.set_postfix(
-                    {
-                        "loss": f"{log.latest['train/loss']:.4f}",
-                        "images/s": f"{log.latest['train/images_per_second']:.0f}",
-                    },
-                    refresh=False,
-                )
+            latest = pl_module.run_log.latest
+            if "train/loss" in latest:
+                shown = {"loss": f"{latest['train/loss']:.4f}", "images/s": f"{latest['train/images_per_second']:.0f}"}
+                self._bar.set_postfix(shown, refresh=False)
             self._bar.update(advance)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

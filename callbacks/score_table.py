@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import lightning as L
 from rich.console import Console
 from rich.table import Table
 
-from t2ikit.callbacks.snapshot import Snapshot
+from t2ikit.callbacks.snapshot import scores_folder
 from t2ikit.evaluation.comparison import shown
 from t2ikit.metrics.fingerprint import Score, UnlikeFingerprints, compare, read_scores
 
@@ -27,35 +28,38 @@ class ScoreTable(L.Callback):
         self.note = note
         self._started = time.perf_counter()
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        snapshots = [callback for callback in trainer.callbacks if isinstance(callback, Snapshot) and callback.history]
-        if not snapshots or not trainer.is_global_zero:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        histories = {name: history for name, history in pl_module.run_log.scores.items() if history}
+        if not histories or not trainer.is_global_zero:
             return
-        first = min(min(snapshot.history) for snapshot in snapshots)
-        last = max(max(snapshot.history) for snapshot in snapshots)
-        networks = {getattr(getattr(metric, "features", None), "name", None) for s in snapshots for metric in s.metrics}
-        caption = " ".join([*(f"Features: {name}." for name in sorted(filter(None, networks))), self.note])
-        table = Table(title="Scores (EMA weights)", caption=caption or None)
+        first = min(min(history) for history in histories.values())
+        last = max(max(history) for history in histories.values())
+        networks: set[str] = set()
+        table = Table(title="Scores (EMA weights)")
         table.add_column("score")
         table.add_column(f"step {first}", justify="right")
         table.add_column(f"step {last}", justify="right")
         refused: dict[str, list[str]] = {}
-        for snapshot in snapshots:
-            steps = min(snapshot.history), max(snapshot.history)
-            before, after = (read_scores(snapshot.scores_folder(trainer, step)) for step in steps)
-            for name, value in snapshot.history[steps[1]].items():
-                reason = _unlike(before.get(name), after.get(name)) if name in snapshot.history[steps[0]] else None
+        for snapshot, history in histories.items():
+            steps = min(history), max(history)
+            before, after = (read_scores(scores_folder(trainer, snapshot, step)) for step in steps)
+            networks |= {score.fingerprint.features for score in after.values() if score.fingerprint.features}
+            for name, value in history[steps[1]].items():
+                reason = _unlike(before.get(name), after.get(name)) if name in history[steps[0]] else None
                 if reason is not None:
-                    refused.setdefault(reason, []).append(f"{snapshot.name}/{name}")
-                earlier = snapshot.history[steps[0]].get(name) if reason is None else None
+                    refused.setdefault(reason, []).append(f"{snapshot}/{name}")
+                earlier = history[steps[0]].get(name) if reason is None else None
                 later = shown(after[name]) if name in after else f"{value:.4g}"
-                table.add_row(f"{snapshot.name}/{name}", "-" if earlier is None else f"{earlier:.4g}", later)
+                table.add_row(f"{snapshot}/{name}", "-" if earlier is None else f"{earlier:.4g}", later)
         console = Console(width=100)
         console.print(table)
+        for line in (f"Features: {', '.join(sorted(networks))}." if networks else "", self.note):
+            if line:
+                console.print(line, highlight=False, soft_wrap=True)
         for reason, names in refused.items():
             console.print(f"{', '.join(names)}: {reason}", highlight=False)
         minutes = (time.perf_counter() - self._started) / 60
-        evaluation = sum(snapshot.evaluation_seconds for snapshot in snapshots) / 60
+        evaluation = pl_module.run_log.evaluation_seconds / 60
         console.print(f"{minutes:.1f} minutes in all, {evaluation:.1f} of them evaluation")
 
 

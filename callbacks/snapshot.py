@@ -14,7 +14,6 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from t2ikit import ranks
-from t2ikit.callbacks.ema import EMA
 from t2ikit.diffusion import Guidance
 from t2ikit.diffusion.samplers import find_solver
 from t2ikit.evaluation import Evaluated, Evaluation
@@ -103,7 +101,6 @@ class Snapshot(L.Callback):
         self.ema_decay = ema_decay
         self.keep_images = keep_images
         self.history: dict[int, dict[str, float]] = {}
-        self.evaluation_seconds = 0.0
 
     @property
     def metrics(self) -> list[Metric]:
@@ -121,17 +118,23 @@ class Snapshot(L.Callback):
         self.history = {int(step): dict(scores) for step, scores in state_dict["history"].items()}
 
     def validate_experiment(self, experiment: Any) -> None:
-        """Refuses an EMA profile that the run does not keep."""
-        averages = [callback for callback in experiment.callbacks.values() if isinstance(callback, EMA)]
-        if self.ema_decay is not None and not any(self.ema_decay in ema.decays for ema in averages):
-            raise ValueError(f"ema_decay {self.ema_decay} is no profile of the EMA callback; add it to its decay")
+        """Refuses a module that samples no images."""
+        kit = getattr(experiment.model, "evaluation_kit", lambda: None)()
+        if kit is None:
+            raise ValueError(f"{type(experiment.model).__name__} samples no images; leave this snapshot out")
 
     # ------------------------------------------------------------------ when
 
     def on_train_start(self, trainer: L.Trainer, pl_module: TextToImage) -> None:
-        # Missing prompts, text encoders or references end the run now, not at the first snapshot.
+        # Missing averages, prompts, text encoders or references end the run now, not at the first snapshot.
+        kept = [] if pl_module.averages is None else pl_module.averages.decays
+        if self.ema_decay is not None and self.ema_decay not in kept:
+            raise ValueError(
+                f"callbacks.{self.name}: ema_decay {self.ema_decay} is no profile of the EMA callback; add it to its decay"
+            )
         self.evaluation.prepare(trainer.datamodule, pl_module.device)
         pl_module.space.load()
+        pl_module.run_log.scores[self.name] = self.history
         step = trainer.global_step
         interrupted = step > 0 and self._due(step) and step not in self.history
         if interrupted or (self.at_start and step == 0):
@@ -161,9 +164,9 @@ class Snapshot(L.Callback):
         """
         started = time.perf_counter()
         step = trainer.global_step
-        ema = _ema_of(trainer)
-        weights = "raw" if ema is None else f"ema {self.ema_decay or ema.decays[0]}"
-        with isolate_rng(), self._weights(ema, pl_module):
+        averages = pl_module.averages
+        weights = "raw" if averages is None else f"ema {self.ema_decay or averages.decays[0]}"
+        with isolate_rng(), pl_module.averaged(self.ema_decay):
             evaluated = self.evaluation.evaluate(
                 pl_module,
                 trainer.datamodule,
@@ -175,21 +178,25 @@ class Snapshot(L.Callback):
         scores = {score.name: score.value for score in evaluated.scores}  # plain numbers: they go into every checkpoint
         self.history[step] = scores
         ranks.from_first(lambda: self._publish(trainer, step, evaluated, weights))
-        self.evaluation_seconds += time.perf_counter() - started
+        pl_module.run_log.log(trainer, self._values(evaluated), step)
+        pl_module.run_log.evaluation_seconds += time.perf_counter() - started
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            callback.on_validation_end(trainer, pl_module)  # a snapshot is the validation of a run: EarlyStopping looks
         return scores
 
-    def _weights(self, ema: EMA | None, pl_module: TextToImage) -> AbstractContextManager[None]:
-        return nullcontext() if ema is None else ema.applied(pl_module, self.ema_decay)
+    def _values(self, evaluated: Evaluated) -> dict[str, float]:
+        """What is logged: scores, and the seconds of each part of the work."""
+        values = {f"{self.name}/{score.name}": score.value for score in evaluated.scores}
+        for cost in evaluated.costs:
+            key = f"{self.name}/seconds/{cost.what}"
+            values[key] = values.get(key, 0.0) + cost.seconds
+        return values
 
     # ------------------------------------------------------------------ where it goes
 
     def folder(self, trainer: L.Trainer) -> Path:
         """Of all results of this snapshot."""
         return Path(trainer.default_root_dir) / "samples" / self.name
-
-    def scores_folder(self, trainer: L.Trainer, step: int) -> Path:
-        """Of the score files of one step."""
-        return self.folder(trainer) / "scores" / _label(step)
 
     def write(
         self, evaluated: Evaluated, facts: dict[str, Any] | None, grid: Path, images: Path, details: Path, scores: Path
@@ -217,7 +224,7 @@ class Snapshot(L.Callback):
         return picture
 
     def _publish(self, trainer: L.Trainer, step: int, evaluated: Evaluated, weights: str) -> None:
-        """Writes the files of a snapshot, removes its unfinished images, and logs scores, seconds and grid."""
+        """Writes the files of a snapshot, removes its unfinished images, and shows its grid."""
         folder, label, prompts = self.folder(trainer), _label(step), self.evaluation.prompts
         facts = {**self.sampling.conditions(), "weights": weights, "step": step}
         picture = self.write(
@@ -226,18 +233,13 @@ class Snapshot(L.Callback):
             grid=folder / f"{label}.png",
             images=folder / label,
             details=folder / "details" / label,
-            scores=self.scores_folder(trainer, step),
+            scores=scores_folder(trainer, self.name, step),
         )
         write_whole(folder / "prompts.txt", "\n".join(prompt.text for prompt in prompts[: self.grid]) + "\n")
         for unfinished in folder.glob("step-*.sampling"):  # of this step or an earlier one, which no run samples again
             if int(re.sub(r"\D", "", unfinished.name)) <= step:
                 shutil.rmtree(unfinished, ignore_errors=True)
-        values = {f"{self.name}/{score.name}": score.value for score in evaluated.scores}
-        for cost in evaluated.costs:
-            key = f"{self.name}/seconds/{cost.what}"
-            values[key] = values.get(key, 0.0) + cost.seconds
         for logger in trainer.loggers:
-            logger.log_metrics(values, step=step)
             add_image = getattr(getattr(logger, "experiment", None), "add_image", None)
             if add_image is not None:
                 add_image(f"{self.name}/grid", picture, global_step=step)
@@ -247,5 +249,6 @@ def _label(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def _ema_of(trainer: L.Trainer) -> EMA | None:
-    return next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
+def scores_folder(trainer: L.Trainer, name: str, step: int) -> Path:
+    """Of the score files of one step of the snapshot ``name``."""
+    return Path(trainer.default_root_dir) / "samples" / name / "scores" / _label(step)

@@ -34,7 +34,6 @@ class TrainingLog(L.Callback):
         self._images = 0
         self._since = 0.0
         self._evaluated = 0.0
-        self.latest: dict[str, float] = {}
 
     @property
     def state_key(self) -> str:
@@ -57,7 +56,7 @@ class TrainingLog(L.Callback):
             self._sums.copy_(self._loaded)
             self._parts = {name: sums.to(pl_module.device) for name, sums in self._loaded_parts.items()}
         self._last_logged = trainer.global_step
-        self._restart_clock(trainer)
+        self._restart_clock(pl_module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -77,7 +76,7 @@ class TrainingLog(L.Callback):
         step = trainer.global_step
         if step != self._last_logged and step % trainer.log_every_n_steps == 0:
             self._last_logged = step
-            self._log(trainer, step)
+            self._log(trainer, pl_module, step)
 
     def _sum_parts(self, parts: dict[str, Tensor]) -> None:
         """Adds every part, [B], to its sum and count [2]; a part that is off is not there."""
@@ -96,24 +95,23 @@ class TrainingLog(L.Callback):
             )
         return {f"train/loss/{name}": sums[row] / counts[row] for row, name in enumerate(self._parts)}
 
-    def _log(self, trainer: L.Trainer, step: int) -> None:
+    def _log(self, trainer: L.Trainer, pl_module: Any, step: int) -> None:
         assert self._sums is not None
         table = trainer.strategy.reduce(self._sums, reduce_op="sum")
-        seconds = time.perf_counter() - self._since - (evaluation_seconds(trainer) - self._evaluated)
-        self.latest = {
+        seconds = time.perf_counter() - self._since - (pl_module.run_log.evaluation_seconds - self._evaluated)
+        values = {
             **loss_means(table, trainer.datamodule.source_names),
             **self._part_means(trainer),
             "train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
             "train/images_per_second": self._images / max(seconds, 1e-9),
         }
-        for logger in trainer.loggers:
-            logger.log_metrics(self.latest, step=step)
+        pl_module.run_log.log(trainer, values, step)
         self._sums.zero_()
         self._parts.clear()
-        self._restart_clock(trainer)
+        self._restart_clock(pl_module)
 
-    def _restart_clock(self, trainer: L.Trainer) -> None:
-        self._images, self._since, self._evaluated = 0, time.perf_counter(), evaluation_seconds(trainer)
+    def _restart_clock(self, pl_module: Any) -> None:
+        self._images, self._since, self._evaluated = 0, time.perf_counter(), pl_module.run_log.evaluation_seconds
 
 
 def loss_means(table: Tensor, source_names: list[str]) -> dict[str, float]:
@@ -140,9 +138,3 @@ def loss_means(table: Tensor, source_names: list[str]) -> dict[str, float]:
             name = f"train/loss_t/{index / bins:.2f}-{(index + 1) / bins:.2f}"
             metrics[name] = float(sums[:, index].sum() / counts[:, index].sum())
     return metrics
-
-
-def evaluation_seconds(trainer: L.Trainer) -> float:
-    """Seconds that callbacks of this run have spent on evaluation so far."""
-    seconds = [float(vars(callback).get("evaluation_seconds", 0.0)) for callback in trainer.callbacks]
-    return sum(seconds, 0.0)

@@ -27,13 +27,14 @@ from t2ikit.diffusion import Denoising, Guidance, Objective, Process, sample
 from t2ikit.diffusion.compiled import CompiledObjective
 from t2ikit.diffusion.processes import Threshold
 from t2ikit.encoders.autoencoders import ImageSpace, PixelSpace
+from t2ikit.learner import Learner
 from t2ikit.optim import Constant, Lamb, LearningRate, OptimizerFactory
 from t2ikit.records.manifest import Manifest
 
 BatchTransform = Callable[[Batch], "Batch | tuple[Batch, ...]"]
 
 
-class TextToImage(L.LightningModule):
+class TextToImage(Learner, L.LightningModule):
     """Trains one denoiser by one objective on one kind of image space.
 
     Args:
@@ -98,6 +99,15 @@ class TextToImage(L.LightningModule):
     @unconditional.setter
     def unconditional(self, text: Text) -> None:
         self.objective.unconditional = text
+
+    @property
+    def network(self) -> Denoiser:
+        """The denoiser."""
+        return self.denoiser
+
+    def evaluation_kit(self) -> TextToImage:
+        """This module: snapshots sample with it."""
+        return self
 
     @property
     def optimized(self) -> nn.Module:

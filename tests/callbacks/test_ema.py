@@ -9,15 +9,36 @@ import torch
 from torch import nn
 
 from t2ikit.callbacks import EMA
+from t2ikit.learner import Learner
+from t2ikit.optim.averages import Averages
 
 
-def module_of(*sizes: int) -> SimpleNamespace:
-    denoiser = nn.Sequential(*(nn.Linear(size, size) for size in sizes))
-    denoiser.register_buffer("counter", torch.tensor(3))
-    return SimpleNamespace(denoiser=denoiser)
+class Module(Learner):
+    """The least that EMA asks for."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__()
+        self.denoiser = nn.Sequential(*(nn.Linear(size, size) for size in sizes))
+        self.denoiser.register_buffer("counter", torch.tensor(3))
+
+    @property
+    def network(self) -> nn.Module:
+        return self.denoiser
 
 
-def set_all(module: SimpleNamespace, value: float) -> None:
+def averaging(module: Module, decay: float | list[float] = 0.9999, warmup: bool = True) -> EMA:
+    """The callback at the start of a run."""
+    ema = EMA(decay, warmup)
+    ema.on_fit_start(None, module)  # type: ignore[arg-type]
+    return ema
+
+
+def update(module: Module) -> None:
+    assert module.averages is not None
+    module.averages.update()
+
+
+def set_all(module: Module, value: float) -> None:
     with torch.no_grad():
         for parameter in module.denoiser.parameters():
             parameter.fill_(value)
@@ -25,40 +46,40 @@ def set_all(module: SimpleNamespace, value: float) -> None:
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.9, 0.999])
 def test_constant_weights_follow_the_closed_form(decay: float) -> None:
-    module, ema = module_of(2), EMA(decay=decay, warmup=False)
+    module = Module(2)
     set_all(module, 0.0)
-    ema._start(module)
+    averaging(module, decay=decay, warmup=False)
     set_all(module, 1.0)
     for _ in range(20):
-        ema.update(module)
-    with ema.applied(module):
+        update(module)
+    with module.averaged():
         averaged = next(module.denoiser.parameters())
         torch.testing.assert_close(averaged, torch.full_like(averaged, 1 - decay**20))
 
 
 def test_a_sequence_of_weights_is_the_weighted_sum_in_float64() -> None:
     decay, values = 0.8, [0.3, -1.0, 2.0, 0.7, 5.0]
-    module, ema = module_of(3), EMA(decay=decay, warmup=False)
+    module = Module(3)
     set_all(module, 1.5)
-    ema._start(module)
+    averaging(module, decay=decay, warmup=False)
     for value in values:
         set_all(module, value)
-        ema.update(module)
+        update(module)
     n = len(values)
     expected = decay**n * 1.5 + sum((1 - decay) * decay ** (n - 1 - i) * v for i, v in enumerate(values))
-    with ema.applied(module):
+    with module.averaged():
         assert next(module.denoiser.parameters()).flatten()[0].item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_averages_are_fp32_at_the_least(dtype: torch.dtype) -> None:
-    module, ema = module_of(2), EMA(decay=0.999, warmup=False)
+    module = Module(2)
     module.denoiser.to(dtype)
     set_all(module, 1.0)
-    ema._start(module)
+    ema = averaging(module, decay=0.999, warmup=False)
     set_all(module, 2.0)
     for _ in range(3):
-        ema.update(module)
+        update(module)
     averages = ema.state_dict()["profiles"]["0.999"]
     expected = 2.0 - 0.999**3  # bf16 would round each step of a thousandth away
     for average in averages.values():
@@ -67,64 +88,64 @@ def test_averages_are_fp32_at_the_least(dtype: torch.dtype) -> None:
 
 
 def test_warmup_starts_with_short_averages_and_ends_at_the_decay() -> None:
-    ema = EMA(decay=0.9999, warmup=True)
+    ema = Averages(nn.Linear(1, 1), [0.9999], warmup=True)
     assert ema.decay_at(0, 0.9999) == pytest.approx(0.1)
     assert ema.decay_at(90, 0.9999) == pytest.approx(0.91)
     assert ema.decay_at(10**7, 0.9999) == 0.9999
 
 
 def test_applied_restores_the_raw_weights_bit_for_bit_even_after_an_error() -> None:
-    module, ema = module_of(4, 4), EMA(decay=0.9)
-    ema._start(module)
+    module = Module(4, 4)
+    averaging(module, decay=0.9)
     set_all(module, 0.123456789)
-    ema.update(module)
+    update(module)
     raw = [p.detach().clone() for p in module.denoiser.parameters()]
-    with pytest.raises(KeyError), ema.applied(module):
+    with pytest.raises(KeyError), module.averaged():
         assert not all(torch.equal(a, b) for a, b in zip(raw, module.denoiser.parameters()))
         raise KeyError("inside")
     assert all(torch.equal(a, b) for a, b in zip(raw, module.denoiser.parameters()))
 
 
 def test_only_trainable_floating_weights_are_averaged() -> None:
-    module, ema = module_of(2, 2), EMA()
+    module = Module(2, 2)
     module.denoiser[0].weight.requires_grad_(False)
-    ema._start(module)
+    ema = averaging(module)
     names = set(ema.state_dict()["profiles"]["0.9999"])
     assert names == {"0.bias", "1.weight", "1.bias"}
 
 
 def test_several_profiles_live_side_by_side() -> None:
-    module, ema = module_of(2), EMA(decay=[0.9, 0.0], warmup=False)
+    module = Module(2)
     set_all(module, 0.0)
-    ema._start(module)
+    averaging(module, decay=[0.9, 0.0], warmup=False)
     set_all(module, 1.0)
-    ema.update(module)
-    with ema.applied(module, 0.0):
+    update(module)
+    with module.averaged(0.0):
         assert next(module.denoiser.parameters()).flatten()[0].item() == 1.0
-    with ema.applied(module, 0.9):
+    with module.averaged(0.9):
         assert next(module.denoiser.parameters()).flatten()[0].item() == pytest.approx(0.1)
-    with pytest.raises(ValueError, match="0.5"), ema.applied(module, 0.5):
+    with pytest.raises(ValueError, match="0.5"), module.averaged(0.5):
         pass
 
 
 def test_state_goes_through_a_checkpoint() -> None:
-    module, ema = module_of(3), EMA(decay=0.7)
-    ema._start(module)
+    module = Module(3)
+    ema = averaging(module, decay=0.7)
     for value in (1.0, 2.0):
         set_all(module, value)
-        ema.update(module)
+        update(module)
     other = EMA(decay=0.7)
     other.load_state_dict(ema.state_dict())
     other.on_fit_start(None, module)
     other.on_train_start(SimpleNamespace(global_step=2), module)
-    assert other.step == 2
+    assert other.state_dict()["step"] == 2
     for key, tensor in ema.state_dict()["profiles"]["0.7"].items():
         assert torch.equal(tensor, other.state_dict()["profiles"]["0.7"][key])
 
 
 def test_another_decay_or_another_network_is_refused() -> None:
-    module, ema = module_of(3), EMA(decay=0.7)
-    ema._start(module)
+    module = Module(3)
+    ema = averaging(module, decay=0.7)
     state = ema.state_dict()
     changed = EMA(decay=0.8)
     changed.load_state_dict(state)
@@ -133,16 +154,16 @@ def test_another_decay_or_another_network_is_refused() -> None:
         changed.on_train_start(SimpleNamespace(global_step=2), module)
     same = EMA(decay=0.7)
     same.load_state_dict(state)
-    deeper = module_of(3, 3)
+    deeper = Module(3, 3)
     same.on_fit_start(None, deeper)
     with pytest.raises(ValueError, match="another denoiser"):
         same.on_train_start(None, deeper)
 
 
 def test_a_checkpoint_inside_applied_is_refused() -> None:
-    module, ema = module_of(2), EMA()
-    ema._start(module)
-    with ema.applied(module), pytest.raises(RuntimeError, match="applied"):
+    module = Module(2)
+    ema = averaging(module)
+    with module.averaged(), pytest.raises(RuntimeError, match="averaged"):
         ema.on_save_checkpoint(None, module, {})
 
 
