@@ -130,7 +130,7 @@ class Snapshot(L.Callback):
         kept = [] if pl_module.averages is None else pl_module.averages.decays
         if self.ema_decay is not None and self.ema_decay not in kept:
             raise ValueError(
-                f"callbacks.{self.name}: ema_decay {self.ema_decay} is no profile of the EMA callback; add it to its decay"
+                f"callbacks.{self.name}: ema_decay {self.ema_decay} is no profile of the EMA callback; add it there"
             )
         self.evaluation.prepare(trainer.datamodule, pl_module.device)
         pl_module.space.load()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from t2ikit.diffusion.processes import Process, Spacing, Threshold
+from t2ikit.diffusion.time_laws import TimeLaw, find_law
 
 
 class RectifiedFlow(Process):
@@ -17,20 +17,19 @@ class RectifiedFlow(Process):
     Args:
         shift: s; times become s t / (1 + (s - 1) t) in training and in sampling, which lowers the log-SNR by 2 log s
             (Esser et al. 2024, "Scaling rectified flow transformers", equation 23).
-        t_distribution: law of t in training before the shift: "uniform", or "logit_normal" with mean 0 and scale 1
-            (ibid., equation 19).
+        t_distribution: law of t in training before the shift: "uniform", "logit_normal" with mean 0 and scale 1 (ibid.,
+            equation 19), or a :class:`TimeLaw`.
 
     Raises:
         ValueError: a shift that is not above 0, or an unknown law.
     """
 
-    def __init__(self, shift: float = 1.0, t_distribution: Literal["uniform", "logit_normal"] = "uniform") -> None:
+    def __init__(self, shift: float = 1.0, t_distribution: str | TimeLaw = "uniform") -> None:
         if not 0.0 < shift < math.inf:
             raise ValueError(f"shift must be above 0, got {shift}")
-        if t_distribution not in ("uniform", "logit_normal"):
-            raise ValueError(f"t_distribution must be 'uniform' or 'logit_normal', got {t_distribution!r}")
         self.shift = shift
         self.t_distribution = t_distribution
+        self.law = find_law(t_distribution)
 
     def __repr__(self) -> str:
         return f"RectifiedFlow(shift={self.shift!r}, t_distribution={self.t_distribution!r})"
@@ -49,17 +48,13 @@ class RectifiedFlow(Process):
 
     def t(self, u: Tensor) -> Tensor:
         """Quantile function of the law of t, then the shift."""
-        if self.t_distribution == "logit_normal":
-            u = torch.sigmoid(torch.special.ndtri(u))
-        return self._shifted(u)
+        return self._shifted(self.law.t(u))
 
     def quantile(self, log_snr: float) -> float:
         """u of a log-SNR: the inverse of t(u) at time(log_snr)."""
         t = self.time(torch.tensor(log_snr, dtype=torch.float64))
         unshifted = t / (self.shift - (self.shift - 1.0) * t)
-        if self.t_distribution == "logit_normal":
-            return float(torch.special.ndtr(torch.logit(unshifted)))
-        return float(unshifted)
+        return float(self.law.quantile(unshifted))
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """noise - x_0."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from t2ikit.diffusion.schedules import GammaSchedule, check_schedule, gamma_schedule
+from t2ikit.diffusion.time_laws import TimeLaw, find_law
 
 LevelKind = Literal["gamma", "t", "log_snr"]
 Spacing = Literal["time", "ode", "angle"]
@@ -154,6 +155,7 @@ class GaussianDiffusion(Process):
         log_snr_max: option of the shifted cosine.
         log_snr_shift: of any named schedule: added to the log-SNR, 2 log(64 / side) for larger images.
         data_std: standard deviation of x_0; bounds the estimates of x_0 in sampling at 4 times itself.
+        t_distribution: law of t in training: "uniform", "logit_normal", or a :class:`TimeLaw`.
 
     Raises:
         ValueError: an unknown schedule, prediction or option, or a schedule that is not monotone.
@@ -170,6 +172,7 @@ class GaussianDiffusion(Process):
         log_snr_max: float | None = None,
         log_snr_shift: float | None = None,
         data_std: float = 1.0,
+        t_distribution: str | TimeLaw = "uniform",
     ) -> None:
         given = {
             "start": start,
@@ -193,6 +196,7 @@ class GaussianDiffusion(Process):
             raise ValueError(f"data_std is the standard deviation of x_0, above 0; got {data_std}")
         self.prediction = prediction
         self.data_std = data_std
+        self.law = find_law(t_distribution)
 
     def __repr__(self) -> str:
         return f"GaussianDiffusion({self.schedule!r}, prediction={self.prediction!r}, data_std={self.data_std!r})"
@@ -214,12 +218,13 @@ class GaussianDiffusion(Process):
         return self.schedule(t)
 
     def t(self, u: Tensor) -> Tensor:
-        """t is uniform: the identity."""
-        return u
+        """Quantile function of the law of t."""
+        return self.law.t(u)
 
     def quantile(self, log_snr: float) -> float:
-        """u = t of the log-SNR."""
-        return self.schedule.quantile(log_snr)
+        """u of a log-SNR: the law's distribution function at its t."""
+        t = self.schedule.quantile(log_snr)
+        return float(self.law.quantile(torch.tensor(t, dtype=torch.float64)))
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """The noise, or v = alpha noise - sigma x_0."""

@@ -39,7 +39,7 @@ def sample(
     *,
     steps: int,
     guidance: float | Guidance = 0.0,
-    method: str = "ddim",
+    method: str | Solver = "ddim",
     threshold: Threshold | None = None,
     generators: Sequence[torch.Generator] | None = None,
     trajectory: Literal[False] = False,
@@ -57,7 +57,7 @@ def sample(
     *,
     steps: int,
     guidance: float | Guidance = 0.0,
-    method: str = "ddim",
+    method: str | Solver = "ddim",
     threshold: Threshold | None = None,
     generators: Sequence[torch.Generator] | None = None,
     trajectory: Literal[True],
@@ -75,7 +75,7 @@ def sample(
     *,
     steps: int,
     guidance: float | Guidance = 0.0,
-    method: str = "ddim",
+    method: str | Solver = "ddim",
     threshold: Threshold | None = None,
     generators: Sequence[torch.Generator] | None = None,
     trajectory: bool = False,
@@ -95,7 +95,7 @@ def sample(
         uncond: the same for the unconditional branch; needed by guidance unless it is autoguidance.
         steps: K, at least 1; "heun" evaluates the network 2 K - 1 times, the others K times.
         guidance: w of (1 + w) cond - w uncond, not applied at the first step; or a :class:`Guidance`.
-        method: "ddim", "ddpm", "euler", "heun" or "dpmpp_2m" (also "dpm++2m").
+        method: "ddim", "ddpm", "euler", "heun" or "dpmpp_2m" (also "dpm++2m"), or a :class:`Solver` of your own.
         threshold: bound on the estimates of x_0, ("clamp", c), ("dynamic", q), ("per_channel", q) or "none". None: the
             process's default for C channels.
         generators: B generators, one a row, for "ddpm"; without them its noise is torch's global one.
@@ -137,8 +137,10 @@ def sample(
     return (path[-1], torch.stack(path)) if trajectory else path[-1]
 
 
-def find_solver(method: str) -> Solver:
-    """The solver of that name; ValueError with the nearest one if there is none."""
+def find_solver(method: str | Solver) -> Solver:
+    """The solver of that name, or the given one; ValueError with the nearest name if there is none."""
+    if isinstance(method, Solver):
+        return method
     name = ALIASES.get(method, method)
     if name not in SOLVERS:
         near = difflib.get_close_matches(str(name), SOLVERS, n=1, cutoff=0.0)[0]

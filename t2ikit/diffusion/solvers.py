@@ -11,8 +11,9 @@ Coefficients are Python numbers from the schedule, computed once, so that no ste
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 
 from torch import Tensor
 
@@ -129,18 +130,51 @@ def _slope(grid: Grid, node: int, x0: Tensor, noise: Tensor) -> Tensor:
     return grid.tangent_alpha[node] * x0 + grid.tangent_sigma[node] * noise
 
 
-@dataclass(frozen=True)
-class Solver:
-    """A method, and the spacing of the grid that it wants."""
+class Solver(ABC):
+    """A sampling method. One of your own is named by its class path, as ``method``.
 
-    steps: Callable[[Estimate, Grid, Tensor, Normal], Iterator[Tensor]]
-    spacing: Spacing
+    Attributes:
+        spacing: how the nodes of its grid lie: see ``Process.times``.
+    """
+
+    spacing: Spacing = "time"
+
+    @abstractmethod
+    def steps(self, estimate: Estimate, grid: Grid, x: Tensor, normal: Normal) -> Iterator[Tensor]:
+        """x after each of the K steps, from the noise x [B, C, H, W] to x_0.
+
+        Args:
+            estimate: (x, node, step) -> (x_0, noise), one evaluation of the guided network at a node of the grid.
+            grid: alpha, sigma and more at the nodes.
+            x: the noise at node 0.
+            normal: fresh standard normal numbers like its argument, keyed by row.
+        """
+
+    @property
+    def name(self) -> str:
+        """What a score's fingerprint calls it; make it a dataclass, so that its options are in there."""
+        return repr(self) if is_dataclass(self) else f"{type(self).__module__}.{type(self).__qualname__}"
 
 
-SOLVERS = {
-    "ddim": Solver(ddim, "time"),
-    "ddpm": Solver(ddpm, "time"),
-    "euler": Solver(euler, "ode"),
-    "heun": Solver(heun, "ode"),
-    "dpmpp_2m": Solver(dpmpp_2m, "angle"),
+@dataclass(frozen=True, repr=False)
+class _Named(Solver):
+    """One of the solvers of this file."""
+
+    function: Callable[[Estimate, Grid, Tensor, Normal], Iterator[Tensor]]
+    spacing: Spacing = "time"
+
+    def steps(self, estimate: Estimate, grid: Grid, x: Tensor, normal: Normal) -> Iterator[Tensor]:
+        return self.function(estimate, grid, x, normal)
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+
+SOLVERS: dict[str, Solver] = {
+    "ddim": _Named(ddim, "time"),
+    "ddpm": _Named(ddpm, "time"),
+    "euler": _Named(euler, "ode"),
+    "heun": _Named(heun, "ode"),
+    "dpmpp_2m": _Named(dpmpp_2m, "angle"),
 }

@@ -45,7 +45,7 @@ class Draws(Movable):
     def static(self, device: torch.device) -> Draws:
         """The same for compiled code: ``keep`` on ``device``, in a form whose shape does not depend on its values.
 
-        From STATIC_ROWS rows up that is the index [R] int64 of the rows that are kept, whose number is fixed. Fewer rows
+        From STATIC_ROWS rows up that is the index [R] int64 of the kept rows, whose number is fixed. Fewer rows
         keep any number of themselves: then the mask, with which all of them go through the first pass.
         """
         if self.keep is None:
