@@ -14,7 +14,8 @@ from t2ikit.augment.cutmix import MixPlan, compose
 from t2ikit.launch import first_rank
 from t2ikit.prepare.captions.caption_file import CaptionSet, caption_file
 from t2ikit.prepare.captions.captions import write_aio
-from t2ikit.prepare.engine.work import HostWork, Launch
+from t2ikit.prepare.engine.launch import Launch
+from t2ikit.prepare.engine.work import HostWork
 from t2ikit.prepare.images import IMAGES, ON_THIS_CPU, image_sets
 from t2ikit.prepare.photo_lists import class_ids
 from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder
@@ -41,14 +42,8 @@ def prepare_cutmix(
     Images that were appended to ``train`` get their mixed images behind the others; their partners are of all images
     that there were then.
 
-    Args:
-        out: the folder of the data set; its ``images/train`` gives the images.
-        setting: "cm2", "cm4", "cm9", "cm16" or "cmall".
-        seed: with the index of the base image, decides partner, setting and rectangle.
-        strict_paper: keep the inserts of cm9 off the corners.
-        launch: processes that compose.
-        shard_size: images of a chunk; None for about 64 MB.
-        overwrite: replace a set that was made from other inputs.
+    The arguments are the options of ``t2ikit prepare cutmix``; its ``--help`` explains them. The seed and the index of
+    the base image decide partner, setting and rectangle.
 
     Returns:
         The manifest of the set.

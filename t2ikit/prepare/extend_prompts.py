@@ -25,7 +25,8 @@ import torch
 from t2ikit.files import write_whole
 from t2ikit.prepare.captions.captioner import tidy
 from t2ikit.prepare.engine.engine import run_work
-from t2ikit.prepare.engine.work import Launch, Work
+from t2ikit.prepare.engine.launch import Launch
+from t2ikit.prepare.engine.work import Work
 from t2ikit.prepare.rewriting import DEFAULT_MODEL, Rewriting
 from t2ikit.prepare.steps import sha256_of_json
 from t2ikit.pretrained import EncoderReference, find_pretrained, load_pretrained

@@ -9,8 +9,9 @@ from typing import Any
 
 from t2ikit.launch import first_rank
 from t2ikit.photos import BadImage, decode
+from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.engine.shards import Rejected, Results
-from t2ikit.prepare.engine.work import HostWork, Launch
+from t2ikit.prepare.engine.work import HostWork
 from t2ikit.prepare.photo_lists import bad_photos, list_name, photo_lines, unlisted
 from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder
 from t2ikit.prepare.sources import ImageList, find_images
@@ -46,19 +47,11 @@ def prepare_images(
 ) -> dict[str, Manifest]:
     """Writes the image sets ``out/images/train`` and ``out/images/val``.
 
+    The arguments are the options of ``t2ikit prepare images``; its ``--help`` explains them.
+
     Args:
-        source: as in ``find_images``.
-        out: the folder of this data set.
-        size: S in pixels.
-        class_names: as in ``find_images``.
-        val_share: as in ``find_images``.
-        seed: decides the order of the photos.
-        strict: stop at the first file that cannot be used, instead of listing it in ``out/images/bad_<split>.tsv``.
-        append: add the photos that the source did not have when the sets were made, behind the others.
         launch: processes that decode.
-        shard_size: photos of a chunk; None for about 64 MB.
-        overwrite: replace sets that were made from other inputs.
-        source_options: further ones of ``find_images``.
+        source_options: further arguments of ``find_images``.
 
     Returns:
         The manifests, by split.

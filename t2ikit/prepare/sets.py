@@ -15,8 +15,9 @@ from pathlib import Path
 from t2ikit.files import recover
 from t2ikit.launch import first_rank
 from t2ikit.prepare.engine.engine import run_work
+from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.engine.shards import Entry, Results
-from t2ikit.prepare.engine.work import Launch, Work
+from t2ikit.prepare.engine.work import Work
 from t2ikit.records.chunks import Chunk
 from t2ikit.records.manifest import MANIFEST_NAME, Manifest
 from t2ikit.records.record import Tokens

@@ -17,6 +17,7 @@ from PIL import Image
 
 from t2ikit.cli import main
 from t2ikit.prepare.captions import from_model as captions_model
+from t2ikit.prepare.captions import http
 from t2ikit.prepare.captions.caption_file import CaptionSet
 from t2ikit.prepare.captions.captioner import CUTMIX_PROMPT, PROMPT, Decoding
 from t2ikit.prepare.captions.http import HTTPCaptioner, Service
@@ -94,6 +95,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr(http, "FIRST_WAIT", 0.01)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     running = Server()
@@ -106,7 +108,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def ask(server: Server, **options: Any) -> HTTPCaptioner:
-    own = {"first_wait": 0.01, "timeout": 60.0, "tries": 4, **options.pop("service", {})}
+    own = {"timeout": 60.0, "tries": 4, **options.pop("service", {})}
     return HTTPCaptioner(Service(server.endpoint, **own), options.pop("model", "tiny"), **options)
 
 
@@ -270,7 +272,7 @@ def test_setup_sees_the_server(server: Server) -> None:
     address = server.endpoint
     server.shutdown()
     server.server_close()
-    gone = HTTPCaptioner(Service(address, tries=2, first_wait=0.01), "tiny")
+    gone = HTTPCaptioner(Service(address, tries=2), "tiny")
     with pytest.raises(
         ValueError, match=f"{address} gives no answer after 2 tries .*refused.*see that the server runs"
     ):
@@ -279,7 +281,7 @@ def test_setup_sees_the_server(server: Server) -> None:
 
 def test_the_key_is_sent_and_shown_nowhere(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", KEY)
-    captioner = ask(server, service={"key_variable": "MY_KEY"})
+    captioner = ask(server, service={"api_key_variable": "MY_KEY"})
     captioner.setup(CPU)
     captioner.caption([image(0)], keys(1))
     assert [headers["Authorization"] for headers in server.headers] == [f"Bearer {KEY}"] * 2

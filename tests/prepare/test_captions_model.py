@@ -18,7 +18,7 @@ from t2ikit.prepare.captions.captioner import CUTMIX_PROMPT, PROMPT, Captioner
 from t2ikit.prepare.captions.captions import prepare_captions
 from t2ikit.prepare.cutmix import prepare_cutmix
 from t2ikit.prepare.encode.encode import prepare_encode
-from t2ikit.prepare.engine.work import Launch
+from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.images import prepare_images
 from t2ikit.records.manifest import Manifest
 from t2ikit.records.record_set import RecordSet

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from t2ikit.photos import BadImage, decode
-from t2ikit.prepare.engine.work import Launch
+from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.images import prepare_images
 from t2ikit.prepare.sources import find_images
 from t2ikit.records.manifest import Manifest

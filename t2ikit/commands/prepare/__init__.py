@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     steps = parser.add_subparsers(dest="prepare_command", metavar="STEP", required=True)
     for step in (images, cutmix, captions, encode, shapes, check, extend):
-        step.add_parser(steps)
+        step.STEP.add(steps)
     return parser
 
 

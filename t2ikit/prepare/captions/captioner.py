@@ -63,10 +63,10 @@ class Decoding:
     """How answers are drawn.
 
     Attributes:
-        max_new_tokens: longest answer, in tokens of the captioner.
-        temperature: 0 takes the likeliest token each time (greedy).
-        top_p: with a temperature, share of the probability whose likeliest tokens are drawn from.
-        seed: with a temperature, decides the draws; every image has its own.
+        max_new_tokens: longest answer, in the model's tokens.
+        temperature: 0 is greedy: the likeliest token each time.
+        top_p: with a temperature, tokens are sampled from the likeliest ones, up to this share of the probability.
+        seed: with a temperature, decides the sampled tokens; every image has a seed of its own.
     """
 
     max_new_tokens: int = 200

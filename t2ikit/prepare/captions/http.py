@@ -20,7 +20,7 @@ import urllib.request
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from email.message import Message
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -30,7 +30,9 @@ from t2ikit.prepare.captions.captioner import Captioner, Decoding, Prompts
 if TYPE_CHECKING:
     import torch
 
-IMAGE_FORMATS = ("png", "jpeg")
+ImageFormat = Literal["png", "jpeg"]
+FIRST_WAIT = 1.0
+"""Seconds before the second try of a request; doubled before every further one, with a little chance in it."""
 _SHOWN = 200
 _LONGEST_WAIT = 60.0  # seconds between two tries, unless the server asks for more
 _LONGEST_ASKED = 600.0
@@ -43,21 +45,19 @@ class Service:
     """How a server is talked to. None of it decides the captions, so work may go on with other values.
 
     Attributes:
-        endpoint: address up to the version, such as http://127.0.0.1:8000/v1.
-        key_variable: environment variable that holds the API key; it is read when a request is sent, and written
-            nowhere. A server that needs none gets none where the variable is not set.
-        concurrency: requests under way at once.
+        endpoint: address of the server up to the version, such as http://127.0.0.1:8000/v1.
+        api_key_variable: environment variable that holds the API key, if the server wants one; the key is read for
+            each request, and written nowhere.
+        concurrency: requests sent at the same time.
         timeout: seconds that an answer may take.
         tries: how often a request is sent that fails for a passing reason (429, 5xx, no connection, too slow).
-        first_wait: seconds before the second try; doubles each time, with a little chance in it.
     """
 
-    endpoint: str
-    key_variable: str = "OPENAI_API_KEY"
+    endpoint: Annotated[str, "URL"] = ""
+    api_key_variable: Annotated[str, "VARIABLE"] = "OPENAI_API_KEY"
     concurrency: int = 32
     timeout: float = 300.0
     tries: int = 6
-    first_wait: float = 1.0
 
     def __post_init__(self) -> None:
         parts = urllib.parse.urlsplit(self.endpoint)
@@ -99,11 +99,11 @@ class HTTPCaptioner(Captioner):
         model: str,
         prompts: Prompts | None = None,
         decoding: Decoding | None = None,
-        image_format: str = "png",
+        image_format: ImageFormat = "png",
     ) -> None:
         super().__init__(prompts or Prompts(), decoding or Decoding())
-        if image_format not in IMAGE_FORMATS:
-            raise ValueError(f"--image-format is one of {', '.join(IMAGE_FORMATS)}; got {image_format!r}")
+        if image_format not in get_args(ImageFormat):
+            raise ValueError(f"--image-format is one of {', '.join(get_args(ImageFormat))}; got {image_format!r}")
         self.service = service
         self.model = model
         self.source = service.endpoint
@@ -201,7 +201,7 @@ class HTTPCaptioner(Captioner):
             except _Passing as error:
                 failure = error
             if attempt + 1 < service.tries:
-                seconds = min(service.first_wait * 2**attempt, _LONGEST_WAIT) * _chance.uniform(0.75, 1.25)
+                seconds = min(FIRST_WAIT * 2**attempt, _LONGEST_WAIT) * _chance.uniform(0.75, 1.25)
                 over.wait(max(seconds, min(failure.asked, _LONGEST_ASKED)))
         raise ValueError(
             f"{self.source} gives no answer after {service.tries} tries ({failure}): see that the server runs and that "
@@ -211,7 +211,7 @@ class HTTPCaptioner(Captioner):
 
     def _send_once(self, path: str, body: dict[str, Any] | None) -> Any:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        key = os.environ.get(self.service.key_variable)
+        key = os.environ.get(self.service.api_key_variable)
         if key:
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(
@@ -226,7 +226,7 @@ class HTTPCaptioner(Captioner):
             said = self._shown(error.read().decode(errors="replace"))
             if error.code in (408, 425, 429) or error.code >= 500:
                 raise _Passing(f"{error.code} {error.reason} {said}".strip(), _asked_wait(error.headers)) from error
-            raise _Refused(self.source, self.service.key_variable, error.code, said) from error
+            raise _Refused(self.source, self.service.api_key_variable, error.code, said) from error
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             raise _Passing(str(reason) or type(error).__name__) from error
@@ -240,7 +240,7 @@ class HTTPCaptioner(Captioner):
 
     def _shown(self, text: str) -> str:
         """The beginning of what a server said, without the key, should it repeat it."""
-        key = os.environ.get(self.service.key_variable)
+        key = os.environ.get(self.service.api_key_variable)
         text = " ".join((text.replace(key, "...") if key else text).split())
         return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 

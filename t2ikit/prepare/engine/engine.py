@@ -32,10 +32,11 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerStatus
 
+from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.engine.loading import Batch, Batches, Loading
 from t2ikit.prepare.engine.progress import Progress
 from t2ikit.prepare.engine.shards import Ledger, Rejected, Results
-from t2ikit.prepare.engine.work import HostWork, Launch, Work
+from t2ikit.prepare.engine.work import HostWork, Work
 
 __all__ = ["HostWork", "Launch", "Rejected", "Results", "Work", "run_work"]
 
