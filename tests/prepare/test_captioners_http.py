@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from PIL import Image
 
 from t2ikit.cli import main
 from t2ikit.prepare.captions import from_model as captions_model
-from t2ikit.prepare.captions import http
+from t2ikit.prepare.captions import service as services
 from t2ikit.prepare.captions.caption_file import CaptionSet
 from t2ikit.prepare.captions.captioner import CUTMIX_PROMPT, PROMPT, Decoding
-from t2ikit.prepare.captions.http import HTTPCaptioner, Service
+from t2ikit.prepare.captions.http import HTTPCaptioner
+from t2ikit.prepare.captions.service import Service
 from t2ikit.prepare.images import prepare_images
 from t2ikit.records.record_set import RecordSet
 
@@ -45,6 +47,7 @@ class Server(ThreadingHTTPServer):
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.under_way = self.most = 0
+        self.block, self.pause, self.missing = 2**20, 0.0, 0  # bytes and seconds between them; bytes that never come
         self.models: Reply = (200, {"object": "list", "data": [{"id": "tiny"}, {"id": "large"}]}, {})
         self.reply: Callable[[dict[str, Any], int], Reply] = lambda body, number: completion("A dog.")
 
@@ -79,7 +82,8 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.close()
             return
-        self.send(reply)
+        with suppress(BrokenPipeError, ConnectionResetError):  # the client may have enough
+            self.send(reply)
 
     def send(self, reply: Reply) -> None:
         status, content, headers = reply
@@ -87,15 +91,17 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Length", str(len(data) + self.server.missing))
         self.end_headers()
-        self.wfile.write(data)
+        for start in range(0, len(data), self.server.block):
+            self.wfile.write(data[start : start + self.server.block])
+            time.sleep(self.server.pause)
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr(http, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(services, "FIRST_WAIT", 0.01)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     running = Server()
@@ -209,6 +215,56 @@ def test_a_slow_answer_is_given_up(server: Server) -> None:
     assert ask(server, service={"timeout": 0.5}).caption([image(0)], keys(1)) == ["A cat."]
     assert len(server.requests) >= 2
     answered.set()
+
+
+def test_an_answer_that_trickles_in_is_given_up_after_the_timeout(server: Server) -> None:
+    """Every byte comes in time, all of them do not."""
+    server.block, server.pause = 1, 0.05
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match=r"no answer after 2 tries \(the answer was not complete after --timeout 0.3"):
+        ask(server, service={"timeout": 0.3, "tries": 2}).caption([image(0)], keys(1))
+    assert 0.6 <= time.monotonic() - begun < 3
+
+
+def test_so_is_the_text_of_an_error(server: Server) -> None:
+    server.block, server.pause = 1, 0.05
+    server.reply = lambda body, number: (400, "no images here", {})
+    with pytest.raises(ValueError, match=r"no answer after 1 tries \(the answer was not complete after --timeout 0.3"):
+        ask(server, service={"timeout": 0.3, "tries": 1}).caption([image(0)], keys(1))
+
+
+def test_an_answer_that_is_cut_short_is_asked_for_again(server: Server) -> None:
+    def reply(body: dict[str, Any], number: int) -> Reply:
+        server.missing = 7 if number == 1 else 0
+        return completion("A cat.")
+
+    server.reply = reply
+    assert ask(server).caption([image(0)], keys(1)) == ["A cat."]
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("status", [200, 400, 500])
+def test_a_huge_answer_is_not_read(server: Server, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "MOST_BYTES", 1000)
+    server.reply = lambda body, number: (status, "x" * 10**7, {})
+    with pytest.raises(ValueError, match=r"more than 1,000 bytes.*--endpoint.*--max-new-tokens"):
+        ask(server).caption([image(0)], keys(1))
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_no_redirect_is_followed(server: Server, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The API key goes to the endpoint and to nobody else, not even to another path there."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    elsewhere = f"{server.endpoint}/elsewhere"
+    server.models = (status, "", {"Location": elsewhere})
+    server.reply = lambda body, number: (status, "", {"Location": elsewhere})
+    refused = f"refuses with {status} and redirects to {elsewhere}: no redirect is followed.*--endpoint"
+    with pytest.raises(ValueError, match=refused):
+        ask(server).caption([image(0)], keys(1))
+    with pytest.raises(ValueError, match=refused):
+        ask(server).setup(CPU)
+    assert len(server.headers) == 2
 
 
 @pytest.mark.parametrize("empty", [None, "", " \n"])

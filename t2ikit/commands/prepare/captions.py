@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from t2ikit.commands.prepare.options import DataSet, Revision, Step, TextFile, refuse_unused, text_of, values_of
 from t2ikit.prepare.captions.captioner import CUTMIX_PROMPT, DEFAULT_CAPTIONER, PROMPT, Captioner, Decoding, Prompts
-from t2ikit.prepare.captions.http import HTTPCaptioner, ImageFormat, Service
+from t2ikit.prepare.captions.http import HTTPCaptioner, ImageFormat
+from t2ikit.prepare.captions.service import Service
 from t2ikit.prepare.engine.launch import Devices, Launch
 
 
