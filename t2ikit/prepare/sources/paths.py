@@ -16,7 +16,7 @@ def files_of(path: str) -> Files:
     Raises:
         ValueError: a URL of a kind that needs a package, which is named.
     """
-    return RemoteFiles(path.partition("://")[0]) if "://" in path else LocalFiles()
+    return RemoteFiles(path) if "://" in path else LocalFiles()
 
 
 def expand(pattern: str) -> list[str]:
