@@ -62,7 +62,7 @@ def prepare_cutmix(
         image_shape=raw.manifest.image_shape,
         setting=setting,
         source=raw.manifest.source,
-        versions=versions("torch", "litdata"),
+        versions=versions("torch"),
     )
     parts = part_ranges(raw.manifest)
     hashes = [sha256_of_json([identity(raw.manifest, number + 1), seed, strict_paper]) for number in range(len(parts))]

@@ -91,7 +91,7 @@ class _Step:
             kind="pixels",
             image_shape=(3, self.size, self.size),
             source=self.source,
-            versions=versions("pillow", "litdata"),
+            versions=versions("pillow"),
         )
         hashes = [digest]
         if (folder / MANIFEST_NAME).is_file():

@@ -184,7 +184,7 @@ class Encoders:
             captioners=_captioners(captions),
             setting=images.setting,
             source=images.source,
-            versions=versions("torch", "transformers", "diffusers", "litdata"),
+            versions=versions("torch", "transformers", "diffusers"),
         )
 
     def bytes_of(self, texts: Sequence[str]) -> int:

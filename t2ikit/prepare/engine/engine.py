@@ -35,10 +35,8 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.engine.loading import Batch, Batches, Loading
 from t2ikit.prepare.engine.progress import Progress
-from t2ikit.prepare.engine.shards import Ledger, Rejected, Results
-from t2ikit.prepare.engine.work import HostWork, Work
-
-__all__ = ["HostWork", "Launch", "Rejected", "Results", "Work", "run_work"]
+from t2ikit.prepare.engine.shards import Ledger, Results
+from t2ikit.prepare.engine.work import Work
 
 _START_METHODS = {"ddp": "popen", "ddp_spawn": "spawn", "ddp_fork": "fork"}
 _PATIENCE = timedelta(days=30)  # the others wait for the chief, which may write for hours

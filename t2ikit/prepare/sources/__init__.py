@@ -23,7 +23,7 @@ from t2ikit.prepare.sources.photos import Photos, Reader
 from t2ikit.prepare.sources.tars import tar_photos
 from t2ikit.rng import permutation
 
-__all__ = ["FORMS", "SPLITS", "ImageList", "Keys", "SourceLost", "find_images"]
+__all__ = ["ImageList", "SourceLost", "find_images"]
 
 FORMS = (
     "a folder of class folders, or one with train/ and val/; a folder with ILSVRC2012_img_train.tar and "
