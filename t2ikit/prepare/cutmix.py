@@ -65,7 +65,7 @@ def prepare_cutmix(
         versions=versions("torch"),
     )
     parts = part_ranges(raw.manifest)
-    hashes = [sha256_of_json([identity(raw.manifest, number + 1), seed, strict_paper]) for number in range(len(parts))]
+    hashes = [sha256_of_json([identity(raw.manifest, index + 1), seed, strict_paper]) for index in range(len(parts))]
     done = parts_done(folder, wanted, hashes, overwrite, "--seed and images")
     if done == len(parts):
         print(f"{folder}: up to date")
@@ -74,10 +74,10 @@ def prepare_cutmix(
         left = sum(len(part) for part in parts[done:])
         require_disk(root, left, bytes_each, str(folder), work_folder(folder, done))
         shard_size = shard_size_of(bytes_each, shard_size)
-    for number in range(done, len(parts)):
-        work = _Mixing(raw, parts[number], setting, seed, strict_paper, hashes[number])
-        results = run_part(work, folder, number, launch, shard_size or 1, f"cutmix {setting}", overwrite)
-        manifest = add_part(results, folder, number, wanted, hashes[number])
+    for index in range(done, len(parts)):
+        work = _Mixing(raw, parts[index], setting, seed, strict_paper, hashes[index])
+        results = run_part(work, folder, index, launch, shard_size or 1, f"cutmix {setting}", overwrite)
+        manifest = add_part(results, folder, index, wanted, hashes[index])
         print(f"{folder}: {manifest.count:,} images")
     if caption_file(root, "train").is_file() and CaptionSet(root, "train").header.kind == "aio" and first_rank():
         write_aio(root, name, overwrite)

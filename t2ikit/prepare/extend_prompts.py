@@ -85,11 +85,11 @@ class ExtendPrompts(Work):
 
         if self._network is None:
             dtype: Any = torch.float32 if device.type == "cpu" else "auto"
-            self._network, found = load_pretrained(
+            self._network, files = load_pretrained(
                 AutoModelForCausalLM, self.model, self.revision, _OPTION, _TOKENIZER_FILES, dtype=dtype
             )
             try:
-                self._tokenizer = AutoTokenizer.from_pretrained(found.folder)
+                self._tokenizer = AutoTokenizer.from_pretrained(files.folder)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{self.model} has no tokenizer ({error}): give a whole folder with {_OPTION}"
@@ -228,7 +228,7 @@ def read_prompt_list(path: str | Path) -> list[str]:
         raise ValueError(f"{file} is no UTF-8 text ({error}): correct --prompts") from error
     lines = text.split("\n")
     if file.suffix == ".jsonl":
-        prompts = [_prompt_of(file, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+        prompts = [_prompt_of(file, row, line) for row, line in enumerate(lines, start=1) if line.strip()]
     elif file.suffix == ".tsv":
         rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
         if "Prompt" not in (rows.fieldnames or ()):
@@ -241,11 +241,11 @@ def read_prompt_list(path: str | Path) -> list[str]:
     return prompts
 
 
-def _prompt_of(file: Path, number: int, line: str) -> str:
+def _prompt_of(file: Path, line_number: int, line: str) -> str:
     try:
         prompt = json.loads(line)["prompt"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}, line {number}: no JSON object with a prompt ({error!r})") from error
+        raise ValueError(f"{file}, line {line_number}: no JSON object with a prompt ({error!r})") from error
     if not isinstance(prompt, str) or not prompt.strip():
-        raise ValueError(f"{file}, line {number}: the prompt is {prompt!r}")
+        raise ValueError(f"{file}, line {line_number}: the prompt is {prompt!r}")
     return prompt

@@ -95,28 +95,28 @@ class _Step:
         )
         hashes = [digest]
         if (folder / MANIFEST_NAME).is_file():
-            there = [part.source_sha256 for part in Manifest.read(folder).parts]
-            if there[-1] == digest:  # nothing has changed since the last part was added
-                hashes = there
+            hashes_before = [part.source_sha256 for part in Manifest.read(folder).parts]
+            if hashes_before[-1] == digest:  # nothing has changed since the last part was added
+                hashes = hashes_before
             elif self.append:
-                images = unlisted(images, folder, len(there))
-                hashes = [*there, digest] if len(images) else there
-        number = parts_done(folder, wanted, hashes, self.overwrite, _OPTIONS)
-        if number == len(hashes):
+                images = unlisted(images, folder, len(hashes_before))
+                hashes = [*hashes_before, digest] if len(images) else hashes_before
+        part = parts_done(folder, wanted, hashes, self.overwrite, _OPTIONS)
+        if part == len(hashes):
             if first_rank() and (folder / list_name(0)).is_file():  # an earlier call may have been killed before it
-                _list_bad(folder, number)
+                _list_bad(folder, part)
             print(f"{folder}: up to date")
             return Manifest.read(folder)
         bytes_each = 3 * self.size**2 + _METADATA_BYTES
-        require_disk(self.root, len(images), bytes_each, str(folder), work_folder(folder, number))
+        require_disk(self.root, len(images), bytes_each, str(folder), work_folder(folder, part))
         work = _Decoding(images, self.size, self.strict, digest)
         shard_size = shard_size_of(bytes_each, self.shard_size)
-        results = run_part(work, folder, number, self.launch, shard_size, f"images {split}", self.overwrite)
+        results = run_part(work, folder, part, self.launch, shard_size, f"images {split}", self.overwrite)
         self._stop_if_strict(images, results)
-        lists = {list_name(number): photo_lines(images, results.rejected())} if results.chief else {}
-        manifest = add_part(results, folder, number, wanted, digest, files=lists)
-        listed = _list_bad(folder, number + 1) if results.chief else ""
-        added = f" ({manifest.parts[-1].count:,} new)" if number else ""
+        lists = {list_name(part): photo_lines(images, results.rejected())} if results.chief else {}
+        manifest = add_part(results, folder, part, wanted, digest, files=lists)
+        listed = _list_bad(folder, part + 1) if results.chief else ""
+        added = f" ({manifest.parts[-1].count:,} new)" if part else ""
         print(f"{folder}: {manifest.count:,} images{added} of {len(images.class_names)} classes{listed}")
         return manifest
 
@@ -147,11 +147,11 @@ class _Decoding(HostWork):
         """
         try:
             pixels = decode(self.images.read(index), self.size)
-            number = int(self.images.class_ids[index])
+            class_id = int(self.images.class_ids[index])
             metadata = {
                 "key": self.images.keys[index],
-                "class_id": number,
-                "class_name": self.images.class_names[number],
+                "class_id": class_id,
+                "class_name": self.images.class_names[class_id],
             }
             return Record(pixels, metadata=metadata).to_bytes()
         except BadImage as error:

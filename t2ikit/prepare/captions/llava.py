@@ -119,11 +119,11 @@ class LlavaNextCaptioner(Captioner):
 
         if self._network is None:
             dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-            self._network, found = load_pretrained(
+            self._network, files = load_pretrained(
                 LlavaNextForConditionalGeneration, self.model, self.revision, _OPTION, _PROCESSOR_FILES, dtype=dtype
             )
             try:
-                self._processor = LlavaNextProcessor.from_pretrained(found.folder)
+                self._processor = LlavaNextProcessor.from_pretrained(files.folder)
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 reason = " ".join(str(error).split())
                 raise ValueError(
@@ -158,12 +158,12 @@ class LlavaNextCaptioner(Captioner):
             are real, [B, L] int64.
         """
         pixels = torch.from_numpy(np.stack(images)).to(self.device)
-        tiles = [tile_shown(own, pixels.shape[-1]) for own in metadata]
+        tiles = [tile_shown(facts, pixels.shape[-1]) for facts in metadata]
         features = self.features(self.views(pixels, tiles))
         count = features.shape[1]
         rows = [
-            self._ids(self.prompts.of(own), count * (1 if tile is None else 2))
-            for own, tile in zip(metadata, tiles, strict=True)
+            self._ids(self.prompts.of(facts), count * (1 if tile is None else 2))
+            for facts, tile in zip(metadata, tiles, strict=True)
         ]
         longest = max(map(len, rows))
         padding = self._pad_token()
@@ -256,7 +256,7 @@ class LlavaNextCaptioner(Captioner):
         decoding = self.decoding.of_attempt(attempt)
         processors = LogitsProcessorList()
         if decoding.temperature:
-            seeds = [decoding.seed_of(own, attempt) for own in metadata]
+            seeds = [decoding.seed_of(facts, attempt) for facts in metadata]
             processors.append(_draws(decoding, seeds, self.device))
         config = GenerationConfig(
             max_new_tokens=decoding.max_new_tokens,
@@ -271,8 +271,8 @@ class LlavaNextCaptioner(Captioner):
         return tokens
 
     def _end_tokens(self) -> list[int]:
-        own = self._network.generation_config.eos_token_id
-        ends = set(own if isinstance(own, list) else [] if own is None else [own])
+        configured = self._network.generation_config.eos_token_id
+        ends = set(configured if isinstance(configured, list) else [] if configured is None else [configured])
         if self._processor.tokenizer.eos_token_id is not None:
             ends.add(self._processor.tokenizer.eos_token_id)
         return sorted(ends)

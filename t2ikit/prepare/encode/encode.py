@@ -205,11 +205,11 @@ class _Plan:
             print(f"{self.folder}: up to date")
             return Manifest.read(self.folder)
         label, size = f"encode {self.folder.name}", shard_size_of(self.bytes_each, shard_size)
-        for number in range(self.done, len(self.parts)):
-            digest = sha256_of_json([self.hashes[number], encoders.identity])
-            work = Encoding(self.images, self.lines, self.parts[number], encoders, digest)
-            results = run_part(work, self.folder, number, launch, size, label, overwrite)
-            manifest = add_part(results, self.folder, number, self.wanted, self.hashes[number], encoders.empty_prompt)
+        for part in range(self.done, len(self.parts)):
+            digest = sha256_of_json([self.hashes[part], encoders.identity])
+            work = Encoding(self.images, self.lines, self.parts[part], encoders, digest)
+            results = run_part(work, self.folder, part, launch, size, label, overwrite)
+            manifest = add_part(results, self.folder, part, self.wanted, self.hashes[part], encoders.empty_prompt)
             print(f"{self.folder}: {manifest.count:,} records, captions of at most {manifest.max_tokens} tokens")
         return manifest
 
@@ -217,6 +217,6 @@ class _Plan:
 def inputs_of(images: RecordSet, lines: CaptionLines) -> list[str]:
     """``source_sha256`` of every part of an encoded set: of the images so far, and of the captions of the part."""
     return [
-        sha256_of_json([identity(images.manifest, number + 1), lines.sha256(part)])
-        for number, part in enumerate(part_ranges(images.manifest))
+        sha256_of_json([identity(images.manifest, index + 1), lines.sha256(records_of_part)])
+        for index, records_of_part in enumerate(part_ranges(images.manifest))
     ]

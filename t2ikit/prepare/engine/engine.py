@@ -270,7 +270,7 @@ def _new_trainer(launch: Launch, strategy: str | Strategy, callbacks: list[Callb
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without what Lightning tells of a training: devices, tips, loggers."""
-    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
