@@ -166,7 +166,7 @@ def extend_prompts(
         revision: commit, tag or branch of the repository.
         rewriting: what is asked.
         launch: on which devices.
-        overwrite: replace a list that was made otherwise.
+        overwrite: replace a list that was made with other options.
 
     Raises:
         FileNotFoundError, FileExistsError, ValueError: what is wrong with which option, or which line.
@@ -181,7 +181,9 @@ def extend_prompts(
             print(f"{path}: up to date")
             return path
         if not overwrite:
-            raise FileExistsError(f"{path} was made otherwise: choose another --out, or replace it with --overwrite")
+            raise FileExistsError(
+                f"{path} was made with other options: choose another --out, or replace it with --overwrite"
+            )
     folder = path.with_name(f".{path.name}.work")
     results = run_work(work, folder, launch or Launch(), "extend", "prompt", SHARD, overwrite)
     if results.chief:

@@ -156,7 +156,7 @@ def test_a_request_holds_image_prompt_and_decoding(server: Server) -> None:
     assert captioner.reference is None and captioner.source == server.endpoint
 
 
-def test_jpeg_and_draws(server: Server) -> None:
+def test_jpeg_and_sampled_answers(server: Server) -> None:
     captioner = ask(server, image_format="jpeg", decoding=Decoding(50, temperature=0.7, top_p=0.9, seed=4))
     captioner.caption([image(0)], keys(1))
     (body,) = server.requests
@@ -186,7 +186,7 @@ def test_passing_failures_are_tried_again(server: Server, failure: Reply) -> Non
     assert ask(server).caption([image(0)], keys(1)) == ["A cat."]
     assert len(server.requests) == 4
     server.reply = lambda body, number: failure
-    with pytest.raises(ValueError, match=r"gives no answer after 2 tries.*--endpoint.*the same command goes on there"):
+    with pytest.raises(ValueError, match=r"no answer after 2 tries.*--endpoint.*give the same command again"):
         ask(server, service={"tries": 2}).caption([image(0)], keys(1))
 
 
@@ -268,7 +268,7 @@ def test_no_redirect_is_followed(server: Server, status: int, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("empty", [None, "", " \n"])
-def test_an_empty_answer_is_asked_for_once_more_with_draws(server: Server, empty: str | None) -> None:
+def test_an_empty_answer_is_asked_for_once_more_with_sampling(server: Server, empty: str | None) -> None:
     server.reply = lambda body, number: completion(empty if number == 1 else "A cat.")
     assert ask(server).caption([image(0)], keys(1)) == ["A cat."]
     first, second = server.requests
@@ -370,7 +370,7 @@ def test_the_command_goes_on_when_the_server_is_back(
     options = ["--model", "tiny", "--concurrency", "2", "--batch-size", "4", "--tries", "1", "--sets", "train"]
     assert main([*command, *options]) == 2
     said = capsys.readouterr().err
-    assert "after 1 tries (500 Internal Server Error out of memory)" in said and "same command goes on there" in said
+    assert "after 1 tries (500 Internal Server Error out of memory)" in said and "give the same command again" in said
     first, done = len(server.requests), {shown(body)[0].tobytes() for body in server.requests[:8]}
     server.reply = lambda body, number: completion(f"Mean {shown(body)[0].mean():.3f}. And")
     assert main([*command, *options]) == 0

@@ -185,7 +185,7 @@ def fails(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (torch.OutOfMemoryError("CUDA out of memory. Tried ..."), "give a smaller --batch-size; what is finished is"),
         (
             RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
-            "too little memory: give fewer --workers; what is finished is kept: the same command goes on there",
+            "too little memory: give fewer --workers; what is finished is kept: give the same command again",
         ),
     ],
 )
@@ -216,7 +216,7 @@ def test_an_interrupt_says_that_the_work_is_kept(
     fails(monkeypatch, KeyboardInterrupt())
     assert call("cutmix", "--out", "x") == 130
     said = capsys.readouterr().err
-    assert said == "prepare cutmix: what is finished is kept: the same command goes on there\ninterrupted\n"
+    assert said == "prepare cutmix: what is finished is kept: give the same command again to continue\ninterrupted\n"
 
 
 def test_the_home_folder_may_be_written_with_a_tilde(

@@ -32,7 +32,7 @@ class HTTPCaptioner(Captioner):
     Args:
         service: the server and how requests reach it.
         model: name of the model at the server.
-        prompts: what it is asked.
+        prompts: the questions.
         decoding: how answers are decoded.
         image_format: "png", without loss, or "jpeg" (quality 95), a quarter of the bytes.
 

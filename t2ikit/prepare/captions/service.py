@@ -26,7 +26,7 @@ FIRST_WAIT = 1.0
 MOST_BYTES = 2**24
 """Bytes of the longest answer that is read; a longer one cannot be a caption."""
 
-KEPT = "what is finished is kept: the same command goes on there"
+KEPT = "what is finished is kept: give the same command again to continue"
 
 _SHOWN = 200  # characters of an answer in a message
 _LONGEST_WAIT = 60.0  # seconds between two tries, unless the server asks for more
@@ -43,7 +43,7 @@ class Service:
         api_key_variable: environment variable that holds the API key, if the server wants one; the key is read for
             each request, and written nowhere.
         concurrency: requests sent at the same time.
-        timeout: seconds that an answer may take.
+        timeout: seconds that a complete answer may take.
         tries: how often a request is sent that fails for a passing reason (429, 5xx, no connection, too slow).
     """
 

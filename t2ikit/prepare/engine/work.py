@@ -32,18 +32,18 @@ class Work(ABC):
         """Brings models to the device, once a process, before the first batch."""
 
     def begin_shard(self) -> None:  # noqa: B027
-        """Forgets what was kept from earlier batches, where that decides the last bit of a result."""
+        """Forgets what was kept from earlier batches, if that could change the last bit of a result."""
 
     @abstractmethod
     def compute(self, items: list[Any]) -> Sequence[Any]:
-        """One result an item, in order; or what ``finish`` makes one of, so that a device need not be waited for."""
+        """One result per item, in order; or what ``finish`` turns into one, so that a device need not be waited for."""
 
     def finish(self, results: Sequence[Any]) -> Sequence[bytes | Rejected]:
         """The results of a shard, in another thread, while the device computes the next shard."""
         return results
 
     def facts(self, results: Sequence[bytes | Rejected]) -> Mapping[str, int]:
-        """Numbers to remember of the results of a shard; see ``Results.largest``."""
+        """Numbers to keep about the results of a shard; see ``Results.largest``."""
         return {}
 
 
