@@ -214,7 +214,7 @@ class Evaluation:
         size, whole = real_images(data, "val", 1).shape[-1], None
         if ranks.this() == 0:
             none = torch.empty(0, 3, size, size, dtype=torch.uint8)
-            whole = Samples(none, reference=references.all(size), reference_name=references.name)
+            whole = references.beside(Samples(none), size)
         files = write_references(folder, whole, lambda number: references.part(number, size, device), self.metrics)
         if not files:
             raise ValueError(
@@ -264,7 +264,7 @@ class Evaluation:
         if images is not None:
             whole = _samples(images, self.prompts, device)
             if references is not None:
-                whole.reference, whole.reference_name = references.all(images.shape[-1]), references.name
+                references.beside(whole, images.shape[-1])
             mine = images[share.start : share.stop]
         assert mine is not None
         part = _samples(mine, self.prompts[share.start : share.stop], device, share.start)

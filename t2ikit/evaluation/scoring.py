@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from tqdm import tqdm
 from t2ikit import ranks
 from t2ikit.evaluation.cost import Cost, measured
 from t2ikit.metrics.base import Metric, Rows, Samples, join
-from t2ikit.metrics.distribution.reference import ComparedMetric
 from t2ikit.metrics.fingerprint import Fingerprint, Score
 
 
@@ -60,8 +58,7 @@ def score_samples(
     for metric in bar:
         bar.set_postfix_str(title_of(metric))
         with measured(title_of(metric), costs), _exact(), _offloaded(metric):
-            if isinstance(metric, ComparedMetric):
-                _see_reference(metric, whole, reference_part)
+            _observe_reference(metric, whole, reference_part)
             seen = ranks.to_first(lambda: _observe(metric, part))  # noqa: B023  (called here and now)
             given = ranks.from_first(lambda: _sum_up(metric, whole, seen, conditions, step, label, files))  # noqa: B023
         for score in given:
@@ -90,14 +87,14 @@ def write_references(
     """
     files: dict[Path, list[str]] = {}
     for metric in metrics:
-        if isinstance(metric, ComparedMetric) and metric.reference.path is None:
-            name = re.sub(r"[^A-Za-z0-9.]+", "_", f"{metric.features.name}").strip("_")
-            path = folder / f"{name}.npz"
-            if path not in files:
-                with _exact(), _offloaded(metric):
-                    _see_reference(metric, whole, reference_part)
-                    ranks.from_first(lambda: metric.reference.write(path, whole))  # type: ignore[arg-type]  # noqa: B023
-            files.setdefault(path, []).append(title_of(metric))
+        if metric.statistics_file is None:
+            continue
+        path = folder / metric.statistics_file
+        if path not in files:
+            with _exact(), _offloaded(metric):
+                _observe_reference(metric, whole, reference_part)
+                ranks.from_first(lambda: metric.write_statistics(path, whole))  # type: ignore[arg-type]  # noqa: B023
+        files.setdefault(path, []).append(title_of(metric))
     return files
 
 
@@ -111,28 +108,34 @@ def score_name(metric: Metric, name: str) -> str:
     return name if metric.name is None else f"{metric.name}/{name}"
 
 
-def _see_reference(metric: ComparedMetric, whole: Samples | None, reference_part: Callable[[int], Samples]) -> None:
-    """Has all ranks look at the reference images, if the metric has not seen them."""
+def _observe_reference(metric: Metric, whole: Samples | None, reference_part: Callable[[int], Samples]) -> None:
+    """Has all ranks look at the reference images, if the metric needs it and no metric on its network has."""
 
-    def lacking() -> int:
+    def count() -> int:
         assert whole is not None
-        return len(whole.reference) if whole.reference is not None and metric.reference.lacks_features(whole) else 0
+        return len(whole.reference) if whole.reference is not None and metric.lacks_reference(whole) else 0
 
     def keep() -> None:
-        assert whole is not None and seen is not None
-        metric.reference.keep(whole, torch.cat(seen))
+        assert whole is not None and parts is not None
+        whole.reference_rows[metric.reference_key(whole)] = join(parts)
 
-    number = ranks.from_first(lacking)
-    if number:
-        seen = ranks.to_first(lambda: metric.reference.observe(reference_part(number)))
+    unseen = ranks.from_first(count)
+    if unseen:
+        parts = ranks.to_first(lambda: _observe(metric, reference_part(unseen)))
         ranks.from_first(keep)
 
 
 def _observe(metric: Metric, part: Samples) -> Rows:
-    rows = metric.observe(part)
-    if len(rows) != len(part):
-        raise ValueError(f"{title_of(metric)}: observe gives {len(rows)} rows for {len(part)} images, not one an image")
-    return rows
+    """The metric's rows of the images, from another metric with the same key if one has looked at them."""
+    key = metric.rows_key()
+    if key not in part.rows:
+        rows = metric.observe(part)
+        if len(rows) != len(part):
+            raise ValueError(
+                f"{title_of(metric)}: observe gives {len(rows)} rows for {len(part)} images, not one an image"
+            )
+        part.rows[key] = rows
+    return part.rows[key]
 
 
 def _sum_up(

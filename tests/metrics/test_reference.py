@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from t2ikit.metrics import DistributionMetrics, Metric, Moments, RandomConvFeatures, Samples, write_reference
-from t2ikit.metrics.base import extract
 from t2ikit.metrics.distribution.cmmd import CMMD, KID
-from t2ikit.metrics.distribution.reference import ReferenceStatistics
+from t2ikit.metrics.distribution.reference import ReferenceStatistics, extract
 from t2ikit.metrics.fingerprint import Fingerprint, compare
 
 FEATURES = RandomConvFeatures(dim=12)

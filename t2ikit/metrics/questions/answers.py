@@ -25,8 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from t2ikit.files import write_whole
-from t2ikit.metrics.features.features import check_images
-from t2ikit.metrics.features.offload import NetworkHolder
+from t2ikit.metrics.features.features import NetworkHolder, check_images
 from t2ikit.metrics.fingerprint import images_sha256
 from t2ikit.pretrained import cache_folder
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from t2ikit.metrics.base import Result, Rows, Samples
 from t2ikit.metrics.features.clip import TOKENIZER_FILES
-from t2ikit.metrics.features.offload import NetworkHolder
+from t2ikit.metrics.features.features import NetworkHolder
 from t2ikit.metrics.questions import judged
 from t2ikit.metrics.questions.answers import QuestionAnswerer
 from t2ikit.metrics.questions.judged import JudgedMetric, images_of_items, slug
