@@ -19,11 +19,10 @@ import t2ikit
 from t2ikit import ranks
 from t2ikit.data.datamodule import DataModule
 from t2ikit.encoders.text import load_encoder
-from t2ikit.evaluation.cost import Cost, measured
 from t2ikit.evaluation.image_store import ImageStore
 from t2ikit.evaluation.reference_images import ReferenceImages, real_images
 from t2ikit.evaluation.sampling import Sampling, sample_missing
-from t2ikit.evaluation.scoring import score_name, score_samples, write_references
+from t2ikit.evaluation.scoring import Cost, measured, score_name, score_samples, write_references
 from t2ikit.evaluation.validation import validation_loss
 from t2ikit.files import partial_of, publish
 from t2ikit.metrics.base import Metric, Samples
