@@ -25,6 +25,8 @@ from t2ikit.metrics.features.features import NetworkHolder, check_images
 from t2ikit.metrics.fingerprint import images_sha256
 from t2ikit.prompts import Prompt
 
+CPU = torch.device("cpu")
+
 Rows = Tensor | list[Any]
 """What a metric sees of images, one row an image, in their order: a tensor on the CPU or any objects."""
 
@@ -67,7 +69,7 @@ class Samples:
     metadata: list[dict[str, Any]] = field(default_factory=list)
     reference: Tensor | None = None
     reference_name: str = ""
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     first: int = 0
     kind: str = "generated"
     rows: dict[Hashable, Rows] = field(default_factory=dict, repr=False)
@@ -109,9 +111,10 @@ class Samples:
                 bar.update(len(images))
 
 
-def samples_of(images: Tensor, prompts: Sequence[Prompt]) -> Samples:
-    """Images [N, 3, H, W] with what they were made from."""
-    return Samples(images, [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts])
+def samples_of(images: Tensor, prompts: Sequence[Prompt], device: torch.device = CPU, first: int = 0) -> Samples:
+    """Images [N, 3, H, W] with the prompts that they were made from; ``device`` and ``first`` as in `Samples`."""
+    texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
+    return Samples(images, texts, metadata, device=device, first=first)
 
 
 class Metric(NetworkHolder, ABC):

@@ -109,7 +109,7 @@ def test_broken_files_are_named(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cut.npz holds no feature moments"):
         compute(tmp_path / "cut.npz")
     rows = extract(FEATURES, Samples(pictures(30, 1)), 64)
-    Moments.of(rows, FEATURES.fingerprint()).save(tmp_path / "no_set.npz")
+    ReferenceStatistics(Moments.of(rows, FEATURES.fingerprint()), None).save(tmp_path / "no_set.npz")
     with pytest.raises(ValueError, match="does not say which set it is of"):
         compute(tmp_path / "no_set.npz")
     stored = ReferenceStatistics.load(saved)

@@ -13,10 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from t2ikit.metrics.features.pixels import preprocess
 from t2ikit.metrics.fingerprint import state_sha256
-
-__all__ = ["FeatureExtractor", "NetworkHolder", "RandomConvFeatures", "check_images", "preprocess"]
 
 
 class NetworkHolder:

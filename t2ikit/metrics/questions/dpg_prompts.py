@@ -11,7 +11,7 @@ from torch import Tensor
 from t2ikit.files import read_utf8
 from t2ikit.metrics.base import samples_of
 from t2ikit.metrics.questions.dpg_grids import read_grids, write_grids
-from t2ikit.metrics.questions.judged import images_of_items
+from t2ikit.metrics.questions.metric import images_of_items
 from t2ikit.prompts import BenchmarkPrompts, Prompt
 
 
