@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,18 +100,41 @@ class PromptSource(ABC):
         return read_pictures(files)
 
 
+@dataclass
 class PromptFile(PromptSource):
     """One prompt a line from a text file; empty lines are skipped.
 
-    Args:
+    Attributes:
         path: UTF-8 text file.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    path: str
 
     def prompts(self) -> list[Prompt]:
         return [Prompt(line) for line in read_prompts(self.path, "the `path` of PromptFile")]
+
+
+@dataclass
+class BenchmarkPrompts(PromptSource):
+    """The prompts of a benchmark, read from its own file.
+
+    Attributes:
+        path: of the file.
+        images_per_prompt: images of each prompt, in a row.
+        limit: only the first prompts; None takes all.
+    """
+
+    path: str
+    images_per_prompt: int = 1
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for option, value in (("images_per_prompt", self.images_per_prompt), ("limit", self.limit)):
+            check_count(type(self).__name__, option, value)
+
+    def repeated(self, prompts: Iterable[Prompt]) -> list[Prompt]:
+        """Each prompt ``images_per_prompt`` times in a row."""
+        return [prompt for prompt in prompts for _ in range(self.images_per_prompt)]
 
 
 def read_prompts(path: str | Path, option: str) -> list[str]:

@@ -1,10 +1,10 @@
-"""Files behind a URL, through fsspec: which errors of a file system pass, and how often a call is tried again."""
+"""Files behind a URL, through fsspec: opening a file system, and trying a call again where its error may not last."""
 
 from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,8 +18,42 @@ LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryE
 """Errors that another attempt does not change."""
 
 
+_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs", "hf": "huggingface_hub"}
+
+
 class Unreachable(Exception):
     """Every attempt failed; the last error is the cause, and its type and first line are the message."""
+
+
+def file_system(url: str, option: str, settings: Mapping[str, Any] | None = None) -> tuple[Any, str]:
+    """The fsspec file system of a URL and the path in it; fsspec keeps one file system per process and thread.
+
+    Args:
+        url: address of a file or folder.
+        option: of the command line that gave the URL, for messages.
+        settings: of the file system, such as credentials.
+
+    Raises:
+        ValueError: fsspec does not know the protocol, or lacks a package for it, which is named.
+    """
+    import fsspec  # here: not needed by data that lies on this machine
+
+    protocol = url.partition("://")[0]
+    try:
+        system, path = fsspec.core.url_to_fs(url, **(settings or {}))
+    except ImportError as error:
+        from fsspec.registry import known_implementations
+
+        package = _PACKAGES.get(protocol) or str(known_implementations[protocol]["class"]).partition(".")[0]
+        raise ValueError(
+            f"{option} {url} needs the package {package}, which is not installed: pip install {package}"
+        ) from error
+    except ValueError as error:
+        raise ValueError(
+            f"{option} {url} cannot be opened ({error}): fsspec knows s3:// and gs:// (pip install "
+            '"t2ikit[remote]"), hf://, https:// and others'
+        ) from error
+    return system, str(path)
 
 
 def retried(call: Callable[[], Result], is_lasting: Callable[[Exception], bool] = lambda error: False) -> Result:
@@ -27,7 +61,7 @@ def retried(call: Callable[[], Result], is_lasting: Callable[[Exception], bool] 
 
     Args:
         call: the call.
-        is_lasting: tells further errors that another attempt does not change.
+        is_lasting: recognises further errors that another attempt does not change.
 
     Raises:
         Exception: a lasting error, as it came.

@@ -11,7 +11,7 @@ from typing import Any
 
 from t2ikit.data.order import RecordOrder
 from t2ikit.records.record_set import RecordSet, SetFiles
-from t2ikit.records.remote import RemoteFiles
+from t2ikit.records.remote import RemoteChunks
 
 _AT_ONCE = 4  # downloads of one process
 
@@ -55,7 +55,7 @@ class Ahead:
         self._places, self._process = places, os.getpid()
         self._tasks.clear()  # what the threads of the last pools have not begun
         self._tasks = deque(self.tasks(slot))
-        at_once = _AT_ONCE if any(isinstance(files, RemoteFiles) for files, *_ in self.sources) else 1
+        at_once = _AT_ONCE if any(isinstance(files, RemoteChunks) for files, *_ in self.sources) else 1
         for _ in range(min(at_once, len(self._tasks))):
             threading.Thread(target=_work, args=(self._tasks,), daemon=True, name="chunks ahead").start()
 

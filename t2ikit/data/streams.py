@@ -26,7 +26,7 @@ from t2ikit.data.prefetch import Ahead
 from t2ikit.records.fits import check_fits
 from t2ikit.records.record import RecordView, groups
 from t2ikit.records.record_set import RecordSet
-from t2ikit.records.remote import RemoteFiles
+from t2ikit.records.remote import RemoteChunks
 
 __all__ = ["SHUFFLE_WINDOW", "EvaluationStream", "RecordOrder", "TrainingStream"]
 
@@ -170,7 +170,7 @@ class TrainingStream:
 
     def working_set(self) -> int:
         """Bytes of the chunks of remote sets that should be in the cache at once, at the start of the run."""
-        return sum(files.sizes.get(name, 0) for files, name in self._ahead.tasks(0) if isinstance(files, RemoteFiles))
+        return sum(files.sizes.get(name, 0) for files, name in self._ahead.tasks(0) if isinstance(files, RemoteChunks))
 
     def plan(self, micro_batch_number: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """What a micro-batch holds, without reading it.

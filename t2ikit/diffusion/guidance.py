@@ -1,25 +1,34 @@
-"""Guidance: how much, at which steps, and against what; and how the branches of a guided step are combined.
+"""Guidance: how much, at which steps, and against what; and a denoiser under it, with the branches of a step.
 
 Shape legend::
 
-    x_0, outputs  [B, C, H, W]
+    x, x_0, outputs  [B, C, H, W]      level, t  [B]      K  number of branches that one call serves
 
 With conditional output c, unconditional u, and u_0 the unconditional output from the zero state, a guided step uses
 
     c + w (c - u) + l (u - u_0)
 
 which is (1 + w) c - w u for l = 0 (Ho & Salimans 2022, equation 6). "Scale s" elsewhere is w + 1.
+
+States are opaque: a tensor with B rows, any nesting of such tensors, or None, which is the zero state.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from t2ikit.denoisers.base import Denoiser
+from t2ikit.denoisers.base import Context, Denoiser
+from t2ikit.diffusion.processes import Process
+
+# Up to this many rows a GPU is limited by launches, and one call of K B rows is cheaper than K calls. Beyond it, and on
+# a CPU, separate calls are: the unconditional text is short and stays so.
+STACKED_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -122,3 +131,143 @@ class Guidance:
             return 0.0, 0.0
         factor = 2.0 * step / steps if self.schedule == "linear" else 1.0
         return factor * self.weight, self.latent_weight
+
+
+class GuidedDenoiser:
+    """Estimates x_0 and noise at the nodes of a sampling grid, guided.
+
+    Every branch keeps its own state: a guided step hands each branch's returned state to the next call of that branch.
+    An unguided step runs the conditional branch alone, and both branches go on from the state that it returns.
+
+    Args:
+        denoiser: the denoiser.
+        process: the diffusion process.
+        guidance: the rule.
+        times: [steps + 1] on the CPU, the t of every node.
+        device: of x.
+        context: of the text, B rows.
+        uncond: context of the unconditional text, B rows; None when nothing needs it.
+        weaker: context of the text by ``guidance.weaker``, B rows; None without autoguidance.
+        stacked: one call for all branches of a step, rather than one each. None: whichever is cheaper.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        process: Process,
+        guidance: Guidance,
+        times: Tensor,
+        device: torch.device,
+        context: Context,
+        uncond: Context | None = None,
+        weaker: Context | None = None,
+        stacked: bool | None = None,
+    ) -> None:
+        self.denoiser, self.process, self.guidance = denoiser, process, guidance
+        self.times = times
+        self.steps = len(times) - 1
+        self.log_snr = process.log_snr(times.double()).tolist()
+        self.context, self.uncond, self.weaker = context, uncond, weaker
+        self.stacked = stacked
+        self.levels = process.level(times, denoiser.level_kind).to(device)
+        if guidance.weaker is not None:
+            self.weaker_levels = process.level(times, guidance.weaker.level_kind).to(device)
+        self.state: Any = None
+        self.uncond_state: Any = None
+        self.weaker_state: Any = None
+        self._joined: dict[int, Any] = {}
+        self._running: Tensor | None = None
+
+    def __call__(self, x: Tensor, node: int, step: int) -> tuple[Tensor, Tensor]:
+        """(x_0, noise) estimated from x [B, C, H, W] at a node of the grid, as part of a step."""
+        t = self.times[node : node + 1]
+        weight, latent_weight = self.guidance.weights(step, self.steps, self.log_snr[node])
+        if weight == 0.0 and latent_weight == 0.0:
+            output = self._unguided(x, node)
+        elif self.guidance.weaker is not None:
+            output = self._weigh(x, t, weight, *self._with_weaker(x, node))
+        else:
+            outputs = self._with_uncond(x, node)
+            output = self._weigh(x, t, weight, outputs[0], outputs[1])
+            if latent_weight != 0.0:
+                output = output + latent_weight * (outputs[1] - outputs[2])
+        return self.process.split(x, output, t)
+
+    def _unguided(self, x: Tensor, node: int) -> Tensor:
+        prediction = self.denoiser(x, self.levels[node].expand(x.shape[0]), self.context, self.state)
+        self.state = self.uncond_state = prediction.state
+        return prediction.output.to(x.dtype)
+
+    def _with_uncond(self, x: Tensor, node: int) -> list[Tensor]:
+        """Conditional, unconditional and, for latent guidance, unconditional from the zero state."""
+        contexts, states = [self.context, self.uncond], [self.state, self.uncond_state]
+        if self.guidance.latent_weight != 0.0:
+            contexts, states = [*contexts, self.uncond], [*states, None]
+        outputs, returned = self._branches(x, node, contexts, states)
+        self.state, self.uncond_state = returned[:2]
+        return outputs
+
+    def _with_weaker(self, x: Tensor, node: int) -> tuple[Tensor, Tensor]:
+        assert self.guidance.weaker is not None
+        output = self._unguided(x, node)
+        level = self.weaker_levels[node].expand(x.shape[0])
+        prediction = self.guidance.weaker(x, level, self.weaker, self.weaker_state)
+        self.weaker_state = prediction.state
+        return output, prediction.output.to(x.dtype)
+
+    def _branches(
+        self, x: Tensor, node: int, contexts: Sequence[Any], states: Sequence[Any]
+    ) -> tuple[list[Tensor], list[Any]]:
+        """Outputs and states of K branches on the same x, in one call or in K."""
+        rows, count = x.shape[0], len(contexts)
+        level = self.levels[node]
+        stacked = x.device.type != "cpu" and rows <= STACKED_ROWS if self.stacked is None else self.stacked
+        if not stacked:
+            predictions = [
+                self.denoiser(x, level.expand(rows), context, state)
+                for context, state in zip(contexts, states, strict=True)
+            ]
+            return (
+                [prediction.output.to(x.dtype) for prediction in predictions],
+                [prediction.state for prediction in predictions],
+            )
+        if count not in self._joined:
+            joined = contexts[0]
+            for context in contexts[1:]:
+                joined = joined.cat(context)
+            self._joined[count] = joined
+        prediction = self.denoiser(
+            x.repeat(count, 1, 1, 1), level.expand(count * rows), self._joined[count], join_states(states)
+        )
+        return list(prediction.output.to(x.dtype).chunk(count)), split_states(prediction.state, count)
+
+    def _weigh(self, x: Tensor, t: Tensor, weight: float, conditional: Tensor, other: Tensor) -> Tensor:
+        """(1 + w) c - w u; with a projection, the output whose x_0 is moved along the projected difference."""
+        projection = self.guidance.projection
+        if projection is None:
+            return (1.0 + weight) * conditional - weight * other
+        x0, _ = self.process.split(x, conditional, t)
+        other_x0, _ = self.process.split(x, other, t)
+        self._running = projection.running(x0 - other_x0, self._running)
+        moved = x0 + weight * projection.project(self._running, x0)
+        alpha, sigma = (float(scale) for scale in self.process.scales(t))
+        return self.process.target(moved, (x - alpha * moved) / sigma, t)
+
+
+def join_states(states: Sequence[Any]) -> Any:
+    """The states of K branches, B rows each, as one of K B rows; a missing one becomes zeros."""
+    known = [state for state in states if state is not None]
+    if not known:
+        return None
+    _, structure = tree_flatten(known[0])
+    leaves = [tree_flatten(state if state is not None else tree_map(torch.zeros_like, known[0]))[0] for state in states]
+    return tree_unflatten([torch.cat(parts) for parts in zip(*leaves, strict=True)], structure)
+
+
+def split_states(state: Any, count: int) -> list[Any]:
+    """The inverse of :func:`join_states`."""
+    if state is None:
+        return [None] * count
+    leaves, structure = tree_flatten(state)
+    chunks = [leaf.chunk(count) for leaf in leaves]
+    return [tree_unflatten([leaf[branch] for leaf in chunks], structure) for branch in range(count)]

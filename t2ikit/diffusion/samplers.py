@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from t2ikit.batch import Text
 from t2ikit.denoisers.base import Context, Denoiser
-from t2ikit.diffusion.branches import GuidedDenoiser
-from t2ikit.diffusion.guidance import Guidance
+from t2ikit.diffusion.guidance import Guidance, GuidedDenoiser
 from t2ikit.diffusion.processes import Process, Threshold
 from t2ikit.diffusion.solvers import SOLVERS, Grid, Normal, Solver
 from t2ikit.diffusion.thresholds import threshold_function

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,18 +14,20 @@ from t2ikit.prompts import Encode, Prompt, PromptSource, check_count
 from t2ikit.records.record_set import RecordSet
 
 
+@dataclass
 class CaptionPrompts(PromptSource):
     """The captions of a prepared set, with their stored text states.
 
-    Args:
+    Attributes:
         split: the set below the data root.
         limit: take only the first ones; None takes all.
     """
 
-    def __init__(self, split: str = "val", limit: int | None = None) -> None:
-        check_count("CaptionPrompts", "limit", limit)
-        self.split = split
-        self.limit = limit
+    split: str = "val"
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        check_count("CaptionPrompts", "limit", self.limit)
 
     def prompts(self) -> list[Prompt]:
         raise ValueError("the captions of a prepared set are read through its data module: with_data(data).prompts()")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,13 @@ import t2ikit
 from t2ikit import ranks
 from t2ikit.data.datamodule import DataModule
 from t2ikit.encoders.text import load_encoder
-from t2ikit.evaluation.cost import Cost, measured
 from t2ikit.evaluation.image_store import ImageStore
 from t2ikit.evaluation.reference_images import ReferenceImages, real_images
 from t2ikit.evaluation.sampling import Sampling, sample_missing
-from t2ikit.evaluation.scoring import score_name, score_samples, write_references
+from t2ikit.evaluation.scoring import Cost, measured, score_name, score_samples, write_references
 from t2ikit.evaluation.validation import validation_loss
 from t2ikit.files import partial_of, publish
-from t2ikit.metrics.base import Metric, Samples
+from t2ikit.metrics.base import Metric, Samples, samples_of
 from t2ikit.metrics.fingerprint import Score
 from t2ikit.module import TextToImage
 from t2ikit.prompts import Prompt, PromptSource, prompts_hash
@@ -41,7 +40,7 @@ class Evaluated:
 
     Attributes:
         scores: every score, on all ranks.
-        costs: of drawing, of the validation loss and of each metric, as they were on this rank.
+        costs: of sampling, of the validation loss and of each metric, as they were on this rank.
         images: uint8 [N, 3, H, W] on the first rank, None elsewhere.
         files: what the scores were made of (verdicts, answers), name -> content, on the first rank.
     """
@@ -52,52 +51,44 @@ class Evaluated:
     files: dict[str, bytes]
 
 
+@dataclass(eq=False)
 class Evaluation:
-    """Draws images of a model and scores them, or scores pictures that are there. All ranks call the same methods.
+    """Samples images of a model and scores them, or scores pictures of any model. All ranks call the same methods.
 
-    Image i depends on (seed, i, prompt) and the weights alone: not on the batch size, nor on the number of ranks. The
-    images are drawn into a folder by all ranks; then each looks at a share of them, and the first one sums up, so that
-    a score does not depend on the ranks either.
+    Image i depends on (seed, i, prompt) and the weights alone: not on the batch size, nor on the number of ranks. All
+    ranks sample the images into a folder; then each looks at a share of them, and the first one sums up, so that a
+    score does not depend on the ranks either.
 
-    Args:
+    Attributes:
         name: of the snapshot, for progress bars and messages.
-        source: which texts to draw.
+        source: the texts of the images.
         metrics: what to compute of the images.
         reference: split whose images the distribution metrics compare with; "prompts" for the photos that the prompts
-            describe (CocoCaptions), cropped and resized to the size of the drawn ones; None if no metric needs them.
+            describe (CocoCaptions), cropped and resized to the size of the samples; None if no metric needs them.
         reference_limit: how many of them; None takes all.
         validation_loss: also compute the loss of the validation set, as ``loss``.
         limit: take the first prompts only; None takes all.
+        prompts: known after ``prepare``.
     """
 
-    def __init__(
-        self,
-        name: str,
-        source: PromptSource,
-        metrics: Sequence[Metric] = (),
-        reference: str | None = None,
-        reference_limit: int | None = None,
-        validation_loss: bool = False,
-        limit: int | None = None,
-    ) -> None:
-        self.name = name
-        self.source = source
-        self.metrics = list(metrics)
-        self.reference = reference
-        self.reference_limit = reference_limit
-        self.validation_loss = validation_loss
-        self.limit = limit
-        self.prompts: list[Prompt] = []
-        self._states: Sequence[Tensor] | None = None
-        self._references: ReferenceImages | None = None
+    name: str
+    source: PromptSource
+    metrics: Sequence[Metric] = ()
+    reference: str | None = None
+    reference_limit: int | None = None
+    validation_loss: bool = False
+    limit: int | None = None
+    prompts: list[Prompt] = field(default_factory=list, init=False)
+    _states: Sequence[Tensor] | None = field(default=None, init=False)
+    _references: ReferenceImages | None = field(default=None, init=False)
 
-    def prepare(self, data: DataModule, device: torch.device | str = "cpu", draws: bool = True) -> None:
+    def prepare(self, data: DataModule, device: torch.device | str = "cpu", samples: bool = True) -> None:
         """Reads prompts, text states and reference images; they are kept, being the same for every checkpoint.
 
         Args:
             data: the data module, set up.
             device: where a text encoder runs for the states of prompts that are not stored; it leaves it afterwards.
-            draws: also the text states, which drawing needs.
+            samples: also the text states, which sampling needs.
 
         Raises:
             ValueError, FileNotFoundError: what is missing, and which option names it.
@@ -111,7 +102,7 @@ class Evaluation:
                 self._references = ReferenceImages(self.reference, self.reference_limit, self.source, data)
             ranks.from_first(lambda: self._check(prompts))
             self.prompts = prompts
-        if draws and self._states is None:
+        if samples and self._states is None:
             self._states = self.source.states(self.prompts, lambda texts: encode(texts, data, device))
 
     def evaluate(
@@ -124,13 +115,13 @@ class Evaluation:
         weights: str,
         step: int | None,
     ) -> Evaluated:
-        """Draws the images with the present weights of ``module`` and scores them.
+        """Samples the images with the present weights of ``module`` and scores them.
 
         Args:
             module: on its device, with the empty prompt.
             data: the data module, set up.
-            sampling: how the images are drawn.
-            folder: where the images are while they are drawn; the same for all ranks. Images that an interrupted call
+            sampling: steps, method, guidance, seed, batch size.
+            folder: where the images go while they are sampled; the same for all ranks. Images that an interrupted call
                 left there are taken over if they are of the same weights and settings. Remove it with ``discard`` when
                 the scores are kept.
             weights: which weights those are ("ema 0.9999", "raw"), for the fingerprint.
@@ -141,15 +132,15 @@ class Evaluation:
         """
         self.prepare(data, module.device)
         assert self._states is not None
-        drawn, costs = ImageStore(folder, len(self.prompts)), list[Cost]()
+        store, costs = ImageStore(folder, len(self.prompts)), list[Cost]()
         scores = []
         if self.validation_loss:
             with measured("loss", costs):
                 scores.append(validation_loss(module, data, sampling, weights, step, self.name))
         with measured("sampling", costs):
-            sample_missing(module, self._states, sampling, drawn, self.name)
-        images = ranks.from_first_kept(drawn.read)
-        mine = drawn.read(ranks.share(len(self.prompts))) if images is None else None
+            sample_missing(module, self._states, sampling, store, self.name)
+        images = ranks.from_first_kept(store.read)
+        mine = store.read(ranks.share(len(self.prompts))) if images is None else None
         conditions = {**sampling.conditions(), "weights": weights}
         of_metrics, files = self._score(images, mine, module.device, conditions, step, costs)
         return Evaluated([*scores, *of_metrics], costs, images, files)
@@ -166,7 +157,7 @@ class Evaluation:
             ValueError: the pictures do not fit the prompts.
             OtherRankFailed: another rank failed.
         """
-        self.prepare(data, draws=False)
+        self.prepare(data, samples=False)
         read: list[Tensor] = []
         ranks.together(lambda: read.append(self.source.read_images(folder, self.prompts)))
         share, costs, first = ranks.share(len(self.prompts)), list[Cost](), ranks.this() == 0
@@ -207,14 +198,14 @@ class Evaluation:
         Raises:
             ValueError: the snapshot has no reference, or no metric without a file compares with one.
         """
-        self.prepare(data, draws=False)
+        self.prepare(data, samples=False)
         references = self._references
         if references is None:
             raise ValueError(f"callbacks.{self.name} has no reference: set its reference to a split of the data (val)")
         size, whole = real_images(data, "val", 1).shape[-1], None
         if ranks.this() == 0:
             none = torch.empty(0, 3, size, size, dtype=torch.uint8)
-            whole = Samples(none, reference=references.all(size), reference_name=references.name)
+            whole = references.beside(Samples(none), size)
         files = write_references(folder, whole, lambda number: references.part(number, size, device), self.metrics)
         if not files:
             raise ValueError(
@@ -223,19 +214,19 @@ class Evaluation:
             )
         return files
 
-    def conditions(self, drawn: dict[str, Any]) -> dict[str, Any]:
+    def conditions(self, sampling: dict[str, Any]) -> dict[str, Any]:
         """What the fingerprint of every score of the images will hold, besides what its metric adds.
 
         Args:
-            drawn: how the images are drawn.
+            sampling: how the images are sampled.
         """
         name = self.source.name or type(self.source).__name__
-        return {"prompts": name, "prompts_sha256": prompts_hash(self.prompts), **drawn}
+        return {"prompts": name, "prompts_sha256": prompts_hash(self.prompts), **sampling}
 
     def _check(self, prompts: Sequence[Prompt]) -> None:
-        """Has every metric refuse what it cannot score, before anything is drawn."""
+        """Has every metric refuse what it cannot score, before anything is sampled."""
         blank = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
-        samples = _samples(blank.expand(len(prompts), -1, -1, -1), prompts)
+        samples = samples_of(blank.expand(len(prompts), -1, -1, -1), prompts)
         if self._references is not None:
             samples.reference = blank.expand(self._references.count(), -1, -1, -1)
         for metric in self.metrics:
@@ -262,12 +253,12 @@ class Evaluation:
         """
         share, whole, references = ranks.share(len(self.prompts)), None, self._references
         if images is not None:
-            whole = _samples(images, self.prompts, device)
+            whole = samples_of(images, self.prompts, device)
             if references is not None:
-                whole.reference, whole.reference_name = references.all(images.shape[-1]), references.name
+                references.beside(whole, images.shape[-1])
             mine = images[share.start : share.stop]
         assert mine is not None
-        part = _samples(mine, self.prompts[share.start : share.stop], device, share.start)
+        part = samples_of(mine, self.prompts[share.start : share.stop], device, share.start)
         size = mine.shape[-1]
 
         def reference_part(number: int) -> Samples:
@@ -280,12 +271,6 @@ class Evaluation:
         for cost in costs if ranks.this() == 0 else ():
             tqdm.write(f"{self.name}: {cost}")
         return scored
-
-
-def _samples(images: Tensor, prompts: Sequence[Prompt], device: torch.device | None = None, first: int = 0) -> Samples:
-    """Images of consecutive prompts with these."""
-    texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
-    return Samples(images, texts, metadata, device=device or torch.device("cpu"), first=first)
 
 
 def encode(texts: Sequence[str], data: DataModule, device: torch.device | str = "cpu") -> Sequence[Tensor]:

@@ -5,7 +5,7 @@ Shapes: M reference images, uint8 [M, 3, H, W].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from t2ikit import ranks
 from t2ikit.data.datamodule import DataModule
-from t2ikit.metrics.base import Samples
+from t2ikit.metrics.base import Rows, Samples
 from t2ikit.photos import decode
 from t2ikit.prompts import PromptSource
 
@@ -23,6 +23,9 @@ OF_PROMPTS = "prompts"
 
 class ReferenceImages:
     """Read when they are needed: the first rank keeps all, the others read their share. All ranks make one together.
+
+    Attributes:
+        rows: what metrics saw of them (``Samples.reference_rows``), on the first rank.
 
     Args:
         name: of the set, or "prompts" for the photos that the prompts describe, cropped and resized to their size.
@@ -40,6 +43,7 @@ class ReferenceImages:
         self.limit = limit
         self.data = data
         self.photos: Sequence[Path] = ()
+        self.rows: dict[Hashable, Rows] = {}
         self._all: Tensor | None = None
         if name == OF_PROMPTS:
             self.photos = ranks.from_first(source.pictures)[:limit]  # decoded when their size is known
@@ -50,11 +54,12 @@ class ReferenceImages:
         """M, on the first rank."""
         return len(self.photos) if self._all is None else len(self._all)
 
-    def all(self, size: int) -> Tensor:
-        """All of them, on the first rank; photos of the prompts at this size."""
+    def beside(self, samples: Samples, size: int) -> Samples:
+        """Gives the samples this reference, on the first rank; photos of the prompts at this size."""
         if self._all is None:
             self._all = self._decoded(range(len(self.photos)), size)
-        return self._all
+        samples.reference, samples.reference_name, samples.reference_rows = self._all, self.name, self.rows
+        return samples
 
     def part(self, number: int, size: int, device: torch.device) -> Samples:
         """This rank's share of all ``number`` of them, in the place of generated images."""
@@ -65,7 +70,7 @@ class ReferenceImages:
             images = self._decoded(share, size)
         else:
             images = real_images(self.data, self.name, self.limit, share)
-        return Samples(images, device=device, first=share.start)
+        return Samples(images, device=device, first=share.start, kind="reference")
 
     def _decoded(self, share: range, size: int) -> Tensor:
         """Some of the photos, uint8 [M, 3, size, size]."""

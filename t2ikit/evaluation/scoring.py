@@ -1,15 +1,19 @@
 """Every metric of a snapshot on the same images, spread over all ranks: scores with fingerprints, files, costs.
 
 Each rank looks at its own share of the images, on its device; the first one sums up. What a metric sees of an image
-does not depend on the other images, so a score does not depend on the number of ranks.
+does not depend on the other images, so a score does not depend on the ranks. The peak of memory is that of the
+GPU where one is in use, else of the process.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import re
+import resource
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +21,50 @@ import torch
 from tqdm import tqdm
 
 from t2ikit import ranks
-from t2ikit.evaluation.cost import Cost, measured
 from t2ikit.metrics.base import Metric, Rows, Samples, join
-from t2ikit.metrics.distribution.reference import ComparedMetric
 from t2ikit.metrics.fingerprint import Fingerprint, Score
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one piece of work.
+
+    Attributes:
+        what: its name.
+        seconds: wall clock.
+        memory: bytes at the peak: allocated on the GPU, or resident in the whole process.
+        place: "GPU" or "process".
+    """
+
+    what: str
+    seconds: float
+    memory: int
+    place: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.seconds:.1f} s, at most {self.memory / 2**20:,.0f} MiB ({self.place})"
+
+
+@contextlib.contextmanager
+def measured(what: str, costs: list[Cost]) -> Iterator[None]:
+    """Appends the cost of the block to ``costs`` when the block ends well."""
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+    if on_gpu:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with contextlib.suppress(OSError):
+            _CLEAR.write_text("5")  # Linux: the peak starts anew; elsewhere it is that of the process so far
+    started = time.perf_counter()
+    yield
+    if on_gpu:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - started
+    memory = torch.cuda.max_memory_allocated() if on_gpu else _peak()
+    costs.append(Cost(what, seconds, memory, "GPU" if on_gpu else "process"))
 
 
 def score_samples(
@@ -60,8 +104,7 @@ def score_samples(
     for metric in bar:
         bar.set_postfix_str(title_of(metric))
         with measured(title_of(metric), costs), _exact(), _offloaded(metric):
-            if isinstance(metric, ComparedMetric):
-                _see_reference(metric, whole, reference_part)
+            _observe_reference(metric, whole, reference_part)
             seen = ranks.to_first(lambda: _observe(metric, part))  # noqa: B023  (called here and now)
             given = ranks.from_first(lambda: _sum_up(metric, whole, seen, conditions, step, label, files))  # noqa: B023
         for score in given:
@@ -90,14 +133,14 @@ def write_references(
     """
     files: dict[Path, list[str]] = {}
     for metric in metrics:
-        if isinstance(metric, ComparedMetric) and metric.reference.path is None:
-            name = re.sub(r"[^A-Za-z0-9.]+", "_", f"{metric.features.name}").strip("_")
-            path = folder / f"{name}.npz"
-            if path not in files:
-                with _exact(), _offloaded(metric):
-                    _see_reference(metric, whole, reference_part)
-                    ranks.from_first(lambda: metric.reference.write(path, whole))  # type: ignore[arg-type]  # noqa: B023
-            files.setdefault(path, []).append(title_of(metric))
+        if metric.statistics_file is None:
+            continue
+        path = folder / metric.statistics_file
+        if path not in files:
+            with _exact(), _offloaded(metric):
+                _observe_reference(metric, whole, reference_part)
+                ranks.from_first(lambda: metric.write_statistics(path, whole))  # type: ignore[arg-type]  # noqa: B023
+        files.setdefault(path, []).append(title_of(metric))
     return files
 
 
@@ -111,28 +154,34 @@ def score_name(metric: Metric, name: str) -> str:
     return name if metric.name is None else f"{metric.name}/{name}"
 
 
-def _see_reference(metric: ComparedMetric, whole: Samples | None, reference_part: Callable[[int], Samples]) -> None:
-    """Has all ranks look at the reference images, if the metric has not seen them."""
+def _observe_reference(metric: Metric, whole: Samples | None, reference_part: Callable[[int], Samples]) -> None:
+    """Has all ranks look at the reference images, if the metric needs it and no metric on its network has."""
 
-    def lacking() -> int:
+    def count() -> int:
         assert whole is not None
-        return len(whole.reference) if whole.reference is not None and metric.reference.lacks_features(whole) else 0
+        return len(whole.reference) if whole.reference is not None and metric.lacks_reference(whole) else 0
 
     def keep() -> None:
-        assert whole is not None and seen is not None
-        metric.reference.keep(whole, torch.cat(seen))
+        assert whole is not None and parts is not None
+        whole.reference_rows[metric.reference_key(whole)] = join(parts)
 
-    number = ranks.from_first(lacking)
-    if number:
-        seen = ranks.to_first(lambda: metric.reference.observe(reference_part(number)))
+    unseen = ranks.from_first(count)
+    if unseen:
+        parts = ranks.to_first(lambda: _observe(metric, reference_part(unseen)))
         ranks.from_first(keep)
 
 
 def _observe(metric: Metric, part: Samples) -> Rows:
-    rows = metric.observe(part)
-    if len(rows) != len(part):
-        raise ValueError(f"{title_of(metric)}: observe gives {len(rows)} rows for {len(part)} images, not one an image")
-    return rows
+    """The metric's rows of the images, from another metric with the same key if one has looked at them."""
+    key = metric.rows_key()
+    if key not in part.rows:
+        rows = metric.observe(part)
+        if len(rows) != len(part):
+            raise ValueError(
+                f"{title_of(metric)}: observe gives {len(rows)} rows for {len(part)} images, not one an image"
+            )
+        part.rows[key] = rows
+    return part.rows[key]
 
 
 def _sum_up(
@@ -180,3 +229,12 @@ def _offloaded(metric: Metric) -> Iterator[None]:
         yield
     finally:
         metric.offload()
+
+
+def _peak() -> int:
+    """Peak of the resident memory, bytes."""
+    with contextlib.suppress(OSError):
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -5,25 +5,27 @@ the networks (features, detections, answers), and ``score`` turns the rows of al
 
 Shape legend::
 
-    N  generated images    M  reference images    H, W  pixels    D  features
+    N  generated images    M  reference images    H, W  pixels
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from t2ikit.metrics.features.features import FeatureExtractor, check_images
-from t2ikit.metrics.features.offload import NetworkHolder
+from t2ikit.metrics.features.features import NetworkHolder, check_images
 from t2ikit.metrics.fingerprint import images_sha256
 from t2ikit.prompts import Prompt
+
+CPU = torch.device("cpu")
 
 Rows = Tensor | list[Any]
 """What a metric sees of images, one row an image, in their order: a tensor on the CPU or any objects."""
@@ -55,7 +57,11 @@ class Samples:
         reference: [M, 3, H', W'] uint8 real images, or None for metrics that need none.
         reference_name: the reference set's name, for the fingerprint.
         device: where networks look at the images.
-        first: number of the first image, where these are a part of a set.
+        first: index of the first image, where these are a part of a set.
+        kind: "generated" or "reference", for messages.
+        rows: what metrics saw of the images, by `Metric.rows_key`.
+        reference_rows: what metrics saw of the reference images, by `Metric.reference_key`. Give the same mapping with
+            every set that has this reference, so that no network looks at it twice.
     """
 
     images: Tensor
@@ -63,8 +69,11 @@ class Samples:
     metadata: list[dict[str, Any]] = field(default_factory=list)
     reference: Tensor | None = None
     reference_name: str = ""
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     first: int = 0
+    kind: str = "generated"
+    rows: dict[Hashable, Rows] = field(default_factory=dict, repr=False)
+    reference_rows: dict[Hashable, Rows] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         check_images(self.images)
@@ -82,21 +91,30 @@ class Samples:
         """Hash of the reference images: computed once for all metrics, since 50,000 of 256 pixels are 10 GB."""
         return None if self.reference is None else images_sha256(self.reference)
 
+    def describe_reference(self) -> dict[str, Any]:
+        """The part of a fingerprint that the reference gives: its name, hash and size; nothing without one."""
+        if self.reference is None:
+            return {}
+        return {
+            "reference": self.reference_name or None,
+            "num_reference": len(self.reference),
+            "reference_sha256": self.reference_sha256,
+        }
+
     def batches(self, size: int, what: str) -> Iterator[Samples]:
         """Parts of at most ``size`` images, these on the device; a bar (of a set's first part) names ``what``."""
         with tqdm(total=len(self), desc=what, unit="img", leave=False, disable=self.first > 0, mininterval=1.0) as bar:
             for start in range(0, len(self), size):
-                rows = slice(start, start + size)
+                rows, first = slice(start, start + size), self.first + start
                 images = self.images[rows].to(self.device, non_blocking=True)
-                yield Samples(
-                    images, self.prompts[rows], self.metadata[rows], device=self.device, first=self.first + start
-                )
+                yield Samples(images, self.prompts[rows], self.metadata[rows], device=self.device, first=first)
                 bar.update(len(images))
 
 
-def samples_of(images: Tensor, prompts: Sequence[Prompt]) -> Samples:
-    """Images [N, 3, H, W] with what they were made from."""
-    return Samples(images, [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts])
+def samples_of(images: Tensor, prompts: Sequence[Prompt], device: torch.device = CPU, first: int = 0) -> Samples:
+    """Images [N, 3, H, W] with the prompts that they were made from; ``device`` and ``first`` as in `Samples`."""
+    texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
+    return Samples(images, texts, metadata, device=device, first=first)
 
 
 class Metric(NetworkHolder, ABC):
@@ -104,7 +122,10 @@ class Metric(NetworkHolder, ABC):
 
     Attributes:
         name: put before the names of its scores (``<name>/<score>``), so that two of a kind can read the same images.
+        unit: of its scores, such as "percent"; empty for numbers without one.
         less_is_better: names of its scores (without ``name``) of which a smaller value is better, such as distances.
+        statistics_file: name of the file that `write_statistics` fills. None: the metric does not compare the images
+            with those of a reference, so nobody calls `observe` on these.
 
     Example:
         >>> class Brightness(Metric):
@@ -121,7 +142,9 @@ class Metric(NetworkHolder, ABC):
     """
 
     name: str | None = None
+    unit: str = ""
     less_is_better: Sequence[str] = ()
+    statistics_file: str | None = None
 
     def check(self, samples: Samples) -> None:
         """Refuses samples that lack something; called before the images are drawn.
@@ -144,19 +167,41 @@ class Metric(NetworkHolder, ABC):
         """
         return [None] * len(part)
 
+    def rows_key(self) -> Hashable:
+        """What the rows depend on besides the images: metrics of one key share them. By default none does."""
+        return id(self)
+
+    def reference_key(self, samples: Samples) -> Hashable:
+        """The key of ``samples.reference_rows`` under which the rows of its reference images are kept."""
+        return self.rows_key(), samples.reference_sha256
+
+    def lacks_reference(self, samples: Samples) -> bool:
+        """Whether `observe` must still see the reference images of the samples, before `score` is called."""
+        if self.statistics_file is None or samples.reference is None:
+            return False
+        return self.reference_key(samples) not in samples.reference_rows
+
     @abstractmethod
     def score(self, samples: Samples, rows: Rows) -> Result:
         """The scores of a set of images.
 
         Args:
-            samples: all images.
+            samples: all images, with the rows of the reference where the metric compares with one.
             rows: what ``observe`` gave for them.
         """
 
     def compute(self, samples: Samples) -> Result:
-        """All of it in this process: checks the samples, looks at them, scores them."""
+        """All of it in this process: checks the samples, looks at them and at their reference, scores them."""
         self.check(samples)
+        if self.lacks_reference(samples):
+            assert samples.reference is not None
+            reference = Samples(samples.reference, device=samples.device, kind="reference")
+            samples.reference_rows[self.reference_key(samples)] = self.observe(reference)
         return self.score(samples, self.observe(samples))
+
+    def write_statistics(self, path: Path, samples: Samples) -> None:
+        """Writes the statistics of the reference of ``samples``, whose rows are there."""
+        raise NotImplementedError(f"{type(self).__name__} compares with no reference")
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
@@ -164,7 +209,7 @@ class Metric(NetworkHolder, ABC):
 
     def fingerprint_of(self, samples: Samples) -> dict[str, Any]:
         """The settings with the set sizes and the reference's name and hash."""
-        return {**self.fingerprint(), **describe(samples)}
+        return {**self.fingerprint(), "num_images": len(samples), **samples.describe_reference()}
 
 
 def need_images(count: int, least: int, reason: str, what: str = "generated") -> None:
@@ -174,45 +219,8 @@ def need_images(count: int, least: int, reason: str, what: str = "generated") ->
         raise ValueError(f"{count} {what} images, but {reason} needs at least {least}: {remedy}")
 
 
-def describe(samples: Samples) -> dict[str, Any]:
-    """The part of a fingerprint that the samples give: set sizes, name and hash of the reference."""
-    described: dict[str, Any] = {"num_images": len(samples)}
-    if samples.reference is not None:
-        described["reference"] = samples.reference_name or None
-        described["reference_sha256"] = samples.reference_sha256
-        described["num_reference"] = len(samples.reference)
-    return described
-
-
 def join(parts: Sequence[Rows]) -> Rows:
     """The rows of consecutive parts as those of the whole; empty parts (of any shape) count for nothing."""
     filled = [part for part in parts if len(part)] or [parts[0]]
     tensors = [part for part in filled if isinstance(part, Tensor)]
     return torch.cat(tensors) if tensors else [row for part in filled for row in part]
-
-
-def extract(features: FeatureExtractor, part: Samples, batch_size: int, what: str = "generated") -> Tensor:
-    """Features [N, D] float32 on the CPU of the images of ``part``, batch by batch on its device.
-
-    Args:
-        features: the network.
-        part: the images.
-        batch_size: images a pass.
-        what: "generated" or "reference", for messages.
-
-    Raises:
-        ValueError: the features of an image are not finite; the message names the image's index.
-    """
-    rows = []
-    for batch in part.batches(batch_size, f"{features.name}, {what}"):
-        found = features(batch.images).detach().to("cpu", torch.float32)
-        if found.shape != (len(batch), features.dim):
-            raise ValueError(
-                f"{features.name} gives features {tuple(found.shape)}, not [B, {features.dim}]: set its dim"
-            )
-        broken = (~found.isfinite().all(dim=1)).nonzero()
-        if len(broken):
-            number = batch.first + int(broken[0])
-            raise ValueError(f"{features.name} gives features that are not finite for {what} image {number}")
-        rows.append(found)
-    return torch.cat(rows) if rows else torch.empty(0, features.dim)

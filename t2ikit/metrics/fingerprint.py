@@ -82,13 +82,9 @@ class Fingerprint:
         extra.update({key: value for key, value in values.items() if key not in known and key != "extra"})
         return cls(**{key: value for key, value in values.items() if key in known}, extra=extra)
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, JSON-able."""
-        return asdict(self)
-
     def named(self) -> dict[str, Any]:
         """All fields by name, those of ``extra`` among them: what :meth:`from_dict` takes."""
-        values = self.to_dict()
+        values = asdict(self)
         return {**values.pop("extra"), **values}
 
     def hash(self) -> str:
@@ -153,11 +149,7 @@ class Score:
 
 def write_score(path: str | Path, score: Score) -> None:
     """Writes one score as JSON, whole or not at all."""
-    content = {
-        **asdict(score),
-        "fingerprint": score.fingerprint.to_dict(),
-        "fingerprint_sha256": score.fingerprint.hash(),
-    }
+    content = {**asdict(score), "fingerprint_sha256": score.fingerprint.hash()}
     write_whole(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 

@@ -14,7 +14,8 @@ from t2ikit.augment.cutmix import MixPlan, compose
 from t2ikit.launch import first_rank
 from t2ikit.prepare.captions.caption_file import CaptionSet, caption_file
 from t2ikit.prepare.captions.captions import write_aio
-from t2ikit.prepare.engine.work import HostWork, Launch
+from t2ikit.prepare.engine.launch import Launch
+from t2ikit.prepare.engine.work import HostWork
 from t2ikit.prepare.images import IMAGES, ON_THIS_CPU, image_sets
 from t2ikit.prepare.photo_lists import class_ids
 from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder
@@ -41,14 +42,8 @@ def prepare_cutmix(
     Images that were appended to ``train`` get their mixed images behind the others; their partners are of all images
     that there were then.
 
-    Args:
-        out: the folder of the data set; its ``images/train`` gives the images.
-        setting: "cm2", "cm4", "cm9", "cm16" or "cmall".
-        seed: with the index of the base image, decides partner, setting and rectangle.
-        strict_paper: keep the inserts of cm9 off the corners.
-        launch: processes that compose.
-        shard_size: images of a chunk; None for about 64 MB.
-        overwrite: replace a set that was made from other inputs.
+    The arguments are the options of ``t2ikit prepare cutmix``; its ``--help`` explains them. The seed and the index of
+    the base image decide partner, setting and rectangle.
 
     Returns:
         The manifest of the set.
@@ -67,10 +62,10 @@ def prepare_cutmix(
         image_shape=raw.manifest.image_shape,
         setting=setting,
         source=raw.manifest.source,
-        versions=versions("torch", "litdata"),
+        versions=versions("torch"),
     )
     parts = part_ranges(raw.manifest)
-    hashes = [sha256_of_json([identity(raw.manifest, number + 1), seed, strict_paper]) for number in range(len(parts))]
+    hashes = [sha256_of_json([identity(raw.manifest, index + 1), seed, strict_paper]) for index in range(len(parts))]
     done = parts_done(folder, wanted, hashes, overwrite, "--seed and images")
     if done == len(parts):
         print(f"{folder}: up to date")
@@ -79,10 +74,10 @@ def prepare_cutmix(
         left = sum(len(part) for part in parts[done:])
         require_disk(root, left, bytes_each, str(folder), work_folder(folder, done))
         shard_size = shard_size_of(bytes_each, shard_size)
-    for number in range(done, len(parts)):
-        work = _Mixing(raw, parts[number], setting, seed, strict_paper, hashes[number])
-        results = run_part(work, folder, number, launch, shard_size or 1, f"cutmix {setting}", overwrite)
-        manifest = add_part(results, folder, number, wanted, hashes[number])
+    for index in range(done, len(parts)):
+        work = _Mixing(raw, parts[index], setting, seed, strict_paper, hashes[index])
+        results = run_part(work, folder, index, launch, shard_size or 1, f"cutmix {setting}", overwrite)
+        manifest = add_part(results, folder, index, wanted, hashes[index])
         print(f"{folder}: {manifest.count:,} images")
     if caption_file(root, "train").is_file() and CaptionSet(root, "train").header.kind == "aio" and first_rank():
         write_aio(root, name, overwrite)

@@ -25,7 +25,8 @@ import torch
 from t2ikit.files import write_whole
 from t2ikit.prepare.captions.captioner import tidy
 from t2ikit.prepare.engine.engine import run_work
-from t2ikit.prepare.engine.work import Launch, Work
+from t2ikit.prepare.engine.launch import Launch
+from t2ikit.prepare.engine.work import Work
 from t2ikit.prepare.rewriting import DEFAULT_MODEL, Rewriting
 from t2ikit.prepare.steps import sha256_of_json
 from t2ikit.pretrained import EncoderReference, find_pretrained, load_pretrained
@@ -84,11 +85,11 @@ class ExtendPrompts(Work):
 
         if self._network is None:
             dtype: Any = torch.float32 if device.type == "cpu" else "auto"
-            self._network, found = load_pretrained(
+            self._network, files = load_pretrained(
                 AutoModelForCausalLM, self.model, self.revision, _OPTION, _TOKENIZER_FILES, dtype=dtype
             )
             try:
-                self._tokenizer = AutoTokenizer.from_pretrained(found.folder)
+                self._tokenizer = AutoTokenizer.from_pretrained(files.folder)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{self.model} has no tokenizer ({error}): give a whole folder with {_OPTION}"
@@ -165,7 +166,7 @@ def extend_prompts(
         revision: commit, tag or branch of the repository.
         rewriting: what is asked.
         launch: on which devices.
-        overwrite: replace a list that was made otherwise.
+        overwrite: replace a list that was made with other options.
 
     Raises:
         FileNotFoundError, FileExistsError, ValueError: what is wrong with which option, or which line.
@@ -180,7 +181,9 @@ def extend_prompts(
             print(f"{path}: up to date")
             return path
         if not overwrite:
-            raise FileExistsError(f"{path} was made otherwise: choose another --out, or replace it with --overwrite")
+            raise FileExistsError(
+                f"{path} was made with other options: choose another --out, or replace it with --overwrite"
+            )
     folder = path.with_name(f".{path.name}.work")
     results = run_work(work, folder, launch or Launch(), "extend", "prompt", SHARD, overwrite)
     if results.chief:
@@ -227,7 +230,7 @@ def read_prompt_list(path: str | Path) -> list[str]:
         raise ValueError(f"{file} is no UTF-8 text ({error}): correct --prompts") from error
     lines = text.split("\n")
     if file.suffix == ".jsonl":
-        prompts = [_prompt_of(file, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+        prompts = [_prompt_of(file, row, line) for row, line in enumerate(lines, start=1) if line.strip()]
     elif file.suffix == ".tsv":
         rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
         if "Prompt" not in (rows.fieldnames or ()):
@@ -240,11 +243,11 @@ def read_prompt_list(path: str | Path) -> list[str]:
     return prompts
 
 
-def _prompt_of(file: Path, number: int, line: str) -> str:
+def _prompt_of(file: Path, line_number: int, line: str) -> str:
     try:
         prompt = json.loads(line)["prompt"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}, line {number}: no JSON object with a prompt ({error!r})") from error
+        raise ValueError(f"{file}, line {line_number}: no JSON object with a prompt ({error!r})") from error
     if not isinstance(prompt, str) or not prompt.strip():
-        raise ValueError(f"{file}, line {number}: the prompt is {prompt!r}")
+        raise ValueError(f"{file}, line {line_number}: the prompt is {prompt!r}")
     return prompt

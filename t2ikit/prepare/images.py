@@ -9,8 +9,9 @@ from typing import Any
 
 from t2ikit.launch import first_rank
 from t2ikit.photos import BadImage, decode
+from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.engine.shards import Rejected, Results
-from t2ikit.prepare.engine.work import HostWork, Launch
+from t2ikit.prepare.engine.work import HostWork
 from t2ikit.prepare.photo_lists import bad_photos, list_name, photo_lines, unlisted
 from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder
 from t2ikit.prepare.sources import ImageList, find_images
@@ -46,19 +47,11 @@ def prepare_images(
 ) -> dict[str, Manifest]:
     """Writes the image sets ``out/images/train`` and ``out/images/val``.
 
+    The arguments are the options of ``t2ikit prepare images``; its ``--help`` explains them.
+
     Args:
-        source: as in ``find_images``.
-        out: the folder of this data set.
-        size: S in pixels.
-        class_names: as in ``find_images``.
-        val_share: as in ``find_images``.
-        seed: decides the order of the photos.
-        strict: stop at the first file that cannot be used, instead of listing it in ``out/images/bad_<split>.tsv``.
-        append: add the photos that the source did not have when the sets were made, behind the others.
         launch: processes that decode.
-        shard_size: photos of a chunk; None for about 64 MB.
-        overwrite: replace sets that were made from other inputs.
-        source_options: further ones of ``find_images``.
+        source_options: further arguments of ``find_images``.
 
     Returns:
         The manifests, by split.
@@ -98,32 +91,32 @@ class _Step:
             kind="pixels",
             image_shape=(3, self.size, self.size),
             source=self.source,
-            versions=versions("pillow", "litdata"),
+            versions=versions("pillow"),
         )
         hashes = [digest]
         if (folder / MANIFEST_NAME).is_file():
-            there = [part.source_sha256 for part in Manifest.read(folder).parts]
-            if there[-1] == digest:  # nothing has changed since the last part was added
-                hashes = there
+            hashes_before = [part.source_sha256 for part in Manifest.read(folder).parts]
+            if hashes_before[-1] == digest:  # nothing has changed since the last part was added
+                hashes = hashes_before
             elif self.append:
-                images = unlisted(images, folder, len(there))
-                hashes = [*there, digest] if len(images) else there
-        number = parts_done(folder, wanted, hashes, self.overwrite, _OPTIONS)
-        if number == len(hashes):
+                images = unlisted(images, folder, len(hashes_before))
+                hashes = [*hashes_before, digest] if len(images) else hashes_before
+        part = parts_done(folder, wanted, hashes, self.overwrite, _OPTIONS)
+        if part == len(hashes):
             if first_rank() and (folder / list_name(0)).is_file():  # an earlier call may have been killed before it
-                _list_bad(folder, number)
+                _list_bad(folder, part)
             print(f"{folder}: up to date")
             return Manifest.read(folder)
         bytes_each = 3 * self.size**2 + _METADATA_BYTES
-        require_disk(self.root, len(images), bytes_each, str(folder), work_folder(folder, number))
+        require_disk(self.root, len(images), bytes_each, str(folder), work_folder(folder, part))
         work = _Decoding(images, self.size, self.strict, digest)
         shard_size = shard_size_of(bytes_each, self.shard_size)
-        results = run_part(work, folder, number, self.launch, shard_size, f"images {split}", self.overwrite)
+        results = run_part(work, folder, part, self.launch, shard_size, f"images {split}", self.overwrite)
         self._stop_if_strict(images, results)
-        lists = {list_name(number): photo_lines(images, results.rejected())} if results.chief else {}
-        manifest = add_part(results, folder, number, wanted, digest, files=lists)
-        listed = _list_bad(folder, number + 1) if results.chief else ""
-        added = f" ({manifest.parts[-1].count:,} new)" if number else ""
+        lists = {list_name(part): photo_lines(images, results.rejected())} if results.chief else {}
+        manifest = add_part(results, folder, part, wanted, digest, files=lists)
+        listed = _list_bad(folder, part + 1) if results.chief else ""
+        added = f" ({manifest.parts[-1].count:,} new)" if part else ""
         print(f"{folder}: {manifest.count:,} images{added} of {len(images.class_names)} classes{listed}")
         return manifest
 
@@ -154,11 +147,11 @@ class _Decoding(HostWork):
         """
         try:
             pixels = decode(self.images.read(index), self.size)
-            number = int(self.images.class_ids[index])
+            class_id = int(self.images.class_ids[index])
             metadata = {
                 "key": self.images.keys[index],
-                "class_id": number,
-                "class_name": self.images.class_names[number],
+                "class_id": class_id,
+                "class_name": self.images.class_names[class_id],
             }
             return Record(pixels, metadata=metadata).to_bytes()
         except BadImage as error:

@@ -89,8 +89,8 @@ def unlisted(images: ImageList, folder: Path, parts: int) -> ImageList:
 
 
 def _line(images: ImageList, index: int) -> Line:
-    number = int(images.class_ids[index])
-    return images.keys[index], int(images.sizes[index]), number, images.class_names[number]
+    class_id = int(images.class_ids[index])
+    return images.keys[index], int(images.sizes[index]), class_id, images.class_names[class_id]
 
 
 def _digest(line: Line) -> int:
@@ -104,5 +104,5 @@ def _read(folder: Path, parts: int) -> Iterator[tuple[Line, str]]:
             raise ValueError(f"{folder} does not say which photos it was made from: make it anew with --overwrite")
         with path.open(encoding="utf-8") as stream:
             for text in stream:
-                key, size, number, name, reason = json.loads(text)
-                yield (key, size, number, name), reason
+                key, size, class_id, name, reason = json.loads(text)
+                yield (key, size, class_id, name), reason

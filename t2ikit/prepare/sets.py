@@ -15,8 +15,9 @@ from pathlib import Path
 from t2ikit.files import recover
 from t2ikit.launch import first_rank
 from t2ikit.prepare.engine.engine import run_work
+from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.engine.shards import Entry, Results
-from t2ikit.prepare.engine.work import Launch, Work
+from t2ikit.prepare.engine.work import Work
 from t2ikit.records.chunks import Chunk
 from t2ikit.records.manifest import MANIFEST_NAME, Manifest
 from t2ikit.records.record import Tokens
@@ -63,18 +64,18 @@ def parts_done(folder: Path, wanted: Manifest, hashes: Sequence[str], overwrite:
         raise FileExistsError(f"{folder} holds files that are no prepared set: choose another --out")
     existing = Manifest.read(folder)
     unlike = [name for name in _COMPARED if _comparable(existing, name) != _comparable(wanted, name)]
-    there = [part.source_sha256 for part in existing.parts]
-    if there != list(hashes[: len(there)]):
+    hashes_before = [part.source_sha256 for part in existing.parts]
+    if hashes_before != list(hashes[: len(hashes_before)]):
         unlike.append("source_sha256")
     if unlike and not overwrite:
         raise FileExistsError(
             f"{folder} was made from other inputs ({', '.join(unlike)} differ): give the same {options} as then, "
             "choose another --out, or replace it with --overwrite"
         )
-    done = 0 if unlike else len(there)
+    done = 0 if unlike else len(hashes_before)
     if first_rank():
-        for number in range(done):  # killed after the set was in place
-            shutil.rmtree(work_folder(folder, number), ignore_errors=True)
+        for part_index in range(done):  # killed after the set was in place
+            shutil.rmtree(work_folder(folder, part_index), ignore_errors=True)
     return done
 
 

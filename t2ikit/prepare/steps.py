@@ -63,18 +63,18 @@ def require_disk(
     """
     folder.mkdir(parents=True, exist_ok=True)
     needed, free = count * bytes_each, shutil.disk_usage(folder).free
-    there = 0
+    written = 0
     if begun is not None and begun.is_dir():
-        there = sum(path.stat().st_size for path in begun.glob("*.bin"))
+        written = sum(path.stat().st_size for path in begun.glob("*.bin"))
     left = max(free - promised, 0.0)
     print(f"{label}: {count:,} images, about {_size(needed)} on disk ({_size(left)} free)", flush=True)
-    if needed - there > left:
+    if needed - written > left:
         sets = f", {_size(promised)} of it for the sets before" if promised else ""
         raise ValueError(
-            f"{label} needs about {_size(needed - there)}, but {folder} has {_size(free)} free{sets}: free some space, "
-            "or choose another --out"
+            f"{label} needs about {_size(needed - written)}, but {folder} has {_size(free)} free{sets}: free some "
+            "space, or choose another --out"
         )
-    return max(needed - there, 0.0)
+    return max(needed - written, 0.0)
 
 
 def tracked(items: Iterable[Item], total: int, label: str, unit: str = "img") -> Iterator[Item]:
@@ -84,13 +84,13 @@ def tracked(items: Iterable[Item], total: int, label: str, unit: str = "img") ->
 
 def versions(*packages: str) -> dict[str, str]:
     """Versions of the kit and of ``packages``, for a manifest."""
-    found = {}
+    by_package = {}
     for package in ("t2ikit", *packages):
         try:
-            found[package] = importlib.metadata.version(package)
+            by_package[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            by_package[package] = "not installed"
+    return by_package
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> str:

@@ -32,7 +32,7 @@ from t2ikit.records.checked import CheckedFiles, Verify
 from t2ikit.records.chunks import read_index
 from t2ikit.records.manifest import MANIFEST_NAME, PREPARE_COMMANDS, Manifest
 from t2ikit.records.record_set import RecordSet
-from t2ikit.remote import ATTEMPTS, Unreachable, copy_file, is_of_target, retried
+from t2ikit.remote import ATTEMPTS, Unreachable, copy_file, file_system, is_of_target, retried
 
 _SPARED = 60.0  # seconds for which a chunk that was just used is not deleted
 _FREE = 2**30  # bytes that are left to others on the disk of the cache
@@ -159,19 +159,10 @@ class RemoteFolder:
         )
 
     def _system(self, name: str) -> tuple[Any, str]:
-        import fsspec  # here: not needed by data that lies on this machine
-
-        try:
-            system, path = fsspec.core.url_to_fs(f"{self.url}/{name}", **self.options)
-        except (ImportError, ValueError) as error:
-            raise ValueError(
-                f"--data.root {self.url} cannot be read: {error} (s3:// wants s3fs, gs:// gcsfs: pip install "
-                '"t2ikit[remote]")'
-            ) from error
-        return system, path
+        return file_system(f"{self.url}/{name}", "--data.root", self.options)
 
 
-class RemoteFiles(CheckedFiles):
+class RemoteChunks(CheckedFiles):
     """The chunks of a remote set: what the cache lacks, or holds damaged, is downloaded.
 
     Args:
@@ -313,5 +304,5 @@ def open_remote_set(
     records.address = remote.url
     # LitData's own index leaves the header of a chunk out.
     sizes = {chunk.name: chunk.size + 4 * (chunk.count + 2) for chunk in read_index(remote.copy)}
-    records.files = RemoteFiles(remote, manifest.chunk_sha256, sizes, verify, cache, limit)
+    records.files = RemoteChunks(remote, manifest.chunk_sha256, sizes, verify, cache, limit)
     return records

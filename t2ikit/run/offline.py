@@ -188,7 +188,7 @@ def _check_comparable(
     snapshot: Snapshot, data: DataModule, conditions: dict[str, Any], others: Found, args: argparse.Namespace
 ) -> None:
     """Refuses, before sampling, what the table would refuse: other prompts, sampler, seeds, ..."""
-    snapshot.evaluation.prepare(data, draws=False)
+    snapshot.evaluation.prepare(data, samples=False)
     ours = snapshot.evaluation.conditions(conditions)
     for score in others.scores.values():
         theirs = score.fingerprint

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from t2ikit.diffusion import GaussianDiffusion, Guidance, Projection, sample
-from t2ikit.diffusion.branches import GuidedDenoiser, join_states, split_states
+from t2ikit.diffusion.guidance import GuidedDenoiser, join_states, split_states
 
 PROCESS = GaussianDiffusion()
 CPU = torch.device("cpu")

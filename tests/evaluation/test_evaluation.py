@@ -241,7 +241,7 @@ def test_pictures_of_another_program_are_scored_as_kept_ones_are(tmp_path: Path)
     found = evaluate(tmp_path)
     assert found.images is not None
     evaluation = Evaluation("val", Numbered(), [Mean()])
-    evaluation.prepare(DATA, draws=False)
+    evaluation.prepare(DATA, samples=False)
     for _ in range(2):  # the second time it replaces the folder
         evaluation.keep_images(tmp_path / "kept", found.images, {"seed": 0})
     files = find_pictures(tmp_path / "kept")
@@ -261,7 +261,7 @@ def test_pictures_are_looked_at_by_all_ranks(tmp_path: Path, two_ranks: TwoRanks
     found = evaluate(tmp_path)
     assert found.images is not None
     evaluation = Evaluation("val", Numbered(), [Mean()])
-    evaluation.prepare(DATA, draws=False)
+    evaluation.prepare(DATA, samples=False)
     evaluation.keep_images(tmp_path / "kept", found.images, {"seed": 0})
 
     def work() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,8 +15,7 @@ from t2ikit.evaluation.scoring import score_samples
 from t2ikit.metrics.base import Metric, Result, Rows, Samples
 from t2ikit.metrics.distribution.cmmd import CMMD
 from t2ikit.metrics.distribution.distribution import DistributionMetrics
-from t2ikit.metrics.features.features import FeatureExtractor, RandomConvFeatures
-from t2ikit.metrics.features.offload import NetworkHolder
+from t2ikit.metrics.features.features import FeatureExtractor, NetworkHolder, RandomConvFeatures
 from t2ikit.metrics.fingerprint import Score
 from t2ikit.metrics.geneval.metric import GenEval
 from t2ikit.metrics.questions.answers import Choices, QuestionAnswerer
@@ -47,15 +47,15 @@ def part_of(samples: Samples, places: range, device: str = "cpu") -> Samples:
     )  # fmt: skip
 
 
-def scored(metrics: list[Metric], part: Samples | None = None) -> list[Score]:
-    """As an evaluation does: the first rank has everything, the others their share."""
+def scored(metrics: list[Metric], kept: dict[Any, Rows] | None = None) -> list[Score]:
+    """As an evaluation does: the first rank has everything, the others their share; ``kept`` are reference rows."""
 
     def reference_part(number: int) -> Samples:
         places = ranks.share(number)
         return Samples(REFERENCES[places.start : places.stop], first=places.start)
 
-    whole = WHOLE if ranks.this() == 0 else None
-    part = part or part_of(WHOLE, ranks.share(COUNT))
+    whole = replace(WHOLE, reference_rows={} if kept is None else kept) if ranks.this() == 0 else None
+    part = part_of(WHOLE, ranks.share(COUNT))
     return score_samples(part, whole, reference_part, metrics, {"prompts": "numbers"}, 7, "callbacks.val", [])[0]
 
 
@@ -99,7 +99,8 @@ def detect(image: Tensor) -> list[dict[str, Any]]:
 
 def make(questions: str) -> list[Metric]:
     judge = DSG(questions, Told(batch_size=3), answers=questions + ".answers")
-    return [DistributionMetrics(Counted(), k=3, batch_size=4), CMMD(Counted(), 5), GenEval(detect), judge]
+    features = [DistributionMetrics(Counted(), k=3, batch_size=4), CMMD(Counted(), 5), CMMD(Counted(), 5, "again")]
+    return [*features, GenEval(detect), judge]
 
 
 def test_two_ranks_give_the_scores_of_one(two_ranks: TwoRanks, questions: str) -> None:
@@ -107,9 +108,9 @@ def test_two_ranks_give_the_scores_of_one(two_ranks: TwoRanks, questions: str) -
     assert {score.name for score in expected} > {"frechet_distance", "coverage", "cmmd", "overall", "dsg"}
 
     def work() -> Any:
-        metrics = make(questions)
-        twice = [scored(metrics), scored(metrics)]
-        seen = [list(metric.features.seen) for metric in metrics[:2]]  # type: ignore[attr-defined]
+        metrics, kept = make(questions), dict[Any, Rows]()
+        twice = [scored(metrics, kept), scored(metrics, kept)]
+        seen = [list(metric.features.seen) for metric in metrics[:3]]  # type: ignore[attr-defined]
         return twice, seen
 
     for scores, seen in two_ranks(work):
@@ -120,9 +121,10 @@ def test_two_ranks_give_the_scores_of_one(two_ranks: TwoRanks, questions: str) -
                 assert (mine.fingerprint, mine.step, mine.standard_error) == (
                     theirs.fingerprint, theirs.step, theirs.standard_error
                 )  # fmt: skip
-        for numbers in seen:
+        for counts in seen[:2]:
             # Its share of the reference once, and of the images twice.
-            assert 15 + 2 * 11 <= sum(numbers) <= 16 + 2 * 12
+            assert 15 + 2 * 11 <= sum(counts) <= 16 + 2 * 12
+        assert not seen[2]  # another metric with this network has looked
 
 
 def test_an_error_on_one_rank_ends_both(two_ranks: TwoRanks) -> None:

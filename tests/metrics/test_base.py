@@ -17,7 +17,7 @@ from t2ikit.metrics import (
     prdc,
     prdc_preset,
 )
-from t2ikit.metrics.base import extract
+from t2ikit.metrics.distribution.reference import extract
 from t2ikit.metrics.fingerprint import images_sha256
 
 
@@ -51,14 +51,17 @@ def test_scores_are_those_of_the_features() -> None:
     assert scores == prdc(real, fake, k=3)
 
 
-def test_the_reference_is_encoded_once() -> None:
-    features = MeanColour()
-    metric = DistributionMetrics(features, k=3)
-    for seed in range(3):
-        metric.compute(Samples(pictures(10, seed), reference=pictures(30, 9)))
-    assert features.calls == 1 + 3
-    metric.compute(Samples(pictures(10, 0), reference=pictures(30, 10)))
-    assert features.calls == 1 + 3 + 2
+def test_the_reference_is_encoded_once_a_network() -> None:
+    features, rows = MeanColour(), {}  # type: ignore[var-annotated]
+    for seed, metric in enumerate((DistributionMetrics(features, k=3), DistributionMetrics(features, k=4))):
+        metric.compute(Samples(pictures(10, seed), reference=pictures(30, 9), reference_rows=rows))
+    assert features.calls == 1 + 2
+    metric.compute(Samples(pictures(10, 0), reference=pictures(30, 10), reference_rows=rows))
+    assert features.calls == 1 + 2 + 2
+    # Batches of another size may round otherwise.
+    metric = DistributionMetrics(features, k=3, batch_size=32)
+    metric.compute(Samples(pictures(10, 0), reference=pictures(30, 10), reference_rows=rows))
+    assert features.calls == 1 + 2 + 2 + 2
 
 
 def test_fingerprint_names_features_k_and_sets() -> None:

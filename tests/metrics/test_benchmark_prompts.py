@@ -57,7 +57,7 @@ def test_extended_texts_leave_the_metadata(geneval: Path, tmp_path: Path) -> Non
         assert [one.text for one in source.prompts()] == texts
         assert [one.metadata for one in source.prompts()] == [one.metadata for one in original]
     # A selection takes the texts of its own prompts.
-    source = GenEvalPrompts(str(geneval), str(tmp_path / "plain.txt"), 1, ["two_object"], 1)
+    source = GenEvalPrompts(str(geneval), 1, 1, str(tmp_path / "plain.txt"), ["two_object"])
     assert [one.text for one in source.prompts()] == texts[2:3]
 
 
@@ -77,7 +77,7 @@ def test_extended_texts_leave_the_metadata(geneval: Path, tmp_path: Path) -> Non
 def test_broken_extended_lists_are_named(geneval: Path, tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "extended.txt").write_text(content)
     with pytest.raises(ValueError, match=f"extended.txt.*{message}"):
-        GenEvalPrompts(str(geneval), str(tmp_path / "extended.txt")).prompts()
+        GenEvalPrompts(str(geneval), extended=str(tmp_path / "extended.txt")).prompts()
 
 
 def test_geneval_images_lie_in_the_official_layout(geneval: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -34,11 +34,11 @@ def test_hash_does_not_depend_on_order_or_process() -> None:
 
 def test_unknown_keys_are_extra() -> None:
     assert Fingerprint.from_dict({"features": "net", "k": 5, "extra": {"a": 1}}).extra == {"k": 5, "a": 1}
-    assert Fingerprint.from_dict(ONE.to_dict()) == ONE
+    assert Fingerprint.from_dict(asdict(ONE)) == ONE
 
 
 def test_unlike_scores_are_refused_by_the_field_that_differs() -> None:
-    compare(ONE, Fingerprint.from_dict(json.loads(json.dumps(ONE.to_dict()))))
+    compare(ONE, Fingerprint.from_dict(json.loads(json.dumps(asdict(ONE)))))
     with pytest.raises(UnlikeFingerprints, match="steps: 25 and 50$"):
         compare(ONE, replace(ONE, steps=50))
     with pytest.raises(UnlikeFingerprints, match=r"num_images: 200 and None; extra.k: 5 and 3$"):

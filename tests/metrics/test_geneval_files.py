@@ -19,7 +19,6 @@ from t2ikit.metrics.geneval.files import (
     read_images,
     read_metadata,
     read_results,
-    read_samples,
     results_text,
     write_folder,
 )
@@ -54,10 +53,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "out" / "00001" / "grid.png").size[0] > 10
     with Image.open(paths[0]) as image:
         assert image.text == {"prompt": "bench, extended", "steps": "50"}  # type: ignore[attr-defined]
-    again = read_samples(tmp_path / "out")
-    assert torch.equal(again.images, samples().images)
-    assert again.metadata == samples().metadata
-    assert again.prompts == [BENCH["prompt"]] * 2 + [COW["prompt"]] * 2
+    assert torch.equal(read_images(tmp_path / "out", samples().metadata), samples().images)
     with pytest.raises(ValueError, match="is not empty"):
         write_folder(tmp_path / "out", samples())
 
@@ -91,13 +87,14 @@ def official_folder(root: Path) -> Path:
 
 
 def test_a_folder_of_another_program(tmp_path: Path) -> None:
-    found = read_samples(official_folder(tmp_path))
-    assert found.images.shape == (4, 3, 8, 8)
-    assert found.images[:, 0, 0, 0].tolist() == [10, 20, 11, 21]
+    metadata = [BENCH, BENCH, COW, COW]
+    images = read_images(official_folder(tmp_path), metadata)
+    assert images.shape == (4, 3, 8, 8)
+    assert images[:, 0, 0, 0].tolist() == [10, 20, 11, 21]
     metric = GenEval(
         lambda image: [[{"class": "bench", "box": [0, 0, 5, 5], "score": 0.9}], []][int(image[0, 0, 0]) > 15]
     )
-    assert metric.compute(found).values["overall"] == 0.25
+    assert metric.compute(Samples(images, metadata=metadata)).values["overall"] == 0.25
     assert [len(one.pictures) for one in find_prompt_folders(tmp_path)] == [2, 2]
 
 
@@ -139,14 +136,14 @@ def test_broken_folders_are_named(tmp_path: Path, breakage: str, message: str) -
     else:
         place.rename(tmp_path / "prompt_1")
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        read_samples(tmp_path)
+        read_images(tmp_path, [BENCH, BENCH, COW, COW])
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no folder .*none"):
-        read_samples(tmp_path / "none")
+        read_images(tmp_path / "none", [BENCH])
     with pytest.raises(FileNotFoundError, match="not in GenEval's layout"):
-        read_samples(tmp_path)
+        read_images(tmp_path, [BENCH])
     with pytest.raises(ValueError, match="needs images with its metadata"):
         write_folder(tmp_path / "out", Samples(pictures(1)))
 

@@ -15,7 +15,6 @@ from t2ikit.metrics.features.pixels import (
     bilinear_tensorflow1,
     preprocess,
     preprocess_batch,
-    truncated_uint8,
 )
 
 SIZES = [(97, 130), (301, 200), (225, 224), (224, 227)]
@@ -110,13 +109,6 @@ def test_layouts_are_the_same_image() -> None:
     assert torch.equal(grey, preprocess("dinov2", np.repeat(pixels[:, :, :1], 3, axis=2)))
     batch = preprocess_batch("cmmd_224", torch.stack([planes(pixels)] * 2))
     assert torch.equal(batch[1], preprocess("cmmd_224", pixels))
-
-
-def test_truncation_loses_levels() -> None:
-    levels = torch.arange(256, dtype=torch.uint8)
-    back = truncated_uint8(levels.float() / 255 * 2 - 1)
-    lost = levels.int() - back.int()
-    assert set(lost.tolist()) == {0, 1}
 
 
 def test_wrong_images_are_refused() -> None:

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from t2ikit.metrics import DistributionMetrics, Metric, Moments, RandomConvFeatures, Samples, write_reference
-from t2ikit.metrics.base import extract
 from t2ikit.metrics.distribution.cmmd import CMMD, KID
-from t2ikit.metrics.distribution.reference import ReferenceStatistics
+from t2ikit.metrics.distribution.reference import ReferenceStatistics, extract
 from t2ikit.metrics.fingerprint import Fingerprint, compare
 
 FEATURES = RandomConvFeatures(dim=12)
@@ -110,7 +109,7 @@ def test_broken_files_are_named(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cut.npz holds no feature moments"):
         compute(tmp_path / "cut.npz")
     rows = extract(FEATURES, Samples(pictures(30, 1)), 64)
-    Moments.of(rows, FEATURES.fingerprint()).save(tmp_path / "no_set.npz")
+    ReferenceStatistics(Moments.of(rows, FEATURES.fingerprint()), None).save(tmp_path / "no_set.npz")
     with pytest.raises(ValueError, match="does not say which set it is of"):
         compute(tmp_path / "no_set.npz")
     stored = ReferenceStatistics.load(saved)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from t2ikit.metrics.questions.tifa import Question, SentenceEncoder, choose, mean_pooled, score
+from t2ikit.metrics.questions.tifa import SentenceEncoder, TIFAQuestion, choose, mean_pooled, score
 
 
-def question(caption: str, answer: str, kind: str = "object") -> Question:
-    return Question(caption, "What is it?", ("a", "b", "c"), answer, kind)
+def question(caption: str, answer: str, kind: str = "object") -> TIFAQuestion:
+    return TIFAQuestion(caption, "What is it?", ("a", "b", "c"), answer, kind)
 
 
 def test_scores() -> None:

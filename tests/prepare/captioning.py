@@ -14,7 +14,7 @@ import torch
 from t2ikit.prepare.captions import from_model as captions_model
 from t2ikit.prepare.captions.captioner import Captioner, Decoding, Prompts
 from t2ikit.prepare.captions.captions import prepare_captions
-from t2ikit.prepare.engine.work import Launch
+from t2ikit.prepare.engine.launch import Launch
 
 captions_model.SHARD = 2
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from t2ikit.prepare.engine.engine import run_work
+from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.engine.shards import Rejected
-from t2ikit.prepare.engine.work import HostWork, Launch, Work
+from t2ikit.prepare.engine.work import HostWork, Work
 
 
 def say(*words: object) -> None:

@@ -86,9 +86,9 @@ def stamp(path: Path) -> Stamp:
 
 
 def run_chain(
-    source: str, out: Path, log: Path, budget: int, lasted: list[float], draw: Callable[[], float]
+    source: str, out: Path, log: Path, budget: int, lasted: list[float], share: Callable[[], float]
 ) -> dict[str, int]:
-    """All steps, killed at most ``budget`` times, a share ``draw()`` of its duration after a start; counts shards made
+    """All steps, killed at most ``budget`` times, a share ``share()`` of its duration after a start; counts shards made
     anew.
 
     Every fourth attempt is left in peace, so that all steps get their share of the kills. ``lasted`` are the seconds
@@ -99,7 +99,7 @@ def run_chain(
     for step, words in enumerate(commands(source, out)):
         while True:
             attempts += 1
-            moment = lasted[step] * draw() if kills < budget and attempts % 4 else None
+            moment = lasted[step] * share() if kills < budget and attempts % 4 else None
             child, begun = start(words, log), time.monotonic()
             done, status = os.waitpid(child, 0 if moment is None else os.WNOHANG)
             while not done and time.monotonic() - begun < (moment or 0.0):

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from PIL import Image
 
 from t2ikit.cli import main
 from t2ikit.prepare.captions import from_model as captions_model
+from t2ikit.prepare.captions import service as services
 from t2ikit.prepare.captions.caption_file import CaptionSet
 from t2ikit.prepare.captions.captioner import CUTMIX_PROMPT, PROMPT, Decoding
-from t2ikit.prepare.captions.http import HTTPCaptioner, Service
+from t2ikit.prepare.captions.http import HTTPCaptioner
+from t2ikit.prepare.captions.service import Service
 from t2ikit.prepare.images import prepare_images
 from t2ikit.records.record_set import RecordSet
 
@@ -44,6 +47,7 @@ class Server(ThreadingHTTPServer):
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.under_way = self.most = 0
+        self.block, self.pause, self.missing = 2**20, 0.0, 0  # bytes and seconds between them; bytes that never come
         self.models: Reply = (200, {"object": "list", "data": [{"id": "tiny"}, {"id": "large"}]}, {})
         self.reply: Callable[[dict[str, Any], int], Reply] = lambda body, number: completion("A dog.")
 
@@ -78,7 +82,8 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.close()
             return
-        self.send(reply)
+        with suppress(BrokenPipeError, ConnectionResetError):  # the client may have enough
+            self.send(reply)
 
     def send(self, reply: Reply) -> None:
         status, content, headers = reply
@@ -86,14 +91,17 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Length", str(len(data) + self.server.missing))
         self.end_headers()
-        self.wfile.write(data)
+        for start in range(0, len(data), self.server.block):
+            self.wfile.write(data[start : start + self.server.block])
+            time.sleep(self.server.pause)
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr(services, "FIRST_WAIT", 0.01)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     running = Server()
@@ -106,7 +114,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def ask(server: Server, **options: Any) -> HTTPCaptioner:
-    own = {"first_wait": 0.01, "timeout": 60.0, "tries": 4, **options.pop("service", {})}
+    own = {"timeout": 60.0, "tries": 4, **options.pop("service", {})}
     return HTTPCaptioner(Service(server.endpoint, **own), options.pop("model", "tiny"), **options)
 
 
@@ -148,7 +156,7 @@ def test_a_request_holds_image_prompt_and_decoding(server: Server) -> None:
     assert captioner.reference is None and captioner.source == server.endpoint
 
 
-def test_jpeg_and_draws(server: Server) -> None:
+def test_jpeg_and_sampled_answers(server: Server) -> None:
     captioner = ask(server, image_format="jpeg", decoding=Decoding(50, temperature=0.7, top_p=0.9, seed=4))
     captioner.caption([image(0)], keys(1))
     (body,) = server.requests
@@ -178,7 +186,7 @@ def test_passing_failures_are_tried_again(server: Server, failure: Reply) -> Non
     assert ask(server).caption([image(0)], keys(1)) == ["A cat."]
     assert len(server.requests) == 4
     server.reply = lambda body, number: failure
-    with pytest.raises(ValueError, match=r"gives no answer after 2 tries.*--endpoint.*the same command goes on there"):
+    with pytest.raises(ValueError, match=r"no answer after 2 tries.*--endpoint.*give the same command again"):
         ask(server, service={"tries": 2}).caption([image(0)], keys(1))
 
 
@@ -209,8 +217,58 @@ def test_a_slow_answer_is_given_up(server: Server) -> None:
     answered.set()
 
 
+def test_an_answer_that_trickles_in_is_given_up_after_the_timeout(server: Server) -> None:
+    """Every byte comes in time, all of them do not."""
+    server.block, server.pause = 1, 0.05
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match=r"no answer after 2 tries \(the answer was not complete after --timeout 0.3"):
+        ask(server, service={"timeout": 0.3, "tries": 2}).caption([image(0)], keys(1))
+    assert 0.6 <= time.monotonic() - begun < 3
+
+
+def test_so_is_the_text_of_an_error(server: Server) -> None:
+    server.block, server.pause = 1, 0.05
+    server.reply = lambda body, number: (400, "no images here", {})
+    with pytest.raises(ValueError, match=r"no answer after 1 tries \(the answer was not complete after --timeout 0.3"):
+        ask(server, service={"timeout": 0.3, "tries": 1}).caption([image(0)], keys(1))
+
+
+def test_an_answer_that_is_cut_short_is_asked_for_again(server: Server) -> None:
+    def reply(body: dict[str, Any], number: int) -> Reply:
+        server.missing = 7 if number == 1 else 0
+        return completion("A cat.")
+
+    server.reply = reply
+    assert ask(server).caption([image(0)], keys(1)) == ["A cat."]
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("status", [200, 400, 500])
+def test_a_huge_answer_is_not_read(server: Server, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "MOST_BYTES", 1000)
+    server.reply = lambda body, number: (status, "x" * 10**7, {})
+    with pytest.raises(ValueError, match=r"more than 1,000 bytes.*--endpoint.*--max-new-tokens"):
+        ask(server).caption([image(0)], keys(1))
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_no_redirect_is_followed(server: Server, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The API key goes to the endpoint and to nobody else, not even to another path there."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    elsewhere = f"{server.endpoint}/elsewhere"
+    server.models = (status, "", {"Location": elsewhere})
+    server.reply = lambda body, number: (status, "", {"Location": elsewhere})
+    refused = f"refuses with {status} and redirects to {elsewhere}: no redirect is followed.*--endpoint"
+    with pytest.raises(ValueError, match=refused):
+        ask(server).caption([image(0)], keys(1))
+    with pytest.raises(ValueError, match=refused):
+        ask(server).setup(CPU)
+    assert len(server.headers) == 2
+
+
 @pytest.mark.parametrize("empty", [None, "", " \n"])
-def test_an_empty_answer_is_asked_for_once_more_with_draws(server: Server, empty: str | None) -> None:
+def test_an_empty_answer_is_asked_for_once_more_with_sampling(server: Server, empty: str | None) -> None:
     server.reply = lambda body, number: completion(empty if number == 1 else "A cat.")
     assert ask(server).caption([image(0)], keys(1)) == ["A cat."]
     first, second = server.requests
@@ -270,7 +328,7 @@ def test_setup_sees_the_server(server: Server) -> None:
     address = server.endpoint
     server.shutdown()
     server.server_close()
-    gone = HTTPCaptioner(Service(address, tries=2, first_wait=0.01), "tiny")
+    gone = HTTPCaptioner(Service(address, tries=2), "tiny")
     with pytest.raises(
         ValueError, match=f"{address} gives no answer after 2 tries .*refused.*see that the server runs"
     ):
@@ -279,7 +337,7 @@ def test_setup_sees_the_server(server: Server) -> None:
 
 def test_the_key_is_sent_and_shown_nowhere(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", KEY)
-    captioner = ask(server, service={"key_variable": "MY_KEY"})
+    captioner = ask(server, service={"api_key_variable": "MY_KEY"})
     captioner.setup(CPU)
     captioner.caption([image(0)], keys(1))
     assert [headers["Authorization"] for headers in server.headers] == [f"Bearer {KEY}"] * 2
@@ -312,7 +370,7 @@ def test_the_command_goes_on_when_the_server_is_back(
     options = ["--model", "tiny", "--concurrency", "2", "--batch-size", "4", "--tries", "1", "--sets", "train"]
     assert main([*command, *options]) == 2
     said = capsys.readouterr().err
-    assert "after 1 tries (500 Internal Server Error out of memory)" in said and "same command goes on there" in said
+    assert "after 1 tries (500 Internal Server Error out of memory)" in said and "give the same command again" in said
     first, done = len(server.requests), {shown(body)[0].tobytes() for body in server.requests[:8]}
     server.reply = lambda body, number: completion(f"Mean {shown(body)[0].mean():.3f}. And")
     assert main([*command, *options]) == 0

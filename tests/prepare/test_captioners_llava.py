@@ -14,7 +14,7 @@ from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
 
 from t2ikit.augment.cutmix import fits
 from t2ikit.prepare.captions.captioner import CUTMIX_PROMPT, Decoding, Prompts
-from t2ikit.prepare.captions.llava import LlavaNextCaptioner, _draws, tile_of, tile_shown
+from t2ikit.prepare.captions.llava import LlavaNextCaptioner, _sampled, tile_of, tile_shown
 
 SIDE, TOKENS = 32, 16  # of the images, and of one view of the tiny model: (28 / 7) ** 2
 
@@ -170,16 +170,16 @@ def test_a_batch_answers_as_each_image_alone(captioner: LlavaNextCaptioner) -> N
     assert len(set(together)) >= 4  # they look at the images
 
 
-def test_draws_depend_on_image_and_seed_alone(tiny_llava: Path) -> None:
+def test_sampled_depend_on_image_and_seed_alone(tiny_llava: Path) -> None:
     images = [picture(k) for k in range(6)]
     answers = {}
     for seed in (0, 1):
-        drawing = load(tiny_llava, decoding=Decoding(max_new_tokens=12, temperature=1.5, top_p=0.9, seed=seed))
+        captioner = load(tiny_llava, decoding=Decoding(max_new_tokens=12, temperature=1.5, top_p=0.9, seed=seed))
         torch.manual_seed(seed)
-        answers[seed] = drawing.answers(images, MIXED)
+        answers[seed] = captioner.answers(images, MIXED)
         state = torch.random.get_rng_state()
-        assert drawing.answers(images[::-1], MIXED[::-1]) == answers[seed][::-1]
-        assert drawing.answers(images[2:3], MIXED[2:3]) == answers[seed][2:3]
+        assert captioner.answers(images[::-1], MIXED[::-1]) == answers[seed][::-1]
+        assert captioner.answers(images[2:3], MIXED[2:3]) == answers[seed][2:3]
         assert torch.equal(torch.random.get_rng_state(), state)
     assert answers[0] != answers[1]
     cold = load(tiny_llava, decoding=Decoding(max_new_tokens=12, temperature=1e-4))
@@ -187,14 +187,14 @@ def test_draws_depend_on_image_and_seed_alone(tiny_llava: Path) -> None:
     assert cold.answers(images, MIXED) == greedy.answers(images, MIXED)
 
 
-def test_draws_have_the_probabilities_of_the_model() -> None:
+def test_sampled_have_the_probabilities_of_the_model() -> None:
     chances, count = torch.tensor([0.5, 0.3, 0.15, 0.05]), 10_000
     for top_p, expected in ((1.0, chances), (0.75, torch.tensor([0.625, 0.375, 0.0, 0.0]))):
-        draws = _draws(Decoding(temperature=1.0, top_p=top_p), range(count), torch.device("cpu"))
-        drawn = draws(torch.zeros(count, 1, dtype=torch.long), chances.log().expand(count, 4)).argmax(-1)
-        found = torch.bincount(drawn, minlength=4) / count
-        assert (found - expected).abs().max() < 5 * 0.5 / count**0.5
-        assert (found > 0).equal(expected > 0)
+        sampler = _sampled(Decoding(temperature=1.0, top_p=top_p), range(count), torch.device("cpu"))
+        sampled = sampler(torch.zeros(count, 1, dtype=torch.long), chances.log().expand(count, 4)).argmax(-1)
+        shares = torch.bincount(sampled, minlength=4) / count
+        assert (shares - expected).abs().max() < 5 * 0.5 / count**0.5
+        assert (shares > 0).equal(expected > 0)
 
 
 def test_half_precision(tiny_llava: Path) -> None:

@@ -18,7 +18,7 @@ from t2ikit.prepare.captions.captioner import CUTMIX_PROMPT, PROMPT, Captioner
 from t2ikit.prepare.captions.captions import prepare_captions
 from t2ikit.prepare.cutmix import prepare_cutmix
 from t2ikit.prepare.encode.encode import prepare_encode
-from t2ikit.prepare.engine.work import Launch
+from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.images import prepare_images
 from t2ikit.records.manifest import Manifest
 from t2ikit.records.record_set import RecordSet
@@ -264,7 +264,7 @@ def test_real_photos_to_records(sample_data: Path, tiny_llava: Path, tmp_path: P
         (["--captioner-revision", "main"], "--captioner-revision is for --kind llava"),
         (["--kind", "llava", "--captioner", "./none"], "./none is no folder.*--captioner"),
         (["--kind", "http", "--endpoint", "x", "--model", "y"], "--endpoint must be like http://"),
-        (["--kind", "llava", "--prompt", "./none.txt"], "--prompt needs a text file; ./none.txt"),
+        (["--kind", "llava", "--prompt", "./none.txt"], "--prompt needs a text file; none.txt"),
         (["--kind", "llava", "--max-new-tokens", "0"], "--max-new-tokens must be at least 1"),
         (["--kind", "llava", "--batch-size", "0", "--captioner", "TINY"], "--batch-size must be at least 1"),
     ],

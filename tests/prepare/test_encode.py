@@ -18,7 +18,7 @@ from t2ikit.prepare.captions.lines import CaptionLines
 from t2ikit.prepare.encode.encode import prepare_encode
 from t2ikit.prepare.encode.encoders import Encoded, Encoders
 from t2ikit.prepare.encode.work import Encoding
-from t2ikit.prepare.engine.work import Launch
+from t2ikit.prepare.engine.launch import Launch
 from t2ikit.records.manifest import Manifest
 from t2ikit.records.record import Tokens, quantise_tokens
 from t2ikit.records.record_set import RecordSet

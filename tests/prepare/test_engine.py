@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from t2ikit.prepare.engine.engine import run_work
+from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.engine.shards import Ledger, Rejected, Results
-from t2ikit.prepare.engine.work import Launch
 
 PROGRAM = Path(__file__).with_name("counting_work.py")
 _spec = importlib.util.spec_from_file_location("counting_work", PROGRAM)

@@ -12,7 +12,7 @@ import torch
 from t2ikit.cli import main
 from t2ikit.prepare import extend_prompts as extending
 from t2ikit.prepare.captions.captioner import tidy
-from t2ikit.prepare.engine.work import Launch
+from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.extend_prompts import ExtendPrompts, extend_prompts, read_prompt_list, unquoted
 from t2ikit.prepare.rewriting import Rewriting
 

@@ -1,6 +1,7 @@
 """Decoding: every kind of image that a folder of photos can hold, and the bad ones."""
 
 import io
+import json
 import shutil
 import struct
 import zlib
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from t2ikit.photos import BadImage, decode
-from t2ikit.prepare.engine.work import Launch
+from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.images import prepare_images
 from t2ikit.prepare.sources import find_images
 from t2ikit.records.manifest import Manifest
@@ -227,3 +228,17 @@ def test_second_run_does_nothing(photos: Path, tmp_path: Path, capsys: pytest.Ca
     assert Manifest.read(file.parent).image_shape == (3, 8, 8)
     with pytest.raises(ValueError, match="--size must"):
         prepare_images(str(photos), tmp_path, 2)
+
+
+def test_the_manifest_says_what_wrote_the_set_and_older_ones_stay(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The format is LitData's, but no line of LitData writes it; manifests once had its version."""
+    prepare_images(str(photos), tmp_path, 16)
+    file = tmp_path / "images/train/manifest.json"
+    facts = json.loads(file.read_text())
+    assert set(facts["versions"]) == {"t2ikit", "pillow"}
+    older = {**facts, "versions": {"t2ikit": "0.1.0", "pillow": "9.1", "litdata": "0.2.76"}}
+    file.write_text(json.dumps(older))
+    prepare_images(str(photos), tmp_path, 16)
+    assert json.loads(file.read_text()) == older and capsys.readouterr().out.count("up to date") == 2

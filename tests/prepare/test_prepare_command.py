@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -120,18 +120,18 @@ def test_help_loads_neither_torch_nor_lightning() -> None:
 def test_help_shows_defaults_also_where_they_are_0(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         call("captions", "--help")
-    assert "0 is greedy (default: 0.0)" in " ".join(capsys.readouterr().out.split())
+    assert "the likeliest token each time (default: 0.0)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_command_line_has_the_values_of_the_rooms_that_it_does_not_import() -> None:
-    from t2ikit.commands.prepare import options
+    from t2ikit.commands.prepare.options import Setting
     from t2ikit.encoders.autoencoders import DEFAULT_AUTOENCODER
     from t2ikit.encoders.text import DEFAULT_TEXT_ENCODER, MAX_TOKENS
 
     encode = parser_of("encode")
     wanted = {"autoencoder": DEFAULT_AUTOENCODER, "text_encoder": DEFAULT_TEXT_ENCODER, "max_tokens": MAX_TOKENS}
     assert {name: encode.get_default(name) for name in wanted} == wanted
-    assert options.SETTINGS == SETTINGS
+    assert get_args(Setting) == SETTINGS
 
 
 def test_an_abbreviated_option_is_no_option(capsys: pytest.CaptureFixture) -> None:
@@ -151,6 +151,7 @@ def test_an_abbreviated_option_is_no_option(capsys: pytest.CaptureFixture) -> No
         ("captions --kind http --captioner models/llava", "--captioner is for --kind llava"),
         ("captions --kind llava --concurrency 8", "--concurrency is for --kind http"),
         ("captions --captions mine.tsv --max-new-tokens 50", "--max-new-tokens is for a model"),
+        ("captions --kind llava --captions mine.tsv", "captions come from a file (--captions) or from a captioner"),
         ("encode --autoencoder pixels --autoencoder-revision main", "--autoencoder-revision is for an autoencoder of"),
         (
             "encode --text-encoder small --text-encoder-revision main",
@@ -184,7 +185,7 @@ def fails(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (torch.OutOfMemoryError("CUDA out of memory. Tried ..."), "give a smaller --batch-size; what is finished is"),
         (
             RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
-            "too little memory: give fewer --workers; what is finished is kept: the same command goes on there",
+            "too little memory: give fewer --workers; what is finished is kept: give the same command again",
         ),
     ],
 )
@@ -215,7 +216,7 @@ def test_an_interrupt_says_that_the_work_is_kept(
     fails(monkeypatch, KeyboardInterrupt())
     assert call("cutmix", "--out", "x") == 130
     said = capsys.readouterr().err
-    assert said == "prepare cutmix: what is finished is kept: the same command goes on there\ninterrupted\n"
+    assert said == "prepare cutmix: what is finished is kept: give the same command again to continue\ninterrupted\n"
 
 
 def test_the_home_folder_may_be_written_with_a_tilde(

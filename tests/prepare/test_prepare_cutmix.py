@@ -10,7 +10,7 @@ import torch
 from t2ikit.augment.cutmix import compose, fits
 from t2ikit.prepare.captions.caption_file import CaptionSet, caption_file
 from t2ikit.prepare.cutmix import prepare_cutmix
-from t2ikit.prepare.engine.work import Launch
+from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.images import prepare_images
 from t2ikit.prepare.steps import identity
 from t2ikit.records.record_set import RecordSet

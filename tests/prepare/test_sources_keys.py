@@ -7,16 +7,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from t2ikit.prepare.sources import Keys, find_images
+from t2ikit.prepare.sources import find_images
 from t2ikit.prepare.sources.classes import imagenet_classes
 from t2ikit.prepare.sources.files import Entry, LocalFiles
-from t2ikit.prepare.sources.photos import FileReader
+from t2ikit.prepare.sources.keys import Keys
+from t2ikit.prepare.sources.photos import FileReader, Listing
 
 WORDS = ["a", "", "train/n01440764/ö.JPEG", "b\udcff.jpg", "train/long" * 30]
 
 
+def packed(strings: list[str]) -> Keys:
+    listing = Listing()
+    for string in strings:
+        listing.add(string, -1, 0)
+    return listing.keys
+
+
 def test_keys_are_a_sequence_of_strings() -> None:
-    keys = Keys.of(WORDS)
+    keys = packed(WORDS)
     assert keys == WORDS and list(keys) == WORDS and len(keys) == 5 and keys[-1] == WORDS[-1]
     assert keys != WORDS[:4] and keys != [*WORDS[:4], "x"] and "a" in keys and keys.index("") == 1
     assert keys[1:3] == WORDS[1:3] and keys[::-1] == WORDS[::-1]
@@ -63,5 +71,5 @@ def test_a_list_takes_less_than_100_bytes_a_photo(monkeypatch: pytest.MonkeyPatc
 
 def test_photos_read_by_name_that_is_no_utf8(tmp_path: Path) -> None:
     (tmp_path / "caf\udce9.jpg").write_bytes(b"photo")
-    keys = Keys.of(["caf\udce9.jpg"])
+    keys = packed(["caf\udce9.jpg"])
     assert FileReader(LocalFiles(), str(tmp_path), keys, np.array([5])).read(0) == b"photo"

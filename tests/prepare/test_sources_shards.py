@@ -350,12 +350,12 @@ def test_a_folder_that_has_gone_is_no_pile_of_bad_photos(photos: Path, tmp_path:
 
 
 def test_urls_that_need_a_package_name_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(protocol: str) -> None:
+    def missing(url: str) -> None:
         raise ImportError("Install it")
 
-    with pytest.raises(ValueError, match="nope:// is no kind of URL.*s3://"):
+    with pytest.raises(ValueError, match="--source nope://bucket/x cannot be opened.*nope.*s3://"):
         find_images("nope://bucket/x")
-    monkeypatch.setattr(fsspec, "filesystem", missing)
+    monkeypatch.setattr("fsspec.core.url_to_fs", missing)
     for protocol, package in {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub", "abfs": "adlfs"}.items():
         with pytest.raises(ValueError, match=f"--source.*{protocol}://.*pip install {package}"):
             files_of(f"{protocol}://bucket/x")

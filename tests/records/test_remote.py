@@ -32,7 +32,7 @@ from t2ikit.records import remote
 from t2ikit.records.manifest import Manifest
 from t2ikit.records.record import Record, quantise_tokens
 from t2ikit.records.record_set import RecordSet
-from t2ikit.records.remote import RemoteFiles, RemoteFolder, is_remote, make_room, open_remote_set
+from t2ikit.records.remote import RemoteChunks, RemoteFolder, is_remote, make_room, open_remote_set
 from t2ikit.records.writing import write_set
 
 COUNTS = {"train": 60, "val": 12, "train_cm4": 40}
@@ -260,14 +260,14 @@ def test_a_chunk_that_goes_while_it_is_looked_at_comes_again(
     """Another process makes room between the look and the use."""
     folder = RemoteFolder.at(server.url, tmp_path) / "train"
     open_remote_set(folder).view(0)
-    used = RemoteFiles._used
+    used = RemoteChunks._used
 
     def gone(path: Path) -> None:
-        monkeypatch.setattr(RemoteFiles, "_used", staticmethod(used))
+        monkeypatch.setattr(RemoteChunks, "_used", staticmethod(used))
         path.unlink()
         used(path)
 
-    monkeypatch.setattr(RemoteFiles, "_used", staticmethod(gone))
+    monkeypatch.setattr(RemoteChunks, "_used", staticmethod(gone))
     assert open_remote_set(folder)[0].metadata["key"] == "train/0"
     assert server.fetched["train/chunk-0-0.bin"] == 2
 

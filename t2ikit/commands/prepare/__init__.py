@@ -1,4 +1,4 @@
-"""The command line of ``t2ikit prepare``: its steps, and how their mistakes are told."""
+"""The command line of ``t2ikit prepare``: its steps, and the messages of their errors."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 
 from t2ikit.commands.prepare import captions, check, cutmix, encode, extend, images, shapes
 from t2ikit.launch import first_rank
+from t2ikit.prepare.captions.service import KEPT
 
 _ORDER = "Steps, in this order: images, cutmix, captions, encode; then point an experiment at DIR with --data.root DIR."
-_GO_ON = "what is finished is kept: the same command goes on there"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     steps = parser.add_subparsers(dest="prepare_command", metavar="STEP", required=True)
     for step in (images, cutmix, captions, encode, shapes, check, extend):
-        step.add_parser(steps)
+        step.STEP.add(steps)
     return parser
 
 
@@ -47,34 +47,34 @@ def run(args: argparse.Namespace) -> int:
         with _first_rank_speaks():
             return int(args.prepare_run(args))
     except (ValueError, OSError, RuntimeError) as error:
-        told = _told(error, getattr(args, "out", None))
-        if told is None:
+        message = _message(error, getattr(args, "out", None))
+        if message is None:
             raise
-        raise ValueError(f"prepare {args.prepare_command}: {told}") from error
+        raise ValueError(f"prepare {args.prepare_command}: {message}") from error
     except KeyboardInterrupt:
         if args.prepare_command not in ("shapes", "check") and first_rank():
-            print(f"prepare {args.prepare_command}: {_GO_ON}", file=sys.stderr)
+            print(f"prepare {args.prepare_command}: {KEPT}", file=sys.stderr)
         raise
 
 
-def _told(error: Exception, out: Path | None) -> str | None:
-    """What to tell of an error; None for a defect, which is shown in full."""
+def _message(error: Exception, out: Path | None) -> str | None:
+    """What the user reads of an error; None for a defect, which is shown in full."""
     reason = str(error).strip()
     if isinstance(error, RuntimeError):
         from t2ikit.prepare.sources import SourceLost
 
         if isinstance(error, SourceLost):
-            reason = reason.splitlines()[-1].rpartition("SourceLost: ")[2]  # a loader process sends its trace
+            reason = reason.splitlines()[-1].rpartition("SourceLost: ")[2]  # a loader process sends its traceback
             return f"{reason}. What is done is kept: give the same command again when --source can be read"
         if type(error).__name__ == "OutOfMemoryError":  # of torch
-            return f"the device has too little memory for this batch: give a smaller --batch-size; {_GO_ON}"
+            return f"the device has too little memory for this batch: give a smaller --batch-size; {KEPT}"
         if reason.startswith("DataLoader worker") and "killed by signal" in reason:
-            return f"{reason.splitlines()[0]} The machine has too little memory: give fewer --workers; {_GO_ON}"
+            return f"{reason.splitlines()[0]} The machine has too little memory: give fewer --workers; {KEPT}"
         return None
     if not isinstance(error, OSError) or error.errno is None:
         return reason
     if error.errno in _FULL:
-        return f"the disk is full ({error}): free some space, or choose another --out; {_GO_ON}"
+        return f"the disk is full ({error}): free some space, or choose another --out; {KEPT}"
     if error.errno in _FORBIDDEN:
         return f"{error}: this user may not read or write there; choose another --out, or change the permissions"
     if out is not None and str(error.filename).startswith(str(out)):
@@ -84,7 +84,7 @@ def _told(error: Exception, out: Path | None) -> str | None:
 
 @contextmanager
 def _first_rank_speaks() -> Iterator[None]:
-    """Every process takes the same steps; one tells of them."""
+    """Every process takes the same steps; the first one prints."""
     if first_rank():
         yield
         return

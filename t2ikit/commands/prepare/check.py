@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
-from t2ikit.commands.prepare.options import add_step, expanded
+from t2ikit.commands.prepare.options import Step
 
 
-def add_parser(steps: Any) -> None:
-    """Adds the step to the subcommands of ``prepare``."""
-    parser = add_step(
-        steps,
-        "check",
-        "verify prepared sets",
-        "Reads every record of the sets in DIR, compares the hashes of their files, and sees that the sets are "
-        "finished and still those of their images and captions. Lists what is wrong; exit status 1 if anything is.",
-    )
-    parser.add_argument("folder", type=expanded, metavar="DIR", help="a data set, or a single set of it")
-    parser.set_defaults(prepare_run=_run)
+@dataclass(frozen=True)
+class Check:
+    """Reads every record of the sets in DIR and compares the hashes of their files with the manifests.
+
+    Also looks whether the sets are finished and still belong to their images and captions. Lists what is wrong; exit
+    status 1 if anything is.
+
+    Attributes:
+        folder: a data set, or a single set of it.
+    """
+
+    folder: Annotated[Path, "DIR", "folder"]
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -29,3 +32,6 @@ def _run(args: argparse.Namespace) -> int:
         print(finding)
     print(f"{len(findings)} findings" if findings else "everything is good")
     return 1 if findings else 0
+
+
+STEP = Step("check", "verify prepared sets", Check, _run)

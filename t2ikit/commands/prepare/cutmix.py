@@ -3,39 +3,34 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from dataclasses import dataclass
 
-from t2ikit.commands.prepare.launch import add_launch, cores, launch_of
-from t2ikit.commands.prepare.options import SETTINGS, add_out, add_step
+from t2ikit.commands.prepare.options import Chunked, Setting, Step, cores, values_of
+from t2ikit.prepare.engine.launch import Launch
 
 
-def add_parser(steps: Any) -> None:
-    """Adds the step to the subcommands of ``prepare``."""
-    parser = add_step(
-        steps,
-        "cutmix",
-        "2. CutMix images of the training set",
-        "Composes one image a training image with an insert of another class. They get AIO captions if the training "
-        "set has those.",
-    )
-    add_out(parser)
-    parser.add_argument("--setting", choices=SETTINGS, default="cmall", help="where the insert goes")
-    parser.add_argument("--seed", type=int, default=0, help="decides partners, settings and rectangles")
-    parser.add_argument("--strict-paper", action="store_true", help="keep the inserts of cm9 off the corners")
-    add_launch(parser, "cpu", "1", cores(), 32, shard_size=True)
-    parser.set_defaults(prepare_run=_run)
+@dataclass(frozen=True, kw_only=True)
+class CutMix(Chunked):
+    """Composes one image per training image, with an insert of another class.
+
+    The mixed images get AIO captions if the training set has those.
+
+    Attributes:
+        setting: where the insert goes.
+        seed: decides partners, settings and rectangles.
+        strict_paper: keep the inserts of cm9 off the corners.
+    """
+
+    setting: Setting = "cmall"
+    seed: int = 0
+    strict_paper: bool = False
 
 
 def _run(args: argparse.Namespace) -> int:
     from t2ikit.prepare.cutmix import prepare_cutmix
 
-    prepare_cutmix(
-        args.out,
-        args.setting,
-        seed=args.seed,
-        strict_paper=args.strict_paper,
-        launch=launch_of(args),
-        shard_size=args.shard_size,
-        overwrite=args.overwrite,
-    )
+    prepare_cutmix(**values_of(CutMix, args), launch=Launch(**values_of(Launch, args)))
     return 0
+
+
+STEP = Step("cutmix", "2. CutMix images of the training set", CutMix, _run, (Launch("cpu", "1", workers=cores()),))

@@ -3,76 +3,53 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from t2ikit.commands.prepare.launch import add_launch, cores, launch_of
-from t2ikit.commands.prepare.options import add_out, add_step, refuse_unused
-
-# As in t2ikit.encoders, whose import loads torch.
-_AUTOENCODER = "stabilityai/sd-vae-ft-ema"
-_TEXT_ENCODER = "google/flan-t5-xl"
-_MAX_TOKENS = 256
+from t2ikit.commands.prepare.options import Chunked, Revision, Step, cores, refuse_unused, values_of
+from t2ikit.prepare.engine.launch import Launch
 
 
-def add_parser(steps: Any) -> None:
-    """Adds the step to the subcommands of ``prepare``."""
-    parser = add_step(
-        steps,
-        "encode",
-        "4. images and captions to records",
-        "Encodes every image set with its captions into DIR/train, DIR/val, DIR/train_<setting>.",
-    )
-    add_out(parser)
-    parser.add_argument(
-        "--autoencoder",
-        default=_AUTOENCODER,
-        metavar="pixels|NAME|FOLDER",
-        help="`pixels` to store pixels, or an AutoencoderKL of the Hub or of a local folder",
-    )
-    parser.add_argument("--autoencoder-revision", metavar="REVISION", help="commit, tag or branch on the Hub")
-    parser.add_argument(
-        "--text-encoder",
-        default=_TEXT_ENCODER,
-        metavar="small|NAME|FOLDER",
-        help="`small` to build a T5 with random weights for the words of the captions, or a T5 of the Hub or of a "
-        "folder",
-    )
-    parser.add_argument("--text-encoder-revision", metavar="REVISION", help="commit, tag or branch on the Hub")
-    parser.add_argument("--text-dim", type=int, default=64, help="width of the `small` text encoder")
-    parser.add_argument("--text-dtype", choices=["float32", "bfloat16"], default="float32", help="of the text encoder")
-    parser.add_argument(
-        "--token-format", choices=["int8", "float16"], default="int8", help="how text states are stored"
-    )
-    parser.add_argument("--max-tokens", type=int, default=_MAX_TOKENS, help="longer captions are cut")
-    parser.add_argument("--seed", type=int, default=0, help="of the `small` text encoder")
-    add_launch(parser, workers=min(cores(), 4), batch_size=32, shard_size=True)
-    parser.set_defaults(prepare_run=partial(_run, parser))
+@dataclass(frozen=True, kw_only=True)
+class Encode(Chunked):
+    """Encodes every image set with its captions into DIR/train, DIR/val, DIR/train_<setting>.
+
+    Attributes:
+        autoencoder: `pixels` to store pixels, or an AutoencoderKL of the Hub or of a local folder.
+        autoencoder_revision: commit, tag or branch on the Hub.
+        text_encoder: `small` to build a T5 with random weights for the words of the captions, or a T5 of the Hub or of
+            a folder.
+        text_encoder_revision: commit, tag or branch on the Hub.
+        text_dim: width of the `small` text encoder.
+        text_dtype: number format in which the text encoder computes.
+        token_format: how text states are stored.
+        max_tokens: longer captions are cut.
+        seed: of the `small` text encoder.
+    """
+
+    # Defaults as in t2ikit.encoders, whose import loads torch.
+    autoencoder: Annotated[str, "pixels|NAME|FOLDER"] = "stabilityai/sd-vae-ft-ema"
+    autoencoder_revision: Revision = None
+    text_encoder: Annotated[str, "small|NAME|FOLDER"] = "google/flan-t5-xl"
+    text_encoder_revision: Revision = None
+    text_dim: int = 64
+    text_dtype: Literal["float32", "bfloat16"] = "float32"
+    token_format: Literal["int8", "float16"] = "int8"
+    max_tokens: int = 256
+    seed: int = 0
 
 
-def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> int:
     from t2ikit.prepare.encode.encode import PIXELS, SMALL, prepare_encode
 
     if args.autoencoder == PIXELS:
-        refuse_unused(parser, args, ["autoencoder_revision"], "is for an autoencoder of the Hub, not for pixels")
+        refuse_unused(Encode, args, "is for an autoencoder of the Hub, not for pixels", "autoencoder_revision")
     if args.text_encoder == SMALL:
-        refuse_unused(parser, args, ["text_encoder_revision"], "is for a text encoder of the Hub, not for `small`")
+        refuse_unused(Encode, args, "is for a text encoder of the Hub, not for `small`", "text_encoder_revision")
     else:
-        refuse_unused(parser, args, ["text_dim", "seed"], "is for --text-encoder small")
-
-    prepare_encode(
-        args.out,
-        autoencoder=args.autoencoder,
-        autoencoder_revision=args.autoencoder_revision,
-        text_encoder=args.text_encoder,
-        text_encoder_revision=args.text_encoder_revision,
-        token_format=args.token_format,
-        max_tokens=args.max_tokens,
-        text_dim=args.text_dim,
-        text_dtype=args.text_dtype,
-        seed=args.seed,
-        launch=launch_of(args),
-        shard_size=args.shard_size,
-        overwrite=args.overwrite,
-    )
+        refuse_unused(Encode, args, "is for --text-encoder small", "text_dim", "seed")
+    prepare_encode(**values_of(Encode, args), launch=Launch(**values_of(Launch, args)))
     return 0
+
+
+STEP = Step("encode", "4. images and captions to records", Encode, _run, (Launch(workers=min(cores(), 4)),))

@@ -3,58 +3,58 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
-from t2ikit.commands.prepare.launch import add_launch, launch_of
-from t2ikit.commands.prepare.options import add_step, expanded, text_of
+from t2ikit.commands.prepare.options import Revision, Step, TextFile, text_of, values_of
+from t2ikit.prepare.engine.launch import Devices, Launch
 from t2ikit.prepare.rewriting import DEFAULT_MODEL, INSTRUCTION, Rewriting
 
 
-def add_parser(steps: Any) -> None:
-    """Adds the step to the subcommands of ``prepare``."""
-    parser = add_step(
-        steps,
-        "extend",
-        "longer prompts for a benchmark",
-        "Rewrites the prompts of a benchmark as long captions, by an instruction model. The papers' extended scores "
-        "are made with such a list, which they do not publish; publish yours. A call that was stopped goes on where "
-        "it was.",
-    )
-    parser.add_argument(
-        "--prompts",
-        required=True,
-        metavar="FILE",
-        help="one prompt a line; .jsonl with a `prompt` in every line (GenEval's metadata); or .tsv with a column "
-        "Prompt",
-    )
-    parser.add_argument("--out", required=True, type=expanded, metavar="FILE", help="the extended list, JSON lines")
-    parser.add_argument("--overwrite", action="store_true", help="replace a list that was made otherwise")
-    parser.add_argument(
-        "--model", default=DEFAULT_MODEL, metavar="NAME|FOLDER", help="instruction model with a chat template"
-    )
-    parser.add_argument("--revision", metavar="REVISION", help="commit, tag or branch on the Hub")
-    parser.add_argument(
-        "--instruction", metavar="FILE", help="another instruction than ours; {prompt} stands for the prompt"
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=Rewriting.max_new_tokens, help="longest answer, in the model's tokens"
-    )
-    parser.add_argument("--batch-size", type=int, default=16, help="prompts at once")
-    add_launch(parser)
-    parser.set_defaults(prepare_run=_run)
+@dataclass(frozen=True, kw_only=True)
+class Extend:
+    """Rewrites the prompts of a benchmark as long captions, by an instruction model.
+
+    The papers' extended scores are made with such a list, which they do not publish; publish yours. A call that was
+    stopped continues when it is given again.
+
+    Attributes:
+        prompts: one prompt per line; .jsonl with a `prompt` in every line (GenEval's metadata); or .tsv with a column
+            Prompt.
+        out: the extended list, JSON lines.
+        overwrite: replace a list that was made with other options.
+        model: instruction model with a chat template.
+        revision: commit, tag or branch on the Hub.
+        instruction: another instruction than ours; {prompt} stands for the prompt.
+        max_new_tokens: longest answer, in the model's tokens.
+        batch_size: prompts at once.
+    """
+
+    prompts: Annotated[Path, "FILE"]
+    out: Annotated[Path, "FILE"]
+    overwrite: bool = False
+    model: Annotated[str, "NAME|FOLDER"] = DEFAULT_MODEL
+    revision: Revision = None
+    instruction: TextFile = None
+    max_new_tokens: int = Rewriting.max_new_tokens
+    batch_size: int = 16
 
 
 def _run(args: argparse.Namespace) -> int:
     from t2ikit.prepare.extend_prompts import extend_prompts
 
-    instruction = text_of(args.instruction, "--instruction") if args.instruction else INSTRUCTION
+    options = Extend(**values_of(Extend, args))
     extend_prompts(
-        args.prompts,
-        args.out,
-        args.model,
-        args.revision,
-        Rewriting(instruction, args.max_new_tokens),
-        launch_of(args, args.batch_size),
-        args.overwrite,
+        options.prompts,
+        options.out,
+        options.model,
+        options.revision,
+        Rewriting(text_of(options.instruction, "--instruction", INSTRUCTION), options.max_new_tokens),
+        Launch(**values_of(Devices, args), batch_size=options.batch_size),
+        options.overwrite,
     )
     return 0
+
+
+STEP = Step("extend", "longer prompts for a benchmark", Extend, _run, (Devices,))

@@ -1,44 +1,139 @@
-"""What the command lines of the steps have in common: how help is shown, ``--out``, files of text."""
+"""Options of the steps: the fields of a dataclass, whose docstring is their help."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-Run = Callable[[argparse.Namespace], int]
-SETTINGS = ("cm2", "cm4", "cm9", "cm16", "cmall")
-"""As in ``t2ikit.augment.cutmix``, whose import loads torch."""
+import docstring_parser
+
+Setting = Literal["cm2", "cm4", "cm9", "cm16", "cmall"]  # as in t2ikit.augment.cutmix, whose import loads torch
+TextFile = Annotated[Path | None, "FILE"]
+Revision = Annotated[str | None, "REVISION"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """What every step has that writes a part of a data set.
+
+    Attributes:
+        out: folder of this data set, the same one for every step.
+        overwrite: replace what an earlier call made here from other inputs.
+    """
+
+    out: Annotated[Path, "DIR"]
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunked(DataSet):
+    """What every step has that writes records.
+
+    Attributes:
+        shard_size: images of a chunk, which is the most that a killed call loses; about 64 MB of them if not given.
+    """
+
+    shard_size: Annotated[int | None, "N"] = None
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
     """Shows a default where there is one: also 0, which argparse takes for an absent one if it is compared by value."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
+        absent = action.default in (None, "") or action.default is False
+        return action.help if absent else super()._get_help_string(action)
 
 
-def add_step(steps: Any, name: str, summary: str, description: str) -> argparse.ArgumentParser:
-    """Adds a step to the subcommands of ``prepare``; options must be written out."""
-    parser: argparse.ArgumentParser = steps.add_parser(
-        name, help=summary, description=description, formatter_class=Help, allow_abbrev=False
-    )
-    return parser
+@dataclass(frozen=True)
+class Step:
+    """A subcommand of ``prepare``.
+
+    Attributes:
+        name: of the subcommand.
+        summary: shown in the list of steps.
+        options: dataclass of its options; what it says of itself is the description.
+        run: takes what was parsed, and returns the exit status.
+        groups: dataclasses (or objects, whose values are the defaults) of further options, each shown as a group.
+    """
+
+    name: str
+    summary: str
+    options: type
+    run: Callable[[argparse.Namespace], int]
+    groups: tuple[Any, ...] = ()
+
+    def add(self, steps: Any) -> None:
+        """Adds it to the subcommands; option names may not be shortened."""
+        about = docstring_parser.parse(self.options.__doc__ or "").description
+        parser = steps.add_parser(
+            self.name, help=self.summary, description=about, formatter_class=Help, allow_abbrev=False
+        )
+        _add_options(parser, self.options)
+        for group in self.groups:
+            docs = [docstring_parser.parse(kind.__doc__ or "") for kind in _kinds(group)]
+            title = (docs[0].short_description or "").removesuffix(".")
+            details = next((doc.long_description for doc in docs if doc.long_description), None)
+            _add_options(parser.add_argument_group(title, details), group)
+        parser.set_defaults(prepare_run=self.run)
 
 
-def add_out(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--out`` and ``--overwrite``."""
-    parser.add_argument(
-        "--out",
-        required=True,
-        type=expanded,
-        metavar="DIR",
-        help="folder of this data set, the same one for every step",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace what an earlier call made here from other inputs"
-    )
+def _add_options(group: Any, options: Any) -> None:
+    """Adds the fields of a dataclass to a parser or a group of one.
+
+    ``Literal`` becomes choices, ``tuple`` an option of several values, ``bool`` a switch. The strings of an
+    ``Annotated`` are the metavar and further names of the option; the name of the field alone makes it positional.
+
+    Args:
+        group: where they are shown.
+        options: the dataclass, or an object of one, whose values are the defaults.
+    """
+    kinds = _kinds(options)
+    hints = get_type_hints(kinds[0], include_extras=True)
+    texts = {
+        text.arg_name: text for kind in reversed(kinds) for text in docstring_parser.parse(kind.__doc__ or "").params
+    }
+    for field in fields(options):
+        names, settings = _argument(field, hints[field.name], getattr(options, field.name, MISSING))
+        about = " ".join((texts[field.name].description or "").split())
+        group.add_argument(*names, help=about.removesuffix("."), **settings)
+
+
+def _argument(field: Field[Any], hint: Any, default: Any) -> tuple[list[str], dict[str, Any]]:
+    """Names of an option and the other arguments of ``add_argument``."""
+    names = [_name(field)]
+    settings: dict[str, Any] = {"required": True} if default is MISSING else {"default": default}
+    while get_args(hint):
+        origin, inner = get_origin(hint), get_args(hint)
+        if origin is Literal:
+            return names, {**settings, "choices": inner}
+        if origin is tuple:
+            settings |= {"nargs": "*", "default": list(default)} if default else {"nargs": "+"}
+        if origin is Annotated:
+            settings["metavar"], *further = hint.__metadata__
+            if further == [field.name]:  # not an option, but the word behind the step
+                names = []
+                del settings["required"]
+            names += further
+        hint = next(kind for kind in inner if kind is not NoneType)
+    if hint is bool:
+        return names, {"action": "store_true"}
+    return names, {**settings, "type": expanded if hint is Path else hint}
+
+
+def _kinds(options: Any) -> tuple[type, ...]:
+    """The dataclass of some options and those that it extends."""
+    return (options if isinstance(options, type) else type(options)).__mro__[:-1]
+
+
+def values_of(options: type, args: argparse.Namespace) -> dict[str, Any]:
+    """What was parsed, by the name of the field."""
+    values = {field.name: getattr(args, field.name) for field in fields(options)}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def expanded(path: str) -> Path:
@@ -46,30 +141,41 @@ def expanded(path: str) -> Path:
     return Path(path).expanduser()
 
 
-def refuse_unused(parser: argparse.ArgumentParser, args: argparse.Namespace, names: Iterable[str], reason: str) -> None:
-    """Refuses options that would be passed over in silence.
+def refuse_unused(options: type, args: argparse.Namespace, reason: str, *names: str) -> None:
+    """Refuses options that would have no effect.
 
     Args:
-        parser: knows the defaults.
+        options: their dataclass, which knows the defaults.
         args: what was parsed.
-        names: of the options that have no effect here.
-        reason: what to say of them.
+        reason: what the message says of the option.
+        names: of the fields; all if none is given.
 
     Raises:
-        ValueError: one of them was given another value than its default.
+        ValueError: one of them has another value than its default.
     """
-    for name in names:
-        if getattr(args, name) != parser.get_default(name):
-            raise ValueError(f"--{name.replace('_', '-')} {reason}")
+    for field in fields(options):
+        if (not names or field.name in names) and getattr(args, field.name) != field.default:
+            raise ValueError(f"{_name(field)} {reason}")
 
 
-def text_of(path: str, option: str) -> str:
-    """The text of a file that an option names.
+def text_of(path: Path | None, option: str, default: str) -> str:
+    """The text of the file that an option names, or the default without it.
 
     Raises:
-        ValueError: it cannot be read; names the option.
+        ValueError: the file cannot be read; names the option.
     """
+    if path is None:
+        return default
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8-sig").strip()
+        return path.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{option} needs a text file; {path} cannot be read ({error})") from error
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _name(field: Field[Any]) -> str:
+    return f"--{field.name.replace('_', '-')}"

@@ -3,45 +3,43 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
 
-from t2ikit.commands.prepare.options import SETTINGS, add_step, expanded
+from t2ikit.commands.prepare.options import Setting, Step, values_of
 
 
-def add_parser(steps: Any) -> None:
-    """Adds the step to the subcommands of ``prepare``."""
-    parser = add_step(
-        steps,
-        "shapes",
-        "the embedded data set of rendered shapes",
-        "Renders and encodes the embedded data set. Experiments on shapes do this by themselves.",
-    )
-    parser.add_argument("--out", required=True, type=expanded, metavar="DIR", help="folder of the data set")
-    parser.add_argument("--size", type=int, default=16, help="side of the images in pixels")
-    parser.add_argument(
-        "--difficulty", choices=["simple", "full"], default="simple", help="one plain object, or scenes"
-    )
-    parser.add_argument("--count", type=int, default=20000, help="images of train")
-    parser.add_argument("--val-count", type=int, default=1000, help="images of val")
-    parser.add_argument(
-        "--captions", choices=["aio", "long"], default="long", help="class name only, or the whole scene"
-    )
-    parser.add_argument("--settings", nargs="*", choices=SETTINGS, default=["cmall"], help="CutMix sets")
-    parser.add_argument("--seed", type=int, default=0, help="decides the scenes")
-    parser.set_defaults(prepare_run=_run)
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """Renders and encodes the embedded data set. Experiments on shapes do this by themselves.
+
+    Attributes:
+        out: folder of the data set.
+        size: side of the images in pixels.
+        difficulty: one plain object, or scenes.
+        count: images of train.
+        val_count: images of val.
+        captions: class name only, or the whole scene.
+        settings: CutMix sets.
+        seed: decides the scenes.
+    """
+
+    out: Annotated[Path, "DIR"]
+    size: int = 16
+    difficulty: Literal["simple", "full"] = "simple"
+    count: int = 20000
+    val_count: int = 1000
+    captions: Literal["aio", "long"] = "long"
+    settings: tuple[Setting, ...] = ("cmall",)
+    seed: int = 0
 
 
 def _run(args: argparse.Namespace) -> int:
     from t2ikit.shapes.dataset import build_shapes
 
-    build_shapes(
-        args.out,
-        size=args.size,
-        difficulty=args.difficulty,
-        count=args.count,
-        val_count=args.val_count,
-        captions=args.captions,
-        settings=tuple(args.settings),
-        seed=args.seed,
-    )
+    build_shapes(**values_of(Shapes, args))
     return 0
+
+
+STEP = Step("shapes", "the embedded data set of rendered shapes", Shapes, _run)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from t2ikit.metrics.alignment.clip_score import mean_error, observe_cosines
 from t2ikit.metrics.base import Metric, Result, Rows, Samples
-from t2ikit.metrics.features.offload import NetworkHolder
+from t2ikit.metrics.features.features import NetworkHolder
 from t2ikit.metrics.features.pixels import describe_pipeline, preprocess_batch
 from t2ikit.pretrained import PretrainedFolder, find_pretrained, load_pretrained
 

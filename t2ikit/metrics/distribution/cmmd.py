@@ -149,13 +149,13 @@ class CMMD(ComparedMetric):
         """
         super().__init__(features, batch_size, name, reference_statistics)
 
-    def check(self, samples: Samples) -> None:
-        """Refuses samples without images or reference images."""
-        self.reference.check(samples, 1, "CMMD")
+    def least(self) -> tuple[int, str]:
+        """One."""
+        return 1, "CMMD"
 
     def score(self, samples: Samples, rows: Rows) -> Result:
         """``cmmd``."""
-        return Result({"cmmd": cmmd(self.reference.features_of(samples, "CMMD"), torch.as_tensor(rows))})
+        return Result({"cmmd": cmmd(self.need_features(samples), torch.as_tensor(rows))})
 
     def fingerprint(self) -> dict[str, Any]:
         """Features and bandwidth."""
@@ -193,14 +193,14 @@ class KID(ComparedMetric):
         self.subset_size = subset_size
         self.seed = seed
 
-    def check(self, samples: Samples) -> None:
-        """Refuses samples without a reference, and sets smaller than a subset."""
-        self.reference.check(samples, self.subset_size, f"subset_size={self.subset_size}")
+    def least(self) -> tuple[int, str]:
+        """Those of a subset."""
+        return self.subset_size, f"subset_size={self.subset_size}"
 
     def score(self, samples: Samples, rows: Rows) -> Result:
         """``kid``, the mean, and ``kid_std``, the deviation over subsets."""
-        real = self.reference.features_of(samples, "KID")
-        result = kid(real, torch.as_tensor(rows), self.subsets, self.subset_size, seed=self.seed)
+        real, fake = self.need_features(samples), torch.as_tensor(rows)
+        result = kid(real, fake, self.subsets, self.subset_size, seed=self.seed)
         return Result({"kid": result.mean, "kid_std": result.std})
 
     def fingerprint(self) -> dict[str, Any]:

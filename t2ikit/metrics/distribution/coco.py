@@ -20,7 +20,7 @@ from typing import Any
 
 from t2ikit import rng
 from t2ikit.files import below, write_whole
-from t2ikit.prompts import Prompt, PromptSource
+from t2ikit.prompts import Prompt, PromptSource, check_count
 
 
 @dataclass(frozen=True)
@@ -33,45 +33,36 @@ class CocoCaption:
     text: str
 
 
+@dataclass
 class CocoCaptions(PromptSource):
-    """Captions of COCO's validation images, one image each, chosen by the rule of this file."""
+    """Captions of COCO's validation images, one image each, chosen by the rule of this file.
 
-    def __init__(
-        self,
-        annotations: str,
-        count: int = 30_000,
-        seed: int = 0,
-        images: str | None = None,
-        chosen: str | None = None,
-    ) -> None:
-        """Settings.
+    Attributes:
+        annotations: ``captions_val2014.json`` (40,504 images) or ``captions_val2017.json`` (5,000), as published on
+            cocodataset.org.
+        count: number of captions.
+        seed: of the choice.
+        images: folder of the photos (``val2014``), for `pictures`.
+        chosen: where the chosen captions are written, one JSON object a line, so that they can be published.
+    """
 
-        Args:
-            annotations: ``captions_val2014.json`` (40,504 images) or ``captions_val2017.json`` (5,000), as published on
-                cocodataset.org.
-            count: number of captions.
-            seed: of the choice.
-            images: folder of the photos (``val2014``), for `pictures`.
-            chosen: where the chosen captions are written, one JSON object a line, so that they can be published.
-        """
-        if count < 1:
-            raise ValueError(f"CocoCaptions: count must be at least 1, got {count}")
-        self.annotations = annotations
-        self.count = count
-        self.seed = seed
-        self.images = images
-        self.chosen = chosen
-        self.name = f"COCO captions {Path(annotations).stem}, seed {seed}"
+    annotations: str
+    count: int = 30_000
+    seed: int = 0
+    images: str | None = None
+    chosen: str | None = None
+
+    def __post_init__(self) -> None:
+        check_count("CocoCaptions", "count", self.count)
+        self.name = f"COCO captions {Path(self.annotations).stem}, seed {self.seed}"
 
     def prompts(self) -> list[Prompt]:
         """The chosen captions; metadata are the ids and the file of the photo."""
         captions = self.captions()
         if self.chosen is not None:
             write_whole(self.chosen, "".join(json.dumps(vars(caption)) + "\n" for caption in captions))
-        return [
-            Prompt(one.text, {"caption_id": one.caption_id, "image_id": one.image_id, "file_name": one.file_name})
-            for one in captions
-        ]
+        names = ("caption_id", "image_id", "file_name")
+        return [Prompt(caption.text, {name: getattr(caption, name) for name in names}) for caption in captions]
 
     def captions(self) -> list[CocoCaption]:
         """The chosen captions in their order.
@@ -80,10 +71,10 @@ class CocoCaptions(PromptSource):
             FileNotFoundError: no file of annotations.
             ValueError: it is none of COCO's, or has fewer captions than ``count``.
         """
-        everything = read_captions(self.annotations, "the `annotations` of CocoCaptions")
-        if len(everything) < self.count:
-            raise ValueError(f"{self.annotations} has {len(everything)} captions: lower the `count` of CocoCaptions")
-        return choose(everything, self.count, self.seed)
+        captions = read_captions(self.annotations, "the `annotations` of CocoCaptions")
+        if len(captions) < self.count:
+            raise ValueError(f"{self.annotations} has {len(captions)} captions: lower the `count` of CocoCaptions")
+        return choose(captions, self.count, self.seed)
 
     def pictures(self) -> list[Path]:
         """The photos of the chosen captions, each once, for the reference set of a Frechet distance.
@@ -125,35 +116,37 @@ def read_captions(path: str | Path, option: str) -> list[CocoCaption]:
     if not isinstance(content, dict) or not {"images", "annotations"} <= set(content):
         raise ValueError(f"{file} is no file of COCO captions, it lacks 'images' and 'annotations': set {option}")
     names = {}
-    for number, image in enumerate(content["images"]):
-        _need(image, {"id": int, "file_name": str}, f"{file}, images[{number}]")
+    for index, image in enumerate(content["images"]):
+        _need(image, {"id": int, "file_name": str}, f"{file}, images[{index}]")
         names[image["id"]] = image["file_name"]
-    found = []
-    for number, entry in enumerate(content["annotations"]):
-        where = f"{file}, annotations[{number}]"
+    captions = []
+    for index, entry in enumerate(content["annotations"]):
+        where = f"{file}, annotations[{index}]"
         _need(entry, {"id": int, "image_id": int, "caption": str}, where)
         if entry["image_id"] not in names:
             raise ValueError(f"{where}: image {entry['image_id']} is not among 'images'")
         text = " ".join(entry["caption"].split())
         if text:
-            found.append(CocoCaption(entry["id"], entry["image_id"], names[entry["image_id"]], text))
-    ids = {caption.caption_id for caption in found}
-    if len(ids) != len(found) or not found:
-        raise ValueError(f"{file} has {len(found)} captions under {len(ids)} ids: expected an id of its own for each")
-    return sorted(found, key=lambda caption: caption.caption_id)
+            captions.append(CocoCaption(entry["id"], entry["image_id"], names[entry["image_id"]], text))
+    ids = {caption.caption_id for caption in captions}
+    if len(ids) != len(captions) or not captions:
+        raise ValueError(
+            f"{file} has {len(captions)} captions under {len(ids)} ids: expected an id of its own for each"
+        )
+    return sorted(captions, key=lambda caption: caption.caption_id)
 
 
 def choose(captions: list[CocoCaption], count: int, seed: int) -> list[CocoCaption]:
     """The first ``count`` of the captions (in the order of their ids) by the rule of this file."""
     images = sorted({caption.image_id for caption in captions})
-    order_of_images = rng.permutation(seed, "coco images", 0, len(images))
-    place = {images[int(number)]: rank for rank, number in enumerate(order_of_images)}
+    order = rng.permutation(seed, "coco images", 0, len(images))
+    position = {images[int(index)]: rank for rank, index in enumerate(order)}
     seen: dict[int, int] = {}
     ranked = []
-    for number in rng.permutation(seed, "coco captions", 0, len(captions)):
-        caption = captions[int(number)]
+    for index in rng.permutation(seed, "coco captions", 0, len(captions)):
+        caption = captions[int(index)]
         rank = seen[caption.image_id] = seen.get(caption.image_id, -1) + 1
-        ranked.append((rank, place[caption.image_id], caption))
+        ranked.append((rank, position[caption.image_id], caption))
     return [caption for _, _, caption in sorted(ranked, key=lambda entry: entry[:2])][:count]
 
 

@@ -52,10 +52,10 @@ class DistributionMetrics(ComparedMetric):
         self.k = k if preset is None else PRESETS[preset].k
         self.preset = preset
 
-    def check(self, samples: Samples) -> None:
-        """Refuses samples without a reference, and too few images (num_images) or reference images."""
+    def least(self) -> tuple[int, str]:
+        """Two more than k, in each chunk of the preset."""
         chunks = 1 if self.preset is None else PRESETS[self.preset].chunks
-        self.reference.check(samples, (self.k + 2) * chunks, f"k={self.k}")
+        return (self.k + 2) * chunks, f"k={self.k}"
 
     def score(self, samples: Samples, rows: Rows) -> Result:
         """``frechet_distance``, ``precision``, ``recall``, ``density``, ``coverage``.
@@ -63,13 +63,13 @@ class DistributionMetrics(ComparedMetric):
         Raises:
             ValueError: statistics of another network or set.
         """
-        real, fake = self.reference.statistics(samples), torch.as_tensor(rows)
-        values = {"frechet_distance": real.moments.distance(Moments.of(fake))}
-        if real.features is None:
+        real, fake = self.reference_features(samples), torch.as_tensor(rows)
+        values = {"frechet_distance": self.reference_moments(samples).distance(Moments.of(fake))}
+        if real is None:
             return Result(values)
         if self.preset is None:
-            return Result(values | prdc(real.features, fake, self.k))
-        return Result(values | prdc_preset(real.features, fake, self.preset))
+            return Result(values | prdc(real, fake, self.k))
+        return Result(values | prdc_preset(real, fake, self.preset))
 
     def fingerprint(self) -> dict[str, Any]:
         """Features, resize, k and preset."""

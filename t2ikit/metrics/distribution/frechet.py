@@ -11,7 +11,6 @@ matrix: its eigenvalues are real and come several times faster than a general ma
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,8 +21,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-from t2ikit.files import write_whole
 
 Array = Tensor | NDArray[np.floating]
 
@@ -93,10 +90,10 @@ def _factor(covariance: Tensor) -> Tensor:
 
 
 class Moments:
-    """Mean and covariance of a feature set, in float64, filled batch by batch and merged over processes.
+    """Mean and covariance of a feature set, in float64, filled batch by batch.
 
-    Each batch is centred on its own mean and joined to the rest by the parallel update, which keeps the
-    covariance accurate for features far from zero; ``merge`` is the same update, so parts join in any order.
+    Each batch is centred on its own mean and joined to the rest by the parallel update, which keeps the covariance
+    accurate for features far from zero.
 
     Attributes:
         count: samples so far.
@@ -157,16 +154,6 @@ class Moments:
             centred = rows - mean
             self._add(len(rows), mean, centred.T @ centred)
 
-    def merge(self, other: Moments) -> Moments:
-        """The moments of both sets together, in place; returns itself. The fingerprints must agree."""
-        if other.dim != self.dim:
-            raise ValueError(f"cannot merge moments of {self.dim} and {other.dim} features")
-        if other.fingerprint != self.fingerprint:
-            raise ValueError(f"cannot merge moments of unlike sets: {self.fingerprint} and {other.fingerprint}")
-        if other.count:
-            self._add(other.count, other._mean, other._scatter)
-        return self
-
     def _add(self, count: int, mean: Tensor, scatter: Tensor) -> None:
         """Chan, Golub and LeVeque 1979, Equation 2.1, for vectors."""
         total = self.count + count
@@ -183,14 +170,8 @@ class Moments:
         """Squared Frechet distance to another set's moments."""
         return frechet_distance(self.mean, self.covariance, other.mean, other.covariance)
 
-    def save(self, path: str | Path) -> None:
-        """Writes mean, covariance sums, count and fingerprint as one ``.npz``, whole or not at all."""
-        buffer = io.BytesIO()
-        np.savez(buffer, **self.arrays())  # type: ignore[arg-type]
-        write_whole(path, buffer.getvalue())
-
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """What ``save`` writes, by name."""
+        """What a file of statistics holds, by name."""
         return {
             "mean": self._mean.numpy(),
             "scatter": self._scatter.numpy(),
@@ -200,7 +181,7 @@ class Moments:
 
     @classmethod
     def load(cls, path: str | Path) -> Moments:
-        """Moments from a file of ``save``; ValueError when the file is not one, or its arrays do not fit."""
+        """Moments from a file of statistics; ValueError when the file is not one, or its arrays do not fit."""
         try:
             with np.load(path, allow_pickle=False) as stored:
                 moments = cls(len(stored["mean"]), json.loads(str(stored["fingerprint"])))
@@ -212,5 +193,5 @@ class Moments:
             if not bool(moments._mean.isfinite().all() and moments._scatter.isfinite().all()):
                 raise ValueError("values that are not finite")
         except (KeyError, ValueError, EOFError, BadZipFile) as error:
-            raise ValueError(f"{path} holds no feature moments ({error}); make it anew with Moments.save") from error
+            raise ValueError(f"{path} holds no feature moments ({error}); make it anew with write_reference") from error
         return moments

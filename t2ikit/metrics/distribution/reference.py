@@ -2,7 +2,7 @@
 
 Shape legend::
 
-    M  reference images    H, W  pixels    D  features
+    N  images of a set    M  reference images    H, W  pixels    D  features
 
 A file of statistics holds mean and covariance sums (float64), the features themselves unless they were left out, and a
 fingerprint: network, hash of its weights, pixel pipeline, name, hash and size of the set. Statistics of another network
@@ -12,21 +12,25 @@ or set are refused, so a score from a file has the fingerprint of the same score
 from __future__ import annotations
 
 import json
+import re
+from abc import abstractmethod
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from t2ikit.files import partial_of, publish
-from t2ikit.metrics.base import Metric, Samples, describe, extract, need_images
+from t2ikit.metrics.base import Metric, Samples, need_images
 from t2ikit.metrics.distribution.frechet import Moments
 from t2ikit.metrics.features.features import FeatureExtractor, check_images
 
 OPTION = "reference_statistics"
+REFERENCE_FIELDS = ("reference", "reference_sha256", "num_reference")
 
 
 @dataclass(frozen=True)
@@ -74,137 +78,44 @@ class ReferenceStatistics:
         return cls(moments, features)
 
 
-class Reference:
-    """The reference set of a metric: that of the samples, whose features are computed once, or that of a file."""
+def feature_batches(features: FeatureExtractor, part: Samples, batch_size: int) -> Iterator[Tensor]:
+    """Features [B, D] float32 on the CPU of the images of ``part``, batch by batch on its device.
 
-    def __init__(self, features: FeatureExtractor, batch_size: int, path: str | None = None) -> None:
-        """Settings.
+    Args:
+        features: the network.
+        part: generated images, or those of a reference.
+        batch_size: images a pass.
 
-        Args:
-            features: the network.
-            batch_size: images a pass of it.
-            path: file of statistics; None takes the reference images of the samples.
-
-        Raises:
-            FileNotFoundError: no such file.
-        """
-        self.features = features
-        self.batch_size = batch_size
-        self.path = None if path is None else Path(path).expanduser()
-        if self.path is not None and not self.path.is_file():
-            raise FileNotFoundError(
-                f"no reference statistics {self.path}: set {OPTION} to a file of t2ikit.metrics.write_reference"
-            )
-        self._sha256: str | None = None  # of the images that the statistics are of
-        self._statistics: ReferenceStatistics | None = None
-
-    def check(self, samples: Samples, least: int, reason: str) -> None:
-        """Refuses samples that cannot be compared.
-
-        Args:
-            samples: the generated images, with their reference if they have one.
-            least: fewest images that either set may have.
-            reason: what needs so many, for messages.
-
-        Raises:
-            ValueError: no reference, or too few images.
-        """
-        if self.path is None and samples.reference is None:
+    Raises:
+        ValueError: the features of an image are not finite; the message names the image's index.
+    """
+    for batch in part.batches(batch_size, f"{features.name}, {part.kind}"):
+        rows = features(batch.images).detach().to("cpu", torch.float32)
+        if rows.shape != (len(batch), features.dim):
             raise ValueError(
-                f"{reason} needs reference images: give the snapshot a reference set (reference), or the metric a file "
-                f"({OPTION})"
+                f"{features.name} gives features {tuple(rows.shape)}, not [B, {features.dim}]: set its dim"
             )
-        need_images(len(samples), least, reason)
-        if self.path is not None:
-            need_images(self._load().moments.count, least, reason, "reference")
-        elif samples.reference is not None:
-            need_images(len(samples.reference), least, reason, "reference")
+        broken = (~rows.isfinite().all(dim=1)).nonzero()
+        if len(broken):
+            index = batch.first + int(broken[0])
+            raise ValueError(f"{features.name} gives features that are not finite for {part.kind} image {index}")
+        yield rows
 
-    def lacks_features(self, samples: Samples) -> bool:
-        """Whether the networks must look at the reference images: not where a file or an earlier call did."""
-        return self.path is None and (self._statistics is None or self._sha256 != samples.reference_sha256)
 
-    def observe(self, part: Samples) -> Tensor:
-        """Features [M, D] of reference images, which stand in the place of the generated ones."""
-        return extract(self.features, part, self.batch_size, "reference")
-
-    def keep(self, samples: Samples, rows: Tensor) -> None:
-        """Keeps features [M, D] as those of the reference of ``samples``."""
-        assert self.path is None and samples.reference is not None
-        self._sha256, self._statistics = samples.reference_sha256, ReferenceStatistics(Moments.of(rows), rows)
-
-    def write(self, path: Path, samples: Samples) -> None:
-        """Writes what was kept of the reference of ``samples``, with features and fingerprint: a file for ``path``."""
-        rows = self.statistics(samples).features
-        assert rows is not None and self.path is None
-        described = {**self.features.fingerprint(), **describe(samples)}
-        del described["num_images"]
-        moments = Moments(self.features.dim, described)
-        moments.update(rows)
-        ReferenceStatistics(moments, rows).save(path)
-
-    def statistics(self, samples: Samples) -> ReferenceStatistics:
-        """The reference's statistics; ValueError for those of another network or set, naming the field."""
-        if self.path is not None:
-            return self._of_file(samples)
-        if self.lacks_features(samples):
-            assert samples.reference is not None
-            self.keep(samples, self.observe(Samples(samples.reference, device=samples.device)))
-        assert self._statistics is not None
-        return self._statistics
-
-    def features_of(self, samples: Samples, reason: str) -> Tensor:
-        """The reference's features [M, D]; ValueError as `statistics`, and where a file was written without them."""
-        found = self.statistics(samples)
-        if found.features is None:
-            raise ValueError(f"{self.path} holds no features, which {reason} needs: write it with keep_features=True")
-        return found.features
-
-    def describe(self, samples: Samples) -> dict[str, Any]:
-        """The part of a fingerprint that the samples and the reference give."""
-        described = describe(samples)
-        if self.path is not None and samples.reference is None:
-            stored = self._load().moments.fingerprint
-            described |= {key: stored.get(key) for key in ("reference", "reference_sha256", "num_reference")}
-        return described
-
-    def _load(self) -> ReferenceStatistics:
-        assert self.path is not None
-        if self._statistics is None:
-            self._statistics = ReferenceStatistics.load(self.path)
-        return self._statistics
-
-    def _of_file(self, samples: Samples) -> ReferenceStatistics:
-        found = self._load()
-        stored = found.moments.fingerprint
-        wanted: dict[str, Any] = dict(self.features.fingerprint())
-        if samples.reference is not None:
-            described = describe(samples)
-            wanted |= {key: described[key] for key in ("num_reference", "reference_sha256")}
-        lacking = [key for key in ("reference", "reference_sha256", "num_reference") if key not in stored]
-        if lacking:
-            raise ValueError(f"{self.path} does not say which set it is of ({', '.join(lacking)}): write it again")
-        # Through JSON, as the stored ones went.
-        for key, value in json.loads(json.dumps(wanted)).items():
-            if stored.get(key) != value:
-                raise ValueError(
-                    f"the statistics of {self.path} ({OPTION}) differ in {key}: {stored.get(key)!r} there, {value!r} "
-                    "here; write them again with this network and set"
-                )
-        if stored["num_reference"] != found.moments.count or found.moments.dim != self.features.dim:
-            raise ValueError(
-                f"{self.path} holds moments of {found.moments.count} images and {found.moments.dim} features, its "
-                f"fingerprint says {stored['num_reference']} and the network {self.features.dim}: write it again"
-            )
-        return found
+def extract(features: FeatureExtractor, part: Samples, batch_size: int) -> Tensor:
+    """All features [N, D] of `feature_batches`."""
+    return torch.cat([torch.empty(0, features.dim), *feature_batches(features, part, batch_size)])
 
 
 class ComparedMetric(Metric):
     """A metric that compares the features of the generated images with those of a reference set.
 
+    The reference is that of the samples, or that of a file of statistics.
+
     Attributes:
         features: the network.
-        reference: the other set.
+        batch_size: images a pass of it.
+        path: file of statistics; None takes the reference images of the samples.
     """
 
     def __init__(
@@ -215,11 +126,59 @@ class ComparedMetric(Metric):
         self.features = features
         self.batch_size = batch_size
         self.name = name
-        self.reference = Reference(features, batch_size, reference_statistics)
+        self.path = None if reference_statistics is None else Path(reference_statistics).expanduser()
+        if self.path is None:
+            self.statistics_file = re.sub(r"[^A-Za-z0-9.]+", "_", features.name).strip("_") + ".npz"
+        elif not self.path.is_file():
+            raise FileNotFoundError(
+                f"no reference statistics {self.path}: set {OPTION} to a file of t2ikit.metrics.write_reference"
+            )
+
+    @abstractmethod
+    def least(self) -> tuple[int, str]:
+        """Fewest images that either set may have, and what needs so many, for messages."""
+
+    def check(self, samples: Samples) -> None:
+        """Refuses samples that cannot be compared: without a reference, or too few images in a set."""
+        least, reason = self.least()
+        if self.path is None and samples.reference is None:
+            raise ValueError(
+                f"{reason} needs reference images: give the snapshot a reference set (reference), or the metric a file "
+                f"({OPTION})"
+            )
+        need_images(len(samples), least, reason)
+        if self.path is not None:
+            need_images(self._stored.moments.count, least, reason, "reference")
+        elif samples.reference is not None:
+            need_images(len(samples.reference), least, reason, "reference")
+
+    def rows_key(self) -> Hashable:
+        """Network, weights and pixels, and the size of its batches, which may move a feature by rounding."""
+        return json.dumps(self.features.fingerprint(), sort_keys=True), self.batch_size
 
     def observe(self, part: Samples) -> Tensor:
         """Features [N, D] float32."""
         return extract(self.features, part, self.batch_size)
+
+    def reference_moments(self, samples: Samples) -> Moments:
+        """The reference's mean and covariance; ValueError for those of another network or set, naming the field."""
+        return Moments.of(self._rows(samples)) if self.path is None else self._statistics(samples).moments
+
+    def reference_features(self, samples: Samples) -> Tensor | None:
+        """The reference's features [M, D], or None where the file was written without them; ValueError as above."""
+        return self._rows(samples) if self.path is None else self._statistics(samples).features
+
+    def need_features(self, samples: Samples) -> Tensor:
+        """As `reference_features`; ValueError where the file was written without them."""
+        rows = self.reference_features(samples)
+        if rows is None:
+            reason = type(self).__name__
+            raise ValueError(f"{self.path} holds no features, which {reason} needs: write it with keep_features=True")
+        return rows
+
+    def write_statistics(self, path: Path, samples: Samples) -> None:
+        """Writes the statistics of the reference of ``samples``, with features and fingerprint."""
+        write_statistics(path, self.features, [self._rows(samples)], samples)
 
     def fingerprint(self) -> dict[str, Any]:
         """The network, the hash of its weights, the pixel pipeline."""
@@ -227,7 +186,72 @@ class ComparedMetric(Metric):
 
     def fingerprint_of(self, samples: Samples) -> dict[str, Any]:
         """The settings with the set sizes and the reference's name and hash, of images or of the saved statistics."""
-        return {**self.fingerprint(), **self.reference.describe(samples)}
+        described = super().fingerprint_of(samples)
+        if self.path is not None and samples.reference is None:
+            stored = self._stored.moments.fingerprint
+            described |= {key: stored.get(key) for key in REFERENCE_FIELDS}
+        return described
+
+    @cached_property
+    def _stored(self) -> ReferenceStatistics:
+        """The file."""
+        assert self.path is not None
+        return ReferenceStatistics.load(self.path)
+
+    def _rows(self, samples: Samples) -> Tensor:
+        return torch.as_tensor(samples.reference_rows[self.reference_key(samples)])
+
+    def _statistics(self, samples: Samples) -> ReferenceStatistics:
+        """The file's, if they are of this network and of the reference of the samples."""
+        moments = self._stored.moments
+        stored = moments.fingerprint
+        wanted: dict[str, Any] = {**self.features.fingerprint(), **samples.describe_reference()}
+        wanted.pop("reference", None)  # the same images may have two names
+        lacking = [key for key in REFERENCE_FIELDS if key not in stored]
+        if lacking:
+            raise ValueError(f"{self.path} does not say which set it is of ({', '.join(lacking)}): write it again")
+        # Through JSON, as the stored ones went.
+        for key, value in json.loads(json.dumps(wanted)).items():
+            if stored.get(key) != value:
+                raise ValueError(
+                    f"the statistics of {self.path} ({OPTION}) differ in {key}: {stored.get(key)!r} there, {value!r} "
+                    "here; write them again with this network and set"
+                )
+        if stored["num_reference"] != moments.count or moments.dim != self.features.dim:
+            raise ValueError(
+                f"{self.path} holds moments of {moments.count} images and {moments.dim} features, its fingerprint says "
+                f"{stored['num_reference']} and the network {self.features.dim}: write it again"
+            )
+        return self._stored
+
+
+def write_statistics(
+    path: str | Path,
+    features: FeatureExtractor,
+    batches: Iterable[Tensor],
+    samples: Samples,
+    keep_features: bool = True,
+) -> dict[str, Any]:
+    """Writes one file of statistics.
+
+    Args:
+        path: ``.npz``.
+        features: the network.
+        batches: the features of the reference images, in their order.
+        samples: of which only the reference counts, for the fingerprint.
+        keep_features: also the features themselves.
+
+    Returns:
+        The fingerprint.
+    """
+    moments = Moments(features.dim, {**features.fingerprint(), **samples.describe_reference()})
+    kept = []
+    for rows in batches:
+        moments.update(rows)
+        if keep_features:
+            kept.append(rows)
+    ReferenceStatistics(moments, torch.cat(kept) if keep_features else None).save(path)
+    return moments.fingerprint
 
 
 def write_reference(
@@ -261,15 +285,6 @@ def write_reference(
     check_images(images)
     if len(images) < 2:
         raise ValueError(f"statistics of {len(images)} images: two or more are needed")
-    described = describe(Samples(images[:0], reference=images, reference_name=name))
-    fingerprint = {**features.fingerprint(), **described}
-    del fingerprint["num_images"]
-    moments = Moments(features.dim, fingerprint)
-    rows = []
-    for start in tqdm(range(0, len(images), batch_size), f"features of {name}", unit="batch", mininterval=1.0):
-        part = extract(features, Samples(images[start : start + batch_size], first=start), batch_size, "reference")
-        moments.update(part)
-        if keep_features:
-            rows.append(part)
-    ReferenceStatistics(moments, torch.cat(rows) if keep_features else None).save(path)
-    return fingerprint
+    batches = feature_batches(features, Samples(images, kind="reference"), batch_size)
+    described = Samples(images[:0], reference=images, reference_name=name)
+    return write_statistics(path, features, batches, described, keep_features)

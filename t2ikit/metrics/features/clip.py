@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from t2ikit.metrics.features.offload import NetworkHolder
+from t2ikit.metrics.features.features import NetworkHolder
 from t2ikit.metrics.features.pixels import describe_pipeline, preprocess
 from t2ikit.pretrained import load_pretrained
 

@@ -1,4 +1,4 @@
-"""Feature extractors: images to vectors, each under the name that its scores carry.
+"""Networks of metrics, and feature extractors: images to vectors, each under the name that its scores carry.
 
 Shape legend::
 
@@ -13,11 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from t2ikit.metrics.features.offload import NetworkHolder
-from t2ikit.metrics.features.pixels import preprocess
 from t2ikit.metrics.fingerprint import state_sha256
 
-__all__ = ["FeatureExtractor", "RandomConvFeatures", "check_images", "preprocess"]
+
+class NetworkHolder:
+    """Has networks among its attributes; they go to the device of the images, and back to the CPU when all is seen."""
+
+    def offload(self) -> None:
+        """Brings all networks to the CPU: between two evaluations the GPU is the training's."""
+        for value in vars(self).values():
+            for network in value if isinstance(value, tuple) else (value,):
+                if isinstance(network, NetworkHolder):
+                    network.offload()
+                elif isinstance(network, nn.Module):
+                    network.to("cpu")
 
 
 class FeatureExtractor(NetworkHolder, ABC):

@@ -213,14 +213,6 @@ def preprocess_batch(name: str, images: Tensor) -> Tensor:
     return torch.stack([preprocess(name, image) for image in images.cpu()]).to(images.device)
 
 
-def truncated_uint8(unit: Tensor) -> Tensor:
-    """[0, 255] uint8 of images in [-1, 1] by clipping and truncation, as the papers' metric code does.
-
-    An untouched 8-bit pixel often comes back one level lower; ordinary code rounds.
-    """
-    return (((unit + 1) / 2) * 255).clamp(0, 255).to(torch.uint8)
-
-
 def describe_pipeline(name: str) -> dict[str, Any]:
     """The fingerprint entry of a pipeline; ValueError when there is none of that name."""
     if name not in PIPELINES:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize, pad
 
 from t2ikit.metrics.features.clip import CLIPEncoder
-from t2ikit.metrics.features.offload import NetworkHolder
+from t2ikit.metrics.features.features import NetworkHolder
 from t2ikit.metrics.geneval.rules import COLORS
 from t2ikit.pretrained import load_pretrained
 

@@ -130,18 +130,6 @@ def find_prompt_folders(folder: str | Path) -> list[PromptFolder]:
     return [PromptFolder(path, _metadata(path), _pictures(path)) for path in found]
 
 
-def read_samples(folder: str | Path) -> Samples:
-    """The images of a folder in the official layout, of any model, with their metadata and (original) prompts.
-
-    Raises:
-        FileNotFoundError, ValueError: see `find_prompt_folders`; or pictures that are broken or of unlike sizes.
-    """
-    found = find_prompt_folders(folder)
-    images = read_pictures([picture for one in found for picture in one.pictures])
-    metadata = [one.metadata for one in found for _ in one.pictures]
-    return Samples(images, [str(entry["prompt"]) for entry in metadata], metadata)
-
-
 def read_images(folder: str | Path, metadata: Sequence[Mapping[str, Any]]) -> Tensor:
     """The images of a folder in the official layout for given prompts, found by their metadata.
 
@@ -153,7 +141,8 @@ def read_images(folder: str | Path, metadata: Sequence[Mapping[str, Any]]) -> Te
         [N, 3, H, W] uint8.
 
     Raises:
-        ValueError: a prompt that is not there, or that has another number of pictures; and as `read_samples`.
+        FileNotFoundError, ValueError: see `find_prompt_folders`; a prompt that is not there or has another number of
+            pictures; or pictures that are broken or of unlike sizes.
     """
     found = {metadata_key(one.metadata): one for one in find_prompt_folders(folder)}
     wanted: dict[str, int] = {}

@@ -19,35 +19,8 @@ from torch import Tensor
 
 from t2ikit.metrics.base import Metric, Result, Rows, Samples
 from t2ikit.metrics.geneval.files import metadata_key, picture_names, results_text
-from t2ikit.metrics.geneval.rules import (
-    COLORS,
-    TASKS,
-    Detections,
-    Kept,
-    Rules,
-    check_metadata,
-    judge,
-    keep,
-    overlap,
-    relations,
-    verdict,
-)
+from t2ikit.metrics.geneval.rules import Detections, Rules, check_metadata, keep, verdict
 from t2ikit.metrics.statistics import finite
-
-__all__ = [
-    "COLORS",
-    "TASKS",
-    "Detections",
-    "GenEval",
-    "Kept",
-    "Rules",
-    "Scores",
-    "judge",
-    "keep",
-    "overlap",
-    "relations",
-    "summarize",
-]
 
 
 class Scores(dict[str, float]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -12,41 +13,32 @@ from t2ikit.files import read_utf8
 from t2ikit.metrics.base import samples_of
 from t2ikit.metrics.geneval.files import read_images, read_metadata, write_folder
 from t2ikit.metrics.geneval.rules import TASKS
-from t2ikit.prompts import Prompt, PromptSource, check_count
+from t2ikit.prompts import BenchmarkPrompts, Prompt
 
 
-class GenEvalPrompts(PromptSource):
-    """The 553 prompts of GenEval (Ghosh et al. 2023), original or extended; the metadata stay the original ones."""
+@dataclass
+class GenEvalPrompts(BenchmarkPrompts):
+    """The 553 prompts of GenEval (Ghosh et al. 2023), original or extended; the metadata stay the original ones.
 
-    def __init__(
-        self,
-        path: str,
-        extended: str | None = None,
-        images_per_prompt: int = 4,
-        tasks: Sequence[str] | None = None,
-        limit: int | None = None,
-    ) -> None:
-        """Settings.
+    Attributes:
+        path: ``evaluation_metadata.jsonl`` of github.com/djghosh13/geneval.
+        images_per_prompt: images of each, 4 in the protocol.
+        limit: only the first ones of each task; None takes all.
+        extended: texts to sample instead: the list that ``t2ikit prepare extend`` makes; or one a line, in the order of
+            ``path`` and as many. Scores of extended and of original prompts are never put side by side.
+        tasks: only these of single_object, two_object, counting, colors, position, color_attr; None takes all.
+    """
 
-        Args:
-            path: ``evaluation_metadata.jsonl`` of github.com/djghosh13/geneval.
-            extended: texts to draw instead: the list that ``t2ikit prepare extend`` makes; or one a line, in the order
-                of ``path`` and as many. Scores of extended and of original prompts are never put side by side.
-            images_per_prompt: images of each, 4 in the protocol.
-            tasks: only these of single_object, two_object, counting, colors, position, color_attr; None takes all.
-            limit: only the first ones of each task; None takes all.
-        """
-        check_count("GenEvalPrompts", "images_per_prompt", images_per_prompt)
-        check_count("GenEvalPrompts", "limit", limit)
-        unknown = [task for task in tasks or () if task not in TASKS]
-        if unknown or (tasks is not None and not tasks):
-            raise ValueError(f"GenEvalPrompts: tasks are some of {', '.join(TASKS)}; got {list(tasks or ())}")
-        self.path = path
-        self.extended = extended
-        self.images_per_prompt = images_per_prompt
-        self.tasks = None if tasks is None else tuple(tasks)
-        self.limit = limit
-        self.name = "GenEval" if extended is None else "GenEval, extended prompts"
+    images_per_prompt: int = 4
+    extended: str | None = None
+    tasks: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unknown = [task for task in self.tasks or () if task not in TASKS]
+        if unknown or (self.tasks is not None and not self.tasks):
+            raise ValueError(f"GenEvalPrompts: tasks are some of {', '.join(TASKS)}; got {list(self.tasks or ())}")
+        self.name = "GenEval" if self.extended is None else "GenEval, extended prompts"
 
     def prompts(self) -> list[Prompt]:
         """The selected prompts in the order of the file, each ``images_per_prompt`` times in a row."""
@@ -54,16 +46,16 @@ class GenEvalPrompts(PromptSource):
         texts = [str(row["prompt"]) for row in rows]
         if self.extended is not None:
             texts = read_extended(self.extended, texts, "the `extended` of GenEvalPrompts")
-        taken = dict.fromkeys(TASKS, 0)
-        found = []
+        counts = dict.fromkeys(TASKS, 0)
+        prompts = []
         for row, text in zip(rows, texts, strict=True):
             task = row["tag"]
-            if (self.tasks is None or task in self.tasks) and (self.limit is None or taken[task] < self.limit):
-                taken[task] += 1
-                found += [Prompt(text, row)] * self.images_per_prompt
-        if not found:
+            if (self.tasks is None or task in self.tasks) and (self.limit is None or counts[task] < self.limit):
+                counts[task] += 1
+                prompts.append(Prompt(text, row))
+        if not prompts:
             raise ValueError(f"{self.path} has no prompt of the tasks {', '.join(self.tasks or ())}: change `tasks`")
-        return found
+        return self.repeated(prompts)
 
     def write_images(self, folder: Path, images: Tensor, prompts: Sequence[Prompt], facts: Mapping[str, str]) -> None:
         """Writes the official layout, ``00000/metadata.jsonl`` and ``00000/samples/00000.png``, with a grid each."""

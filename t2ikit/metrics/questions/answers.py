@@ -6,7 +6,7 @@ Shape legend::
 
 DPG-Bench, DSG-1k and TIFA ask thousands of questions of a large model, which takes hours. Answers are therefore kept in
 a file, whole at any time, and an interrupted judging goes on where it stopped. The models are in
-``t2ikit.metrics.questions.answerers``.
+``t2ikit.metrics.questions.models``.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from t2ikit.files import write_whole
-from t2ikit.metrics.features.features import check_images
-from t2ikit.metrics.features.offload import NetworkHolder
+from t2ikit.metrics.features.features import NetworkHolder
 from t2ikit.metrics.fingerprint import images_sha256
 from t2ikit.pretrained import cache_folder
 
@@ -79,40 +78,17 @@ class QuestionAnswerer(NetworkHolder, ABC):
 
     @abstractmethod
     def free_answers(self, images: Tensor, questions: Sequence[str], choices: Choices = None) -> list[str]:
-        """What the model says, as it says it, for one batch; arguments as in ``answer``."""
+        """What the model says, as it says it, for one batch.
+
+        Args:
+            images: [N, 3, H, W] uint8, on the device that the model shall run on.
+            questions: N questions, one an image; for several questions the image stands there several times.
+            choices: what may be answered to each question, or None; models that answer freely do not look at it.
+        """
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """What decides ``free_answers``: ``features`` (the model), ``features_sha256`` (of its weights), options."""
-
-    def answer(self, images: Tensor, questions: Sequence[str], choices: Choices = None) -> list[str]:
-        """Answers, read by ``reading``, batch by batch with a progress bar.
-
-        Args:
-            images: [N, 3, H, W] uint8, on the device that the model shall run on.
-            questions: N questions, one an image; for several questions give the image several times.
-            choices: what may be answered to each question, or None; models that answer freely do not look at it.
-
-        Returns:
-            N answers.
-
-        Raises:
-            ValueError: not one question (or choices) an image, or images of another type or shape.
-        """
-        check_images(images)
-        if len(questions) != len(images) or (choices is not None and len(choices) != len(images)):
-            raise ValueError(
-                f"{len(images)} images, {len(questions)} questions"
-                + ("" if choices is None else f" and {len(choices)} lists of choices")
-                + ": one an image is needed"
-            )
-        answers: list[str] = []
-        with tqdm(total=len(questions), desc="answers", unit="question", disable=None) as bar:
-            for start in range(0, len(questions), self.batch_size):
-                part = slice(start, start + self.batch_size)
-                answers += self.free_answers(images[part], questions[part], None if choices is None else choices[part])
-                bar.update(len(questions[part]))
-        return [self.read(answer) for answer in answers]
 
     def read(self, answer: str) -> str:
         """An answer as the model gave it, read by ``reading``."""

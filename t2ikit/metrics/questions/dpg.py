@@ -136,8 +136,8 @@ def group(rows: Iterable[Mapping[str, Any]], mode: str = "official") -> dict[str
     _check_mode(mode)
     items: dict[str, Item] = {}
     previous = None
-    for number, row in enumerate(rows):
-        if mode == "official" and number == 0:
+    for index, row in enumerate(rows):
+        if mode == "official" and index == 0:
             continue
         name, question = str(row["item_id"]), int(row["proposition_id"])
         if name not in items or (mode == "official" and name != previous):
@@ -146,10 +146,8 @@ def group(rows: Iterable[Mapping[str, Any]], mode: str = "official") -> dict[str
         try:
             parents = [int(part) for part in str(row["dependency"]).split(",")]
         except ValueError:
-            raise ValueError(
-                f"row {number + 1} ({name}, question {question}): "
-                f"dependency {row['dependency']!r} is no list of numbers"
-            ) from None
+            where = f"row {index + 1} ({name}, question {question})"
+            raise ValueError(f"{where}: dependency {row['dependency']!r} is no list of numbers") from None
         items[name].tuples[question] = row["tuple"]
         items[name].parents[question] = parents
         items[name].questions[question] = str(row.get("question_natural_language", ""))
@@ -218,7 +216,7 @@ class _Run:
 
     def _ask(self, answers: Mapping[int, str], question: int) -> str:
         answer = answers[question]
-        self.asked += 1
+        self.asked += 1  # those before a missing answer count, too
         return answer
 
     def scores(self) -> DPGScores:
@@ -250,9 +248,9 @@ def _percent_error(pooled: Sequence[tuple[str, float]]) -> float:
     return 100 * clustered_error([value for _, value in pooled], [item for item, _ in pooled])
 
 
-def category(of: str) -> str:
-    """``attribute - color`` of ``attribute - color (wheel, red)``."""
-    return of.split("(")[0].strip()
+def category(question: str) -> str:
+    """``attribute - color`` of the tuple ``attribute - color (wheel, red)``."""
+    return question.split("(")[0].strip()
 
 
 def _in_row_order(plain: Mapping[int, float], item: Item) -> dict[int, float]:
@@ -296,7 +294,7 @@ def _check_item(name: str, items: Mapping[str, Item], images: Sequence[Mapping[A
         done, waiting = done | ready, waiting - ready
     if waiting:
         raise ValueError(f"item {name!r}: questions {sorted(waiting)} depend on each other in a circle")
-    for number, answers in enumerate(images):
+    for index, answers in enumerate(images):
         missing = sorted(set(item.parents) - {int(key) for key in answers})
         if missing:
-            raise ValueError(f"item {name!r}, image {number}: no answer to question {missing[0]}")
+            raise ValueError(f"item {name!r}, image {index}: no answer to question {missing[0]}")

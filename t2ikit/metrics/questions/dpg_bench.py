@@ -8,10 +8,10 @@ from typing import Any
 from t2ikit.metrics.base import Result, Rows, Samples
 from t2ikit.metrics.questions.answers import QuestionAnswerer
 from t2ikit.metrics.questions.dpg import MODES, group, read_questions, score
-from t2ikit.metrics.questions.judged import JudgedMetric, Question, slug
+from t2ikit.metrics.questions.metric import Question, QuestionMetric, slug
 
 
-class DPGBench(JudgedMetric):
+class DPGBench(QuestionMetric):
     """DPG-Bench (Hu et al. 2024): 1,065 dense prompts, officially four images each, in the order of the grid.
 
     The images' metadata carry ``item_id``. The official score asks mPLUG-large (``MPLUGAnswerer``); with any other
@@ -37,11 +37,11 @@ class DPGBench(JudgedMetric):
 
         Args:
             questions: local file ``dpg_bench.csv`` of the benchmark.
-            answerer: as in ``JudgedMetric``.
+            answerer: as in ``QuestionMetric``.
             mode: "official" (the scorer's numbers with its quirks, the one to report) or "fixed" (what the protocol
                 says); see ``t2ikit.metrics.questions.dpg``.
-            answers: as in ``JudgedMetric``.
-            name: as in ``JudgedMetric``.
+            answers: as in ``QuestionMetric``.
+            name: as in ``QuestionMetric``.
         """
         super().__init__(questions, answerer, answers, name)
         if mode not in MODES:

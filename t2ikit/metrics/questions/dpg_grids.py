@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from t2ikit.metrics.base import Samples
-from t2ikit.metrics.questions.judged import images_of_items
+from t2ikit.metrics.questions.metric import images_of_items
 from t2ikit.pictures import find_pictures, read_pictures, save_png
 
 

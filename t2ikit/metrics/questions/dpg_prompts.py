@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -10,31 +11,29 @@ from torch import Tensor
 from t2ikit.files import read_utf8
 from t2ikit.metrics.base import samples_of
 from t2ikit.metrics.questions.dpg_grids import read_grids, write_grids
-from t2ikit.prompts import Prompt, PromptSource, check_count
+from t2ikit.metrics.questions.metric import images_of_items
+from t2ikit.prompts import BenchmarkPrompts, Prompt
 
 
-class DPGPrompts(PromptSource):
-    """The 1,065 dense prompts of DPG-Bench (Hu et al. 2024); ``item_id`` is the name of a prompt's file."""
+@dataclass
+class DPGPrompts(BenchmarkPrompts):
+    """The 1,065 dense prompts of DPG-Bench (Hu et al. 2024); ``item_id`` is the name of a prompt's file.
 
+    Attributes:
+        path: folder of ``<item_id>.txt`` (``dpg_bench/prompts`` of github.com/TencentQQGYLab/ELLA).
+        images_per_prompt: images of each, 1 to 4; 4, as a 2 x 2 grid, in the protocol.
+        limit: only the first prompts, by name; None takes all.
+    """
+
+    images_per_prompt: int = 4
     name = "DPG-Bench"
 
-    def __init__(self, path: str, images_per_prompt: int = 4, limit: int | None = None) -> None:
-        """Settings.
-
-        Args:
-            path: folder of ``<item_id>.txt`` (``dpg_bench/prompts`` of github.com/TencentQQGYLab/ELLA).
-            images_per_prompt: images of each, 1 to 4; 4, as a 2 x 2 grid, in the protocol.
-            limit: only the first prompts, by name; None takes all.
-        """
-        check_count("DPGPrompts", "images_per_prompt", images_per_prompt)
-        check_count("DPGPrompts", "limit", limit)
-        if images_per_prompt > 4:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.images_per_prompt > 4:
             raise ValueError(
-                f"DPGPrompts: images_per_prompt is at most 4, a grid holds no more; got {images_per_prompt}"
+                f"DPGPrompts: images_per_prompt is at most 4, a grid holds no more; got {self.images_per_prompt}"
             )
-        self.path = path
-        self.images_per_prompt = images_per_prompt
-        self.limit = limit
 
     def prompts(self) -> list[Prompt]:
         """The prompts by the names of their files, each ``images_per_prompt`` times in a row."""
@@ -44,7 +43,7 @@ class DPGPrompts(PromptSource):
         files = sorted(path for path in folder.glob("*.txt") if not path.name.startswith("."))
         if not files:
             raise FileNotFoundError(f"no <item_id>.txt in {folder}: set the `path` of DPGPrompts")
-        found = []
+        prompts = []
         for file in files[: self.limit]:
             # The official scorer takes a name up to its first dot for the item.
             if "." in file.stem:
@@ -52,8 +51,8 @@ class DPGPrompts(PromptSource):
             text = " ".join(read_utf8(file).split())
             if not text:
                 raise ValueError(f"{file} is empty: expected the text of one prompt")
-            found += [Prompt(text, {"item_id": file.stem})] * self.images_per_prompt
-        return found
+            prompts.append(Prompt(text, {"item_id": file.stem}))
+        return self.repeated(prompts)
 
     def write_images(self, folder: Path, images: Tensor, prompts: Sequence[Prompt], facts: Mapping[str, str]) -> None:
         """Writes one grid a prompt, ``<item_id>.png``; a single image as it is."""
@@ -62,12 +61,10 @@ class DPGPrompts(PromptSource):
     def read_images(self, folder: Path, prompts: Sequence[Prompt]) -> Tensor:
         """Images of any model as one grid a prompt, ``<item_id>.png``; grids of other items are left alone."""
         read = read_grids(folder, self.images_per_prompt)
-        places: dict[str, list[int]] = {}
-        for number, entry in enumerate(read.metadata):
-            places.setdefault(entry["item_id"], []).append(number)
+        indices = images_of_items(read, "DPGPrompts")
         wanted = [prompt.metadata["item_id"] for prompt in prompts]
-        lacking = [item for item in dict.fromkeys(wanted) if item not in places]
+        lacking = [item for item in dict.fromkeys(wanted) if item not in indices]
         if lacking:
             raise ValueError(f"{folder} lacks the grids of {len(lacking)} prompts, first {lacking[0]}.png")
-        taken = {item: iter(found) for item, found in places.items()}
-        return read.images[[next(taken[item]) for item in wanted]]
+        of_item = {item: iter(images) for item, images in indices.items()}
+        return read.images[[next(of_item[item]) for item in wanted]]

@@ -15,7 +15,7 @@ import numpy as np
 from t2ikit.metrics.base import Result, Rows, Samples
 from t2ikit.metrics.questions.answers import QuestionAnswerer
 from t2ikit.metrics.questions.dpg import Item, read_questions
-from t2ikit.metrics.questions.judged import JudgedMetric, Question, images_of_items
+from t2ikit.metrics.questions.metric import Question, QuestionMetric, images_of_items
 from t2ikit.metrics.statistics import clustered_error
 
 MODES = ("official", "cascading")
@@ -142,7 +142,7 @@ def _image_score(name: str, item: Item, answers: Mapping[Any, str], mode: str) -
     return 100 * sum(counted.values()) / len(counted)
 
 
-class DSG(JudgedMetric):
+class DSG(QuestionMetric):
     """DSG-1k (Cho et al. 2024): 1,060 prompts with 8,182 yes-no questions, one image each or more.
 
     The images' metadata carry ``item_id``. The published tables ask PaLI-17B, which is not to be had, and mPLUG-large;
@@ -164,11 +164,11 @@ class DSG(JudgedMetric):
 
         Args:
             questions: local file ``dsg-1k-anns.csv`` of the benchmark.
-            answerer: as in ``JudgedMetric``.
+            answerer: as in ``QuestionMetric``.
             mode: "official" (children follow their parents' plain answers) or "cascading"; see the head of this file.
             whole: every item of the table must have an image; False scores those that have one.
-            answers: as in ``JudgedMetric``.
-            name: as in ``JudgedMetric``.
+            answers: as in ``QuestionMetric``.
+            name: as in ``QuestionMetric``.
         """
         super().__init__(questions, answerer, answers, name)
         if mode not in MODES:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from t2ikit.metrics.questions.answerers import pictures
 from t2ikit.metrics.questions.answers import Choices, QuestionAnswerer
+from t2ikit.metrics.questions.models import pictures
 from t2ikit.pretrained import PretrainedFolder, find_pretrained
 
 MPLUG = "damo/mplug_visual-question-answering_coco_large_en"
@@ -79,5 +79,5 @@ class MPLUGAnswerer(QuestionAnswerer):
 
 _NO_MODELSCOPE = (
     'mPLUG needs modelscope, which is not installed or cannot be loaded: pip install "t2ikit[mplug]", or choose '
-    "another answerer, such as t2ikit.metrics.questions.answerers.BlipAnswerer"
+    "another answerer, such as t2ikit.metrics.questions.models.BlipAnswerer"
 )

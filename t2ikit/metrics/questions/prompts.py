@@ -5,20 +5,15 @@ from __future__ import annotations
 import csv
 import json
 from abc import abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 
-from t2ikit.prompts import Prompt, PromptSource, check_count
+from t2ikit.prompts import BenchmarkPrompts, Prompt
 
 
-class _ItemPrompts(PromptSource):
-    """Texts with an ``item_id``, each drawn ``images_per_prompt`` times in a row; images are files in their order."""
-
-    def __init__(self, path: str, images_per_prompt: int = 1, limit: int | None = None) -> None:
-        check_count(type(self).__name__, "images_per_prompt", images_per_prompt)
-        check_count(type(self).__name__, "limit", limit)
-        self.path = path
-        self.images_per_prompt = images_per_prompt
-        self.limit = limit
+@dataclass
+class _ItemPrompts(BenchmarkPrompts):
+    """Texts with an ``item_id``; images are files in their order."""
 
     def prompts(self) -> list[Prompt]:
         """The prompts in the order of the file; the metadata are their ``item_id``."""
@@ -29,28 +24,23 @@ class _ItemPrompts(PromptSource):
             texts = self._texts(file)
         except (ValueError, csv.Error) as error:
             raise ValueError(f"{file}, the `path` of {type(self).__name__}: {error}") from error
-        chosen = list(texts.items())[: self.limit]
-        return [Prompt(text, {"item_id": item}) for item, text in chosen for _ in range(self.images_per_prompt)]
+        return self.repeated(Prompt(text, {"item_id": item}) for item, text in list(texts.items())[: self.limit])
 
     @abstractmethod
     def _texts(self, file: Path) -> dict[str, str]:
         """item_id -> text; ValueError saying what is wrong with the file."""
 
 
+@dataclass
 class DSGPrompts(_ItemPrompts):
-    """The 1,060 prompts of DSG-1k (Cho et al. 2024), one image each."""
+    """The 1,060 prompts of DSG-1k (Cho et al. 2024), one image each.
+
+    Attributes:
+        path: ``dsg-1k-anns.csv`` of github.com/j-min/DSG, the file of questions of ``t2ikit.metrics.DSG``.
+        limit: only the first prompts; None takes all, which ``DSG`` needs unless ``whole`` is false.
+    """
 
     name = "DSG-1k"
-
-    def __init__(self, path: str, images_per_prompt: int = 1, limit: int | None = None) -> None:
-        """Settings.
-
-        Args:
-            path: ``dsg-1k-anns.csv`` of github.com/j-min/DSG, the file of questions of ``t2ikit.metrics.DSG``.
-            images_per_prompt: images of each.
-            limit: only the first prompts; None takes all, which ``DSG`` needs unless ``whole`` is false.
-        """
-        super().__init__(path, images_per_prompt, limit)
 
     def _texts(self, file: Path) -> dict[str, str]:
         with file.open(newline="", encoding="utf-8-sig") as stream:
@@ -64,31 +54,26 @@ class DSGPrompts(_ItemPrompts):
         return _some(texts)
 
 
+@dataclass
 class TIFAPrompts(_ItemPrompts):
-    """The 4,081 captions of TIFA v1.0 (Hu et al. 2023), one image each."""
+    """The 4,081 captions of TIFA v1.0 (Hu et al. 2023), one image each.
+
+    Attributes:
+        path: ``tifa_v1.0_question_answers.json`` of github.com/Yushi-Hu/tifa, the file of questions of
+            ``t2ikit.metrics.TIFA``; or ``tifa_v1.0_text_inputs.json``.
+    """
 
     name = "TIFA v1.0"
-
-    def __init__(self, path: str, images_per_prompt: int = 1, limit: int | None = None) -> None:
-        """Settings.
-
-        Args:
-            path: ``tifa_v1.0_question_answers.json`` of github.com/Yushi-Hu/tifa, the file of questions of
-                ``t2ikit.metrics.TIFA``; or ``tifa_v1.0_text_inputs.json``.
-            images_per_prompt: images of each.
-            limit: only the first captions; None takes all.
-        """
-        super().__init__(path, images_per_prompt, limit)
 
     def _texts(self, file: Path) -> dict[str, str]:
         rows = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(rows, list):
             raise ValueError("no list of TIFA captions")
         texts: dict[str, str] = {}
-        for number, row in enumerate(rows):
+        for index, row in enumerate(rows):
             if not isinstance(row, dict):
-                raise ValueError(f"entry {number} is no caption")
-            _add(texts, row.get("id"), row.get("caption"), f"entry {number}")
+                raise ValueError(f"entry {index} is no caption")
+            _add(texts, row.get("id"), row.get("caption"), f"entry {index}")
         return _some(texts)
 
 

@@ -21,10 +21,9 @@ from torch import Tensor
 
 from t2ikit.metrics.base import Result, Rows, Samples
 from t2ikit.metrics.features.clip import TOKENIZER_FILES
-from t2ikit.metrics.features.offload import NetworkHolder
-from t2ikit.metrics.questions import judged
+from t2ikit.metrics.features.features import NetworkHolder
 from t2ikit.metrics.questions.answers import QuestionAnswerer
-from t2ikit.metrics.questions.judged import JudgedMetric, images_of_items, slug
+from t2ikit.metrics.questions.metric import Question, QuestionMetric, images_of_items, slug
 from t2ikit.metrics.statistics import clustered_error
 from t2ikit.pretrained import load_pretrained
 
@@ -32,7 +31,7 @@ Embed = Callable[[Sequence[str]], Tensor]
 
 
 @dataclass(frozen=True)
-class Question:
+class TIFAQuestion:
     """One question of the benchmark.
 
     Attributes:
@@ -50,7 +49,7 @@ class Question:
     element_type: str
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Question:
+    def from_row(cls, row: Mapping[str, Any]) -> TIFAQuestion:
         """From an entry of ``tifa_v1.0_question_answers.json``; ValueError naming what it lacks."""
         names = ("id", "question", "choices", "answer", "element_type")
         lacking = [name for name in names if name not in row]
@@ -100,7 +99,7 @@ def mean_pooled(states: Tensor, mask: Tensor) -> Tensor:
     return torch.nn.functional.normalize((states * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1e-9), dim=1)
 
 
-def score(questions: Iterable[Mapping[str, Any] | Question], chosen: Sequence[str]) -> TIFAScores:
+def score(questions: Iterable[Mapping[str, Any] | TIFAQuestion], chosen: Sequence[str]) -> TIFAScores:
     """Scores a run: a question counts when the chosen answer is exactly the right one.
 
     Args:
@@ -110,7 +109,7 @@ def score(questions: Iterable[Mapping[str, Any] | Question], chosen: Sequence[st
     Raises:
         ValueError: no questions, or not one choice a question.
     """
-    asked = [entry if isinstance(entry, Question) else Question.from_row(entry) for entry in questions]
+    asked = [entry if isinstance(entry, TIFAQuestion) else TIFAQuestion.from_row(entry) for entry in questions]
     if not asked or len(asked) != len(chosen):
         raise ValueError(f"TIFA needs one answer a question; got {len(asked)} questions and {len(chosen)} answers")
     captions: dict[str, list[float]] = {}
@@ -134,7 +133,7 @@ def score(questions: Iterable[Mapping[str, Any] | Question], chosen: Sequence[st
     }
 
 
-def read_questions(path: str | Path) -> list[Question]:
+def read_questions(path: str | Path) -> list[TIFAQuestion]:
     """The questions of ``tifa_v1.0_question_answers.json``; ValueError naming the file and what is wrong with it."""
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -147,7 +146,7 @@ def read_questions(path: str | Path) -> list[Question]:
         if not isinstance(row, dict):
             raise ValueError(f"{path}, entry {number}: no question")
         try:
-            questions.append(Question.from_row(row))
+            questions.append(TIFAQuestion.from_row(row))
         except ValueError as error:
             raise ValueError(f"{path}, entry {number}: {error}") from error
         if questions[-1].answer not in questions[-1].choices:
@@ -202,7 +201,7 @@ class SentenceEncoder(NetworkHolder):
         return {"sentences": self.model, "sentences_sha256": self._load()[2]}
 
 
-class TIFA(JudgedMetric):
+class TIFA(QuestionMetric):
     """TIFA v1.0 (Hu et al. 2023): 4,081 captions with multiple-choice questions, one image each or more.
 
     The images' metadata carry the caption's id as ``item_id``. Officially mPLUG-large (``MPLUGAnswerer``) answers
@@ -224,29 +223,29 @@ class TIFA(JudgedMetric):
 
         Args:
             questions: local file ``tifa_v1.0_question_answers.json`` of the benchmark.
-            answerer: as in ``JudgedMetric``.
+            answerer: as in ``QuestionMetric``.
             sentences: what brings a free answer to the nearest choice; None is all-mpnet-base-v2, as official.
             show_choices: show the choices to a chat model; officially the answer is free.
-            answers: as in ``JudgedMetric``.
-            name: as in ``JudgedMetric``.
+            answers: as in ``QuestionMetric``.
+            name: as in ``QuestionMetric``.
         """
         super().__init__(questions, answerer, answers, name)
         self.sentences = sentences or SentenceEncoder()
         self.show_choices = show_choices
-        self.items: dict[str, list[Question]] = {}
+        self.items: dict[str, list[TIFAQuestion]] = {}
         for question in read_questions(self.questions):
             self.items.setdefault(question.id, []).append(question)
 
-    def questions_of(self, item: str) -> list[judged.Question]:
+    def questions_of(self, item: str) -> list[Question]:
         """The caption's; ValueError where the file has none."""
         if item not in self.items:
             raise ValueError(f"TIFA: item {item!r} of the images has no questions in {self.questions}")
-        return [judged.Question(one.question, one.choices if self.show_choices else None) for one in self.items[item]]
+        return [Question(one.question, one.choices if self.show_choices else None) for one in self.items[item]]
 
     def score(self, samples: Samples, rows: Rows) -> Result:
         """``tifa`` in [0, 1], then ``tifa/<element type>``."""
         images, read = images_of_items(samples, "TIFA"), self.read_answers(samples, rows)
-        questions: list[Question] = []
+        questions: list[TIFAQuestion] = []
         chosen: list[str] = []
         items: dict[str, list[dict[str, Any]]] = {}
         for item, numbers in images.items():

@@ -1,9 +1,9 @@
-"""A file of captions: a header that says how they were made, then one line of JSON an image, in the images' order::
+"""A file of captions: a header that says how they were made, then one line of JSON per image, in their order::
 
     {"key": "train/n02012849/n02012849_0000.JPEG", "captions": ["An image of crane", "A grey crane stands in ..."]}
 
-An image may have several captions, one of each *column*: caption i of every image was made in the same way. Streams
-choose among the columns by name.
+An image may have several captions, one in each *column*: caption i of every image was made in the same way. Streams
+choose columns by name.
 """
 
 from __future__ import annotations
@@ -67,17 +67,12 @@ class CaptionColumn:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> CaptionColumn:
         """From ``asdict``."""
-        captioner, decoding = values.get("captioner"), values.get("decoding")
-        return cls(
-            **{
-                **values,
-                "captioner": EncoderReference.from_dict(captioner) if captioner else None,
-                "decoding": Decoding(**decoding) if decoding else None,
-            }
-        )
+        reference = EncoderReference.from_dict(values["captioner"]) if values.get("captioner") else None
+        decoding = Decoding(**values["decoding"]) if values.get("decoding") else None
+        return cls(**{**values, "captioner": reference, "decoding": decoding})
 
     def made_as(self, other: CaptionColumn) -> bool:
-        """Whether both hold the same captions of an image, and are called the same."""
+        """Whether both hold the same captions under the same name."""
         return (self.name, self.kind, self.identity) == (other.name, other.kind, other.identity)
 
 
@@ -162,17 +157,17 @@ def aio_caption(metadata: dict[str, Any]) -> str:
 
 
 def images_done(root: Path, name: str, columns: Sequence[CaptionColumn], add: bool, overwrite: bool) -> int:
-    """How many images of a set, from the first on, have these captions: all, none, or those before appended ones.
+    """How many images of a set have these captions: all, none, or those before the appended images.
 
     Args:
         root: the folder of the data set.
         name: of the image set.
         columns: how the captions are to be made.
-        add: they are to stand beside the stored ones.
+        add: they stand beside the stored ones.
         overwrite: they may replace stored ones.
 
     Raises:
-        FileExistsError: the file holds others, which may not be replaced.
+        FileExistsError: the file holds other captions, which may not be replaced.
         ValueError: these cannot be added to the stored ones.
     """
     path, manifest = caption_file(root, name), Manifest.read(root / IMAGES / name)
@@ -215,8 +210,8 @@ def _check_replaceable(
     taken = [column.name for column in columns if column.name in header.kinds]
     if taken and not overwrite:
         raise FileExistsError(
-            f"{path} has captions called {taken[0]} that were made otherwise: give these another --name, or replace "
-            "those with --overwrite"
+            f"{path} has captions called {taken[0]} that were made with other options: give these another --name, "
+            "or replace those with --overwrite"
         )
     if known < parts:
         raise ValueError(
@@ -245,8 +240,8 @@ def write_captions(
         root: the folder of the data set.
         name: of the image set.
         columns: how the captions were made.
-        rows: the metadata of every image and one caption a column, in the order of the images.
-        add: keep the stored columns; one of the same name is replaced, any other stands behind them.
+        rows: the metadata of every image and one caption per column, in the order of the images.
+        add: keep the stored columns; one of the same name is replaced, others are put behind them.
         done: images that have these captions; ``rows`` begins behind them.
     """
     path = caption_file(root, name)
@@ -293,9 +288,9 @@ def column_names(names: Sequence[str], default: str, count: int) -> tuple[str, .
         ValueError: too few, too many, twice the same, or one that the manifest could not hold.
     """
     if not names:
-        return (default,) if count == 1 else tuple(f"{default}{k}" for k in range(1, count + 1))
+        return (default,) if count == 1 else tuple(f"{default}{row}" for row in range(1, count + 1))
     if len(names) != count:
         raise ValueError(f"--name needs {count} name(s), one for each caption of an image; got {', '.join(names)}")
     if len(set(names)) != count or not all(_NAME.fullmatch(name) for name in names):
-        raise ValueError(f"--name takes unlike names of letters, digits, `_`, `.` and `-`; got {', '.join(names)}")
+        raise ValueError(f"--name takes different names of letters, digits, `_`, `.` and `-`; got {', '.join(names)}")
     return tuple(names)

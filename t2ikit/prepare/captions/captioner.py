@@ -2,8 +2,8 @@
 
 Paper: "How far can we go with ImageNet for Text-to-Image generation?", v2 appendix D (v1 appendix B): raw images are
 captioned with one prompt, CutMix images with another that keeps the model from describing two pictures.
-The paper says nothing about decoding and about what is done to the answers; the program that its authors released
-decodes greedily, at most 200 tokens, and cuts an answer after its last full stop. So does this.
+The paper says nothing about decoding and about changes to the answers; the program that its authors released decodes
+greedily, at most 200 tokens, and cuts an answer after its last full stop. So does this.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SENTENCE_END = re.compile(r"""[.!?]["'”’»)\]]*(?=\s|$)|[。！？]""")
 
 @dataclass(frozen=True)
 class Prompts:
-    """What the captioner is asked.
+    """The questions to a captioner.
 
     Attributes:
         plain: for the images of train and val.
@@ -60,13 +60,13 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are drawn.
+    """How answers are decoded.
 
     Attributes:
-        max_new_tokens: longest answer, in tokens of the captioner.
-        temperature: 0 takes the likeliest token each time (greedy).
-        top_p: with a temperature, share of the probability whose likeliest tokens are drawn from.
-        seed: with a temperature, decides the draws; every image has its own.
+        max_new_tokens: longest answer, in the model's tokens.
+        temperature: 0 is greedy: the likeliest token each time.
+        top_p: with a temperature, tokens are sampled from the likeliest ones, up to this share of the probability.
+        seed: with a temperature, decides the sampled tokens; every image has a seed of its own.
     """
 
     max_new_tokens: int = 200
@@ -100,8 +100,8 @@ class Captioner(ABC):
         kind: "llava" or "http".
         model: its name, as the user gave it.
         source: where it runs, if not here: the address of a server.
-        prompts: what it is asked.
-        decoding: how answers are drawn.
+        prompts: the questions.
+        decoding: how answers are decoded.
         reference: which weights it has; None where they cannot be known.
     """
 
@@ -126,24 +126,24 @@ class Captioner(ABC):
 
     @abstractmethod
     def setup(self, device: torch.device) -> None:
-        """Brings the model to the device, or sees that the server answers."""
+        """Brings the model to the device, or checks that the server answers."""
 
     @abstractmethod
     def answers(self, images: list[np.ndarray], metadata: list[dict[str, Any]], attempt: int = 0) -> list[str]:
-        """One answer an image, as the model gave it.
+        """One answer per image, as the model gave it.
 
         Args:
             images: B images [3, S, S] uint8.
-            metadata: theirs; "key", and for CutMix "setting" and "rectangle".
+            metadata: of the images; "key", and for CutMix "setting" and "rectangle".
             attempt: 0, or 1 for images whose first answer was empty.
         """
 
     def caption(self, images: list[np.ndarray], metadata: list[dict[str, Any]]) -> list[str]:
-        """One caption an image, "" where the model had nothing to say twice.
+        """One caption per image, "" where the model twice had nothing to say.
 
         Args:
             images: B images [3, S, S] uint8.
-            metadata: theirs.
+            metadata: of the images.
         """
         captions = [tidy(answer) for answer in self.answers(images, metadata)]
         empty = [index for index, caption in enumerate(captions) if not caption]

@@ -19,7 +19,7 @@ from t2ikit.prepare.images import IMAGES, metadata_of, wanted_sets
 from t2ikit.records.record_set import RecordSet
 
 if TYPE_CHECKING:
-    from t2ikit.prepare.engine.work import Launch
+    from t2ikit.prepare.engine.launch import Launch
 
 
 def prepare_captions(

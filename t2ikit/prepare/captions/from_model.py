@@ -23,8 +23,9 @@ from t2ikit.prepare.captions.caption_file import (
 )
 from t2ikit.prepare.captions.captioner import Captioner
 from t2ikit.prepare.engine.engine import run_work
+from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.engine.shards import Results
-from t2ikit.prepare.engine.work import Launch, Work
+from t2ikit.prepare.engine.work import Work
 from t2ikit.prepare.images import IMAGES, metadata_of
 from t2ikit.prepare.steps import identity, sha256_of_json, versions
 from t2ikit.records.manifest import Manifest

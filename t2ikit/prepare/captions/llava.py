@@ -2,8 +2,8 @@
 
 LLaVA-NeXT shows its language model a picture twice: as one view of the whole picture (336 x 336 pixels, 24 x 24 = 576
 tokens) and cut into tiles of that size. The paper keeps the tokens of the whole picture and drops those of the tiles
-(v2 appendix D: 2.7 times faster, captions as good). Here tiles that are not kept are never computed. For CutMix images
-of CM 1/4, 1/9 and 1/16, where the insert is small, the tokens of the tile that holds it follow.
+(v2 appendix D: 2.7 times faster, captions as good); only tiles that are kept are computed here. For CutMix images of
+CM 1/4, 1/9 and 1/16, where the insert is small, the tokens of the tile that holds it follow.
 
 Shapes: B images [3, S, S] uint8, V views [3, s, s] (B of whole pictures, then tiles), N tokens a view, D width of the
 language model, L length of the prompt with its image tokens.
@@ -22,32 +22,25 @@ from t2ikit.prepare.captions.captioner import DEFAULT_CAPTIONER, Captioner, Deco
 from t2ikit.pretrained import find_pretrained, load_pretrained
 
 GRID = 2
-"""Tiles along a side: "four distinct patches" (paper, v2 appendix D).
+"""Tiles along a side: "four distinct patches" (paper, v2 appendix D), at every size of the picture.
 
-transformers chooses the tiles by the size of the picture: for 256 x 256 pixels 1 x 2 tiles, each half filled by
-padding, and from 337 pixels on 2 x 2. Only the latter are the paper's four, so they are taken at every size.
-"""
+transformers takes 1 x 2 tiles, each half filled by padding, for 256 x 256 pixels, and 2 x 2 from 337 pixels on."""
 
 TILED_SETTINGS = ("cm4", "cm9", "cm16")
 """Settings whose insert gets the tokens of its tile; CM 1/2 fills half the picture and does without."""
 
 _OPTION = "--captioner"
 _PROCESSOR_FILES = (
-    "chat_template.jinja",
-    "chat_template.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
+    "chat_template.jinja", "chat_template.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
     "tokenizer_config.json",
-)
+)  # fmt: skip
 
 
 def tile_of(rectangle: Sequence[int], size: int) -> int:
-    """The tile that holds an insert: the one that shares most pixels with it.
+    """The tile (0 upper left, 1 upper right, 2 lower left, 3 lower right) that shares most pixels with an insert.
 
-    The four quadrants of the picture, 0 upper left, 1 upper right, 2 lower left, 3 lower right. An insert of CM 1/4 is
-    a quadrant; those of CM 1/9 and 1/16 may lie across two, and the paper adds one ("the patch to which the CutMix
-    image belongs"). Equal shares go to the upper, and to the left, tile.
+    An insert of CM 1/4 fills a tile; those of CM 1/9 and 1/16 may lie across two, and the paper adds one ("the patch
+    to which the CutMix image belongs"). Equal shares go to the upper, and to the left, tile.
 
     Args:
         rectangle: half-open ``(x0, y0, x1, y1)`` in pixels.
@@ -58,7 +51,7 @@ def tile_of(rectangle: Sequence[int], size: int) -> int:
         (1, 2)
     """
     x0, y0, x1, y1 = rectangle
-    # Twice the centre against twice the middle: the tile on whose side the centre lies has the larger share.
+    # Twice the centre of the insert, twice the middle of the picture: no fractions.
     return (GRID if y0 + y1 > size else 0) + (1 if x0 + x1 > size else 0)
 
 
@@ -75,8 +68,8 @@ class LlavaNextCaptioner(Captioner):
     Args:
         name: repository of the Hub, or a folder.
         revision: commit, tag or branch of the repository.
-        prompts: what it is asked.
-        decoding: how answers are drawn.
+        prompts: the questions.
+        decoding: how answers are decoded.
 
     Raises:
         FileNotFoundError: no such folder, or no way to the Hub; names ``--captioner``.
@@ -119,11 +112,11 @@ class LlavaNextCaptioner(Captioner):
 
         if self._network is None:
             dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-            self._network, found = load_pretrained(
+            self._network, files = load_pretrained(
                 LlavaNextForConditionalGeneration, self.model, self.revision, _OPTION, _PROCESSOR_FILES, dtype=dtype
             )
             try:
-                self._processor = LlavaNextProcessor.from_pretrained(found.folder)
+                self._processor = LlavaNextProcessor.from_pretrained(files.folder)
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 reason = " ".join(str(error).split())
                 raise ValueError(
@@ -131,7 +124,7 @@ class LlavaNextCaptioner(Captioner):
                 ) from error
             if not self._processor.chat_template:
                 raise ValueError(
-                    f"{self.model} has no chat template, which says how a question is put: give a folder with "
+                    f"{self.model} has no chat template, which tells how a question is written: give a folder with "
                     f"chat_template.jinja or chat_template.json with {_OPTION}"
                 )
         self._network.to(device)
@@ -157,22 +150,22 @@ class LlavaNextCaptioner(Captioner):
             Embeddings [B, L, D] of the prompts, padded on the left, with the features of the images in them; and which
             are real, [B, L] int64.
         """
-        pixels = torch.from_numpy(np.stack(images)).to(self.device)
-        tiles = [tile_shown(own, pixels.shape[-1]) for own in metadata]
+        pixels = torch.from_numpy(np.stack(images)).to(self._network.device)
+        tiles = [tile_shown(facts, pixels.shape[-1]) for facts in metadata]
         features = self.features(self.views(pixels, tiles))
         count = features.shape[1]
         rows = [
-            self._ids(self.prompts.of(own), count * (1 if tile is None else 2))
-            for own, tile in zip(metadata, tiles, strict=True)
+            self._ids(self.prompts.of(facts), count * (1 if tile is None else 2))
+            for facts, tile in zip(metadata, tiles, strict=True)
         ]
         longest = max(map(len, rows))
         padding = self._pad_token()
-        ids = torch.tensor([[padding] * (longest - len(row)) + row for row in rows], device=self.device)
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=self.device)
+        ids = torch.tensor([[padding] * (longest - len(row)) + row for row in rows], device=pixels.device)
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=pixels.device)
         embeddings = self._network.get_input_embeddings()(ids)
         # In the order of the text: whole picture of an image, then its tile.
         extra = iter(range(len(images), len(features)))
-        order = [view for k, tile in enumerate(tiles) for view in ([k] if tile is None else [k, next(extra)])]
+        order = [view for row, tile in enumerate(tiles) for view in ([row] if tile is None else [row, next(extra)])]
         shown = (ids == self._processor.image_token_id) & (mask == 1)
         embeddings[shown] = features[order].flatten(0, 1).to(embeddings.dtype)
         return embeddings, mask
@@ -182,7 +175,7 @@ class LlavaNextCaptioner(Captioner):
 
         Args:
             pixels: [B, 3, S, S] uint8.
-            tiles: for each image the tile to show, too, or None.
+            tiles: for each image the tile that is shown as well, or None.
 
         Returns:
             [V, 3, s, s] float32: the B whole pictures, then the tiles.
@@ -192,7 +185,7 @@ class LlavaNextCaptioner(Captioner):
         processor = self._processor.image_processor
         side = processor.size.get("shortest_edge") or processor.size["height"]
         views = [processor.resize(pixels, SizeDict(height=side, width=side), processor.resample)]
-        tiled = [k for k, tile in enumerate(tiles) if tile is not None]
+        tiled = [row for row, tile in enumerate(tiles) if tile is not None]
         if tiled:
             tile_side = processor.crop_size["height"]
             large = SizeDict(height=GRID * tile_side, width=GRID * tile_side)
@@ -256,11 +249,11 @@ class LlavaNextCaptioner(Captioner):
         decoding = self.decoding.of_attempt(attempt)
         processors = LogitsProcessorList()
         if decoding.temperature:
-            seeds = [decoding.seed_of(own, attempt) for own in metadata]
-            processors.append(_draws(decoding, seeds, self.device))
+            seeds = [decoding.seed_of(facts, attempt) for facts in metadata]
+            processors.append(_sampled(decoding, seeds, self._network.device))
         config = GenerationConfig(
             max_new_tokens=decoding.max_new_tokens,
-            do_sample=False,  # draws are the processor's: those of transformers depend on the rest of the batch
+            do_sample=False,  # the processor samples: what transformers samples depends on the rest of the batch
             use_cache=True,  # the released config.json says no
             eos_token_id=self._end_tokens(),
             pad_token_id=self._pad_token(),
@@ -271,8 +264,8 @@ class LlavaNextCaptioner(Captioner):
         return tokens
 
     def _end_tokens(self) -> list[int]:
-        own = self._network.generation_config.eos_token_id
-        ends = set(own if isinstance(own, list) else [] if own is None else [own])
+        configured = self._network.generation_config.eos_token_id
+        ends = set(configured if isinstance(configured, list) else [] if configured is None else [configured])
         if self._processor.tokenizer.eos_token_id is not None:
             ends.add(self._processor.tokenizer.eos_token_id)
         return sorted(ends)
@@ -282,14 +275,14 @@ class LlavaNextCaptioner(Captioner):
         return int(padding if padding is not None else self._end_tokens()[0])
 
 
-def _draws(decoding: Decoding, seeds: Sequence[int], device: torch.device) -> Any:
-    """A logits processor after which the largest logit is a draw, each image by a generator of its own.
+def _sampled(decoding: Decoding, seeds: Sequence[int], device: torch.device) -> Any:
+    """A logits processor after which the largest logit is a sample, each image with a generator of its own.
 
-    Adding Gumbel noise to the logits and taking the largest draws from their softmax (the Gumbel-max trick).
+    The largest of logits plus Gumbel noise is a sample of their softmax (the Gumbel-max trick).
     """
     from transformers import LogitsProcessor, TopPLogitsWarper
 
-    class Draws(LogitsProcessor):
+    class Sampled(LogitsProcessor):
         def __init__(self) -> None:
             self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
             self.top_p = TopPLogitsWarper(decoding.top_p) if decoding.top_p < 1 else None
@@ -303,4 +296,4 @@ def _draws(decoding: Decoding, seeds: Sequence[int], device: torch.device) -> An
                 row.exponential_(generator=generator)
             return scores - noise.log()
 
-    return Draws()
+    return Sampled()

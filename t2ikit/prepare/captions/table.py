@@ -83,13 +83,13 @@ class CaptionTable:
 
     def get(self, key: str) -> tuple[str, ...] | None:
         """The captions of an image, None where the file has none."""
-        own = np.uint64(hash_of(key))
-        place = int(np.searchsorted(self._sorted, own))
-        while place < len(self._sorted) and self._sorted[place] == own:
-            found, captions = self._read(int(self._order[place]))
-            if found == key:
+        hashed = np.uint64(hash_of(key))
+        index = int(np.searchsorted(self._sorted, hashed))
+        while index < len(self._sorted) and self._sorted[index] == hashed:
+            stored_key, captions = self._read(int(self._order[index]))
+            if stored_key == key:
                 return captions
-            place += 1  # another key of the same hash
+            index += 1  # another key of the same hash
         return None
 
     def knows(self, hashes: np.ndarray) -> np.ndarray:
@@ -124,12 +124,12 @@ class CaptionTable:
         hashes, offsets = array("Q"), array("Q")
         start = 3 if self._stream.read(3) == b"\xef\xbb\xbf" else 0
         self._stream.seek(start)
-        for number, content in enumerate(self._stream, 1):
-            key, captions = self._parse(content, number)
+        for line, content in enumerate(self._stream, 1):
+            key, captions = self._parse(content, line)
             self.columns = self.columns or len(captions)
             if len(captions) != self.columns:
                 raise ValueError(
-                    f"{self._place(number)} has {len(captions)} captions, the first one {self.columns}: every image "
+                    f"{self._place(line)} has {len(captions)} captions, the first one {self.columns}: every image "
                     "needs as many, caption i of the same kind for all"
                 )
             hashes.append(hash_of(key))

@@ -36,14 +36,14 @@ def prepare_check(folder: str | Path) -> list[str]:
     root = Path(folder)
     if (root / MANIFEST_NAME).is_file():
         return list(check_set(root))
-    found = [*sorted(root.glob(f"*/{MANIFEST_NAME}")), *sorted(root.glob(f"{IMAGES}/*/{MANIFEST_NAME}"))]
-    sets = [path.parent for path in found if not path.parent.name.startswith(".")]
+    manifests = [*sorted(root.glob(f"*/{MANIFEST_NAME}")), *sorted(root.glob(f"{IMAGES}/*/{MANIFEST_NAME}"))]
+    sets = [path.parent for path in manifests if not path.parent.name.startswith(".")]
     problems = list(unfinished(root))
     if not sets and not problems:
         raise FileNotFoundError(f"{root} holds no prepared set: run t2ikit prepare images --out {root} first")
-    for one in sets:
-        findings = list(check_set(one))
-        print(f"{one}: {len(findings)} findings" if findings else f"{one}: good")
+    for folder_of_set in sets:
+        findings = list(check_set(folder_of_set))
+        print(f"{folder_of_set}: {len(findings)} findings" if findings else f"{folder_of_set}: good")
         problems += findings
     for path in sorted((root / CAPTIONS).glob("*.jsonl")):
         problems += check_captions(root, path.stem)
@@ -72,13 +72,13 @@ def check_set(folder: Path) -> Iterator[str]:
     bad = 0
     for index in tracked(range(len(records)), len(records), f"check {folder.name}"):
         try:
-            found = [*record_findings(records[index], manifest, bases, index)]
+            findings = [*record_findings(records[index], manifest, bases, index)]
             keys[index] = _key(records.view(index))
         except _UNREADABLE as error:
-            found = [_first_line(error)]
-        bad += bool(found)
-        if found and bad <= MOST_OF_A_SET:
-            yield from (f"{folder}: record {index}: {finding}" for finding in found)
+            findings = [_first_line(error)]
+        bad += bool(findings)
+        if findings and bad <= MOST_OF_A_SET:
+            yield from (f"{folder}: record {index}: {finding}" for finding in findings)
     for index in _repeated(keys):
         bad += 1
         if bad <= MOST_OF_A_SET:

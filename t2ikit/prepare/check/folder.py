@@ -30,7 +30,7 @@ def out_of_date(root: Path) -> Iterator[str]:
         images, captions = root / IMAGES / name, caption_file(root, name)
         if not (images / MANIFEST_NAME).is_file() or not captions.is_file():
             continue  # may be removed once they are encoded
-        there = [part.source_sha256 for part in manifest.parts]
+        encoded = [part.source_sha256 for part in manifest.parts]
         try:
             records, lines = RecordSet(images), CaptionLines(captions)
             if len(lines) != len(records):
@@ -38,8 +38,8 @@ def out_of_date(root: Path) -> Iterator[str]:
             now = inputs_of(records, lines)
         except (ValueError, FileNotFoundError, OSError, IndexError):
             continue  # found where they are checked
-        if there == now[: len(there)]:
-            if len(there) < len(now):
+        if encoded == now[: len(encoded)]:
+            if len(encoded) < len(now):
                 yield f"{root / name} lacks the images that were appended to {images}: run t2ikit prepare encode"
         else:
             yield (
@@ -59,12 +59,12 @@ def without_text_encoder(root: Path) -> Iterator[str]:
     if not wanted:
         return
     try:
-        found = TextEncoder.load(str(folder)).reference.sha256
+        digest_of_folder = TextEncoder.load(str(folder)).reference.sha256
     except (ValueError, OSError) as error:
         yield f"{folder}, whose states {', '.join(wanted)} hold, cannot be loaded: {str(error).splitlines()[0]}"
         return
     for name, digest in wanted.items():
-        if digest != found:
+        if digest != digest_of_folder:
             yield f"{root / name} holds states of another text encoder than {folder}"
 
 

@@ -60,9 +60,9 @@ def record_findings(record: Record, manifest: Manifest, bases: BaseImages, index
     if bases.originals is not None and not np.array_equal(bases.originals.view(index).image(), record.image):
         yield f"the pixels are not those of {bases.originals.folder}"
     if manifest.setting is not None or "rectangle" in record.metadata:
-        found = [*_mix_findings(record.metadata, record.image.shape[-1], manifest.setting)]
-        yield from found
-        if not found and bases.raw is not None and bases.originals is None:
+        findings = [*_mix_findings(record.metadata, record.image.shape[-1], manifest.setting)]
+        yield from findings
+        if not findings and bases.raw is not None and bases.originals is None:
             yield from _pixel_findings(record, bases.raw, index)
 
 
@@ -101,11 +101,11 @@ def _mix_findings(metadata: dict[str, Any], stored_side: int, setting: str | Non
     if lacking:
         yield f"the metadata of a CutMix image lack {', '.join(lacking)}"
         return
-    own = metadata["setting"]
-    if own not in SINGLE_SETTINGS or setting not in (own, "cmall"):
-        yield f"CutMix setting {own}, the manifest says {setting}"
-    elif not fits(own, int(metadata.get("size", stored_side)), metadata["rectangle"]):
-        yield f"rectangle {metadata['rectangle']} is none of setting {own}"
+    stored_setting = metadata["setting"]
+    if stored_setting not in SINGLE_SETTINGS or setting not in (stored_setting, "cmall"):
+        yield f"CutMix setting {stored_setting}, the manifest says {setting}"
+    elif not fits(stored_setting, int(metadata.get("size", stored_side)), metadata["rectangle"]):
+        yield f"rectangle {metadata['rectangle']} is none of setting {stored_setting}"
     if metadata["other_class_id"] == metadata.get("class_id"):
         yield "the insert is of the same class as the base image"
 

@@ -17,7 +17,7 @@ from t2ikit.prepare.captions.caption_file import CaptionSet
 from t2ikit.prepare.captions.lines import CaptionLines
 from t2ikit.prepare.encode.encoders import Encoders, TextOptions
 from t2ikit.prepare.encode.work import Encoding
-from t2ikit.prepare.engine.work import Launch
+from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.images import IMAGES, image_sets
 from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder
 from t2ikit.prepare.steps import identity, known_parts, part_ranges, require_disk, sha256_of_json
@@ -58,20 +58,7 @@ def prepare_encode(
 
     Images that were appended are encoded with their captions and put behind the others, which stay as they are.
 
-    Args:
-        out: the folder of the data set.
-        autoencoder: "pixels" to store the pixels, or a folder or repository of an ``AutoencoderKL``.
-        autoencoder_revision: revision of the repository.
-        text_encoder: "small" to build a small T5 for the words of the captions, or a folder or repository of a T5.
-        text_encoder_revision: revision of the repository.
-        token_format: "int8" (one scale a 64 channels) or "float16".
-        max_tokens: longer captions are cut.
-        text_dim: D of the small T5.
-        text_dtype: "float32" or "bfloat16", of the text encoder.
-        seed: of the small T5.
-        launch: devices, and images that go through a model at once.
-        shard_size: records of a chunk; None for about 64 MB.
-        overwrite: replace sets that were made from other inputs.
+    The arguments are the options of ``t2ikit prepare encode``; its ``--help`` explains them.
 
     Returns:
         The manifests, by name of the set.
@@ -218,11 +205,11 @@ class _Plan:
             print(f"{self.folder}: up to date")
             return Manifest.read(self.folder)
         label, size = f"encode {self.folder.name}", shard_size_of(self.bytes_each, shard_size)
-        for number in range(self.done, len(self.parts)):
-            digest = sha256_of_json([self.hashes[number], encoders.identity])
-            work = Encoding(self.images, self.lines, self.parts[number], encoders, digest)
-            results = run_part(work, self.folder, number, launch, size, label, overwrite)
-            manifest = add_part(results, self.folder, number, self.wanted, self.hashes[number], encoders.empty_prompt)
+        for part in range(self.done, len(self.parts)):
+            digest = sha256_of_json([self.hashes[part], encoders.identity])
+            work = Encoding(self.images, self.lines, self.parts[part], encoders, digest)
+            results = run_part(work, self.folder, part, launch, size, label, overwrite)
+            manifest = add_part(results, self.folder, part, self.wanted, self.hashes[part], encoders.empty_prompt)
             print(f"{self.folder}: {manifest.count:,} records, captions of at most {manifest.max_tokens} tokens")
         return manifest
 
@@ -230,6 +217,6 @@ class _Plan:
 def inputs_of(images: RecordSet, lines: CaptionLines) -> list[str]:
     """``source_sha256`` of every part of an encoded set: of the images so far, and of the captions of the part."""
     return [
-        sha256_of_json([identity(images.manifest, number + 1), lines.sha256(part)])
-        for number, part in enumerate(part_ranges(images.manifest))
+        sha256_of_json([identity(images.manifest, index + 1), lines.sha256(records_of_part)])
+        for index, records_of_part in enumerate(part_ranges(images.manifest))
     ]

@@ -1,4 +1,4 @@
-"""The encoders of ``prepare encode`` at work: one call of each model a batch, everything quantised on the device.
+"""The encoders of ``prepare encode``: one call of each model per batch, everything quantised on the device.
 
 A GPU is not waited for: a batch is sent to it, and fetched later (``Encoded``).
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,7 @@ class Encoded:
             with torch.cuda.stream(stream):
                 if stream is not None and self._sent is not None:
                     stream.wait_event(self._sent)
-                tokens = [one for group in self._states for one in quantise_states(group, self._token_format)]
+                tokens = list(chain.from_iterable(quantise_states(group, self._token_format) for group in self._states))
                 images = self._images.cpu().numpy() if isinstance(self._images, Tensor) else self._images
             self._result = images, tokens
             self._images, self._states = images, []  # what was copied is not needed on the device any more
@@ -184,7 +185,7 @@ class Encoders:
             captioners=_captioners(captions),
             setting=images.setting,
             source=images.source,
-            versions=versions("torch", "transformers", "diffusers", "litdata"),
+            versions=versions("torch", "transformers", "diffusers"),
         )
 
     def bytes_of(self, texts: Sequence[str]) -> int:
@@ -216,7 +217,7 @@ class Encoders:
 
 def _captioners(captions: CaptionHeader) -> dict[str, dict[str, str]]:
     """What made each column of captions, as far as it is known."""
-    made = {}
+    captioners = {}
     for column in captions.columns:
         facts = {
             "kind": column.kind,
@@ -226,5 +227,5 @@ def _captioners(captions: CaptionHeader) -> dict[str, dict[str, str]]:
             "prompt": column.prompt,
             "cutmix_prompt": column.cutmix_prompt,
         }
-        made[column.name] = {name: value for name, value in facts.items() if value}
-    return made
+        captioners[column.name] = {name: value for name, value in facts.items() if value}
+    return captioners

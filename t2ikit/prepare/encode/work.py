@@ -1,7 +1,7 @@
 """What ``prepare encode`` computes: records, of the images and captions of one part of a set.
 
-A GPU is not waited for: ``compute`` only sends it work, shard after shard, while the thread that writes fetches what is
-done, on a stream of its own, and makes the records.
+``compute`` does not wait for a GPU: it only sends work, shard after shard, while the thread that writes fetches results
+on a stream of its own and makes the records.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from t2ikit.records.record_set import RecordSet
 
 
 @dataclass(frozen=True)
-class _Begun:
-    """A record in the making.
+class _Draft:
+    """A record whose image and states may still be on the device.
 
     Attributes:
-        batch: that its image went with.
-        place: of the image in the batch.
+        batch: in which its image was encoded.
+        index: of the image in the batch.
         metadata: of the image.
         texts: its captions.
-        tokens: batch and place of the states of each caption.
+        tokens: for each caption, in which batch its states are, and at which index.
     """
 
     batch: Encoded
-    place: int
+    index: int
     metadata: dict[str, Any]
     texts: tuple[str, ...]
     tokens: tuple[tuple[Encoded, int], ...]
@@ -43,8 +43,8 @@ class _Begun:
 class Encoding(Work):
     """The records of one part of an image set.
 
-    A caption is encoded once a shard (class captions repeat); not once for all, since the last bits of its states
-    depend on the texts beside it, and a call that goes on must end with the same bytes as one that was not stopped.
+    A caption is encoded once per shard (class captions repeat). Not once for all: the last bits of its states depend on
+    the texts of its batch, and a call that continues must end with the same bytes as one that was not stopped.
     """
 
     def __init__(
@@ -83,12 +83,12 @@ class Encoding(Work):
     def compute(self, items: list[Any]) -> Sequence[Any]:
         new = [text for text in dict.fromkeys(text for *_, texts in items for text in texts) if text not in self._known]
         batch = self.encoders.begin(np.stack([pixels for pixels, *_ in items]), new)
-        self._known.update((text, (batch, place)) for place, text in enumerate(new))
-        begun = [
-            _Begun(batch, place, metadata, texts, tuple(self._known[text] for text in texts))
-            for place, (_, metadata, texts) in enumerate(items)
+        self._known.update((text, (batch, index)) for index, text in enumerate(new))
+        drafts = [
+            _Draft(batch, index, metadata, texts, tuple(self._known[text] for text in texts))
+            for index, (_, metadata, texts) in enumerate(items)
         ]
-        return begun if self._defers else self.finish(begun)
+        return drafts if self._defers else self.finish(drafts)
 
     @property
     def _defers(self) -> bool:
@@ -96,15 +96,15 @@ class Encoding(Work):
         return self.encoders.device.type == "cuda"
 
     def finish(self, results: Sequence[Any]) -> list[bytes]:
-        return [self._record(one) if isinstance(one, _Begun) else one for one in results]
+        return [self._record(result) if isinstance(result, _Draft) else result for result in results]
 
-    def _record(self, begun: _Begun) -> bytes:
-        image = begun.batch.result(self._stream)[0][begun.place]
+    def _record(self, draft: _Draft) -> bytes:
+        image = draft.batch.result(self._stream)[0][draft.index]
         if image.dtype != np.uint8 and not np.isfinite(image).all():
-            key = begun.metadata["key"]
+            key = draft.metadata["key"]
             raise ValueError(f"the posterior of {key} does not fit float16: use another --autoencoder")
-        tokens = tuple(batch.result(self._stream)[1][place] for batch, place in begun.tokens)
-        return Record(image, begun.texts, tokens, begun.metadata).to_bytes()
+        tokens = tuple(batch.result(self._stream)[1][index] for batch, index in draft.tokens)
+        return Record(image, draft.texts, tokens, draft.metadata).to_bytes()
 
     def facts(self, results: Sequence[bytes | Rejected]) -> Mapping[str, int]:
         views = [RecordView(result) for result in results if isinstance(result, bytes)]

@@ -2,12 +2,12 @@
 
 A step describes what it computes as a ``Work``: items in a fixed order, each loaded in a loader process, batches of
 them turned into results on the device. Where no device is needed, loader processes write whole shards (``HostWork``).
-``run_work`` deals out the unfinished shards (``shards.py``) to the processes
-that Lightning's launchers start; every batch lies within one shard, so the results do not depend on the number of
-processes. A call that is killed, at whatever moment, loses the shards that were begun; the next one goes on.
+``run_work`` deals out the unfinished shards (``shards.py``) to the processes that Lightning's launchers start. Every
+batch lies within one shard, so the results do not depend on the number of processes. A call that is killed, at whatever
+moment, loses the shards that were not finished; the next call continues with those.
 
 Lightning starts the other processes of a machine by running the command again: every process must take the same steps,
-and only the chief of the results makes something of them.
+and only the chief of the results uses them.
 """
 
 from __future__ import annotations
@@ -32,12 +32,11 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerStatus
 
+from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.engine.loading import Batch, Batches, Loading
 from t2ikit.prepare.engine.progress import Progress
-from t2ikit.prepare.engine.shards import Ledger, Rejected, Results
-from t2ikit.prepare.engine.work import HostWork, Launch, Work
-
-__all__ = ["HostWork", "Launch", "Rejected", "Results", "Work", "run_work"]
+from t2ikit.prepare.engine.shards import Ledger, Results
+from t2ikit.prepare.engine.work import Work
 
 _START_METHODS = {"ddp": "popen", "ddp_spawn": "spawn", "ddp_fork": "fork"}
 _PATIENCE = timedelta(days=30)  # the others wait for the chief, which may write for hours
@@ -52,19 +51,18 @@ def run_work(
     shard_size: int = 1024,
     overwrite: bool = False,
 ) -> Results:
-    """Computes what is missing of a work, and returns the results of all of it.
+    """Computes what is missing of a work, and returns all its results.
 
     Args:
         work: what is computed.
         folder: where the shards are; kept when the call is stopped, for the next one.
         launch: on which devices.
         label, unit: of the progress bar.
-        shard_size: items that are written together; what a killed process loses at most. Must not change between
-            calls.
+        shard_size: items that are written together, the most that a killed process loses; the same in every call.
         overwrite: drop unfinished results of other work.
 
     Returns:
-        The results, the same in every process; its chief makes something of them, and all call ``discard``.
+        The results, the same in every process; the chief uses them, and all processes call ``discard``.
 
     Raises:
         FileExistsError: the folder holds unfinished results of other work.
@@ -119,7 +117,7 @@ class _Run(LightningModule):
         self.mine: list[int] = []
 
     def setup(self, stage: str) -> None:
-        """Agrees on the unfinished shards: each process verifies its part, the chief deals out what is left."""
+        """Shares out the unfinished shards: each process verifies some, the chief deals out those that are left."""
         strategy, rank, world = self.trainer.strategy, self.trainer.global_rank, self.trainer.world_size
         if rank == 0:
             self.ledger.open()
@@ -132,7 +130,7 @@ class _Run(LightningModule):
         self.mine = left[rank::world]
 
     def predict_dataloader(self) -> Batches:
-        """Not a ``DataLoader``, which Lightning would take apart and put together again with another sampler."""
+        """Not a ``DataLoader``, which Lightning would rebuild with another sampler."""
         return Batches(Loading(self.work, self.ledger, self.mine, self.launch.batch_size), self.launch.workers)
 
     def on_predict_start(self) -> None:
@@ -148,7 +146,7 @@ class _Run(LightningModule):
             raise batch.failure
         if batch.written:
             return []
-        if batch.numbers.start == self.ledger.range(batch.shard).start:
+        if batch.indices.start == self.ledger.range(batch.shard).start:
             self.work.begin_shard()
         results = self.work.compute(batch.items)
         if len(results) != len(batch.items):
@@ -157,10 +155,7 @@ class _Run(LightningModule):
 
 
 class _Writer(Callback):
-    """Gathers the results of a shard and writes it, beside the computation of the next one.
-
-    Shards of host work come written; they are only counted.
-    """
+    """Writes the results of a shard while the next one is computed; shards of host work are only counted."""
 
     def __init__(self, ledger: Ledger, label: str, unit: str) -> None:
         self.ledger = ledger
@@ -175,8 +170,8 @@ class _Writer(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, _Run)
         self._thread = ThreadPoolExecutor(1)
-        drawn = trainer.is_global_zero and len(pl_module.mine) > 0
-        self._progress = Progress(self.ledger, self.label, self.unit, drawn, trainer.world_size)
+        shown = trainer.is_global_zero and len(pl_module.mine) > 0
+        self._progress = Progress(self.ledger, self.label, self.unit, shown, trainer.world_size)
 
     def on_predict_batch_end(
         self,
@@ -191,8 +186,8 @@ class _Writer(Callback):
         if trainer.received_sigterm:  # Lightning only notes it
             raise SystemExit(128 + signal.SIGTERM)
         self._results += outputs
-        self._progress.add(len(batch.numbers))
-        if batch.numbers.stop < self.ledger.range(batch.shard).stop:
+        self._progress.add(len(batch.indices))
+        if batch.indices.stop < self.ledger.range(batch.shard).stop:
             return
         if batch.written:
             self._progress.shard_written(0)
@@ -201,7 +196,7 @@ class _Writer(Callback):
             results, self._results = self._results, []
             self._pending = self._thread.submit(self._write, pl_module.work, batch.shard, results)
         self._shards += 1
-        # Loaders that make whole shards make several at a time: the first one says nothing of their rate.
+        # Loaders that make whole shards make several at a time: the first one does not show their rate.
         if self._shards == (max(1, pl_module.launch.workers) if batch.written else 1):
             self._progress.estimate()
 
@@ -218,7 +213,7 @@ class _Writer(Callback):
         self.ledger.write(shard, finished, work.facts(finished))
 
     def _settle(self) -> None:
-        """Waits for the shard that is being written: at most one is held in memory beside the one in the making."""
+        """Waits for the shard that is being written: at most one is in memory beside the one that is computed."""
         if self._pending is not None and self._progress is not None:
             self._pending.result()
             self._pending = None
@@ -252,7 +247,7 @@ def _new_trainer(launch: Launch, strategy: str | Strategy, callbacks: list[Callb
             devices=launch.devices,
             num_nodes=launch.num_nodes,
             strategy=strategy,
-            # Requeued jobs would begin with Lightning's checkpoint of a training; ours are the shards.
+            # A requeued job would look for a checkpoint of a training; here the shards take its place.
             plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
             callbacks=callbacks,
             logger=False,
@@ -270,8 +265,8 @@ def _new_trainer(launch: Launch, strategy: str | Strategy, callbacks: list[Callb
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what Lightning tells of a training: devices, tips, loggers."""
-    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    """Without what Lightning prints about a training: devices, tips, loggers."""
+    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -289,10 +284,7 @@ _following: list[threading.Thread] = []
 
 
 def _follow_parent() -> None:
-    """Ends a process that Lightning started when the one that started it is gone, wherever it waits.
-
-    Lightning looks after the started ones, but not when it is killed itself.
-    """
+    """Ends a process that Lightning started when its parent is gone, which Lightning does not do when it is killed."""
     if os.environ.get("LOCAL_RANK", "0") == "0" or _following:
         return
     parent = os.getppid()

@@ -22,18 +22,18 @@ _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 
 @dataclass
 class Batch:
-    """Loaded items of a shard, or that it was made and written, or why not.
+    """Loaded items of a shard; or the news that the shard is written, or what went wrong.
 
     Attributes:
         shard: its number.
-        numbers: of the items.
-        items: what was loaded of them.
-        written: they are the whole shard, which lies on the disk; nothing was sent here.
+        indices: of the items.
+        items: what was loaded for them.
+        written: the loader process has written the whole shard to the disk; ``items`` is empty.
         failure: what went wrong instead.
     """
 
     shard: int
-    numbers: range
+    indices: range
     items: list[Any]
     written: bool = False
     failure: Exception | None = None
@@ -57,19 +57,18 @@ class Loading(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         shard = self.shards[index // self.per_shard]
-        items = self.ledger.range(shard)
         first = index % self.per_shard * self.batch_size
-        part = items[first : first + self.batch_size]
+        indices = self.ledger.range(shard)[first : first + self.batch_size]
         try:
             if isinstance(self.work, HostWork):
-                self.ledger.write(shard, map(self.work.load, part))
-                return Batch(shard, part, [], written=True)
-            return Batch(shard, part, [self.work.load(item) for item in part])
+                self.ledger.write(shard, map(self.work.load, indices))
+                return Batch(shard, indices, [], written=True)
+            return Batch(shard, indices, [self.work.load(item) for item in indices])
         except (OSError, ValueError, RuntimeError) as error:
             # Raised by the rank: here it would get the traceback of this process for a message.
             if get_worker_info() is None or not _survives_pickling(error):
                 raise
-            return Batch(shard, part, [], failure=error)
+            return Batch(shard, indices, [], failure=error)
 
 
 class Batches:

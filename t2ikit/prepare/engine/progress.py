@@ -1,4 +1,4 @@
-"""How far long work is: a bar with rate and time left over all items, and a first estimate in words."""
+"""Progress of long work: a bar with rate and time left over all items, and a first estimate in words."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ class Progress:
     Args:
         ledger: of the work.
         label, unit: of the bar.
-        drawn: whether this process draws.
+        shown: whether this process shows the bar.
         processes: how many share the work.
 
     Attributes:
-        own: items that this process has computed.
+        computed: items that this process has computed.
     """
 
-    def __init__(self, ledger: Ledger, label: str, unit: str, drawn: bool, processes: int) -> None:
+    def __init__(self, ledger: Ledger, label: str, unit: str, shown: bool, processes: int) -> None:
         self.ledger = ledger
         self.label = label
         self.unit = unit
         self.processes = processes
         self._begun = time.monotonic()
         self._before = self._others = self._finished()
-        self.own = 0
+        self.computed = 0
         self._bar: Any = None
-        if drawn:
+        if shown:
             self._bar = tqdm(
                 total=ledger.items, initial=self._before, desc=label, unit=unit, smoothing=0.05, mininterval=0.5
             )
 
     def add(self, items: int) -> None:
         """This process has computed some more."""
-        self.own += items
+        self.computed += items
         if self._bar is not None:
-            self._bar.update(min(self._others + self.own, self.ledger.items) - self._bar.n)
+            self._bar.update(min(self._others + self.computed, self.ledger.items) - self._bar.n)
 
     def shard_written(self, pending: int) -> None:
         """A shard of this process lies on the disk; ``pending`` items that it has computed do not yet."""
         if self._bar is not None and self.processes > 1:
-            self._others = max(self._others, self._finished() - (self.own - pending))
+            self._others = max(self._others, self._finished() - (self.computed - pending))
 
     def estimate(self) -> None:
         """Says how long the rest will take, from what was done so far."""
-        done = self.own * self.processes
+        done = self.computed * self.processes
         left = self.ledger.items - self._before - done
         seconds = left * (time.monotonic() - self._begun) / done
         if self._bar is not None and seconds >= 60:

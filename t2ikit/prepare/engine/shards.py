@@ -1,4 +1,4 @@
-"""Results of long work on the disk: shards of fixed, consecutive items, each whole or not there, with a ledger.
+"""Results of long work on the disk: shards of fixed, consecutive items, each complete or absent, with a ledger.
 
 A folder of work::
 
@@ -6,8 +6,8 @@ A folder of work::
     shard-000007.bin   the results of shard 7, as a chunk of LitData's format
     shard-000007.json  its line of the ledger: SHA-256, number of results, items that have none and why
 
-A shard is finished when its line of the ledger is there and its hash is right: the line is written last. Which items a
-shard holds depends on nothing but its number, so any number of processes may share the work, and stop at any moment.
+A shard is finished when its line of the ledger exists and the hash is right; the line is written last. Only its number
+decides which items a shard holds, so any number of processes may share the work, and stop at any moment.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Entry:
         count: results in it.
         size: of its file, in bytes.
         rejected: (item, reason) of the items without a result.
-        facts: what the work noted of its results.
+        facts: numbers that the work keeps about its results.
     """
 
     identity: str
@@ -94,8 +94,8 @@ class Ledger:
         path = self.folder / WORK_NAME
         if path.is_file() and _read(path) != self._header():
             raise FileExistsError(
-                f"{self.folder} holds unfinished results of other inputs: give the options of then to finish those, or "
-                "drop them with --overwrite"
+                f"{self.folder} holds unfinished results of other inputs: give the options of that call to finish "
+                "them, or drop them with --overwrite"
             )
 
     def open(self) -> None:
@@ -158,7 +158,7 @@ class Results:
     """Finished work: ``len`` and iteration give the results in the order of the items, in constant memory.
 
     Attributes:
-        chief: whether this process is the one that makes something of them; the others go on to ``discard``.
+        chief: whether this process uses them; the others only call ``discard``.
     """
 
     def __init__(self, ledger: Ledger, chief: bool = True) -> None:
@@ -176,7 +176,7 @@ class Results:
         """The ledger, in order.
 
         Raises:
-            ValueError: a shard is missing; that of another process, on a disk that is not shared.
+            ValueError: a shard is missing; another process wrote it, to a disk that is not shared.
         """
         for shard in range(self.ledger.shards):
             entry = self.ledger.entry(shard)
@@ -193,7 +193,7 @@ class Results:
             yield from entry.rejected
 
     def largest(self, fact: str) -> int:
-        """The largest value of a fact that the work noted."""
+        """The largest value of a fact that the work keeps."""
         return max((entry.facts.get(fact, 0) for entry in self.entries()), default=0)
 
     def discard(self) -> None:

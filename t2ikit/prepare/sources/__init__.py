@@ -23,7 +23,7 @@ from t2ikit.prepare.sources.photos import Photos, Reader
 from t2ikit.prepare.sources.tars import tar_photos
 from t2ikit.rng import permutation
 
-__all__ = ["FORMS", "SPLITS", "ImageList", "Keys", "SourceLost", "find_images"]
+__all__ = ["ImageList", "SourceLost", "find_images"]
 
 FORMS = (
     "a folder of class folders, or one with train/ and val/; a folder with ILSVRC2012_img_train.tar and "
@@ -77,7 +77,7 @@ class ImageList:
     def take(self, which: np.ndarray) -> ImageList:
         """Some of the photos, by their numbers, in that order; ``sha256`` stays that of the whole list."""
         class_ids = self.class_ids[which]
-        names = {number: name for number, name in self.class_names.items() if (class_ids == number).any()}
+        names = {class_id: name for class_id, name in self.class_names.items() if (class_ids == class_id).any()}
         sizes = self.sizes[which]
         return replace(self, keys=self.keys.take(which), sizes=sizes, class_ids=class_ids, class_names=names)
 
@@ -121,34 +121,34 @@ def find_images(
     """
     if not 0 < val_share < 1:
         raise ValueError(f"--val-share must lie between 0 and 1; got {val_share}")
-    kept = Path(index) if index is not None else None
+    index_folder = Path(index) if index is not None else None
     origins = dict.fromkeys(SPLITS, str(source))
-    found = _found(str(source), "--source", val_labels, label_field, kept)
+    by_split = _found(str(source), "--source", val_labels, label_field, index_folder)
     if val_source is not None:
-        others = _found(str(val_source), "--val-source", val_labels, label_field, kept)
+        others = _found(str(val_source), "--val-source", val_labels, label_field, index_folder)
         if not others:
             raise ValueError(f"{val_source} holds no photos: give --val-source {FORMS}")
-        found["val"], origins["val"] = others["val" if "val" in others else "train"], str(val_source)
-    if not found:
+        by_split["val"], origins["val"] = others["val" if "val" in others else "train"], str(val_source)
+    if not by_split:
         raise ValueError(f"{source} holds no photos: give --source {FORMS}")
-    if "train" not in found:
+    if "train" not in by_split:
         raise ValueError(f"{source} holds val only: give the source of train with --source, this one with --val-source")
-    resolved = {split: resolve(photos, class_names, origins[split]) for split, photos in found.items()}
-    kept_positions = {split: np.arange(len(photos)) for split, photos in found.items()}
-    if "val" not in found:
-        found["val"], resolved["val"] = found["train"], resolved["train"]
-        held_out = _held_out(found["train"].keys, val_share, seed)
+    resolved = {split: resolve(photos, class_names, origins[split]) for split, photos in by_split.items()}
+    kept_positions = {split: np.arange(len(photos)) for split, photos in by_split.items()}
+    if "val" not in by_split:
+        by_split["val"], resolved["val"] = by_split["train"], resolved["train"]
+        held_out = _held_out(by_split["train"].keys, val_share, seed)
         kept_positions = {"train": np.flatnonzero(~held_out), "val": np.flatnonzero(held_out)}
     lists = {}
     for split in SPLITS:
-        photos, (class_ids, names), positions = found[split], resolved[split], kept_positions[split]
+        photos, (class_ids, names), positions = by_split[split], resolved[split], kept_positions[split]
         if not len(positions):
             raise ValueError(
                 f"{split} has no photos: {origins[split]} needs at least a few photos a class (--source), or hold "
                 "out another share (--val-share)"
             )
         order = _order(photos, positions, split, seed)
-        occurring = {int(number): names[int(number)] for number in np.unique(class_ids[order])}
+        occurring = {int(class_id): names[int(class_id)] for class_id in np.unique(class_ids[order])}
         lists[split] = ImageList(
             Path(origins[split]),
             photos.keys.take(order),
@@ -221,12 +221,12 @@ def _in_folder(
 def _shards(files: Files, folder: str, depth: int = 2) -> list[str]:
     """Tars and Parquet files in a folder or a few folders below it."""
     entries = list(files.entries(folder))
-    found = [f"{folder}/{entry.name}" for entry in entries if entry.name.endswith((".tar", ".parquet"))]
+    paths = [f"{folder}/{entry.name}" for entry in entries if entry.name.endswith((".tar", ".parquet"))]
     folders = [entry.name for entry in entries if entry.is_folder]
     if depth and len(folders) <= _FEW:
         for name in folders:
-            found += _shards(files, f"{folder}/{name}", depth - 1)
-    return found
+            paths += _shards(files, f"{folder}/{name}", depth - 1)
+    return paths
 
 
 def _held_out(keys: Keys, share: float, seed: int) -> np.ndarray:

@@ -30,8 +30,8 @@ def imagenet_classes() -> dict[str, tuple[int, str]]:
 
     info = ImageNetInfo()
     return {
-        wnid: (number, _first_synonym(info.label_name_to_description(wnid)))
-        for number, wnid in enumerate(info.label_names())
+        wnid: (class_id, _first_synonym(info.label_name_to_description(wnid)))
+        for class_id, wnid in enumerate(info.label_names())
     }
 
 
@@ -69,10 +69,10 @@ def resolve(photos: Photos, class_names: str | None, source: str) -> tuple[np.nd
                 f"{source} has photos of class {unknown[0]}, but there are names for 0 .. {len(table) - 1}: leave "
                 "splits without classes out, or name all classes with --class-names FILE"
             )
-        if any(number != place for place, (number, _) in enumerate(table)):  # a part of ImageNet, known by its wnids
-            class_ids = np.array([number for number, _ in table], np.int64)[class_ids]
+        if any(class_id != row for row, (class_id, _) in enumerate(table)):  # a part of ImageNet, by its wnids
+            class_ids = np.array([class_id for class_id, _ in table], np.int64)[class_ids]
         names = dict(table)
-    return class_ids, {int(number): names[int(number)] for number in np.unique(class_ids)}
+    return class_ids, {int(class_id): names[int(class_id)] for class_id in np.unique(class_ids)}
 
 
 def read_class_names(path: Path) -> dict[str, tuple[int, str]]:
@@ -87,22 +87,22 @@ def read_class_names(path: Path) -> dict[str, tuple[int, str]]:
             f"{IMAGENET} if the numbers are those of ImageNet's 1,000 classes"
         )
     classes: dict[str, tuple[int, str]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines()):
+    for class_id, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines()):
         folder, tab, name = line.partition("\t")
         if not tab or not folder.strip() or not name.strip():
-            raise ValueError(f"line {number + 1} of {path} is {line!r}; --class-names needs `folder<TAB>name`")
+            raise ValueError(f"line {class_id + 1} of {path} is {line!r}; --class-names needs `folder<TAB>name`")
         if folder.strip() in classes:
-            raise ValueError(f"line {number + 1} of {path} names the folder {folder.strip()} a second time")
-        classes[folder.strip()] = number, name.strip()
+            raise ValueError(f"line {class_id + 1} of {path} names the folder {folder.strip()} a second time")
+        classes[folder.strip()] = class_id, name.strip()
     return classes
 
 
 def _of_texts(texts: tuple[str, ...], class_names: str | None, source: str) -> tuple[np.ndarray, dict[int, str]]:
-    own = class_names is not None and class_names != IMAGENET
-    classes = read_class_names(Path(str(class_names))) if own else imagenet_classes()
+    from_file = class_names is not None and class_names != IMAGENET
+    classes = read_class_names(Path(str(class_names))) if from_file else imagenet_classes()
     unknown = sorted(text for text in texts if text not in classes)
     if unknown:
-        known = f"is not in {class_names}" if own else "is no wnid of ImageNet's 1,000 classes"
+        known = f"is not in {class_names}" if from_file else "is no wnid of ImageNet's 1,000 classes"
         raise ValueError(
             f"{len(unknown)} of {len(texts)} class folders in {source} are unknown, the first one "
             f"{unknown[0]}, which {known}: name them with --class-names FILE, one `folder<TAB>name` a line"

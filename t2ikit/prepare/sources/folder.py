@@ -22,11 +22,11 @@ def folder_photos(files: Files, root: str, labels: str | None) -> dict[str, Phot
     splits = {split for split in SPLITS if files.is_folder(f"{root}/{split}")}
     if not {"train"} & splits:
         return {"train": _listed(files, root, "", None)}
-    found = {"train": _listed(files, root, "train", None)}
+    by_split = {"train": _listed(files, root, "train", None)}
     if "val" in splits:
         flat = not any(entry.is_folder for entry in files.entries(f"{root}/val"))
-        found["val"] = _listed(files, root, "val", truth_of(labels, f"{root}/val") if flat else None)
-    return found
+        by_split["val"] = _listed(files, root, "val", truth_of(labels, f"{root}/val") if flat else None)
+    return by_split
 
 
 def _listed(files: Files, root: str, split: str, truth: Truth | None) -> Photos:

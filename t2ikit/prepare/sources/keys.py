@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -27,15 +26,6 @@ class Keys(Sequence[str]):
         self.starts = starts
         self.order = order
 
-    @classmethod
-    def of(cls, strings: Iterable[str | bytes]) -> Keys:
-        """Packs strings as they come; no list of them is made."""
-        text, starts = bytearray(), array("q", [0])
-        for string in strings:
-            text += string if isinstance(string, bytes) else os.fsencode(string)
-            starts.append(len(text))
-        return cls(np.frombuffer(bytes(text), np.uint8), np.frombuffer(starts, np.int64))
-
     def take(self, order: np.ndarray) -> Keys:
         """The same strings in another order, or some of them; the text is shared."""
         return Keys(self.text, self.starts, order if self.order is None else self.order[order])
@@ -50,10 +40,6 @@ class Keys(Sequence[str]):
         """One string as bytes."""
         position = self.position(index)
         return self.text[self.starts[position] : self.starts[position + 1]].tobytes()
-
-    def nbytes(self) -> int:
-        """Bytes of memory, without what is shared twice."""
-        return int(self.text.nbytes + self.starts.nbytes + (0 if self.order is None else self.order.nbytes))
 
     def __len__(self) -> int:
         return len(self.starts) - 1 if self.order is None else len(self.order)
@@ -76,6 +62,3 @@ class Keys(Sequence[str]):
         return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
 
     __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"Keys({len(self):,}: {', '.join(map(repr, self[:3]))}{', ...' if len(self) > 3 else ''})"

@@ -55,7 +55,7 @@ def _listed(files: Files, split: str, paths: tuple[str, ...], field: str | None)
     listing, names_listing = Listing(), Listing()
     groups: list[tuple[int, int, int]] = []  # first position, number of the file, row group
     stamps = []
-    for number, path in enumerate(paths):
+    for file_index, path in enumerate(paths):
         opened = _open(files, path)
         if _columns(path, opened.schema_arrow, field)[:2] != (image, label):
             raise ValueError(f"{path} has other columns than {paths[0]}: give files of one data set with --source")
@@ -63,33 +63,33 @@ def _listed(files: Files, split: str, paths: tuple[str, ...], field: str | None)
         shard, row, base = path.rpartition("/")[2].removesuffix(".parquet"), 0, len(listing)
         wanted = [label, f"{image}.path"] if _has_path(opened.schema_arrow.field(image).type) else [label]
         for group in range(opened.num_row_groups):
-            groups.append((len(listing), number, group))
+            groups.append((len(listing), file_index, group))
             table = opened.read_row_group(group, columns=wanted, use_threads=False)
             labels = table.column(label).to_pylist()
             photo_paths = table.column(image).to_pylist() if len(wanted) == 2 else [None] * len(labels)
-            for one, facts in zip(labels, photo_paths, strict=True):
-                if one is None:
+            for class_of_row, facts in zip(labels, photo_paths, strict=True):
+                if class_of_row is None:
                     raise ValueError(f"{path} has no class in row {row} of column {label}: --label-field names another")
                 name = (facts or {}).get("path")
-                listing.add(f"{split}/{shard}/{row:06d}", -1, one)
+                listing.add(f"{split}/{shard}/{row:06d}", -1, class_of_row)
                 names_listing.add(f"{split}/{name}" if name else "", -1, 0)
                 row += 1
         if opened.metadata.num_rows != len(listing) - base:
             raise ValueError(f"{path} is damaged: download it again, or give another --source")
     if not len(listing):
         raise ValueError(f"{paths[0]} and the other files of {split} hold no photos: give another --source")
-    labels_ = listing.labels
-    starts, numbers, row_groups = (np.array(column, np.int64) for column in zip(*groups, strict=True))
-    reader = ParquetReader(files, paths, image, starts, numbers, row_groups)
+    class_labels = listing.labels
+    starts, file_indices, row_groups = (np.array(column, np.int64) for column in zip(*groups, strict=True))
+    reader = ParquetReader(files, paths, image, starts, file_indices, row_groups)
     keys = names_listing.keys if _unique(names_listing.keys) else listing.keys
     return Photos(
         keys,
         listing.sizes,
-        labels_,
+        class_labels,
         reader,
         listing.texts,
         names,
-        _runs(labels_, starts),
+        _runs(class_labels, starts),
         stamp=json.dumps(stamps),
     )
 

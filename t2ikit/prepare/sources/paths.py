@@ -16,7 +16,7 @@ def files_of(path: str) -> Files:
     Raises:
         ValueError: a URL of a kind that needs a package, which is named.
     """
-    return RemoteFiles(path.partition("://")[0]) if "://" in path else LocalFiles()
+    return RemoteFiles(path) if "://" in path else LocalFiles()
 
 
 def expand(pattern: str) -> list[str]:
@@ -30,18 +30,18 @@ def expand(pattern: str) -> list[str]:
         ['train-08.tar', 'train-09.tar', 'train-10.tar']
     """
     paths = list(_braces(pattern))
-    found = []
+    matches = []
     for path in paths:
         folder, slash, name = path.rpartition("/")
         if not any(mark in name for mark in "*?["):
-            found.append(path)
+            matches.append(path)
             continue
         files = files_of(path)
         names = sorted(entry.name for entry in files.entries(folder or ".") if fnmatchcase(entry.name, name))
-        found += [f"{folder}{slash}{each}" for each in names]
-    if not found:
+        matches += [f"{folder}{slash}{match}" for match in names]
+    if not matches:
         raise FileNotFoundError(f"there is no file {pattern}: --source names none")
-    return found
+    return matches
 
 
 def is_pattern(path: str) -> bool:
@@ -56,7 +56,7 @@ def _braces(pattern: str) -> Iterator[str]:
         return
     span = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
     if span:
-        words = [str(number).zfill(len(span[1])) for number in range(int(span[1]), int(span[2]) + 1)]
+        words = [str(value).zfill(len(span[1])) for value in range(int(span[1]), int(span[2]) + 1)]
     else:
         words = match[1].split(",")
     for word in words:

@@ -3,48 +3,24 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, TypeVar
 
 from t2ikit.prepare.sources.files import Entry, Files, SourceLost, require_photo_size
-from t2ikit.remote import LASTING, Unreachable, retried
+from t2ikit.remote import LASTING, Unreachable, file_system, retried
 
 Result = TypeVar("Result")
-
-_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs", "hf": "huggingface_hub"}
 
 
 class RemoteFiles(Files):
     """Files behind a URL, through fsspec and its configuration (credentials, endpoints)."""
 
-    def __init__(self, protocol: str) -> None:
-        self.protocol = protocol
-        self._held: tuple[int, Any] | None = None
+    def __init__(self, url: str) -> None:
+        self.url = url
         self._system()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"protocol": self.protocol, "_held": None}
-
     def _system(self) -> Any:
-        """The file system; one a process, since connections do not survive a fork."""
-        if self._held is None or self._held[0] != os.getpid():
-            import fsspec
-
-            try:
-                self._held = os.getpid(), fsspec.filesystem(self.protocol)
-            except ImportError as error:
-                package = _PACKAGES.get(self.protocol) or _package_of(self.protocol)
-                raise ValueError(
-                    f"--source with {self.protocol}:// needs the package {package}, which is not installed: "
-                    f"pip install {package}"
-                ) from error
-            except ValueError as error:
-                raise ValueError(
-                    f"--source: {self.protocol}:// is no kind of URL that fsspec knows; it knows s3://, gs://, hf://, "
-                    "https:// and others"
-                ) from error
-        return self._held[1]
+        return file_system(self.url, "--source")[0]
 
     def entries(self, folder: str) -> Iterator[Entry]:
         for info in self._tried(folder, lambda system: system.ls(folder, detail=True)):
@@ -85,15 +61,8 @@ class RemoteFiles(Files):
         return opened
 
     def _tried(self, path: str, act: Callable[[Any], Result]) -> Result:
+        system = self._system()  # not kept: connections do not survive a fork
         try:
-            return retried(
-                lambda: act(self._system()), lambda error: isinstance(error, ValueError) and self._held is None
-            )
+            return retried(lambda: act(system))
         except Unreachable as error:
             raise SourceLost(f"{path} cannot be read: {error}") from error.__cause__
-
-
-def _package_of(protocol: str) -> str:
-    from fsspec.registry import known_implementations
-
-    return str(known_implementations[protocol]["class"]).partition(".")[0]

@@ -86,14 +86,14 @@ class OpenTar:
                 encoding="utf-8",
                 errors="surrogateescape",
             )
-            while position < limit and (found := tar.next()) is not None:
+            while position < limit and (header := tar.next()) is not None:
                 tar.members.clear()  # it would keep a million of them
-                if found.offset_data + (found.size if found.isreg() else 0) > limit:
-                    raise self._broken(position, f"is not complete: it ends in the middle of {found.name}")
-                if found.issparse():
-                    raise self._broken(position, f"holds a sparse file, {found.name}, which is not supported")
-                if found.isreg():
-                    yield Member(found.name.removeprefix("./"), found.offset_data, found.size)
+                if header.offset_data + (header.size if header.isreg() else 0) > limit:
+                    raise self._broken(position, f"is not complete: it ends in the middle of {header.name}")
+                if header.issparse():
+                    raise self._broken(position, f"holds a sparse file, {header.name}, which is not supported")
+                if header.isreg():
+                    yield Member(header.name.removeprefix("./"), header.offset_data, header.size)
                 following = min(tar.offset, limit)
                 self._moved(following - position)
                 position = following
@@ -112,9 +112,9 @@ class OpenTar:
         self._stream.seek(offset)
         return self._stream.read(size)
 
-    def _broken(self, position: int, what: str) -> ValueError:
+    def _broken(self, position: int, fault: str) -> ValueError:
         return ValueError(
-            f"{self.path} {what}, at byte {position:,} of {self.size:,}: download it again, or give another --source"
+            f"{self.path} {fault}, at byte {position:,} of {self.size:,}: download it again, or give another --source"
         )
 
 

@@ -27,8 +27,8 @@ from t2ikit.prepare.sources.tar import OpenTar, first_member
 from t2ikit.prepare.sources.truth import Truth, truth_of
 from t2ikit.prepare.sources.webdataset import IMAGE_ENDINGS, samples
 
-_Found = tuple[str, int, int, int, str | int]
-"""Key, number of the tar, offset, size, label."""
+_Photo = tuple[str, int, int, int, str | int]
+"""Key, index of the tar, offset, size, label."""
 
 _SPLIT = re.compile(r"(?:^|[_.-])(train|validation|valid|val|test)(?=[_.-]|\d|$)")
 _SPLIT_FOLDERS = ("train", "validation", "valid", "val", "test")
@@ -43,8 +43,9 @@ def split_of(path: str) -> str:
         ('val', 'train', '')
     """
     folder, _, name = path.rpartition("/")
-    found = _SPLIT.findall(name) or [part for part in (folder.rpartition("/")[2],) if part in _SPLIT_FOLDERS]
-    return {"validation": "val", "valid": "val"}.get(found[-1], found[-1]) if found else ""
+    last_folder = folder.rpartition("/")[2]
+    split = [last_folder if last_folder in _SPLIT_FOLDERS else "", *_SPLIT.findall(name)][-1]
+    return {"validation": "val", "valid": "val"}.get(split, split)
 
 
 def tar_photos(
@@ -70,17 +71,17 @@ def tar_photos(
         kind = _kind(files, path, groups)
         split = {"validation": "val", "tar of tars": "train"}.get(kind, split_of(path))
         groups.setdefault((kind, split), []).append(path)
-    found: dict[str, Photos] = {}
+    by_split: dict[str, Photos] = {}
     for (kind, split), members in groups.items():
         truth = truth_of(labels, members[0]) if kind == "validation" else None
         for name, photos in _indexed(files, kind, split, tuple(members), truth, field, index).items():
-            if name in found:
+            if name in by_split:
                 raise ValueError(
                     f"{members[0]} and other tars of --source hold photos of {name}, and are not of one kind: give "
                     "tars of one kind with --source, and those of val with --val-source"
                 )
-            found[name] = photos
-    return {split: photos for split, photos in found.items() if split in SPLITS}
+            by_split[name] = photos
+    return {split: photos for split, photos in by_split.items() if split in SPLITS}
 
 
 def _kind(files: Files, path: str, groups: dict[tuple[str, str], list[str]]) -> str:
@@ -114,66 +115,67 @@ def _indexed(
 ) -> dict[str, Photos]:
     """The photos by split, from the kept index if the tars are the same as then."""
     stamps = [[path, *files.stamp(path)] for path in paths]
-    known = [_VERSION, kind, split, stamps, field, truth and [truth.by_number, truth.by_name]]
-    name = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:32]
+    inputs = [_VERSION, kind, split, stamps, field, truth and [truth.by_number, truth.by_name]]
+    name = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
     kept = index / f"{name}.npz" if index else None
     if kept is not None and kept.is_file():
         return _load(kept, files, paths)
     listings: dict[str, tuple[Listing, array[int], array[int]]] = {}
-    for key, number, offset, size, label in _walk(files, kind, split, paths, truth, field):
-        to = key.partition("/")[0] if kind == "folder" and key.startswith(("train/", "val/")) else split or "train"
-        listing, numbers, offsets = listings.setdefault(to, (Listing(), array("i"), array("q")))
+    for key, tar_index, offset, size, label in _walk(files, kind, split, paths, truth, field):
+        in_split = kind == "folder" and key.startswith(("train/", "val/"))
+        photo_split = key.partition("/")[0] if in_split else split or "train"
+        listing, tar_indices, offsets = listings.setdefault(photo_split, (Listing(), array("i"), array("q")))
         listing.add(key, size, label)
-        numbers.append(number)
+        tar_indices.append(tar_index)
         offsets.append(offset)
-    found = {}
-    for to, (listing, numbers, offsets) in listings.items():
+    by_split = {}
+    for photo_split, (listing, tar_indices, offsets) in listings.items():
         sizes = listing.sizes
-        reader = PartReader(files, paths, np.array(numbers, np.int32), np.array(offsets, np.int64), sizes)
-        found[to] = Photos(listing.keys, sizes, listing.labels, reader, listing.texts)
+        reader = PartReader(files, paths, np.array(tar_indices, np.int32), np.array(offsets, np.int64), sizes)
+        by_split[photo_split] = Photos(listing.keys, sizes, listing.labels, reader, listing.texts)
     if kept is not None:
-        _save(kept, found)
-    return found
+        _save(kept, by_split)
+    return by_split
 
 
 def _walk(
     files: Files, kind: str, split: str, paths: tuple[str, ...], truth: Truth | None, field: str | None
-) -> Iterator[_Found]:
+) -> Iterator[_Photo]:
     """The photos in the order of class folders, so that a tar and its unpacked folder give the same list."""
-    bytes_of = [files.stamp(path)[0] for path in paths]
-    total = sum(bytes_of)
+    tar_sizes = [files.stamp(path)[0] for path in paths]
+    total = sum(tar_sizes)
     prefix = f"{split}/" if split else ""
     with tqdm(total=total, desc=f"index {split or 'tar'}", unit="B", unit_scale=True, mininterval=0.5) as bar:
-        for number, path in enumerate(paths):
-            with OpenTar(files, path, bytes_of[number], bar.update) as tar:
+        for tar_index, path in enumerate(paths):
+            with OpenTar(files, path, tar_sizes[tar_index], bar.update) as tar:
                 if kind == "tar of tars":
                     inner = sorted(member for member in tar.members() if member.name.endswith(".tar"))
                     bar.reset(total)
-                    for each in inner:
-                        yield from _class_tar(tar, number, prefix, each.name, each.offset, each.offset + each.size)
+                    for name, start, size in inner:
+                        yield from _class_tar(tar, tar_index, prefix, name, start, start + size)
                 elif kind == "class":
-                    yield from _class_tar(tar, number, prefix, path, 0, None)
+                    yield from _class_tar(tar, tar_index, prefix, path, 0, None)
                 elif kind == "validation" and truth is not None:
                     photos = ((truth.wnid_of(member.name), member) for member in tar.members())
                     for wnid, member in sorted(photos):
                         name = member.name.rpartition("/")[2]
-                        yield f"{prefix}{wnid}/{name}", number, member.offset, member.size, wnid
+                        yield f"{prefix}{wnid}/{name}", tar_index, member.offset, member.size, wnid
                 elif kind == "folder":
-                    yield from sorted(_folder_members(tar, number, prefix), key=lambda found: found[0])
+                    yield from sorted(_folder_members(tar, tar_index, prefix), key=lambda photo: photo[0])
                 else:
                     shard = path.rpartition("/")[2].removesuffix(".tar")
                     for name, member, label in samples(tar, field):
-                        yield f"{prefix}{shard}/{name}", number, member.offset, member.size, label
+                        yield f"{prefix}{shard}/{name}", tar_index, member.offset, member.size, label
         bar.update(total - bar.n)
 
 
-def _class_tar(tar: OpenTar, number: int, prefix: str, name: str, start: int, end: int | None) -> Iterator[_Found]:
+def _class_tar(tar: OpenTar, tar_index: int, prefix: str, name: str, start: int, end: int | None) -> Iterator[_Photo]:
     wnid = name.rpartition("/")[2].removesuffix(".tar")
     for member in sorted(member for member in tar.members(start, end) if not member.name.startswith(".")):
-        yield f"{prefix}{wnid}/{member.name}", number, member.offset, member.size, wnid
+        yield f"{prefix}{wnid}/{member.name}", tar_index, member.offset, member.size, wnid
 
 
-def _folder_members(tar: OpenTar, number: int, prefix: str) -> Iterator[_Found]:
+def _folder_members(tar: OpenTar, tar_index: int, prefix: str) -> Iterator[_Photo]:
     for member in tar.members():
         if member.name.rpartition("/")[2].startswith("."):
             continue
@@ -182,7 +184,7 @@ def _folder_members(tar: OpenTar, number: int, prefix: str) -> Iterator[_Found]:
             continue  # a readme
         yield (
             (key if prefix and key.startswith(prefix) else f"{prefix}{key}"),
-            number,
+            tar_index,
             member.offset,
             member.size,
             folder,
@@ -191,21 +193,21 @@ def _folder_members(tar: OpenTar, number: int, prefix: str) -> Iterator[_Found]:
 
 def _class_folder(name: str) -> tuple[str, str]:
     """The key of ``imagenet/train/n01440764/x.JPEG``, from its split on, and its class folder."""
-    parts = name.split("/")
+    names = name.split("/")
     for split in SPLITS:
-        if split in parts[:-2]:
-            parts = parts[parts.index(split) :]
-            return "/".join(parts), parts[1]
-    wnid = next((part for part in parts[:-1] if wnid_in(part) == part), None)
+        if split in names[:-2]:
+            names = names[names.index(split) :]
+            return "/".join(names), names[1]
+    wnid = next((name for name in names[:-1] if wnid_in(name) == name), None)
     if wnid is not None:
-        return "/".join(parts[parts.index(wnid) :]), wnid
-    return name, parts[-2] if len(parts) > 1 else ""
+        return "/".join(names[names.index(wnid) :]), wnid
+    return name, names[-2] if len(names) > 1 else ""
 
 
-def _save(path: Path, found: dict[str, Photos]) -> None:
+def _save(path: Path, by_split: dict[str, Photos]) -> None:
     arrays: dict[str, Any] = {}
     texts: dict[str, list[str] | None] = {}
-    for split, photos in found.items():
+    for split, photos in by_split.items():
         reader = photos.reader
         assert isinstance(reader, PartReader)
         texts[split] = None if photos.texts is None else list(photos.texts)
@@ -224,13 +226,13 @@ def _save(path: Path, found: dict[str, Photos]) -> None:
 
 
 def _load(path: Path, files: Files, paths: tuple[str, ...]) -> dict[str, Photos]:
-    found = {}
+    by_split = {}
     with np.load(path) as stored:
         for split, texts in json.loads(stored["texts"].tobytes()).items():
-            get = {
+            values = {
                 name: stored[f"{split}.{name}"] for name in ("text", "starts", "sizes", "labels", "numbers", "offsets")
             }
-            reader = PartReader(files, paths, get["numbers"], get["offsets"], get["sizes"])
-            keys = Keys(get["text"], get["starts"])
-            found[split] = Photos(keys, get["sizes"], get["labels"], reader, texts and tuple(texts))
-    return found
+            reader = PartReader(files, paths, values["numbers"], values["offsets"], values["sizes"])
+            keys = Keys(values["text"], values["starts"])
+            by_split[split] = Photos(keys, values["sizes"], values["labels"], reader, texts and tuple(texts))
+    return by_split

@@ -50,9 +50,9 @@ class Truth:
         stem = photo.rpartition("/")[2].partition(".")[0]
         if stem in self.by_name:
             return self.by_name[stem]
-        number = re.search(r"_val_(\d+)", stem)
-        if self.by_number and number and 1 <= int(number[1]) <= len(self.by_number):
-            return self.by_number[int(number[1]) - 1]
+        digits = re.search(r"_val_(\d+)", stem)
+        if self.by_number and digits and 1 <= int(digits[1]) <= len(self.by_number):
+            return self.by_number[int(digits[1]) - 1]
         raise ValueError(
             f"{self.source} tells no class of the validation photo {photo}; it knows "
             f"{len(self.by_number) + len(self.by_name):,} photos: give the ground truth of these photos with "
@@ -81,7 +81,7 @@ def truth_of(labels: str | None, beside: str) -> Truth:
     files = files_of(labels)
     if files.is_folder(labels):
         folders = [labels, f"{labels}/data", f"{labels}/{_DEVKIT}/data"]
-        folder = next((each for each in folders if files.is_file(f"{each}/{GROUND_TRUTH}")), None)
+        folder = next((path for path in folders if files.is_file(f"{path}/{GROUND_TRUTH}")), None)
         if folder is None:
             raise FileNotFoundError(f"there is no {GROUND_TRUTH} in {labels}: give --val-labels: {_FORMS}")
         return _of_ids(labels, files.read(f"{folder}/{GROUND_TRUTH}"), _meta_beside(f"{folder}/{GROUND_TRUTH}"))
@@ -152,7 +152,7 @@ def _of_ids(source: str, truth: bytes, meta: bytes) -> Truth:
         synsets = np.atleast_1d(loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"])
         wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
         ids = [int(line) for line in truth.split()]
-        return Truth(source, by_number=[wnids[number] for number in ids])
+        return Truth(source, by_number=[wnids[synset] for synset in ids])
     except KeyError as error:
         raise ValueError(f"{source}: the ground truth names {error}, which {META} does not have") from error
     except (ValueError, TypeError, IndexError, MatReadError) as error:

@@ -53,17 +53,16 @@ def test_readings() -> None:
     assert READINGS["as_is"](" Yes.") == " Yes."
 
 
-def test_answers_go_in_batches_with_their_images() -> None:
+def test_answers_go_in_batches_with_their_images(tmp_path: Path) -> None:
     answerer = Loud(reading="yes_or_no")
-    assert answerer.answer(IMAGES, ["a", "b", "c"]) == ["yes", "yes", "yes"]
+    asked = [Asked(image, question, ("x", "y")) for image, question in enumerate("abc")]
+    book = ask_all(answerer, IMAGES, asked, tmp_path)
+    assert [book[question] for question in asked] == ["Yes. 0 ax|y", "Yes. 50 bx|y", "Yes. 100 cx|y"]
     assert answerer.calls == [["a", "b"], ["c"]]
-    assert Loud().answer(IMAGES[:2], ["a", "b"], [["x", "y"], ["z"]]) == ["Yes. 0 ax|y", "Yes. 50 bz"]
     assert answerer.fingerprint() == {"features": "loud", "features_sha256": "0" * 64, "reading": "yes_or_no"}
 
 
 def test_wrong_use_is_refused() -> None:
-    with pytest.raises(ValueError, match="3 images, 2 questions: one an image"):
-        Loud().answer(IMAGES, ["a", "b"])
     with pytest.raises(ValueError, match="reading must be one of as_is, plain, yes_or_no"):
         Loud(reading="loudly")
     with pytest.raises(ValueError, match="batch_size"):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from t2ikit.metrics.questions.answerers import BlipAnswerer, ChatAnswerer, ViltAnswerer, pictures
+from t2ikit.metrics.questions.models import BlipAnswerer, ChatAnswerer, ViltAnswerer, pictures
 from t2ikit.metrics.questions.mplug import MPLUGAnswerer
 
 IMAGES = torch.randint(0, 256, (3, 3, 40, 52), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -66,10 +66,11 @@ def test_blip_answers_as_transformers_does_one_by_one(blip: Path) -> None:
         output = model.generate(**inputs, max_new_tokens=10, do_sample=False)
         expected.append(processor.decode(output[0], skip_special_tokens=True).strip())
     # Questions of other lengths in the batch must not change an answer.
-    answerer = BlipAnswerer(str(blip), batch_size=9)
-    assert answerer.answer(images, questions) == expected
+    answerer = BlipAnswerer(str(blip))
+    assert answerer.free_answers(images, questions) == expected
     assert len(set(expected)) > 3
-    assert BlipAnswerer(str(blip), batch_size=2).answer(images, questions) == expected
+    pairs = [answerer.free_answers(images[k : k + 2], questions[k : k + 2]) for k in range(0, len(questions), 2)]
+    assert [answer for pair in pairs for answer in pair] == expected
 
 
 def test_what_an_answerer_is(blip: Path) -> None:
@@ -93,7 +94,7 @@ def test_what_an_answerer_is(blip: Path) -> None:
 
 def test_another_kind_of_model_is_refused(blip: Path) -> None:
     with pytest.raises(ValueError, match=r"answerer\.init_args\.model"):
-        ViltAnswerer(str(blip)).answer(IMAGES[:1], ["a"])
+        ViltAnswerer(str(blip)).free_answers(IMAGES[:1], ["a"])
 
 
 def test_vilt_chooses_a_known_answer(tmp_path: Path) -> None:
@@ -121,7 +122,7 @@ def test_vilt_chooses_a_known_answer(tmp_path: Path) -> None:
         inputs = processor(images=image, text=question, truncation=True, max_length=12, return_tensors="pt")
         with torch.no_grad():
             expected.append(known[int(model(**inputs).logits.argmax())])
-    assert ViltAnswerer(str(tmp_path), batch_size=4).answer(images, questions) == expected
+    assert ViltAnswerer(str(tmp_path)).free_answers(images, questions) == expected
     assert len(set(expected)) > 1
 
 
@@ -192,7 +193,7 @@ def test_a_chat_model_answers_as_transformers_does_one_by_one(llava: Path) -> No
         answer = output[0, inputs["input_ids"].shape[1] :]
         expected.append(processor.tokenizer.decode(answer, skip_special_tokens=True).strip())
     answerer = ChatAnswerer(str(llava), max_new_tokens=6, batch_size=3, reading="as_is")
-    assert answerer.answer(IMAGES, QUESTIONS) == expected
+    assert answerer.free_answers(IMAGES, QUESTIONS) == expected
     assert len(set(expected)) > 1
     # Shown choices are part of the prompt.
     shown = answerer._texts(processor, ["which ?"], [["a dog", "a cat"]])
@@ -206,7 +207,7 @@ def test_a_prompt_without_a_chat(llava: Path) -> None:
     answerer = ChatAnswerer(str(llava), prompt="<image> answer en {question}", chat=False, max_new_tokens=2)
     processor = AutoProcessor.from_pretrained(llava)
     assert answerer._texts(processor, ["a ?"], None) == ["<image> answer en a ?"]
-    assert len(answerer.answer(IMAGES[:2], ["a ?", "there is a dog ?"])) == 2
+    assert len(answerer.free_answers(IMAGES[:2], ["a ?", "there is a dog ?"])) == 2
     processor.chat_template = None
     with pytest.raises(ValueError, match=r"answerer\.init_args\.chat"):
         ChatAnswerer(str(llava))._texts(processor, ["a ?"], None)
@@ -222,7 +223,7 @@ def test_mplug_without_modelscope(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     answerer = MPLUGAnswerer(str(tmp_path))
     assert len(answerer.identity()["features_sha256"]) == 64
     with pytest.raises(ImportError, match=r"t2ikit\[mplug\]"):
-        answerer.answer(IMAGES[:1], ["a ?"])
+        answerer.free_answers(IMAGES[:1], ["a ?"])
 
 
 def test_mplug_is_asked_through_modelscopes_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,5 +244,5 @@ def test_mplug_is_asked_through_modelscopes_pipeline(tmp_path: Path, monkeypatch
         module.__dict__.update(content)
         monkeypatch.setitem(sys.modules, name, module)
     answerer = MPLUGAnswerer()
-    assert answerer.answer(IMAGES[:2], ["a ?", "b ?"]) == ["a ? 52 x 40", "b ? 52 x 40"]
+    assert answerer.free_answers(IMAGES[:2], ["a ?", "b ?"]) == ["a ? 52 x 40", "b ? 52 x 40"]
     assert made == [{"task": "visual-question-answering", "model": str(tmp_path), "device": "cpu"}]

@@ -37,7 +37,7 @@ class Answered:
     answers: list[tuple[Asked, str]]
 
 
-class JudgedMetric(Metric):
+class QuestionMetric(Metric):
     """A benchmark of prompts with questions; the prompts' metadata name their ``item_id``.
 
     Attributes:
@@ -53,7 +53,7 @@ class JudgedMetric(Metric):
 
         Args:
             questions: the benchmark's local file of questions.
-            answerer: the model that answers; one of ``t2ikit.metrics.questions.answerers``.
+            answerer: the model that answers; one of ``t2ikit.metrics.questions.models``.
             answers: folder where answers are kept, so that an interrupted judging goes on; None takes the kit's cache.
             name: put before the scores' names, where a snapshot has two of these.
         """

@@ -14,7 +14,7 @@ from torch import Tensor
 from t2ikit.metrics import DSG, TIFA, DPGBench, Samples
 from t2ikit.metrics.questions.answers import Choices, QuestionAnswerer
 from t2ikit.metrics.questions.dpg import COLUMNS
-from t2ikit.metrics.questions.judged import slug
+from t2ikit.metrics.questions.metric import slug
 
 
 class GreyAnswerer(QuestionAnswerer):
