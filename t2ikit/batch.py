@@ -165,6 +165,10 @@ class StoredBatch(_Movable):
     def __len__(self) -> int:
         return self.u.shape[0]
 
+    def to(self, *args: Any, **kwargs: Any) -> StoredBatch:
+        """As ``Tensor.to``; a batch in page-locked memory is copied to its device without waiting for it."""
+        return super().to(*args, **{"non_blocking": self.u.is_pinned(), **kwargs})
+
     def text(self) -> Text:
         """Dequantised and padded on the device of the batch: embeddings [B, max_length, D] float32."""
         states = self.tokens.to(torch.float32)

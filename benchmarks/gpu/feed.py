@@ -27,7 +27,7 @@ def throughput(settings: Settings) -> Iterator[Measurement]:
         count, started = 0, 0.0
         ready = 1 + 2 * workers  # workers are up, chunks compared, and what was made before the first batch is taken
         for number, batch in enumerate(data.train_dataloader()):
-            moved = data.transfer_batch_to_device(batch, torch.device(settings.device), 0)
+            moved = batch.to(torch.device(settings.device))
             if number == ready:
                 synchronise()
                 started = time.perf_counter()

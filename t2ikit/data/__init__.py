@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from t2ikit.data.datamodule import DataModule
     from t2ikit.data.gate import Gate
-    from t2ikit.data.loaders import EvaluationLoader, PositionLoader
+    from t2ikit.data.loaders import EvaluationLoader, EvaluationStream, PositionLoader
     from t2ikit.data.order import RecordOrder
-    from t2ikit.data.streams import EvaluationStream, TrainingStream
+    from t2ikit.data.streams import TrainingStream
 
 _MODULES = {
     "DataModule": "datamodule",
     "EvaluationLoader": "loaders",
-    "EvaluationStream": "streams",
+    "EvaluationStream": "loaders",
     "Gate": "gate",
     "PositionLoader": "loaders",
     "RecordOrder": "order",

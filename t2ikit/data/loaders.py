@@ -1,24 +1,26 @@
-"""Loaders over streams: worker processes, page-locked memory, and a position that survives a resume."""
+"""What Lightning iterates: streams read by worker processes, and a position that survives a resume."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from torch.utils.data import DataLoader
 
 from t2ikit.batch import StoredBatch
-from t2ikit.data.streams import EvaluationStream, TrainingStream
+from t2ikit.data.streams import TrainingStream, read_batch
+from t2ikit.records.record_set import RecordSet
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
 def _read(
-    stream: TrainingStream | EvaluationStream, numbers: range, num_workers: int, pin_memory: bool
+    stream: TrainingStream | EvaluationStream, batches: range, num_workers: int, pin_memory: bool
 ) -> DataLoader[StoredBatch]:
-    """Reads the numbered batches of a stream, in order.
+    """Reads batches of a stream, in order.
 
     Workers live as long as one pass: kept ones would end only with the garbage collection of the loader, where PyTorch
     waits five seconds for each of them.
@@ -26,10 +28,10 @@ def _read(
     return DataLoader(
         stream,  # type: ignore[arg-type]  # map-style by its methods
         batch_size=None,
-        sampler=numbers,
+        sampler=batches,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
     )
 
 
@@ -101,6 +103,26 @@ class PositionLoader:
         self._position = position
 
 
+def batches_per_pass(trainer: Any, epoch: int) -> int:
+    """Micro-batches after which Lightning ends its epoch; the next one then goes on where this one stopped.
+
+    Args:
+        trainer: of Lightning; None stands for one that limits nothing.
+        epoch: micro-batches of a full epoch.
+
+    Raises:
+        ValueError: an option of the Trainer would repeat data or begin it again.
+    """
+    if trainer is None:
+        return epoch
+    if trainer.overfit_batches:
+        raise ValueError("trainer.overfit_batches would repeat batches: use a small data set instead")
+    if getattr(trainer, "reload_dataloaders_every_n_epochs", 0):
+        raise ValueError("trainer.reload_dataloaders_every_n_epochs would begin the data again: leave it at 0")
+    limit = trainer.limit_train_batches
+    return max(1, min(limit, epoch) if isinstance(limit, int) else int(limit * epoch))
+
+
 def count_anew(fit_loop: dict[str, Any], slots: int) -> None:
     """Counts the micro-batches of a checkpoint anew where those of this run have another size.
 
@@ -129,6 +151,47 @@ def count_anew(fit_loop: dict[str, Any], slots: int) -> None:
             )
         moved = processed - counts["processed"]
         counts.update({name: counts[name] + moved for name in ("ready", "started", "processed", "completed")})
+
+
+class EvaluationStream:
+    """Map-style over the batches of one rank of a set in its stored order, every record with its first caption.
+
+    Record i has the noise quantile (i + 0.5) / n, so that one pass covers all levels evenly. The records are dealt out
+    evenly: every rank has the same number of batches, and no record comes twice unless there are more ranks than
+    records. ``slot`` of a batch is the index of its first record.
+
+    Args:
+        records: the set.
+        batch_size: records of a batch of one rank, at most.
+        world_size: number of ranks.
+        rank: this one.
+        length_bucket: see :func:`read_batch`.
+    """
+
+    def __init__(
+        self, records: RecordSet, batch_size: int, world_size: int = 1, rank: int = 0, length_bucket: int = 16
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"data.eval_batch_size must be at least 1, not {batch_size}")
+        self.records = records
+        self.length_bucket = length_bucket
+        count = len(records)
+        batches = -(-count // (batch_size * world_size))
+        edges = np.arange(batches * world_size + 1) * count // (batches * world_size)
+        self.ranges = [
+            (int(edges[batch]), max(int(edges[batch + 1]), int(edges[batch]) + 1))
+            for batch in range(rank, batches * world_size, world_size)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.ranges)
+
+    def __getitem__(self, batch: int) -> StoredBatch:
+        first, end = self.ranges[batch]
+        index = np.arange(first, end)
+        views = [self.records.view(record) for record in index.tolist()]
+        u = (index + 0.5) / len(self.records)
+        return read_batch(views, [0] * len(views), first, np.zeros_like(index), u, index, self.length_bucket)
 
 
 class EvaluationLoader:

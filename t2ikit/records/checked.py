@@ -1,8 +1,8 @@
 """Chunks that were compared with their manifest before a record of them is used.
 
 LitData returns a flipped byte without a word; a manifest knows the SHA-256 of every file. A chunk is read whole once,
-when it is first mapped (or a little before, see ``prefetch.py``), and what was found is remembered beside the size and
-time of the file, so that neither another process nor a later run reads it again.
+when it is first mapped (or a little before, see ``data/order.py``); the result is kept with the size and time of the
+file, so that neither another process nor a later run reads it again.
 """
 
 from __future__ import annotations
