@@ -120,6 +120,18 @@ class Continuation:
                 yield from _unlike_records(_set_name(name), manifest, now.manifests[name])
 
 
+def training_manifest(checkpoint: Mapping[str, Any]) -> str | None:
+    """The manifest of the training set, as JSON, in a whole checkpoint; None where it has none.
+
+    It is in the state of the data module, under the name of its class; a module that trains on another kind of data
+    module keeps it as ``data_manifest``.
+    """
+    for state in checkpoint.values():
+        if isinstance(state, Mapping) and "train" in (state.get("manifests") or ()):
+            return str(state["manifests"]["train"])
+    return checkpoint.get("data_manifest")
+
+
 def check_allowed(keys: Collection[str]) -> None:
     """ValueError for a key that ``--allow`` does not know."""
     for key in keys:
