@@ -81,8 +81,8 @@ class PromptSource(ABC):
             prompts: theirs.
             facts: how they were made, for the metadata of a PNG.
         """
-        for number, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
-            save_png(image, folder / f"{number:05d}.png", {"prompt": prompt.text, "index": str(number), **facts})
+        for index, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+            save_png(image, folder / f"{index:05d}.png", {"prompt": prompt.text, "index": str(index), **facts})
 
     def read_images(self, folder: Path, prompts: Sequence[Prompt]) -> Tensor:
         """The inverse: images of any model for these prompts, uint8 [N, 3, H, W].

@@ -51,8 +51,8 @@ class CheckedFiles(SetFiles):
         self.digests = digests
         self.verify = verify
         self.repair = repair
-        place = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
-        self.notes = cache_folder() / "verified" / place if notes is None else notes
+        folder_hash = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+        self.notes = cache_folder() / "verified" / folder_hash if notes is None else notes
         self._good: dict[str, str] = {}
 
     def ready(self, name: str, wait: bool = True) -> bool:

@@ -59,9 +59,9 @@ class Chunk:
     sha256: str = ""
 
 
-def chunk_name(number: int) -> str:
-    """Name of chunk ``number`` of a set."""
-    return f"chunk-0-{number}.bin"
+def chunk_name(index: int) -> str:
+    """Name of chunk ``index`` of a set."""
+    return f"chunk-0-{index}.bin"
 
 
 class ChunkBuffer:

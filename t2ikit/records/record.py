@@ -260,13 +260,13 @@ class Record:
         """The record as it is stored; :meth:`from_bytes` is its inverse."""
         width = self.tokens[0].values.shape[1] if self.tokens else 0
         token_code = _TOKEN_TYPES.index(self.tokens[0].values.dtype) if self.tokens else 0
-        parts = [np.ascontiguousarray(self.image).data]  # views: the bytes are copied once, into the record
-        offset = _HEADER.size + _ROW.size * len(self.tokens) + parts[0].nbytes
+        pieces = [np.ascontiguousarray(self.image).data]  # views: the bytes are copied once, into the record
+        offset = _HEADER.size + _ROW.size * len(self.tokens) + pieces[0].nbytes
         table = []
         for tokens in self.tokens:
             table.append(_ROW.pack(offset, len(tokens)))
             arrays = (tokens.values,) if tokens.scales is None else (tokens.values, tokens.scales)
-            parts += [np.ascontiguousarray(array).data for array in arrays]
+            pieces += [np.ascontiguousarray(array).data for array in arrays]
             offset += sum(array.nbytes for array in arrays)
         content = {"captions": list(self.captions), "metadata": self.metadata}
         details = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
@@ -274,7 +274,7 @@ class Record:
         image_code = _IMAGE_TYPES.index(self.image.dtype)
         counts = (len(self.captions), len(self.tokens), width)
         header = _HEADER.pack(_MAGIC, _VERSION, image_code, token_code, *counts, *shape, offset, len(details))
-        return b"".join([header, *table, *parts, details])
+        return b"".join([header, *table, *pieces, details])
 
     @staticmethod
     def from_bytes(buffer: bytes | memoryview) -> Record:

@@ -129,9 +129,9 @@ class RecordSet:
         if opened is None:
             opened = self._map(chunk)
         buffer, offsets = opened
-        place = index - (self._ends[chunk] - self.chunk_sizes[chunk])
+        row = index - (self._ends[chunk] - self.chunk_sizes[chunk])
         # LitData precedes an item with the sizes of its leaves: one leaf, four bytes.
-        return buffer[offsets[place] + 4 : offsets[place + 1]]
+        return buffer[offsets[row] + 4 : offsets[row + 1]]
 
     def view(self, index: int) -> RecordView:
         """The record at ``index`` in place; see :meth:`raw`."""

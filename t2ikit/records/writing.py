@@ -188,11 +188,11 @@ def _link(source: Path, target: Path) -> None:
 
 def _check_fits(record: Record, manifest: Manifest, index: int) -> None:
     kind = "pixels" if record.image.dtype == np.uint8 else "latents"
-    found: dict[str, Any] = {"kind": kind, "image_shape": record.image.shape}
+    facts: dict[str, Any] = {"kind": kind, "image_shape": record.image.shape}
     if manifest.text_dim:
-        found["text_dim"] = record.tokens[0].values.shape[1] if record.tokens else 0
-        found["token_format"] = record.tokens[0].values.dtype.name if record.tokens else "missing"
-    for name, value in found.items():
+        facts["text_dim"] = record.tokens[0].values.shape[1] if record.tokens else 0
+        facts["token_format"] = record.tokens[0].values.dtype.name if record.tokens else "missing"
+    for name, value in facts.items():
         if value != getattr(manifest, name):
             key = record.metadata.get("key")
             raise ValueError(

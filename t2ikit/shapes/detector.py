@@ -67,11 +67,16 @@ class ShapesDetector:
         Raises:
             ValueError: the image is not uint8 [3, H, W].
         """
-        found = sorted(self.find(image), key=lambda one: -one.score)
+        detections = sorted(self.find(image), key=lambda detection: -detection.score)
         return [
-            {"class": one.class_name, "box": list(one.box), "score": one.score, "color": one.color}
-            for one in found
-            if one.score >= self.least_score
+            {
+                "class": detection.class_name,
+                "box": list(detection.box),
+                "score": detection.score,
+                "color": detection.color,
+            }
+            for detection in detections
+            if detection.score >= self.least_score
         ]
 
     def find(self, image: Tensor | np.ndarray) -> list[Found]:
@@ -104,11 +109,11 @@ class LargestColorShare(Metric):
                 "LargestColorShare: no prompt names the colour of its object: use long captions (data.captions=long)"
             )
 
-    def observe(self, part: Samples) -> Rows:
+    def observe(self, samples: Samples) -> Rows:
         """Whether the colour is right, or None where the prompt asks for none."""
         return [
             None if color is None else largest_color(image, self.least_purity) == color
-            for image, color in zip(part.images, _colors(part), strict=True)
+            for image, color in zip(samples.images, _colors(samples), strict=True)
         ]
 
     def score(self, samples: Samples, rows: Rows) -> Result:
@@ -132,8 +137,8 @@ def _colors(samples: Samples) -> list[str | None]:
 
 def largest_color(image: Tensor | np.ndarray, least_purity: float = 0.5) -> str | None:
     """The colour of the largest object of an image [3, H, W] uint8; None where nothing has a colour."""
-    found = [segment for segment in segments(_pixels(image)[0]) if segment.purity >= least_purity]
-    return max(found, key=lambda segment: segment.area).color if found else None
+    candidates = [segment for segment in segments(_pixels(image)[0]) if segment.purity >= least_purity]
+    return max(candidates, key=lambda segment: segment.area).color if candidates else None
 
 
 def _asked_color(metadata: dict[str, Any]) -> str | None:

@@ -70,8 +70,8 @@ def segments(pixels: np.ndarray) -> list[Segment]:
         return []
     foreground = ((pixels - behind) ** 2).sum(axis=2) > _FOREGROUND**2
     least = max(4.0, _LEAST_AREA * foreground.size)
-    found = [_segment(pixels, behind, part) for part in components(foreground) if part.sum() >= least]
-    return [segment for segment in found if segment.area >= least / 2]
+    candidates = [_segment(pixels, behind, mask) for mask in components(foreground) if mask.sum() >= least]
+    return [segment for segment in candidates if segment.area >= least / 2]
 
 
 def background(pixels: np.ndarray) -> np.ndarray | None:
@@ -96,7 +96,7 @@ def background(pixels: np.ndarray) -> np.ndarray | None:
 
 
 def components(mask: np.ndarray) -> list[np.ndarray]:
-    """The 8-connected parts of a mask [H, W] bool, each [H, W] bool: runs of each row, joined where they touch."""
+    """The 8-connected regions of a mask [H, W] bool, each [H, W] bool: runs of each row, joined where they touch."""
     runs: list[tuple[int, int, int]] = []
     parents: list[int] = []
 
@@ -119,10 +119,10 @@ def components(mask: np.ndarray) -> list[np.ndarray]:
                 if runs[other][1] <= end and start <= runs[other][2]:
                     parents[root(index)] = root(other)
         above = current
-    parts: dict[int, np.ndarray] = {}
+    masks: dict[int, np.ndarray] = {}
     for index, (row, start, end) in enumerate(runs):
-        parts.setdefault(root(index), np.zeros_like(mask))[row, start:end] = True
-    return list(parts.values())
+        masks.setdefault(root(index), np.zeros_like(mask))[row, start:end] = True
+    return list(masks.values())
 
 
 def _grown(mask: np.ndarray) -> np.ndarray:
