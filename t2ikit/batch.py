@@ -138,7 +138,7 @@ class Prediction:
 
 @dataclass
 class StoredBatch(_Movable):
-    """Records as they lie on disk, with the noise quantile and the source of every slot.
+    """Records as they are stored, with the noise quantile and the source of every slot.
 
     Attributes:
         image: [B, 3, H, W] uint8 pixels, or [B, 2, C, H, W] float16 posterior mean and standard deviation.

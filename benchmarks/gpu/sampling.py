@@ -1,4 +1,4 @@
-"""Sampling by DDIM with guidance: eager as snapshots draw, with compiled blocks, and replayed from CUDA graphs."""
+"""Sampling by DDIM with guidance: eager as in snapshots, with compiled blocks, and replayed from CUDA graphs."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ TOKENS, RELEASED_TOKENS = 192, 256  # 180 in their bucket; the released program 
 GOALS = {"DiT-I": 0.55}
 RECORDS = 3072
 NAMES = {None: "eager", "default": "compiled", "blocks": "blocks compiled"}
-SHARE = 0.85  # of the memory, for the largest batch: nearer to its end the allocator gives back and asks anew
+SHARE = 0.85  # of the memory, for the largest batch: nearer to its end the allocator gives back and asks again
 SYNC = "called a synchronizing CUDA operation"  # that the mode is a prototype is said by a warning as well
 SCHEDULE = 250_000 * 1024  # images of the paper's schedule at 256 pixels
 
@@ -191,7 +191,7 @@ def _measure(
         yield Measurement(f"{label}, the paper's 250,000 steps at this rate", SCHEDULE / rate / 3600, "h")
     if torch.cuda.is_initialized():
         yield Measurement(f"{label}, peak memory", torch.cuda.max_memory_allocated() / 2**30, "GiB")
-        yield Measurement(f"{label}, times that the allocator gave memory back to ask anew", watch.retries, "")
+        yield Measurement(f"{label}, times that the allocator gave memory back to ask again", watch.retries, "")
     if not look or watch.kernels is None:
         return
     if torch.cuda.is_initialized():  # nothing counts them on a CPU

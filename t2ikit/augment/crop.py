@@ -1,7 +1,7 @@
 """Windows of the Crop augmentation: how large, where, and the part of an image that they show.
 
 Paper: "How far can we go with ImageNet for Text-to-Image generation?", Appendix F: with p = 0.5 the model sees only the
-tokens of a crop of more than half of the side of the image, is told its coordinates, and keeps the caption. Tokens
+tokens of a crop of more than half of the side of the image, gets its coordinates, and keeps the caption. Tokens
 outside take no part in attention or loss; here they are left out, which gives the same result for less work.
 
 Shapes::

@@ -112,8 +112,7 @@ class DataModule(LightningDataModule):
 
         Raises:
             FileNotFoundError: names ``--data.root`` and the commands that prepare it.
-            ValueError: if train and val do not fit each other, or were made with another text encoder than
-                ``data.text_encoder``.
+            ValueError: train and val do not fit each other, or come from another text encoder than the wanted one.
         """
         train = self.record_set("train")
         check_text_encoder(train.manifest, self.text_encoder, str(self.folder / "train"))
@@ -121,7 +120,7 @@ class DataModule(LightningDataModule):
         reference = train.manifest.text_encoder
         if isinstance(self.folder, RemoteFolder) and reference is not None and reference.name == OWN_TEXT_ENCODER:
             try:
-                self.folder.bring_folder(OWN_TEXT_ENCODER)  # one that was built for the set, and lies beside it
+                self.folder.bring_folder(OWN_TEXT_ENCODER)
             except FileNotFoundError as error:
                 warnings.warn(f"{error}: training can do without, prompts of snapshots cannot", stacklevel=2)
 
@@ -145,18 +144,12 @@ class DataModule(LightningDataModule):
         return Text.from_rows([torch.from_numpy(self.record_set("train").empty_prompt.dequantise())])
 
     def add_stream(self, name: str, folder: str, quantile: float, probability: float) -> None:
-        """Adds an augmented stream behind a noise gate; callbacks call it in their ``setup``.
-
-        Args:
-            name: of the source, as it is logged.
-            folder: the encoded set, relative to the root.
-            quantile: noise quantile beyond which the stream may be drawn, in [0, 1].
-            probability: with which it then is, in [0, 1].
+        """Adds an augmented stream behind a :class:`Gate`; callbacks call it in their ``setup``.
 
         Raises:
-            ValueError: for numbers outside [0, 1] or that sum to more than 1, a set that does not fit, a name that is
-                taken, or when the training loader exists already.
-            FileNotFoundError: if the set does not exist.
+            ValueError: numbers outside [0, 1] or probabilities that sum to more than 1, a set that does not fit, a name
+                that is taken, or the training loader exists already.
+            FileNotFoundError: the set does not exist.
         """
         gate = Gate(name, folder, float(quantile), float(probability))
         if gate in self.gates:
@@ -205,7 +198,7 @@ class DataModule(LightningDataModule):
             ValueError: lists what changed, and the ``--allow`` that lets it.
         """
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
-            return  # nothing is gone on with
+            return  # only a fit goes on
         before = Continuation.from_state(state)
         before.check(self.continuation(), self.allowed)
         self._slot = before.slot
@@ -213,11 +206,7 @@ class DataModule(LightningDataModule):
             self._train_loader.load_state_dict({"slot": self._slot})
 
     def restore_counters(self, checkpoint: dict[str, Any]) -> None:
-        """Counts Lightning's micro-batches anew where ``trainer.accumulate_grad_batches`` has changed.
-
-        Args:
-            checkpoint: whole, before Lightning reads its loops; changed in place.
-        """
+        """Counts the micro-batches of a whole checkpoint again, before Lightning reads them; see :func:`count_anew`."""
         if self.trainer is not None and "loops" in checkpoint:
             count_anew(checkpoint["loops"]["fit_loop"], self.batch_size // self.trainer.accumulate_grad_batches)
 
@@ -242,7 +231,7 @@ class DataModule(LightningDataModule):
         self._train_loader = PositionLoader(stream, self.num_workers, self._pins(), limit)
         if self._slot is not None:
             self._train_loader.load_state_dict({"slot": self._slot})
-            self._slot = None  # the next fit begins anew
+            self._slot = None  # the next fit begins at slot 0
         return self._train_loader
 
     def val_dataloader(self) -> EvaluationLoader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ def _read(
     )
 
 
+@dataclass(eq=False)
 class PositionLoader:
     """Serves a training stream from a position that Lightning saves and restores.
 
@@ -43,25 +45,21 @@ class PositionLoader:
     the workers have read ahead. The position is a number of global slots: it means the same for other ranks, workers
     and micro-batches.
 
-    Args:
+    Attributes:
         stream: the stream of this rank.
         num_workers: reading processes; 0 reads in this one.
         pin_memory: copy the batches to page-locked memory.
-        batches_per_pass: micro-batches after which iterating stops, for ``trainer.limit_train_batches``.
+        batches_per_pass: micro-batches after which iterating stops; 0 stops at the end of an epoch.
     """
 
-    def __init__(
-        self,
-        stream: TrainingStream,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-        batches_per_pass: int | None = None,
-    ) -> None:
-        self.stream = stream
-        self.batches_per_pass = batches_per_pass or len(stream)
-        self.num_workers = num_workers
-        self.pin_memory = pin_memory
-        self._position = 0  # micro-batches of this rank
+    stream: TrainingStream
+    num_workers: int = 0
+    pin_memory: bool = False
+    batches_per_pass: int = 0
+    _position: int = field(default=0, init=False)  # micro-batches of this rank
+
+    def __post_init__(self) -> None:
+        self.batches_per_pass = self.batches_per_pass or len(self.stream)
 
     @property
     def slot(self) -> int:
@@ -124,7 +122,7 @@ def batches_per_pass(trainer: Any, epoch: int) -> int:
 
 
 def count_anew(fit_loop: dict[str, Any], slots: int) -> None:
-    """Counts the micro-batches of a checkpoint anew where those of this run have another size.
+    """Counts the micro-batches of a checkpoint again where those of this run have another size.
 
     Lightning counts micro-batches. After a resume with other ``trainer.accumulate_grad_batches`` its count would end
     epochs, and with them optimizer steps, in the wrong places.
@@ -135,7 +133,7 @@ def count_anew(fit_loop: dict[str, Any], slots: int) -> None:
         slots: global slots of a micro-batch of this run, over all ranks.
 
     Raises:
-        ValueError: the checkpoint lies inside of an epoch whose micro-batches cannot be counted so.
+        ValueError: the checkpoint is inside an epoch whose micro-batches cannot be counted so.
     """
     states = fit_loop.get("state_dict", {}).get("combined_loader") or [{}]
     progress = fit_loop["epoch_loop.batch_progress"]
@@ -146,7 +144,7 @@ def count_anew(fit_loop: dict[str, Any], slots: int) -> None:
         processed, rest = divmod(counts["processed"] * now, before)
         if rest:
             raise ValueError(
-                f"the checkpoint lies {counts['processed']} micro-batches into an epoch, which are no whole number of "
+                f"the checkpoint is {counts['processed']} micro-batches into an epoch, which are no whole number of "
                 "those of this run: set data.batch_size and trainer.accumulate_grad_batches as they were"
             )
         moved = processed - counts["processed"]
@@ -194,16 +192,16 @@ class EvaluationStream:
         return read_batch(views, [0] * len(views), first, np.zeros_like(index), u, index, self.length_bucket)
 
 
+@dataclass(eq=False)
 class EvaluationLoader:
     """Serves an evaluation stream, the same batches in every pass.
 
     Not a ``DataLoader``: Lightning would put a distributed sampler of its own into one.
     """
 
-    def __init__(self, stream: EvaluationStream, num_workers: int = 0, pin_memory: bool = False) -> None:
-        self.stream = stream
-        self.num_workers = num_workers
-        self.pin_memory = pin_memory
+    stream: EvaluationStream
+    num_workers: int = 0
+    pin_memory: bool = False
 
     def __len__(self) -> int:
         return len(self.stream)

@@ -64,8 +64,8 @@ class Continuation:
     def check(self, now: Continuation, allow: Collection[str] = ()) -> None:
         """Refuses a run whose rest would not be what was left of the run of the checkpoint.
 
-        Encoders, shapes and formats must be those of before, whatever is allowed: the network knows no others. What a
-        set says of itself, such as the folder that its images came from, may change as long as its records do not.
+        Encoders, shapes and formats must always be those of before: the network knows no others. What a manifest says
+        beyond them, such as the folder of its images, may change as long as the records do not.
 
         Args:
             now: of the present run; its position is not compared.

@@ -43,7 +43,7 @@ class TextEncoder:
     """
 
     def __init__(self, model: Any, tokenizer: Any, reference: EncoderReference, max_tokens: int = MAX_TOKENS) -> None:
-        """Wraps a loaded model; ValueError for less than one token, or a tokenizer that gives "" more than its end."""
+        """Wraps a loaded model (see ``load``); ValueError unless its tokenizer turns "" into the end token alone."""
         if max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1; got {max_tokens}")
         empty = tokenizer("").input_ids

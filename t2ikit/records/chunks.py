@@ -158,7 +158,7 @@ def read_chunk(path: Path, count: int) -> Iterator[bytes]:
 def index_content(chunks: Iterable[Chunk]) -> str:
     """LitData's ``index.json``.
 
-    Where LitData puts the time, by which its cache knows a set that was written anew, stands a number made from the
+    Where LitData puts the time, by which its cache knows a set that was written again, stands a number made from the
     hashes of the chunks: the same records give the same file.
     """
     rows, digest = [], hashlib.sha256()

@@ -3,7 +3,7 @@
 Because the scenes are known, no network is needed. The background is fitted as a linear gradient; what differs from it
 is segmented; a segment's colour is the one of GenEval's ten that explains its inner pixels (`segments.py`). Area
 and centroid (moments of order 0 and 1 of the soft coverage) give centre and radius of every outline, and the outline
-whose drawing overlaps the coverage best is its shape. The overlap is also the score: blots and noise get low ones.
+whose outline overlaps the coverage best is its shape. The overlap is also the score: blots and noise get low ones.
 
 Shapes: an image is [3, H, W] uint8; coverage float64 [h, w] in [0, 1] of the patch around a segment.
 """
@@ -35,7 +35,7 @@ class Found:
         box: x0, y0, x1, y1 in pixels, the far side excluded.
         area: pixels that it covers.
         purity: share of its inner pixels that have its colour (or that of its texture), in [0, 1].
-        fit: intersection over union of its coverage and the outline's drawing, in [0, 1].
+        fit: intersection over union of its coverage and the rendered outline, in [0, 1].
     """
 
     class_name: str
@@ -199,23 +199,23 @@ def _outline(coverage: np.ndarray) -> tuple[str, _Pose, float]:
     y = float(coverage.sum(axis=1) @ (np.arange(coverage.shape[0]) + 0.5)) / area
     n = _sampling(coverage)
 
-    def drawn(shape: str, angle: float) -> tuple[float, str, _Pose]:
-        own = moments(shape)
-        radius = (area / own.area) ** 0.5
+    def fitted(shape: str, angle: float) -> tuple[float, str, _Pose]:
+        unit = moments(shape)
+        radius = (area / unit.area) ** 0.5
         c, s = np.cos(angle) * radius, np.sin(angle) * radius
-        pose = _Pose(x - (c * own.u - s * own.v), y - (s * own.u + c * own.v), radius, float(angle))
-        drawing = _pooled(inside(shape, *pose.points(coverage.shape, n)), n)
-        shared = float(np.minimum(drawing, coverage).sum())
-        return shared / (float(drawing.sum()) + area - shared), shape, pose
+        pose = _Pose(x - (c * unit.u - s * unit.v), y - (s * unit.u + c * unit.v), radius, float(angle))
+        rendered = _pooled(inside(shape, *pose.points(coverage.shape, n)), n)
+        shared = float(np.minimum(rendered, coverage).sum())
+        return shared / (float(rendered.sum()) + area - shared), shape, pose
 
-    upright = sorted((drawn(shape, 0.0) for shape in SHAPES), key=lambda one: -one[0])[:_CANDIDATES]
-    turned = [drawn(shape, angle) for _, shape, _ in upright if shape not in ("circle", "ring") for angle in _ANGLES]
+    upright = sorted((fitted(shape, 0.0) for shape in SHAPES), key=lambda fit: -fit[0])[:_CANDIDATES]
+    turned = [fitted(shape, angle) for _, shape, _ in upright if shape not in ("circle", "ring") for angle in _ANGLES]
     fit, shape, pose = max(upright + turned, key=lambda one: one[0])
     return shape, pose, fit
 
 
 def _texture(segment: Segment, pose: _Pose) -> str:
-    """The texture whose drawing correlates best with the share of the second colour in the covered pixels."""
+    """The texture whose marks correlate best with the share of the second colour in the covered pixels."""
     covered = segment.coverage > 0.9
     line = segment.second - segment.first
     share = np.clip((segment.patch[covered] - segment.first) @ line / (line @ line), 0, 1)
@@ -225,9 +225,9 @@ def _texture(segment: Segment, pose: _Pose) -> str:
     best, chosen = -np.inf, "plain"
     for texture in TEXTURES[1:]:
         for variant in range(VARIANTS[texture]):
-            drawn = _pooled(marked(texture, variant, u, v), n)[covered]
-            drawn = drawn - drawn.mean()
-            match = float(share @ drawn / np.sqrt((share @ share) * (drawn @ drawn) + 1e-9))
+            marks = _pooled(marked(texture, variant, u, v), n)[covered]
+            marks = marks - marks.mean()
+            match = float(share @ marks / np.sqrt((share @ share) * (marks @ marks) + 1e-9))
             if match > best:
                 best, chosen = match, texture
     return chosen

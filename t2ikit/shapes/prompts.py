@@ -22,8 +22,8 @@ COUNTS = (2, 3, 4)
 def geneval_prompts(difficulty: str, per_task: int, seed: int = 0) -> list[dict[str, Any]]:
     """The six tasks on shapes: metadata in the official format, ``per_task`` lines a task.
 
-    Combinations are drawn without repetition until all of a task have been used, then again: at difficulty "simple"
-    there are six single objects, so that prompt comes several times, each time with other noise.
+    Combinations come in random order, all of a task before any comes again: at difficulty "simple" there are six single
+    objects, so that prompt comes several times, each time with other noise.
 
     Raises:
         ValueError: unknown difficulty, or ``per_task`` below 1.

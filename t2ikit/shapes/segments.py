@@ -30,13 +30,13 @@ class Segment:
 
     Attributes:
         color: name of its colour.
-        textured: whether a second colour lies over the first.
+        textured: whether a second colour marks the first.
         purity: share of its inner pixels that have its colour, or one between its two colours; in [0, 1].
         first: [3] its colour as measured, grey levels.
         second: [3] the second colour of its texture, if it has one.
         patch: [h, w, 3] the pixels around it.
         coverage: [h, w] how much of each pixel of the patch it covers.
-        top, left: where the patch lies in the image, pixels.
+        top, left: first row and column of the patch in the image, pixels.
     """
 
     color: str
@@ -162,7 +162,7 @@ def _color(inner: np.ndarray) -> tuple[int, bool, float]:
     """Index of the colour, whether there is a texture, and purity, of the inner pixels [n, 3] of a segment.
 
     A plain colour explains pixels by their distance to it, a textured one by the distance to the line from its colour
-    to the second one; the line counts only if pixels lie towards both of its ends.
+    to the second one; the line counts only if there are pixels towards both of its ends.
     """
     offsets = inner[None] - _PALETTE[:, None]
     plain = np.linalg.norm(offsets, axis=2)
