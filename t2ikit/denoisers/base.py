@@ -214,7 +214,7 @@ class Denoiser(nn.Module, ABC):
         return block(*args) if self._caller is None else self._caller(block, *args)
 
     def _run(self, block: Callable[..., Any], *args: Any, random: bool = False) -> Any:
-        """Calls a block, under gradient checkpointing when that is asked for. ``random``: the block takes random numbers."""
+        """Calls a block, under gradient checkpointing when that is asked for. ``random``: it takes random numbers."""
         if self.checkpoint_blocks and torch.is_grad_enabled():
             call = (block, *args) if self._caller is None else (self._caller, block, *args)
             return checkpoint(*call, use_reentrant=False, preserve_rng_state=random)

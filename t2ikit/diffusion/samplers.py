@@ -23,7 +23,7 @@ from t2ikit.diffusion.solvers import SOLVERS, Grid, Normal, Solver
 from t2ikit.diffusion.thresholds import threshold_function
 
 Condition = Text | tuple[Text, ...] | TextContext
-"""What a sample is conditioned on: the text of one or of several encoders, or a context that ``encode_text`` made of it."""
+"""What a sample is conditioned on: text of one or of several encoders, or a context that ``encode_text`` made of it."""
 
 ALIASES = {"dpm++2m": "dpmpp_2m", "dpm++_2m": "dpmpp_2m"}
 

@@ -18,7 +18,7 @@ from t2ikit.cli import main
 from t2ikit.prepare.sources import ImageList, SourceLost, find_images
 from t2ikit.prepare.sources.classes import imagenet_classes
 from t2ikit.prepare.sources.paths import expand, files_of
-from t2ikit.prepare.sources.remote import RemoteChunks
+from t2ikit.prepare.sources.remote import RemoteFiles
 from t2ikit.records.record_set import RecordSet
 
 pa = pytest.importorskip("pyarrow")
@@ -368,7 +368,7 @@ def test_parquet_without_pyarrow_names_the_extra(hub: Path, monkeypatch: pytest.
 
 
 def test_hub_urls_are_known() -> None:
-    assert isinstance(files_of("hf://datasets/a/b"), RemoteChunks)
+    assert isinstance(files_of("hf://datasets/a/b"), RemoteFiles)
 
 
 def test_patterns(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from t2ikit.prepare.sources.files import Files, LocalFiles
-from t2ikit.prepare.sources.remote import RemoteChunks
+from t2ikit.prepare.sources.remote import RemoteFiles
 
 
 def files_of(path: str) -> Files:
@@ -16,7 +16,7 @@ def files_of(path: str) -> Files:
     Raises:
         ValueError: a URL of a kind that needs a package, which is named.
     """
-    return RemoteChunks(path) if "://" in path else LocalFiles()
+    return RemoteFiles(path) if "://" in path else LocalFiles()
 
 
 def expand(pattern: str) -> list[str]:

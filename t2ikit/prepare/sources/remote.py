@@ -12,7 +12,7 @@ from t2ikit.remote import LASTING, Unreachable, file_system, retried
 Result = TypeVar("Result")
 
 
-class RemoteChunks(Files):
+class RemoteFiles(Files):
     """Files behind a URL, through fsspec and its configuration (credentials, endpoints)."""
 
     def __init__(self, url: str) -> None:
