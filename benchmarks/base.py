@@ -25,7 +25,7 @@ class Settings:
         threads: threads of torch.
         device: where networks run, "cpu" or "cuda".
         checkpoints: trained models, for what needs some.
-        figure: where curves are drawn, or None.
+        figure: the file of the plotted curves, or None.
         small: tiny networks and few steps, so that every line of a measurement runs on a CPU.
         data: folder of check vectors, or None.
         work: a folder for what a measurement writes.

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -70,9 +69,3 @@ def kept_bytes(work: Callable[[], object], module: nn.Module) -> int:
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         work()
     return sum(kept.values())
-
-
-def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
-    """The module without storage: its operations can be counted in no time."""
-    with torch.device("meta"):
-        return build()

@@ -26,7 +26,7 @@ def minutes_a_step(metrics: dict[str, Series], batch_size: int) -> float:
     return batch_size / statistics.median(rates) / 60 if rates else 1 / 60
 
 
-def draw(runs: Sequence[Path], batch_size: int, out: Path) -> None:
+def plot(runs: Sequence[Path], batch_size: int, out: Path) -> None:
     """Three panels a run: GenEval's tasks, distribution scores, and the losses.
 
     Args:
@@ -66,13 +66,13 @@ def draw(runs: Sequence[Path], batch_size: int, out: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Draws the curves; the exit status."""
+    """Plots the curves; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.curves", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, with metrics.csv")
     parser.add_argument("--batch-size", type=int, default=32, help="samples a step (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("curves.png"), help="PNG (%(default)s)")
     args = parser.parse_args(arguments)
-    draw(args.runs, args.batch_size, args.out)
+    plot(args.runs, args.batch_size, args.out)
     print(args.out)
     return 0
 

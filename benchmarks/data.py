@@ -65,7 +65,7 @@ def write_root(root: Path, count: int) -> None:
 def make_stream(root: Path) -> TrainingStream:
     """Raw and CutMix behind the gate of the paper, chunk after chunk, each compared with its SHA-256 before."""
     gates = [Gate("cmall", root / "train_cmall", 0.4, 0.5)]
-    options = {"global_batch": BATCH, "micro_batch": BATCH, "shuffle_window": 1}
+    options = {"global_batch": BATCH, "shuffle_window": 1}
     return TrainingStream(open_set(root / "train"), gates, **options, open_set=open_set)  # type: ignore[arg-type]
 
 

@@ -38,7 +38,7 @@ def decode_alone(photo: Path) -> None:
 
 
 def write_source(folder: Path, photos: list[Path], copies: int, side: int | None) -> None:
-    """A folder of class folders with every photo ``copies`` times, brought to a short side of ``side`` pixels."""
+    """A folder of class folders with every photo ``copies`` times, scaled to a short side of ``side`` pixels."""
     for photo in photos:
         content = photo.read_bytes() if side is None else _resized(photo, side)
         for split, count in (("train", copies), ("val", photo == photos[0])):

@@ -55,6 +55,6 @@ def _large(settings: Settings) -> list[Measurement]:
 
 
 BENCHMARKS = (
-    Benchmark("sampling_s", "DDIM with guidance, CAD-I S, against a sampler that encodes the text anew", _small),
+    Benchmark("sampling_s", "DDIM with guidance, CAD-I S, against a sampler that encodes the text again", _small),
     Benchmark("sampling_l", "the same for CAD-I L", _large),
 )

@@ -79,7 +79,7 @@ def _measure(settings: Settings) -> list[Measurement]:
 
     def snapshot(evaluation: Evaluation) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            evaluation.evaluate(module, data, sampling, Path(folder) / "drawn", weights="raw", step=0)
+            evaluation.evaluate(module, data, sampling, Path(folder) / "images", weights="raw", step=0)
 
     def sampler() -> None:
         for first in range(0, count, BATCH):
@@ -90,7 +90,7 @@ def _measure(settings: Settings) -> list[Measurement]:
         snapshot(scored)
 
     seconds = cpu_seconds(
-        {"drawn": lambda: snapshot(bare), "sampler": sampler, "first": first_time, "later": lambda: snapshot(scored)}
+        {"bare": lambda: snapshot(bare), "sampler": sampler, "first": first_time, "later": lambda: snapshot(scored)}
     )
     large = _perturbed(cad_i_l())
     texts = [torch.zeros(TOKENS, large.denoiser.text_dim)]
@@ -98,7 +98,7 @@ def _measure(settings: Settings) -> list[Measurement]:
     label = f"snapshot of {count} images of {SIZE} x {SIZE}, {sampling.steps} guided DDIM steps"
     scores = f"Frechet and PRDC against {reference:,} images"
     return [
-        Measurement(f"{label}, without metrics", seconds["drawn"], "s", "the sampler alone", seconds["sampler"]),
+        Measurement(f"{label}, without metrics", seconds["bare"], "s", "the sampler alone", seconds["sampler"]),
         Measurement(f"{label}, {scores}, the first", seconds["first"], "s", "the sampler alone", seconds["sampler"]),
         Measurement(
             f"{label}, {scores}, a later one", seconds["later"], "s", "the sampler alone", seconds["sampler"],

@@ -1,6 +1,6 @@
 """Distance of fast solvers to the 1,000-step solution, against the number of steps, for a trained model.
 
-``python -m benchmarks solvers --checkpoint RUN`` measures; ``--figure FILE`` draws the curves.
+``python -m benchmarks solvers --checkpoint RUN`` measures; ``--figure FILE`` plots the curves.
 
 Shapes: x_0 [B, C, H, W] in normalised units.
 """
@@ -51,7 +51,7 @@ def curves(
     """Every solver's distance to the same model's 1,000-step solution from the same noise.
 
     The reference is of second order, so that its own error is far below what is measured. Thresholds are the process's
-    own, as in every drawing: without them a guided estimate of x_0 from near-pure noise has no bound.
+    own, as in every sampling: without them a guided estimate of x_0 from near-pure noise has no bound.
     """
     module = trained.module
     states = trained.text_encoder().encode([*(PROMPTS[row % len(PROMPTS)] for row in range(rows)), ""])

@@ -38,11 +38,11 @@ class Step:
         self.process = GaussianDiffusion()
         self.objective = Denoising(self.process)
         generator = None if device.type == "meta" else torch.Generator(device).manual_seed(0)
-        draw: Callable[..., Tensor] = torch.randn
-        self.x0 = draw(rows, *denoiser.input_shape, generator=generator, device=device)
-        self.noise = draw(rows, *denoiser.input_shape, generator=generator, device=device)
+        normal: Callable[..., Tensor] = torch.randn
+        self.x0 = normal(rows, *denoiser.input_shape, generator=generator, device=device)
+        self.noise = normal(rows, *denoiser.input_shape, generator=generator, device=device)
         self.t = torch.linspace(0.05, 0.95, rows, device=device)
-        embeddings = draw(rows, tokens, denoiser.text_dim, generator=generator, device=device)
+        embeddings = normal(rows, tokens, denoiser.text_dim, generator=generator, device=device)
         self.text = Text(embeddings, torch.ones(rows, tokens, dtype=torch.bool, device=device))
         self.keep = torch.arange(rows) < max(round(0.9 * rows), 1)
         self.parameters = [p for p in denoiser.parameters() if p.requires_grad]
@@ -191,7 +191,7 @@ def _against_peer(settings: Settings) -> list[Measurement]:
     name = f"DiT-I, {depth} blocks, B={rows}, T={tokens}, forward and backward"
     against = "diffusers PixArtTransformer2DModel"
     cost = (flops(our_step), flops(peer_step))
-    # In user mode: gradients are hundreds of megabytes, and how often the allocator takes them from the system anew
+    # In user mode: gradients are hundreds of megabytes, and how often the allocator takes them from the system again
     # depends on what ran before.
     seconds = cpu_seconds({"ours": our_step, "peer": peer_step}, repeats=3, clock=lambda: os.times().user)
     note = "the peer has neither text refine blocks nor registers nor QK norm"

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 
+from t2ikit.checkpoints.runs import step_in_name
 from t2ikit.files import publish
 
 
@@ -78,7 +79,7 @@ class Checkpoint(LightningCheckpoint):
         They are kept, but neither `--resume last` nor the pruning of older ones may take them for this run's.
         """
         folder, step = self._folder(trainer), trainer.global_step
-        later = [path for path in folder.glob("step-*.ckpt") if _step_of(path) > step]
+        later = [path for path in folder.glob("step-*.ckpt") if step_in_name(path) > step]
         if not later:
             return
         aside = folder / f"left-at-{step:08d}"
@@ -90,12 +91,8 @@ class Checkpoint(LightningCheckpoint):
     def _prune(self, folder: Path) -> None:
         steps = sorted(folder.glob("step-*.ckpt"))
         for old in steps[: -self.keep]:
-            if self.keep_every_n_steps is None or _step_of(old) % self.keep_every_n_steps:
+            if self.keep_every_n_steps is None or step_in_name(old) % self.keep_every_n_steps:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
-
-
-def _step_of(path: Path) -> int:
-    return int(path.stem.removeprefix("step-"))
 
 
 def refuse_broken_weights(trainer: L.Trainer) -> None:

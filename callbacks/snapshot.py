@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ class Snapshot(L.Callback):
         self.history: dict[int, dict[str, float]] = {}
 
     @property
-    def metrics(self) -> list[Metric]:
+    def metrics(self) -> Sequence[Metric]:
         """What is computed of the images."""
         return self.evaluation.metrics
 

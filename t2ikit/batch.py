@@ -176,7 +176,7 @@ class StepOutput:
 
 @dataclass
 class StoredBatch(Movable):
-    """Records as they lie on disk, with the noise quantile and the source of every slot.
+    """Records as they are stored, with the noise quantile and the source of every slot.
 
     Attributes:
         image: [B, 3, H, W] uint8 pixels, or [B, 2, C, H, W] float16 posterior mean and standard deviation.
@@ -206,6 +206,10 @@ class StoredBatch(Movable):
     def array(self, name: str) -> Tensor:
         """The array of the records of that name, [B, ...]; KeyError if there is none."""
         return {"image": self.image}[name]
+
+    def to(self, *args: Any, **kwargs: Any) -> StoredBatch:
+        """As ``Tensor.to``; a batch in page-locked memory is copied to its device without waiting for it."""
+        return super().to(*args, **{"non_blocking": self.u.is_pinned(), **kwargs})
 
     def text(self) -> Text:
         """Dequantised and padded on the device of the batch: embeddings [B, max_length, D] float32."""

@@ -96,7 +96,7 @@ def write_whole(path: str | Path, content: bytes | str | Iterable[bytes | memory
 
     Args:
         path: the file; an old one stays as it was until the new one is complete.
-        content: bytes, text (UTF-8), or parts that are written as they come.
+        content: bytes, text (UTF-8), or pieces that are written as they come.
 
     Returns:
         Its SHA-256.
@@ -108,10 +108,10 @@ def write_whole(path: str | Path, content: bytes | str | Iterable[bytes | memory
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    parts = [content] if isinstance(content, bytes) else [content.encode()] if isinstance(content, str) else content
+    pieces = [content] if isinstance(content, bytes) else [content.encode()] if isinstance(content, str) else content
     partial = partial_of(path)
     try:
-        digest = _write(partial, parts)
+        digest = _write(partial, pieces)
         publish(partial, path)
     finally:
         partial.unlink(missing_ok=True)

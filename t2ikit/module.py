@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from t2ikit import rng
 from t2ikit.batch import Batch, StepOutput, StoredBatch, Text
 from t2ikit.data.datamodule import DataModule
+from t2ikit.data.resume import training_manifest
 from t2ikit.denoisers import Denoiser
 from t2ikit.denoisers.base import CACHE_IS_SAFE
 from t2ikit.diffusion import Denoising, Guidance, Objective, Process, sample
@@ -310,7 +311,7 @@ class TextToImage(Learner, L.LightningModule):
             group["initial_lr"], group["lr"] = new["lr"], new["lr"] * factor(schedule.last_epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.manifest is not None:
+        if self.manifest is not None and training_manifest(checkpoint) is None:
             checkpoint["data_manifest"] = self.manifest.to_json()
         checkpoint["space"] = self.space.description()
 

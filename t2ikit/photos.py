@@ -28,7 +28,7 @@ def decode(content: bytes, size: int) -> np.ndarray:
     """The centre square of an image, resized to S x S (bilinear, antialiased).
 
     Grey, palette, CMYK, 16-bit and rotated (EXIF) images become 8-bit RGB as they are meant to be seen; transparency
-    lies on white; of an animation, the first frame counts; colour profiles are left aside. The format is read from the
+    becomes white; of an animation, the first frame counts; colour profiles are ignored. The format is read from the
     content, not from the name.
 
     Args:

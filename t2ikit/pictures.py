@@ -90,7 +90,7 @@ def read_pictures(paths: Sequence[Path]) -> Tensor:
         ValueError: a file that is no whole image, or of another size than the first; names it.
     """
     pictures: Tensor | None = None
-    for number, path in enumerate(paths):
+    for index, path in enumerate(paths):
         try:
             with Image.open(path) as image:
                 pixels = np.asarray(image.convert("RGB"))
@@ -101,7 +101,7 @@ def read_pictures(paths: Sequence[Path]) -> Tensor:
         if pixels.shape[:2] != pictures.shape[2:]:
             sizes = [f"{width} x {height}" for height, width in (pixels.shape[:2], pictures.shape[2:])]
             raise ValueError(f"{path} has {sizes[0]} pixels, {paths[0]} has {sizes[1]}: bring all to one size")
-        pictures[number] = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+        pictures[index] = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
     if pictures is None:
         raise ValueError("no pictures to read")
     return pictures

@@ -1,8 +1,8 @@
 """Random numbers as a pure function of (seed, purpose, slot).
 
-A *slot* is the place of a sample in the whole run: slot 0 is the first sample of the first step, whatever the number of
+A *slot* is the position of a sample in the whole run: slot 0 is the first sample of the first step, for any number of
 ranks, workers or micro-batches. Everything random of a sample is keyed by its slot, so a run that is cut, resumed or
-spread over other ranks draws the same numbers. ``purpose`` names the use ("source", "noise", ...): numbers of unlike
+spread over other ranks takes the same numbers. ``purpose`` names the use ("source", "noise", ...): numbers of unlike
 purposes are independent.
 
 Source: Philox, Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011 (the counter is the slot).
@@ -78,7 +78,7 @@ def normal(
 ) -> Tensor:
     """Standard normal numbers for ``count`` consecutive slots.
 
-    Drawn by aligned blocks of 8 slots, each with a generator seeded by (seed, purpose, block): any split of the slots
+    Made in aligned blocks of 8 slots, each with a generator seeded by (seed, purpose, block): any split of the slots
     over ranks or micro-batches gives the same numbers, on devices of one kind.
 
     Returns:

@@ -42,11 +42,14 @@ def run(name: str, settings: Settings, path: Path) -> None:
         started = time.monotonic()
         try:
             part = next(part for part in PARTS if part.name == name)
-            for one in part.measure(settings):
-                print(json.dumps({"measured": asdict(one)}, default=float), file=lines)
-                note = f" ({one.note})" if one.note else ""
+            for measurement in part.measure(settings):
+                print(json.dumps({"measured": asdict(measurement)}, default=float), file=lines)
+                note = f" ({measurement.note})" if measurement.note else ""
                 seconds = time.monotonic() - started
-                print(f"  [{seconds:4.0f} s] {one.what}{note}: {number(one.value)} {one.unit}", flush=True)
+                print(
+                    f"  [{seconds:4.0f} s] {measurement.what}{note}: {number(measurement.value)} {measurement.unit}",
+                    flush=True,
+                )
         except BaseException as error:
             print(json.dumps({"failed": f"{type(error).__name__}: {str(error)[:500]}"}), file=lines)
             print(traceback.format_exc(limit=-4)[-2000:], file=sys.stderr, flush=True)

@@ -114,9 +114,9 @@ class Series:
                 self._part(part, left)
             self._write()
         print(f"\nTable ({time.monotonic() - self.started:.0f} s in all)\n")
-        found = [one for rows in self.results.values() for one in rows]
-        self.out.with_suffix(".md").write_text(table(found) + "\n")
-        print(table([one for one in found if ", top: " not in one.what]))
+        measurements = [measurement for rows in self.results.values() for measurement in rows]
+        self.out.with_suffix(".md").write_text(table(measurements) + "\n")
+        print(table([measurement for measurement in measurements if ", top: " not in measurement.what]))
         for name, why in self.left_out.items():
             print(f"left out: {name}: {why}")
         print(f"written to {self.out}", flush=True)
@@ -128,7 +128,7 @@ class Series:
         bound = min(part.seconds, left)
         lines = self.work / f"{part.name}.jsonl"
         print(f"\n{part.name}: {part.summary} (at most {bound:.0f} s)", flush=True)
-        known = {one.what: one.value for rows in self.results.values() for one in rows}
+        known = {measurement.what: measurement.value for rows in self.results.values() for measurement in rows}
         settings = replace(self.settings, until=started + max(bound - GRACE / 2, bound / 2), measured=known)
         from benchmarks.gpu.child import run
 

@@ -39,8 +39,8 @@ def vectors(settings: Settings) -> Iterator[Measurement]:
 
 
 def _both(settings: Settings, what: str, error: Any) -> Iterator[Measurement]:
-    found = error(False)
-    yield Measurement(f"{what}, fp32", found, "", goal=f"at most {LIMIT}", reached=reached(found, LIMIT, "at most"))
+    fp32 = error(False)
+    yield Measurement(f"{what}, fp32", fp32, "", goal=f"at most {LIMIT}", reached=reached(fp32, LIMIT, "at most"))
     yield Measurement(f"{what}, bf16 autocast", error(True), "", note="for information")
 
 
@@ -71,10 +71,12 @@ def _check_vectors(settings: Settings, path: Path, bf16: bool) -> float:
             ("gamma", "prev", "prev"),
             ("gamma2", "prev", "prev_gamma2"),
         ):
-            found = network(data["in.x"], data[f"in.{level}"], context, None if state is None else data[f"in.{state}"])
-            errors.append(relative_error(found.output, data[f"out.{out}.eps"]))
+            prediction = network(
+                data["in.x"], data[f"in.{level}"], context, None if state is None else data[f"in.{state}"]
+            )
+            errors.append(relative_error(prediction.output, data[f"out.{out}.eps"]))
             if f"out.{out}.latents" in data:
-                errors.append(relative_error(found.state, data[f"out.{out}.latents"]))
+                errors.append(relative_error(prediction.state, data[f"out.{out}.latents"]))
     return max(errors)
 
 
@@ -98,13 +100,15 @@ def _doubles(settings: Settings, network: Denoiser, bf16: bool) -> float:
     with torch.no_grad():
         expected = outputs("cpu", torch.float64)
         with torch.autocast(settings.device, torch.bfloat16, enabled=bf16):
-            found = outputs(settings.device, torch.float32)
-    return max(relative_error(one, other.to(one.device)) for one, other in zip(found, expected, strict=True))
+            outcome = outputs(settings.device, torch.float32)
+    return max(
+        relative_error(single, double.to(single.device)) for single, double in zip(outcome, expected, strict=True)
+    )
 
 
-def relative_error(found: Tensor, expected: Tensor) -> float:
+def relative_error(actual: Tensor, expected: Tensor) -> float:
     """Relative to the largest number; not finite never passes."""
-    return float((found.double() - expected.double()).abs().max() / expected.double().abs().max())
+    return float((actual.double() - expected.double()).abs().max() / expected.double().abs().max())
 
 
 def break_symmetry(network: nn.Module) -> None:

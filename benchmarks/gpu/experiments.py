@@ -90,9 +90,9 @@ def quiet(path: Path) -> Iterator[None]:
         raise
     finally:
         sys.stdout.flush()
-        for number, descriptor in zip(kept, (1, 2), strict=True):
-            os.dup2(number, descriptor)
-            os.close(number)
+        for copy, descriptor in zip(kept, (1, 2), strict=True):
+            os.dup2(copy, descriptor)
+            os.close(copy)
 
 
 def on_device(settings: Settings) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def latents(settings: Settings, side: int, count: int) -> Path:
     manifest = Manifest("latents", (2, 4, side, side), WIDTH, autoencoder=_AUTOENCODER, text_encoder=_TEXT_ENCODER)
     empty = quantise_tokens(np.ones((1, WIDTH), np.float32))
     records = [synthetic_record(index, side=side) for index in range(min(count, 64))]
-    for split, number in (("train", count), ("train_cmall", count // 2), ("val", 2)):
-        rows = (records[index % len(records)] for index in range(number))
+    for split, count_of_split in (("train", count), ("train_cmall", count // 2), ("val", 2)):
+        rows = (records[index % len(records)] for index in range(count_of_split))
         write_set(root / split, rows, replace(manifest, setting="cmall" if split == "train_cmall" else None), empty)
     return root

@@ -26,12 +26,12 @@ def throughput(settings: Settings) -> Iterator[Measurement]:
         data.add_stream("cmall", "train_cmall", 0.4, 0.5)
         count, started = 0, 0.0
         ready = 1 + 2 * workers  # workers are up, chunks compared, and what was made before the first batch is taken
-        for number, batch in enumerate(data.train_dataloader()):
-            moved = data.transfer_batch_to_device(batch, torch.device(settings.device), 0)
-            if number == ready:
+        for index, batch in enumerate(data.train_dataloader()):
+            moved = batch.to(torch.device(settings.device))
+            if index == ready:
                 synchronise()
                 started = time.perf_counter()
-            elif number > ready:
+            elif index > ready:
                 count += len(moved)
             if settings.left < 3:
                 break

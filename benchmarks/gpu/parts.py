@@ -12,8 +12,10 @@ def _late(room: str, function: str, *args: object) -> Callable[[Settings], Itera
     """``benchmarks.gpu.ROOM.FUNCTION(settings, *args)``, imported when it is called."""
 
     def measure(settings: Settings) -> Iterable[Measurement]:
-        found: Iterable[Measurement] = getattr(import_module(f"benchmarks.gpu.{room}"), function)(settings, *args)
-        return found
+        measurements: Iterable[Measurement] = getattr(import_module(f"benchmarks.gpu.{room}"), function)(
+            settings, *args
+        )
+        return measurements
 
     return measure
 

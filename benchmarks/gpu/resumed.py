@@ -85,13 +85,13 @@ def _command(work: Path, words: list[str]) -> None:
     os._exit(status)
 
 
-def _compare(one: Path, other: Path, steps: int, killed_at: int) -> Iterator[Measurement]:
+def _compare(undisturbed: Path, resumed: Path, steps: int, killed_at: int) -> Iterator[Measurement]:
     import torch
 
-    expected, found = _losses(one), _losses(other)
-    if expected.keys() != found.keys() or max(expected, default=0) < steps - 1:
-        raise RuntimeError(f"logged steps differ: {len(expected)} and {len(found)} of {steps}")
-    difference = max(abs(found[step] - value) / abs(value) for step, value in expected.items())
+    expected, losses = _losses(undisturbed), _losses(resumed)
+    if expected.keys() != losses.keys() or max(expected, default=0) < steps - 1:
+        raise RuntimeError(f"logged steps differ: {len(expected)} and {len(losses)} of {steps}")
+    difference = max(abs(losses[step] - value) / abs(value) for step, value in expected.items())
     yield Measurement(
         f"loss of {steps} steps, killed at step {killed_at} and resumed, against undisturbed: relative difference",
         difference,
@@ -101,7 +101,7 @@ def _compare(one: Path, other: Path, steps: int, killed_at: int) -> Iterator[Mea
         note="0 is bit for bit",
     )
     states = []
-    for folder in (one, other):
+    for folder in (undisturbed, resumed):
         path = folder / "checkpoints" / f"step-{steps:08d}.ckpt"
         states.append(torch.load(path, map_location="cpu", weights_only=True)["callbacks"]["EMA"])
     averages = [next(iter(state["profiles"].values())) for state in states]
@@ -110,7 +110,7 @@ def _compare(one: Path, other: Path, steps: int, killed_at: int) -> Iterator[Mea
         for name in averages[0]
     )
     yield Measurement("EMA after it, largest relative difference", largest, "", note=f"{states[1]['step']} updates")
-    images = sorted((other / "samples" / "val").glob("*.png"))
+    images = sorted((resumed / "samples" / "val").glob("*.png"))
     yield Measurement("snapshots of the resumed run", len(images), "grids", goal="at least 1", reached=bool(images))
 
 

@@ -1,4 +1,4 @@
-"""Sampling by DDIM with guidance: eager as snapshots draw, with compiled blocks, and replayed from CUDA graphs."""
+"""Sampling by DDIM with guidance: eager as in snapshots, with compiled blocks, and replayed from CUDA graphs."""
 
 from __future__ import annotations
 
@@ -39,12 +39,14 @@ class Replayed:
         key = (x.shape, context.mask.shape, state is None)
         if key not in self._graphs:
             self._graphs[key] = self._capture(x, level, context, state)
-        graph, inputs, own, prediction = self._graphs[key]
+        graph, inputs, captured, prediction = self._graphs[key]
         for held, value in zip(inputs, (x, level, state), strict=True):
             if held is not None:
                 held.copy_(value)
         if self._shown.get(key) is not context:  # once a sample: a context serves all steps
-            for held, value in zip((*own.keys_values, own.mask), (*context.keys_values, context.mask), strict=True):
+            for held, value in zip(
+                (*captured.keys_values, captured.mask), (*context.keys_values, context.mask), strict=True
+            ):
                 held.copy_(value)
             self._shown[key] = context
         graph.replay()
@@ -100,13 +102,13 @@ def _draw(settings: Settings, label: str, network: Denoiser, rows: int, steps: i
     yield Measurement(f"{label}, eager", rows / spent, "images/s", note=f"{1e3 * spent / steps:.1f} ms a step")
     expected, fresh = eager(), time.perf_counter()
     with network.called_by(compiled_blocks({"backend": "aot_eager"} if settings.small else {})):
-        found = eager()
+        images = eager()
         synchronise()
         fresh = time.perf_counter() - fresh
         spent = seconds(eager, settings.until - 3, repeats=repeats, warm_up=0)
     note = f"{1e3 * spent / steps:.1f} ms a step, {fresh:.0f} s for the first"
     yield Measurement(f"{label}, blocks compiled", rows / spent, "images/s", note=note)
-    error = relative_error(found, expected)
+    error = relative_error(images, expected)
     yield Measurement(f"{label}, blocks compiled against eager, largest difference", error, "", note="bf16")
     if settings.device != "cuda" or settings.left < 5 or rows > 1:  # many rows keep the GPU busy by themselves
         return
@@ -119,7 +121,7 @@ def _draw(settings: Settings, label: str, network: Denoiser, rows: int, steps: i
             contexts = network.encode_text(text), network.encode_text(uncond).rows(first)  # timed, as in eager()
             return sample(network, process, noise, *contexts, steps=steps, guidance=2.0, threshold=("clamp", 4.0))
 
-        found = graphs()
+        images = graphs()
         spent = seconds(graphs, settings.until - 2, repeats=repeats, warm_up=1)
     yield Measurement(f"{label}, CUDA graphs", rows / spent, "images/s", note=f"{1e3 * spent / steps:.1f} ms a step")
-    yield Measurement(f"{label}, CUDA graphs against eager, largest difference", relative_error(found, expected), "")
+    yield Measurement(f"{label}, CUDA graphs against eager, largest difference", relative_error(images, expected), "")

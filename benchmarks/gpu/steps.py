@@ -30,7 +30,7 @@ TOKENS, RELEASED_TOKENS = 192, 256  # 180 in their bucket; the released program 
 GOALS = {"DiT-I": 0.55}
 RECORDS = 3072
 NAMES = {None: "eager", "default": "compiled", "blocks": "blocks compiled"}
-SHARE = 0.85  # of the memory, for the largest batch: nearer to its end the allocator gives back and asks anew
+SHARE = 0.85  # of the memory, for the largest batch: nearer to its end the allocator gives back and asks again
 SYNC = "called a synchronizing CUDA operation"  # that the mode is a prototype is said by a warning as well
 SCHEDULE = 250_000 * 1024  # images of the paper's schedule at 256 pixels
 
@@ -88,8 +88,8 @@ class Watch(L.Callback):
             self._caught.__exit__(None, None, None)
             for message in self._messages:
                 if SYNC in str(message.message):
-                    place = f"{message.filename.split('/')[-1]}:{message.lineno}"
-                    self.syncs[place] = self.syncs.get(place, 0) + 1
+                    line = f"{message.filename.split('/')[-1]}:{message.lineno}"
+                    self.syncs[line] = self.syncs.get(line, 0) + 1
             self._phase, self._begun = "kernels", done
             assert self.kernels is not None
             self.kernels.start()
@@ -118,8 +118,8 @@ def largest(settings: Settings, name: str) -> Iterator[Measurement]:
     )
     if settings.device == "cuda":
         if rows is None:
-            part = "dit" if name == "DiT-I" else "cad"
-            raise RuntimeError(f"needs the memory of the usual batch: run {part}_eager or {part}_blocks")
+            network = "dit" if name == "DiT-I" else "cad"
+            raise RuntimeError(f"needs the memory of the usual batch: run {network}_eager or {network}_blocks")
         used = settings.measured[f"{_label(name, 256, mode, rows)}, peak memory"]
         kept = _parameters(name, settings) * 20 / 2**30  # weights, gradients, two moments, EMA
         free = torch.cuda.get_device_properties(0).total_memory / 2**30 * SHARE - kept
@@ -129,8 +129,8 @@ def largest(settings: Settings, name: str) -> Iterator[Measurement]:
 
 def _rows(settings: Settings, name: str, mode: str | None) -> int | None:
     """The batch at which the step of a mode was measured."""
-    found = [rows for rows in range(512, 0, -1) if f"{_label(name, 256, mode, rows)}, step" in settings.measured]
-    return found[0] if found else None
+    fitting = [rows for rows in range(512, 0, -1) if f"{_label(name, 256, mode, rows)}, step" in settings.measured]
+    return fitting[0] if fitting else None
 
 
 def _that_fits(
@@ -191,11 +191,11 @@ def _measure(
         yield Measurement(f"{label}, the paper's 250,000 steps at this rate", SCHEDULE / rate / 3600, "h")
     if torch.cuda.is_initialized():
         yield Measurement(f"{label}, peak memory", torch.cuda.max_memory_allocated() / 2**30, "GiB")
-        yield Measurement(f"{label}, times that the allocator gave memory back to ask anew", watch.retries, "")
+        yield Measurement(f"{label}, times that the allocator gave memory back to ask again", watch.retries, "")
     if not look or watch.kernels is None:
         return
     if torch.cuda.is_initialized():  # nothing counts them on a CPU
-        where = ", ".join(f"{place} x {count}" for place, count in watch.syncs.items())
+        where = ", ".join(f"{line} x {count}" for line, count in watch.syncs.items())
         yield Measurement(f"{label}, host syncs", sum(watch.syncs.values()) / look, "a step", note=where)
     total = sum(watch.kernels.milliseconds.values())
     for kind, spent in watch.kernels.kinds().items():
@@ -227,7 +227,7 @@ def released(settings: Settings) -> Iterator[Measurement]:
             repeats, warm_up = (1, 1) if settings.small else (4, 2)
             spent[tokens].append(seconds(lambda: whole(work), settings.until - 3, repeats, warm_up))  # noqa: B023
     for tokens, times in spent.items():
-        turns = ", ".join(f"{1e3 * one:.0f}" for one in times)
+        turns = ", ".join(f"{1e3 * duration:.0f}" for duration in times)
         rate = rows / statistics.median(times)
         yield Measurement(_released_label(tokens, rows), rate, "images/s", note=f"turns of {turns} ms")
 

@@ -40,7 +40,7 @@ def seconds(work: Callable[[], object], until: float, repeats: int = 20, warm_up
         repeats: of the timing.
         warm_up: calls before that.
         queued: calls of which each repeat takes the mean, without waiting between: for work of a few milliseconds,
-            which waiting for the GPU and launching anew would make slower than it is in a step.
+            which waiting for the GPU and launching again would make slower than it is in a step.
     """
     for _ in range(warm_up):
         work()

@@ -1,7 +1,7 @@
 """Windows of the Crop augmentation: how large, where, and the part of an image that they show.
 
 Paper: "How far can we go with ImageNet for Text-to-Image generation?", Appendix F: with p = 0.5 the model sees only the
-tokens of a crop of more than half of the side of the image, is told its coordinates, and keeps the caption. Tokens
+tokens of a crop of more than half of the side of the image, gets its coordinates, and keeps the caption. Tokens
 outside take no part in attention or loss; here they are left out, which gives the same result for less work.
 
 Shapes::
@@ -34,19 +34,19 @@ def sides(tokens: int) -> range:
         >>> sides(16)
         range(9, 16)
     """
-    found = range(tokens // 2 + 1, tokens)
-    if not found:
+    lengths = range(tokens // 2 + 1, tokens)
+    if not lengths:
         raise ValueError(f"a grid of {tokens} tokens a side has no window of more than half of it: use a finer grid")
-    return found
+    return lengths
 
 
-def window_size(grid: tuple[int, int], numbers: np.ndarray, aspect: Aspect = "square") -> tuple[int, int]:
-    """Draws the size of a window.
+def window_size(grid: tuple[int, int], uniforms: np.ndarray, aspect: Aspect = "square") -> tuple[int, int]:
+    """The size of a window, from uniform numbers.
 
     Args:
         grid: G, (rows, columns).
-        numbers: [2] uniform in [0, 1).
-        aspect: "square" keeps the shape of the grid (on a square one h = w); "free" draws h and w on their own.
+        uniforms: [2] uniform in [0, 1).
+        aspect: "square" keeps the shape of the grid (on a square one h = w); "free" takes h and w independently.
 
     Returns:
         (h, w), in tokens: uniform over :func:`sides`.
@@ -57,27 +57,27 @@ def window_size(grid: tuple[int, int], numbers: np.ndarray, aspect: Aspect = "sq
     if aspect not in ASPECTS:
         raise ValueError(f"aspect must be one of {', '.join(ASPECTS)}, not {aspect!r}")
     rows, columns = (sides(tokens) for tokens in grid)
-    first, second = numbers[0], numbers[0 if aspect == "square" else 1]
+    first, second = uniforms[0], uniforms[0 if aspect == "square" else 1]
     return rows[int(first * len(rows))], columns[int(second * len(columns))]
 
 
-def window_corners(grid: tuple[int, int], size: tuple[int, int], numbers: np.ndarray) -> np.ndarray:
-    """Draws where windows lie: uniform over all places inside the grid.
+def window_corners(grid: tuple[int, int], size: tuple[int, int], uniforms: np.ndarray) -> np.ndarray:
+    """The corners of windows: uniform over all that lie inside the grid.
 
     Args:
         grid: G, (rows, columns).
         size: (h, w).
-        numbers: [B, 2] uniform in [0, 1).
+        uniforms: [B, 2] uniform in [0, 1).
 
     Returns:
         [B, 2] int64, first row and first column, in tokens.
     """
-    places = np.array([whole - part + 1 for whole, part in zip(grid, size, strict=True)])
-    return np.floor(numbers * places).astype(np.int64)
+    counts = np.array([tokens - side + 1 for tokens, side in zip(grid, size, strict=True)])
+    return np.floor(uniforms * counts).astype(np.int64)
 
 
 def coordinates(grid: tuple[int, int], size: tuple[int, int], corners: Tensor) -> Tensor:
-    """Windows as the denoiser is told them.
+    """Windows as the denoiser takes them.
 
     Args:
         grid: G, (rows, columns).

@@ -22,13 +22,14 @@ def is_complete(checkpoint: Path) -> bool:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The complete checkpoint of the highest step in ``<folder>/checkpoints``; without a step in the name, by age."""
-
-    def order(path: Path) -> tuple[int, float]:
-        digits = re.search(r"(\d+)$", path.stem)
-        return (int(digits[1]) if digits else -1, path.stat().st_mtime)
-
     complete = [path for path in (folder / "checkpoints").glob("*.ckpt") if is_complete(path)]
-    return max(complete, key=order, default=None)
+    return max(complete, key=lambda path: (step_in_name(path), path.stat().st_mtime), default=None)
+
+
+def step_in_name(checkpoint: Path) -> int:
+    """1000 of ``step-00001000.ckpt``; -1 of a name that does not end with a number."""
+    digits = re.search(r"(\d+)$", checkpoint.stem)
+    return int(digits[1]) if digits else -1
 
 
 def find_checkpoint(path: Path, option: str) -> Path:
@@ -69,8 +70,7 @@ def step_of(checkpoint: Path) -> int:
         ConfigError: it is no checkpoint of a run.
     """
     if checkpoint.is_dir():
-        digits = re.search(r"(\d+)$", checkpoint.stem)
-        return int(digits[1]) if digits else 0
+        return max(0, step_in_name(checkpoint))
     import torch  # here: looking for checkpoints needs none
 
     try:

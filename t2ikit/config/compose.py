@@ -195,17 +195,13 @@ def _check_shape(config: dict[str, Any], where: str) -> None:
 
 def _same_class(first: Any, second: Any) -> bool:
     """Whether two class paths mean one class: ``t2ikit.denoisers.CADI`` is also found in the module that defines it."""
-    if first == second:
-        return True
-    if not (isinstance(first, str) and isinstance(second, str)):
-        return False
-    if first.rpartition(".")[2] != second.rpartition(".")[2]:
+    if first == second or not (isinstance(first, str) and isinstance(second, str)):
+        return bool(first == second)
+    paths = [path.rpartition(".") for path in (first, second)]
+    if paths[0][2] != paths[1][2]:
         return False
     try:
-        classes = [
-            getattr(importlib.import_module(path.rpartition(".")[0]), path.rpartition(".")[2])
-            for path in (first, second)
-        ]
+        classes = [getattr(importlib.import_module(module), name) for module, _, name in paths]
     except Exception:  # find_class reports why the import fails
         return False
     return classes[0] is classes[1]

@@ -13,13 +13,12 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
-from t2ikit.batch import StoredBatch, Text
-from t2ikit.data.captions import check_weights
+from t2ikit.batch import Text
 from t2ikit.data.gate import Gate, shares
-from t2ikit.data.loaders import EvaluationLoader, PositionLoader, count_anew
+from t2ikit.data.loaders import EvaluationLoader, EvaluationStream, PositionLoader, batches_per_pass, count_anew
 from t2ikit.data.order import SHUFFLE_WINDOW
 from t2ikit.data.resume import Continuation, check_allowed
-from t2ikit.data.streams import EvaluationStream, TrainingStream
+from t2ikit.data.streams import TrainingStream, check_weights
 from t2ikit.records.checked import VERIFY, Verify, open_set
 from t2ikit.records.fits import OWN_TEXT_ENCODER, check_fits, check_text_encoder
 from t2ikit.records.manifest import Manifest
@@ -89,6 +88,8 @@ class DataModule(LightningDataModule):
         )
         self.cache_limit = None if self.cache_gb is None else int(self.cache_gb * 1e9)
         self.gates: list[Gate] = []
+        # Names by the index in ``StoredBatch.source``; a plain list, since a step asks for it.
+        self.source_names = ["raw"]
         self.allowed: frozenset[str] = frozenset()
         self._sets: dict[str, RecordSet] = {}
         self._train_loader: PositionLoader | None = None
@@ -111,8 +112,7 @@ class DataModule(LightningDataModule):
 
         Raises:
             FileNotFoundError: names ``--data.root`` and the commands that prepare it.
-            ValueError: if train and val do not fit each other, or were made with another text encoder than
-                ``data.text_encoder``.
+            ValueError: train and val do not fit each other, or come from another text encoder than the wanted one.
         """
         train = self.record_set("train")
         check_text_encoder(train.manifest, self.text_encoder, str(self.folder / "train"))
@@ -120,49 +120,36 @@ class DataModule(LightningDataModule):
         reference = train.manifest.text_encoder
         if isinstance(self.folder, RemoteFolder) and reference is not None and reference.name == OWN_TEXT_ENCODER:
             try:
-                self.folder.bring_folder(OWN_TEXT_ENCODER)  # one that was built for the set, and lies beside it
+                self.folder.bring_folder(OWN_TEXT_ENCODER)
             except FileNotFoundError as error:
                 warnings.warn(f"{error}: training can do without, prompts of snapshots cannot", stacklevel=2)
 
     def record_set(self, split: str) -> RecordSet:
         """The set in ``<root>/<split>``: "train", "val", or the folder of an augmentation."""
         if split not in self._sets:
-            self._sets[split] = self._opened(self.folder / split)
+            self._sets[split] = (
+                open_remote_set(self.folder / split, self.verify, self.folder.copy.parent, self.cache_limit)
+                if isinstance(self.folder, RemoteFolder)
+                else open_set(self.folder / split, self.verify)
+            )
         return self._sets[split]
-
-    def _opened(self, folder: Path | RemoteFolder) -> RecordSet:
-        if isinstance(folder, RemoteFolder):
-            assert isinstance(self.folder, RemoteFolder)
-            return open_remote_set(folder, self.verify, self.folder.copy.parent, self.cache_limit)
-        return open_set(folder, self.verify)
 
     @property
     def manifest(self) -> Manifest:
         """What the training set holds."""
         return self.record_set("train").manifest
 
-    @property
-    def source_names(self) -> list[str]:
-        """Names of the sources, by the number in ``StoredBatch.source``: "raw", then the gated streams."""
-        return ["raw", *(gate.name for gate in self.gates)]
-
     def unconditional(self) -> Text:
         """The states of the empty prompt: embeddings [1, L, D] float32, L = 1 for T5."""
         return Text.from_rows([torch.from_numpy(self.record_set("train").empty_prompt.dequantise())])
 
     def add_stream(self, name: str, folder: str, quantile: float, probability: float) -> None:
-        """Adds an augmented stream behind a noise gate; callbacks call it in their ``setup``.
-
-        Args:
-            name: of the source, as it is logged.
-            folder: the encoded set, relative to the root.
-            quantile: noise quantile beyond which the stream may be drawn, in [0, 1].
-            probability: with which it then is, in [0, 1].
+        """Adds an augmented stream behind a :class:`Gate`; callbacks call it in their ``setup``.
 
         Raises:
-            ValueError: for numbers outside [0, 1] or that sum to more than 1, a set that does not fit, a name that is
-                taken, or when the training loader exists already.
-            FileNotFoundError: if the set does not exist.
+            ValueError: numbers outside [0, 1] or probabilities that sum to more than 1, a set that does not fit, a name
+                that is taken, or the training loader exists already.
+            FileNotFoundError: the set does not exist.
         """
         gate = Gate(name, folder, float(quantile), float(probability))
         if gate in self.gates:
@@ -182,13 +169,10 @@ class DataModule(LightningDataModule):
             ) from error
         check_fits(self.record_set("train"), records, name)
         self.gates.append(gate)
+        self.source_names.append(name)
 
     def allow(self, keys: Collection[str]) -> None:
-        """Lets what ``--allow`` names differ from the checkpoint that the run goes on from.
-
-        Raises:
-            ValueError: an unknown key; lists those that there are.
-        """
+        """Lets what ``--allow`` names differ from the checkpoint of the resume; ValueError for an unknown key."""
         check_allowed(keys)
         self.allowed = frozenset(keys)
 
@@ -214,7 +198,7 @@ class DataModule(LightningDataModule):
             ValueError: lists what changed, and the ``--allow`` that lets it.
         """
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
-            return  # nothing is gone on with
+            return  # only a fit goes on
         before = Continuation.from_state(state)
         before.check(self.continuation(), self.allowed)
         self._slot = before.slot
@@ -222,76 +206,42 @@ class DataModule(LightningDataModule):
             self._train_loader.load_state_dict({"slot": self._slot})
 
     def restore_counters(self, checkpoint: dict[str, Any]) -> None:
-        """Counts Lightning's micro-batches anew where ``trainer.accumulate_grad_batches`` has changed.
-
-        Args:
-            checkpoint: whole, before Lightning reads its loops; changed in place.
-        """
+        """Counts the micro-batches of a whole checkpoint again, before Lightning reads them; see :func:`count_anew`."""
         if self.trainer is not None and "loops" in checkpoint:
             count_anew(checkpoint["loops"]["fit_loop"], self.batch_size // self.trainer.accumulate_grad_batches)
 
     def train_dataloader(self) -> PositionLoader:
         """Batches of this rank, from the position that a checkpoint restores."""
-        world_size, rank, accumulate = self._devices()
-        share = world_size * accumulate
-        if self.batch_size % share:
-            raise ValueError(
-                f"data.batch_size {self.batch_size} is not divisible by {share} = {world_size} devices "
-                f"(trainer.devices, trainer.num_nodes) x {accumulate} (trainer.accumulate_grad_batches)"
-            )
+        world_size, rank = self._ranks()
         stream = TrainingStream(
             self.record_set("train"),
             self.gates,
             seed=self.seed,
             global_batch=self.batch_size,
-            micro_batch=self.batch_size // share,
+            accumulate=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
             world_size=world_size,
             rank=rank,
             length_bucket=self.length_bucket,
             shuffle_window=self.shuffle_window,
             caption_weights=self.caption_weights,
             open_set=self.record_set,
+            cache_limit=self.cache_limit,
         )
-        if self.cache_limit is not None and stream.working_set() > self.cache_limit:
-            raise ValueError(
-                f"data.cache_gb {self.cache_limit / 1e9:g} does not hold the chunks that are shuffled together and the "
-                f"next ones, {stream.working_set() / 1e9:.3g} GB: raise it, or lower data.shuffle_window"
-            )
-        self._train_loader = PositionLoader(stream, self.num_workers, self._pins(), self._batches_per_pass(len(stream)))
+        limit = batches_per_pass(self.trainer, len(stream))
+        self._train_loader = PositionLoader(stream, self.num_workers, self._pins(), limit)
         if self._slot is not None:
             self._train_loader.load_state_dict({"slot": self._slot})
-            self._slot = None  # the next fit begins anew
+            self._slot = None  # the next fit begins at slot 0
         return self._train_loader
 
     def val_dataloader(self) -> EvaluationLoader:
         """The validation set in its stored order, dealt out evenly over the ranks."""
-        world_size, rank, _ = self._devices()
-        records = self.record_set("val")
-        stream = EvaluationStream(records, self.eval_batch_size, world_size, rank, self.length_bucket)
+        stream = EvaluationStream(self.record_set("val"), self.eval_batch_size, *self._ranks(), self.length_bucket)
         return EvaluationLoader(stream, self.num_workers, self._pins())
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """As Lightning does it, but without waiting for the copy of a batch in page-locked memory."""
-        if isinstance(batch, StoredBatch):
-            return batch.to(device, non_blocking=True)
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
-    def _devices(self) -> tuple[int, int, int]:
-        """Ranks, this rank, and micro-batches of a rank in an optimizer step."""
-        if self.trainer is None:
-            return 1, 0, 1
-        return self.trainer.world_size, self.trainer.global_rank, self.trainer.accumulate_grad_batches
+    def _ranks(self) -> tuple[int, int]:
+        """Number of ranks, and this one."""
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
     def _pins(self) -> bool:
         return torch.cuda.is_available() if self.pin_memory is None else self.pin_memory
-
-    def _batches_per_pass(self, epoch: int) -> int:
-        """Micro-batches after which Lightning ends its epoch; the next one then goes on where this one stopped."""
-        if self.trainer is None:
-            return epoch
-        if self.trainer.overfit_batches:  # type: ignore[attr-defined]  # set by Lightning's connectors
-            raise ValueError("trainer.overfit_batches would repeat batches: use a small data set instead")
-        if getattr(self.trainer, "reload_dataloaders_every_n_epochs", 0):
-            raise ValueError("trainer.reload_dataloaders_every_n_epochs would begin the data anew: leave it at 0")
-        limit = self.trainer.limit_train_batches
-        return max(1, min(limit, epoch) if isinstance(limit, int) else int(limit * epoch))

@@ -1,24 +1,27 @@
-"""Loaders over streams: worker processes, page-locked memory, and a position that survives a resume."""
+"""What Lightning iterates: streams read by worker processes, and a position that survives a resume."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch.utils.data import DataLoader
 
 from t2ikit.batch import StoredBatch
-from t2ikit.data.streams import EvaluationStream, TrainingStream
+from t2ikit.data.streams import TrainingStream, read_batch
+from t2ikit.records.record_set import RecordSet
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
 def _read(
-    stream: TrainingStream | EvaluationStream, numbers: range, num_workers: int, pin_memory: bool
+    stream: TrainingStream | EvaluationStream, batches: range, num_workers: int, pin_memory: bool
 ) -> DataLoader[StoredBatch]:
-    """Reads the numbered batches of a stream, in order.
+    """Reads batches of a stream, in order.
 
     Workers live as long as one pass: kept ones would end only with the garbage collection of the loader, where PyTorch
     waits five seconds for each of them.
@@ -26,13 +29,14 @@ def _read(
     return DataLoader(
         stream,  # type: ignore[arg-type]  # map-style by its methods
         batch_size=None,
-        sampler=numbers,
+        sampler=batches,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
     )
 
 
+@dataclass(eq=False)
 class PositionLoader:
     """Serves a training stream from a position that Lightning saves and restores.
 
@@ -41,25 +45,21 @@ class PositionLoader:
     the workers have read ahead. The position is a number of global slots: it means the same for other ranks, workers
     and micro-batches.
 
-    Args:
+    Attributes:
         stream: the stream of this rank.
         num_workers: reading processes; 0 reads in this one.
         pin_memory: copy the batches to page-locked memory.
-        batches_per_pass: micro-batches after which iterating stops, for ``trainer.limit_train_batches``.
+        batches_per_pass: micro-batches after which iterating stops; 0 stops at the end of an epoch.
     """
 
-    def __init__(
-        self,
-        stream: TrainingStream,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-        batches_per_pass: int | None = None,
-    ) -> None:
-        self.stream = stream
-        self.batches_per_pass = batches_per_pass or len(stream)
-        self.num_workers = num_workers
-        self.pin_memory = pin_memory
-        self._position = 0  # micro-batches of this rank
+    stream: TrainingStream
+    num_workers: int = 0
+    pin_memory: bool = False
+    batches_per_pass: int = 0
+    _position: int = field(default=0, init=False)  # micro-batches of this rank
+
+    def __post_init__(self) -> None:
+        self.batches_per_pass = self.batches_per_pass or len(self.stream)
 
     @property
     def slot(self) -> int:
@@ -101,8 +101,28 @@ class PositionLoader:
         self._position = position
 
 
+def batches_per_pass(trainer: Any, epoch: int) -> int:
+    """Micro-batches after which Lightning ends its epoch; the next one then goes on where this one stopped.
+
+    Args:
+        trainer: of Lightning; None stands for one that limits nothing.
+        epoch: micro-batches of a full epoch.
+
+    Raises:
+        ValueError: an option of the Trainer would repeat data or begin it again.
+    """
+    if trainer is None:
+        return epoch
+    if trainer.overfit_batches:
+        raise ValueError("trainer.overfit_batches would repeat batches: use a small data set instead")
+    if getattr(trainer, "reload_dataloaders_every_n_epochs", 0):
+        raise ValueError("trainer.reload_dataloaders_every_n_epochs would begin the data again: leave it at 0")
+    limit = trainer.limit_train_batches
+    return max(1, min(limit, epoch) if isinstance(limit, int) else int(limit * epoch))
+
+
 def count_anew(fit_loop: dict[str, Any], slots: int) -> None:
-    """Counts the micro-batches of a checkpoint anew where those of this run have another size.
+    """Counts the micro-batches of a checkpoint again where those of this run have another size.
 
     Lightning counts micro-batches. After a resume with other ``trainer.accumulate_grad_batches`` its count would end
     epochs, and with them optimizer steps, in the wrong places.
@@ -113,7 +133,7 @@ def count_anew(fit_loop: dict[str, Any], slots: int) -> None:
         slots: global slots of a micro-batch of this run, over all ranks.
 
     Raises:
-        ValueError: the checkpoint lies inside of an epoch whose micro-batches cannot be counted so.
+        ValueError: the checkpoint is inside an epoch whose micro-batches cannot be counted so.
     """
     states = fit_loop.get("state_dict", {}).get("combined_loader") or [{}]
     progress = fit_loop["epoch_loop.batch_progress"]
@@ -124,23 +144,64 @@ def count_anew(fit_loop: dict[str, Any], slots: int) -> None:
         processed, rest = divmod(counts["processed"] * now, before)
         if rest:
             raise ValueError(
-                f"the checkpoint lies {counts['processed']} micro-batches into an epoch, which are no whole number of "
+                f"the checkpoint is {counts['processed']} micro-batches into an epoch, which are no whole number of "
                 "those of this run: set data.batch_size and trainer.accumulate_grad_batches as they were"
             )
         moved = processed - counts["processed"]
         counts.update({name: counts[name] + moved for name in ("ready", "started", "processed", "completed")})
 
 
+class EvaluationStream:
+    """Map-style over the batches of one rank of a set in its stored order, every record with its first caption.
+
+    Record i has the noise quantile (i + 0.5) / n, so that one pass covers all levels evenly. The records are dealt out
+    evenly: every rank has the same number of batches, and no record comes twice unless there are more ranks than
+    records. ``slot`` of a batch is the index of its first record.
+
+    Args:
+        records: the set.
+        batch_size: records of a batch of one rank, at most.
+        world_size: number of ranks.
+        rank: this one.
+        length_bucket: see :func:`read_batch`.
+    """
+
+    def __init__(
+        self, records: RecordSet, batch_size: int, world_size: int = 1, rank: int = 0, length_bucket: int = 16
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"data.eval_batch_size must be at least 1, not {batch_size}")
+        self.records = records
+        self.length_bucket = length_bucket
+        count = len(records)
+        batches = -(-count // (batch_size * world_size))
+        edges = np.arange(batches * world_size + 1) * count // (batches * world_size)
+        self.ranges = [
+            (int(edges[batch]), max(int(edges[batch + 1]), int(edges[batch]) + 1))
+            for batch in range(rank, batches * world_size, world_size)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.ranges)
+
+    def __getitem__(self, batch: int) -> StoredBatch:
+        first, end = self.ranges[batch]
+        index = np.arange(first, end)
+        views = [self.records.view(record) for record in index.tolist()]
+        u = (index + 0.5) / len(self.records)
+        return read_batch(views, [0] * len(views), first, np.zeros_like(index), u, index, self.length_bucket)
+
+
+@dataclass(eq=False)
 class EvaluationLoader:
     """Serves an evaluation stream, the same batches in every pass.
 
     Not a ``DataLoader``: Lightning would put a distributed sampler of its own into one.
     """
 
-    def __init__(self, stream: EvaluationStream, num_workers: int = 0, pin_memory: bool = False) -> None:
-        self.stream = stream
-        self.num_workers = num_workers
-        self.pin_memory = pin_memory
+    stream: EvaluationStream
+    num_workers: int = 0
+    pin_memory: bool = False
 
     def __len__(self) -> int:
         return len(self.stream)

@@ -1,16 +1,28 @@
-"""In which order the records of a set are visited: a pure function of (seed, name, epoch)."""
+"""The order in which a run visits records, a pure function of (seed, name, epoch), and chunks ready ahead of it."""
 
 from __future__ import annotations
 
+import os
+import threading
+from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 
 from t2ikit import rng
+from t2ikit.records.record_set import RecordSet, SetFiles
+from t2ikit.records.remote import RemoteChunks
 
 SHUFFLE_WINDOW = 16_384
 """Records that are shuffled together, at least."""
+
+_DOWNLOADS = 4  # of one process at the same time
+
+ChunkTask = tuple[SetFiles, str]
 
 
 @dataclass(frozen=True)
@@ -18,8 +30,8 @@ class _Pools:
     """The pools of an epoch.
 
     Attributes:
-        chunks: of each pool, in the order in which they were drawn.
-        ends: place of the epoch at which each pool ends, [n] int64.
+        chunks: of each pool, in shuffled order.
+        ends: position in the epoch at which each pool ends, [n] int64.
     """
 
     chunks: list[np.ndarray]
@@ -56,11 +68,11 @@ class RecordOrder:
         return int(self.chunk_sizes.sum())
 
     def index(self, epoch: int | np.ndarray, slots: np.ndarray) -> np.ndarray:
-        """The record at each place of an epoch.
+        """The record at each position of an epoch.
 
         Args:
-            epoch: one epoch, or one for every place [n].
-            slots: places in the epoch, [n] int64 in [0, len).
+            epoch: one epoch, or one for every position [n].
+            slots: positions in the epoch, [n] int64 in [0, len).
 
         Returns:
             [n] int64; a full epoch visits every record once.
@@ -68,62 +80,120 @@ class RecordOrder:
         epochs = np.broadcast_to(np.asarray(epoch), np.shape(slots))
         index = np.empty(len(slots), dtype=np.int64)
         for value in np.unique(epochs).tolist():
-            here = epochs == value
-            index[here] = self._order(value)[slots[here]]
+            inside = epochs == value
+            index[inside] = self._order(value)[slots[inside]]
         return index
 
-    def _order(self, epoch: int) -> np.ndarray:
-        order = self._orders.get(epoch)
-        if order is None:
-            order = self._shuffle(epoch)
-            self._orders = {number: kept for number, kept in self._orders.items() if number == epoch - 1}
-            self._orders[epoch] = order
-        return order
+    def pool(self, epoch: int, position: int) -> int:
+        """Index of the pool that holds a position of an epoch."""
+        return int(np.searchsorted(self._pools(epoch).ends, position, side="right"))
 
-    def pool(self, epoch: int, place: int) -> int:
-        """Number of the pool that a place of an epoch lies in."""
-        return int(np.searchsorted(self._pools(epoch).ends, place, side="right"))
-
-    def upcoming(self, epoch: int, place: int, records: int = 0) -> list[int]:
-        """The chunks that are read from a place on: those of its pool, of the next one, and of further ones until they
-        hold at least ``records``; no chunk twice."""
-        found: list[int] = []
-        number, held, first = self.pool(epoch, place), 0, True
-        while held < max(records, 1) and len(found) < 2 * len(self.chunk_sizes):
+    def upcoming(self, epoch: int, position: int, records: int = 0) -> list[int]:
+        """The chunks that are read from a position on: those of its pool, of the next one, and of further ones until
+        they hold at least ``records``; no chunk twice."""
+        chunks: list[int] = []
+        pool, held, first = self.pool(epoch, position), 0, True
+        while held < max(records, 1) and len(chunks) < 2 * len(self.chunk_sizes):
             pools = self._pools(epoch)
-            found += pools.chunks[number].tolist()
-            held += 0 if first else int(self.chunk_sizes[pools.chunks[number]].sum())
-            number, first = number + 1, False
-            if number == len(pools.chunks):
-                epoch, number = epoch + 1, 0
-        return list(dict.fromkeys(found))
+            chunks += pools.chunks[pool].tolist()
+            held += 0 if first else int(self.chunk_sizes[pools.chunks[pool]].sum())
+            pool, first = pool + 1, False
+            if pool == len(pools.chunks):
+                epoch, pool = epoch + 1, 0
+        return list(dict.fromkeys(chunks))
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            order = self._shuffle(epoch)
+            self._orders = {kept: indices for kept, indices in self._orders.items() if kept == epoch - 1}
+            self._orders[epoch] = order
+        return self._orders[epoch]
 
     def _pools(self, epoch: int) -> _Pools:
-        pools = self._pooled.get(epoch)
-        if pools is None:
+        if epoch not in self._pooled:
             pools = self._pool_chunks(epoch)
-            self._pooled = {number: kept for number, kept in self._pooled.items() if abs(number - epoch) == 1}
+            self._pooled = {kept: pooled for kept, pooled in self._pooled.items() if abs(kept - epoch) == 1}
             self._pooled[epoch] = pools
-        return pools
+        return self._pooled[epoch]
 
     def _pool_chunks(self, epoch: int) -> _Pools:
         chunks = rng.permutation(self.seed, self._purpose, epoch, len(self.chunk_sizes))
         pools: list[np.ndarray] = []
         ends, first, pooled = [], 0, 0
-        sizes = np.cumsum(self.chunk_sizes[chunks])
-        for place, end in enumerate(sizes.tolist()):
-            if end - pooled >= self.window or place == len(chunks) - 1:
-                pools.append(chunks[first : place + 1])
+        for last, end in enumerate(np.cumsum(self.chunk_sizes[chunks]).tolist()):
+            if end - pooled >= self.window or last == len(chunks) - 1:
+                pools.append(chunks[first : last + 1])
                 ends.append(end)
-                first, pooled = place + 1, end
+                first, pooled = last + 1, end
         return _Pools(pools, np.array(ends, dtype=np.int64))
 
     def _shuffle(self, epoch: int) -> np.ndarray:
         order: list[np.ndarray] = []
-        for number, chunks in enumerate(self._pools(epoch).chunks, start=1):  # stream 0 is the order of the chunks
+        for stream, chunks in enumerate(self._pools(epoch).chunks, start=1):  # stream 0 is the order of the chunks
             starts = self._starts[chunks]
             records = np.concatenate(
                 [np.arange(start, start + self.chunk_sizes[chunk]) for start, chunk in zip(starts, chunks, strict=True)]
             )
-            order.append(records[rng.permutation(self.seed, self._purpose, epoch, len(records), stream=number)])
+            order.append(records[rng.permutation(self.seed, self._purpose, epoch, len(records), stream=stream)])
         return np.concatenate(order)
+
+
+class Prefetcher:
+    """Keeps the chunks of the present pools and of the next ones ready, in threads of the process that reads.
+
+    Every reading process has its own; they leave a chunk to the process that is busy with it. An error in a thread is
+    not reported: it occurs again, with its message, where the chunk is needed.
+
+    Args:
+        sets: of the sources.
+        orders: of the sources.
+        periods: slots of an epoch of each source.
+        records: how far to look ahead, at least, beyond the pools in use.
+    """
+
+    def __init__(
+        self, sets: Sequence[RecordSet], orders: Sequence[RecordOrder], periods: Sequence[int], records: int
+    ) -> None:
+        self.sources = [
+            (source.files, source.chunk_names, order, period)
+            for source, order, period in zip(sets, orders, periods, strict=True)
+            if source.files is not None
+        ]
+        self.records = records
+        self._pools: list[tuple[int, int]] = []  # (epoch, pool) of every source
+        self._process = os.getpid()
+        self._tasks: deque[ChunkTask] = deque()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pools": [], "_tasks": deque()}
+
+    def move(self, slot: int) -> None:
+        """Says that slot ``slot`` is about to be read; returns at once."""
+        pools = [(slot // period, order.pool(slot // period, slot % period)) for *_, order, period in self.sources]
+        if pools == self._pools and self._process == os.getpid():
+            return
+        self._pools, self._process = pools, os.getpid()
+        self._tasks.clear()  # what the threads of the last pools have not begun
+        self._tasks = deque(self.tasks(slot))
+        threads = _DOWNLOADS if any(isinstance(files, RemoteChunks) for files, *_ in self.sources) else 1
+        for _ in range(min(threads, len(self._tasks))):
+            threading.Thread(target=_work, args=(self._tasks,), daemon=True, name="chunk prefetch").start()
+
+    def tasks(self, slot: int) -> list[ChunkTask]:
+        """The chunks that are needed from ``slot`` on, the next ones of every source first."""
+        lists: list[list[ChunkTask]] = [
+            [(files, names[chunk]) for chunk in order.upcoming(slot // period, slot % period, self.records)]
+            for files, names, order, period in self.sources
+        ]
+        # In turns: every source is needed in every batch.
+        return [task for turn in zip_longest(*lists) for task in turn if task is not None]
+
+
+def _work(tasks: deque[ChunkTask]) -> None:
+    while True:
+        try:
+            files, name = tasks.popleft()
+        except IndexError:
+            return
+        with suppress(Exception):
+            files.ready(name, wait=False)

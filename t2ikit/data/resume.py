@@ -64,8 +64,8 @@ class Continuation:
     def check(self, now: Continuation, allow: Collection[str] = ()) -> None:
         """Refuses a run whose rest would not be what was left of the run of the checkpoint.
 
-        Encoders, shapes and formats must be those of before, whatever is allowed: the network knows no others. What a
-        set says of itself, such as the folder that its images came from, may change as long as its records do not.
+        Encoders, shapes and formats must always be those of before: the network knows no others. What a manifest says
+        beyond them, such as the folder of its images, may change as long as the records do not.
 
         Args:
             now: of the present run; its position is not compared.
@@ -118,6 +118,18 @@ class Continuation:
         for name, manifest in self.manifests.items():
             if name in now.manifests:
                 yield from _unlike_records(_set_name(name), manifest, now.manifests[name])
+
+
+def training_manifest(checkpoint: Mapping[str, Any]) -> str | None:
+    """The manifest of the training set, as JSON, in a whole checkpoint; None where it has none.
+
+    It is in the state of the data module, under the name of its class; a module that trains on another kind of data
+    module keeps it as ``data_manifest``.
+    """
+    for state in checkpoint.values():
+        if isinstance(state, Mapping) and "train" in (state.get("manifests") or ()):
+            return str(state["manifests"]["train"])
+    return checkpoint.get("data_manifest")
 
 
 def check_allowed(keys: Collection[str]) -> None:

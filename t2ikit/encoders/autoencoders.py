@@ -1,7 +1,7 @@
 """Image spaces: how stored images become x_0, the variable that is diffused, and how x_0 becomes an image again.
 
 Latents follow the data of the paper: the posterior's mean and standard deviation of ``stabilityai/sd-vae-ft-ema`` are
-stored as they come, ``raw = mean + std * n`` is drawn at every use, and a normalisation follows, which an experiment
+stored as they come, every use samples ``raw = mean + std * n``, and a normalisation follows, which an experiment
 chooses (the paper's runs use the scalar one).
 
 Shapes: [B, 3, H, W] images, [B, C, h, w] x_0, [B, 2, C, h, w] stored posteriors.
@@ -10,6 +10,7 @@ Shapes: [B, 3, H, W] images, [B, C, h, w] x_0, [B, 2, C, h, w] stored posteriors
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
@@ -61,8 +62,8 @@ class ImageSpace(ABC):
 
         Args:
             stored: [B, ...] as in ``StoredBatch.image``.
-            noise: [B, C, h, w] standard normal, for a posterior that is drawn from; None takes its mean. Spaces without
-                a posterior ignore it.
+            noise: [B, C, h, w] standard normal, to sample a posterior; None takes its mean. Spaces without a posterior
+                ignore it.
 
         Returns:
             [B, C, h, w] float32.
@@ -121,43 +122,38 @@ class PixelSpace(ImageSpace):
             )
 
 
+@dataclass(eq=False)
 class LatentSpace(ImageSpace):
-    """Normalised latents of a KL autoencoder. The autoencoder is loaded when it is first used, not before."""
+    """Normalised latents of a KL autoencoder. The autoencoder is loaded when it is first used, not before.
 
+    Attributes:
+        autoencoder: a folder in the format of diffusers, or a repository of the Hub.
+        revision: commit, tag or branch of the repository.
+        normalisation: "scalar" multiplies by 0.18215; "channelwise" gives every channel mean 0 and standard deviation
+            0.5.
+        channels: C of the latents.
+        batch_size: images that are encoded or decoded at once.
+
+    Raises:
+        ValueError: unknown normalisation, or the channel-wise one for other than 4 channels.
+    """
+
+    autoencoder: str = DEFAULT_AUTOENCODER
+    revision: str | None = None
+    normalisation: Literal["scalar", "channelwise"] = "scalar"
+    channels: int = 4
+    batch_size: int = 16
     stochastic = True
 
-    def __init__(
-        self,
-        autoencoder: str = DEFAULT_AUTOENCODER,
-        revision: str | None = None,
-        normalisation: Literal["scalar", "channelwise"] = "scalar",
-        channels: int = 4,
-        batch_size: int = 16,
-    ) -> None:
-        """Args:
-            autoencoder: a folder in the format of diffusers, or a repository of the Hub.
-            revision: commit, tag or branch of the repository.
-            normalisation: "scalar" multiplies by 0.18215; "channelwise" gives every channel mean 0 and standard
-                deviation 0.5.
-            channels: C of the latents.
-            batch_size: images that are encoded or decoded at once.
-
-        Raises:
-            ValueError: unknown normalisation, or the channel-wise one for other than 4 channels.
-        """
-        if normalisation not in ("scalar", "channelwise"):
-            raise ValueError(f"unknown normalisation {normalisation!r}; choose scalar or channelwise")
-        if normalisation == "channelwise" and channels != len(CHANNEL_MEANS):
+    def __post_init__(self) -> None:
+        if self.normalisation not in ("scalar", "channelwise"):
+            raise ValueError(f"unknown normalisation {self.normalisation!r}; choose scalar or channelwise")
+        if self.normalisation == "channelwise" and self.channels != len(CHANNEL_MEANS):
             raise ValueError(
-                f"the channelwise normalisation is known for {len(CHANNEL_MEANS)} channels, not {channels}: "
+                f"the channelwise normalisation is known for {len(CHANNEL_MEANS)} channels, not {self.channels}: "
                 "choose normalisation scalar"
             )
-        self.autoencoder = autoencoder
-        self.revision = revision
-        self.normalisation = normalisation
-        self.channels = channels
-        self.batch_size = batch_size
-        self.std = 1.0 if normalisation == "scalar" else CHANNELWISE_STD
+        self.std = 1.0 if self.normalisation == "scalar" else CHANNELWISE_STD
         self._loaded: tuple[Any, EncoderReference] | None = None
         self._stored: EncoderReference | None = None
 
@@ -231,14 +227,14 @@ class LatentSpace(ImageSpace):
         """Latents [..., C, h, w] as the autoencoder gives them, to x_0 of the same shape."""
         if self.normalisation == "scalar":
             return raw * SCALAR_FACTOR
-        means, stds = self._statistics(raw)
+        means, stds = _channel_statistics(raw.dtype, raw.device)
         return CHANNELWISE_STD * (raw - means) / stds
 
     def denormalise(self, x_0: Tensor) -> Tensor:
         """The inverse of ``normalise``."""
         if self.normalisation == "scalar":
             return x_0 / SCALAR_FACTOR
-        means, stds = self._statistics(x_0)
+        means, stds = _channel_statistics(x_0.dtype, x_0.device)
         return x_0 / CHANNELWISE_STD * stds + means
 
     def x_0(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -288,10 +284,6 @@ class LatentSpace(ImageSpace):
         with torch.autocast(x_0.device.type, enabled=False):
             decoded = torch.cat([model.decode(batch).sample for batch in raw.split(self.batch_size)])
         return decoded.add(1.0).mul(0.5).clamp(0.0, 1.0)
-
-    @staticmethod
-    def _statistics(like: Tensor) -> tuple[Tensor, Tensor]:
-        return _channel_statistics(like.dtype, like.device)
 
 
 @cache

@@ -9,6 +9,8 @@ Shapes: L tokens of a prompt, D width of the states.
 
 from __future__ import annotations
 
+import filecmp
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -41,11 +43,7 @@ class TextEncoder:
     """
 
     def __init__(self, model: Any, tokenizer: Any, reference: EncoderReference, max_tokens: int = MAX_TOKENS) -> None:
-        """Wraps a loaded model; ``load`` is the usual way.
-
-        Raises:
-            ValueError: fewer than one token, or a tokenizer that does not turn "" into the end token alone.
-        """
+        """Wraps a loaded model (see ``load``); ValueError unless its tokenizer turns "" into the end token alone."""
         if max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1; got {max_tokens}")
         empty = tokenizer("").input_ids
@@ -88,20 +86,13 @@ class TextEncoder:
         try:
             tokenizer = AutoTokenizer.from_pretrained(source.folder)
         except (OSError, ValueError, KeyError) as error:
-            raise ValueError(
-                f"{name} has no tokenizer that can be loaded ({error}); give a T5 with {_OPTION}"
-            ) from error
+            raise ValueError(f"{name} has no loadable tokenizer ({error}); give a T5 with {_OPTION}") from error
         return cls(model.to(device), tokenizer, source.reference, max_tokens)
 
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
         return next(self.model.parameters()).device
-
-    def to(self, device: str | torch.device) -> TextEncoder:
-        """Moves the model; returns itself."""
-        self.model.to(device)
-        return self
 
     def lengths(self, prompts: Sequence[str]) -> list[int]:
         """Tokens of each prompt with its end token, after the cut to ``max_tokens``."""
@@ -115,14 +106,7 @@ class TextEncoder:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
-        """States of each prompt, in one pass of the model over all of them.
-
-        Args:
-            prompts: B texts.
-
-        Returns:
-            B tensors [L, D] float32 on the device of the model, each of its own length with the end token.
-        """
+        """States of B prompts, in one pass: B tensors [L, D] float32 on the device, L tokens with the end token."""
         if len(prompts) == 0:
             return []
         ids = [torch.tensor(row) for row in self._ids(prompts)]
@@ -130,17 +114,12 @@ class TextEncoder:
         lengths = torch.tensor([len(row) for row in ids])
         mask = torch.arange(tokens.shape[1])[None] < lengths[:, None]
         states = self.model(input_ids=tokens.to(self.device), attention_mask=mask.to(self.device)).last_hidden_state
-        return [row[: len(tokens)].to(torch.float32) for row, tokens in zip(states, ids, strict=True)]
+        return [row[:length].to(torch.float32) for row, length in zip(states, lengths.tolist(), strict=True)]
 
     def encode_all(self, prompts: Sequence[str], batch_size: int = 64) -> list[Tensor]:
-        """States of any number of prompts, in passes over prompts of one length, so that nothing is padded.
+        """States of any number of prompts, each [L, D] float32 on the CPU.
 
-        Args:
-            prompts: texts; equal ones are encoded once.
-            batch_size: prompts a pass.
-
-        Returns:
-            A tensor [L, D] float32 on the CPU for each prompt.
+        A pass takes at most ``batch_size`` prompts of one length: nothing is padded. Equal ones are encoded once.
         """
         texts = list(dict.fromkeys(prompts))
         groups: dict[int, list[str]] = {}
@@ -175,10 +154,10 @@ def build_small_t5(
     """Writes a small T5 encoder with seeded random weights, in the ordinary format of transformers.
 
     Its vocabulary is every word and every punctuation mark of ``texts`` (in lower case; others become ``<unk>``).
-    Random weights still tell texts apart: each token keeps its own vector and mixes in its neighbours.
+    Random weights still give unlike texts unlike states: each token keeps its own vector and mixes in its neighbours.
 
     Args:
-        folder: where it goes. One that exists is left alone if it holds the same model.
+        folder: of the model. One that holds the same model already stays as it is.
         texts: what the vocabulary is taken from.
         dim: D, width of the states; a multiple of ``heads``.
         layers: blocks of the encoder.
@@ -266,23 +245,21 @@ def _word_tokenizer(texts: Iterable[str]) -> Any:
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """Keeps transformers from drawing a bar over the writing of one small file."""
+    """Keeps transformers from showing a bar while it writes one small file."""
     from transformers.utils import logging
 
-    drawn = logging.is_progress_bar_enabled()
+    shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if drawn:
+        if shown:
             logging.enable_progress_bar()
 
 
 def _same_files(first: Path, second: Path) -> bool:
-    names = sorted(file.name for file in second.iterdir())
-    if sorted(file.name for file in first.iterdir()) != names:
-        return False
-    return all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
+    names = os.listdir(second)
+    return set(os.listdir(first)) == set(names) == set(filecmp.cmpfiles(first, second, names, shallow=False)[0])
 
 
 def load_encoder(
@@ -292,7 +269,7 @@ def load_encoder(
     name: str | None = None,
     device: str | torch.device = "cpu",
 ) -> TextEncoder:
-    """The very text encoder that a prepared set was encoded with.
+    """The text encoder whose states a prepared set holds, checked by its hash.
 
     Args:
         reference: of the set's manifest.
@@ -307,7 +284,7 @@ def load_encoder(
     """
     source, revision = name or reference.name, reference.revision if name in (None, reference.name) else None
     if name is None and root is not None:
-        with suppress(ValueError):  # a folder elsewhere, as it was given to prepare, is not looked for below the root
+        with suppress(ValueError):  # the path of a folder elsewhere is no name below the root
             beside = below(root, reference.name)
             source = str(beside) if beside.is_dir() else source
     encoder = TextEncoder.load(source, revision, device)

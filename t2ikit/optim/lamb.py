@@ -49,14 +49,8 @@ class LAMB(Optimizer):
         trust_ratio: bool = True,
     ) -> None:
         check_options(lr, betas, eps, weight_decay)
-        defaults = {
-            "lr": lr,
-            "betas": tuple(betas),
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "trust_ratio": trust_ratio,
-        }
-        super().__init__(params, defaults)
+        given = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "trust_ratio": trust_ratio}
+        super().__init__(params, given)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

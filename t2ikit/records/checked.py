@@ -1,8 +1,8 @@
 """Chunks that were compared with their manifest before a record of them is used.
 
 LitData returns a flipped byte without a word; a manifest knows the SHA-256 of every file. A chunk is read whole once,
-when it is first mapped (or a little before, see ``prefetch.py``), and what was found is remembered beside the size and
-time of the file, so that neither another process nor a later run reads it again.
+when it is first mapped (or a little before, see ``data/order.py``); the result is kept with the size and time of the
+file, so that neither another process nor a later run reads it again.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class CheckedFiles(SetFiles):
         self.digests = digests
         self.verify = verify
         self.repair = repair
-        place = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
-        self.notes = cache_folder() / "verified" / place if notes is None else notes
+        folder_hash = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+        self.notes = cache_folder() / "verified" / folder_hash if notes is None else notes
         self._good: dict[str, str] = {}
 
     def ready(self, name: str, wait: bool = True) -> bool:

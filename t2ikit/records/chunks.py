@@ -59,9 +59,9 @@ class Chunk:
     sha256: str = ""
 
 
-def chunk_name(number: int) -> str:
-    """Name of chunk ``number`` of a set."""
-    return f"chunk-0-{number}.bin"
+def chunk_name(index: int) -> str:
+    """Name of chunk ``index`` of a set."""
+    return f"chunk-0-{index}.bin"
 
 
 class ChunkBuffer:
@@ -158,7 +158,7 @@ def read_chunk(path: Path, count: int) -> Iterator[bytes]:
 def index_content(chunks: Iterable[Chunk]) -> str:
     """LitData's ``index.json``.
 
-    Where LitData puts the time, by which its cache knows a set that was written anew, stands a number made from the
+    Where LitData puts the time, by which its cache knows a set that was written again, stands a number made from the
     hashes of the chunks: the same records give the same file.
     """
     rows, digest = [], hashlib.sha256()

@@ -9,7 +9,7 @@ from t2ikit.records.manifest import Manifest
 from t2ikit.records.record_set import RecordSet
 
 OWN_TEXT_ENCODER = "text_encoder"
-"""Name, in a manifest, of a text encoder that was built for the set and lies beside it."""
+"""Name, in a manifest, of a text encoder that was built for the set and is kept beside it."""
 
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 
@@ -27,8 +27,8 @@ def check_fits(primary: RecordSet, other: RecordSet, name: str) -> None:
 def check_cutmix(raw: RecordSet, mixed: RecordSet, setting: str) -> None:
     """Refuses CutMix images of another setting, or of other photos than the raw ones.
 
-    A mixed image has the place of its base image, also after images were appended; so the first and the last of them
-    tell, by their keys, whether both sets come from the same photos.
+    A mixed image has the index of its base image, also after images were appended; so the keys of the first and of the
+    last one show whether both sets come from the same photos.
 
     Args:
         raw: the plain images.
@@ -44,49 +44,49 @@ def check_cutmix(raw: RecordSet, mixed: RecordSet, setting: str) -> None:
             f"{mixed.folder} holds CutMix setting {stored}, callbacks.cutmix says {setting}: set its setting to "
             f"{stored}, or its folder to a set of {setting}"
         )
-    advice = "remove it and make it anew from these images: t2ikit prepare cutmix, then t2ikit prepare encode"
+    advice = "remove it and make it again from these images: t2ikit prepare cutmix, then t2ikit prepare encode"
     if len(mixed) > len(raw):
         raise ValueError(
             f"{mixed.folder} holds {len(mixed)} mixed images, but {raw.folder} only {len(raw)}: it was made from other "
             f"images; {advice}"
         )
     for index in (0, len(mixed) - 1):
-        facts, own = mixed.view(index).details()[1], raw.view(index).details()[1].get("key")
+        facts, key = mixed.view(index).details()[1], raw.view(index).details()[1].get("key")
         base = facts.get("base_key", facts.get("key"))
-        if base != own:
+        if base != key:
             raise ValueError(
-                f"image {index} of {mixed.folder} was made from {base}, but that of {raw.folder} is {own}: it was made "
+                f"image {index} of {mixed.folder} was made from {base}, but that of {raw.folder} is {key}: it was made "
                 f"from other images; {advice}"
             )
 
 
-def check_text_encoder(manifest: Manifest, wanted: str | None, place: str) -> None:
+def check_text_encoder(manifest: Manifest, wanted: str | None, folder: str) -> None:
     """Refuses a set whose captions went through another text encoder than the experiment is about.
 
     Args:
         manifest: of the set.
         wanted: ``data.text_encoder``: the name that the manifest should have, or a local folder whose weights are
             compared; None accepts any.
-        place: of the set.
+        folder: of the set.
 
     Raises:
         ValueError: it is another one, or the set has no text states.
         FileNotFoundError: ``wanted`` is a path, and there is no such folder.
     """
-    found = manifest.text_encoder
-    if wanted is None or (found is not None and found.name == wanted):
+    stored = manifest.text_encoder
+    if wanted is None or (stored is not None and stored.name == wanted):
         return
-    if found is None:
-        raise ValueError(f"{place} holds no text states, data.text_encoder is {wanted}: run t2ikit prepare encode")
+    if stored is None:
+        raise ValueError(f"{folder} holds no text states, data.text_encoder is {wanted}: run t2ikit prepare encode")
     if Path(wanted).expanduser().is_dir() or wanted.startswith((".", "/", "~")):
         reference = find_pretrained(wanted, None, "--data.text_encoder", _TOKENIZER_FILES).reference
-        if reference.sha256 == found.sha256:
+        if reference.sha256 == stored.sha256:
             return
-        hashes = f" (SHA-256 {found.sha256[:12]}, of the wanted one {reference.sha256[:12]})"
+        hashes = f" (SHA-256 {stored.sha256[:12]}, of the wanted one {reference.sha256[:12]})"
     else:
-        hashes = f" (SHA-256 {found.sha256[:12]})"
+        hashes = f" (SHA-256 {stored.sha256[:12]})"
     raise ValueError(
-        f"text_encoder of {place} is {found.name}{hashes}, data.text_encoder is {wanted}: prepare the captions with "
+        f"text_encoder of {folder} is {stored.name}{hashes}, data.text_encoder is {wanted}: prepare the captions with "
         "that one (t2ikit prepare encode --text-encoder), or, if these are the same weights, "
-        f"--data.text_encoder {found.name}"
+        f"--data.text_encoder {stored.name}"
     )

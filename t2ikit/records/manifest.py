@@ -165,7 +165,7 @@ class Manifest:
 
 
 def _identity(value: Any) -> Any:
-    """An encoder is its weights: the same ones may lie in folders of other names."""
+    """An encoder is its weights: folders of other names may hold the same ones."""
     return value.sha256 or value if isinstance(value, EncoderReference) else value
 
 

@@ -20,11 +20,12 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # imported where states are quantised: `t2ikit prepare --help` would take 1.5 s longer
+    from torch import Tensor
 
 GROUP = 64
 """Channels that share one scale."""
@@ -90,9 +91,9 @@ def quantise_tokens(states: np.ndarray | Tensor, token_format: str = "int8") -> 
     Raises:
         ValueError: for states that are not finite, an empty text or an unknown format.
     """
-    if not isinstance(states, Tensor):
-        states = torch.from_numpy(np.asarray(states, dtype=np.float32))
-    return quantise_states([states], token_format)[0]
+    import torch
+
+    return quantise_states([torch.as_tensor(states, dtype=torch.float32)], token_format)[0]
 
 
 def quantise_states(texts: Sequence[Tensor], token_format: str = "int8") -> list[Tokens]:
@@ -105,6 +106,8 @@ def quantise_states(texts: Sequence[Tensor], token_format: str = "int8") -> list
     Raises:
         ValueError: as :func:`quantise_tokens`.
     """
+    import torch
+
     if token_format not in ("int8", "float16"):
         raise ValueError(f'token_format is "int8" or "float16", not "{token_format}"')
     for states in texts:
@@ -129,9 +132,8 @@ def quantise_states(texts: Sequence[Tensor], token_format: str = "int8") -> list
     if not finite:
         raise ValueError("text states hold values that are not finite: run the text encoder in float32 or bfloat16")
     lengths = [len(states) for states in texts]
-    parts = values.split(lengths)
-    factors = [None] * len(texts) if scales is None else [part.numpy() for part in scales.split(lengths)]
-    return [Tokens(part.numpy(), factor) for part, factor in zip(parts, factors, strict=True)]
+    scales_of = [None] * len(texts) if scales is None else [rows.numpy() for rows in scales.split(lengths)]
+    return [Tokens(rows.numpy(), scale) for rows, scale in zip(values.split(lengths), scales_of, strict=True)]
 
 
 class RecordView:
@@ -179,18 +181,18 @@ class RecordView:
 
     def _check_parts(self, end: int) -> None:
         """Raises ValueError unless image and states follow each other without a gap, from the table to ``end``."""
-        place = _HEADER.size + _ROW.size * self.states_count
-        place += math.prod(self.image_shape) * self.image_type.itemsize
-        each = self.width * self.token_type.itemsize
+        position = _HEADER.size + _ROW.size * self.states_count
+        position += math.prod(self.image_shape) * self.image_type.itemsize
+        token_bytes = self.width * self.token_type.itemsize
         if self.token_type == np.int8:
-            each += groups(self.width) * _SCALE.itemsize
+            token_bytes += groups(self.width) * _SCALE.itemsize
         for offset, length in _ROW.iter_unpack(
             self._buffer[_HEADER.size : _HEADER.size + _ROW.size * self.states_count]
         ):
-            if offset != place or length == 0:
+            if offset != position or length == 0:
                 raise ValueError(_DAMAGED)
-            place += length * each
-        if place != end or len(self.image_shape) != 3 + (self.image_type == np.float16):
+            position += length * token_bytes
+        if position != end or len(self.image_shape) != 3 + (self.image_type == np.float16):
             raise ValueError(_DAMAGED)
 
     def image(self) -> np.ndarray:
@@ -258,13 +260,13 @@ class Record:
         """The record as it is stored; :meth:`from_bytes` is its inverse."""
         width = self.tokens[0].values.shape[1] if self.tokens else 0
         token_code = _TOKEN_TYPES.index(self.tokens[0].values.dtype) if self.tokens else 0
-        parts = [np.ascontiguousarray(self.image).data]  # views: the bytes are copied once, into the record
-        offset = _HEADER.size + _ROW.size * len(self.tokens) + parts[0].nbytes
+        pieces = [np.ascontiguousarray(self.image).data]  # views: the bytes are copied once, into the record
+        offset = _HEADER.size + _ROW.size * len(self.tokens) + pieces[0].nbytes
         table = []
         for tokens in self.tokens:
             table.append(_ROW.pack(offset, len(tokens)))
             arrays = (tokens.values,) if tokens.scales is None else (tokens.values, tokens.scales)
-            parts += [np.ascontiguousarray(array).data for array in arrays]
+            pieces += [np.ascontiguousarray(array).data for array in arrays]
             offset += sum(array.nbytes for array in arrays)
         content = {"captions": list(self.captions), "metadata": self.metadata}
         details = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
@@ -272,7 +274,7 @@ class Record:
         image_code = _IMAGE_TYPES.index(self.image.dtype)
         counts = (len(self.captions), len(self.tokens), width)
         header = _HEADER.pack(_MAGIC, _VERSION, image_code, token_code, *counts, *shape, offset, len(details))
-        return b"".join([header, *table, *parts, details])
+        return b"".join([header, *table, *pieces, details])
 
     @staticmethod
     def from_bytes(buffer: bytes | memoryview) -> Record:

@@ -45,7 +45,7 @@ def damaged_files(folder: str | os.PathLike[str]) -> list[str]:
 
 
 class SetFiles(ABC):
-    """Brings and checks the chunks of a set, one by one.
+    """Fetches and checks the chunks of a set, one by one.
 
     Attributes:
         most_open: chunks that a process keeps mapped.
@@ -55,7 +55,7 @@ class SetFiles(ABC):
 
     @abstractmethod
     def ready(self, name: str, wait: bool = True) -> bool:
-        """Makes sure that a chunk lies in the folder of the set, whole and as its manifest says.
+        """Makes sure that a chunk is in the folder of the set, whole and as its manifest says.
 
         Args:
             name: of the file.
@@ -74,8 +74,8 @@ class RecordSet:
 
     Attributes:
         folder: where the set is.
-        address: where it is brought from; empty for a set that is kept in ``folder``.
-        files: brings and checks a chunk before it is mapped; None takes it as it lies in ``folder``.
+        address: where it is downloaded from; empty for a set that is kept in ``folder``.
+        files: fetches and checks a chunk before it is mapped; None takes it unchecked from ``folder``.
         manifest: what it holds.
         chunk_sizes: number of records of every chunk, in order.
 
@@ -129,9 +129,9 @@ class RecordSet:
         if opened is None:
             opened = self._map(chunk)
         buffer, offsets = opened
-        place = index - (self._ends[chunk] - self.chunk_sizes[chunk])
+        row = index - (self._ends[chunk] - self.chunk_sizes[chunk])
         # LitData precedes an item with the sizes of its leaves: one leaf, four bytes.
-        return buffer[offsets[place] + 4 : offsets[place + 1]]
+        return buffer[offsets[row] + 4 : offsets[row + 1]]
 
     def view(self, index: int) -> RecordView:
         """The record at ``index`` in place; see :meth:`raw`."""

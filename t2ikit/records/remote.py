@@ -1,7 +1,7 @@
 """Data roots that lie elsewhere: ``s3://``, ``gs://``, ``hf://``, ``https://`` and whatever else fsspec knows.
 
 Manifest, index and empty prompt are brought first; chunks come when they are needed (and a little before, see
-``prefetch.py``) into a cache folder that looks like a local data root. A chunk gets its name there only after its
+``data/order.py``) into a cache folder that looks like a local data root. A chunk gets its name there only after its
 SHA-256 was compared with the manifest. The processes of a machine share the cache; no chunk is downloaded twice at a
 time.
 

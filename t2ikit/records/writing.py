@@ -1,7 +1,7 @@
-"""Writes stored sets: whole or not at all, from records or from chunks that lie there already, part after part.
+"""Writes stored sets: whole or not at all, from records or from chunks that exist already, part after part.
 
-A set is made in a folder beside its place, which takes that place at the end. A process that is killed in between
-leaves the old set, or nothing, and a hidden folder that the next call removes (``t2ikit.files.recover``).
+A set is made in a hidden folder beside the target and renamed at the end. A process that is killed in between leaves
+the old set, or nothing, and the hidden folder, which the next call removes (``t2ikit.files.recover``).
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def extend_set(
         chunks: path and description of the new chunks, in order, on the disk of the target; they stay where they are.
         manifest: description of the part; ``max_tokens`` is that of the part, ``source_sha256`` its hash.
         empty_prompt: for a set that is trained on.
-        files: further files of the set, written anew; their hashes go into the manifest.
+        files: further files of the set, written again; their hashes go into the manifest.
         overwrite: replace the set in ``folder`` instead of appending to it.
 
     Returns:
@@ -131,7 +131,7 @@ def extend_set(
 
 
 class _Beside:
-    """A folder beside the target that is gone at the end, whatever happens."""
+    """A folder beside the target that is removed at the end, also after an error."""
 
     def __init__(self, target: Path) -> None:
         self.path = partial_of(target)
@@ -152,7 +152,7 @@ def _complete(
     empty_prompt: Tokens | None,
     files: Mapping[str, Iterable[bytes]],
 ) -> Manifest:
-    """Writes what belongs to a set beside its chunks, and brings it to its place."""
+    """Writes what belongs to a set beside its chunks, and renames the folder to the target."""
     if not chunks:
         raise ValueError(f"there is no record to write to {target}: the source is empty")
     hashes = dict(manifest.chunk_sha256)
@@ -188,11 +188,11 @@ def _link(source: Path, target: Path) -> None:
 
 def _check_fits(record: Record, manifest: Manifest, index: int) -> None:
     kind = "pixels" if record.image.dtype == np.uint8 else "latents"
-    found: dict[str, Any] = {"kind": kind, "image_shape": record.image.shape}
+    facts: dict[str, Any] = {"kind": kind, "image_shape": record.image.shape}
     if manifest.text_dim:
-        found["text_dim"] = record.tokens[0].values.shape[1] if record.tokens else 0
-        found["token_format"] = record.tokens[0].values.dtype.name if record.tokens else "missing"
-    for name, value in found.items():
+        facts["text_dim"] = record.tokens[0].values.shape[1] if record.tokens else 0
+        facts["token_format"] = record.tokens[0].values.dtype.name if record.tokens else "missing"
+    for name, value in facts.items():
         if value != getattr(manifest, name):
             key = record.metadata.get("key")
             raise ValueError(

@@ -15,6 +15,7 @@ from t2ikit.checkpoints import load_weights, read_weights
 from t2ikit.checkpoints.runs import find_checkpoint, latest_config
 from t2ikit.config.class_nodes import check_component
 from t2ikit.config.compose import ConfigError, compose, merge
+from t2ikit.data.resume import training_manifest
 from t2ikit.encoders.text import TextEncoder, load_encoder
 from t2ikit.module import TextToImage
 from t2ikit.pretrained import sha256_of
@@ -108,11 +109,12 @@ def load_trained(
         )
     config = compose(find_config(path))
     content = read_weights(path, mmap=True)
-    if not {"state_dict", "data_manifest", "global_step"} <= content.keys():
+    stored = training_manifest(content)
+    if stored is None or not {"state_dict", "global_step"} <= content.keys():
         raise ValueError(f"checkpoint {path}: not a checkpoint of a text-to-image run (`t2ikit run`)")
     module = _build(config, autoencoder)
     module.on_load_checkpoint(content)
-    manifest = Manifest.from_json(content["data_manifest"])
+    manifest = Manifest.from_json(stored)
     module.check_manifest(manifest)
     label = _load(module, content, weights, decay)
     module.eval().requires_grad_(False)

@@ -3,7 +3,7 @@
 Because the scenes are known, no network is needed. The background is fitted as a linear gradient; what differs from it
 is segmented; a segment's colour is the one of GenEval's ten that explains its inner pixels (`segments.py`). Area
 and centroid (moments of order 0 and 1 of the soft coverage) give centre and radius of every outline, and the outline
-whose drawing overlaps the coverage best is its shape. The overlap is also the score: blots and noise get low ones.
+whose outline overlaps the coverage best is its shape. The overlap is also the score: blots and noise get low ones.
 
 Shapes: an image is [3, H, W] uint8; coverage float64 [h, w] in [0, 1] of the patch around a segment.
 """
@@ -35,7 +35,7 @@ class Found:
         box: x0, y0, x1, y1 in pixels, the far side excluded.
         area: pixels that it covers.
         purity: share of its inner pixels that have its colour (or that of its texture), in [0, 1].
-        fit: intersection over union of its coverage and the outline's drawing, in [0, 1].
+        fit: intersection over union of its coverage and the rendered outline, in [0, 1].
     """
 
     class_name: str
@@ -67,11 +67,16 @@ class ShapesDetector:
         Raises:
             ValueError: the image is not uint8 [3, H, W].
         """
-        found = sorted(self.find(image), key=lambda one: -one.score)
+        detections = sorted(self.find(image), key=lambda detection: -detection.score)
         return [
-            {"class": one.class_name, "box": list(one.box), "score": one.score, "color": one.color}
-            for one in found
-            if one.score >= self.least_score
+            {
+                "class": detection.class_name,
+                "box": list(detection.box),
+                "score": detection.score,
+                "color": detection.color,
+            }
+            for detection in detections
+            if detection.score >= self.least_score
         ]
 
     def find(self, image: Tensor | np.ndarray) -> list[Found]:
@@ -104,11 +109,11 @@ class LargestColorShare(Metric):
                 "LargestColorShare: no prompt names the colour of its object: use long captions (data.captions=long)"
             )
 
-    def observe(self, part: Samples) -> Rows:
+    def observe(self, samples: Samples) -> Rows:
         """Whether the colour is right, or None where the prompt asks for none."""
         return [
             None if color is None else largest_color(image, self.least_purity) == color
-            for image, color in zip(part.images, _colors(part), strict=True)
+            for image, color in zip(samples.images, _colors(samples), strict=True)
         ]
 
     def score(self, samples: Samples, rows: Rows) -> Result:
@@ -132,8 +137,8 @@ def _colors(samples: Samples) -> list[str | None]:
 
 def largest_color(image: Tensor | np.ndarray, least_purity: float = 0.5) -> str | None:
     """The colour of the largest object of an image [3, H, W] uint8; None where nothing has a colour."""
-    found = [segment for segment in segments(_pixels(image)[0]) if segment.purity >= least_purity]
-    return max(found, key=lambda segment: segment.area).color if found else None
+    candidates = [segment for segment in segments(_pixels(image)[0]) if segment.purity >= least_purity]
+    return max(candidates, key=lambda segment: segment.area).color if candidates else None
 
 
 def _asked_color(metadata: dict[str, Any]) -> str | None:
@@ -194,23 +199,23 @@ def _outline(coverage: np.ndarray) -> tuple[str, _Pose, float]:
     y = float(coverage.sum(axis=1) @ (np.arange(coverage.shape[0]) + 0.5)) / area
     n = _sampling(coverage)
 
-    def drawn(shape: str, angle: float) -> tuple[float, str, _Pose]:
-        own = moments(shape)
-        radius = (area / own.area) ** 0.5
+    def fitted(shape: str, angle: float) -> tuple[float, str, _Pose]:
+        unit = moments(shape)
+        radius = (area / unit.area) ** 0.5
         c, s = np.cos(angle) * radius, np.sin(angle) * radius
-        pose = _Pose(x - (c * own.u - s * own.v), y - (s * own.u + c * own.v), radius, float(angle))
-        drawing = _pooled(inside(shape, *pose.points(coverage.shape, n)), n)
-        shared = float(np.minimum(drawing, coverage).sum())
-        return shared / (float(drawing.sum()) + area - shared), shape, pose
+        pose = _Pose(x - (c * unit.u - s * unit.v), y - (s * unit.u + c * unit.v), radius, float(angle))
+        rendered = _pooled(inside(shape, *pose.points(coverage.shape, n)), n)
+        shared = float(np.minimum(rendered, coverage).sum())
+        return shared / (float(rendered.sum()) + area - shared), shape, pose
 
-    upright = sorted((drawn(shape, 0.0) for shape in SHAPES), key=lambda one: -one[0])[:_CANDIDATES]
-    turned = [drawn(shape, angle) for _, shape, _ in upright if shape not in ("circle", "ring") for angle in _ANGLES]
+    upright = sorted((fitted(shape, 0.0) for shape in SHAPES), key=lambda fit: -fit[0])[:_CANDIDATES]
+    turned = [fitted(shape, angle) for _, shape, _ in upright if shape not in ("circle", "ring") for angle in _ANGLES]
     fit, shape, pose = max(upright + turned, key=lambda one: one[0])
     return shape, pose, fit
 
 
 def _texture(segment: Segment, pose: _Pose) -> str:
-    """The texture whose drawing correlates best with the share of the second colour in the covered pixels."""
+    """The texture whose marks correlate best with the share of the second colour in the covered pixels."""
     covered = segment.coverage > 0.9
     line = segment.second - segment.first
     share = np.clip((segment.patch[covered] - segment.first) @ line / (line @ line), 0, 1)
@@ -220,9 +225,9 @@ def _texture(segment: Segment, pose: _Pose) -> str:
     best, chosen = -np.inf, "plain"
     for texture in TEXTURES[1:]:
         for variant in range(VARIANTS[texture]):
-            drawn = _pooled(marked(texture, variant, u, v), n)[covered]
-            drawn = drawn - drawn.mean()
-            match = float(share @ drawn / np.sqrt((share @ share) * (drawn @ drawn) + 1e-9))
+            marks = _pooled(marked(texture, variant, u, v), n)[covered]
+            marks = marks - marks.mean()
+            match = float(share @ marks / np.sqrt((share @ share) * (marks @ marks) + 1e-9))
             if match > best:
                 best, chosen = match, texture
     return chosen

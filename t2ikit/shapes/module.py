@@ -50,8 +50,8 @@ class ShapesData(DataModule):
             raise ValueError(f"data.size must be at least 16, not {self.size}")
         self.settings = tuple(self.settings)
         if self.root is None:
-            parts = [self.size, self.difficulty, self.captions, self.count, self.val_count, *self.settings]
-            self.root = str(cache_folder() / "-".join(["shapes", *map(str, parts), str(self.scene_seed)]))
+            options = [self.size, self.difficulty, self.captions, self.count, self.val_count, *self.settings]
+            self.root = str(cache_folder() / "-".join(["shapes", *map(str, options), str(self.scene_seed)]))
         super().__post_init__()
 
     def find_data(self) -> None:

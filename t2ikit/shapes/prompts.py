@@ -22,8 +22,8 @@ COUNTS = (2, 3, 4)
 def geneval_prompts(difficulty: str, per_task: int, seed: int = 0) -> list[dict[str, Any]]:
     """The six tasks on shapes: metadata in the official format, ``per_task`` lines a task.
 
-    Combinations are drawn without repetition until all of a task have been used, then again: at difficulty "simple"
-    there are six single objects, so that prompt comes several times, each time with noise of its own.
+    Combinations come in random order, all of a task before any comes again: at difficulty "simple" there are six single
+    objects, so that prompt comes several times, each time with other noise.
 
     Raises:
         ValueError: unknown difficulty, or ``per_task`` below 1.
@@ -44,9 +44,9 @@ def geneval_prompts(difficulty: str, per_task: int, seed: int = 0) -> list[dict[
         [(first, second, pair) for first, second in itertools.permutations(colors, 2) for pair in pairs],
     )
     prompts = []
-    for number, (task, own) in enumerate(zip(TASKS, options, strict=True)):
-        order = permutation(seed, "shapes-geneval", number, len(own))
-        prompts += [_metadata(task, own[int(order[i % len(order)])]) for i in range(per_task)]
+    for index, (task, combinations) in enumerate(zip(TASKS, options, strict=True)):
+        order = permutation(seed, "shapes-geneval", index, len(combinations))
+        prompts += [_metadata(task, combinations[int(order[i % len(order)])]) for i in range(per_task)]
     return prompts
 
 
@@ -130,5 +130,5 @@ def _metadata(task: str, option: Any) -> dict[str, Any]:
         include = [
             {"class": name, "count": 1, "color": color} for name, color in zip(names, (first, second), strict=True)
         ]
-        text = " and ".join(with_article(f"{one['color']} {one['class']}") for one in include)
+        text = " and ".join(with_article(f"{clause['color']} {clause['class']}") for clause in include)
     return {**metadata, "include": include, "prompt": f"a photo of {text}"}

@@ -30,13 +30,13 @@ class Segment:
 
     Attributes:
         color: name of its colour.
-        textured: whether a second colour lies over the first.
+        textured: whether a second colour marks the first.
         purity: share of its inner pixels that have its colour, or one between its two colours; in [0, 1].
         first: [3] its colour as measured, grey levels.
         second: [3] the second colour of its texture, if it has one.
         patch: [h, w, 3] the pixels around it.
         coverage: [h, w] how much of each pixel of the patch it covers.
-        top, left: where the patch lies in the image, pixels.
+        top, left: first row and column of the patch in the image, pixels.
     """
 
     color: str
@@ -70,8 +70,8 @@ def segments(pixels: np.ndarray) -> list[Segment]:
         return []
     foreground = ((pixels - behind) ** 2).sum(axis=2) > _FOREGROUND**2
     least = max(4.0, _LEAST_AREA * foreground.size)
-    found = [_segment(pixels, behind, part) for part in components(foreground) if part.sum() >= least]
-    return [segment for segment in found if segment.area >= least / 2]
+    candidates = [_segment(pixels, behind, mask) for mask in components(foreground) if mask.sum() >= least]
+    return [segment for segment in candidates if segment.area >= least / 2]
 
 
 def background(pixels: np.ndarray) -> np.ndarray | None:
@@ -96,7 +96,7 @@ def background(pixels: np.ndarray) -> np.ndarray | None:
 
 
 def components(mask: np.ndarray) -> list[np.ndarray]:
-    """The 8-connected parts of a mask [H, W] bool, each [H, W] bool: runs of each row, joined where they touch."""
+    """The 8-connected regions of a mask [H, W] bool, each [H, W] bool: runs of each row, joined where they touch."""
     runs: list[tuple[int, int, int]] = []
     parents: list[int] = []
 
@@ -119,10 +119,10 @@ def components(mask: np.ndarray) -> list[np.ndarray]:
                 if runs[other][1] <= end and start <= runs[other][2]:
                     parents[root(index)] = root(other)
         above = current
-    parts: dict[int, np.ndarray] = {}
+    masks: dict[int, np.ndarray] = {}
     for index, (row, start, end) in enumerate(runs):
-        parts.setdefault(root(index), np.zeros_like(mask))[row, start:end] = True
-    return list(parts.values())
+        masks.setdefault(root(index), np.zeros_like(mask))[row, start:end] = True
+    return list(masks.values())
 
 
 def _grown(mask: np.ndarray) -> np.ndarray:
@@ -162,7 +162,7 @@ def _color(inner: np.ndarray) -> tuple[int, bool, float]:
     """Index of the colour, whether there is a texture, and purity, of the inner pixels [n, 3] of a segment.
 
     A plain colour explains pixels by their distance to it, a textured one by the distance to the line from its colour
-    to the second one; the line counts only if pixels lie towards both of its ends.
+    to the second one; the line counts only if there are pixels towards both of its ends.
     """
     offsets = inner[None] - _PALETTE[:, None]
     plain = np.linalg.norm(offsets, axis=2)

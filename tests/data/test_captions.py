@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from t2ikit.data.captions import CaptionChoice, caption_kinds
 from t2ikit.data.datamodule import DataModule
 from t2ikit.data.gate import Gate
-from t2ikit.data.streams import TrainingStream
+from t2ikit.data.streams import CaptionChoice, TrainingStream, caption_kinds
 from t2ikit.pretrained import EncoderReference
 from t2ikit.records.manifest import Manifest
 from t2ikit.records.record import Record, RecordView, quantise_tokens
@@ -71,7 +70,7 @@ def test_a_stream_reads_only_the_caption_it_chose(tmp_path: Path, monkeypatch: p
     read: list[int] = []
     real = RecordView.tokens
     monkeypatch.setattr(RecordView, "tokens", lambda view, caption: read.append(caption) or real(view, caption))
-    options = {"gates": gates, "global_batch": 32, "micro_batch": 32, "seed": 1}
+    options = {"gates": gates, "global_batch": 32, "seed": 1}
     stream = TrainingStream(records, **options, caption_weights={"long": 0.9, "aio": 0.1})
     captions, sources = used(stream, 60)
     assert read == captions.tolist() and len(read) == 60 * 32  # one caption a slot
@@ -88,7 +87,7 @@ def test_a_stream_reads_only_the_caption_it_chose(tmp_path: Path, monkeypatch: p
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     records = write(tmp_path / "two")
     one = write(tmp_path / "one", captions=1, kinds="long")
-    options = {"global_batch": 32, "micro_batch": 32}
+    options = {"global_batch": 32}
     for weights, message in [
         ([1.0, 1.0, 1.0], "3 weights, but a record of .*two has 2 captions"),
         ({"long": 1.0}, "names the captions long, but .*two has long, aio"),

@@ -48,7 +48,7 @@ def make_loader(root: Path, rank: int, workers: int, world_size: int = 2, accumu
         [Gate("cm4", root / "train_cm4", 0.4, 0.5)],
         seed=3,
         global_batch=16,
-        micro_batch=16 // world_size // accumulate,
+        accumulate=accumulate,
         world_size=world_size,
         rank=rank,
         shuffle_window=20,

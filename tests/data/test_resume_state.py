@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from t2ikit.data.gate import Gate
-from t2ikit.data.resume import ALLOWED, Continuation, check_allowed
+from t2ikit.data.resume import ALLOWED, Continuation, check_allowed, training_manifest
 from t2ikit.pretrained import EncoderReference
 from t2ikit.records.manifest import Manifest, Part
 
@@ -140,3 +140,10 @@ def test_keys_that_nothing_is_called_are_refused() -> None:
     check_allowed(ALLOWED)
     with pytest.raises(ValueError, match=r"--allow data\.sead: .* one of data\.batch_size, data\.seed"):
         check_allowed(["data.sead"])
+
+
+def test_a_checkpoint_keeps_the_training_manifest_once() -> None:
+    text = BEFORE.to_json()
+    assert training_manifest({"state_dict": {}, "ShapesData": RUN.to_state()}) == text
+    assert training_manifest({"epoch": 1, "data_manifest": text}) == text  # of another data module, or an older one
+    assert training_manifest({"epoch": 1, "other": {"manifests": None}}) is None

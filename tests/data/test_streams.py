@@ -12,9 +12,9 @@ from torch import Tensor
 
 from t2ikit.batch import StoredBatch
 from t2ikit.data.gate import Gate
-from t2ikit.data.loaders import EvaluationLoader, PositionLoader
+from t2ikit.data.loaders import EvaluationLoader, EvaluationStream, PositionLoader
 from t2ikit.data.order import RecordOrder
-from t2ikit.data.streams import EvaluationStream, TrainingStream
+from t2ikit.data.streams import TrainingStream
 from t2ikit.pretrained import EncoderReference
 from t2ikit.records.manifest import Manifest
 from t2ikit.records.record import Record, quantise_tokens
@@ -58,7 +58,7 @@ def make_stream(root: Path, **options: Any) -> TrainingStream:
         Gate("cm4", root / "train_cm4", 0.4, 0.5),
         Gate("crop", root / "train_crop", 0.6, 0.25),
     ]
-    defaults = {"gates": gates, "seed": 5, "global_batch": 16, "micro_batch": 16, "length_bucket": 8}
+    defaults = {"gates": gates, "seed": 5, "global_batch": 16, "length_bucket": 8}
     return TrainingStream(RecordSet(root / "train"), **{**defaults, **options})
 
 
@@ -130,15 +130,15 @@ def test_a_batch_holds_the_records_it_names(root: Path) -> None:
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_ranks_and_micro_batches_share_the_same_slots(root: Path, world_size: int, accumulate: int) -> None:
     whole = make_stream(root)
-    micro = 16 // world_size // accumulate
-    ranks = [make_stream(root, micro_batch=micro, world_size=world_size, rank=rank) for rank in range(world_size)]
+    options = {"accumulate": accumulate, "world_size": world_size}
+    ranks = [make_stream(root, **options, rank=rank) for rank in range(world_size)]
     assert len(ranks[0]) == len(whole) * accumulate
     for number in (0, 5, 7):  # an epoch has 6 batches
         batch = whole[number]
         parts = [ranks[rank][number * accumulate + part] for part in range(accumulate) for rank in range(world_size)]
         for name in ("image", "tokens", "scales", "u", "source", "index"):
             assert torch.equal(getattr(batch, name), torch.cat([getattr(part, name) for part in parts])), name
-        assert [part.slot for part in parts] == list(range(batch.slot, batch.slot + 16, micro))
+        assert [part.slot for part in parts] == list(range(batch.slot, batch.slot + 16, 16 // world_size // accumulate))
 
 
 def test_epochs_and_gated_epochs_repeat_no_record(root: Path) -> None:
@@ -171,7 +171,7 @@ def test_several_captions_are_all_used(tmp_path: Path) -> None:
     write_set(
         tmp_path, [make_record("train", index, 3) for index in range(16)], PIXELS, make_record("empty", 0).tokens[0]
     )
-    stream = TrainingStream(RecordSet(tmp_path), global_batch=16, micro_batch=16)
+    stream = TrainingStream(RecordSet(tmp_path), global_batch=16)
     used = np.zeros(3, int)
     for number in range(40):
         batch = stream[number]
@@ -205,10 +205,10 @@ def test_a_batch_owns_its_memory(root: Path) -> None:
 
 
 def test_unfit_options_are_refused(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="data.batch_size 16"):
-        make_stream(root, micro_batch=5)
+    with pytest.raises(ValueError, match="data.batch_size 16 is not divisible by 10 = 2 devices .* x 5 "):
+        make_stream(root, world_size=2, accumulate=5)
     with pytest.raises(ValueError, match="lower data.batch_size"):
-        make_stream(root, global_batch=128, micro_batch=128)
+        make_stream(root, global_batch=128)
     with pytest.raises(ValueError, match="cm4: the probability p"):
         make_stream(root, gates=[Gate("cm4", root / "train_cm4", 0.4, 1.5)])
     with pytest.raises(FileNotFoundError, match="--data.root"):
@@ -228,7 +228,7 @@ def test_unfit_options_are_refused(root: Path, tmp_path: Path) -> None:
             make_stream(root, gates=[Gate("cm4", tmp_path / field, 0.4, 0.5)])
     write_set(tmp_path / "images", [Record(np.zeros((3, 8, 8), np.uint8))], Manifest("pixels", (3, 8, 8)))
     with pytest.raises(ValueError, match="t2ikit prepare encode"):
-        TrainingStream(RecordSet(tmp_path / "images"), global_batch=1, micro_batch=1)
+        TrainingStream(RecordSet(tmp_path / "images"), global_batch=1)
 
 
 # Evaluation stream
@@ -300,7 +300,7 @@ def test_an_abandoned_pass_goes_on_with_what_comes_next(root: Path) -> None:
 
 
 def test_a_position_is_valid_for_other_ranks(root: Path) -> None:
-    ranks = [PositionLoader(make_stream(root, micro_batch=8, world_size=2, rank=rank)) for rank in range(2)]
+    ranks = [PositionLoader(make_stream(root, world_size=2, rank=rank)) for rank in range(2)]
     for loader in ranks:
         iterator = iter(loader)
         for _ in range(2):

@@ -77,7 +77,7 @@ def test_new_photos_go_behind_the_others(
         assert after[name][: len(records)] == records and len(after[name]) == len(records) + new, name
     assert {path: path.stat().st_ino for path in nodes} == nodes
     assert prepare_check(out) == [] and not list(out.rglob(".*.work")) and not list(out.rglob("*.partial"))
-    stream = TrainingStream(RecordSet(out / "train"), global_batch=17, micro_batch=17)
+    stream = TrainingStream(RecordSet(out / "train"), global_batch=17)
     assert sorted(stream[0].index.tolist()) == list(range(12 + NEW))
     for mixed in list(RecordSet(out / "images/train_cmall"))[12:]:
         assert "new_" in mixed.metadata["base_key"] and mixed.metadata["other_class_id"] != mixed.metadata["class_id"]

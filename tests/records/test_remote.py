@@ -201,7 +201,7 @@ def test_the_next_chunks_are_ready_before_they_are_read(root: Path, server: Serv
     data = DataModule(server.url, 16, num_workers=0, shuffle_window=8)
     data.setup("fit")
     stream = data.train_dataloader().stream
-    ahead = {f"train/{name}" for files, name in stream._ahead.tasks(0)}
+    ahead = {f"train/{name}" for files, name in stream._prefetcher.tasks(0)}
     first = {f"train/{name}" for name in stream.sets[0].chunk_names if f"train/{name}" in ahead}
     assert len(first) > 3
     assert not any("chunk" in name for name in server.fetched)

@@ -155,7 +155,7 @@ class Encoders:
     def to(self, device: torch.device) -> None:
         """Moves both models; the autoencoder follows the images."""
         self.device = device
-        self.texts.to(device)
+        self.texts.model.to(device)
 
     def manifest(self, images: Manifest, captions: CaptionHeader) -> Manifest:
         """Description of an encoded set.
