@@ -181,7 +181,7 @@ class Snapshot(L.Callback):
         ranks.from_first(lambda: self._publish(trainer, step, evaluated, weights))
         pl_module.run_log.log(trainer, self._values(evaluated), step)
         pl_module.run_log.evaluation_seconds += time.perf_counter() - started
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in trainer.callbacks:
             callback.on_validation_end(trainer, pl_module)  # a snapshot is the validation of a run: EarlyStopping looks
         return scores
 

@@ -142,6 +142,11 @@ class Prediction:
     features: tuple[Tensor, ...] = ()
 
 
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """One after the other along the rows; a single one is itself, without a copy."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+
+
 @dataclass
 class StepOutput:
     """What a training step hands to callbacks, under "step" of its outputs; nothing of it has a graph.
@@ -159,19 +164,19 @@ class StepOutput:
     @cached_property
     def source(self) -> Tensor:
         """[B] int64, which stream a sample came from."""
-        return torch.cat([batch.source for batch in self.batch])
+        return joined([batch.source for batch in self.batch])
 
     @cached_property
     def index(self) -> Tensor:
         """[B] int64, the record's index in that stream."""
-        return torch.cat([batch.index for batch in self.batch])
+        return joined([batch.index for batch in self.batch])
 
     @cached_property
     def t(self) -> Tensor | None:
         """[B] in [0, 1], the noise time; None where the batches have none."""
         if any(getattr(batch, "t", None) is None for batch in self.batch):
             return None
-        return torch.cat([batch.t for batch in self.batch])
+        return joined([batch.t for batch in self.batch])
 
 
 @dataclass

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from t2ikit import rng
-from t2ikit.batch import Batch, StepOutput, StoredBatch, Text
+from t2ikit.batch import Batch, StepOutput, StoredBatch, Text, joined
 from t2ikit.data.datamodule import DataModule
 from t2ikit.data.resume import training_manifest
 from t2ikit.denoisers import Denoiser
@@ -213,8 +213,8 @@ class TextToImage(Learner, L.LightningModule):
             torch.manual_seed(keyed.derived_seed("dropout", parts[0].slot))
         loss = self.compiled or self.objective
         losses = [loss(self.denoiser, part, self.objective.draw(part, keyed, step)) for part in parts]
-        loss_B = torch.cat([part.loss_B for part in losses])
-        logged = {name: torch.cat([part.parts[name].detach() for part in losses]) for name in losses[0].parts}
+        loss_B = joined([part.loss_B for part in losses])
+        logged = {name: joined([part.parts[name].detach() for part in losses]) for name in losses[0].parts}
         return {"loss": loss_B.mean(), "step": StepOutput(loss_B.detach(), logged, parts)}
 
     @torch.no_grad()
