@@ -26,6 +26,7 @@ from torch import Tensor
 from t2ikit import ranks
 from t2ikit.diffusion import Guidance
 from t2ikit.diffusion.samplers import find_solver
+from t2ikit.diffusion.solvers import Solver
 from t2ikit.evaluation import Evaluated, Evaluation
 from t2ikit.evaluation.sampling import Sampling
 from t2ikit.files import write_whole
@@ -50,7 +51,7 @@ class Snapshot(L.Callback):
         at_start: also before the first step of a new run.
         at_end: also after the last step.
         steps: sampler steps.
-        method: sampler, see ``t2ikit.diffusion.sample``.
+        method: sampler, see ``t2ikit.diffusion.sample``; a class of your own as ``{class_path: mine.MySolver}``.
         guidance: classifier-free guidance w, (1 + w) cond - w uncond; or a Guidance.
         batch_size: images sampled at once on each rank.
         seed: key of the noise.
@@ -75,7 +76,7 @@ class Snapshot(L.Callback):
         at_start: bool = True,
         at_end: bool = True,
         steps: int = 50,
-        method: str = "ddim",
+        method: str | Solver = "ddim",
         guidance: float | Guidance = 2.0,
         batch_size: int = 64,
         seed: int = 0,
@@ -135,6 +136,7 @@ class Snapshot(L.Callback):
             )
         self.evaluation.prepare(trainer.datamodule, pl_module.device)
         pl_module.space.load()
+        self.sampling = self.sampling.filled(pl_module.device)
         pl_module.run_log.scores[self.name] = self.history
         step = trainer.global_step
         interrupted = step > 0 and self._due(step) and step not in self.history

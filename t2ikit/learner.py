@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import t2ikit
 from t2ikit.optim.averages import Averages
 
 
@@ -48,9 +49,11 @@ class Learner:
     Attributes:
         averages: of the weights of ``network``; set by the EMA callback.
         run_log: what has been logged.
+        experiment: the resolved experiment that it is a part of; a checkpoint holds it, so that it explains itself.
     """
 
     averages: Averages | None = None
+    experiment: dict[str, Any] | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,6 +79,12 @@ class Learner:
             ValueError: no profile of that decay.
         """
         return nullcontext() if self.averages is None else self.averages.applied(decay)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the experiment and the version of the code."""
+        checkpoint["t2ikit"] = t2ikit.__version__
+        if self.experiment is not None:
+            checkpoint["experiment"] = self.experiment
 
     def evaluation_kit(self) -> Any | None:
         """What snapshots sample images with; None for a module that makes none."""

@@ -27,6 +27,7 @@ from t2ikit.denoisers.base import CACHE_IS_SAFE
 from t2ikit.diffusion import Denoising, Guidance, Objective, Process, sample
 from t2ikit.diffusion.compiled import CompiledObjective
 from t2ikit.diffusion.processes import Threshold
+from t2ikit.diffusion.solvers import Solver
 from t2ikit.encoders.autoencoders import ImageSpace, PixelSpace
 from t2ikit.learner import Learner
 from t2ikit.optim import Constant, Lamb, LearningRate, OptimizerFactory
@@ -243,7 +244,7 @@ class TextToImage(Learner, L.LightningModule):
         *,
         steps: int,
         guidance: float | Guidance = 0.0,
-        method: str = "ddim",
+        method: str | Solver = "ddim",
         uncond: Text | None = None,
         generators: list[torch.Generator] | None = None,
         progress: Callable[[int, int], None] | None = None,
@@ -311,6 +312,7 @@ class TextToImage(Learner, L.LightningModule):
             group["initial_lr"], group["lr"] = new["lr"], new["lr"] * factor(schedule.last_epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         if self.manifest is not None and training_manifest(checkpoint) is None:
             checkpoint["data_manifest"] = self.manifest.to_json()
         checkpoint["space"] = self.space.description()

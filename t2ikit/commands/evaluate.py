@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from t2ikit.commands.arguments import positive
+from t2ikit.commands.arguments import METHOD_HELP, add_trust, positive
 from t2ikit.commands.overrides import take_overrides
 from t2ikit.config.compose import ConfigError
 
@@ -60,7 +60,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--write-reference", type=Path, metavar="DIR", help=write_help)
     add("--guidance", type=_weights, metavar="W[,W...]", help="guidance weight; several make a sweep with a figure")
     add("--steps", type=positive, metavar="N", help="steps of the sampler (default: the snapshot's, here and below)")
-    add("--method", help="sampler: ddim, ddpm, euler, heun or dpmpp_2m")
+    add("--method", help=METHOD_HELP)
     add("--seed", type=int, metavar="N", help="seed of the noise")
     add("--batch-size", type=positive, metavar="N", help="images sampled at once on each device")
     add("--limit", type=positive, metavar="N", help="take the first N prompts only")
@@ -72,6 +72,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--compare", type=Path, metavar="DIR", help="a run, or a folder with scores/, to compare the scores with")
     varied_help = "fields of the fingerprints that may differ in the comparison, e.g. guidance,steps"
     add("--varied", type=_names, default=(), metavar="FIELD[,FIELD...]", help=varied_help)
+    add_trust(parser)
     add("--out", type=Path, metavar="DIR", help="default: RUN/evaluations/NAME; for --images evaluations/NAME")
     return parser
 

@@ -13,7 +13,7 @@ from t2ikit.commands.overrides import take_overrides
 from t2ikit.config.compose import ConfigError, Override, compose
 
 HELP = """usage: {prog} EXPERIMENT.yaml [--KEY VALUE | --KEY=VALUE ...] [--resume last|PATH] [--allow KEY]
-                               [--print_config] [--debug]
+                               [--trust NAME] [--print_config] [--debug]
 
 Trains what an experiment file describes and writes to runs/<experiment>/version_<N>/: config.yaml (resolved),
 checkpoints/, TensorBoard events, metrics.csv, samples/.
@@ -25,6 +25,8 @@ options:
   --resume last     resumes the newest version that holds a complete checkpoint, in its folder
   --resume PATH     resumes from a checkpoint (or the newest one of a run folder)
   --allow KEY       lets KEY differ from the checkpoint of --resume; a refusal names the keys. Repeatable
+  --trust NAME      lets class paths name the module NAME, which is not ours, of a known library, or a file beside the
+                    experiment or in the current folder. Importing it runs its code. Repeatable
   --print_config    prints the resolved experiment with every default, and stops
   --debug           shows the traceback of an error
   --help            shows this help; after a file, every option of its classes as well
@@ -38,7 +40,7 @@ examples:
 keys of an experiment: extends (a list of parents, later wins), seed_everything, model, data, trainer, callbacks (a
 mapping of names), run (directory, name). ${{data.init_args.size}} takes the value of another key."""
 
-FLAGS, VALUES = ("print_config", "help"), ("resume", "allow")
+FLAGS, VALUES = ("print_config", "help"), ("resume", "allow", "trust")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Request:
         overrides: in their order.
         resume: "last", a path, or None.
         allow: what may differ from the checkpoint.
+        trust: modules that the experiment may name though they are not ours.
         print_config, help: whether that is asked for.
     """
 
@@ -57,6 +60,7 @@ class Request:
     overrides: tuple[Override, ...] = ()
     resume: str | None = None
     allow: tuple[str, ...] = ()
+    trust: tuple[str, ...] = ()
     print_config: bool = False
     help: bool = False
 
@@ -74,10 +78,9 @@ def main(arguments: Sequence[str], prog: str) -> int:
         return 0
     config = compose(request.path, request.overrides)
     # These load torch and Lightning: not before the file is read.
-    from t2ikit.run.experiment import check, extend_import_path
+    from t2ikit.run.experiment import check, origins_of
 
-    extend_import_path(request.path.parent)
-    plan = check(config)
+    plan = check(config, origins_of(request.path.parent, trusted=request.trust))
     if request.help:
         from t2ikit.run.describe import describe
 
@@ -126,4 +129,12 @@ def read_arguments(arguments: Sequence[str], prog: str) -> Request:
         raise ConfigError(f"which experiment? {prog} EXPERIMENT.yaml")
     path = Path(paths[0]) if paths else None
     resume = values["resume"][-1] if values["resume"] else None
-    return Request(path, tuple(overrides), resume, tuple(values["allow"]), "print_config" in flags, "help" in flags)
+    return Request(
+        path,
+        tuple(overrides),
+        resume,
+        tuple(values["allow"]),
+        tuple(values["trust"]),
+        "print_config" in flags,
+        "help" in flags,
+    )

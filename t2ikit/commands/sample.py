@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2ikit.commands.arguments import positive
+from t2ikit.commands.arguments import METHOD_HELP, add_trust, positive
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from t2ikit.diffusion.solvers import Solver
     from t2ikit.run.trained import TrainedModel
 
 
@@ -33,7 +34,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--count", type=positive, default=1, metavar="N", help="images per prompt (%(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the noise (%(default)s)")
     add("--steps", type=positive, default=50, metavar="N", help="steps of the sampler (%(default)s)")
-    add("--method", default="ddim", help="sampler: ddim, ddpm, euler, heun or dpmpp_2m (%(default)s)")
+    add("--method", default="ddim", help=f"{METHOD_HELP} (%(default)s)")
     add("--guidance", type=float, default=2.0, metavar="W", help="w of (1 + w) cond - w uncond (%(default)s)")
     add("--negative", metavar="TEXT", help="prompt that guidance moves away from, instead of the empty one")
     out_help = "folder for 00000.png, ...; replaces files of these names (%(default)s)"
@@ -45,6 +46,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--text-encoder", metavar="FOLDER_OR_ID", help="the text encoder of the training data, if it has moved")
     add("--autoencoder", metavar="FOLDER_OR_ID", help="the autoencoder of the training data, if it has moved")
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    add_trust(parser)
     return parser
 
 
@@ -54,23 +56,24 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError, FileNotFoundError, ValueError: what is missing or wrong, and what to change.
     """
-    from t2ikit.diffusion.samplers import find_solver
     from t2ikit.prompts import read_prompts
-    from t2ikit.run.experiment import extend_import_path
+    from t2ikit.run.experiment import find_method, origins_of
     from t2ikit.run.trained import find_device, load_trained
 
-    find_solver(args.method)
+    origins = origins_of(trusted=args.trust)
+    method = find_method(args.method, origins)
     if args.negative is not None and args.guidance == 0.0:
         raise ValueError("--negative acts through guidance: give --guidance another value than 0")
     prompts = args.prompt or read_prompts(args.prompts, "--prompts")
     device = find_device(args.device)
-    extend_import_path()
-    trained = load_trained(args.checkpoint, args.weights, args.autoencoder)
-    _sample(args, trained, [prompt for prompt in prompts for _ in range(args.count)], device)
+    trained = load_trained(args.checkpoint, args.weights, args.autoencoder, origins=origins)
+    _sample(args, trained, method, [prompt for prompt in prompts for _ in range(args.count)], device)
     return 0
 
 
-def _sample(args: argparse.Namespace, trained: TrainedModel, prompts: Sequence[str], device: torch.device) -> None:
+def _sample(
+    args: argparse.Namespace, trained: TrainedModel, method: str | Solver, prompts: Sequence[str], device: torch.device
+) -> None:
     """Image i of ``prompts[i]``, written batch by batch, so that an interrupt leaves whole images."""
     import torch
 
@@ -87,7 +90,7 @@ def _sample(args: argparse.Namespace, trained: TrainedModel, prompts: Sequence[s
     settings = _settings(args, trained)
     args.out.mkdir(parents=True, exist_ok=True)
     grid: list[Tensor] = []
-    sampling = Sampling(args.steps, args.method, args.guidance, args.seed, args.batch_size)
+    sampling = Sampling(args.steps, method, args.guidance, args.seed, args.batch_size)
     indices = range(len(prompts))
     batches = [indices[start : start + args.batch_size] for start in indices[:: args.batch_size]]
     rows, uncond = [states[prompt] for prompt in prompts], Text.from_rows([states[negative]])

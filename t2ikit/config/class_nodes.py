@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from argparse import ArgumentError
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +17,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from t2ikit.config.compose import CLASS_KEYS, ConfigError, nearest
 from t2ikit.config.messages import explain, located
+from t2ikit.config.origins import Origins
 
 # Exceptions of a constructor over a mistake of the user; any other is a defect and keeps its traceback.
 USER_ERRORS: tuple[type[Exception], ...] = (ValueError, TypeError, FileNotFoundError, ImportError)
@@ -66,7 +66,7 @@ class Component:
 
 
 def check_component(
-    key: str, node: Any, base: type, name: str | None = None, packages: Sequence[str] = ()
+    key: str, node: Any, base: type, name: str | None = None, origins: Origins = Origins()
 ) -> Component:
     """Checks a class node of the top level and all nodes below it.
 
@@ -75,7 +75,7 @@ def check_component(
         node: ``{class_path, init_args}`` or the class path alone.
         base: what the class must derive from.
         name: given to a constructor that takes ``name`` where the node has none.
-        packages: searched for a class that is named without its module, to suggest its full path.
+        origins: which modules may be named.
 
     Raises:
         ConfigError: an unknown class or key, a wrong type, a missing argument.
@@ -84,12 +84,14 @@ def check_component(
         node = {"class_path": node}
     if not isinstance(node, dict) or "class_path" not in node:
         raise ConfigError(f"{key}: expected {{class_path: ..., init_args: ...}}, got {node!r}")
-    cls = find_class(node["class_path"], key, packages)
+    cls = find_class(node["class_path"], key, origins)
     if not issubclass(cls, base):
-        raise ConfigError(f"{key}.class_path: {node['class_path']} is no {base.__name__} of Lightning")
+        raise ConfigError(
+            f"{key}.class_path: {node['class_path']} is no {base.__module__.partition('.')[0]} {base.__name__}"
+        )
     if name is not None and "name" in accepted(cls):
         node = {**node, "init_args": {"name": name, **(node.get("init_args") or {})}}
-    return Component(key, cls, node["class_path"], _check_class(node, key, packages))
+    return Component(key, cls, node["class_path"], _check_class(node, key, origins))
 
 
 @cache
@@ -106,13 +108,13 @@ def accepted(cls: type) -> tuple[str, ...]:
     return tuple(defaults.as_dict()) if isinstance(defaults, Namespace) else ()
 
 
-def find_class(class_path: Any, key: str, packages: Sequence[str] = ()) -> type:
+def find_class(class_path: Any, key: str, origins: Origins = Origins()) -> type:
     """The class that ``class_path`` names.
 
     Args:
         class_path: ``module.Class``.
         key: path of the class node in the experiment.
-        packages: searched for a class that is named without its module, to suggest its full path.
+        origins: which modules may be named.
 
     Raises:
         ConfigError: no such module or class, with the nearest known one.
@@ -122,10 +124,11 @@ def find_class(class_path: Any, key: str, packages: Sequence[str] = ()) -> type:
         raise ConfigError(f"{where}: expected module.Class, got {class_path!r}")
     module_name, _, name = class_path.rpartition(".")
     if not module_name:
-        homes = (package for package in packages if hasattr(importlib.import_module(package), name))
+        homes = (package for package in origins.packages if hasattr(importlib.import_module(package), name))
         home = next(homes, None)
         hint = "" if home is None else f"; did you mean {home}.{name}?"
         raise ConfigError(f"{where}: '{class_path}' names no module: write module.Class{hint}")
+    origins.refuse_strange(module_name, where)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -147,9 +150,9 @@ def find_class(class_path: Any, key: str, packages: Sequence[str] = ()) -> type:
     return cls
 
 
-def _check_class(node: dict[str, Any], key: str, packages: Sequence[str]) -> Namespace:
+def _check_class(node: dict[str, Any], key: str, origins: Origins) -> Namespace:
     """The typed arguments of one class node; the nodes below it are checked first."""
-    cls = find_class(node["class_path"], key, packages)
+    cls = find_class(node["class_path"], key, origins)
     known = accepted(cls)
     for name in node:
         if name not in CLASS_KEYS:
@@ -164,20 +167,20 @@ def _check_class(node: dict[str, Any], key: str, packages: Sequence[str]) -> Nam
                 f"{key}.init_args.{name}: {cls.__name__} takes no '{name}'{_elsewhere(cls, name)}{nearest(name, known)}"
             )
     for name, value in arguments.items():
-        check_below(value, f"{key}.init_args.{name}", packages)
+        check_below(value, f"{key}.init_args.{name}", origins)
     return parse(cls, arguments, f"{key}.init_args")
 
 
-def check_below(node: Any, key: str, packages: Sequence[str] = ()) -> None:
+def check_below(node: Any, key: str, origins: Origins = Origins()) -> None:
     """Checks the class nodes inside a value."""
     if isinstance(node, list):
         for index, value in enumerate(node):
-            check_below(value, f"{key}.{index}", packages)
+            check_below(value, f"{key}.{index}", origins)
     elif isinstance(node, dict) and "class_path" in node:
-        _check_class(node, key, packages)
+        _check_class(node, key, origins)
     elif isinstance(node, dict):
         for name, value in node.items():
-            check_below(value, f"{key}.{name}", packages)
+            check_below(value, f"{key}.{name}", origins)
 
 
 def parse(cls: type, arguments: dict[str, Any], key: str) -> Namespace:

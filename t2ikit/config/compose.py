@@ -71,6 +71,11 @@ def compose(path: str | Path, overrides: Sequence[Override] = ()) -> dict[str, A
         raise ConfigError(f"no experiment file {path}{nearest(str(path), _known_files(path.parent))}")
     config = merge(DEFAULTS, _load(path, ()))
     config["run"].setdefault("name", path.stem)
+    return changed(config, overrides)
+
+
+def changed(config: dict[str, Any], overrides: Sequence[Override] = ()) -> dict[str, Any]:
+    """An experiment with overrides over it, resolved; see :func:`compose`."""
     for override in overrides:
         config = _apply(config, override)
     _check_shape(config, "the experiment")

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from t2ikit.denoisers.base import Context, Denoiser
+from t2ikit.denoisers.saved import SavedDenoiser
 from t2ikit.diffusion.processes import Process
 
 # Up to this many rows a GPU is limited by launches, and one call of K B rows is cheaper than K calls. Beyond it, and on
@@ -101,7 +102,7 @@ class Guidance:
     start_step: int = 0
     interval: tuple[float, float] | None = None
     latent_weight: float = 0.0
-    weaker: Denoiser | None = None
+    weaker: Denoiser | SavedDenoiser | None = None
     projection: Projection | None = None
 
     def __post_init__(self) -> None:
@@ -131,6 +132,17 @@ class Guidance:
             return 0.0, 0.0
         factor = 2.0 * step / steps if self.schedule == "linear" else 1.0
         return factor * self.weight, self.latent_weight
+
+
+def loaded(weaker: Denoiser | SavedDenoiser | None) -> Denoiser | None:
+    """The weaker denoiser, which must be there.
+
+    Raises:
+        ValueError: only the name of its checkpoint is.
+    """
+    if isinstance(weaker, SavedDenoiser):
+        raise ValueError(f"the weaker denoiser is still in {weaker.checkpoint}: load it with t2ikit.checkpoints.filled")
+    return weaker
 
 
 class GuidedDenoiser:
@@ -170,8 +182,9 @@ class GuidedDenoiser:
         self.context, self.uncond, self.weaker = context, uncond, weaker
         self.stacked = stacked
         self.levels = process.level(times, denoiser.level_kind).to(device)
-        if guidance.weaker is not None:
-            self.weaker_levels = process.level(times, guidance.weaker.level_kind).to(device)
+        self.weaker_denoiser = loaded(guidance.weaker)
+        if self.weaker_denoiser is not None:
+            self.weaker_levels = process.level(times, self.weaker_denoiser.level_kind).to(device)
         self.state: Any = None
         self.uncond_state: Any = None
         self.weaker_state: Any = None
@@ -184,7 +197,7 @@ class GuidedDenoiser:
         weight, latent_weight = self.guidance.weights(step, self.steps, self.log_snr[node])
         if weight == 0.0 and latent_weight == 0.0:
             output = self._unguided(x, node)
-        elif self.guidance.weaker is not None:
+        elif self.weaker_denoiser is not None:
             output = self._weigh(x, t, weight, *self._with_weaker(x, node))
         else:
             outputs = self._with_uncond(x, node)
@@ -208,10 +221,10 @@ class GuidedDenoiser:
         return outputs
 
     def _with_weaker(self, x: Tensor, node: int) -> tuple[Tensor, Tensor]:
-        assert self.guidance.weaker is not None
+        assert self.weaker_denoiser is not None
         output = self._unguided(x, node)
         level = self.weaker_levels[node].expand(x.shape[0])
-        prediction = self.guidance.weaker(x, level, self.weaker, self.weaker_state)
+        prediction = self.weaker_denoiser(x, level, self.weaker, self.weaker_state)
         self.weaker_state = prediction.state
         return output, prediction.output.to(x.dtype)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from t2ikit.batch import Text
 from t2ikit.denoisers.base import Context, Denoiser
-from t2ikit.diffusion.guidance import Guidance, GuidedDenoiser
+from t2ikit.diffusion.guidance import Guidance, GuidedDenoiser, loaded
 from t2ikit.diffusion.processes import Process, Threshold
 from t2ikit.diffusion.solvers import SOLVERS, Grid, Normal, Solver
 from t2ikit.diffusion.thresholds import threshold_function
@@ -117,7 +117,7 @@ def sample(
         # DDIM as specified: gamma of a t in the dtype of x. The other grids lie too close to t = 1 for fp32.
         times = times.to(x.dtype)
     grid = Grid.of(process, times)
-    with _evaluating(denoiser, rule.weaker):
+    with _evaluating(denoiser, loaded(rule.weaker)):
         context, uncond_context, weaker_context = _contexts(denoiser, rule, x, text, uncond)
         network = GuidedDenoiser(denoiser, process, rule, times, x.device, context, uncond_context, weaker_context)
 
@@ -168,7 +168,9 @@ def _contexts(
     if rule.weaker is not None:
         if not isinstance(text, (Text, tuple)):
             raise ValueError("autoguidance encodes the text with both denoisers: give sample a Text, not a context")
-        return context, None, _context(rule.weaker, text, x, "text")
+        weaker = loaded(rule.weaker)
+        assert weaker is not None
+        return context, None, _context(weaker, text, x, "text")
     if uncond is None:
         raise ValueError("guidance needs `uncond`, the text of the unconditional branch (the empty prompt)")
     return context, _context(denoiser, uncond, x, "uncond"), None

@@ -16,8 +16,11 @@ from tqdm import tqdm
 
 from t2ikit import ranks, rng
 from t2ikit.batch import Text
+from t2ikit.checkpoints import filled
 from t2ikit.diffusion import Guidance
-from t2ikit.diffusion.samplers import ALIASES, find_solver
+from t2ikit.diffusion.guidance import loaded
+from t2ikit.diffusion.samplers import find_solver
+from t2ikit.diffusion.solvers import Solver
 from t2ikit.evaluation.image_store import ImageStore
 from t2ikit.metrics.fingerprint import state_sha256
 from t2ikit.module import TextToImage
@@ -37,7 +40,7 @@ class Sampling:
     """
 
     steps: int = 50
-    method: str = "ddim"
+    method: str | Solver = "ddim"
     guidance: float | Guidance = 2.0
     seed: int = 0
     batch_size: int = 64
@@ -54,11 +57,17 @@ class Sampling:
             return replace(self, guidance=replace(self.guidance, weight=weight))
         return replace(self, guidance=weight)
 
+    def filled(self, device: torch.device | str) -> Sampling:
+        """The same with a weaker denoiser that is there, where guidance names one by its checkpoint; on ``device``."""
+        if not isinstance(self.guidance, Guidance) or self.guidance.weaker is None:
+            return self
+        return replace(self, guidance=replace(self.guidance, weaker=filled(self.guidance.weaker).to(device)))
+
     def conditions(self) -> dict[str, Any]:
         """The fields of a score's fingerprint: all but the batch size."""
         return {
             "seeds": str(self.seed),
-            "sampler": ALIASES.get(self.method, self.method),
+            "sampler": find_solver(self.method).name,
             "steps": self.steps,
             "guidance": describe_guidance(self.guidance),
             "precision": self.precision,
@@ -72,7 +81,8 @@ def describe_guidance(guidance: float | Guidance) -> float | str:
     if guidance == Guidance(guidance.weight):
         return float(guidance.weight)
     plain = repr(replace(guidance, weaker=None))
-    return plain if guidance.weaker is None else f"{plain} weaker={state_sha256(guidance.weaker.state_dict())}"
+    weaker = loaded(guidance.weaker)
+    return plain if weaker is None else f"{plain} weaker={state_sha256(weaker.state_dict())}"
 
 
 def identity_of(module: TextToImage, states: Sequence[Tensor], sampling: Sampling) -> dict[str, Any]:

@@ -8,27 +8,28 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from t2ikit.config.class_nodes import accepted, class_parser, find_class
+from t2ikit.config.origins import Origins
 from t2ikit.run.experiment import TRAINER_OURS, Plan
 
 
 def describe(plan: Plan) -> Iterator[str]:
     """Lines of help: every class of the experiment with its arguments, from the docstrings, and the values set now."""
     yield from _describe_class(Trainer, "trainer", plan.config["trainer"])
-    yield from _describe_node(plan.config["model"], "model")
-    yield from _describe_node(plan.config["data"], "data")
+    yield from _describe_node(plan.config["model"], "model", plan.origins)
+    yield from _describe_node(plan.config["data"], "data", plan.origins)
     for name, node in plan.config["callbacks"].items():
-        yield from _describe_node(node, f"callbacks.{name}")
+        yield from _describe_node(node, f"callbacks.{name}", plan.origins)
 
 
-def _describe_node(node: dict[str, Any], short: str) -> Iterator[str]:
+def _describe_node(node: dict[str, Any], short: str, origins: Origins) -> Iterator[str]:
     values = node.get("init_args") or {}
-    yield from _describe_class(find_class(node["class_path"], short), short, values)
+    yield from _describe_class(find_class(node["class_path"], short, origins), short, values)
     for name, value in values.items():
         for suffix, below in (
             [(f".{index}", item) for index, item in enumerate(value)] if isinstance(value, list) else [("", value)]
         ):
             if isinstance(below, dict) and "class_path" in below:
-                yield from _describe_node(below, f"{short}.{name}{suffix}")
+                yield from _describe_node(below, f"{short}.{name}{suffix}", origins)
 
 
 def _describe_class(cls: type, short: str, values: dict[str, Any]) -> Iterator[str]:

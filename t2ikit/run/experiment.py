@@ -6,7 +6,7 @@ constructor, merges the hyper-parameters of a checkpoint over the experiment, an
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,10 @@ from t2ikit.config.class_nodes import (
 )
 from t2ikit.config.compose import ConfigError, nearest
 from t2ikit.config.messages import located
+from t2ikit.config.origins import Origins, importable
+from t2ikit.diffusion.samplers import find_solver
+from t2ikit.diffusion.solvers import Solver
+from t2ikit.learner import Learner
 
 # Exceptions of a constructor over a mistake of the user; any other is a defect and keeps its traceback.
 USER_ERRORS: tuple[type[Exception], ...] = (*class_nodes.USER_ERRORS, MisconfigurationException)
@@ -46,6 +50,8 @@ PACKAGES = (
     "t2ikit.prompts",
 )
 
+ORIGINS = Origins(PACKAGES)
+
 # Options of the Trainer that the run sets itself, and what to set instead.
 TRAINER_OURS = {
     "callbacks": "name callbacks in the mapping `callbacks` at the top of the experiment",
@@ -64,6 +70,7 @@ class Plan:
     model: Component
     data: Component
     callbacks: dict[str, Component]
+    origins: Origins = ORIGINS
 
 
 @dataclass(frozen=True)
@@ -76,11 +83,12 @@ class Experiment:
     callbacks: dict[str, Callback]
 
 
-def check(config: dict[str, Any]) -> Plan:
+def check(config: dict[str, Any], origins: Origins = ORIGINS) -> Plan:
     """Checks every key and type of a composed experiment, and completes it with the defaults of its classes.
 
     Args:
         config: from ``t2ikit.config.compose``.
+        origins: which modules its class paths may name; of :func:`importable`.
 
     Raises:
         ConfigError: an unknown key or class, a wrong type, a missing argument; with the path of the key.
@@ -95,9 +103,9 @@ def check(config: dict[str, Any]) -> Plan:
         raise ConfigError(f"run.directory: expected a folder, got {config['run']['directory']!r}")
     if not config.get("data"):
         raise ConfigError("data: the experiment names no data module: {class_path: ..., init_args: ...}")
-    trainer = _check_trainer(config.get("trainer") or {})
-    model = check_component("model", config["model"], LightningModule, packages=PACKAGES)
-    data = check_component("data", config["data"], LightningDataModule, packages=PACKAGES)
+    trainer = _check_trainer(config.get("trainer") or {}, origins)
+    model = check_component("model", config["model"], LightningModule, origins=origins)
+    data = check_component("data", config["data"], LightningDataModule, origins=origins)
     for callback, node in config["callbacks"].items():
         if isinstance(node, dict) and "class_path" not in node:  # an override of a name that is not there
             others = [name for name in config["callbacks"] if name != callback]
@@ -106,7 +114,7 @@ def check(config: dict[str, Any]) -> Plan:
                 f"callback of this name to change{nearest(callback, others)}"
             )
     callbacks = {
-        callback: check_component(f"callbacks.{callback}", node, Callback, callback, PACKAGES)
+        callback: check_component(f"callbacks.{callback}", node, Callback, callback, origins)
         for callback, node in config["callbacks"].items()
     }
     kept = {
@@ -117,7 +125,7 @@ def check(config: dict[str, Any]) -> Plan:
         "callbacks": {callback: component.node() for callback, component in callbacks.items()},
         "run": config["run"],
     }
-    return Plan(name, kept, trainer, model, data, callbacks)
+    return Plan(name, kept, trainer, model, data, callbacks, origins)
 
 
 def build(plan: Plan, folder: Path, loggers: list[Logger]) -> Experiment:
@@ -139,6 +147,8 @@ def build(plan: Plan, folder: Path, loggers: list[Logger]) -> Experiment:
         except USER_ERRORS as error:
             raise ConfigError(str(error)) from error
     model = plan.model.build(USER_ERRORS)
+    if isinstance(model, Learner):
+        model.experiment = plan.config
     callbacks = {name: component.build(USER_ERRORS) for name, component in plan.callbacks.items()}
     options = dict(plan.trainer)
     # Without a checkpoint callback Lightning would add one: only the callbacks of the experiment write files.
@@ -187,21 +197,38 @@ def _timed(trainer: Trainer) -> bool:
     return any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
-def _check_trainer(options: dict[str, Any]) -> dict[str, Any]:
+def _check_trainer(options: dict[str, Any], origins: Origins) -> dict[str, Any]:
     known = [name for name in accepted(Trainer) if name not in TRAINER_OURS]
     for name, value in options.items():
         if name in TRAINER_OURS:
             raise ConfigError(f"trainer.{name}: {TRAINER_OURS[name]}")
         if name not in known:
             raise ConfigError(f"trainer: unknown key '{name}'{nearest(name, known)}")
-        check_below(value, f"trainer.{name}", PACKAGES)
+        check_below(value, f"trainer.{name}", origins)
     # Only nested classes (a strategy, a plugin) are built here, not the Trainer.
     typed = class_parser(Trainer).instantiate(parse(Trainer, options, "trainer"), instantiate_groups=False).it
     return {name: typed[name] for name in options}
 
 
-def extend_import_path(*folders: Path) -> None:
-    """Makes the user's own modules importable: those in the current folder and in the given ones."""
-    for folder in (Path.cwd(), *folders):
-        if str(folder.resolve()) not in sys.path:
-            sys.path.append(str(folder.resolve()))
+def origins_of(*folders: Path, trusted: Sequence[str] = ()) -> Origins:
+    """Makes the user's own modules importable, those in the current folder and in the given ones.
+
+    Args:
+        folders: whose files the experiment may name.
+        trusted: further modules, as ``--trust`` names them.
+    """
+    return importable(*folders, packages=PACKAGES, trusted=trusted)
+
+
+def find_method(method: str, origins: Origins) -> str | Solver:
+    """The sampler of ``--method``: a name as it is, or an instance of the class that a class path names.
+
+    Raises:
+        ConfigError: no such class, or it wants options; an experiment gives them.
+        ValueError: an unknown name.
+    """
+    if "." in method:
+        built: Solver = check_component("--method", method, Solver, origins=origins).build()
+        return built
+    find_solver(method)
+    return method

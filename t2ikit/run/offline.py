@@ -16,18 +16,20 @@ from rich.console import Console
 
 from t2ikit import ranks
 from t2ikit.callbacks import Snapshot
+from t2ikit.checkpoints import read_weights
+from t2ikit.checkpoints.denoiser import stored_experiment
 from t2ikit.checkpoints.runs import find_checkpoint
 from t2ikit.config.class_nodes import check_component, find_class
-from t2ikit.config.compose import ConfigError, compose, nearest
+from t2ikit.config.compose import ConfigError, changed, compose, nearest
+from t2ikit.config.origins import Origins
 from t2ikit.data.datamodule import DataModule
-from t2ikit.diffusion.samplers import find_solver
 from t2ikit.evaluation import MODEL_FIELDS, Evaluated
 from t2ikit.evaluation.comparison import Found, find_scores, paired_tables, score_table
 from t2ikit.evaluation.guidance_sweep import plot_sweep, sweep_table, write_csv
 from t2ikit.evaluation.sampling import Sampling
 from t2ikit.metrics.fingerprint import Fingerprint, Score, compare
-from t2ikit.run.experiment import PACKAGES, extend_import_path
-from t2ikit.run.trained import TrainedModel, find_config, find_device, load_trained
+from t2ikit.run.experiment import find_method, origins_of
+from t2ikit.run.trained import TrainedModel, find_device, load_trained
 
 # Folder of the images of an evaluation that is not finished.
 UNFINISHED = "images.sampling"
@@ -42,15 +44,19 @@ def evaluate(args: argparse.Namespace) -> None:
         ConfigError, FileNotFoundError, ValueError: what is missing or wrong, and what to change.
     """
     checkpoint = None if args.checkpoint is None else find_checkpoint(args.checkpoint, "checkpoint")
-    experiment: Path = find_config(checkpoint) if checkpoint and not args.experiment else args.experiment
-    config = compose(experiment, args.overrides)
-    extend_import_path(experiment.parent)
-    snapshot = _snapshot(config, args.snapshot, experiment)
+    experiment: Path = args.experiment or checkpoint
+    if checkpoint is None or args.experiment:
+        config = compose(experiment, args.overrides)
+    else:
+        config = changed(stored_experiment(read_weights(checkpoint, mmap=True), checkpoint), args.overrides)
+    # Files of a run folder may come from elsewhere: only an experiment that the user names brings its own.
+    origins = origins_of(*([experiment.parent] if args.experiment else []), trusted=args.trust)
+    snapshot = _snapshot(config, args.snapshot, experiment, origins)
     snapshot.evaluation.limit = args.limit
     others = None if args.compare is None else find_scores(args.compare, args.snapshot, "--compare")
-    sampling = _sampling(args, snapshot, config)
+    sampling = _sampling(args, snapshot, config, origins)
     device = _launch(args)
-    data = _data(config)
+    data = _data(config, origins)
     if args.write_reference is not None:
         _report_reference(snapshot.evaluation.write_reference(args.write_reference, data, device))
         return
@@ -60,7 +66,7 @@ def evaluate(args: argparse.Namespace) -> None:
         ranks.from_first(lambda: _write(where, snapshot, evaluated, None))
         _report(where, evaluated.scores, others, args)
         return
-    trained = _model(args, checkpoint, snapshot, data, device)
+    trained = _model(args, checkpoint, snapshot, data, device, origins)
     run_folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     where = (args.out or run_folder / "evaluations" / args.snapshot) / _label(args, trained.step)
     if args.guidance is None or len(args.guidance) == 1:
@@ -84,17 +90,17 @@ def evaluate(args: argparse.Namespace) -> None:
 # ------------------------------------------------------------------ the request
 
 
-def _snapshot(config: dict[str, Any], name: str, experiment: Path) -> Snapshot:
+def _snapshot(config: dict[str, Any], name: str, experiment: Path, origins: Origins) -> Snapshot:
     """The snapshot of that name, built."""
     known = []
     for key, node in config["callbacks"].items():
         class_path = node if isinstance(node, str) else node.get("class_path")
-        if issubclass(find_class(class_path, f"callbacks.{key}", PACKAGES), Snapshot):
+        if issubclass(find_class(class_path, f"callbacks.{key}", origins), Snapshot):
             known.append(key)
     if name not in known:
         listed = f"; it has {', '.join(known)}" if known else ""
         raise ConfigError(f"--snapshot {name}: no snapshot of that name in {experiment}{listed}{_near(name, known)}")
-    built: Snapshot = check_component(f"callbacks.{name}", config["callbacks"][name], Callback, name, PACKAGES).build()
+    built: Snapshot = check_component(f"callbacks.{name}", config["callbacks"][name], Callback, name, origins).build()
     return built
 
 
@@ -103,11 +109,11 @@ def _near(name: str, known: Sequence[str]) -> str:
     return close if close.startswith("; nearest") else ""
 
 
-def _sampling(args: argparse.Namespace, snapshot: Snapshot, config: dict[str, Any]) -> Sampling:
+def _sampling(args: argparse.Namespace, snapshot: Snapshot, config: dict[str, Any], origins: Origins) -> Sampling:
     """The snapshot's, with what the command line changes."""
     given = {name: getattr(args, name) for name in ("steps", "method", "seed", "batch_size")}
     if args.method is not None:
-        find_solver(args.method)
+        given["method"] = find_method(args.method, origins)
     precision = str((config.get("trainer") or {}).get("precision"))
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return replace(snapshot.sampling, precision=PRECISIONS.get(precision, precision), **changes)
@@ -144,24 +150,30 @@ def _launch(args: argparse.Namespace) -> torch.device:
     return fabric.device
 
 
-def _data(config: dict[str, Any]) -> DataModule:
-    data: DataModule = check_component("data", config["data"], LightningDataModule, packages=PACKAGES).build()
+def _data(config: dict[str, Any], origins: Origins) -> DataModule:
+    data: DataModule = check_component("data", config["data"], LightningDataModule, origins=origins).build()
     ranks.from_first(data.prepare_data)
     return data
 
 
 def _model(
-    args: argparse.Namespace, checkpoint: Path, snapshot: Snapshot, data: DataModule, device: torch.device
+    args: argparse.Namespace,
+    checkpoint: Path,
+    snapshot: Snapshot,
+    data: DataModule,
+    device: torch.device,
+    origins: Origins,
 ) -> TrainedModel:
     """The checkpoint's model on its device, with the empty prompt of the data."""
 
     data.setup("validate")
     decay = None if args.weights == "raw" else snapshot.ema_decay
-    trained = load_trained(checkpoint, args.weights or "auto", args.autoencoder, decay)
+    trained = load_trained(checkpoint, args.weights or "auto", args.autoencoder, decay, origins)
     trained.module.check_manifest(data.manifest)
     trained.module.unconditional = data.unconditional()
     trained.module.space.load()  # refuses a missing one before the work, not after it
     trained.module.to(device)
+    snapshot.sampling = snapshot.sampling.filled(device)
     return trained
 
 

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
-from torch import Tensor
 
 from t2ikit.checkpoints import load_weights, read_weights
-from t2ikit.checkpoints.runs import find_checkpoint, latest_config
+from t2ikit.checkpoints.denoiser import Weights, stored_experiment, stored_weights
+from t2ikit.checkpoints.runs import find_checkpoint
 from t2ikit.config.class_nodes import check_component
-from t2ikit.config.compose import ConfigError, compose, merge
+from t2ikit.config.compose import ConfigError, merge
+from t2ikit.config.origins import Origins
 from t2ikit.data.resume import training_manifest
 from t2ikit.encoders.text import TextEncoder, load_encoder
 from t2ikit.module import TextToImage
 from t2ikit.pretrained import sha256_of
 from t2ikit.records.manifest import Manifest
-
-Weights = Literal["ema", "raw", "auto"]
-_DENOISER = "denoiser."
+from t2ikit.run.experiment import ORIGINS
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class TrainedModel:
     def _data_root(self) -> Path | None:
         """The data root of the experiment. Its data module says it, since ShapesData derives one from its options."""
         try:
-            data = check_component("data", self.config["data"], LightningDataModule).build()
+            data = check_component("data", self.config["data"], LightningDataModule, origins=ORIGINS).build()
         except ConfigError:  # a class of the user's own that cannot be imported: the encoder may be found by its name
             return None
         folder = getattr(data, "folder", None)
@@ -83,58 +81,45 @@ class TrainedModel:
 
 
 def load_trained(
-    checkpoint: str | Path, weights: Weights = "ema", autoencoder: str | None = None, decay: float | None = None
+    checkpoint: str | Path,
+    weights: Weights = "ema",
+    autoencoder: str | None = None,
+    decay: float | None = None,
+    origins: Origins = ORIGINS,
 ) -> TrainedModel:
     """Rebuilds the module of a checkpoint; needs no data set.
 
     Args:
-        checkpoint: a ``step-*.ckpt`` in its run folder, or the run folder, whose newest complete checkpoint is taken.
-            The experiment is read from the run folder, the latest where a run was resumed.
+        checkpoint: a ``step-*.ckpt``, wherever it lies, or a run folder, whose newest complete checkpoint is taken.
         weights: "ema" for the averages of the EMA callback, "raw" for the weights themselves, "auto" for the averages
             where there are any, as a snapshot of the run takes them.
         autoencoder: folder or repository of the autoencoder, in place of the experiment's.
         decay: which profile of the averages; None takes the first.
+        origins: which modules its class paths may name.
 
     Raises:
         ConfigError: no checkpoint, no experiment beside it, or one that cannot be built.
         ValueError: the file is not a checkpoint of a text-to-image run, or holds no averages; says what to do.
     """
-    if weights not in get_args(Weights):
-        raise ValueError(f"weights is one of {', '.join(get_args(Weights))}; got {weights!r}")
     path = find_checkpoint(Path(checkpoint), "checkpoint")
     if path.is_dir():
         raise ConfigError(
             f"checkpoint {path}: a folder of shards; make it one file first "
             f"(python -m lightning.pytorch.utilities.consolidate_checkpoint {path})"
         )
-    config = compose(find_config(path))
     content = read_weights(path, mmap=True)
+    config = stored_experiment(content, path)
     stored = training_manifest(content)
     if stored is None or not {"state_dict", "global_step"} <= content.keys():
         raise ValueError(f"checkpoint {path}: not a checkpoint of a text-to-image run (`t2ikit run`)")
-    module = _build(config, autoencoder)
+    module = _build(config, autoencoder, origins)
     module.on_load_checkpoint(content)
     manifest = Manifest.from_json(stored)
     module.check_manifest(manifest)
-    label = _load(module, content, weights, decay)
+    state, label = stored_weights(content, weights, decay)
+    load_weights(module.denoiser, state)
     module.eval().requires_grad_(False)
     return TrainedModel(module, manifest, config, sha256_of(path), path, int(content["global_step"]), label)
-
-
-def find_config(checkpoint: Path) -> Path:
-    """The latest resolved experiment of the run folder of a checkpoint (or beside the checkpoint).
-
-    Raises:
-        ConfigError: there is none.
-    """
-    for folder in (checkpoint.absolute().parent.parent, checkpoint.absolute().parent):
-        config = latest_config(folder)
-        if config.is_file():
-            return config
-    raise ConfigError(
-        f"checkpoint {checkpoint}: no config.yaml of its run in {checkpoint.absolute().parent.parent}; leave it in its "
-        "run folder (RUN/config.yaml, RUN/checkpoints/step-*.ckpt) or put config.yaml beside it"
-    )
 
 
 def find_device(name: str | None) -> torch.device:
@@ -151,13 +136,13 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
-def _build(config: dict[str, Any], autoencoder: str | None) -> TextToImage:
+def _build(config: dict[str, Any], autoencoder: str | None, origins: Origins) -> TextToImage:
     node = config["model"]
     if autoencoder is not None:
         space = {"autoencoder": autoencoder, "revision": None}
         node = merge(node, {"init_args": {"space": {"init_args": space}}})
     try:
-        module = check_component("model", node, LightningModule).build()
+        module = check_component("model", node, LightningModule, origins=origins).build()
     except ConfigError as error:
         if autoencoder is None or "autoencoder" not in str(error):
             raise
@@ -165,20 +150,3 @@ def _build(config: dict[str, Any], autoencoder: str | None) -> TextToImage:
     if not isinstance(module, TextToImage):
         raise ConfigError(f"model: {type(module).__name__} is no t2ikit.module.TextToImage, which samples images")
     return module
-
-
-def _load(module: TextToImage, content: Mapping[str, Any], weights: Weights, decay: float | None) -> str:
-    """The weights of the denoiser, with averages in place of what they average; returns which weights."""
-    state: dict[str, Tensor] = {key.removeprefix(_DENOISER): value for key, value in content["state_dict"].items()}
-    profiles = content.get("callbacks", {}).get("EMA", {}).get("profiles") or {}
-    if weights == "ema" and not profiles:
-        raise ValueError("this checkpoint holds no averaged weights (no EMA callback): sample with --weights raw")
-    label = "raw"
-    if weights != "raw" and profiles:
-        profile = next(iter(profiles)) if decay is None else str(decay)
-        if profile not in profiles:
-            raise ValueError(f"this checkpoint has no averages of decay {decay}, only of {', '.join(profiles)}")
-        state |= profiles[profile]
-        label = f"ema {profile}"
-    load_weights(module.denoiser, state)
-    return label

@@ -1,0 +1,109 @@
+"""A denoiser out of any checkpoint of a run: it holds its experiment, so no data set and no run folder is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from torch import Tensor
+
+from t2ikit.checkpoints.files import load_weights, read_weights
+from t2ikit.checkpoints.runs import find_checkpoint, latest_config
+from t2ikit.config.class_nodes import check_component
+from t2ikit.config.compose import ConfigError
+from t2ikit.config.origins import Origins
+from t2ikit.denoisers import Denoiser, SavedDenoiser
+
+Weights = Literal["ema", "raw", "auto"]
+PREFIX = "denoiser."
+"""Of the denoiser's weights among those of the module."""
+
+
+def load_denoiser(
+    checkpoint: str | Path, weights: Weights = "ema", decay: float | None = None, origins: Origins | None = None
+) -> Denoiser:
+    """The denoiser of a run, built from the experiment that its checkpoint holds, with its weights.
+
+    Args:
+        checkpoint: a ``step-*.ckpt``, wherever it lies, or a run folder, whose newest complete checkpoint is taken.
+        weights: see :func:`stored_weights`.
+        decay: which profile of the averages; None takes the first.
+        origins: which modules its class paths may name; by default the kit, its libraries and the current folder.
+
+    Returns:
+        On the CPU, in evaluation mode, without gradients.
+
+    Raises:
+        ConfigError: no checkpoint, or a denoiser that cannot be built.
+        ValueError: it is no checkpoint of a text-to-image run, holds no averages, or its weights do not fit.
+    """
+    path = find_checkpoint(Path(checkpoint), "checkpoint")
+    content = read_weights(path, mmap=True)
+    node = (stored_experiment(content, path).get("model") or {}).get("init_args", {}).get("denoiser")
+    if node is None or "state_dict" not in content:
+        raise ValueError(f"checkpoint {path}: not a checkpoint of a text-to-image run (`t2ikit run`)")
+    built: Denoiser = check_component(f"{path}: denoiser", node, Denoiser, origins=origins or Origins()).build()
+    load_weights(built, stored_weights(content, weights, decay)[0])
+    return built.eval().requires_grad_(False)
+
+
+def filled(network: Denoiser | SavedDenoiser, origins: Origins | None = None) -> Denoiser:
+    """The denoiser that an experiment names by its checkpoint; one that is there already as it is."""
+    if isinstance(network, SavedDenoiser):
+        return load_denoiser(network.checkpoint, network.weights, origins=origins)
+    return network
+
+
+def stored_experiment(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The resolved experiment of a checkpoint: its own, or that of its run folder where it has none.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    if isinstance(content.get("experiment"), dict):
+        return dict(content["experiment"])
+    for folder in (path.absolute().parent.parent, path.absolute().parent):
+        config = latest_config(folder)
+        if config.is_file():
+            return dict(yaml.safe_load(config.read_text()))
+    raise ConfigError(
+        f"checkpoint {path}: it holds no experiment, and no config.yaml lies in its run folder "
+        f"({path.absolute().parent.parent}) or beside it"
+    )
+
+
+def stored_weights(
+    content: Mapping[str, Any], weights: Weights, decay: float | None = None
+) -> tuple[dict[str, Tensor], str]:
+    """The weights of the denoiser in a checkpoint, with averages in place of what they average.
+
+    Args:
+        content: of the checkpoint.
+        weights: "ema" for the averages of the EMA callback, "raw" for the weights themselves, "auto" for the averages
+            where there are any, as a snapshot of the run takes them.
+        decay: which profile of the averages; None takes the first.
+
+    Returns:
+        The weights by name, and which they are: "ema 0.9999" or "raw".
+
+    Raises:
+        ValueError: an unknown ``weights``, or no such averages.
+    """
+    if weights not in get_args(Weights):
+        raise ValueError(f"weights is one of {', '.join(get_args(Weights))}; got {weights!r}")
+    state: dict[str, Tensor] = {
+        name.removeprefix(PREFIX): value for name, value in content["state_dict"].items() if name.startswith(PREFIX)
+    }
+    profiles = content.get("callbacks", {}).get("EMA", {}).get("profiles") or {}
+    if weights == "ema" and not profiles:
+        raise ValueError(
+            "this checkpoint holds no averaged weights (no EMA callback): take weights raw (--weights raw)"
+        )
+    if weights == "raw" or not profiles:
+        return state, "raw"
+    profile = next(iter(profiles)) if decay is None else str(decay)
+    if profile not in profiles:
+        raise ValueError(f"this checkpoint has no averages of decay {decay}, only of {', '.join(profiles)}")
+    return state | profiles[profile], f"ema {profile}"
