@@ -99,7 +99,7 @@ def stored_weights(
     profiles = content.get("callbacks", {}).get("EMA", {}).get("profiles") or {}
     if weights == "ema" and not profiles:
         raise ValueError(
-            "this checkpoint holds no averaged weights (no EMA callback): take weights raw (--weights raw)"
+            "this checkpoint holds no averaged weights (no EMA callback): take the raw ones (--weights raw)"
         )
     if weights == "raw" or not profiles:
         return state, "raw"

@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from t2ikit.config.compose import CLASS_KEYS, ConfigError, nearest
 from t2ikit.config.messages import explain, located
-from t2ikit.config.origins import Origins
+from t2ikit.config.origins import NONE_BUT_KNOWN, Origins
 
 # Exceptions of a constructor over a mistake of the user; any other is a defect and keeps its traceback.
 USER_ERRORS: tuple[type[Exception], ...] = (ValueError, TypeError, FileNotFoundError, ImportError)
@@ -66,7 +66,7 @@ class Component:
 
 
 def check_component(
-    key: str, node: Any, base: type, name: str | None = None, origins: Origins = Origins()
+    key: str, node: Any, base: type, name: str | None = None, origins: Origins = NONE_BUT_KNOWN
 ) -> Component:
     """Checks a class node of the top level and all nodes below it.
 
@@ -86,9 +86,8 @@ def check_component(
         raise ConfigError(f"{key}: expected {{class_path: ..., init_args: ...}}, got {node!r}")
     cls = find_class(node["class_path"], key, origins)
     if not issubclass(cls, base):
-        raise ConfigError(
-            f"{key}.class_path: {node['class_path']} is no {base.__module__.partition('.')[0]} {base.__name__}"
-        )
+        home = base.__module__.partition(".")[0]
+        raise ConfigError(f"{key}.class_path: {node['class_path']} is no {base.__name__} of {home}")
     if name is not None and "name" in accepted(cls):
         node = {**node, "init_args": {"name": name, **(node.get("init_args") or {})}}
     return Component(key, cls, node["class_path"], _check_class(node, key, origins))
@@ -108,7 +107,7 @@ def accepted(cls: type) -> tuple[str, ...]:
     return tuple(defaults.as_dict()) if isinstance(defaults, Namespace) else ()
 
 
-def find_class(class_path: Any, key: str, origins: Origins = Origins()) -> type:
+def find_class(class_path: Any, key: str, origins: Origins = NONE_BUT_KNOWN) -> type:
     """The class that ``class_path`` names.
 
     Args:
@@ -171,7 +170,7 @@ def _check_class(node: dict[str, Any], key: str, origins: Origins) -> Namespace:
     return parse(cls, arguments, f"{key}.init_args")
 
 
-def check_below(node: Any, key: str, origins: Origins = Origins()) -> None:
+def check_below(node: Any, key: str, origins: Origins = NONE_BUT_KNOWN) -> None:
     """Checks the class nodes inside a value."""
     if isinstance(node, list):
         for index, value in enumerate(node):

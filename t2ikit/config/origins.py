@@ -47,10 +47,14 @@ class Origins:
         if home is None or home in {folder.resolve() for folder in (Path.cwd(), *self.folders)}:
             return
         raise ConfigError(
-            f"{where}: '{module}' is neither a module of t2ikit or of a library that it knows ({', '.join(LIBRARIES)}), "
-            "nor a file beside the experiment or in the current folder; importing it runs its code. If you trust it: "
+            f"{where}: '{module}' is neither a module of the kit or of a library that it knows "
+            f"({', '.join(LIBRARIES)}), nor a file beside the experiment or in the current folder; importing it runs its code. If you trust it: "
             f"--trust {top}"
         )
+
+
+NONE_BUT_KNOWN = Origins()
+"""The kit, its libraries and the current folder."""
 
 
 def importable(*folders: Path, packages: Sequence[str] = (), trusted: Sequence[str] = ()) -> Origins:
@@ -77,4 +81,4 @@ def _home(top: str) -> Path | None:
         return Path(next(iter(spec.submodule_search_locations))).resolve().parent
     if spec.origin in (None, "built-in", "frozen"):
         return Path(sys.base_prefix)
-    return Path(spec.origin).resolve().parent  # type: ignore[arg-type]
+    return Path(spec.origin).resolve().parent
