@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import distributed
 
+from t2ikit.config import origins
+
 sys.path.append(str(Path(__file__).parents[1]))  # for benchmarks/, which is not installed
 
 
@@ -32,6 +34,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What the kit remembers of the tests' files does not stay in the cache of the user."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("T2IKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _parts_of_the_tests() -> Iterator[None]:
+    """Experiments of the tests may name the classes of tests/run/tiny_parts.py, wherever the test runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(origins, "LIBRARIES", (*origins.LIBRARIES, "tiny_parts"))
         yield
 
 

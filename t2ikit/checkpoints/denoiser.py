@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
 from torch import Tensor
 
 from t2ikit.checkpoints.files import load_weights, read_weights
-from t2ikit.checkpoints.runs import find_checkpoint, latest_config
+from t2ikit.checkpoints.runs import find_checkpoint
 from t2ikit.config.class_nodes import check_component
 from t2ikit.config.compose import ConfigError
 from t2ikit.config.origins import Origins
@@ -57,21 +56,15 @@ def filled(network: Denoiser | SavedDenoiser, origins: Origins | None = None) ->
 
 
 def stored_experiment(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The resolved experiment of a checkpoint: its own, or that of its run folder where it has none.
+    """The resolved experiment that a checkpoint holds: the one that the run had when it was written.
 
     Raises:
-        ConfigError: there is neither.
+        ConfigError: it holds none.
     """
-    if isinstance(content.get("experiment"), dict):
-        return dict(content["experiment"])
-    for folder in (path.absolute().parent.parent, path.absolute().parent):
-        config = latest_config(folder)
-        if config.is_file():
-            return dict(yaml.safe_load(config.read_text()))
-    raise ConfigError(
-        f"checkpoint {path}: it holds no experiment, and no config.yaml lies in its run folder "
-        f"({path.absolute().parent.parent}) or beside it"
-    )
+    experiment = content.get("experiment")
+    if not isinstance(experiment, dict):
+        raise ConfigError(f"checkpoint {path}: it holds no experiment, so not a checkpoint of a run (`t2ikit run`)")
+    return dict(experiment)
 
 
 def stored_weights(

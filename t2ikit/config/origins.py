@@ -48,8 +48,8 @@ class Origins:
             return
         raise ConfigError(
             f"{where}: '{module}' is neither a module of the kit or of a library that it knows "
-            f"({', '.join(LIBRARIES)}), nor a file beside the experiment or in the current folder; importing it runs its code. If you trust it: "
-            f"--trust {top}"
+            f"({', '.join(LIBRARIES)}), nor a file beside the experiment or in the current folder; importing it runs "
+            f"its code. If you trust it: --trust {top}"
         )
 
 

@@ -186,6 +186,9 @@ def test_import_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "needs_a_module.py").write_text("import no_such_module_at_all")
     (tmp_path / "is_broken.py").write_text("1 / 0")
     monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match="importing it runs its code. If you trust it: --trust needs_a_module"):
+        find_class("needs_a_module.X", "data")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="needs the missing module 'no_such_module_at_all'"):
         find_class("needs_a_module.X", "data")
     with pytest.raises(ConfigError, match="importing is_broken fails: ZeroDivisionError"):
