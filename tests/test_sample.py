@@ -237,11 +237,13 @@ def test_latents_are_decoded_by_the_autoencoder_of_the_data(tmp_path: Path, caps
     module = check_component("model", node, TextToImage).build()
     module.manifest = Manifest("latents", (2, 4, 8, 8), text_dim=16, text_encoder=text, autoencoder=image)
     content = {"state_dict": module.state_dict(), "global_step": 0, "callbacks": {}}
+    module.experiment = {
+        "model": node,
+        "data": {"class_path": "t2ikit.data.DataModule", "init_args": {"root": "gone"}},
+    }
     module.on_save_checkpoint(content)
     (tmp_path / "checkpoints").mkdir()
     torch.save(content, tmp_path / "checkpoints" / "step-00000000.ckpt")
-    data = {"class_path": "t2ikit.data.DataModule", "init_args": {"root": "gone"}}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": node, "data": data}))
 
     words = ["--prompt", "a blue square", "--weights", "raw"]
     images = sample(*words, out=tmp_path / "out", checkpoint=tmp_path)
