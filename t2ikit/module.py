@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from t2ikit import rng
 from t2ikit.batch import Batch, StepOutput, StoredBatch, Text, joined
+from t2ikit.checkpoints.start import Start, start_from, train_only
 from t2ikit.data.datamodule import DataModule
 from t2ikit.data.resume import training_manifest
 from t2ikit.denoisers import Denoiser
@@ -30,6 +31,7 @@ from t2ikit.diffusion.processes import Threshold
 from t2ikit.diffusion.solvers import Solver
 from t2ikit.encoders.autoencoders import ImageSpace, PixelSpace
 from t2ikit.learner import Learner
+from t2ikit.metrics.fingerprint import state_sha256
 from t2ikit.optim import Constant, Lamb, LearningRate, OptimizerFactory
 from t2ikit.records.manifest import Manifest
 
@@ -45,6 +47,8 @@ class TextToImage(Learner, L.LightningModule):
         space: what a stored image is: ``PixelSpace`` or ``LatentSpace`` with its normalisation.
         optimizer: default ``Lamb()``.
         learning_rate: schedule of the learning rate over optimizer steps; default constant.
+        start: weights that a fresh run starts from; None starts from scratch.
+        trainable: parts of the denoiser, or patterns of parameter names, that are trained; None trains all.
         noise_bins: loss is logged in this many equal bins of t.
         seed: key of every random number of a step.
         compile: the training loss under ``torch.compile``, whole: null (off), "default", "reduce-overhead" (CUDA
@@ -63,6 +67,8 @@ class TextToImage(Learner, L.LightningModule):
         space: ImageSpace | None = None,
         optimizer: OptimizerFactory | None = None,
         learning_rate: LearningRate | None = None,
+        start: Start | None = None,
+        trainable: list[str] | None = None,
         noise_bins: int = 10,
         seed: int = 0,
         compile: str | dict[str, Any] | None = None,
@@ -76,6 +82,11 @@ class TextToImage(Learner, L.LightningModule):
         self.compiled = None if compile is None else CompiledObjective(self.objective, compile)
         self.optimizer_factory = optimizer if optimizer is not None else Lamb()
         self.learning_rate = learning_rate if learning_rate is not None else Constant()
+        self.start = start
+        self.started_from: dict[str, str] | None = None
+        if trainable is not None:
+            train_only(denoiser, trainable)
+        self._frozen_sha256: str | None = None
         self.noise_bins = noise_bins
         self.seed = seed
         self.manifest: Manifest | None = None
@@ -135,6 +146,9 @@ class TextToImage(Learner, L.LightningModule):
             raise ValueError("TextToImage needs a data module: set `data` in the experiment")
         self.check_manifest(data.manifest)
         self.check_needs(data.manifest)
+        if self.start is not None and stage == "fit" and self.trainer.ckpt_path is None:
+            self.started_from = start_from(self.denoiser, self.start)
+            self.print("starts from", ", ".join(filter(None, self.started_from.values())))
         self.unconditional = data.unconditional()
         # A plugin of 16-bit weights would cast the stored batch as well, noise quantile and posterior included; the
         # denoiser casts what it needs, and the rest of a step is in fp32.
@@ -302,6 +316,7 @@ class TextToImage(Learner, L.LightningModule):
 
     def on_train_start(self) -> None:
         """What the experiment says of the optimizer holds after a resume too, not what the checkpoint remembers."""
+        self._frozen_sha256 = self._hash_of_frozen()
         optimizer = self.trainer.optimizers[0]
         schedule = self.trainer.lr_scheduler_configs[0].scheduler
         assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
@@ -313,14 +328,24 @@ class TextToImage(Learner, L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
+        if self.started_from is not None:
+            checkpoint["start"] = self.started_from
+        if self._frozen_sha256 is not None and self._frozen_sha256 != self._hash_of_frozen():
+            raise RuntimeError("a weight that `model.init_args.trainable` freezes has changed; no checkpoint of that")
         if self.manifest is not None and training_manifest(checkpoint) is None:
             checkpoint["data_manifest"] = self.manifest.to_json()
         checkpoint["space"] = self.space.description()
+
+    def _hash_of_frozen(self) -> str | None:
+        """SHA-256 of every parameter that is not trained, those of the objective's networks too; None if all are."""
+        frozen = {name: parameter for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        return state_sha256(frozen) if frozen else None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         data = getattr(self._trainer, "datamodule", None)
         if isinstance(data, DataModule):  # its own state comes too early: Lightning's counters are restored after it
             data.restore_counters(checkpoint)
+        self.started_from = checkpoint.get("start")
         stored, ours = checkpoint.get("space"), self.space.description()
         if stored is not None and stored != ours:
             differing = sorted(key for key in {*stored, *ours} if stored.get(key) != ours.get(key))

@@ -13,7 +13,7 @@ pass and all sampling steps: it holds whatever depends on neither x nor the leve
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, TypeVar, get_args
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from t2ikit.batch import Prediction, Text
+from t2ikit.denoisers.adopt import chosen, load_chosen
 from t2ikit.denoisers.layers import autocast_dtype
 
 LevelKind = Literal["gamma", "t", "log_snr"]
@@ -167,12 +168,15 @@ class Denoiser(nn.Module, ABC):
         text_dim: width D of the text states it takes.
         checkpoint_blocks: recompute every block in the backward pass instead of keeping its activations.
         parts: prefixes of the names of its parameters by part: "time", "text", "core", "shell" (input and output).
+        positions: names of its learned position tables, [N, D] over its grid, which can be resized.
     """
 
     level_kind: LevelKind = "gamma"
     text_dim: int
     checkpoint_blocks: bool = False
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    positions: ClassVar[tuple[str, ...]] = ()
+    grid: tuple[int, int] | None = None
     _caller: Callable[..., Any] | None = None  # not in the state: set by called_by, for a while
 
     @property
@@ -239,6 +243,29 @@ class Denoiser(nn.Module, ABC):
             if module is not self and callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
         self._reset_own()
+
+    def adopt(self, weights: Mapping[str, Tensor], fit: str = "strict", take: Sequence[str] = ()) -> str:
+        """Takes the weights of another denoiser.
+
+        Args:
+            weights: by name.
+            fit: "strict": equal names and shapes. "resize": ``positions`` may be of another grid. "grow": only the
+                parts that ``take`` names, which must be equal; the rest stays as it is.
+            take: names of ``parts``.
+
+        Returns:
+            In a few words, what was resized and what stays fresh; empty if everything was taken as it is.
+
+        Raises:
+            ValueError: what does not match, by name; nothing is changed then.
+        """
+        strange = [part for part in take if part not in self.parts]
+        if strange:
+            raise ValueError(f"{type(self).__name__} has no part {', '.join(strange)}; it has {', '.join(self.parts)}")
+        prefixes = [prefix for part in take for prefix in self.parts[part]]
+        taken, changes = chosen(self.state_dict(), weights, fit, prefixes, self.positions, self.grid)
+        load_chosen(self, taken)
+        return changes
 
     @contextmanager
     def called_by(self, caller: Callable[..., Any]) -> Iterator[None]:

@@ -123,6 +123,7 @@ class CADI(Denoiser):
         "core": ("latents", "linear_previous.", "ln_previous.", "rin_blocks."),
         "shell": ("patch_extractor.", "data_ln.", "data_pos_embedding", "map_tokens_to_patches."),
     }
+    positions = ("data_pos_embedding",)
 
     def __init__(
         self,

@@ -1,0 +1,99 @@
+"""How a run starts from the weights of another one, and which of its parameters it trains.
+
+Shapes: a position table is [N, D], one row a token, row by row over the grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+from t2ikit.checkpoints.denoiser import Weights, stored_weights
+from t2ikit.checkpoints.files import read_weights
+from t2ikit.checkpoints.runs import find_checkpoint
+from t2ikit.denoisers import Denoiser
+from t2ikit.pretrained import sha256_of
+
+Fit = Literal["strict", "resize", "grow"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """The weights that a fresh run starts from; a resumed run ignores it.
+
+    Attributes:
+        checkpoint: a ``step-*.ckpt`` or a run folder; in an experiment with stages also ``stages.NAME``, the end of
+            that stage, or ``stages.NAME@STEP``.
+        weights: "ema" for the averages, "raw" for the weights themselves, "auto" for the averages where there are any.
+        fit: "strict": names and shapes must be equal. "resize": learned positions may be of another grid, and are
+            interpolated. "grow": only the parts of ``take`` are taken, and must be equal; the rest stays fresh.
+        take: with "grow", names of parts of the denoiser ("time", "text", "core", "shell").
+
+    Raises:
+        ValueError: an unknown ``fit``, or ``take`` without "grow" and the reverse.
+    """
+
+    checkpoint: str
+    weights: Weights = "ema"
+    fit: Fit = "strict"
+    take: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.fit not in ("strict", "resize", "grow"):
+            raise ValueError(f"start: fit must be strict, resize or grow, got {self.fit!r}")
+        if bool(self.take) != (self.fit == "grow"):
+            raise ValueError("start: take names the parts that fit 'grow' takes; give both or neither")
+
+
+def start_from(denoiser: Denoiser, start: Start) -> dict[str, str]:
+    """Gives a fresh denoiser the weights that ``start`` names.
+
+    Returns:
+        What a checkpoint remembers of it: where they came from, their hash, which they are, and what stayed fresh.
+
+    Raises:
+        ConfigError: no such checkpoint.
+        ValueError: weights that do not fit, named; nothing is changed then.
+    """
+    path = find_checkpoint(Path(start.checkpoint), "model.init_args.start.checkpoint")
+    content = read_weights(path, mmap=True)
+    if "state_dict" not in content:
+        raise ValueError(f"model.init_args.start: {path} is not a checkpoint of a run (`t2ikit run`)")
+    weights, label = stored_weights(content, start.weights)
+    try:
+        changes = denoiser.adopt(weights, start.fit, start.take)
+    except ValueError as error:
+        raise ValueError(f"model.init_args.start: {path}: {error}") from error
+    return {"checkpoint": str(path), "sha256": sha256_of(path), "weights": label, "fit": start.fit, "changes": changes}
+
+
+def train_only(denoiser: Denoiser, trainable: Sequence[str]) -> None:
+    """Freezes every parameter but those that are named.
+
+    Args:
+        denoiser: changed in place.
+        trainable: names of its parts, or patterns of parameter names such as ``blocks.*.mlp.*``.
+
+    Raises:
+        ValueError: a name that is neither a part nor matches a parameter.
+    """
+    names = [name for name, _ in denoiser.named_parameters()]
+    chosen: set[str] = set()
+    for entry in trainable:
+        prefixes = denoiser.parts.get(entry)
+        matching = [
+            name
+            for name in names
+            if (fnmatchcase(name, entry) if prefixes is None else name.startswith(tuple(prefixes)))
+        ]
+        if not matching:
+            raise ValueError(
+                f"model.init_args.trainable: {entry!r} is no part of {type(denoiser).__name__} "
+                f"({', '.join(denoiser.parts)}), and no parameter matches it"
+            )
+        chosen.update(matching)
+    for name, parameter in denoiser.named_parameters():
+        parameter.requires_grad_(name in chosen)

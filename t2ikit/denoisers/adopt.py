@@ -1,0 +1,96 @@
+"""Weights of one denoiser for another: equal, resized, or a part of them.
+
+Shapes: a position table is [N, D] over a grid of h rows and w columns, row by row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def resized_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """A position table for another grid of the same aspect, by bicubic interpolation.
+
+    Args:
+        table: [N, D].
+        grid: (h, w) of the result.
+
+    Returns:
+        [h w, D], in the dtype of ``table``.
+
+    Raises:
+        ValueError: N is no grid of that aspect.
+    """
+    height = round((table.shape[0] * grid[0] / grid[1]) ** 0.5)
+    width = table.shape[0] // max(height, 1)
+    if height * width != table.shape[0] or height * grid[1] != width * grid[0]:
+        raise ValueError(f"{table.shape[0]} positions are no grid of the aspect of {grid[0]} x {grid[1]}")
+    image = table.float().T.reshape(1, -1, height, width)
+    image = nn.functional.interpolate(image, size=grid, mode="bicubic", align_corners=False)
+    return image[0].flatten(1).T.to(table.dtype)
+
+
+def chosen(
+    own: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    fit: str,
+    prefixes: Sequence[str],
+    positions: Sequence[str],
+    grid: tuple[int, int] | None,
+) -> tuple[dict[str, Tensor], str]:
+    """What a denoiser takes of given weights; see :meth:`Denoiser.adopt`.
+
+    Args:
+        own: the denoiser's weights by name.
+        given: those that are offered.
+        fit: strict, resize or grow.
+        prefixes: of the names that "grow" takes.
+        positions: names of its learned position tables.
+        grid: (h, w) of the denoiser, for "resize".
+
+    Returns:
+        The weights to load, and in a few words what is resized or stays fresh.
+
+    Raises:
+        ValueError: names every weight that does not match.
+    """
+    wanted = {name: value for name, value in own.items() if fit != "grow" or name.startswith(tuple(prefixes))}
+    missing = [name for name in wanted if name not in given]
+    unknown = [name for name in given if name not in own] if fit != "grow" else []
+    taken, misshapen, resized = {}, [], []
+    for name, value in wanted.items():
+        if name not in given:
+            continue
+        offered = given[name]
+        if offered.shape == value.shape:
+            taken[name] = offered
+        elif fit == "resize" and name in positions and grid is not None:
+            taken[name] = resized_positions(offered, grid)
+            resized.append(f"{name} {list(offered.shape)} -> {list(value.shape)}")
+        else:
+            misshapen.append(f"{name}: {list(offered.shape)} given, {list(value.shape)} wanted")
+    faults = [("missing", missing), ("unknown", unknown), ("of another shape", misshapen)]
+    if any(names for _, names in faults):
+        listed = "; ".join(
+            f"{len(names)} {fault} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
+            for fault, names in faults
+            if names
+        )
+        raise ValueError(f"the weights do not fit with fit '{fit}': {listed}")
+    fresh = len(own) - len(taken)
+    said = [
+        *(f"resized {entry}" for entry in resized),
+        *([f"{fresh} of {len(own)} tensors stay fresh"] if fresh else []),
+    ]
+    return taken, "; ".join(said)
+
+
+@torch.no_grad()
+def load_chosen(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copies weights into the module's own, by name."""
+    own = module.state_dict()
+    for name, value in weights.items():
+        own[name].copy_(value)
