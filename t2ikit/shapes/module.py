@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from t2ikit.data.datamodule import DataModule
 from t2ikit.pretrained import cache_folder
@@ -15,8 +15,6 @@ Captions = Literal["long", "aio"]
 @dataclass(eq=False)
 class ShapesData(DataModule):
     """The embedded data set: rendered scenes of coloured shapes, built at the first use and kept.
-
-    ``build_shapes`` checks the options, before it builds or keeps anything.
 
     Attributes:
         size: height and width of the images, at least 16.
@@ -43,6 +41,13 @@ class ShapesData(DataModule):
     scene_seed: int = 0
 
     def __post_init__(self) -> None:
+        for option, choices in (("difficulty", get_args(Difficulty)), ("captions", get_args(Captions))):
+            if getattr(self, option) not in choices:
+                raise ValueError(
+                    f'data.{option} must be "{choices[0]}" or "{choices[1]}", not "{getattr(self, option)}"'
+                )
+        if self.size < 16:
+            raise ValueError(f"data.size must be at least 16, not {self.size}")
         self.settings = tuple(self.settings)
         if self.root is None:
             options = [self.size, self.difficulty, self.captions, self.count, self.val_count, *self.settings]
