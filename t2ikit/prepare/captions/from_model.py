@@ -1,4 +1,4 @@
-"""Images to captions by a model: on all devices, resumed where it was stopped."""
+"""Images to captions by a model: on all devices; a call that was stopped can be continued."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from t2ikit.records.manifest import Manifest
 from t2ikit.records.record_set import RecordSet
 
 SHARD = 256
-"""Captions that are written together: what a killed process loses at most, some seconds to minutes of an 8B model."""
+"""Captions that are written together: the most that a killed process loses, seconds to minutes of an 8B model."""
 
 _SHOWN = 3
 
@@ -125,7 +125,7 @@ def _fitting(captioner: Captioner, launch: Launch) -> Launch:
 
 
 def _write(root: Path, name: str, column: CaptionColumn, results: Results, add: bool, done: int) -> str | None:
-    """Writes the captions of a set; what is wrong, if they are not worth it."""
+    """Writes the captions of a set; an error message instead if all answers are empty."""
     empty = [metadata["key"] for metadata, caption in _answers(root, name, results, done) if not caption]
     if len(empty) == len(results) and not done:
         return (
