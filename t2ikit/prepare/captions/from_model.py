@@ -70,19 +70,11 @@ def caption_images(
     launch: Launch | None,
     overwrite: bool,
 ) -> None:
-    """Has a model caption image sets. Every process of a launch calls it; the first one writes.
+    """Has a model caption the image sets ``targets``. Every process of a launch calls it; the first one writes.
 
-    An image about which the model has nothing to say, twice, keeps its AIO caption, so that no record is without one;
-    such images are counted, and their keys are in ``captions/<set>_<column>_empty.txt``.
-
-    Args:
-        root: the folder of the data set.
-        targets: the image sets.
-        captioner: the model.
-        column: name of the column.
-        add: keep the captions that are there.
-        launch: on which devices; None takes all.
-        overwrite: replace others, and drop unfinished work of other options.
+    An image to which the model twice gives an empty answer keeps its AIO caption, so that every record has one; such
+    images are counted, and their keys are in ``captions/<set>_<column>_empty.txt``. Other arguments: as in
+    ``prepare_captions``.
 
     Raises:
         FileExistsError: other captions are there, finished or not.

@@ -77,9 +77,8 @@ class ImageList:
 
     def take(self, which: np.ndarray) -> ImageList:
         """Some of the photos, by their indices, in that order; ``sha256`` stays that of the whole list."""
-        class_ids = self.class_ids[which]
-        names = {class_id: name for class_id, name in self.class_names.items() if (class_ids == class_id).any()}
-        sizes = self.sizes[which]
+        class_ids, sizes = self.class_ids[which], self.sizes[which]
+        names = {int(class_id): self.class_names[int(class_id)] for class_id in np.unique(class_ids)}
         return replace(self, keys=self.keys.take(which), sizes=sizes, class_ids=class_ids, class_names=names)
 
 
@@ -144,20 +143,12 @@ def find_images(
         photos, (class_ids, names), positions = by_split[split], resolved[split], kept_positions[split]
         if not len(positions):
             raise ValueError(
-                f"{split} has no photos: {origins[split]} needs at least a few photos a class (--source), or hold "
+                f"{split} has no photos: {origins[split]} needs at least a few photos per class (--source), or hold "
                 "out another share (--val-share)"
             )
-        order = _order(photos, positions, split, seed)
-        occurring = {int(class_id): names[int(class_id)] for class_id in np.unique(class_ids[order])}
-        lists[split] = ImageList(
-            Path(origins[split]),
-            photos.keys.take(order),
-            photos.sizes[order],
-            class_ids[order],
-            occurring,
-            _identity(photos, class_ids, positions),
-            photos.reader,
-        )
+        identity = _identity(photos, class_ids, positions)
+        whole = ImageList(Path(origins[split]), photos.keys, photos.sizes, class_ids, names, identity, photos.reader)
+        lists[split] = whole.take(_order(photos, positions, split, seed))
     return lists
 
 
