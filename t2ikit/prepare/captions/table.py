@@ -129,7 +129,7 @@ class CaptionTable:
             self.columns = self.columns or len(captions)
             if len(captions) != self.columns:
                 raise ValueError(
-                    f"{self._place(line)} has {len(captions)} captions, the first one {self.columns}: every image "
+                    f"{self._label(line)} has {len(captions)} captions, the first one {self.columns}: every image "
                     "needs as many, caption i of the same kind for all"
                 )
             hashes.append(hash_of(key.encode()))
@@ -144,32 +144,32 @@ class CaptionTable:
         self._refuse_duplicates()
 
     def _refuse_duplicates(self) -> None:
-        for place in np.flatnonzero(self._sorted[1:] == self._sorted[:-1]):
-            first, second = int(self._order[place]), int(self._order[place + 1])
+        for index in np.flatnonzero(self._sorted[1:] == self._sorted[:-1]):
+            first, second = int(self._order[index]), int(self._order[index + 1])
             key = self._read(first)[0]
             if key == self._read(second)[0]:
                 raise ValueError(
-                    f"{self._place(second + 1)} is a second one for {key}, after {self.word} {first + 1}: one "
-                    f"{self.word} an image"
+                    f"{self._label(second + 1)} is a second one for {key}, after {self.word} {first + 1}: one "
+                    f"{self.word} per image"
                 )
 
-    def _place(self, number: int) -> str:
-        return f"{self.word} {number} of {self.path}"
+    def _label(self, line_number: int) -> str:
+        return f"{self.word} {line_number} of {self.path}"
 
     def _read(self, line: int) -> tuple[str, tuple[str, ...]]:
         self._stream.seek(int(self._offsets[line]))
         return self._parse(self._stream.readline(), line + 1)
 
-    def _parse(self, content: bytes, number: int) -> tuple[str, tuple[str, ...]]:
+    def _parse(self, content: bytes, line_number: int) -> tuple[str, tuple[str, ...]]:
         try:
             line = content.decode().rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{self._place(number)} is not UTF-8 ({error.reason}), as {_OPTION} needs") from error
+            raise ValueError(f"{self._label(line_number)} is not UTF-8 ({error.reason}), as {_OPTION} needs") from error
         parsed = _tsv_line(line) if self._kind == "tsv" else _json_line(line)
         if parsed is None:
             shown = line if len(line) <= 80 else f"{line[:80]}..."
             raise ValueError(
-                f"{self._place(number)} is {shown!r}; {_OPTION} needs {_EXPECTED[self._kind]}, with text in it"
+                f"{self._label(line_number)} is {shown!r}; {_OPTION} needs {_EXPECTED[self._kind]}, with text in it"
             )
         return parsed
 

@@ -93,8 +93,8 @@ class LocalFiles(Files):
             os.close(descriptor)
 
     def entries(self, folder: str) -> Iterator[Entry]:
-        with os.scandir(folder) as found:
-            for entry in found:
+        with os.scandir(folder) as listed:
+            for entry in listed:
                 if entry.name.startswith("."):
                     continue
                 # A link that leads nowhere is listed, too: it appears among the bad files instead of being left out.

@@ -124,7 +124,7 @@ class ParquetReader(Reader):
         return {**self.__dict__, "_opened": OrderedDict(), "_held": OrderedDict()}
 
     def read(self, position: int) -> bytes:
-        group, row = self._place(position)
+        group, row = self._group_and_row(position)
         content = self._group(group)[row].as_py()
         if content is None:
             raise OSError(errno.ENODATA, "the row holds no bytes", self.where(position))
@@ -132,10 +132,10 @@ class ParquetReader(Reader):
         return bytes(content)
 
     def where(self, position: int) -> str:
-        group, row = self._place(position)
+        group, row = self._group_and_row(position)
         return f"{self.paths[self.file_of[group]]} row group {self.groups[group]} row {row}"
 
-    def _place(self, position: int) -> tuple[int, int]:
+    def _group_and_row(self, position: int) -> tuple[int, int]:
         group = int(np.searchsorted(self.starts, position, side="right")) - 1
         return group, position - int(self.starts[group])
 
