@@ -99,7 +99,11 @@ def detect(image: Tensor) -> list[dict[str, Any]]:
 
 def make(questions: str) -> list[Metric]:
     judge = DSG(questions, Told(batch_size=3), answers=questions + ".answers")
-    features = [DistributionMetrics(Counted(), k=3, batch_size=4), CMMD(Counted(), 5), CMMD(Counted(), 5, "again")]
+    features = [
+        DistributionMetrics(Counted(), k=3, batch_size=4),
+        CMMD(Counted(), batch_size=5),
+        CMMD(Counted(), batch_size=5, name="again"),
+    ]
     return [*features, GenEval(detect), judge]
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -138,37 +139,34 @@ def _embeddings(output: Any) -> Tensor:
     return (output if isinstance(output, Tensor) else output.pooler_output).to(torch.float32)
 
 
+@dataclass(eq=False)
 class JinaCLIPScore(Metric):
-    """100 x the mean cosine of images and prompts under jina-clip-v2, prompts of up to 8,192 tokens."""
+    """100 x the mean cosine of images and prompts under jina-clip-v2, prompts of up to 8,192 tokens.
 
-    def __init__(
-        self,
-        model: str = "jinaai/jina-clip-v2",
-        revision: str | None = None,
-        run_remote_code: bool = False,
-        code_revision: str | None = None,
-        pipeline: str = PIPELINE,
-        batch_size: int = 16,
-        name: str | None = None,
-    ) -> None:
-        """Names the model; weights are loaded at the first use.
+    Attributes:
+        model: repository or local folder of jina-clip-v2, or of any model of transformers with ``get_image_features``
+            and ``get_text_features``; weights are loaded at the first use.
+        revision: commit of the repository; needed where it brings code.
+        run_remote_code: allow the model's own Python code to run. It is not checked: read it first.
+        code_revision: commit of the repository of the code (``jinaai/jina-clip-implementation``), where that is
+            another one.
+        pipeline: pixel pipeline of the images.
+        batch_size: pairs a pass.
+        name: put before the score's name, where a snapshot has two of these.
+    """
 
-        Args:
-            model: repository or local folder of jina-clip-v2, or of any model of transformers with
-                ``get_image_features`` and ``get_text_features``.
-            revision: commit of the repository; needed where it brings code.
-            run_remote_code: allow the model's own Python code to run. It is not checked: read it first.
-            code_revision: commit of the repository of the code (``jinaai/jina-clip-implementation``), where that is
-                another one.
-            pipeline: pixel pipeline of the images.
-            batch_size: pairs a pass.
-            name: put before the score's name, where a snapshot has two of these.
-        """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-        self.encoder = DualEncoder(model, revision, run_remote_code, code_revision, pipeline)
-        self.batch_size = batch_size
-        self.name = name
+    model: str = "jinaai/jina-clip-v2"
+    revision: str | None = None
+    run_remote_code: bool = False
+    code_revision: str | None = None
+    pipeline: str = PIPELINE
+    batch_size: int = 16
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {self.batch_size}")
+        self.encoder = DualEncoder(self.model, self.revision, self.run_remote_code, self.code_revision, self.pipeline)
 
     def check(self, samples: Samples) -> None:
         """Refuses samples without images or prompts."""

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from t2ikit.metrics.base import Result, Rows, Samples
 from t2ikit.metrics.distribution.reference import ComparedMetric
-from t2ikit.metrics.features.features import FeatureExtractor
 
 Array = Tensor | NDArray[np.floating]
 
@@ -132,23 +131,6 @@ class CMMD(ComparedMetric):
 
     less_is_better = ("cmmd",)
 
-    def __init__(
-        self,
-        features: FeatureExtractor,
-        batch_size: int = 64,
-        name: str | None = None,
-        reference_statistics: str | None = None,
-    ) -> None:
-        """Settings.
-
-        Args:
-            features: the embedding network.
-            batch_size: images a pass of it.
-            name: put before the score's name, where a snapshot has two of these.
-            reference_statistics: file of ``write_reference``, with features, instead of reference images.
-        """
-        super().__init__(features, batch_size, name, reference_statistics)
-
     def least(self) -> tuple[int, str]:
         """One."""
         return 1, "CMMD"
@@ -162,36 +144,20 @@ class CMMD(ComparedMetric):
         return {**super().fingerprint(), "sigma": SIGMA}
 
 
+@dataclass(eq=False)
 class KID(ComparedMetric):
-    """Kernel inception distance of the samples against the reference."""
+    """Kernel inception distance of the samples against the reference; the protocol's network is ``InceptionFeatures``.
 
+    Attributes:
+        subsets: number of random subsets.
+        subset_size: images of each; at most the number of images and of reference images.
+        seed: of the subsets.
+    """
+
+    subsets: int = 100
+    subset_size: int = 1000
+    seed: int = 0
     less_is_better = ("kid",)
-
-    def __init__(
-        self,
-        features: FeatureExtractor,
-        subsets: int = 100,
-        subset_size: int = 1000,
-        seed: int = 0,
-        batch_size: int = 64,
-        name: str | None = None,
-        reference_statistics: str | None = None,
-    ) -> None:
-        """Settings.
-
-        Args:
-            features: the feature network; the protocol's is ``InceptionFeatures``.
-            subsets: number of random subsets.
-            subset_size: images of each; at most the number of images and of reference images.
-            seed: of the subsets.
-            batch_size: images a pass of the network.
-            name: put before the scores' names, where a snapshot has two of these.
-            reference_statistics: file of ``write_reference``, with features, instead of reference images.
-        """
-        super().__init__(features, batch_size, name, reference_statistics)
-        self.subsets = subsets
-        self.subset_size = subset_size
-        self.seed = seed
 
     def least(self) -> tuple[int, str]:
         """Those of a subset."""

@@ -8,6 +8,7 @@ Shape legend::
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -94,26 +95,26 @@ class _RandomConvNet(nn.Module):
         return torch.cat(described, dim=1) @ self.get_buffer("projection")
 
 
+@dataclass(eq=False)
 class RandomConvFeatures(FeatureExtractor):
     """A seeded random convolutional network, for scores where no pretrained network can be had.
 
     Its distances rank models on one data set; they are not comparable with any published number. Works on any image
     of 16 pixels a side or more, without a resize. The weights are the same bits on every machine.
+
+    Attributes:
+        dim: number of features.
+        seed: of the weights.
     """
 
-    def __init__(self, dim: int = 64, seed: int = 0) -> None:
-        """Builds the network.
+    dim: int = 64
+    seed: int = 0
 
-        Args:
-            dim: number of features.
-            seed: of the weights.
-        """
-        if dim < 1:
-            raise ValueError(f"dim must be at least 1; got {dim}")
-        self.dim = dim
-        self.seed = seed
-        self.name = f"random_conv_{dim}_seed{seed}"
-        self._network = _RandomConvNet(dim, seed).eval()
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise ValueError(f"dim must be at least 1; got {self.dim}")
+        self.name = f"random_conv_{self.dim}_seed{self.seed}"
+        self._network = _RandomConvNet(self.dim, self.seed).eval()
         self._sha256 = state_sha256(self._network.state_dict())
 
     @torch.no_grad()
