@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -107,7 +108,7 @@ class Snapshot(L.Callback):
         self.evaluation_seconds = 0.0
 
     @property
-    def metrics(self) -> list[Metric]:
+    def metrics(self) -> Sequence[Metric]:
         """What is computed of the images."""
         return self.evaluation.metrics
 

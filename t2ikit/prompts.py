@@ -25,14 +25,14 @@ Encode = Callable[[Sequence[str]], Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class Prompt:
-    """One text to draw; ``metadata`` is what the judging metric needs (GenEval's JSON line, facts of the scene)."""
+    """The text of one image; ``metadata`` is what its metric needs (GenEval's JSON line, facts of the scene)."""
 
     text: str
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
 class PromptSource(ABC):
-    """A named, ordered list of prompts; one that is to be drawn several times is there several times.
+    """A named, ordered list of prompts; one that gets several images stands in it several times.
 
     Attributes:
         name: in the fingerprint of every score; by default that of the class.
@@ -81,8 +81,8 @@ class PromptSource(ABC):
             prompts: theirs.
             facts: how they were made, for the metadata of a PNG.
         """
-        for number, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
-            save_png(image, folder / f"{number:05d}.png", {"prompt": prompt.text, "index": str(number), **facts})
+        for index, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+            save_png(image, folder / f"{index:05d}.png", {"prompt": prompt.text, "index": str(index), **facts})
 
     def read_images(self, folder: Path, prompts: Sequence[Prompt]) -> Tensor:
         """The inverse: images of any model for these prompts, uint8 [N, 3, H, W].

@@ -147,7 +147,7 @@ class Metric(NetworkHolder, ABC):
     statistics_file: str | None = None
 
     def check(self, samples: Samples) -> None:
-        """Refuses samples that lack something; called before the images are drawn.
+        """Refuses samples that lack something; called before the images are sampled.
 
         Args:
             samples: with images of no content and of any size, but as many as there will be.

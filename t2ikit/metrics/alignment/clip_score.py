@@ -116,6 +116,7 @@ class CLIPScore(Metric):
     def __post_init__(self) -> None:
         if self.form not in FORMS:
             raise ValueError(f"form must be one of {', '.join(FORMS)}; got {self.form!r}")
+        self.unit = "100 cos" if self.form == "torchmetrics" else f"{HESSEL_WEIGHT} cos"
         self.encoder = CLIPEncoder(self.model, self.revision, "clip_224", self.legacy)
 
     def check(self, samples: Samples) -> None:

@@ -83,10 +83,10 @@ def _converted(name: str) -> str:
     if name.startswith("blip.text_encoder."):  # BLIP's BERT has the same names in both
         return "text." + name.removeprefix("blip.text_encoder.")
     if name.startswith("blip.visual_encoder."):
-        own = name.removeprefix("blip.visual_encoder.")
+        rest = name.removeprefix("blip.visual_encoder.")
         for pattern, replacement in _VISION:
-            if re.match(pattern, own):
-                return "vision." + re.sub(pattern, replacement, own)
+            if re.match(pattern, rest):
+                return "vision." + re.sub(pattern, replacement, rest)
     raise ValueError(f"{name} is no weight of ImageReward-v1.0")
 
 

@@ -162,6 +162,7 @@ class JinaCLIPScore(Metric):
     pipeline: str = PIPELINE
     batch_size: int = 16
     name: str | None = None
+    unit = "100 cos"
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

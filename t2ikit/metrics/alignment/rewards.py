@@ -186,6 +186,7 @@ class HPSv2(_Reward):
     architecture: str = "ViT-H-14"
     antialias: bool = True
     score_name = "hps_v2"
+    unit = "cos"
 
     def __post_init__(self) -> None:
         super().__post_init__()

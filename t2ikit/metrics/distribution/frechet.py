@@ -116,8 +116,8 @@ class Moments:
         if rows.dim() != 2:
             raise ValueError(f"moments need features [N, D]; got {tuple(rows.shape)}")
         moments = cls(rows.shape[1], fingerprint)
-        for part in rows.split(8192):
-            moments.update(part)
+        for block in rows.split(8192):
+            moments.update(block)
         return moments
 
     @property

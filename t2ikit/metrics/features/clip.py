@@ -92,13 +92,13 @@ class CLIPEncoder(NetworkHolder):
         if self._loaded is None:
             from transformers import AutoTokenizer, CLIPModel
 
-            network, found = load_pretrained(CLIPModel, self.model, self.revision, self.option, TOKENIZER_FILES)
-            source = self.tokenizer or found.folder
+            network, folder = load_pretrained(CLIPModel, self.model, self.revision, self.option, TOKENIZER_FILES)
+            source = self.tokenizer or folder.folder
             try:
                 tokenizer = AutoTokenizer.from_pretrained(source)
             except (OSError, ValueError) as error:
                 raise FileNotFoundError(f"no tokenizer at {source} ({error}): correct {self.option}") from error
-            self._loaded = (network.float(), tokenizer, found.reference.sha256)  # files may hold half precision
+            self._loaded = (network.float(), tokenizer, folder.reference.sha256)  # files may hold half precision
         return self._loaded
 
     @property
@@ -128,8 +128,8 @@ class CLIPEncoder(NetworkHolder):
         ids = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=device)
         with torch.autocast(device.type, enabled=False):
             states = network.text_model(input_ids=ids).last_hidden_state
-            place = pooled_position(ids, end, self.legacy)
-            return network.text_projection(states[torch.arange(len(rows), device=device), place])
+            position = pooled_position(ids, end, self.legacy)
+            return network.text_projection(states[torch.arange(len(rows), device=device), position])
 
     def fingerprint(self) -> dict[str, Any]:
         """Model, hash of its weights and tokenizer, pixel pipeline, and the legacy switch."""

@@ -68,14 +68,14 @@ class _RandomConvNet(nn.Module):
         generator = torch.Generator().manual_seed(seed)
 
         def weights(*shape: int, fan_in: int) -> Tensor:
-            # Uniform numbers are whole multiples of 2^-24: the same bits on every machine (a normal draw is not).
+            # Uniform numbers are whole multiples of 2^-24: the same bits on every machine (normal ones are not).
             uniform = torch.rand(shape, generator=generator, dtype=torch.float32) * 2.0 - 1.0
             return uniform * (6.0 / fan_in) ** 0.5
 
         pairs = list(zip(self.CHANNELS[:-1], self.CHANNELS[1:], strict=True))
-        for number, (before, after) in enumerate(pairs):
-            self.register_buffer(f"kernel_{number}", weights(after, before, 3, 3, fan_in=9 * before))
-            self.register_buffer(f"bias_{number}", weights(after, fan_in=6) * 0.1)
+        for stage, (before, after) in enumerate(pairs):
+            self.register_buffer(f"kernel_{stage}", weights(after, before, 3, 3, fan_in=9 * before))
+            self.register_buffer(f"bias_{stage}", weights(after, fan_in=6) * 0.1)
         width = 2 * sum(self.CHANNELS[1:]) + 4 * self.CHANNELS[-1]
         self.register_buffer("projection", weights(width, dim, fan_in=width))
         self.stages = len(pairs)
@@ -84,11 +84,11 @@ class _RandomConvNet(nn.Module):
         """[B, 3, H, W] uint8 -> [B, D] float32."""
         x = images.to(torch.float32) / 127.5 - 1.0
         described = []
-        for number in range(self.stages):
-            if number:
+        for stage in range(self.stages):
+            if stage:
                 x = nn.functional.avg_pool2d(x, 2)
             x = nn.functional.pad(x, (1, 1, 1, 1), mode="replicate")
-            x = nn.functional.conv2d(x, self.get_buffer(f"kernel_{number}"), self.get_buffer(f"bias_{number}"))
+            x = nn.functional.conv2d(x, self.get_buffer(f"kernel_{stage}"), self.get_buffer(f"bias_{stage}"))
             x = nn.functional.leaky_relu(x, 0.1)
             described += [x.mean(dim=(2, 3)), x.std(dim=(2, 3), correction=0)]
         described.append(nn.functional.adaptive_avg_pool2d(x, 2).flatten(1))

@@ -114,14 +114,14 @@ class DINOv2Features(_NetworkFeatures):
     def _load(self) -> tuple[nn.Module, str]:
         from transformers import Dinov2Model
 
-        network, found = load_pretrained(Dinov2Model, self.model, self.revision, "features.init_args.model")
+        network, folder = load_pretrained(Dinov2Model, self.model, self.revision, "features.init_args.model")
         _check_width(network.config.hidden_size, self.dim, self.model)
         embeddings = network.embeddings
         patches = 224 // network.config.patch_size
         embeddings.position_embeddings = nn.Parameter(
             position_table(embeddings.position_embeddings, patches), requires_grad=False
         )
-        return network, found.reference.sha256
+        return network, folder.reference.sha256
 
     def _features(self, network: nn.Module, pixels: Tensor) -> Tensor:
         return network(pixels).last_hidden_state[:, 0]
@@ -171,11 +171,11 @@ class CLIPFeatures(_NetworkFeatures):
     def _load(self) -> tuple[nn.Module, str]:
         from transformers import CLIPVisionModelWithProjection
 
-        network, found = load_pretrained(
+        network, folder = load_pretrained(
             CLIPVisionModelWithProjection, self.model, self.revision, "features.init_args.model"
         )
         _check_width(network.config.projection_dim, self.dim, self.model)
-        return network, found.reference.sha256
+        return network, folder.reference.sha256
 
     def _features(self, network: nn.Module, pixels: Tensor) -> Tensor:
         embeddings = network(pixel_values=pixels).image_embeds
@@ -186,6 +186,6 @@ class CLIPFeatures(_NetworkFeatures):
         return {**super().fingerprint(), "unit_length": self.unit_length}
 
 
-def _check_width(found: int, dim: int, model: str) -> None:
-    if found != dim:
-        raise ValueError(f"{model} gives {found} features, dim says {dim}: set features.init_args.dim to {found}")
+def _check_width(width: int, dim: int, model: str) -> None:
+    if width != dim:
+        raise ValueError(f"{model} gives {width} features, dim says {dim}: set features.init_args.dim to {width}")

@@ -104,10 +104,10 @@ def bilinear_tensorflow1(images: Tensor, size: tuple[int, int]) -> Tensor:
     """
     weights, neighbours = [], []
     for length, wanted in zip(images.shape[-2:], size, strict=True):
-        place = torch.arange(wanted, dtype=torch.float32) * torch.tensor(length / wanted, dtype=torch.float32)
-        low = place.long().clamp(max=length - 1)
+        source = torch.arange(wanted, dtype=torch.float32) * torch.tensor(length / wanted, dtype=torch.float32)
+        low = source.long().clamp(max=length - 1)
         neighbours.append((low.to(images.device), (low + 1).clamp(max=length - 1).to(images.device)))
-        weights.append((place - low).to(images.device))
+        weights.append((source - low).to(images.device))
     (top, bottom), (left, right) = neighbours
     rows = []
     for row in (top, bottom):

@@ -56,10 +56,10 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> Scores:
         ValueError: there is no row, or one lacks a key.
     """
     prompts: dict[str, dict[str, list[float]]] = {}
-    for number, row in enumerate(rows, start=1):
+    for row_number, row in enumerate(rows, start=1):
         missing = {"tag", "correct", "metadata"} - set(row)
         if missing:
-            raise ValueError(f"GenEval results: row {number} lacks {sorted(missing)}")
+            raise ValueError(f"GenEval results: row {row_number} lacks {sorted(missing)}")
         key = row["metadata"] if isinstance(row["metadata"], str) else metadata_key(row["metadata"])
         prompts.setdefault(row["tag"], {}).setdefault(key, []).append(float(bool(row["correct"])))
     if not prompts:
@@ -86,6 +86,8 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> Scores:
 class GenEval(Metric):
     """GenEval's tasks on the images of a snapshot whose prompts carry the benchmark's metadata."""
 
+    unit = "share"
+
     def __init__(
         self, detector: Callable[[Tensor], Detections], rules: Rules | None = None, name: str | None = None
     ) -> None:
@@ -104,17 +106,17 @@ class GenEval(Metric):
         """Refuses samples whose metadata are none of GenEval's."""
         if len(samples) == 0 or not samples.metadata:
             raise ValueError("GenEval needs images with its metadata: take the prompts from GenEvalPrompts")
-        for number, metadata in enumerate(samples.metadata):
-            check_metadata(metadata, f"GenEval, image {number}")
+        for index, metadata in enumerate(samples.metadata):
+            check_metadata(metadata, f"GenEval, image {index}")
 
     def observe(self, part: Samples) -> Rows:
         """Rows of the official results.jsonl, without "filename"."""
         rows = []
-        for one in part.batches(1, "GenEval"):
-            (metadata,) = one.metadata
-            kept = keep(self.detector(one.images[0]), metadata["tag"], self.rules)
+        for image in part.batches(1, "GenEval"):
+            (metadata,) = image.metadata
+            kept = keep(self.detector(image.images[0]), metadata["tag"], self.rules)
             correct, reason = verdict(metadata, kept, self.rules)
-            details = {name: [one.box.tolist() for one in boxes] for name, boxes in kept.items()}
+            details = {name: [image.box.tolist() for image in boxes] for name, boxes in kept.items()}
             row = {"tag": metadata["tag"], "prompt": metadata["prompt"], "correct": correct, "reason": reason}
             rows.append({**row, "metadata": json.dumps(metadata), "details": json.dumps(details)})
         return rows

@@ -208,15 +208,15 @@ def ask_all(
         The book, which holds an answer to every question of ``asked``.
     """
     book = AnswerBook(folder or cache_folder() / "answers", answerer, images)
-    waiting = list({book.key(one): one for one in asked if one not in book}.values())
+    waiting = list({book.key(question): question for question in asked if question not in book}.values())
     with tqdm(total=len(waiting), desc=label, unit="question", disable=quiet or None) as bar:
         try:
             saved = time.monotonic()
             for start in range(0, len(waiting), answerer.batch_size):
-                part = waiting[start : start + answerer.batch_size]
-                for one, answer in zip(part, _ask(answerer, images, part, device), strict=True):
-                    book[one] = answer
-                bar.update(len(part))
+                batch = waiting[start : start + answerer.batch_size]
+                for question, answer in zip(batch, _ask(answerer, images, batch, device), strict=True):
+                    book[question] = answer
+                bar.update(len(batch))
                 if time.monotonic() - saved > SAVE_SECONDS:
                     book.save()
                     saved = time.monotonic()
@@ -228,8 +228,8 @@ def ask_all(
 
 def _ask(answerer: QuestionAnswerer, images: Tensor, asked: Sequence[Asked], device: torch.device | str) -> list[str]:
     """Free answers to one batch, whose questions all have choices or all have none."""
-    choices = [list(one.choices) for one in asked if one.choices is not None]
+    choices = [list(question.choices) for question in asked if question.choices is not None]
     if choices and len(choices) != len(asked):
         raise ValueError("questions with and without choices cannot be asked together")
-    shown = images[[one.image for one in asked]].to(device)
-    return answerer.free_answers(shown, [one.question for one in asked], choices or None)
+    shown = images[[question.image for question in asked]].to(device)
+    return answerer.free_answers(shown, [question.question for question in asked], choices or None)

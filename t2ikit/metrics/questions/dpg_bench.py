@@ -50,7 +50,7 @@ class DPGBench(QuestionMetric):
         """``dpg_bench`` in percent, then ``dpg_bench/<category>``, the broad categories first; warns of items
         without a score."""
         answers = {
-            item: [dict(zip(self.items[item].questions, one, strict=True)) if one else {} for one in images]
+            item: [dict(zip(self.items[item].questions, given, strict=True)) if given else {} for given in images]
             for item, images in self.read_answers(samples, rows).items()
         }
         scores = score(self.rows, answers, self.mode)

@@ -53,8 +53,8 @@ class DSGScores(TypedDict):
 
 def category(item_id: str) -> str:
     """The category of a prompt by its id; ValueError when none fits."""
-    for part, name in CATEGORIES:
-        if part in item_id:
+    for letters, name in CATEGORIES:
+        if letters in item_id:
             return name
     raise ValueError(f"item_id {item_id!r} belongs to no DSG-1k category: it contains none of {CATEGORIES}")
 
@@ -108,7 +108,7 @@ def _group(rows: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Item], list[str
         item.tuples[question] = row.get("tuple")
         item.questions[question] = str(row.get("question_natural_language", ""))
         try:
-            item.parents[question] = [int(part) for part in str(row["dependency"]).split(",")]
+            item.parents[question] = [int(number) for number in str(row["dependency"]).split(",")]
         except ValueError:
             item.parents[question] = []
             if name not in unfiltered:
@@ -180,14 +180,14 @@ class DSG(QuestionMetric):
         lacking = [item for item in self.items if item not in images]
         if lacking and self.whole:
             raise ValueError(
-                f"DSG: {len(lacking)} items of {self.path} have no image, the first one is {lacking[0]!r}; draw "
-                "them, or set init_args.whole to false"
+                f"DSG: {len(lacking)} items of {self.path} have no image, the first one is {lacking[0]!r}; "
+                "sample them, or set init_args.whole to false"
             )
 
     def score(self, samples: Samples, rows: Rows) -> Result:
         """``dsg`` in percent, then ``dsg/<category>``."""
         answers = {
-            item: [dict(zip(self.items[item].questions, one, strict=True)) for one in images]
+            item: [dict(zip(self.items[item].questions, given, strict=True)) for given in images]
             for item, images in self.read_answers(samples, rows).items()
         }
         scores = score([row for row in self.rows if row["item_id"] in answers], answers, self.mode)

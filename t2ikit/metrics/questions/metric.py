@@ -74,17 +74,17 @@ class QuestionMetric(Metric):
     def observe(self, part: Samples) -> Rows:
         """``Answered``: from earlier judgings where the same model was asked about the same image before."""
         asked = [
-            Asked(image, question.text, question.choices)
+            Asked(image, wanted.text, wanted.choices)
             for image, metadata in enumerate(part.metadata)
-            for question in self.questions_of(str(metadata["item_id"]))
+            for wanted in self.questions_of(str(metadata["item_id"]))
         ]
         folder = None if self.answers is None else Path(self.answers).expanduser()
         book = ask_all(
             self.answerer, part.images, asked, folder, self.score_name, device=part.device, quiet=part.first > 0
         )
         answered = [Answered(image_hash, []) for image_hash in book.image_hashes]
-        for one in asked:
-            answered[one.image].answers.append((one, book[one]))
+        for question in asked:
+            answered[question.image].answers.append((question, book[question]))
         return answered
 
     def read_answers(self, samples: Samples, rows: Rows) -> dict[str, list[list[str]]]:
@@ -129,17 +129,17 @@ def images_of_items(samples: Samples, metric: str) -> dict[str, list[int]]:
         raise ValueError(f"{metric} needs images")
     items: dict[str, list[int]] = {}
     metadata = samples.metadata or [{}]
-    for number, entry in enumerate(metadata):
+    for index, entry in enumerate(metadata):
         if "item_id" not in entry:
             raise ValueError(
-                f"{metric}: image {number} has no metadata with an 'item_id': take the prompts from a source that "
+                f"{metric}: image {index} has no metadata with an 'item_id': take the prompts from a source that "
                 "names them"
             )
-        items.setdefault(str(entry["item_id"]), []).append(number)
+        items.setdefault(str(entry["item_id"]), []).append(index)
     return items
 
 
 def slug(category: str) -> str:
     """A category as part of a score's name: ``attribute - color`` becomes ``attribute-color``."""
-    parts = [re.sub(r"[^a-z0-9]+", "_", part).strip("_") for part in category.lower().split("-")]
-    return "-".join(parts)
+    words = [re.sub(r"[^a-z0-9]+", "_", word).strip("_") for word in category.lower().split("-")]
+    return "-".join(words)

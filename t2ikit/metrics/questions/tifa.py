@@ -177,12 +177,12 @@ class SentenceEncoder(NetworkHolder):
 
             option = "sentences.init_args.model"
             files = (*TOKENIZER_FILES, "vocab.txt")
-            network, found = load_pretrained(AutoModel, self.model, self.revision, option, files)
+            network, folder = load_pretrained(AutoModel, self.model, self.revision, option, files)
             try:
-                tokenizer = AutoTokenizer.from_pretrained(found.folder)
+                tokenizer = AutoTokenizer.from_pretrained(folder.folder)
             except (OSError, ValueError) as error:
-                raise FileNotFoundError(f"no tokenizer in {found.folder} ({error}): correct {option}") from error
-            self._loaded = (network.float(), tokenizer, found.reference.sha256)
+                raise FileNotFoundError(f"no tokenizer in {folder.folder} ({error}): correct {option}") from error
+            self._loaded = (network.float(), tokenizer, folder.reference.sha256)
         return self._loaded
 
     @torch.no_grad()
@@ -216,6 +216,7 @@ class TIFA(QuestionMetric):
     sentences: SentenceEncoder | None = None
     show_choices: bool = False
     score_name = "tifa"
+    unit = "share"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -228,7 +229,8 @@ class TIFA(QuestionMetric):
         """The caption's; ValueError where the file has none."""
         if item not in self.items:
             raise ValueError(f"TIFA: item {item!r} of the images has no questions in {self.path}")
-        return [Question(one.question, one.choices if self.show_choices else None) for one in self.items[item]]
+        questions = self.items[item]
+        return [Question(asked.question, asked.choices if self.show_choices else None) for asked in questions]
 
     def score(self, samples: Samples, rows: Rows) -> Result:
         """``tifa`` in [0, 1], then ``tifa/<element type>``."""
