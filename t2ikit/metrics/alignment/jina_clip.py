@@ -33,18 +33,18 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "sentencepiece.bpe
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
+@dataclass(eq=False)
 class DualEncoder(NetworkHolder):
     """A model of transformers with ``get_image_features`` and ``get_text_features``; loaded at the first use."""
 
-    def __init__(
-        self, model: str, revision: str | None, run_remote_code: bool, code_revision: str | None, pipeline: str
-    ) -> None:
-        self.model = model
-        self.revision = revision
-        self.run_remote_code = run_remote_code
-        self.code_revision = code_revision
-        self.pipeline = pipeline
-        self._settings = describe_pipeline(pipeline)
+    model: str
+    revision: str | None
+    run_remote_code: bool
+    code_revision: str | None
+    pipeline: str
+
+    def __post_init__(self) -> None:
+        self._settings = describe_pipeline(self.pipeline)
         self._found: PretrainedFolder | None = None
         self._loaded: tuple[Any, Any] | None = None
 

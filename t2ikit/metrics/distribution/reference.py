@@ -164,7 +164,13 @@ class ComparedMetric(Metric):
 
     def reference_moments(self, samples: Samples) -> Moments:
         """The reference's mean and covariance; ValueError for those of another network or set, naming the field."""
-        return Moments.of(self._rows(samples)) if self.path is None else self._statistics(samples).moments
+        if self.path is not None:
+            return self._statistics(samples).moments
+        kept, key = samples.reference_rows, ("moments", self.reference_key(samples))
+        if key not in kept:
+            kept[key] = Moments.of(self._rows(samples))
+        moments: Moments = kept[key]
+        return moments
 
     def reference_features(self, samples: Samples) -> Tensor | None:
         """The reference's features [M, D], or None where the file was written without them; ValueError as above."""

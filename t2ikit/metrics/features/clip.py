@@ -13,6 +13,7 @@ that for comparison with numbers made so.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -57,35 +58,28 @@ def pooled_position(ids: Tensor, end: int, legacy: bool = False) -> Tensor:
     return ends.to(torch.int64).argmax(dim=1)
 
 
+@dataclass(eq=False)
 class CLIPEncoder(NetworkHolder):
-    """Projected embeddings of images and captions, float32, not normalised; weights loaded at the first use."""
+    """Projected embeddings of images and captions, float32, not normalised; weights are loaded at the first use.
 
-    def __init__(
-        self,
-        model: str,
-        revision: str | None = None,
-        pipeline: str = "clip_224",
-        legacy: bool = False,
-        option: str = "init_args.model",
-        tokenizer: str | None = None,
-    ) -> None:
-        """Names the model.
+    Attributes:
+        model: a CLIP model of transformers with its tokenizer: repository or local folder.
+        revision: commit, branch or tag of the repository.
+        pipeline: pixel pipeline of the images.
+        legacy: reproduce the loss of the end token in captions over 77 tokens.
+        option: what an error message names.
+        tokenizer: repository or local folder of the tokenizer; None takes the model's own.
+    """
 
-        Args:
-            model: a CLIP model of transformers with its tokenizer: repository or local folder.
-            revision: commit, branch or tag of the repository.
-            pipeline: pixel pipeline of the images.
-            legacy: reproduce the loss of the end token in captions over 77 tokens.
-            option: what an error message names.
-            tokenizer: repository or local folder of the tokenizer; None takes the model's own.
-        """
-        self.model = model
-        self.revision = revision
-        self.pipeline = pipeline
-        self.legacy = legacy
-        self.option = option
-        self.tokenizer = tokenizer
-        self._settings = describe_pipeline(pipeline)
+    model: str
+    revision: str | None = None
+    pipeline: str = "clip_224"
+    legacy: bool = False
+    option: str = "init_args.model"
+    tokenizer: str | None = None
+
+    def __post_init__(self) -> None:
+        self._settings = describe_pipeline(self.pipeline)
         self._loaded: tuple[Any, Any, str] | None = None
 
     def _load(self) -> tuple[Any, Any, str]:
