@@ -1,6 +1,6 @@
-"""Prompts and where they come from: the texts of a snapshot, and how their images lie in a folder.
+"""Prompts and where they come from: the texts of a snapshot, and the layout of their images in a folder.
 
-A benchmark's prompts stand beside the metric that judges them (``t2ikit.metrics``), those of a prepared set in
+A benchmark's prompts are beside the metric that judges them (``t2ikit.metrics``), those of a prepared set in
 ``t2ikit.evaluation``, those of the embedded shapes in ``t2ikit.shapes``; here are the contract and plain text files.
 
 Shapes: L text tokens, D width of the text states; a prompt's states are [L, D] without padding.

@@ -6,7 +6,7 @@ Shape legend::
 
 Paper: Xu et al., "ImageReward: learning and evaluating human preferences for text-to-image generation", 2023. The image
 tower is a ViT-L/16 at 224 pixels; the text tower is a BERT that looks at the image in every layer; the head reads the
-state of the first token. The towers are transformers' BLIP classes; ``convert`` brings the released names to theirs.
+state of the first token. The towers are transformers' BLIP classes; ``convert`` renames the released weights.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state: of ``ImageReward.pt``.
 
     Raises:
-        ValueError: a name that is none of ImageReward's, or two that become one.
+        ValueError: a name that ImageReward does not have, or two that become one.
     """
     converted: dict[str, Tensor] = {}
     for name, value in state.items():

@@ -5,7 +5,7 @@ Shape legend::
     B  images or captions    L  tokens    D  embedding width
 
 CLIP reads 77 tokens, so a score of long captions ignores most of them. ``jinaai/jina-clip-v2`` reads 8,192. Its network
-is not a part of transformers: loading it runs Python code from the Hub, so this is asked for by an option of its own,
+is not a part of transformers: loading it runs Python code from the Hub, so an option of its own allows this,
 with the commits of weights and code.
 """
 
@@ -70,10 +70,10 @@ class DualEncoder(NetworkHolder):
         return self._loaded
 
     def _code_options(self, folder: Path) -> dict[str, Any]:
-        """What ``from_pretrained`` is told about code that comes with the model.
+        """Options of ``from_pretrained`` for code that comes with the model.
 
         Raises:
-            ValueError: the model brings code and that is not allowed, or the commit of the code is not given.
+            ValueError: the model has code and `run_remote_code` is false, or the commit of the code is not given.
         """
         code = code_of(folder)
         if not code:
@@ -100,7 +100,7 @@ class DualEncoder(NetworkHolder):
     def images(self, images: Tensor) -> Tensor:
         """Embeddings [B, D] float32 of images [B, 3, H, W] uint8, on their device.
 
-        The pixel pipeline takes whole grey levels: common code brings them to floats first and multiplies them by 255
+        The pixel pipeline takes whole grey levels: common code makes floats of them first and multiplies them by 255
         once more, which wraps around.
         """
         network = self._load()[0].to(images.device)
@@ -146,7 +146,7 @@ class JinaCLIPScore(Metric):
     Attributes:
         model: repository or local folder of jina-clip-v2, or of any model of transformers with ``get_image_features``
             and ``get_text_features``; weights are loaded at the first use.
-        revision: commit of the repository; needed where it brings code.
+        revision: commit of the repository; needed where it has code.
         run_remote_code: allow the model's own Python code to run. It is not checked: read it first.
         code_revision: commit of the repository of the code (``jinaai/jina-clip-implementation``), where that is
             another one.

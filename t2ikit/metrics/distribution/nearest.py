@@ -33,7 +33,7 @@ class Nearest:
 
         Args:
             squares: of the rows from ``row`` on to the columns from ``column`` on.
-            row, column: where the block lies.
+            row, column: of the block's first entry.
             turned: the block is that of the columns to the rows (distances are symmetric).
         """
         first, last = (column, row) if turned else (row, column)

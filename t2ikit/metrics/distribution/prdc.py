@@ -8,8 +8,8 @@ Definitions: Kynkaanniemi et al. 2019 (improved precision and recall) and Naeem 
 (density and coverage). ``r_k(x)`` is the distance of ``x`` to its k-th neighbour in its own set, itself left out;
 every comparison with a radius is strict.
 
-How it is computed: squared distances come in blocks from a float32 matrix product of the centred rows; whatever lies
-within the rounding error of a radius is settled again in float64, from the differences themselves. The result is
+How it is computed: squared distances come in blocks from a float32 matrix product of the centred rows; a distance
+within the rounding error of a radius is computed again in float64, from the differences themselves. The result is
 therefore that of exact arithmetic (duplicates are at distance zero), at the price of a float32 product, in memory that
 does not grow with N times M. A set's distances to itself are computed once for both of a pair.
 """
@@ -273,7 +273,7 @@ def _settle(rows: _Rows, values: Tensor, columns: Tensor, rank: int) -> Tensor:
     table[i, j] = _exact(rows, rows, i, columns[i, j])
     radii = table.kthvalue(rank, dim=1).values
     if values.shape[1] < len(rows):
-        # Where so many are alike that the kept ones may not hold the answer, the whole row is settled.
+        # Where so many distances are equal that the kept ones may not hold the answer, the whole row is computed.
         crowded = (values[:, -1] - approximate <= 2 * error).nonzero()[:, 0]
         for row in crowded.tolist():
             every = torch.arange(len(rows), device=crowded.device)

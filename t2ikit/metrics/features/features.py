@@ -97,7 +97,7 @@ class _RandomConvNet(nn.Module):
 
 @dataclass(eq=False)
 class RandomConvFeatures(FeatureExtractor):
-    """A seeded random convolutional network, for scores where no pretrained network can be had.
+    """A seeded random convolutional network, for scores without a pretrained network.
 
     Its distances rank models on one data set; they are not comparable with any published number. Works on any image
     of 16 pixels a side or more, without a resize. The weights are the same bits on every machine.

@@ -95,7 +95,7 @@ class InceptionFeatures(_NetworkFeatures):
 class DINOv2Features(_NetworkFeatures):
     """DINOv2, the class token after the final norm, as dgm-eval and the ImageNet papers compute FD-DINOv2.
 
-    The position table is brought from its training size to 224 pixels by the rule of the original code (a bicubic
+    The position table is resized from its training size to 224 pixels by the rule of the original code (a bicubic
     resize by the factor (patches + 0.1) / table side); transformers' own rule gives slightly other features.
 
     Attributes:
@@ -149,7 +149,7 @@ def position_table(table: Tensor, patches: int, offset: float = 0.1) -> Tensor:
 
 @dataclass(eq=False)
 class CLIPFeatures(_NetworkFeatures):
-    """CLIP image embeddings, projected; of length one unless told otherwise. CMMD takes ViT-L/14 at 336 pixels.
+    """CLIP image embeddings, projected, by default of length one. CMMD takes ViT-L/14 at 336 pixels.
 
     Attributes:
         model: a CLIP model of transformers: repository or local folder.

@@ -49,7 +49,7 @@ def compare_results(
 
 
 def _by_prompt(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[float]]:
-    """(task, prompt) -> its verdicts; prompts are told apart by their metadata."""
+    """(task, prompt) -> its verdicts; the metadata tell prompts apart."""
     verdicts: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         metadata = row["metadata"]

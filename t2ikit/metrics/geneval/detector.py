@@ -151,7 +151,7 @@ def color_crop(image: Tensor, box: Sequence[float] | Tensor, mask: Tensor | None
     if x1 <= x0 or y1 <= y0:
         raise ValueError(f"box {(x0, y0, x1, y1)} is empty")
     height, width = image.shape[1:]
-    # Negative padding crops; what lies outside is filled with black.
+    # Negative padding crops; what is outside the image becomes black.
     return pad(image, (-x0, x1 - width, -y0, y1 - height))
 
 

@@ -35,7 +35,7 @@ class PromptFolder:
 
 
 def metadata_key(metadata: Mapping[str, Any]) -> str:
-    """Text that is equal for equal metadata, in whatever order its keys stand."""
+    """Text that is equal for equal metadata, whatever the order of its keys."""
     return json.dumps(metadata, sort_keys=True)
 
 
@@ -59,7 +59,7 @@ def read_metadata(path: str | Path, option: str = "path") -> list[dict[str, Any]
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a line that is none of the benchmark; names file, line and what was expected.
+        ValueError: a line that does not belong to the benchmark; names file, line and what was expected.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -81,7 +81,7 @@ def write_folder(
 
     Args:
         folder: an empty one; it is made.
-        samples: images with the benchmark's metadata; those of one prompt may stand anywhere.
+        samples: images with the benchmark's metadata; in any order.
         facts: how they were made, for the text entries of the PNG files.
         grid: also ``grid.png``, all images of a prompt side by side.
 
@@ -89,7 +89,7 @@ def write_folder(
         The image files, in the order of the samples.
 
     Raises:
-        ValueError: metadata that is none of GenEval's, or a folder that is not empty.
+        ValueError: metadata that does not belong to GenEval, or a folder that is not empty.
     """
     root = Path(folder)
     if root.is_dir() and any(root.iterdir()):

@@ -1,8 +1,7 @@
 """GenEval: its verdicts summed up by the official rule, and the metric that a snapshot computes.
 
 Source: Ghosh et al., "GenEval: an object-focused framework for evaluating text-to-image alignment", 2023. The rules of
-a verdict are in ``geneval_rules``, the official files in ``geneval_files``, a comparison of two runs in
-``geneval_comparison``.
+a verdict are in ``rules.py``, the official files in ``files.py``, a comparison of two runs in ``comparison.py``.
 """
 
 from __future__ import annotations
@@ -45,8 +44,9 @@ class Scores(dict[str, float]):
 def summarize(rows: Iterable[Mapping[str, Any]]) -> Scores:
     """Scores of a run by the official rule, with standard errors.
 
-    The overall score is the unweighted mean over tasks of the share of correct images. Images of one prompt are alike,
-    so errors are clustered: SE of a task = sd(prompt means) / sqrt(prompts), SE overall = sqrt(sum SE^2) / tasks.
+    The overall score is the unweighted mean over tasks of the share of correct images. Images of one prompt depend on
+    each other, so errors are clustered: SE of a task = sd(prompt means) / sqrt(prompts),
+    SE overall = sqrt(sum SE^2) / tasks.
 
     Args:
         rows: one an image, with "tag", "correct" and "metadata" (the JSON text that tells prompts apart; a mapping is
@@ -103,7 +103,7 @@ class GenEval(Metric):
         self.name = name
 
     def check(self, samples: Samples) -> None:
-        """Refuses samples whose metadata are none of GenEval's."""
+        """Refuses samples whose metadata do not belong to GenEval."""
         if len(samples) == 0 or not samples.metadata:
             raise ValueError("GenEval needs images with its metadata: take the prompts from GenEvalPrompts")
         for index, metadata in enumerate(samples.metadata):

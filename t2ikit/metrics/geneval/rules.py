@@ -134,7 +134,7 @@ def judge(metadata: Mapping[str, Any], detections: Detections, rules: Rules | No
 
 
 def relations(box: np.ndarray, target: np.ndarray, position_threshold: float = 0.1) -> list[str]:
-    """Where ``box`` lies as seen from ``target``: none, one or two of "left of", "right of", "above", "below".
+    """Where ``box`` is as seen from ``target``: none, one or two of "left of", "right of", "above", "below".
 
     The offset of the centres is reduced on each axis by ``position_threshold`` of the two sizes (not below 0), divided
     by the length of the unreduced offset, and compared with +-0.5. Both boxes are float32 [4] or longer.

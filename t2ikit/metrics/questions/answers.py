@@ -51,7 +51,7 @@ def first_word(answer: str) -> str:
 
 
 def yes_or_no(answer: str) -> str:
-    """``plain``, cut to its first word where that is yes or no: fits yes-no questions and free ones alike."""
+    """``plain``, cut to its first word where that is yes or no: fits yes-no questions and free ones."""
     return first_word(answer) if first_word(answer) in ("yes", "no") else plain(answer)
 
 
@@ -82,7 +82,7 @@ class QuestionAnswerer(NetworkHolder, ABC):
 
         Args:
             images: [N, 3, H, W] uint8, on the device that the model shall run on.
-            questions: N questions, one an image; for several questions the image stands there several times.
+            questions: N questions, one an image; an image with several questions is repeated.
             choices: what may be answered to each question, or None; models that answer freely do not look at it.
         """
 
@@ -126,7 +126,7 @@ class AnswerBook:
         """Opens the book of this model and these images.
 
         Args:
-            folder: where books lie; a book's name comes from the model and the images.
+            folder: of the books; a book's name comes from the model and the images.
             answerer: the model.
             images: [N, 3, H, W] uint8.
 
@@ -191,7 +191,7 @@ def ask_all(
     device: torch.device | str = "cpu",
     quiet: bool = False,
 ) -> AnswerBook:
-    """Answers to all questions: from the book where they stand in it, else from the model.
+    """Answers to all questions: from the book if it has them, else from the model.
 
     The book is written every half minute, at the end, and when the judging is interrupted.
 
@@ -199,7 +199,7 @@ def ask_all(
         answerer: the model.
         images: [N, 3, H, W] uint8.
         asked: the questions; equal ones are asked once.
-        folder: where books lie; None takes ``answers`` in the kit's cache (``$T2IKIT_CACHE``).
+        folder: of the books; None takes ``answers`` in the kit's cache (``$T2IKIT_CACHE``).
         label: of the progress bar.
         device: where the model runs.
         quiet: show no progress bar.

@@ -120,7 +120,7 @@ class QuestionMetric(Metric):
 
 
 def images_of_items(samples: Samples, metric: str) -> dict[str, list[int]]:
-    """The images' indices by ``item_id``, in the order in which they stand.
+    """The images' indices by ``item_id``, in the order of their first image.
 
     Raises:
         ValueError: no images, or an image whose metadata has no ``item_id``.

@@ -1,4 +1,4 @@
-"""TIFA v1.0: multiple-choice questions about an image, answered freely and brought to the nearest choice.
+"""TIFA v1.0: multiple-choice questions about an image, answered freely; an answer counts as the nearest choice.
 
 Shape legend::
 
@@ -141,15 +141,15 @@ def read_questions(path: str | Path) -> list[TIFAQuestion]:
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{path} is no list of TIFA questions")
     questions = []
-    for number, row in enumerate(rows):
+    for index, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise ValueError(f"{path}, entry {number}: no question")
+            raise ValueError(f"{path}, entry {index}: no question")
         try:
             questions.append(TIFAQuestion.from_row(row))
         except ValueError as error:
-            raise ValueError(f"{path}, entry {number}: {error}") from error
+            raise ValueError(f"{path}, entry {index}: {error}") from error
         if questions[-1].answer not in questions[-1].choices:
-            raise ValueError(f"{path}, entry {number}: the answer {questions[-1].answer!r} is none of the choices")
+            raise ValueError(f"{path}, entry {index}: the answer {questions[-1].answer!r} is none of the choices")
     return questions
 
 
@@ -209,7 +209,7 @@ class TIFA(QuestionMetric):
 
     Attributes:
         questions: local file ``tifa_v1.0_question_answers.json`` of the benchmark.
-        sentences: what brings a free answer to the nearest choice; None is all-mpnet-base-v2, as official.
+        sentences: finds the choice that is nearest to a free answer; None is all-mpnet-base-v2, as official.
         show_choices: show the choices to a chat model; officially the answer is free.
     """
 
