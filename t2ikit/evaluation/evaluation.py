@@ -206,7 +206,7 @@ class Evaluation:
         if ranks.this() == 0:
             none = torch.empty(0, 3, size, size, dtype=torch.uint8)
             whole = references.beside(Samples(none), size)
-        files = write_references(folder, whole, lambda number: references.part(number, size, device), self.metrics)
+        files = write_references(folder, whole, lambda total: references.part(total, size, device), self.metrics)
         if not files:
             raise ValueError(
                 f"callbacks.{self.name}: no metric compares with the reference images; DistributionMetrics, CMMD and "
@@ -261,9 +261,9 @@ class Evaluation:
         part = samples_of(mine, self.prompts[share.start : share.stop], device, share.start)
         size = mine.shape[-1]
 
-        def reference_part(number: int) -> Samples:
+        def reference_part(total: int) -> Samples:
             assert references is not None
-            return references.part(number, size, device)
+            return references.part(total, size, device)
 
         label = f"callbacks.{self.name}"
         known = self.conditions(conditions)

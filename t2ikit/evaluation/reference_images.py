@@ -62,9 +62,9 @@ class ReferenceImages:
         samples.reference, samples.reference_name, samples.reference_rows = self._all, self.name, self.rows
         return samples
 
-    def part(self, number: int, size: int, device: torch.device) -> Samples:
-        """This rank's share of all ``number`` of them, in the place of generated images."""
-        share = ranks.share(number)
+    def part(self, total: int, size: int, device: torch.device) -> Samples:
+        """This rank's share of all ``total`` of them, in the place of generated images."""
+        share = ranks.share(total)
         if self._all is not None:
             images = self._all[share.start : share.stop]
         elif self.photos:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from types import FunctionType
 from typing import Any
 
@@ -83,24 +83,20 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> Scores:
     return scores
 
 
+@dataclass(eq=False)
 class GenEval(Metric):
-    """GenEval's tasks on the images of a snapshot whose prompts carry the benchmark's metadata."""
+    """GenEval's tasks on the images of a snapshot whose prompts carry the benchmark's metadata.
 
+    Attributes:
+        detector: image uint8 [3, H, W] -> detections as `keep` takes them, with a "color" each.
+        rules: the numbers of the protocol; None takes the official ones.
+        name: put before the scores' names, where a snapshot has two of these.
+    """
+
+    detector: Callable[[Tensor], Detections]
+    rules: Rules | None = None
+    name: str | None = None
     unit = "share"
-
-    def __init__(
-        self, detector: Callable[[Tensor], Detections], rules: Rules | None = None, name: str | None = None
-    ) -> None:
-        """Settings.
-
-        Args:
-            detector: image uint8 [3, H, W] -> detections as `keep` takes them, with a "color" each.
-            rules: the numbers of the protocol.
-            name: put before the scores' names, where a snapshot has two of these.
-        """
-        self.detector = detector
-        self.rules = rules or Rules()
-        self.name = name
 
     def check(self, samples: Samples) -> None:
         """Refuses samples whose metadata do not belong to GenEval."""
@@ -111,12 +107,12 @@ class GenEval(Metric):
 
     def observe(self, part: Samples) -> Rows:
         """Rows of the official results.jsonl, without "filename"."""
-        rows = []
-        for image in part.batches(1, "GenEval"):
-            (metadata,) = image.metadata
-            kept = keep(self.detector(image.images[0]), metadata["tag"], self.rules)
-            correct, reason = verdict(metadata, kept, self.rules)
-            details = {name: [image.box.tolist() for image in boxes] for name, boxes in kept.items()}
+        rows, rules = [], self.rules or Rules()
+        for sample in part.batches(1, "GenEval"):
+            (metadata,) = sample.metadata
+            kept = keep(self.detector(sample.images[0]), metadata["tag"], rules)
+            correct, reason = verdict(metadata, kept, rules)
+            details = {name: [detection.box.tolist() for detection in detections] for name, detections in kept.items()}
             row = {"tag": metadata["tag"], "prompt": metadata["prompt"], "correct": correct, "reason": reason}
             rows.append({**row, "metadata": json.dumps(metadata), "details": json.dumps(details)})
         return rows
@@ -144,4 +140,4 @@ class GenEval(Metric):
         else:
             kind = self.detector if isinstance(self.detector, FunctionType) else type(self.detector)
             detector = {"features": f"{kind.__module__}.{kind.__qualname__}"}
-        return {**detector, "metric": "geneval", "rules": asdict(self.rules)}
+        return {**detector, "metric": "geneval", "rules": asdict(self.rules or Rules())}
