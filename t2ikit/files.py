@@ -16,8 +16,6 @@ from pathlib import Path
 
 _BLOCK = 2**22
 
-__all__ = ["below", "partial_of", "publish", "recover", "sync", "write_whole"]
-
 
 def below(folder: Path, name: str) -> Path:
     """The path of a file of ``folder`` whose name comes from a file or from a server.

@@ -1,6 +1,6 @@
-"""Prompts and where they come from: the texts of a snapshot, and how a folder holds their images.
+"""Prompts and where they come from: the texts of a snapshot, and the layout of their images in a folder.
 
-A benchmark's prompts stand beside the metric that judges them (``t2ikit.metrics``), those of a prepared set in
+A benchmark's prompts are beside the metric that judges them (``t2ikit.metrics``), those of a prepared set in
 ``t2ikit.evaluation``, those of the embedded shapes in ``t2ikit.shapes``; here are the contract and plain text files.
 
 Shapes: L text tokens, D width of the text states; a prompt's states are [L, D] without padding.
@@ -25,14 +25,14 @@ Encode = Callable[[Sequence[str]], Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class Prompt:
-    """One text; ``metadata`` is what the judging metric needs (GenEval's JSON line, facts of the scene)."""
+    """The text of one image; ``metadata`` is what its metric needs (GenEval's JSON line, facts of the scene)."""
 
     text: str
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
 class PromptSource(ABC):
-    """A named, ordered list of prompts; one that is sampled several times is in it several times.
+    """A named, ordered list of prompts; one that gets several images stands in it several times.
 
     Attributes:
         name: in the fingerprint of every score; by default that of the class.

@@ -4,6 +4,8 @@ A few latent tokens read from the data tokens, think, and write back; the latent
 (latent self-conditioning). Sizes and details: "How far can we go with ImageNet for text-to-image generation?" and CAD
 (Dufour et al. 2024, https://arxiv.org/abs/2405.20324). Parameters carry the names of the released weights.
 
+Longer than other files, since one architecture is one file.
+
 Shape legend::
 
     B  samples       N, Dd  data tokens (patches) and their width     M, D  latents and their width

@@ -39,16 +39,16 @@ def find_scores(folder: Path, snapshot: str, option: str) -> Found:
         FileNotFoundError: there are none.
         ValueError: a file that is no score.
     """
-    places = [
+    folders = [
         folder / "samples" / snapshot / "scores",
         folder / "scores",
         *([folder] if folder.name == "scores" else []),
     ]
-    for place in places:
-        steps = sorted(place.glob("step-*/"))
-        scores = read_scores(steps[-1] if steps else place)
+    for candidate in folders:
+        steps = sorted(candidate.glob("step-*/"))
+        scores = read_scores(steps[-1] if steps else candidate)
         if scores:
-            details = place.parent / "details"
+            details = candidate.parent / "details"
             return Found(scores, details / steps[-1].name if steps else details)
     raise FileNotFoundError(
         f"{option} {folder}: no scores of {snapshot} in it; give a run, or a folder that holds scores/"
@@ -109,10 +109,10 @@ def paired_tables(details: Path, others: Path, other_title: str) -> list[Table]:
             table = Table(title=f"{ours.name.removesuffix(RESULTS)}GenEval, paired by prompt")
             for column in ("task", "this", other_title, "difference", "95 % interval", "p"):
                 table.add_column(column, justify="left" if column == "task" else "right", overflow="fold")
-            for task, one in compare_results(theirs, ours).items():
-                interval = f"[{one.low:+.3f}, {one.high:+.3f}]"
-                values = (f"{one.second:.3f}", f"{one.first:.3f}", f"{one.difference:+.3f}")
-                table.add_row(task, *values, interval, f"{one.p_value:.2g}")
+            for task, paired in compare_results(theirs, ours).items():
+                interval = f"[{paired.low:+.3f}, {paired.high:+.3f}]"
+                values = (f"{paired.second:.3f}", f"{paired.first:.3f}", f"{paired.difference:+.3f}")
+                table.add_row(task, *values, interval, f"{paired.p_value:.2g}")
             tables.append(table)
     return tables
 

@@ -42,7 +42,7 @@ class Evaluated:
         scores: every score, on all ranks.
         costs: of sampling, of the validation loss and of each metric, as they were on this rank.
         images: uint8 [N, 3, H, W] on the first rank, None elsewhere.
-        files: what the scores were made of (verdicts, answers), name -> content, on the first rank.
+        files: what the scores were computed from (verdicts, answers), name -> content, on the first rank.
     """
 
     scores: list[Score]
@@ -121,9 +121,9 @@ class Evaluation:
             module: on its device, with the empty prompt.
             data: the data module, set up.
             sampling: steps, method, guidance, seed, batch size.
-            folder: where the images go while they are sampled; the same for all ranks. Images that an interrupted call
-                left there are taken over if they are of the same weights and settings. Remove it with ``discard`` when
-                the scores are kept.
+            folder: where the images go while they are sampled; the same for all ranks. Images of an interrupted call
+                with the same weights and settings are used. Remove the folder with ``discard`` when the scores are
+                written.
             weights: which weights those are ("ema 0.9999", "raw"), for the fingerprint.
             step: optimizer steps of the weights.
 
@@ -169,7 +169,7 @@ class Evaluation:
         """Writes images as PNG files in the layout of the prompt source; replaces an older folder when all are there.
 
         Args:
-            folder: of their own.
+            folder: for these images alone.
             images: of these prompts, uint8 [N, 3, H, W].
             facts: how they were made, for the metadata of each file.
         """
@@ -206,7 +206,7 @@ class Evaluation:
         if ranks.this() == 0:
             none = torch.empty(0, 3, size, size, dtype=torch.uint8)
             whole = references.beside(Samples(none), size)
-        files = write_references(folder, whole, lambda number: references.part(number, size, device), self.metrics)
+        files = write_references(folder, whole, lambda total: references.part(total, size, device), self.metrics)
         if not files:
             raise ValueError(
                 f"callbacks.{self.name}: no metric compares with the reference images; DistributionMetrics, CMMD and "
@@ -261,9 +261,9 @@ class Evaluation:
         part = samples_of(mine, self.prompts[share.start : share.stop], device, share.start)
         size = mine.shape[-1]
 
-        def reference_part(number: int) -> Samples:
+        def reference_part(total: int) -> Samples:
             assert references is not None
-            return references.part(number, size, device)
+            return references.part(total, size, device)
 
         label = f"callbacks.{self.name}"
         known = self.conditions(conditions)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from t2ikit import ranks
 from t2ikit.data.datamodule import DataModule
-from t2ikit.metrics.base import Rows, Samples
+from t2ikit.metrics.base import Samples
 from t2ikit.photos import decode
 from t2ikit.prompts import PromptSource
 
@@ -43,7 +44,7 @@ class ReferenceImages:
         self.limit = limit
         self.data = data
         self.photos: Sequence[Path] = ()
-        self.rows: dict[Hashable, Rows] = {}
+        self.rows: dict[Hashable, Any] = {}
         self._all: Tensor | None = None
         if name == OF_PROMPTS:
             self.photos = ranks.from_first(source.pictures)[:limit]  # decoded when their size is known
@@ -61,9 +62,9 @@ class ReferenceImages:
         samples.reference, samples.reference_name, samples.reference_rows = self._all, self.name, self.rows
         return samples
 
-    def part(self, number: int, size: int, device: torch.device) -> Samples:
-        """This rank's share of all ``number`` of them, in the place of generated images."""
-        share = ranks.share(number)
+    def part(self, total: int, size: int, device: torch.device) -> Samples:
+        """This rank's share of all ``total`` of them, in the place of generated images."""
+        share = ranks.share(total)
         if self._all is not None:
             images = self._all[share.start : share.stop]
         elif self.photos:

@@ -57,7 +57,7 @@ def measured(what: str, costs: list[Cost]) -> Iterator[None]:
         torch.cuda.reset_peak_memory_stats()
     else:
         with contextlib.suppress(OSError):
-            _CLEAR.write_text("5")  # Linux: the peak starts anew; elsewhere it is that of the process so far
+            _CLEAR.write_text("5")  # Linux: resets the peak; elsewhere it is that of the process so far
     started = time.perf_counter()
     yield
     if on_gpu:

@@ -39,8 +39,8 @@ def validation_loss(
         total, count = torch.zeros((), dtype=torch.float64, device=module.device), 0
         bar = tqdm(loader, desc=f"{label}: loss", leave=False, disable=ranks.this() > 0, mininterval=1.0)
         with torch.autocast(module.device.type, dtype=torch.bfloat16, enabled=sampling.bf16):
-            for number, stored in enumerate(bar):
-                if number % share == mine:
+            for index, stored in enumerate(bar):
+                if index % share == mine:
                     loss_B, _ = module.validation_losses(stored.to(module.device))
                     total, count = total + loss_B.double().sum(), count + loss_B.shape[0]
         return float(total), count

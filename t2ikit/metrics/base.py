@@ -60,8 +60,8 @@ class Samples:
         first: index of the first image, where these are a part of a set.
         kind: "generated" or "reference", for messages.
         rows: what metrics saw of the images, by `Metric.rows_key`.
-        reference_rows: what metrics saw of the reference images, by `Metric.reference_key`. Give the same mapping with
-            every set that has this reference, so that no network looks at it twice.
+        reference_rows: what metrics saw of the reference images, by `Metric.reference_key`, and what they computed of
+            it. Give the same mapping with every set that has this reference, so that no network looks at it twice.
     """
 
     images: Tensor
@@ -73,7 +73,7 @@ class Samples:
     first: int = 0
     kind: str = "generated"
     rows: dict[Hashable, Rows] = field(default_factory=dict, repr=False)
-    reference_rows: dict[Hashable, Rows] = field(default_factory=dict, repr=False)
+    reference_rows: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         check_images(self.images)
@@ -147,7 +147,7 @@ class Metric(NetworkHolder, ABC):
     statistics_file: str | None = None
 
     def check(self, samples: Samples) -> None:
-        """Refuses samples that lack something; called before the images are drawn.
+        """Refuses samples that lack something; called before the images are sampled.
 
         Args:
             samples: with images of no content and of any size, but as many as there will be.

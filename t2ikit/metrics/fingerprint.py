@@ -23,8 +23,8 @@ from t2ikit.files import write_whole
 def images_sha256(images: Tensor) -> str:
     """SHA-256 of an image set [N, C, H, W] uint8: its shape and its bytes, in order."""
     digest = hashlib.sha256(repr(tuple(images.shape)).encode())
-    for part in images.split(256):
-        digest.update(np.ascontiguousarray(part.detach().to("cpu").numpy()).tobytes())
+    for block in images.split(256):
+        digest.update(np.ascontiguousarray(block.detach().to("cpu").numpy()).tobytes())
     return digest.hexdigest()
 
 
@@ -124,7 +124,7 @@ def compare(first: Fingerprint, second: Fingerprint, varied: Collection[str] = (
         name: pair for name, pair in first.differences(second).items() if name.removeprefix("extra.") not in varied
     }
     if differences:
-        listed = "; ".join(f"{name}: {one!r} and {other!r}" for name, (one, other) in differences.items())
+        listed = "; ".join(f"{name}: {mine!r} and {theirs!r}" for name, (mine, theirs) in differences.items())
         raise UnlikeFingerprints(f"these scores cannot be compared, they differ in {listed}")
 
 

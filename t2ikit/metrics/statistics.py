@@ -4,10 +4,10 @@ Shape legend::
 
     C  clusters (prompts) of a stratum (task)    R  resamples
 
-Values come in clusters: images of one prompt and answers to one caption are alike. Two runs see the same prompts, so
-the bootstrap resamples whole prompts, with replacement, for both runs at once. It resamples every stratum by itself,
-and the overall score is the mean of the strata's (Efron and Tibshirani, "An introduction to the bootstrap", 1993,
-chapters 8 and 13).
+Values come in clusters: images of one prompt, and answers to one caption, depend on each other. Two runs see the same
+prompts, so the bootstrap resamples whole prompts, with replacement, for both runs at once. It resamples every stratum
+by itself, and the overall score is the mean of the strata's (Efron and Tibshirani, "An introduction to the bootstrap",
+1993, chapters 8 and 13).
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Optimisers, parameter groups and learning-rate schedules."""
 
-from t2ikit.optim.factories import AdamW, Lamb, OptimizerFactory
-from t2ikit.optim.groups import matrix_groups, parameter_groups
+from t2ikit.optim.factories import AdamW, Lamb, OptimizerFactory, matrix_groups, parameter_groups
 from t2ikit.optim.lamb import LAMB
 from t2ikit.optim.learning_rates import Constant, LearningRate, WarmupCosine, lr_factor
 

@@ -3,7 +3,7 @@
 Below one folder DIR, which every step is given::
 
     DIR/images/{train,val,train_cmall}      uint8 pixels, without captions      images, cutmix
-    DIR/captions/{train,val,train_cmall}    one line of JSON an image           captions, cutmix
+    DIR/captions/{train,val,train_cmall}    one line of JSON per image          captions, cutmix
     DIR/{train,val,train_cmall}             the records of training             encode
     DIR/text_encoder                        a small T5, if one was asked for    encode
 """

@@ -1,4 +1,4 @@
-"""The CutMix set of a data set: one mixed image a base image, of another class, stored without loss.
+"""The CutMix set of a data set: one mixed image per base image, with an insert of another class, without loss.
 
 Rectangle, setting and both images go into the metadata: a captioner needs them, and ``prepare check`` verifies them.
 """

@@ -5,7 +5,7 @@ Llama-3.1 to approximate the distribution of long prompts used during training";
 was used. Neither gives the instruction, the size of the model, the decoding or the lists, so the defaults here are
 ours. Scores depend strongly on the rewriting: publish the list with them.
 
-The file has one JSON object a line: a header, then one line a prompt in the order of the prompts::
+The file has one JSON object per line: a header, then one line per prompt, in their order::
 
     {"kind": "extended prompts", "version": 1, "identity": "...", "count": 553, "model": {...}, "instruction": "..."}
     {"prompt": "a photo of a bench", "extended": "A weathered wooden bench stands ..."}
@@ -104,7 +104,7 @@ class ExtendPrompts(Work):
 
     @torch.no_grad()
     def compute(self, items: list[Any]) -> list[bytes]:
-        """The extended prompts of one batch, UTF-8; empty where the model has said nothing."""
+        """The extended prompts of one batch, UTF-8; empty where the model gave no answer."""
         tokenizer, network = self._tokenizer, self._network
         turns = [
             [{"role": "user", "content": self.rewriting.instruction.replace("{prompt}", prompt)}] for prompt in items
@@ -157,7 +157,7 @@ def extend_prompts(
     launch: Launch | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Writes the extended list of a file of prompts; a call that was stopped goes on where it was.
+    """Writes the extended list of a file of prompts; a call that was stopped continues when it is given again.
 
     Args:
         prompts: see ``read_prompt_list``.
@@ -215,7 +215,7 @@ def read_prompt_list(path: str | Path) -> list[str]:
 
     Args:
         path: ``.jsonl`` with a "prompt" in every object (GenEval's metadata), ``.tsv`` with a column "Prompt"
-            (PartiPrompts; quotation marks are part of a prompt), or any other text with one prompt a line.
+            (PartiPrompts; quotation marks are part of a prompt), or any other text with one prompt per line.
 
     Raises:
         FileNotFoundError: no such file; names ``--prompts``.

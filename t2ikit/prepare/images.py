@@ -143,7 +143,7 @@ class _Decoding(HostWork):
         """The record of a photo.
 
         Raises:
-            ValueError: it cannot be used, and that is not allowed.
+            ValueError: it cannot be used, and ``strict`` is set.
         """
         try:
             pixels = decode(self.images.read(index), self.size)
@@ -166,7 +166,7 @@ class _Decoding(HostWork):
 
 
 def _list_bad(folder: Path, parts: int) -> str:
-    """Writes, or removes, the list of the photos without a record; what to say of it."""
+    """Writes, or removes, the list of the photos without a record; returns a remark for the message."""
     path = folder.with_name(f"bad_{folder.name}.tsv")
     bad = sum(1 for _ in bad_photos(folder, parts))
     if not bad:
@@ -177,7 +177,7 @@ def _list_bad(folder: Path, parts: int) -> str:
 
 
 def _refusal(where: str, reason: str) -> ValueError:
-    return ValueError(f"{where} cannot be used: {reason} (leave --strict out to go on)")
+    return ValueError(f"{where} cannot be used: {reason} (leave --strict out to continue without it)")
 
 
 def _shown(key: str) -> str:

@@ -1,15 +1,14 @@
-"""Which photos an image set was made from, one file a part: so that photos that come later are told from those.
+"""Which photos an image set was made from, one file per part, so that photos that come later are recognised.
 
-``photos-0.jsonl`` of a set has one line a photo, used or not, in the order of the source list::
+``photos-0.jsonl`` of a set has one line per photo, used or not, in the order of the source list::
 
     ["train/n02012849/n02012849_0000.JPEG", 10423, 134, "crane", ""]
 
-key, bytes (-1 where the source does not tell), number and name of the class, and why there is no record of it.
+key, bytes (-1 if the source does not tell), number and name of the class, and why it has no record.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from t2ikit.prepare.sources import ImageList
+from t2ikit.prepare.steps import hash_of
 from t2ikit.records.record_set import RecordSet
 
 _SHOWN = 3
@@ -83,7 +83,7 @@ def unlisted(images: ImageList, folder: Path, parts: int) -> ImageList:
         names = ", ".join(islice(shown, _SHOWN))
         raise ValueError(
             f"{int(lost.sum())} photos that {folder} was made from are not in the source any more, or have another "
-            f"size or class: {names}. --append only adds: bring them back, or make the set anew with --overwrite"
+            f"size or class: {names}. --append only adds: put them back, or make the set anew with --overwrite"
         )
     return images.take(np.flatnonzero(np.isin(now, then, invert=True)))
 
@@ -94,7 +94,7 @@ def _line(images: ImageList, index: int) -> Line:
 
 
 def _digest(line: Line) -> int:
-    return int.from_bytes(hashlib.blake2b(json.dumps(line).encode(), digest_size=8).digest(), "little")
+    return hash_of(json.dumps(line).encode())
 
 
 def _read(folder: Path, parts: int) -> Iterator[tuple[Line, str]]:

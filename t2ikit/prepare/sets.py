@@ -2,7 +2,7 @@
 
 A set has the parts of its input: the photos as they were first, then what was appended. Each part has a hash of all
 that decides its records. A set whose parts are the first of those wanted is completed; one with other parts is refused,
-or replaced where that is allowed. Shards of the engine become the chunks of the set as they lie.
+or replaced where that is allowed. Shards of the engine become chunks of the set without being rewritten.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from t2ikit.records.record import Tokens
 from t2ikit.records.writing import CHUNK_BYTES, extend_set
 
 MOST_IN_A_SHARD = 4096
-"""Small records: what a killed call loses stays small."""
+"""Records of a shard, however small they are: a killed call loses no more."""
 
 _COMPARED = (
     "kind",
@@ -41,7 +41,7 @@ _COMPARED = (
 
 
 def parts_done(folder: Path, wanted: Manifest, hashes: Sequence[str], overwrite: bool, options: str) -> int:
-    """How many of the wanted parts ``folder`` holds already; puts right what a killed call left.
+    """How many of the wanted parts ``folder`` holds already; repairs what a killed call left.
 
     Args:
         folder: where the set goes.
@@ -63,16 +63,16 @@ def parts_done(folder: Path, wanted: Manifest, hashes: Sequence[str], overwrite:
     if not (folder / MANIFEST_NAME).is_file():
         raise FileExistsError(f"{folder} holds files that are no prepared set: choose another --out")
     existing = Manifest.read(folder)
-    unlike = [name for name in _COMPARED if _comparable(existing, name) != _comparable(wanted, name)]
+    differing = [name for name in _COMPARED if _comparable(existing, name) != _comparable(wanted, name)]
     hashes_before = [part.source_sha256 for part in existing.parts]
     if hashes_before != list(hashes[: len(hashes_before)]):
-        unlike.append("source_sha256")
-    if unlike and not overwrite:
+        differing.append("source_sha256")
+    if differing and not overwrite:
         raise FileExistsError(
-            f"{folder} was made from other inputs ({', '.join(unlike)} differ): give the same {options} as then, "
+            f"{folder} was made from other inputs ({', '.join(differing)} differ): give the same {options} as before, "
             "choose another --out, or replace it with --overwrite"
         )
-    done = 0 if unlike else len(hashes_before)
+    done = 0 if differing else len(hashes_before)
     if first_rank():
         for part_index in range(done):  # killed after the set was in place
             shutil.rmtree(work_folder(folder, part_index), ignore_errors=True)
@@ -92,35 +92,35 @@ def shard_size_of(bytes_each: float, shard_size: int | None) -> int:
 
 
 def run_part(
-    work: Work, folder: Path, number: int, launch: Launch, shard_size: int, label: str, overwrite: bool
+    work: Work, folder: Path, part: int, launch: Launch, shard_size: int, label: str, overwrite: bool
 ) -> Results:
-    """Computes part ``number`` of a set."""
-    return run_work(work, work_folder(folder, number), launch, label, shard_size=shard_size, overwrite=overwrite)
+    """Computes a part of a set, by its index."""
+    return run_work(work, work_folder(folder, part), launch, label, shard_size=shard_size, overwrite=overwrite)
 
 
 def add_part(
     results: Results,
     folder: Path,
-    number: int,
+    part: int,
     wanted: Manifest,
     source_sha256: str,
     empty_prompt: Tokens | None = None,
     files: Mapping[str, Iterable[bytes]] | None = None,
 ) -> Manifest:
-    """Makes the results part ``number`` of the set, and discards them; every process calls it, the chief does it.
+    """Adds results to the set as one part, and discards them; every process calls it, the chief writes.
 
     Args:
         results: of the work of this part.
         folder: of the set.
-        number: 0 for a new set, which replaces what is there.
+        part: index of the part; 0 for a new set, which replaces an existing one.
         wanted: description; the longest caption comes from the results.
         source_sha256: of this part.
         empty_prompt, files: see ``extend_set``.
     """
     if results.chief:
-        part = replace(wanted, source_sha256=source_sha256, max_tokens=results.largest("longest"))
+        description = replace(wanted, source_sha256=source_sha256, max_tokens=results.largest("longest"))
         chunks = ((results.ledger.path(entry.shard), _chunk(entry)) for entry in results.entries() if entry.count)
-        extend_set(folder, chunks, part, empty_prompt, files, overwrite=number == 0)
+        extend_set(folder, chunks, description, empty_prompt, files, overwrite=part == 0)
     results.discard()
     return Manifest.read(folder)
 

@@ -1,4 +1,4 @@
-"""What the steps of ``t2ikit prepare`` have in common: hashes of sets, disk, bars, versions, files of lines."""
+"""What the steps of ``t2ikit prepare`` share: hashes of sets, disk space, progress bars, versions, files of lines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def identity(manifest: Manifest, parts: int | None = None) -> str:
 
 def known_parts(manifest: Manifest, other: str) -> int:
     """How many parts of a set an ``identity`` stands for; 0 if it is that of another set."""
-    return next((n for n in range(len(manifest.parts), 0, -1) if identity(manifest, n) == other), 0)
+    return next((count for count in range(len(manifest.parts), 0, -1) if identity(manifest, count) == other), 0)
 
 
 def part_ranges(manifest: Manifest) -> list[range]:
@@ -42,18 +42,23 @@ def sha256_of_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def hash_of(content: bytes) -> int:
+    """64 bits that stand for some bytes."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
 def require_disk(
     folder: Path, count: int, bytes_each: float, label: str, begun: Path | None = None, promised: float = 0.0
 ) -> float:
-    """Says how much disk a set will take, and stops if there is less.
+    """Prints how much disk a set will take, and stops if there is less.
 
     Args:
         folder: where it goes.
         count: images.
         bytes_each: of an image.
         label: of the set, for the message.
-        begun: folder of what an earlier call has written of it.
-        promised: bytes that the sets before it will take.
+        begun: folder of the shards that an earlier call has written.
+        promised: bytes that earlier sets of this call will take.
 
     Returns:
         Bytes that are still to be written.

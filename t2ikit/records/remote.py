@@ -9,6 +9,8 @@ Why not LitData's reader: the order of records is ours, and it has no checksums,
 download that hangs, and resumes combined streams inexactly. Why not its downloaders alone: they pass over a lock that
 is taken and a file that is missing, know no ``https://``, and cannot be tested without a bucket. fsspec comes with
 torch. The chunks are LitData's, so its own ``StreamingDataset`` reads the same remote folder.
+
+Longer than other files by what is said above.
 """
 
 from __future__ import annotations

@@ -204,6 +204,16 @@ def test_a_batch_owns_its_memory(root: Path) -> None:
         tensor.zero_()
 
 
+def test_a_batch_in_page_locked_memory_is_copied_without_waiting(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, waits = make_stream(root)[0], []
+    monkeypatch.setattr(Tensor, "to", lambda tensor, *_, non_blocking: waits.append(not non_blocking) or tensor)
+    for pinned in (True, False):
+        monkeypatch.setattr(Tensor, "is_pinned", lambda _, pinned=pinned: pinned)
+        waits.clear()
+        batch.to(torch.device("cpu"))
+        assert waits == [not pinned] * 7
+
+
 def test_unfit_options_are_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="data.batch_size 16 is not divisible by 10 = 2 devices .* x 5 "):
         make_stream(root, world_size=2, accumulate=5)

@@ -47,7 +47,7 @@ def part_of(samples: Samples, places: range, device: str = "cpu") -> Samples:
     )  # fmt: skip
 
 
-def scored(metrics: list[Metric], kept: dict[Any, Rows] | None = None) -> list[Score]:
+def scored(metrics: list[Metric], kept: dict[Any, Any] | None = None) -> list[Score]:
     """As an evaluation does: the first rank has everything, the others their share; ``kept`` are reference rows."""
 
     def reference_part(number: int) -> Samples:
@@ -99,7 +99,11 @@ def detect(image: Tensor) -> list[dict[str, Any]]:
 
 def make(questions: str) -> list[Metric]:
     judge = DSG(questions, Told(batch_size=3), answers=questions + ".answers")
-    features = [DistributionMetrics(Counted(), k=3, batch_size=4), CMMD(Counted(), 5), CMMD(Counted(), 5, "again")]
+    features = [
+        DistributionMetrics(Counted(), k=3, batch_size=4),
+        CMMD(Counted(), batch_size=5),
+        CMMD(Counted(), batch_size=5, name="again"),
+    ]
     return [*features, GenEval(detect), judge]
 
 
@@ -108,7 +112,7 @@ def test_two_ranks_give_the_scores_of_one(two_ranks: TwoRanks, questions: str) -
     assert {score.name for score in expected} > {"frechet_distance", "coverage", "cmmd", "overall", "dsg"}
 
     def work() -> Any:
-        metrics, kept = make(questions), dict[Any, Rows]()
+        metrics, kept = make(questions), dict[Any, Any]()
         twice = [scored(metrics, kept), scored(metrics, kept)]
         seen = [list(metric.features.seen) for metric in metrics[:3]]  # type: ignore[attr-defined]
         return twice, seen

@@ -11,12 +11,15 @@ from torch import Tensor
 from t2ikit.metrics import (
     DistributionMetrics,
     FeatureExtractor,
+    Metric,
     Moments,
     RandomConvFeatures,
+    Result,
     Samples,
     prdc,
     prdc_preset,
 )
+from t2ikit.metrics.base import Rows
 from t2ikit.metrics.distribution.reference import extract
 from t2ikit.metrics.fingerprint import images_sha256
 
@@ -126,3 +129,24 @@ def test_the_reference_is_hashed_once_for_all_metrics(monkeypatch: pytest.Monkey
         metric.compute(samples)
         assert metric.fingerprint_of(samples)["reference_sha256"] == images_sha256(images.flip(0))
     assert hashed == [12]
+
+
+def test_any_metric_may_compare_with_the_reference() -> None:
+    class Brighter(Metric):
+        statistics_file = "brightness.npz"
+
+        def observe(self, part: Samples) -> Tensor:
+            return part.images.double().mean((1, 2, 3))
+
+        def score(self, samples: Samples, rows: Rows) -> Result:
+            reference = samples.reference_rows[self.reference_key(samples)]
+            return Result({"brighter": float(torch.as_tensor(rows).mean() - reference.mean())})
+
+        def fingerprint(self) -> dict[str, Any]:
+            return {}
+
+    samples = Samples(pictures(4, 0), reference=pictures(6, 1))
+    expected = float(pictures(4, 0).double().mean() - pictures(6, 1).double().mean())
+    assert Brighter().compute(samples).values["brighter"] == pytest.approx(expected)
+    # Without a key of its own, a metric shares its rows with no other.
+    assert Brighter().lacks_reference(samples) and len(samples.reference_rows) == 1

@@ -91,7 +91,7 @@ def test_dpg_bench_official(dpg: str, tmp_path: Path) -> None:
 
 
 def test_dpg_bench_fixed_reads_all(dpg: str, tmp_path: Path) -> None:
-    metric = DPGBench(dpg, GreyAnswerer(), "fixed", str(tmp_path))
+    metric = DPGBench(dpg, GreyAnswerer(), "fixed", answers=str(tmp_path))
     scores = metric.compute(samples([20, 150, 5], ["a", "a", "b"])).values
     # a: level 20 has 3 of 3, level 150 none (question 3 falls with its parent). Categories pool what counts.
     assert scores["dpg_bench"] == pytest.approx(75)

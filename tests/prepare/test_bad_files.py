@@ -320,7 +320,7 @@ def test_strict_stops_at_the_first_bad_file(tmp_path: Path, capsys: pytest.Captu
     bad.write_bytes(b"this is no image")
     words = ["prepare", "images", "--source", str(tmp_path / "photos"), "--size", "16", "--workers", "0"]
     assert main([*words, "--out", str(tmp_path / "strict"), "--strict"]) == 2
-    assert f"{bad} cannot be used: not an image (leave --strict out to go on)" in capsys.readouterr().err
+    assert f"{bad} cannot be used: not an image (leave --strict out to continue without it)" in capsys.readouterr().err
     assert not (tmp_path / "strict/images/train/manifest.json").exists()
     assert main([*words, "--out", str(tmp_path / "out")]) == 0
     assert "1 files could not be used" in capsys.readouterr().out

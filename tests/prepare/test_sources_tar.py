@@ -337,7 +337,7 @@ def test_refused_tars(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is compressed.*gunzip.*--source"):
         find_images(packed)
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(ValueError, match="nothing that photos come in.*WebDataset.*Parquet|Parquet.*WebDataset"):
+    with pytest.raises(ValueError, match="has no form that.*WebDataset.*Parquet|Parquet.*WebDataset"):
         find_images(tmp_path / "notes.txt")
     with pytest.raises(ValueError, match="cats, which is no wnid.*--class-names"):
         find_images(tar_of(tmp_path / "own.tar", {"train/cats/1.jpg": b"x"}))

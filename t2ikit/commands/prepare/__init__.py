@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         The exit status: 0 done, 1 ``check`` found something.
 
     Raises:
-        ValueError: wrong input, or a machine that cannot go on; names the step and what to change.
+        ValueError: wrong input, or a machine that cannot continue; names the step and what to change.
     """
     try:
         with _first_rank_speaks():

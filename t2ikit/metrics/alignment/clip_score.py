@@ -11,6 +11,7 @@ Long captions keep their end token; the ``legacy`` switch drops it as common cod
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -92,34 +93,31 @@ def mean_error(name: str, values: Tensor, prompts: Sequence[str]) -> dict[str, f
     return finite({name: clustered_error(values.tolist(), prompts)})
 
 
+@dataclass(eq=False)
 class CLIPScore(Metric):
-    """CLIPScore of the samples' images and prompts."""
+    """CLIPScore of the samples' images and prompts; weights are loaded at the first use.
 
-    def __init__(
-        self,
-        model: str = "openai/clip-vit-large-patch14",
-        revision: str | None = None,
-        form: str = "torchmetrics",
-        legacy: bool = False,
-        batch_size: int = 64,
-        name: str | None = None,
-    ) -> None:
-        """Names the model; weights are loaded at the first use.
+    Attributes:
+        model: a CLIP model of transformers with its tokenizer: repository or local folder.
+        revision: commit, branch or tag of the repository.
+        form: "torchmetrics" (0 to 100) or "hessel" (with its prefix "A photo depicts ").
+        legacy: reproduce the loss of the end token in captions over 77 tokens.
+        batch_size: pairs a pass.
+        name: put before the score's name, where a snapshot has two of these.
+    """
 
-        Args:
-            model: a CLIP model of transformers with its tokenizer: repository or local folder.
-            revision: commit, branch or tag of the repository.
-            form: "torchmetrics" (0 to 100) or "hessel" (with its prefix "A photo depicts ").
-            legacy: reproduce the loss of the end token in captions over 77 tokens.
-            batch_size: pairs a pass.
-            name: put before the score's name, where a snapshot has two of these.
-        """
-        if form not in FORMS:
-            raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}")
-        self.form = form
-        self.batch_size = batch_size
-        self.name = name
-        self.encoder = CLIPEncoder(model, revision, "clip_224", legacy)
+    model: str = "openai/clip-vit-large-patch14"
+    revision: str | None = None
+    form: str = "torchmetrics"
+    legacy: bool = False
+    batch_size: int = 64
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise ValueError(f"form must be one of {', '.join(FORMS)}; got {self.form!r}")
+        self.unit = "100 cos" if self.form == "torchmetrics" else f"{HESSEL_WEIGHT} cos"
+        self.encoder = CLIPEncoder(self.model, self.revision, "clip_224", self.legacy)
 
     def check(self, samples: Samples) -> None:
         """Refuses samples without prompts."""

@@ -6,7 +6,7 @@ Shape legend::
 
 Paper: Xu et al., "ImageReward: learning and evaluating human preferences for text-to-image generation", 2023. The image
 tower is a ViT-L/16 at 224 pixels; the text tower is a BERT that looks at the image in every layer; the head reads the
-state of the first token. The towers are transformers' BLIP classes; ``convert`` brings the released names to theirs.
+state of the first token. The towers are transformers' BLIP classes; ``convert`` renames the released weights.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state: of ``ImageReward.pt``.
 
     Raises:
-        ValueError: a name that is none of ImageReward's, or two that become one.
+        ValueError: a name that ImageReward does not have, or two that become one.
     """
     converted: dict[str, Tensor] = {}
     for name, value in state.items():
@@ -83,10 +83,10 @@ def _converted(name: str) -> str:
     if name.startswith("blip.text_encoder."):  # BLIP's BERT has the same names in both
         return "text." + name.removeprefix("blip.text_encoder.")
     if name.startswith("blip.visual_encoder."):
-        own = name.removeprefix("blip.visual_encoder.")
+        rest = name.removeprefix("blip.visual_encoder.")
         for pattern, replacement in _VISION:
-            if re.match(pattern, own):
-                return "vision." + re.sub(pattern, replacement, own)
+            if re.match(pattern, rest):
+                return "vision." + re.sub(pattern, replacement, rest)
     raise ValueError(f"{name} is no weight of ImageReward-v1.0")
 
 

@@ -5,7 +5,7 @@ Shape legend::
     B  images or captions    L  tokens    D  embedding width
 
 CLIP reads 77 tokens, so a score of long captions ignores most of them. ``jinaai/jina-clip-v2`` reads 8,192. Its network
-is not a part of transformers: loading it runs Python code from the Hub, so this is asked for by an option of its own,
+is not a part of transformers: loading it runs Python code from the Hub, so an option of its own allows this,
 with the commits of weights and code.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,18 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "sentencepiece.bpe
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
+@dataclass(eq=False)
 class DualEncoder(NetworkHolder):
     """A model of transformers with ``get_image_features`` and ``get_text_features``; loaded at the first use."""
 
-    def __init__(
-        self, model: str, revision: str | None, run_remote_code: bool, code_revision: str | None, pipeline: str
-    ) -> None:
-        self.model = model
-        self.revision = revision
-        self.run_remote_code = run_remote_code
-        self.code_revision = code_revision
-        self.pipeline = pipeline
-        self._settings = describe_pipeline(pipeline)
+    model: str
+    revision: str | None
+    run_remote_code: bool
+    code_revision: str | None
+    pipeline: str
+
+    def __post_init__(self) -> None:
+        self._settings = describe_pipeline(self.pipeline)
         self._found: PretrainedFolder | None = None
         self._loaded: tuple[Any, Any] | None = None
 
@@ -69,10 +70,10 @@ class DualEncoder(NetworkHolder):
         return self._loaded
 
     def _code_options(self, folder: Path) -> dict[str, Any]:
-        """What ``from_pretrained`` is told about code that comes with the model.
+        """Options of ``from_pretrained`` for code that comes with the model.
 
         Raises:
-            ValueError: the model brings code and that is not allowed, or the commit of the code is not given.
+            ValueError: the model has code and `run_remote_code` is false, or the commit of the code is not given.
         """
         code = code_of(folder)
         if not code:
@@ -99,7 +100,7 @@ class DualEncoder(NetworkHolder):
     def images(self, images: Tensor) -> Tensor:
         """Embeddings [B, D] float32 of images [B, 3, H, W] uint8, on their device.
 
-        The pixel pipeline takes whole grey levels: common code brings them to floats first and multiplies them by 255
+        The pixel pipeline takes whole grey levels: common code makes floats of them first and multiplies them by 255
         once more, which wraps around.
         """
         network = self._load()[0].to(images.device)
@@ -138,37 +139,35 @@ def _embeddings(output: Any) -> Tensor:
     return (output if isinstance(output, Tensor) else output.pooler_output).to(torch.float32)
 
 
+@dataclass(eq=False)
 class JinaCLIPScore(Metric):
-    """100 x the mean cosine of images and prompts under jina-clip-v2, prompts of up to 8,192 tokens."""
+    """100 x the mean cosine of images and prompts under jina-clip-v2, prompts of up to 8,192 tokens.
 
-    def __init__(
-        self,
-        model: str = "jinaai/jina-clip-v2",
-        revision: str | None = None,
-        run_remote_code: bool = False,
-        code_revision: str | None = None,
-        pipeline: str = PIPELINE,
-        batch_size: int = 16,
-        name: str | None = None,
-    ) -> None:
-        """Names the model; weights are loaded at the first use.
+    Attributes:
+        model: repository or local folder of jina-clip-v2, or of any model of transformers with ``get_image_features``
+            and ``get_text_features``; weights are loaded at the first use.
+        revision: commit of the repository; needed where it has code.
+        run_remote_code: allow the model's own Python code to run. It is not checked: read it first.
+        code_revision: commit of the repository of the code (``jinaai/jina-clip-implementation``), where that is
+            another one.
+        pipeline: pixel pipeline of the images.
+        batch_size: pairs a pass.
+        name: put before the score's name, where a snapshot has two of these.
+    """
 
-        Args:
-            model: repository or local folder of jina-clip-v2, or of any model of transformers with
-                ``get_image_features`` and ``get_text_features``.
-            revision: commit of the repository; needed where it brings code.
-            run_remote_code: allow the model's own Python code to run. It is not checked: read it first.
-            code_revision: commit of the repository of the code (``jinaai/jina-clip-implementation``), where that is
-                another one.
-            pipeline: pixel pipeline of the images.
-            batch_size: pairs a pass.
-            name: put before the score's name, where a snapshot has two of these.
-        """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-        self.encoder = DualEncoder(model, revision, run_remote_code, code_revision, pipeline)
-        self.batch_size = batch_size
-        self.name = name
+    model: str = "jinaai/jina-clip-v2"
+    revision: str | None = None
+    run_remote_code: bool = False
+    code_revision: str | None = None
+    pipeline: str = PIPELINE
+    batch_size: int = 16
+    name: str | None = None
+    unit = "100 cos"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {self.batch_size}")
+        self.encoder = DualEncoder(self.model, self.revision, self.run_remote_code, self.code_revision, self.pipeline)
 
     def check(self, samples: Samples) -> None:
         """Refuses samples without images or prompts."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -57,18 +58,21 @@ class AestheticHead(nn.Module):
         return self.layers(normalize(embeddings.float(), dim=1))[:, 0]
 
 
+@dataclass(eq=False)
 class _Reward(Metric):
-    """The mean over the images of one number an image.
+    """The mean over the images of one number an image; weights are loaded at the first use.
 
     Attributes:
+        batch_size: images a pass.
         score_name: the score's name.
     """
 
-    def __init__(self, score_name: str, batch_size: int) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-        self.score_name = score_name
-        self.batch_size = batch_size
+    batch_size: int = field(default=32, kw_only=True)
+    score_name = ""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {self.batch_size}")
 
     @abstractmethod
     def _values(self, images: Tensor, prompts: list[str]) -> Tensor:
@@ -96,26 +100,24 @@ class _Reward(Metric):
         return Result({self.score_name: float(rewards.mean())}, errors)
 
 
+@dataclass(eq=False)
 class PickScore(_Reward):
-    """PickScore, about 20 to 23."""
+    """PickScore, about 20 to 23.
 
-    def __init__(
-        self,
-        model: str = "yuvalkirstain/PickScore_v1",
-        tokenizer: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
-        revision: str | None = None,
-        batch_size: int = 32,
-    ) -> None:
-        """Names the model; weights are loaded at the first use.
+    Attributes:
+        model: the CLIP model of PickScore: repository or local folder.
+        tokenizer: where its tokenizer comes from: repository or local folder.
+        revision: commit, branch or tag of the model.
+    """
 
-        Args:
-            model: the CLIP model of PickScore: repository or local folder.
-            tokenizer: where its tokenizer comes from: repository or local folder.
-            revision: commit, branch or tag of the model.
-            batch_size: images a pass.
-        """
-        super().__init__("pick_score", batch_size)
-        self.encoder = CLIPEncoder(model, revision, "clip_224", tokenizer=tokenizer)
+    model: str = "yuvalkirstain/PickScore_v1"
+    tokenizer: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+    revision: str | None = None
+    score_name = "pick_score"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.encoder = CLIPEncoder(self.model, self.revision, "clip_224", tokenizer=self.tokenizer)
 
     def _values(self, images: Tensor, prompts: list[str]) -> Tensor:
         network: Any = self.encoder.network
@@ -127,27 +129,24 @@ class PickScore(_Reward):
         return {**self.encoder.fingerprint(), "metric": self.score_name}
 
 
+@dataclass(eq=False)
 class AestheticScore(_Reward):
-    """LAION's aesthetic score of the images; the prompts are not read."""
+    """LAION's aesthetic score of the images; the prompts are not read.
 
-    def __init__(
-        self,
-        weights: str,
-        model: str = "openai/clip-vit-large-patch14",
-        revision: str | None = None,
-        batch_size: int = 32,
-    ) -> None:
-        """Names the networks; weights are loaded at the first use.
+    Attributes:
+        weights: local file of the head, ``sac+logos+ava1-l14-linearMSE.pth``.
+        model: CLIP ViT-L/14 of OpenAI: repository or local folder.
+        revision: commit, branch or tag of the model.
+    """
 
-        Args:
-            weights: local file of the head, ``sac+logos+ava1-l14-linearMSE.pth``.
-            model: CLIP ViT-L/14 of OpenAI: repository or local folder.
-            revision: commit, branch or tag of the model.
-            batch_size: images a pass.
-        """
-        super().__init__("aesthetic", batch_size)
-        self.weights = weights
-        self.encoder = CLIPEncoder(model, revision, "open_clip_224")
+    weights: str
+    model: str = "openai/clip-vit-large-patch14"
+    revision: str | None = None
+    score_name = "aesthetic"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.encoder = CLIPEncoder(self.model, self.revision, "open_clip_224")
         self._head: AestheticHead | None = None
 
     def head(self) -> AestheticHead:
@@ -173,24 +172,25 @@ class AestheticScore(_Reward):
         return {**self.encoder.fingerprint(), "metric": self.score_name, "head_sha256": head}
 
 
+@dataclass(eq=False)
 class HPSv2(_Reward):
-    """Human Preference Score v2.1: the cosine of image and prompt under a tuned open_clip ViT-H-14."""
+    """Human Preference Score v2.1: the cosine of image and prompt under a tuned open_clip ViT-H-14.
 
-    def __init__(
-        self, weights: str, architecture: str = "ViT-H-14", antialias: bool = True, batch_size: int = 32
-    ) -> None:
-        """Names the weights, which are loaded at the first use.
+    Attributes:
+        weights: local file ``HPS_v2.1_compressed.pt`` of ``xswu/HPSv2`` (v2.0 is another file).
+        architecture: open_clip's name of the network.
+        antialias: how the float image is resized; False is what torchvision before 0.17 did.
+    """
 
-        Args:
-            weights: local file ``HPS_v2.1_compressed.pt`` of ``xswu/HPSv2`` (v2.0 is another file).
-            architecture: open_clip's name of the network.
-            antialias: how the float image is resized; False is what torchvision before 0.17 did.
-            batch_size: images a pass.
-        """
-        super().__init__("hps_v2", batch_size)
-        self.weights = weights
-        self.architecture = architecture
-        self.pipeline = "hpsv2" if antialias else "hpsv2_no_antialias"
+    weights: str
+    architecture: str = "ViT-H-14"
+    antialias: bool = True
+    score_name = "hps_v2"
+    unit = "cos"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.pipeline = "hpsv2" if self.antialias else "hpsv2_no_antialias"
         self._loaded: tuple[Any, Any, str] | None = None
 
     def _load(self) -> tuple[Any, Any, str]:
@@ -231,31 +231,25 @@ class HPSv2(_Reward):
         return {**described, "metric": self.score_name, **describe_pipeline(self.pipeline)}
 
 
+@dataclass(eq=False)
 class ImageReward(_Reward):
-    """ImageReward-v1.0 (Xu et al. 2023), about 0 for an ordinary image and 1 a deviation above it."""
+    """ImageReward-v1.0 (Xu et al. 2023), about 0 for an ordinary image and 1 a deviation above it.
 
-    def __init__(
-        self,
-        weights: str,
-        med_config: str,
-        tokenizer: str = "google-bert/bert-base-uncased",
-        revision: str | None = None,
-        batch_size: int = 32,
-    ) -> None:
-        """Names the files; weights are loaded at the first use.
+    Attributes:
+        weights: local file ``ImageReward.pt`` of ``THUDM/ImageReward``.
+        med_config: local file ``med_config.json`` of the same place.
+        tokenizer: BERT's uncased one: repository or local folder.
+        revision: commit, branch or tag of the tokenizer.
+    """
 
-        Args:
-            weights: local file ``ImageReward.pt`` of ``THUDM/ImageReward``.
-            med_config: local file ``med_config.json`` of the same place.
-            tokenizer: BERT's uncased one: repository or local folder.
-            revision: commit, branch or tag of the tokenizer.
-            batch_size: images a pass.
-        """
-        super().__init__("image_reward", batch_size)
-        self.weights = weights
-        self.med_config = med_config
-        self.tokenizer = tokenizer
-        self.revision = revision
+    weights: str
+    med_config: str
+    tokenizer: str = "google-bert/bert-base-uncased"
+    revision: str | None = None
+    score_name = "image_reward"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self._loaded: tuple[Any, Any, str] | None = None
 
     def _load(self) -> tuple[Any, Any, str]:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from t2ikit.metrics.base import Result, Rows, Samples
 from t2ikit.metrics.distribution.reference import ComparedMetric
-from t2ikit.metrics.features.features import FeatureExtractor
 
 Array = Tensor | NDArray[np.floating]
 
@@ -65,8 +64,8 @@ def _mean_kernel(first: Tensor, second: Tensor) -> Tensor:
     """Mean over all pairs of the Gaussian kernel."""
     squares = second.square().sum(dim=1)
     total = first.new_zeros(())
-    for part in first.split(BLOCK):
-        distances = torch.addmm(squares[None], part, second.T, alpha=-2.0) + part.square().sum(dim=1, keepdim=True)
+    for block in first.split(BLOCK):
+        distances = torch.addmm(squares[None], block, second.T, alpha=-2.0) + block.square().sum(dim=1, keepdim=True)
         total += distances.clamp_min_(0).mul_(-0.5 / SIGMA**2).exp_().sum()
     return total / (len(first) * len(second))
 
@@ -88,9 +87,9 @@ def kid(
         real: [N, D] features of real images.
         fake: [M, D] features of generated images.
         subsets: number of random subsets.
-        subset_size: rows of each, drawn without replacement from either set.
+        subset_size: rows of each, taken without replacement from either set.
         degree: of the polynomial.
-        seed: of the draws.
+        seed: of the subsets.
 
     Returns:
         Mean and standard deviation (population) over the subsets; not scaled.
@@ -109,45 +108,30 @@ def kid(
     generator = torch.Generator().manual_seed(seed)
     values = []
     for _ in range(subsets):
-        one = first[torch.randperm(len(first), generator=generator)[:subset_size]]
-        other = second[torch.randperm(len(second), generator=generator)[:subset_size]]
-        values.append(_unbiased_polynomial(one, other, degree))
+        real_rows = first[torch.randperm(len(first), generator=generator)[:subset_size]]
+        fake_rows = second[torch.randperm(len(second), generator=generator)[:subset_size]]
+        values.append(_unbiased_polynomial(real_rows, fake_rows, degree))
     stacked = torch.stack(values)
     return KernelInceptionDistance(float(stacked.mean()), float(stacked.std(correction=0)))
 
 
-def _unbiased_polynomial(one: Tensor, other: Tensor, degree: int) -> Tensor:
+def _unbiased_polynomial(real: Tensor, fake: Tensor, degree: int) -> Tensor:
     """Unbiased squared discrepancy of two sets of equal size under the polynomial kernel."""
-    count, width = one.shape
+    count, width = real.shape
 
     def kernel(first: Tensor, second: Tensor) -> Tensor:
         return (first @ second.T / width + 1.0) ** degree
 
-    within = sum((own.sum() - own.trace()) / (count * (count - 1)) for own in (kernel(one, one), kernel(other, other)))
-    return within - 2.0 * kernel(one, other).mean()
+    own_kernels = (kernel(real, real), kernel(fake, fake))
+    within = sum((values.sum() - values.trace()) / (count * (count - 1)) for values in own_kernels)
+    return within - 2.0 * kernel(real, fake).mean()
 
 
 class CMMD(ComparedMetric):
     """CMMD of the samples against the reference, on any embedding; the protocol's is ``CLIPFeatures()``."""
 
+    unit = "1000 squared MMD"
     less_is_better = ("cmmd",)
-
-    def __init__(
-        self,
-        features: FeatureExtractor,
-        batch_size: int = 64,
-        name: str | None = None,
-        reference_statistics: str | None = None,
-    ) -> None:
-        """Settings.
-
-        Args:
-            features: the embedding network.
-            batch_size: images a pass of it.
-            name: put before the score's name, where a snapshot has two of these.
-            reference_statistics: file of ``write_reference``, with features, instead of reference images.
-        """
-        super().__init__(features, batch_size, name, reference_statistics)
 
     def least(self) -> tuple[int, str]:
         """One."""
@@ -162,36 +146,21 @@ class CMMD(ComparedMetric):
         return {**super().fingerprint(), "sigma": SIGMA}
 
 
+@dataclass(eq=False)
 class KID(ComparedMetric):
-    """Kernel inception distance of the samples against the reference."""
+    """Kernel inception distance of the samples against the reference; the protocol's network is ``InceptionFeatures``.
 
+    Attributes:
+        subsets: number of random subsets.
+        subset_size: images of each; at most the number of images and of reference images.
+        seed: of the subsets.
+    """
+
+    subsets: int = 100
+    subset_size: int = 1000
+    seed: int = 0
+    unit = "squared MMD"
     less_is_better = ("kid",)
-
-    def __init__(
-        self,
-        features: FeatureExtractor,
-        subsets: int = 100,
-        subset_size: int = 1000,
-        seed: int = 0,
-        batch_size: int = 64,
-        name: str | None = None,
-        reference_statistics: str | None = None,
-    ) -> None:
-        """Settings.
-
-        Args:
-            features: the feature network; the protocol's is ``InceptionFeatures``.
-            subsets: number of random subsets.
-            subset_size: images of each; at most the number of images and of reference images.
-            seed: of the subsets.
-            batch_size: images a pass of the network.
-            name: put before the scores' names, where a snapshot has two of these.
-            reference_statistics: file of ``write_reference``, with features, instead of reference images.
-        """
-        super().__init__(features, batch_size, name, reference_statistics)
-        self.subsets = subsets
-        self.subset_size = subset_size
-        self.seed = seed
 
     def least(self) -> tuple[int, str]:
         """Those of a subset."""
@@ -204,6 +173,6 @@ class KID(ComparedMetric):
         return Result({"kid": result.mean, "kid_std": result.std})
 
     def fingerprint(self) -> dict[str, Any]:
-        """Features and how subsets are drawn."""
-        drawn = {"subsets": self.subsets, "subset_size": self.subset_size, "subset_seed": self.seed}
-        return {**super().fingerprint(), **drawn}
+        """Features and subsets."""
+        chosen = {"subsets": self.subsets, "subset_size": self.subset_size, "subset_seed": self.seed}
+        return {**super().fingerprint(), **chosen}

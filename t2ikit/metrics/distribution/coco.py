@@ -5,8 +5,8 @@ The papers take 30,000 captions and do not say which. The rule here, the same on
 1. images and captions are put in the order of their ids;
 2. ``rng.permutation(seed, "coco images", ...)`` puts the images in a random order, ``rng.permutation(seed, "coco
    captions", ...)`` all captions;
-3. the first caption of every image stands before the second of any, and so on; among those of one rank the order is
-   that of the images. The first ``count`` are taken.
+3. the first caption of every image comes before the second of any, and so on; captions of one rank follow the order
+   of the images. The first ``count`` are taken.
 
 So no image is asked for twice before every image was asked for once.
 """
@@ -69,7 +69,7 @@ class CocoCaptions(PromptSource):
 
         Raises:
             FileNotFoundError: no file of annotations.
-            ValueError: it is none of COCO's, or has fewer captions than ``count``.
+            ValueError: it does not come from COCO, or has fewer captions than ``count``.
         """
         captions = read_captions(self.annotations, "the `annotations` of CocoCaptions")
         if len(captions) < self.count:

@@ -7,6 +7,7 @@ Shape legend::
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,42 +16,29 @@ from t2ikit.metrics.base import Result, Rows, Samples
 from t2ikit.metrics.distribution.frechet import Moments
 from t2ikit.metrics.distribution.prdc import PRESETS, prdc, prdc_preset
 from t2ikit.metrics.distribution.reference import ComparedMetric
-from t2ikit.metrics.features.features import FeatureExtractor
 
 
+@dataclass(eq=False)
 class DistributionMetrics(ComparedMetric):
-    """Frechet distance, precision, recall, density and coverage on one feature network."""
+    """Frechet distance, precision, recall, density and coverage on one feature network.
 
+    Attributes:
+        k: neighbour that gives the radius of precision, recall, density and coverage.
+        preset: a published way to compute those four instead ("imagenet_t2i", "dgm_eval", "synthreal"; see
+            ``t2ikit.metrics.distribution.prdc.PRESETS``), which brings its own k.
+    """
+
+    k: int = 5
+    preset: str | None = None
     less_is_better = ("frechet_distance",)
 
-    def __init__(
-        self,
-        features: FeatureExtractor,
-        k: int = 5,
-        preset: str | None = None,
-        batch_size: int = 64,
-        name: str | None = None,
-        reference_statistics: str | None = None,
-    ) -> None:
-        """Settings.
-
-        Args:
-            features: the feature network; its name is part of the fingerprint.
-            k: neighbour that gives the radius of precision, recall, density and coverage.
-            preset: a published way to compute those four instead ("imagenet_t2i", "dgm_eval", "synthreal"; see
-                ``t2ikit.metrics.distribution.prdc.PRESETS``), which brings its own k.
-            batch_size: images a pass of the feature network.
-            name: put before the scores' names, where a snapshot has two of these (``dinov2/frechet_distance``).
-            reference_statistics: file of ``write_reference``, instead of reference images. One without features gives
-                the Frechet distance alone.
-        """
-        super().__init__(features, batch_size, name, reference_statistics)
-        if k < 1:
-            raise ValueError(f"k must be at least 1; got {k}")
-        if preset is not None and preset not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {preset!r}")
-        self.k = k if preset is None else PRESETS[preset].k
-        self.preset = preset
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.k < 1:
+            raise ValueError(f"k must be at least 1; got {self.k}")
+        if self.preset is not None and self.preset not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {self.preset!r}")
+        self.k = self.k if self.preset is None else PRESETS[self.preset].k
 
     def least(self) -> tuple[int, str]:
         """Two more than k, in each chunk of the preset."""

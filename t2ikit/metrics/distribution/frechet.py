@@ -116,8 +116,8 @@ class Moments:
         if rows.dim() != 2:
             raise ValueError(f"moments need features [N, D]; got {tuple(rows.shape)}")
         moments = cls(rows.shape[1], fingerprint)
-        for part in rows.split(8192):
-            moments.update(part)
+        for block in rows.split(8192):
+            moments.update(block)
         return moments
 
     @property
@@ -193,5 +193,5 @@ class Moments:
             if not bool(moments._mean.isfinite().all() and moments._scatter.isfinite().all()):
                 raise ValueError("values that are not finite")
         except (KeyError, ValueError, EOFError, BadZipFile) as error:
-            raise ValueError(f"{path} holds no feature moments ({error}); make it anew with write_reference") from error
+            raise ValueError(f"{path} holds no feature moments ({error}); use write_reference again") from error
         return moments

@@ -21,19 +21,19 @@ class Nearest:
 
     Attributes:
         values: [N, K] float32 squared distances, smallest first; infinite where fewer were seen.
-        places: [N, K] their columns.
+        columns: [N, K] of these distances.
     """
 
     def __init__(self, rows: int, kept: int, device: torch.device) -> None:
         self.values = torch.full((rows, kept), math.inf, device=device)
-        self.places = torch.zeros(rows, kept, dtype=torch.int64, device=device)
+        self.columns = torch.zeros(rows, kept, dtype=torch.int64, device=device)
 
     def add(self, squares: Tensor, row: int, column: int, turned: bool = False) -> None:
         """Takes in a block of distances [R, C].
 
         Args:
             squares: of the rows from ``row`` on to the columns from ``column`` on.
-            row, column: where the block lies.
+            row, column: of the block's first entry.
             turned: the block is that of the columns to the rows (distances are symmetric).
         """
         first, last = (column, row) if turned else (row, column)
@@ -44,10 +44,10 @@ class Nearest:
         if int(better.count_nonzero()) > squares.numel() // FEW:
             whole = (squares.T if turned else squares).contiguous()
             nearest = whole.topk(min(self.values.shape[1], whole.shape[1]), dim=1, largest=False, sorted=False)
-            part = torch.arange(first, first + length, device=squares.device)
-            self._merge(part, nearest.values, nearest.indices + last)
+            rows = torch.arange(first, first + length, device=squares.device)
+            self._merge(rows, nearest.values, nearest.indices + last)
             return
-        i, j = places_of(better)
+        i, j = true_positions(better)
         values = squares[i, j]
         if turned:
             i, j = j, i
@@ -73,7 +73,7 @@ class Nearest:
         merged = torch.cat([self.values[rows], values], dim=1)
         chosen = merged.topk(self.values.shape[1], dim=1, largest=False, sorted=True)
         self.values[rows] = chosen.values
-        self.places[rows] = torch.cat([self.places[rows], columns], dim=1).gather(1, chosen.indices)
+        self.columns[rows] = torch.cat([self.columns[rows], columns], dim=1).gather(1, chosen.indices)
 
 
 def below(values: Tensor, bounds: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def below(values: Tensor, bounds: Tensor) -> Tensor:
     return torch.from_numpy(np.less(values.numpy(), bounds.numpy()))
 
 
-def places_of(flags: Tensor) -> tuple[Tensor, Tensor]:
+def true_positions(flags: Tensor) -> tuple[Tensor, Tensor]:
     """Rows and columns of what is true in a matrix, row by row; on the CPU by NumPy, for the same reason."""
     if flags.device.type != "cpu":
         i, j = flags.nonzero(as_tuple=True)

@@ -8,8 +8,8 @@ Definitions: Kynkaanniemi et al. 2019 (improved precision and recall) and Naeem 
 (density and coverage). ``r_k(x)`` is the distance of ``x`` to its k-th neighbour in its own set, itself left out;
 every comparison with a radius is strict.
 
-How it is computed: squared distances come in blocks from a float32 matrix product of the centred rows; whatever lies
-within the rounding error of a radius is settled again in float64, from the differences themselves. The result is
+How it is computed: squared distances come in blocks from a float32 matrix product of the centred rows; a distance
+within the rounding error of a radius is computed again in float64, from the differences themselves. The result is
 therefore that of exact arithmetic (duplicates are at distance zero), at the price of a float32 product, in memory that
 does not grow with N times M. A set's distances to itself are computed once for both of a pair.
 """
@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from t2ikit.metrics.distribution.nearest import Nearest, below, places_of
+from t2ikit.metrics.distribution.nearest import Nearest, below, true_positions
 
 BLOCK_ENTRIES = 2**23  # distances held at a time: 32 MiB of float32
 PAIR_ENTRIES = 2**18  # feature values held at a time when pairs are settled in float64
@@ -40,7 +40,7 @@ class PRDCPreset:
         k: which neighbour gives the radius.
         distance: "euclidean" or "cosine".
         chunks: both sets are cut into that many runs of consecutive rows, scored apart and averaged.
-        rows: at most that many rows of each set, drawn at random without replacement; None = all.
+        rows: at most that many rows of each set, taken at random without replacement; None = all.
     """
 
     k: int
@@ -131,7 +131,7 @@ def prdc_preset(
         real: [N, D] features of real images.
         fake: [M, D] features of generated images.
         preset: a key of ``PRESETS``.
-        seed: of the rows drawn by presets that take a subset (dgm-eval itself does not seed here).
+        seed: of the rows that presets with a subset take (dgm-eval itself does not seed here).
 
     Returns:
         As ``prdc``.
@@ -145,13 +145,13 @@ def prdc_preset(
     first, second = torch.as_tensor(real), torch.as_tensor(fake)
     if chosen.rows is not None:
         generator = torch.Generator().manual_seed(seed)
-        first, second = (_draw(rows, chosen.rows, generator) for rows in (first, second))
+        first, second = (_subset(rows, chosen.rows, generator) for rows in (first, second))
     pairs = list(zip(first.chunk(chosen.chunks), second.chunk(chosen.chunks), strict=True))
-    scores = [prdc(one, other, chosen.k, chosen.distance) for one, other in pairs]
+    scores = [prdc(real_chunk, fake_chunk, chosen.k, chosen.distance) for real_chunk, fake_chunk in pairs]
     return {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}
 
 
-def _draw(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def _subset(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """At most ``count`` of the rows [N, D], without replacement."""
     if len(rows) <= count:
         return rows
@@ -190,7 +190,7 @@ def _prepare(real: Tensor, fake: Tensor, distance: str) -> tuple[_Rows, _Rows]:
     elif distance != "euclidean":
         raise ValueError(f"distance must be 'euclidean' or 'cosine'; got {distance!r}")
     centre = real.mean(dim=0, dtype=torch.float64)
-    bounds = [bound(dim=0).to(torch.float64) - centre for part in (real, fake) for bound in (part.amax, part.amin)]
+    bounds = [bound(dim=0).to(torch.float64) - centre for rows in (real, fake) for bound in (rows.amax, rows.amin)]
     largest = float(torch.stack(bounds).abs().max())
     scale = 2.0 ** -math.frexp(largest)[1] if largest > 0 else 1.0
     return _rows(real, centre, scale), _rows(fake, centre, scale)
@@ -211,10 +211,10 @@ def _rows(features: Tensor, centre: Tensor, scale: float) -> _Rows:
     centred = torch.empty(features.shape, dtype=torch.float32, device=features.device)
     square = torch.empty(len(features), dtype=torch.float64, device=features.device)
     for start in range(0, len(features), CHUNK):
-        part = slice(start, start + CHUNK)
-        exact = (features[part].to(torch.float64) - centre) * scale
-        square[part] = exact.square().sum(dim=1)
-        centred[part] = exact
+        chunk = slice(start, start + CHUNK)
+        exact = (features[chunk].to(torch.float64) - centre) * scale
+        square[chunk] = exact.square().sum(dim=1)
+        centred[chunk] = exact
     return _Rows(features, centred, square, scale)
 
 
@@ -238,10 +238,10 @@ def _exact(rows: _Rows, others: _Rows, i: Tensor, j: Tensor) -> Tensor:
     step = max(1, PAIR_ENTRIES // rows.exact.shape[1])
     settled = rows.square.new_empty(len(i))
     for start in range(0, len(i), step):
-        part = slice(start, start + step)
-        difference = rows.exact[i[part]].to(torch.float64)
-        difference -= others.exact[j[part]]
-        settled[part] = difference.mul_(rows.scale).square_().sum(dim=1)
+        chunk = slice(start, start + step)
+        difference = rows.exact[i[chunk]].to(torch.float64)
+        difference -= others.exact[j[chunk]]
+        settled[chunk] = difference.mul_(rows.scale).square_().sum(dim=1)
     return settled
 
 
@@ -261,19 +261,19 @@ def _radii(rows: _Rows, k: int) -> Tensor:
         nearest.add(squares, start, start)
         if stop < count:
             nearest.add(squares[:, stop - start :], start, stop, turned=True)
-    return _settle(rows, nearest.values, nearest.places, k + 1)
+    return _settle(rows, nearest.values, nearest.columns, k + 1)
 
 
-def _settle(rows: _Rows, values: Tensor, places: Tensor, rank: int) -> Tensor:
+def _settle(rows: _Rows, values: Tensor, columns: Tensor, rank: int) -> Tensor:
     """The ``rank``-th smallest exact squared distance [N] float64, from the sorted nearest [N, K] float32 of each."""
     table, error = values.to(torch.float64), _error(rows, rows)
     approximate = table[:, rank - 1].clone()
     # Only what rounding cannot tell from the rank-th value decides it; the rest is surely nearer or farther.
     i, j = ((table - approximate[:, None]).abs() <= 2 * error[:, None]).nonzero(as_tuple=True)
-    table[i, j] = _exact(rows, rows, i, places[i, j])
+    table[i, j] = _exact(rows, rows, i, columns[i, j])
     radii = table.kthvalue(rank, dim=1).values
     if values.shape[1] < len(rows):
-        # Where so many are alike that the kept ones may not hold the answer, the whole row is settled.
+        # Where so many distances are equal that the kept ones may not hold the answer, the whole row is computed.
         crowded = (values[:, -1] - approximate <= 2 * error).nonzero()[:, 0]
         for row in crowded.tolist():
             every = torch.arange(len(rows), device=crowded.device)
@@ -289,7 +289,7 @@ def _inside(squares: Tensor, radii: Tensor, error: Tensor, rows: _Rows, others: 
     possible = below(squares, torch.nextafter(edge, torch.full_like(edge, math.inf)))
     unsure = _any(possible ^ inside, dim=1).nonzero()[:, 0]
     if len(unsure):
-        i, j = places_of(possible[unsure] ^ inside[unsure])
+        i, j = true_positions(possible[unsure] ^ inside[unsure])
         i = unsure[i]
         inside[i, j] = _exact(rows, others, i + start, j) < radii.expand(squares.shape)[i, j]
     return inside

@@ -15,7 +15,7 @@ import json
 import re
 from abc import abstractmethod
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -107,28 +107,30 @@ def extract(features: FeatureExtractor, part: Samples, batch_size: int) -> Tenso
     return torch.cat([torch.empty(0, features.dim), *feature_batches(features, part, batch_size)])
 
 
+@dataclass(eq=False)
 class ComparedMetric(Metric):
     """A metric that compares the features of the generated images with those of a reference set.
 
-    The reference is that of the samples, or that of a file of statistics.
-
     Attributes:
-        features: the network.
-        batch_size: images a pass of it.
-        path: file of statistics; None takes the reference images of the samples.
+        features: the feature network; its name is part of the fingerprint.
+        batch_size: images a pass of the network.
+        name: put before the scores' names, where a snapshot has two of these (``dinov2/frechet_distance``).
+        reference_statistics: file of ``write_reference``, instead of the reference images of the samples. One without
+            features serves the Frechet distance alone.
+        path: of that file, or None.
     """
 
-    def __init__(
-        self, features: FeatureExtractor, batch_size: int, name: str | None, reference_statistics: str | None
-    ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-        self.features = features
-        self.batch_size = batch_size
-        self.name = name
-        self.path = None if reference_statistics is None else Path(reference_statistics).expanduser()
+    features: FeatureExtractor
+    batch_size: int = field(default=64, kw_only=True)
+    name: str | None = field(default=None, kw_only=True)
+    reference_statistics: str | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {self.batch_size}")
+        self.path = None if self.reference_statistics is None else Path(self.reference_statistics).expanduser()
         if self.path is None:
-            self.statistics_file = re.sub(r"[^A-Za-z0-9.]+", "_", features.name).strip("_") + ".npz"
+            self.statistics_file = re.sub(r"[^A-Za-z0-9.]+", "_", self.features.name).strip("_") + ".npz"
         elif not self.path.is_file():
             raise FileNotFoundError(
                 f"no reference statistics {self.path}: set {OPTION} to a file of t2ikit.metrics.write_reference"
@@ -162,7 +164,13 @@ class ComparedMetric(Metric):
 
     def reference_moments(self, samples: Samples) -> Moments:
         """The reference's mean and covariance; ValueError for those of another network or set, naming the field."""
-        return Moments.of(self._rows(samples)) if self.path is None else self._statistics(samples).moments
+        if self.path is not None:
+            return self._statistics(samples).moments
+        kept, key = samples.reference_rows, ("moments", self.reference_key(samples))
+        if key not in kept:
+            kept[key] = Moments.of(self._rows(samples))
+        moments: Moments = kept[key]
+        return moments
 
     def reference_features(self, samples: Samples) -> Tensor | None:
         """The reference's features [M, D], or None where the file was written without them; ValueError as above."""

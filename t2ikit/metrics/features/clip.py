@@ -13,6 +13,7 @@ that for comparison with numbers made so.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -57,48 +58,41 @@ def pooled_position(ids: Tensor, end: int, legacy: bool = False) -> Tensor:
     return ends.to(torch.int64).argmax(dim=1)
 
 
+@dataclass(eq=False)
 class CLIPEncoder(NetworkHolder):
-    """Projected embeddings of images and captions, float32, not normalised; weights loaded at the first use."""
+    """Projected embeddings of images and captions, float32, not normalised; weights are loaded at the first use.
 
-    def __init__(
-        self,
-        model: str,
-        revision: str | None = None,
-        pipeline: str = "clip_224",
-        legacy: bool = False,
-        option: str = "init_args.model",
-        tokenizer: str | None = None,
-    ) -> None:
-        """Names the model.
+    Attributes:
+        model: a CLIP model of transformers with its tokenizer: repository or local folder.
+        revision: commit, branch or tag of the repository.
+        pipeline: pixel pipeline of the images.
+        legacy: reproduce the loss of the end token in captions over 77 tokens.
+        option: what an error message names.
+        tokenizer: repository or local folder of the tokenizer; None takes the model's own.
+    """
 
-        Args:
-            model: a CLIP model of transformers with its tokenizer: repository or local folder.
-            revision: commit, branch or tag of the repository.
-            pipeline: pixel pipeline of the images.
-            legacy: reproduce the loss of the end token in captions over 77 tokens.
-            option: what an error message names.
-            tokenizer: repository or local folder of the tokenizer; None takes the model's own.
-        """
-        self.model = model
-        self.revision = revision
-        self.pipeline = pipeline
-        self.legacy = legacy
-        self.option = option
-        self.tokenizer = tokenizer
-        self._settings = describe_pipeline(pipeline)
+    model: str
+    revision: str | None = None
+    pipeline: str = "clip_224"
+    legacy: bool = False
+    option: str = "init_args.model"
+    tokenizer: str | None = None
+
+    def __post_init__(self) -> None:
+        self._settings = describe_pipeline(self.pipeline)
         self._loaded: tuple[Any, Any, str] | None = None
 
     def _load(self) -> tuple[Any, Any, str]:
         if self._loaded is None:
             from transformers import AutoTokenizer, CLIPModel
 
-            network, found = load_pretrained(CLIPModel, self.model, self.revision, self.option, TOKENIZER_FILES)
-            source = self.tokenizer or found.folder
+            network, folder = load_pretrained(CLIPModel, self.model, self.revision, self.option, TOKENIZER_FILES)
+            source = self.tokenizer or folder.folder
             try:
                 tokenizer = AutoTokenizer.from_pretrained(source)
             except (OSError, ValueError) as error:
                 raise FileNotFoundError(f"no tokenizer at {source} ({error}): correct {self.option}") from error
-            self._loaded = (network.float(), tokenizer, found.reference.sha256)  # files may hold half precision
+            self._loaded = (network.float(), tokenizer, folder.reference.sha256)  # files may hold half precision
         return self._loaded
 
     @property
@@ -128,8 +122,8 @@ class CLIPEncoder(NetworkHolder):
         ids = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=device)
         with torch.autocast(device.type, enabled=False):
             states = network.text_model(input_ids=ids).last_hidden_state
-            place = pooled_position(ids, end, self.legacy)
-            return network.text_projection(states[torch.arange(len(rows), device=device), place])
+            position = pooled_position(ids, end, self.legacy)
+            return network.text_projection(states[torch.arange(len(rows), device=device), position])
 
     def fingerprint(self) -> dict[str, Any]:
         """Model, hash of its weights and tokenizer, pixel pipeline, and the legacy switch."""

@@ -8,6 +8,7 @@ Shape legend::
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -67,14 +68,14 @@ class _RandomConvNet(nn.Module):
         generator = torch.Generator().manual_seed(seed)
 
         def weights(*shape: int, fan_in: int) -> Tensor:
-            # Uniform numbers are whole multiples of 2^-24: the same bits on every machine (a normal draw is not).
+            # Uniform numbers are whole multiples of 2^-24: the same bits on every machine (normal ones are not).
             uniform = torch.rand(shape, generator=generator, dtype=torch.float32) * 2.0 - 1.0
             return uniform * (6.0 / fan_in) ** 0.5
 
         pairs = list(zip(self.CHANNELS[:-1], self.CHANNELS[1:], strict=True))
-        for number, (before, after) in enumerate(pairs):
-            self.register_buffer(f"kernel_{number}", weights(after, before, 3, 3, fan_in=9 * before))
-            self.register_buffer(f"bias_{number}", weights(after, fan_in=6) * 0.1)
+        for stage, (before, after) in enumerate(pairs):
+            self.register_buffer(f"kernel_{stage}", weights(after, before, 3, 3, fan_in=9 * before))
+            self.register_buffer(f"bias_{stage}", weights(after, fan_in=6) * 0.1)
         width = 2 * sum(self.CHANNELS[1:]) + 4 * self.CHANNELS[-1]
         self.register_buffer("projection", weights(width, dim, fan_in=width))
         self.stages = len(pairs)
@@ -83,37 +84,37 @@ class _RandomConvNet(nn.Module):
         """[B, 3, H, W] uint8 -> [B, D] float32."""
         x = images.to(torch.float32) / 127.5 - 1.0
         described = []
-        for number in range(self.stages):
-            if number:
+        for stage in range(self.stages):
+            if stage:
                 x = nn.functional.avg_pool2d(x, 2)
             x = nn.functional.pad(x, (1, 1, 1, 1), mode="replicate")
-            x = nn.functional.conv2d(x, self.get_buffer(f"kernel_{number}"), self.get_buffer(f"bias_{number}"))
+            x = nn.functional.conv2d(x, self.get_buffer(f"kernel_{stage}"), self.get_buffer(f"bias_{stage}"))
             x = nn.functional.leaky_relu(x, 0.1)
             described += [x.mean(dim=(2, 3)), x.std(dim=(2, 3), correction=0)]
         described.append(nn.functional.adaptive_avg_pool2d(x, 2).flatten(1))
         return torch.cat(described, dim=1) @ self.get_buffer("projection")
 
 
+@dataclass(eq=False)
 class RandomConvFeatures(FeatureExtractor):
-    """A seeded random convolutional network, for scores where no pretrained network can be had.
+    """A seeded random convolutional network, for scores without a pretrained network.
 
     Its distances rank models on one data set; they are not comparable with any published number. Works on any image
     of 16 pixels a side or more, without a resize. The weights are the same bits on every machine.
+
+    Attributes:
+        dim: number of features.
+        seed: of the weights.
     """
 
-    def __init__(self, dim: int = 64, seed: int = 0) -> None:
-        """Builds the network.
+    dim: int = 64
+    seed: int = 0
 
-        Args:
-            dim: number of features.
-            seed: of the weights.
-        """
-        if dim < 1:
-            raise ValueError(f"dim must be at least 1; got {dim}")
-        self.dim = dim
-        self.seed = seed
-        self.name = f"random_conv_{dim}_seed{seed}"
-        self._network = _RandomConvNet(dim, seed).eval()
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise ValueError(f"dim must be at least 1; got {self.dim}")
+        self.name = f"random_conv_{self.dim}_seed{self.seed}"
+        self._network = _RandomConvNet(self.dim, self.seed).eval()
         self._sha256 = state_sha256(self._network.state_dict())
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ local folder or the Hub by revision; their hash is part of every fingerprint.
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -67,57 +68,60 @@ class _NetworkFeatures(FeatureExtractor):
         return {"features": self.name, "features_sha256": self._network_and_hash()[1], **self._settings}
 
 
+@dataclass(eq=False)
 class InceptionFeatures(_NetworkFeatures):
-    """Inception v3 pool3, 2048 features, for FID and KID. The variants give other numbers and never mix."""
+    """Inception v3 pool3, 2048 features, for FID and KID. The variants give other numbers and never mix.
 
-    def __init__(self, variant: str = "clean", weights: str | None = None) -> None:
-        """Names the variant; weights are loaded at the first use.
+    Attributes:
+        variant: "clean" (clean-fid), "legacy_pytorch" (pytorch-fid), "torch_fidelity" (the ImageNet papers' own metric
+            code) or "torchmetrics": how images reach 299 x 299.
+        weights: local file ``pt_inception-2015-12-05-6726825d.pth``; None downloads it through torch's hub.
+    """
 
-        Args:
-            variant: "clean" (clean-fid), "legacy_pytorch" (pytorch-fid), "torch_fidelity" (the ImageNet papers' own
-                metric code) or "torchmetrics": how images reach 299 x 299.
-            weights: local file ``pt_inception-2015-12-05-6726825d.pth``; None downloads it through torch's hub.
-        """
-        if variant not in INCEPTION_VARIANTS:
-            raise ValueError(f"variant must be one of {', '.join(INCEPTION_VARIANTS)}; got {variant!r}")
-        super().__init__(f"inception_{variant}", DIM, f"inception_{variant}")
-        self.weights = weights
+    variant: str = "clean"
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.variant not in INCEPTION_VARIANTS:
+            raise ValueError(f"variant must be one of {', '.join(INCEPTION_VARIANTS)}; got {self.variant!r}")
+        super().__init__(f"inception_{self.variant}", DIM, f"inception_{self.variant}")
 
     def _load(self) -> tuple[nn.Module, str]:
         network = load_inception(self.weights)
         return network, state_sha256(network.state_dict())
 
 
+@dataclass(eq=False)
 class DINOv2Features(_NetworkFeatures):
     """DINOv2, the class token after the final norm, as dgm-eval and the ImageNet papers compute FD-DINOv2.
 
-    The position table is brought from its training size to 224 pixels by the rule of the original code (a bicubic
+    The position table is resized from its training size to 224 pixels by the rule of the original code (a bicubic
     resize by the factor (patches + 0.1) / table side); transformers' own rule gives slightly other features.
+
+    Attributes:
+        model: a Dinov2 model of transformers: repository or local folder.
+        revision: commit, branch or tag of the repository.
+        dim: width of the class token, 1024 for ViT-L.
     """
 
-    def __init__(self, model: str = "facebook/dinov2-large", revision: str | None = None, dim: int = 1024) -> None:
-        """Names the model; weights are loaded at the first use.
+    model: str = "facebook/dinov2-large"
+    revision: str | None = None
+    dim: int = 1024
 
-        Args:
-            model: a Dinov2 model of transformers: repository or local folder.
-            revision: commit, branch or tag of the repository.
-            dim: width of the class token, 1024 for ViT-L.
-        """
-        super().__init__(f"dinov2:{model}", dim, "dinov2")
-        self.model = model
-        self.revision = revision
+    def __post_init__(self) -> None:
+        super().__init__(f"dinov2:{self.model}", self.dim, "dinov2")
 
     def _load(self) -> tuple[nn.Module, str]:
         from transformers import Dinov2Model
 
-        network, found = load_pretrained(Dinov2Model, self.model, self.revision, "features.init_args.model")
+        network, folder = load_pretrained(Dinov2Model, self.model, self.revision, "features.init_args.model")
         _check_width(network.config.hidden_size, self.dim, self.model)
         embeddings = network.embeddings
         patches = 224 // network.config.patch_size
         embeddings.position_embeddings = nn.Parameter(
             position_table(embeddings.position_embeddings, patches), requires_grad=False
         )
-        return network, found.reference.sha256
+        return network, folder.reference.sha256
 
     def _features(self, network: nn.Module, pixels: Tensor) -> Tensor:
         return network(pixels).last_hidden_state[:, 0]
@@ -143,39 +147,35 @@ def position_table(table: Tensor, patches: int, offset: float = 0.1) -> Tensor:
     return torch.cat([table[:, :1].detach(), resized.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
 
 
+@dataclass(eq=False)
 class CLIPFeatures(_NetworkFeatures):
-    """CLIP image embeddings, projected; of length one unless told otherwise. CMMD takes ViT-L/14 at 336 pixels."""
+    """CLIP image embeddings, projected, by default of length one. CMMD takes ViT-L/14 at 336 pixels.
 
-    def __init__(
-        self,
-        model: str = "openai/clip-vit-large-patch14-336",
-        revision: str | None = None,
-        dim: int = 768,
-        pipeline: str = "cmmd_336",
-        unit_length: bool = True,
-    ) -> None:
-        """Names the model; weights are loaded at the first use.
+    Attributes:
+        model: a CLIP model of transformers: repository or local folder.
+        revision: commit, branch or tag of the repository.
+        dim: width of the projection, 768 for ViT-L.
+        pipeline: pixel pipeline, such as "cmmd_336", "cmmd_224" (with a 224 pixel model) or "clip_224".
+        unit_length: divide each embedding by its length.
+    """
 
-        Args:
-            model: a CLIP model of transformers: repository or local folder.
-            revision: commit, branch or tag of the repository.
-            dim: width of the projection, 768 for ViT-L.
-            pipeline: pixel pipeline, such as "cmmd_336", "cmmd_224" (with a 224 pixel model) or "clip_224".
-            unit_length: divide each embedding by its length.
-        """
-        super().__init__(f"clip:{model}", dim, pipeline)
-        self.model = model
-        self.revision = revision
-        self.unit_length = unit_length
+    model: str = "openai/clip-vit-large-patch14-336"
+    revision: str | None = None
+    dim: int = 768
+    pipeline: str = "cmmd_336"
+    unit_length: bool = True
+
+    def __post_init__(self) -> None:
+        super().__init__(f"clip:{self.model}", self.dim, self.pipeline)
 
     def _load(self) -> tuple[nn.Module, str]:
         from transformers import CLIPVisionModelWithProjection
 
-        network, found = load_pretrained(
+        network, folder = load_pretrained(
             CLIPVisionModelWithProjection, self.model, self.revision, "features.init_args.model"
         )
         _check_width(network.config.projection_dim, self.dim, self.model)
-        return network, found.reference.sha256
+        return network, folder.reference.sha256
 
     def _features(self, network: nn.Module, pixels: Tensor) -> Tensor:
         embeddings = network(pixel_values=pixels).image_embeds
@@ -186,6 +186,6 @@ class CLIPFeatures(_NetworkFeatures):
         return {**super().fingerprint(), "unit_length": self.unit_length}
 
 
-def _check_width(found: int, dim: int, model: str) -> None:
-    if found != dim:
-        raise ValueError(f"{model} gives {found} features, dim says {dim}: set features.init_args.dim to {found}")
+def _check_width(width: int, dim: int, model: str) -> None:
+    if width != dim:
+        raise ValueError(f"{model} gives {width} features, dim says {dim}: set features.init_args.dim to {width}")

@@ -104,10 +104,10 @@ def bilinear_tensorflow1(images: Tensor, size: tuple[int, int]) -> Tensor:
     """
     weights, neighbours = [], []
     for length, wanted in zip(images.shape[-2:], size, strict=True):
-        place = torch.arange(wanted, dtype=torch.float32) * torch.tensor(length / wanted, dtype=torch.float32)
-        low = place.long().clamp(max=length - 1)
+        source = torch.arange(wanted, dtype=torch.float32) * torch.tensor(length / wanted, dtype=torch.float32)
+        low = source.long().clamp(max=length - 1)
         neighbours.append((low.to(images.device), (low + 1).clamp(max=length - 1).to(images.device)))
-        weights.append((place - low).to(images.device))
+        weights.append((source - low).to(images.device))
     (top, bottom), (left, right) = neighbours
     rows = []
     for row in (top, bottom):
@@ -155,7 +155,7 @@ def _cmmd(size: int, planes: Tensor) -> Tensor:
 
 
 def short_side(height: int, width: int, size: int) -> tuple[int, int]:
-    """(height, width) after the short side is brought to ``size``; the long one is cut to a whole pixel."""
+    """(height, width) after the short side is resized to ``size``; the long one is cut to a whole pixel."""
     if height <= width:
         return size, int(size * width / height)
     return int(size * height / width), size
@@ -214,7 +214,7 @@ def preprocess_batch(name: str, images: Tensor) -> Tensor:
 
 
 def describe_pipeline(name: str) -> dict[str, Any]:
-    """The fingerprint entry of a pipeline; ValueError when there is none of that name."""
+    """The fingerprint entry of a pipeline; ValueError for an unknown name."""
     if name not in PIPELINES:
         raise ValueError(f"unknown pixel pipeline {name!r}; there are {', '.join(PIPELINES)}")
     return {"resize": name}

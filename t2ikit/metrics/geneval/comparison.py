@@ -21,7 +21,7 @@ def compare_results(
         first, second: two ``results.jsonl`` of the same prompts, of this kit or of the official program.
         resamples: of the bootstrap.
         confidence: of the intervals.
-        seed: of the draws.
+        seed: of the bootstrap.
 
     Returns:
         task -> difference, in the order of the first run, then "overall".
@@ -33,8 +33,8 @@ def compare_results(
         ``for name, found in compare_results("a/results.jsonl", "b/results.jsonl").items(): print(name, found)``
     """
     runs = [_by_prompt(read_results(path)) for path in (first, second)]
-    for one, other, path in ((runs[0], runs[1], second), (runs[1], runs[0], first)):
-        lacking = [key for key in one if key not in other]
+    for run, counterpart, path in ((runs[0], runs[1], second), (runs[1], runs[0], first)):
+        lacking = [key for key in run if key not in counterpart]
         if lacking:
             raise ValueError(
                 f"{first} and {second} are of unlike prompts and cannot be paired: {len(lacking)} prompts have no "
@@ -49,13 +49,13 @@ def compare_results(
 
 
 def _by_prompt(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[float]]:
-    """(task, prompt) -> its verdicts; prompts are told apart by their metadata."""
-    found: dict[tuple[str, str], list[float]] = {}
+    """(task, prompt) -> its verdicts; the metadata tell prompts apart."""
+    verdicts: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         metadata = row["metadata"]
         if isinstance(metadata, str):
             with suppress(json.JSONDecodeError):  # any text tells prompts apart
                 metadata = json.loads(metadata)
         key = metadata if isinstance(metadata, str) else metadata_key(metadata)
-        found.setdefault((row["tag"], key), []).append(float(row["correct"]))
-    return found
+        verdicts.setdefault((row["tag"], key), []).append(float(row["correct"]))
+    return verdicts

@@ -85,27 +85,27 @@ def postprocess(
     probabilities = class_logits.float().softmax(dim=1)[:, :classes].flatten()
     best = probabilities.topk(min(max_detections, len(probabilities)))
     queries, labels = best.indices // classes, best.indices % classes
-    used, place = queries.unique(return_inverse=True)
+    used, row = queries.unique(return_inverse=True)
     masks = torch.empty(len(used), *image_size, dtype=torch.bool, device=mask_logits.device)
     certainty = torch.empty(len(used), device=mask_logits.device)
-    for number, query in enumerate(used.tolist()):
+    for index, query in enumerate(used.tolist()):
         logits = mask_logits[query][None, None].float()
         logits = interpolate(logits, size=padded_size, mode="bilinear", align_corners=False)
         logits = logits[..., : resized_size[0], : resized_size[1]]
         logits = interpolate(logits, size=image_size, mode="bilinear", align_corners=False)[0, 0]
-        masks[number] = logits > 0
-        inside = masks[number].float()
-        certainty[number] = (logits.sigmoid() * inside).sum() / (inside.sum() + 1e-6)
-    return Instances(labels, best.values * certainty[place], mask_boxes(masks)[place], masks[place])
+        masks[index] = logits > 0
+        inside = masks[index].float()
+        certainty[index] = (logits.sigmoid() * inside).sum() / (inside.sum() + 1e-6)
+    return Instances(labels, best.values * certainty[row], mask_boxes(masks)[row], masks[row])
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
     """Tight boxes [K, 4] float32 of masks [K, H, W], the far side one pixel on; zeros for an empty mask."""
     columns, rows = masks.any(dim=1), masks.any(dim=2)
     boxes = torch.zeros(len(masks), 4, device=masks.device)
-    for number in rows.any(dim=1).nonzero()[:, 0].tolist():
-        x, y = columns[number].nonzero()[:, 0], rows[number].nonzero()[:, 0]
-        boxes[number] = torch.stack([x[0], y[0], x[-1] + 1, y[-1] + 1]).float()
+    for index in rows.any(dim=1).nonzero()[:, 0].tolist():
+        x, y = columns[index].nonzero()[:, 0], rows[index].nonzero()[:, 0]
+        boxes[index] = torch.stack([x[0], y[0], x[-1] + 1, y[-1] + 1]).float()
     return boxes
 
 
@@ -151,7 +151,7 @@ def color_crop(image: Tensor, box: Sequence[float] | Tensor, mask: Tensor | None
     if x1 <= x0 or y1 <= y0:
         raise ValueError(f"box {(x0, y0, x1, y1)} is empty")
     height, width = image.shape[1:]
-    # Negative padding crops; what lies outside is filled with black.
+    # Negative padding crops; what is outside the image becomes black.
     return pad(image, (-x0, x1 - width, -y0, y1 - height))
 
 
@@ -218,12 +218,12 @@ class Mask2FormerDetector(NetworkHolder):
         if self._loaded is None:
             from transformers import Mask2FormerForUniversalSegmentation
 
-            network, found = load_pretrained(
+            network, folder = load_pretrained(
                 Mask2FormerForUniversalSegmentation, self.model, self.revision, "detector.init_args.model"
             )
             if network.config.num_labels != len(CLASSES):
                 raise ValueError(f"{self.model} has {network.config.num_labels} classes, GenEval needs COCO's 80")
-            self._loaded = (network, found.reference.sha256)
+            self._loaded = (network, folder.reference.sha256)
         return self._loaded
 
     @torch.no_grad()
@@ -243,18 +243,18 @@ class Mask2FormerDetector(NetworkHolder):
 
     def __call__(self, image: Tensor) -> list[dict[str, Any]]:
         """Detections of an image [3, H, W] uint8, best first: {"class", "box", "score", "color"}."""
-        found = self.instances(image)
-        rows = [i for i in found.scores.argsort(descending=True).tolist() if float(found.scores[i]) > self.threshold]
+        seen = self.instances(image)
+        rows = [i for i in seen.scores.argsort(descending=True).tolist() if float(seen.scores[i]) > self.threshold]
         colors: dict[int, str] = {}
-        for label in {int(found.labels[i]) for i in rows}:
-            members = [i for i in rows if int(found.labels[i]) == label]
-            crops = [color_crop(image, found.boxes[i], found.masks[i]) for i in members]
+        for label in {int(seen.labels[i]) for i in rows}:
+            members = [i for i in rows if int(seen.labels[i]) == label]
+            crops = [color_crop(image, seen.boxes[i], seen.masks[i]) for i in members]
             colors.update(zip(members, self.color(crops, CLASSES[label]), strict=True))
         return [
             {
-                "class": CLASSES[int(found.labels[i])],
-                "box": found.boxes[i].tolist(),
-                "score": float(found.scores[i]),
+                "class": CLASSES[int(seen.labels[i])],
+                "box": seen.boxes[i].tolist(),
+                "score": float(seen.scores[i]),
                 "color": colors[i],
             }
             for i in rows

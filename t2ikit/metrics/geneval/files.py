@@ -35,7 +35,7 @@ class PromptFolder:
 
 
 def metadata_key(metadata: Mapping[str, Any]) -> str:
-    """Text that is equal for equal metadata, in whatever order its keys stand."""
+    """Text that is equal for equal metadata, whatever the order of its keys."""
     return json.dumps(metadata, sort_keys=True)
 
 
@@ -59,18 +59,18 @@ def read_metadata(path: str | Path, option: str = "path") -> list[dict[str, Any]
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a line that is none of the benchmark; names file, line and what was expected.
+        ValueError: a line that does not belong to the benchmark; names file, line and what was expected.
     """
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(
             f"no GenEval metadata {file}: set {option} to evaluation_metadata.jsonl of github.com/djghosh13/geneval"
         )
-    rows = [(number, _json(line, f"{file}, line {number}")) for number, line in _lines(file)]
+    rows = [(line_number, _json(line, f"{file}, line {line_number}")) for line_number, line in _lines(file)]
     if not rows:
         raise ValueError(f"{file} holds no line: expected one JSON object a prompt")
-    for number, row in rows:
-        check_metadata(row, f"{file}, line {number}")
+    for line_number, row in rows:
+        check_metadata(row, f"{file}, line {line_number}")
     return [row for _, row in rows]
 
 
@@ -81,7 +81,7 @@ def write_folder(
 
     Args:
         folder: an empty one; it is made.
-        samples: images with the benchmark's metadata; those of one prompt may stand anywhere.
+        samples: images with the benchmark's metadata; in any order.
         facts: how they were made, for the text entries of the PNG files.
         grid: also ``grid.png``, all images of a prompt side by side.
 
@@ -89,7 +89,7 @@ def write_folder(
         The image files, in the order of the samples.
 
     Raises:
-        ValueError: metadata that is none of GenEval's, or a folder that is not empty.
+        ValueError: metadata that does not belong to GenEval, or a folder that is not empty.
     """
     root = Path(folder)
     if root.is_dir() and any(root.iterdir()):
@@ -97,16 +97,16 @@ def write_folder(
     _check_samples(samples)
     paths = [root / name for name in picture_names(samples.metadata)]
     rows: dict[Path, list[int]] = {}
-    for number, path in enumerate(paths):
-        rows.setdefault(path.parent.parent, []).append(number)
-    for place, numbers in rows.items():
-        metadata = samples.metadata[numbers[0]]
-        (place / "samples").mkdir(parents=True)
-        write_whole(place / "metadata.jsonl", json.dumps(metadata))
-        for number in numbers:
-            save_png(samples.images[number].cpu(), paths[number], {"prompt": _text(samples, number), **(facts or {})})
+    for index, path in enumerate(paths):
+        rows.setdefault(path.parent.parent, []).append(index)
+    for prompt_folder, indices in rows.items():
+        metadata = samples.metadata[indices[0]]
+        (prompt_folder / "samples").mkdir(parents=True)
+        write_whole(prompt_folder / "metadata.jsonl", json.dumps(metadata))
+        for index in indices:
+            save_png(samples.images[index].cpu(), paths[index], {"prompt": _text(samples, index), **(facts or {})})
         if grid:
-            save_grid(samples.images[numbers].cpu(), place / "grid.png")
+            save_grid(samples.images[indices].cpu(), prompt_folder / "grid.png")
     return paths
 
 
@@ -124,10 +124,10 @@ def find_prompt_folders(folder: str | Path) -> list[PromptFolder]:
     for path in folders:
         if not path.name.isdecimal() and (path / "metadata.jsonl").exists():
             raise ValueError(f"{path}: the folder of a prompt is named by digits alone (00000, 00001, ...): rename it")
-    found = sorted((path for path in folders if path.name.isdecimal()), key=lambda path: (int(path.name), path.name))
-    if not found:
+    numbered = sorted((path for path in folders if path.name.isdecimal()), key=lambda path: (int(path.name), path.name))
+    if not numbered:
         raise FileNotFoundError(f"no folder of a prompt (00000, 00001, ...) in {root}: it is not in GenEval's layout")
-    return [PromptFolder(path, _metadata(path), _pictures(path)) for path in found]
+    return [PromptFolder(path, _metadata(path), _pictures(path)) for path in numbered]
 
 
 def read_images(folder: str | Path, metadata: Sequence[Mapping[str, Any]]) -> Tensor:
@@ -144,22 +144,20 @@ def read_images(folder: str | Path, metadata: Sequence[Mapping[str, Any]]) -> Te
         FileNotFoundError, ValueError: see `find_prompt_folders`; a prompt that is not there or has another number of
             pictures; or pictures that are broken or of unlike sizes.
     """
-    found = {metadata_key(one.metadata): one for one in find_prompt_folders(folder)}
+    by_metadata = {metadata_key(prompt.metadata): prompt for prompt in find_prompt_folders(folder)}
     wanted: dict[str, int] = {}
-    places = []
+    chosen = []
     for entry in metadata:
         key = metadata_key(entry)
-        if key not in found:
+        if key not in by_metadata:
             raise ValueError(f"no folder in {folder} has the metadata of the prompt {entry.get('prompt')!r}")
-        places.append((found[key], wanted.get(key, 0)))
+        chosen.append((by_metadata[key], wanted.get(key, 0)))
         wanted[key] = wanted.get(key, 0) + 1
     for key, count in wanted.items():
-        if len(found[key].pictures) != count:
-            raise ValueError(
-                f"{found[key].folder} holds {len(found[key].pictures)} pictures, {count} are asked for: set "
-                "images_per_prompt"
-            )
-    return read_pictures([one.pictures[number] for one, number in places])
+        if len(by_metadata[key].pictures) != count:
+            pictures = f"{by_metadata[key].folder} holds {len(by_metadata[key].pictures)} pictures"
+            raise ValueError(f"{pictures}, {count} are asked for: set images_per_prompt")
+    return read_pictures([prompt.pictures[index] for prompt, index in chosen])
 
 
 def results_text(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -178,8 +176,8 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
     if not file.is_file():
         raise FileNotFoundError(f"no GenEval results {file}: name a results.jsonl")
     rows = []
-    for number, line in _lines(file):
-        where = f"{file}, line {number}"
+    for line_number, line in _lines(file):
+        where = f"{file}, line {line_number}"
         row = _json(line, where)
         missing = sorted({"tag", "correct", "metadata"} - set(row if isinstance(row, dict) else ()))
         if missing:
@@ -195,12 +193,12 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
 def _check_samples(samples: Samples) -> None:
     if len(samples) == 0 or len(samples.metadata) != len(samples):
         raise ValueError(f"GenEval needs images with its metadata; got {len(samples)} and {len(samples.metadata)}")
-    for number, entry in enumerate(samples.metadata):
-        check_metadata(entry, f"image {number}")
+    for index, entry in enumerate(samples.metadata):
+        check_metadata(entry, f"image {index}")
 
 
-def _text(samples: Samples, number: int) -> str:
-    return samples.prompts[number] if samples.prompts else str(samples.metadata[number]["prompt"])
+def _text(samples: Samples, index: int) -> str:
+    return samples.prompts[index] if samples.prompts else str(samples.metadata[index]["prompt"])
 
 
 def _metadata(folder: Path) -> dict[str, Any]:
@@ -234,7 +232,7 @@ def _lines(file: Path) -> list[tuple[int, str]]:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is no UTF-8 text ({error})") from error
-    return [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    return [(line_number, line) for line_number, line in enumerate(text.split("\n"), start=1) if line.strip()]
 
 
 def _json(line: str, where: str) -> Any:

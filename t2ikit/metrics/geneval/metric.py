@@ -1,8 +1,7 @@
 """GenEval: its verdicts summed up by the official rule, and the metric that a snapshot computes.
 
 Source: Ghosh et al., "GenEval: an object-focused framework for evaluating text-to-image alignment", 2023. The rules of
-a verdict are in ``geneval_rules``, the official files in ``geneval_files``, a comparison of two runs in
-``geneval_comparison``.
+a verdict are in ``rules.py``, the official files in ``files.py``, a comparison of two runs in ``comparison.py``.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from types import FunctionType
 from typing import Any
 
@@ -45,8 +44,9 @@ class Scores(dict[str, float]):
 def summarize(rows: Iterable[Mapping[str, Any]]) -> Scores:
     """Scores of a run by the official rule, with standard errors.
 
-    The overall score is the unweighted mean over tasks of the share of correct images. Images of one prompt are alike,
-    so errors are clustered: SE of a task = sd(prompt means) / sqrt(prompts), SE overall = sqrt(sum SE^2) / tasks.
+    The overall score is the unweighted mean over tasks of the share of correct images. Images of one prompt depend on
+    each other, so errors are clustered: SE of a task = sd(prompt means) / sqrt(prompts),
+    SE overall = sqrt(sum SE^2) / tasks.
 
     Args:
         rows: one an image, with "tag", "correct" and "metadata" (the JSON text that tells prompts apart; a mapping is
@@ -56,10 +56,10 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> Scores:
         ValueError: there is no row, or one lacks a key.
     """
     prompts: dict[str, dict[str, list[float]]] = {}
-    for number, row in enumerate(rows, start=1):
+    for row_number, row in enumerate(rows, start=1):
         missing = {"tag", "correct", "metadata"} - set(row)
         if missing:
-            raise ValueError(f"GenEval results: row {number} lacks {sorted(missing)}")
+            raise ValueError(f"GenEval results: row {row_number} lacks {sorted(missing)}")
         key = row["metadata"] if isinstance(row["metadata"], str) else metadata_key(row["metadata"])
         prompts.setdefault(row["tag"], {}).setdefault(key, []).append(float(bool(row["correct"])))
     if not prompts:
@@ -83,38 +83,36 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> Scores:
     return scores
 
 
+@dataclass(eq=False)
 class GenEval(Metric):
-    """GenEval's tasks on the images of a snapshot whose prompts carry the benchmark's metadata."""
+    """GenEval's tasks on the images of a snapshot whose prompts carry the benchmark's metadata.
 
-    def __init__(
-        self, detector: Callable[[Tensor], Detections], rules: Rules | None = None, name: str | None = None
-    ) -> None:
-        """Settings.
+    Attributes:
+        detector: image uint8 [3, H, W] -> detections as `keep` takes them, with a "color" each.
+        rules: the numbers of the protocol; None takes the official ones.
+        name: put before the scores' names, where a snapshot has two of these.
+    """
 
-        Args:
-            detector: image uint8 [3, H, W] -> detections as `keep` takes them, with a "color" each.
-            rules: the numbers of the protocol.
-            name: put before the scores' names, where a snapshot has two of these.
-        """
-        self.detector = detector
-        self.rules = rules or Rules()
-        self.name = name
+    detector: Callable[[Tensor], Detections]
+    rules: Rules | None = None
+    name: str | None = None
+    unit = "share"
 
     def check(self, samples: Samples) -> None:
-        """Refuses samples whose metadata are none of GenEval's."""
+        """Refuses samples whose metadata do not belong to GenEval."""
         if len(samples) == 0 or not samples.metadata:
             raise ValueError("GenEval needs images with its metadata: take the prompts from GenEvalPrompts")
-        for number, metadata in enumerate(samples.metadata):
-            check_metadata(metadata, f"GenEval, image {number}")
+        for index, metadata in enumerate(samples.metadata):
+            check_metadata(metadata, f"GenEval, image {index}")
 
     def observe(self, part: Samples) -> Rows:
         """Rows of the official results.jsonl, without "filename"."""
-        rows = []
-        for one in part.batches(1, "GenEval"):
-            (metadata,) = one.metadata
-            kept = keep(self.detector(one.images[0]), metadata["tag"], self.rules)
-            correct, reason = verdict(metadata, kept, self.rules)
-            details = {name: [one.box.tolist() for one in boxes] for name, boxes in kept.items()}
+        rows, rules = [], self.rules or Rules()
+        for sample in part.batches(1, "GenEval"):
+            (metadata,) = sample.metadata
+            kept = keep(self.detector(sample.images[0]), metadata["tag"], rules)
+            correct, reason = verdict(metadata, kept, rules)
+            details = {name: [detection.box.tolist() for detection in detections] for name, detections in kept.items()}
             row = {"tag": metadata["tag"], "prompt": metadata["prompt"], "correct": correct, "reason": reason}
             rows.append({**row, "metadata": json.dumps(metadata), "details": json.dumps(details)})
         return rows
@@ -142,4 +140,4 @@ class GenEval(Metric):
         else:
             kind = self.detector if isinstance(self.detector, FunctionType) else type(self.detector)
             detector = {"features": f"{kind.__module__}.{kind.__qualname__}"}
-        return {**detector, "metric": "geneval", "rules": asdict(self.rules)}
+        return {**detector, "metric": "geneval", "rules": asdict(self.rules or Rules())}

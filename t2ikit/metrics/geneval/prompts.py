@@ -83,7 +83,7 @@ def read_extended(path: str | Path, originals: Sequence[str], option: str) -> li
     if not file.is_file():
         raise FileNotFoundError(f"no extended prompts {file}: set {option}")
     lines = [line.strip() for line in read_utf8(file).rstrip("\n").split("\n")]
-    empty = [number for number, line in enumerate(lines, start=1) if not line]
+    empty = [line_number for line_number, line in enumerate(lines, start=1) if not line]
     if empty:
         raise ValueError(f"{file}, line {empty[0]}: expected the extended text of a prompt; got an empty line")
     if not lines[0].startswith("{"):
@@ -100,14 +100,14 @@ def read_extended(path: str | Path, originals: Sequence[str], option: str) -> li
 
 
 def _pairs(file: Path, lines: Iterable[str]) -> Iterable[tuple[str, str]]:
-    for number, line in enumerate(lines, start=1):
+    for line_number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{file}, line {number}: expected a JSON object ({error})") from error
-        if number == 1 and isinstance(row, dict) and "kind" in row:
+            raise ValueError(f"{file}, line {line_number}: expected a JSON object ({error})") from error
+        if line_number == 1 and isinstance(row, dict) and "kind" in row:
             continue
         texts = [row.get(key) for key in ("prompt", "extended")] if isinstance(row, dict) else [None]
         if not all(isinstance(text, str) and text.strip() for text in texts):
-            raise ValueError(f"{file}, line {number}: expected the texts 'prompt' and 'extended'")
+            raise ValueError(f"{file}, line {line_number}: expected the texts 'prompt' and 'extended'")
         yield str(texts[0]), str(texts[1]).strip()

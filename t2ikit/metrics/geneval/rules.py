@@ -70,15 +70,15 @@ def keep(detections: Detections, tag: str, rules: Rules | None = None) -> dict[s
     rules = rules or Rules()
     threshold = np.float32(rules.counting_threshold if tag == "counting" else rules.threshold)
     kept: dict[str, list[Kept]] = {}
-    for name, found in _by_class(detections).items():
-        scores = np.array([one.box[4] for one in found], dtype=np.float32)
+    for name, boxes in _by_class(detections).items():
+        scores = np.array([box.box[4] for box in boxes], dtype=np.float32)
         order = [int(i) for i in np.argsort(scores, kind="stable")[::-1] if scores[i] > threshold][: rules.max_objects]
         best: list[Kept] = []
         while order:
-            first, order = found[order[0]], order[1:]
+            first, order = boxes[order[0]], order[1:]
             best.append(first)
             if rules.max_overlap != 1:
-                order = [i for i in order if overlap(first.box, found[i].box) < rules.max_overlap]
+                order = [i for i in order if overlap(first.box, boxes[i].box) < rules.max_overlap]
         if best:
             kept[name] = best
     return kept
@@ -98,20 +98,20 @@ def check_metadata(metadata: Any, where: str) -> None:
     if metadata["tag"] not in TASKS:
         refuse(f"unknown task {metadata['tag']!r}; 'tag' is one of {', '.join(TASKS)}")
     clauses = [metadata["include"], metadata.get("exclude", [])]
-    if not all(isinstance(part, list) for part in clauses) or not clauses[0]:
+    if not all(isinstance(listed, list) for listed in clauses) or not clauses[0]:
         refuse("'include' is a list of at least one clause, 'exclude' a list")
-    for number, clause in enumerate([*clauses[0], *clauses[1]]):
+    for index, clause in enumerate([*clauses[0], *clauses[1]]):
         if not isinstance(clause, Mapping) or not {"class", "count"} <= set(clause):
-            refuse(f"clause {number} needs a 'class' and a 'count'")
+            refuse(f"clause {index} needs a 'class' and a 'count'")
         count = clause["count"]
         if not isinstance(count, int) or count < 1:
-            refuse(f"clause {number} ({clause['class']}): 'count' is a whole number from 1; got {count!r}")
+            refuse(f"clause {index} ({clause['class']}): 'count' is a whole number from 1; got {count!r}")
         if clause.get("color", COLORS[0]) not in COLORS:
-            refuse(f"clause {number} ({clause['class']}): unknown color {clause['color']!r}; {', '.join(COLORS)}")
+            refuse(f"clause {index} ({clause['class']}): unknown color {clause['color']!r}; {', '.join(COLORS)}")
         relation, target = clause.get("position", (RELATIONS[0], 0))
-        if relation not in RELATIONS or ("position" in clause and not 0 <= target < number):
+        if relation not in RELATIONS or ("position" in clause and not 0 <= target < index):
             refuse(
-                f"clause {number} ({clause['class']}): 'position' is [relation, number of an earlier clause] with one "
+                f"clause {index} ({clause['class']}): 'position' is [relation, number of an earlier clause] with one "
                 f"of {', '.join(RELATIONS)}; got {clause['position']!r}"
             )
 
@@ -134,7 +134,7 @@ def judge(metadata: Mapping[str, Any], detections: Detections, rules: Rules | No
 
 
 def relations(box: np.ndarray, target: np.ndarray, position_threshold: float = 0.1) -> list[str]:
-    """Where ``box`` lies as seen from ``target``: none, one or two of "left of", "right of", "above", "below".
+    """Where ``box`` is as seen from ``target``: none, one or two of "left of", "right of", "above", "below".
 
     The offset of the centres is reduced on each axis by ``position_threshold`` of the two sizes (not below 0), divided
     by the length of the unreduced offset, and compared with +-0.5. Both boxes are float32 [4] or longer.
@@ -163,16 +163,16 @@ def overlap(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _by_class(detections: Detections) -> dict[str, list[Kept]]:
-    found: dict[str, list[Kept]] = {}
+    kept: dict[str, list[Kept]] = {}
     if isinstance(detections, Mapping):
         for name, boxes in detections.items():
-            found[name] = [_one(name, box) for box in boxes]
+            kept[name] = [_one(name, box) for box in boxes]
     else:
-        for one in detections:
-            if "class" not in one:
-                raise ValueError(f"GenEval: a detection in a list needs a 'class'; got the keys {sorted(one)}")
-            found.setdefault(one["class"], []).append(_one(one["class"], one))
-    return found
+        for detection in detections:
+            if "class" not in detection:
+                raise ValueError(f"GenEval: a detection in a list needs a 'class'; got the keys {sorted(detection)}")
+            kept.setdefault(detection["class"], []).append(_one(detection["class"], detection))
+    return kept
 
 
 def _one(name: str, detection: Any) -> Kept:
@@ -197,8 +197,8 @@ def verdict(metadata: Mapping[str, Any], kept: Mapping[str, list[Kept]], rules: 
     reasons: list[str] = []
     groups: list[list[Kept] | None] = []
     for clause in metadata.get("include", []):
-        reason, found = _include(clause, kept, groups, rules)
-        groups.append(None if reason else found)
+        reason, boxes = _include(clause, kept, groups, rules)
+        groups.append(None if reason else boxes)
         reasons += [reason] if reason else []
     for clause in metadata.get("exclude", []):
         count = len(kept.get(clause["class"], []))
@@ -212,26 +212,26 @@ def _include(
 ) -> tuple[str, list[Kept]]:
     """Why an include clause fails ("" = it holds), and the boxes it looked at."""
     name, count = clause["class"], clause["count"]
-    found = kept.get(name, [])[:count]
-    if len(found) < count:
-        return f"expected {name}>={count}, found {len(found)}", found
+    boxes = kept.get(name, [])[:count]
+    if len(boxes) < count:
+        return f"expected {name}>={count}, found {len(boxes)}", boxes
     if "color" in clause:
-        wanted, colors = clause["color"], [one.color for one in found]
+        wanted, colors = clause["color"], [box.color for box in boxes]
         if None in colors:
             raise ValueError(f"GenEval: the prompt asks for a {wanted} {name}, but a detection of it has no 'color'")
         if colors.count(wanted) < count:
             seen = ", ".join(f"{colors.count(color)} {color}" for color in COLORS if color in colors)
-            return f"expected {wanted} {name}>={count}, found {colors.count(wanted)} {wanted}; and {seen}", found
+            return f"expected {wanted} {name}>={count}, found {colors.count(wanted)} {wanted}; and {seen}", boxes
     if "position" in clause:
         wanted, target = clause["position"]
         if not 0 <= target < len(groups):
             raise ValueError(f"GenEval: the position of {name!r} points to clause {target}, which is not before it")
         others = groups[target]
         if others is None:
-            return f"no target for {name} to be {wanted}", found
-        for one in found:
-            for other in others:
-                seen_relations = relations(one.box, other.box, rules.position_threshold)
+            return f"no target for {name} to be {wanted}", boxes
+        for box in boxes:
+            for target_box in others:
+                seen_relations = relations(box.box, target_box.box, rules.position_threshold)
                 if wanted not in seen_relations:
-                    return f"expected {name} {wanted} target, found {' and '.join(seen_relations)} target", found
-    return "", found
+                    return f"expected {name} {wanted} target, found {' and '.join(seen_relations)} target", boxes
+    return "", boxes

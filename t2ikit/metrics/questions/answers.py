@@ -51,7 +51,7 @@ def first_word(answer: str) -> str:
 
 
 def yes_or_no(answer: str) -> str:
-    """``plain``, cut to its first word where that is yes or no: fits yes-no questions and free ones alike."""
+    """``plain``, cut to its first word where that is yes or no: fits yes-no questions and free ones."""
     return first_word(answer) if first_word(answer) in ("yes", "no") else plain(answer)
 
 
@@ -82,7 +82,7 @@ class QuestionAnswerer(NetworkHolder, ABC):
 
         Args:
             images: [N, 3, H, W] uint8, on the device that the model shall run on.
-            questions: N questions, one an image; for several questions the image stands there several times.
+            questions: N questions, one an image; an image with several questions is repeated.
             choices: what may be answered to each question, or None; models that answer freely do not look at it.
         """
 
@@ -126,7 +126,7 @@ class AnswerBook:
         """Opens the book of this model and these images.
 
         Args:
-            folder: where books lie; a book's name comes from the model and the images.
+            folder: of the books; a book's name comes from the model and the images.
             answerer: the model.
             images: [N, 3, H, W] uint8.
 
@@ -191,7 +191,7 @@ def ask_all(
     device: torch.device | str = "cpu",
     quiet: bool = False,
 ) -> AnswerBook:
-    """Answers to all questions: from the book where they stand in it, else from the model.
+    """Answers to all questions: from the book if it has them, else from the model.
 
     The book is written every half minute, at the end, and when the judging is interrupted.
 
@@ -199,7 +199,7 @@ def ask_all(
         answerer: the model.
         images: [N, 3, H, W] uint8.
         asked: the questions; equal ones are asked once.
-        folder: where books lie; None takes ``answers`` in the kit's cache (``$T2IKIT_CACHE``).
+        folder: of the books; None takes ``answers`` in the kit's cache (``$T2IKIT_CACHE``).
         label: of the progress bar.
         device: where the model runs.
         quiet: show no progress bar.
@@ -208,15 +208,15 @@ def ask_all(
         The book, which holds an answer to every question of ``asked``.
     """
     book = AnswerBook(folder or cache_folder() / "answers", answerer, images)
-    waiting = list({book.key(one): one for one in asked if one not in book}.values())
+    waiting = list({book.key(question): question for question in asked if question not in book}.values())
     with tqdm(total=len(waiting), desc=label, unit="question", disable=quiet or None) as bar:
         try:
             saved = time.monotonic()
             for start in range(0, len(waiting), answerer.batch_size):
-                part = waiting[start : start + answerer.batch_size]
-                for one, answer in zip(part, _ask(answerer, images, part, device), strict=True):
-                    book[one] = answer
-                bar.update(len(part))
+                batch = waiting[start : start + answerer.batch_size]
+                for question, answer in zip(batch, _ask(answerer, images, batch, device), strict=True):
+                    book[question] = answer
+                bar.update(len(batch))
                 if time.monotonic() - saved > SAVE_SECONDS:
                     book.save()
                     saved = time.monotonic()
@@ -228,8 +228,8 @@ def ask_all(
 
 def _ask(answerer: QuestionAnswerer, images: Tensor, asked: Sequence[Asked], device: torch.device | str) -> list[str]:
     """Free answers to one batch, whose questions all have choices or all have none."""
-    choices = [list(one.choices) for one in asked if one.choices is not None]
+    choices = [list(question.choices) for question in asked if question.choices is not None]
     if choices and len(choices) != len(asked):
         raise ValueError("questions with and without choices cannot be asked together")
-    shown = images[[one.image for one in asked]].to(device)
-    return answerer.free_answers(shown, [one.question for one in asked], choices or None)
+    shown = images[[question.image for question in asked]].to(device)
+    return answerer.free_answers(shown, [question.question for question in asked], choices or None)

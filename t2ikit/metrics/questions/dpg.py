@@ -133,7 +133,8 @@ def group(rows: Iterable[Mapping[str, Any]], mode: str = "official") -> dict[str
     Raises:
         ValueError: an unknown mode, or a dependency that is no list of numbers (the official scorer stops there, too).
     """
-    _check_mode(mode)
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
     items: dict[str, Item] = {}
     previous = None
     for index, row in enumerate(rows):
@@ -182,11 +183,6 @@ def score(rows: Iterable[Mapping[str, Any]], answers: Answers, mode: str = "offi
     return run.scores()
 
 
-def _check_mode(mode: str) -> None:
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
-
-
 class _Run:
     """Scores item by item."""
 
@@ -227,25 +223,28 @@ class _Run:
         broad: dict[str, list[tuple[str, float]]] = {}
         for name, values in self.pooled.items():
             broad.setdefault(name.split("-")[0].strip(), []).extend(values)
+        (of_broad, broad_errors), (of_narrow, narrow_errors) = _categories(broad), _categories(self.pooled)
         return {
             "overall": 100 * float(np.mean(averages)),
             "standard_error": 100 * clustered_error(averages),
-            "L1": {name: _percent(values) for name, values in sorted(broad.items())},
-            "L1_errors": {name: _percent_error(values) for name, values in sorted(broad.items())},
-            "L2": {name: _percent(values) for name, values in sorted(self.pooled.items())},
-            "L2_errors": {name: _percent_error(values) for name, values in sorted(self.pooled.items())},
+            "L1": of_broad,
+            "L1_errors": broad_errors,
+            "L2": of_narrow,
+            "L2_errors": narrow_errors,
             "items": self.items,
             "failed": self.failed,
             "n_vqa_calls": self.asked,
         }
 
 
-def _percent(pooled: Sequence[tuple[str, float]]) -> float:
-    return 100 * float(np.mean([value for _, value in pooled]))
-
-
-def _percent_error(pooled: Sequence[tuple[str, float]]) -> float:
-    return 100 * clustered_error([value for _, value in pooled], [item for item, _ in pooled])
+def _categories(pooled: Mapping[str, Sequence[tuple[str, float]]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Percentage and standard error of each category; the items are clusters."""
+    percentages, errors = {}, {}
+    for name, pairs in sorted(pooled.items()):
+        items, values = zip(*pairs, strict=True)
+        percentages[name] = 100 * float(np.mean(values))
+        errors[name] = 100 * clustered_error(values, items)
+    return percentages, errors
 
 
 def category(question: str) -> str:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 from t2ikit.metrics.base import Result, Rows, Samples
-from t2ikit.metrics.questions.answers import QuestionAnswerer
 from t2ikit.metrics.questions.dpg import MODES, group, read_questions, score
 from t2ikit.metrics.questions.metric import Question, QuestionMetric, slug
 
 
+@dataclass(eq=False)
 class DPGBench(QuestionMetric):
     """DPG-Bench (Hu et al. 2024): 1,065 dense prompts, officially four images each, in the order of the grid.
 
     The images' metadata carry ``item_id``. The official score asks mPLUG-large (``MPLUGAnswerer``); with any other
     model the number is another one, and its fingerprint says so.
+
+    Attributes:
+        questions: local file ``dpg_bench.csv`` of the benchmark.
+        mode: "official" (the scorer's numbers with its quirks, the one to report) or "fixed" (what the protocol says);
+            see ``t2ikit.metrics.questions.dpg``.
 
     Example:
         >>> metric = DPGBench("dpg_bench.csv", BlipAnswerer())  # doctest: +SKIP
@@ -23,44 +29,28 @@ class DPGBench(QuestionMetric):
         71.3
     """
 
+    mode: str = "official"
     score_name = "dpg_bench"
+    unit = "percent"
 
-    def __init__(
-        self,
-        questions: str,
-        answerer: QuestionAnswerer,
-        mode: str = "official",
-        answers: str | None = None,
-        name: str | None = None,
-    ) -> None:
-        """Settings.
-
-        Args:
-            questions: local file ``dpg_bench.csv`` of the benchmark.
-            answerer: as in ``QuestionMetric``.
-            mode: "official" (the scorer's numbers with its quirks, the one to report) or "fixed" (what the protocol
-                says); see ``t2ikit.metrics.questions.dpg``.
-            answers: as in ``QuestionMetric``.
-            name: as in ``QuestionMetric``.
-        """
-        super().__init__(questions, answerer, answers, name)
-        if mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
-        self.mode = mode
-        self.rows = read_questions(self.questions)
-        self.items = group(self.rows, mode)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}; got {self.mode!r}")
+        self.rows = read_questions(self.path)
+        self.items = group(self.rows, self.mode)
 
     def questions_of(self, item: str) -> list[Question]:
         """The item's; in mode "official" none where the table has none, since the official scorer leaves it out."""
         if item not in self.items and self.mode == "fixed":
-            raise ValueError(f"DPG-Bench: item {item!r} of the images has no questions in {self.questions}")
+            raise ValueError(f"DPG-Bench: item {item!r} of the images has no questions in {self.path}")
         return [Question(text) for text in self.items[item].questions.values()] if item in self.items else []
 
     def score(self, samples: Samples, rows: Rows) -> Result:
         """``dpg_bench`` in percent, then ``dpg_bench/<category>``, the broad categories first; warns of items
         without a score."""
         answers = {
-            item: [dict(zip(self.items[item].questions, one, strict=True)) if one else {} for one in images]
+            item: [dict(zip(self.items[item].questions, given, strict=True)) if given else {} for given in images]
             for item, images in self.read_answers(samples, rows).items()
         }
         scores = score(self.rows, answers, self.mode)

@@ -67,13 +67,13 @@ def write_grids(samples: Samples, folder: str | Path) -> list[Path]:
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     files = []
-    for item, places in images_of_items(samples, "a DPG-Bench grid").items():
+    for item, indices in images_of_items(samples, "a DPG-Bench grid").items():
         if "." in item or "/" in item:
             raise ValueError(
                 f"item_id {item!r} cannot name a grid: the official scorer reads names up to the first dot"
             )
         files.append(Path(folder) / f"{item}.png")
-        save_png(join_grid(samples.images[places]).cpu(), files[-1])
+        save_png(join_grid(samples.images[indices]).cpu(), files[-1])
     return files
 
 
@@ -90,9 +90,9 @@ def read_grids(folder: str | Path, count: int = 4) -> Samples:
     """
     paths = find_pictures(Path(folder))
     items = [path.name.split(".")[0] for path in paths]
-    for number, item in enumerate(items):
-        if item in items[:number]:
-            raise ValueError(f"{paths[number]} and {paths[items.index(item)]} both hold item {item!r}: remove one")
+    for index, item in enumerate(items):
+        if item in items[:index]:
+            raise ValueError(f"{paths[index]} and {paths[items.index(item)]} both hold item {item!r}: remove one")
     grids = read_pictures(paths)
     images = []
     for path, grid in zip(paths, grids, strict=True):

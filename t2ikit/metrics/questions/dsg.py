@@ -8,12 +8,12 @@ are here; "official" is the script's and gives the published table.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
 
 from t2ikit.metrics.base import Result, Rows, Samples
-from t2ikit.metrics.questions.answers import QuestionAnswerer
 from t2ikit.metrics.questions.dpg import Item, read_questions
 from t2ikit.metrics.questions.metric import Question, QuestionMetric, images_of_items
 from t2ikit.metrics.statistics import clustered_error
@@ -53,8 +53,8 @@ class DSGScores(TypedDict):
 
 def category(item_id: str) -> str:
     """The category of a prompt by its id; ValueError when none fits."""
-    for part, name in CATEGORIES:
-        if part in item_id:
+    for letters, name in CATEGORIES:
+        if letters in item_id:
             return name
     raise ValueError(f"item_id {item_id!r} belongs to no DSG-1k category: it contains none of {CATEGORIES}")
 
@@ -108,7 +108,7 @@ def _group(rows: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Item], list[str
         item.tuples[question] = row.get("tuple")
         item.questions[question] = str(row.get("question_natural_language", ""))
         try:
-            item.parents[question] = [int(part) for part in str(row["dependency"]).split(",")]
+            item.parents[question] = [int(number) for number in str(row["dependency"]).split(",")]
         except ValueError:
             item.parents[question] = []
             if name not in unfiltered:
@@ -142,46 +142,35 @@ def _image_score(name: str, item: Item, answers: Mapping[Any, str], mode: str) -
     return 100 * sum(counted.values()) / len(counted)
 
 
+@dataclass(eq=False)
 class DSG(QuestionMetric):
     """DSG-1k (Cho et al. 2024): 1,060 prompts with 8,182 yes-no questions, one image each or more.
 
     The images' metadata carry ``item_id``. The published tables ask PaLI-17B, which is not to be had, and mPLUG-large;
     the number depends on the model, which its fingerprint names.
+
+    Attributes:
+        questions: local file ``dsg-1k-anns.csv`` of the benchmark.
+        mode: "official" (children follow their parents' plain answers) or "cascading"; see the head of this file.
+        whole: every item of the table must have an image; False scores those that have one.
     """
 
+    mode: str = "official"
+    whole: bool = True
     score_name = "dsg"
+    unit = "percent"
 
-    def __init__(
-        self,
-        questions: str,
-        answerer: QuestionAnswerer,
-        mode: str = "official",
-        whole: bool = True,
-        answers: str | None = None,
-        name: str | None = None,
-    ) -> None:
-        """Settings.
-
-        Args:
-            questions: local file ``dsg-1k-anns.csv`` of the benchmark.
-            answerer: as in ``QuestionMetric``.
-            mode: "official" (children follow their parents' plain answers) or "cascading"; see the head of this file.
-            whole: every item of the table must have an image; False scores those that have one.
-            answers: as in ``QuestionMetric``.
-            name: as in ``QuestionMetric``.
-        """
-        super().__init__(questions, answerer, answers, name)
-        if mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
-        self.mode = mode
-        self.whole = whole
-        self.rows = read_questions(self.questions, strict=False)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}; got {self.mode!r}")
+        self.rows = read_questions(self.path, strict=False)
         self.items = _group(self.rows)[0]
 
     def questions_of(self, item: str) -> list[Question]:
         """The item's; ValueError where the table has none."""
         if item not in self.items:
-            raise ValueError(f"DSG: item {item!r} of the images has no questions in {self.questions}")
+            raise ValueError(f"DSG: item {item!r} of the images has no questions in {self.path}")
         return [Question(text) for text in self.items[item].questions.values()]
 
     def check(self, samples: Samples) -> None:
@@ -191,14 +180,14 @@ class DSG(QuestionMetric):
         lacking = [item for item in self.items if item not in images]
         if lacking and self.whole:
             raise ValueError(
-                f"DSG: {len(lacking)} items of {self.questions} have no image, the first one is {lacking[0]!r}; draw "
-                "them, or set init_args.whole to false"
+                f"DSG: {len(lacking)} items of {self.path} have no image, the first one is {lacking[0]!r}; "
+                "sample them, or set init_args.whole to false"
             )
 
     def score(self, samples: Samples, rows: Rows) -> Result:
         """``dsg`` in percent, then ``dsg/<category>``."""
         answers = {
-            item: [dict(zip(self.items[item].questions, one, strict=True)) for one in images]
+            item: [dict(zip(self.items[item].questions, given, strict=True)) for given in images]
             for item, images in self.read_answers(samples, rows).items()
         }
         scores = score([row for row in self.rows if row["item_id"] in answers], answers, self.mode)

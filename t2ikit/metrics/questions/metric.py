@@ -6,7 +6,7 @@ import json
 import re
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,33 +37,29 @@ class Answered:
     answers: list[tuple[Asked, str]]
 
 
+@dataclass(eq=False)
 class QuestionMetric(Metric):
     """A benchmark of prompts with questions; the prompts' metadata name their ``item_id``.
 
     Attributes:
+        questions: the benchmark's local file of questions.
+        answerer: the model that answers; one of ``t2ikit.metrics.questions.models``.
+        answers: folder where answers are kept, so that an interrupted judging goes on; None takes the kit's cache.
+        name: put before the scores' names, where a snapshot has two of these.
+        path: of the file of questions.
         score_name: of its main score, and the start of the others'.
     """
 
-    score_name: str
+    questions: str
+    answerer: QuestionAnswerer
+    answers: str | None = field(default=None, kw_only=True)
+    name: str | None = field(default=None, kw_only=True)
+    score_name = ""
 
-    def __init__(
-        self, questions: str, answerer: QuestionAnswerer, answers: str | None = None, name: str | None = None
-    ) -> None:
-        """Settings.
-
-        Args:
-            questions: the benchmark's local file of questions.
-            answerer: the model that answers; one of ``t2ikit.metrics.questions.models``.
-            answers: folder where answers are kept, so that an interrupted judging goes on; None takes the kit's cache.
-            name: put before the scores' names, where a snapshot has two of these.
-        """
-        path = Path(questions).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(f"{type(self).__name__}: no file of questions {path}; set init_args.questions")
-        self.questions = path
-        self.answerer = answerer
-        self.answers = None if answers is None else Path(answers).expanduser()
-        self.name = name
+    def __post_init__(self) -> None:
+        self.path = Path(self.questions).expanduser()
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{type(self).__name__}: no file of questions {self.path}; set init_args.questions")
 
     @abstractmethod
     def questions_of(self, item: str) -> Sequence[Question]:
@@ -73,21 +69,22 @@ class QuestionMetric(Metric):
         """Refuses images without an ``item_id``, or none at all, or none with questions."""
         items = images_of_items(samples, type(self).__name__)
         if not [question for item in items for question in self.questions_of(item)]:
-            raise ValueError(f"{type(self).__name__}: no image has questions in {self.questions}")
+            raise ValueError(f"{type(self).__name__}: no image has questions in {self.path}")
 
     def observe(self, part: Samples) -> Rows:
         """``Answered``: from earlier judgings where the same model was asked about the same image before."""
         asked = [
-            Asked(image, question.text, question.choices)
+            Asked(image, wanted.text, wanted.choices)
             for image, metadata in enumerate(part.metadata)
-            for question in self.questions_of(str(metadata["item_id"]))
+            for wanted in self.questions_of(str(metadata["item_id"]))
         ]
+        folder = None if self.answers is None else Path(self.answers).expanduser()
         book = ask_all(
-            self.answerer, part.images, asked, self.answers, self.score_name, device=part.device, quiet=part.first > 0
+            self.answerer, part.images, asked, folder, self.score_name, device=part.device, quiet=part.first > 0
         )
         answered = [Answered(image_hash, []) for image_hash in book.image_hashes]
-        for one in asked:
-            answered[one.image].answers.append((one, book[one]))
+        for question in asked:
+            answered[question.image].answers.append((question, book[question]))
         return answered
 
     def read_answers(self, samples: Samples, rows: Rows) -> dict[str, list[list[str]]]:
@@ -118,12 +115,12 @@ class QuestionMetric(Metric):
 
     def fingerprint(self) -> dict[str, Any]:
         """The benchmark, the hash of its questions, the answering model with its weights."""
-        described = {"metric": self.score_name, "questions_sha256": sha256_of(self.questions)}
+        described = {"metric": self.score_name, "questions_sha256": sha256_of(self.path)}
         return {**self.answerer.fingerprint(), **described}
 
 
 def images_of_items(samples: Samples, metric: str) -> dict[str, list[int]]:
-    """The images' indices by ``item_id``, in the order in which they stand.
+    """The images' indices by ``item_id``, in the order of their first image.
 
     Raises:
         ValueError: no images, or an image whose metadata has no ``item_id``.
@@ -132,17 +129,17 @@ def images_of_items(samples: Samples, metric: str) -> dict[str, list[int]]:
         raise ValueError(f"{metric} needs images")
     items: dict[str, list[int]] = {}
     metadata = samples.metadata or [{}]
-    for number, entry in enumerate(metadata):
+    for index, entry in enumerate(metadata):
         if "item_id" not in entry:
             raise ValueError(
-                f"{metric}: image {number} has no metadata with an 'item_id': take the prompts from a source that "
+                f"{metric}: image {index} has no metadata with an 'item_id': take the prompts from a source that "
                 "names them"
             )
-        items.setdefault(str(entry["item_id"]), []).append(number)
+        items.setdefault(str(entry["item_id"]), []).append(index)
     return items
 
 
 def slug(category: str) -> str:
     """A category as part of a score's name: ``attribute - color`` becomes ``attribute-color``."""
-    parts = [re.sub(r"[^a-z0-9]+", "_", part).strip("_") for part in category.lower().split("-")]
-    return "-".join(parts)
+    words = [re.sub(r"[^a-z0-9]+", "_", word).strip("_") for word in category.lower().split("-")]
+    return "-".join(words)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -42,16 +43,28 @@ def pictures(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()) for image in images]
 
 
+@dataclass(eq=False)
 class TransformersAnswerer(QuestionAnswerer):
-    """A model of transformers with its processor, loaded at the first question."""
+    """A model of transformers with its processor, loaded at the first question.
 
-    def __init__(self, model: str, revision: str | None, dtype: str, batch_size: int, reading: str) -> None:
-        super().__init__(batch_size, reading)
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
-        self.model = model
-        self.revision = revision
-        self.dtype = dtype
+    Attributes:
+        model: repository or local folder.
+        revision: commit, branch or tag of the repository.
+        dtype: of the weights: "float32", "bfloat16", "float16", or "auto" for that of the file.
+        batch_size: questions a pass.
+        reading: how answers are read, see ``t2ikit.metrics.questions.answers.READINGS``.
+    """
+
+    model: str
+    revision: str | None = None
+    dtype: str = field(default="float32", kw_only=True)
+    batch_size: int = field(default=32, kw_only=True)
+    reading: str = field(default="as_is", kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__init__(self.batch_size, self.reading)
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {self.dtype!r}")
         self._found: PretrainedFolder | None = None
         self._loaded: tuple[Any, Any] | None = None
 
@@ -91,33 +104,19 @@ class TransformersAnswerer(QuestionAnswerer):
         }
 
 
+@dataclass(eq=False)
 class BlipAnswerer(TransformersAnswerer):
-    """BLIP fine-tuned for questions (Li et al. 2022): answers freely, in a word or two."""
+    """BLIP fine-tuned for questions (Li et al. 2022): answers freely, in a word or two.
 
-    def __init__(
-        self,
-        model: str = "Salesforce/blip-vqa-capfilt-large",
-        revision: str | None = None,
-        max_new_tokens: int = 10,
-        num_beams: int = 1,
-        dtype: str = "float32",
-        batch_size: int = 32,
-        reading: str = "as_is",
-    ) -> None:
-        """Names the model.
+    Attributes:
+        model: a ``BlipForQuestionAnswering``: repository or local folder.
+        max_new_tokens: of an answer.
+        num_beams: of the search; 1 is greedy.
+    """
 
-        Args:
-            model: a ``BlipForQuestionAnswering``: repository or local folder.
-            revision: commit, branch or tag of the repository.
-            max_new_tokens: of an answer.
-            num_beams: of the search; 1 is greedy.
-            dtype: of the weights: "float32", "bfloat16", "float16", or "auto" for that of the file.
-            batch_size: questions a pass.
-            reading: how answers are read, see ``t2ikit.metrics.questions.answers.READINGS``.
-        """
-        super().__init__(model, revision, dtype, batch_size, reading)
-        self.max_new_tokens = max_new_tokens
-        self.num_beams = num_beams
+    model: str = "Salesforce/blip-vqa-capfilt-large"
+    max_new_tokens: int = 10
+    num_beams: int = 1
 
     def _model_class(self) -> Any:
         from transformers import BlipForQuestionAnswering
@@ -129,22 +128,22 @@ class BlipAnswerer(TransformersAnswerer):
         """Answers to one batch; an image that comes several times is encoded once."""
         network, processor = self._load()
         network = network.to(images.device)
-        unique, place = images.flatten(1).unique(dim=0, return_inverse=True)
+        unique, rows_of = images.flatten(1).unique(dim=0, return_inverse=True)
         shown = processor.image_processor(pictures(unique.unflatten(1, images.shape[1:])), return_tensors="pt")
         pixels = shown["pixel_values"].to(images.device, network.dtype)
-        seen = network.vision_model(pixel_values=pixels).last_hidden_state[place]
+        seen = network.vision_model(pixel_values=pixels).last_hidden_state[rows_of]
         longest = network.config.text_config.max_position_embeddings
         rows = processor.tokenizer(list(questions), truncation=True, max_length=longest)["input_ids"]
         answers = [""] * len(rows)
         # BLIP's cross-attention in transformers looks at padding whatever the mask says, and an answer would depend on
         # the other questions of the batch: only questions of one length go together.
         for length in sorted({len(row) for row in rows}):
-            group = [number for number, row in enumerate(rows) if len(row) == length]
-            ids = torch.tensor([rows[number] for number in group], device=images.device)
+            group = [index for index, row in enumerate(rows) if len(row) == length]
+            ids = torch.tensor([rows[index] for index in group], device=images.device)
             output = self._generate(network, ids, seen[group])
             written = processor.tokenizer.batch_decode(output, skip_special_tokens=True)
-            for number, answer in zip(group, written, strict=True):
-                answers[number] = answer.strip()
+            for index, answer in zip(group, written, strict=True):
+                answers[index] = answer.strip()
         return answers
 
     def _generate(self, network: Any, ids: Tensor, seen: Tensor) -> Tensor:
@@ -166,28 +165,16 @@ class BlipAnswerer(TransformersAnswerer):
         return {**super().identity(), "max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
 
 
+@dataclass(eq=False)
 class ViltAnswerer(TransformersAnswerer):
-    """ViLT fine-tuned for questions (Kim et al. 2021): chooses one of the about 3,000 answers that it knows."""
+    """ViLT fine-tuned for questions (Kim et al. 2021): chooses one of the about 3,000 answers that it knows.
 
-    def __init__(
-        self,
-        model: str = "dandelin/vilt-b32-finetuned-vqa",
-        revision: str | None = None,
-        dtype: str = "float32",
-        batch_size: int = 32,
-        reading: str = "as_is",
-    ) -> None:
-        """Names the model.
+    Attributes:
+        model: a ``ViltForQuestionAnswering``: repository or local folder. Its positions bound a question's length;
+            longer ones are cut.
+    """
 
-        Args:
-            model: a ``ViltForQuestionAnswering``: repository or local folder. Its positions bound a question's length;
-                longer ones are cut.
-            revision: as in ``BlipAnswerer``.
-            dtype: as in ``BlipAnswerer``.
-            batch_size: as in ``BlipAnswerer``.
-            reading: as in ``BlipAnswerer``.
-        """
-        super().__init__(model, revision, dtype, batch_size, reading)
+    model: str = "dandelin/vilt-b32-finetuned-vqa"
 
     def _model_class(self) -> Any:
         from transformers import ViltForQuestionAnswering
@@ -211,46 +198,35 @@ class ViltAnswerer(TransformersAnswerer):
         return [network.config.id2label[int(index)] for index in network(**inputs).logits.argmax(dim=1)]
 
 
+@dataclass(eq=False)
 class ChatAnswerer(TransformersAnswerer):
-    """A chat model that sees images: LLaVA, LLaVA-NeXT, PaliGemma, Qwen-VL and their like; greedy."""
+    """A chat model that sees images: LLaVA, LLaVA-NeXT, PaliGemma, Qwen-VL and their like; greedy.
 
-    def __init__(
-        self,
-        model: str,
-        revision: str | None = None,
-        prompt: str = SHORT_ANSWER,
-        prompt_with_choices: str = CHOOSE_ANSWER,
-        chat: bool = True,
-        max_new_tokens: int = 20,
-        dtype: str = "auto",
-        batch_size: int = 8,
-        reading: str = "yes_or_no",
-    ) -> None:
-        """Names the model.
+    Attributes:
+        model: what ``AutoModelForImageTextToText`` loads: repository or local folder.
+        prompt: what is asked; ``{question}`` stands for the question.
+        prompt_with_choices: the same where choices are shown, ``{choices}`` stands for them.
+        chat: put the prompt into the model's chat template, after the image. False gives the processor ``prompt`` as it
+            is, with the model's image token in it if it needs one (PaliGemma: ``answer en {question}``).
+        max_new_tokens: of an answer.
+    """
 
-        Args:
-            model: what ``AutoModelForImageTextToText`` loads: repository or local folder.
-            revision: as in ``BlipAnswerer``.
-            prompt: what is asked; ``{question}`` stands for the question.
-            prompt_with_choices: the same where choices are shown, ``{choices}`` stands for them.
-            chat: put the prompt into the model's chat template, after the image. False gives the processor ``prompt``
-                as it is, with the model's image token in it if it needs one (PaliGemma: ``answer en {question}``).
-            max_new_tokens: of an answer.
-            dtype: as in ``BlipAnswerer``.
-            batch_size: as in ``BlipAnswerer``.
-            reading: as in ``BlipAnswerer``.
-        """
-        super().__init__(model, revision, dtype, batch_size, reading)
-        for name, text, part in (
-            ("prompt", prompt, "{question}"),
-            ("prompt_with_choices", prompt_with_choices, "{choices}"),
+    prompt: str = SHORT_ANSWER
+    prompt_with_choices: str = CHOOSE_ANSWER
+    chat: bool = True
+    max_new_tokens: int = 20
+    dtype: str = field(default="auto", kw_only=True)
+    batch_size: int = field(default=8, kw_only=True)
+    reading: str = field(default="yes_or_no", kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, text, wanted in (
+            ("prompt", self.prompt, "{question}"),
+            ("prompt_with_choices", self.prompt_with_choices, "{choices}"),
         ):
-            if part not in text:
-                raise ValueError(f"{name} must hold {part}; got {text!r}")
-        self.prompt = prompt
-        self.prompt_with_choices = prompt_with_choices
-        self.chat = chat
-        self.max_new_tokens = max_new_tokens
+            if wanted not in text:
+                raise ValueError(f"{name} must hold {wanted}; got {text!r}")
 
     def _model_class(self) -> Any:
         from transformers import AutoModelForImageTextToText
@@ -259,9 +235,9 @@ class ChatAnswerer(TransformersAnswerer):
 
     def _texts(self, processor: Any, questions: Sequence[str], choices: Choices) -> list[str]:
         texts = []
-        for number, question in enumerate(questions):
+        for index, question in enumerate(questions):
             text = (self.prompt if choices is None else self.prompt_with_choices).replace("{question}", question)
-            texts.append(text if choices is None else text.replace("{choices}", ", ".join(choices[number])))
+            texts.append(text if choices is None else text.replace("{choices}", ", ".join(choices[index])))
         if not self.chat:
             return texts
         if not getattr(processor, "chat_template", None):

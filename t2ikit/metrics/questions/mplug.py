@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,25 @@ from t2ikit.pretrained import PretrainedFolder, find_pretrained
 MPLUG = "damo/mplug_visual-question-answering_coco_large_en"
 
 
+@dataclass(eq=False)
 class MPLUGAnswerer(QuestionAnswerer):
     """mPLUG-large fine-tuned on COCO questions, through modelscope: what DPG-Bench and TIFA officially ask.
 
     transformers has no class for it. modelscope is an optional package (``pip install "t2ikit[mplug]"``) that may ask
     for other versions of torch and transformers: keep it in an environment of its own if it does.
+
+    Attributes:
+        model: repository of modelscope, or a local folder with its files; loaded at the first question.
+        revision: of the repository.
+        reading: as in ``BlipAnswerer``.
     """
 
-    def __init__(self, model: str = MPLUG, revision: str | None = None, reading: str = "as_is") -> None:
-        """Names the model, which is loaded at the first question.
+    model: str = MPLUG
+    revision: str | None = None
+    reading: str = "as_is"
 
-        Args:
-            model: repository of modelscope, or a local folder with its files.
-            revision: of the repository.
-            reading: as in ``BlipAnswerer``.
-        """
-        super().__init__(1, reading)
-        self.model = model
-        self.revision = revision
+    def __post_init__(self) -> None:
+        super().__init__(1, self.reading)
         self._found: PretrainedFolder | None = None
         self._pipelines: dict[str, Any] = {}
 

@@ -78,7 +78,7 @@ class TIFAPrompts(_ItemPrompts):
 
 
 def _add(texts: dict[str, str], item: object, text: object, where: str) -> None:
-    """Adds an item, which stands in the file once for each of its questions."""
+    """Adds an item; the file has it once for each of its questions."""
     if not isinstance(item, str) or not isinstance(text, str) or not item.strip() or not text.strip():
         raise ValueError(f"{where} lacks an id or a text")
     if texts.setdefault(item, text.strip()) != text.strip():

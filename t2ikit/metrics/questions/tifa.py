@@ -1,4 +1,4 @@
-"""TIFA v1.0: multiple-choice questions about an image, answered freely and brought to the nearest choice.
+"""TIFA v1.0: multiple-choice questions about an image, answered freely; an answer counts as the nearest choice.
 
 Shape legend::
 
@@ -22,7 +22,6 @@ from torch import Tensor
 from t2ikit.metrics.base import Result, Rows, Samples
 from t2ikit.metrics.features.clip import TOKENIZER_FILES
 from t2ikit.metrics.features.features import NetworkHolder
-from t2ikit.metrics.questions.answers import QuestionAnswerer
 from t2ikit.metrics.questions.metric import Question, QuestionMetric, images_of_items, slug
 from t2ikit.metrics.statistics import clustered_error
 from t2ikit.pretrained import load_pretrained
@@ -142,15 +141,15 @@ def read_questions(path: str | Path) -> list[TIFAQuestion]:
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{path} is no list of TIFA questions")
     questions = []
-    for number, row in enumerate(rows):
+    for index, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise ValueError(f"{path}, entry {number}: no question")
+            raise ValueError(f"{path}, entry {index}: no question")
         try:
             questions.append(TIFAQuestion.from_row(row))
         except ValueError as error:
-            raise ValueError(f"{path}, entry {number}: {error}") from error
+            raise ValueError(f"{path}, entry {index}: {error}") from error
         if questions[-1].answer not in questions[-1].choices:
-            raise ValueError(f"{path}, entry {number}: the answer {questions[-1].answer!r} is none of the choices")
+            raise ValueError(f"{path}, entry {index}: the answer {questions[-1].answer!r} is none of the choices")
     return questions
 
 
@@ -178,12 +177,12 @@ class SentenceEncoder(NetworkHolder):
 
             option = "sentences.init_args.model"
             files = (*TOKENIZER_FILES, "vocab.txt")
-            network, found = load_pretrained(AutoModel, self.model, self.revision, option, files)
+            network, folder = load_pretrained(AutoModel, self.model, self.revision, option, files)
             try:
-                tokenizer = AutoTokenizer.from_pretrained(found.folder)
+                tokenizer = AutoTokenizer.from_pretrained(folder.folder)
             except (OSError, ValueError) as error:
-                raise FileNotFoundError(f"no tokenizer in {found.folder} ({error}): correct {option}") from error
-            self._loaded = (network.float(), tokenizer, found.reference.sha256)
+                raise FileNotFoundError(f"no tokenizer in {folder.folder} ({error}): correct {option}") from error
+            self._loaded = (network.float(), tokenizer, folder.reference.sha256)
         return self._loaded
 
     @torch.no_grad()
@@ -201,46 +200,37 @@ class SentenceEncoder(NetworkHolder):
         return {"sentences": self.model, "sentences_sha256": self._load()[2]}
 
 
+@dataclass(eq=False)
 class TIFA(QuestionMetric):
     """TIFA v1.0 (Hu et al. 2023): 4,081 captions with multiple-choice questions, one image each or more.
 
     The images' metadata carry the caption's id as ``item_id``. Officially mPLUG-large (``MPLUGAnswerer``) answers
     freely, and an answer that is no choice goes to the nearest one.
+
+    Attributes:
+        questions: local file ``tifa_v1.0_question_answers.json`` of the benchmark.
+        sentences: finds the choice that is nearest to a free answer; None is all-mpnet-base-v2, as official.
+        show_choices: show the choices to a chat model; officially the answer is free.
     """
 
+    sentences: SentenceEncoder | None = None
+    show_choices: bool = False
     score_name = "tifa"
+    unit = "share"
 
-    def __init__(
-        self,
-        questions: str,
-        answerer: QuestionAnswerer,
-        sentences: SentenceEncoder | None = None,
-        show_choices: bool = False,
-        answers: str | None = None,
-        name: str | None = None,
-    ) -> None:
-        """Settings.
-
-        Args:
-            questions: local file ``tifa_v1.0_question_answers.json`` of the benchmark.
-            answerer: as in ``QuestionMetric``.
-            sentences: what brings a free answer to the nearest choice; None is all-mpnet-base-v2, as official.
-            show_choices: show the choices to a chat model; officially the answer is free.
-            answers: as in ``QuestionMetric``.
-            name: as in ``QuestionMetric``.
-        """
-        super().__init__(questions, answerer, answers, name)
-        self.sentences = sentences or SentenceEncoder()
-        self.show_choices = show_choices
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.embed = self.sentences or SentenceEncoder()
         self.items: dict[str, list[TIFAQuestion]] = {}
-        for question in read_questions(self.questions):
+        for question in read_questions(self.path):
             self.items.setdefault(question.id, []).append(question)
 
     def questions_of(self, item: str) -> list[Question]:
         """The caption's; ValueError where the file has none."""
         if item not in self.items:
-            raise ValueError(f"TIFA: item {item!r} of the images has no questions in {self.questions}")
-        return [Question(one.question, one.choices if self.show_choices else None) for one in self.items[item]]
+            raise ValueError(f"TIFA: item {item!r} of the images has no questions in {self.path}")
+        questions = self.items[item]
+        return [Question(asked.question, asked.choices if self.show_choices else None) for asked in questions]
 
     def score(self, samples: Samples, rows: Rows) -> Result:
         """``tifa`` in [0, 1], then ``tifa/<element type>``."""
@@ -248,10 +238,10 @@ class TIFA(QuestionMetric):
         questions: list[TIFAQuestion] = []
         chosen: list[str] = []
         items: dict[str, list[dict[str, Any]]] = {}
-        for item, numbers in images.items():
-            for image, answers in zip(numbers, read[item], strict=True):
+        for item, indices in images.items():
+            for image, answers in zip(indices, read[item], strict=True):
                 for question, answer in zip(self.items[item], answers, strict=True):
-                    choice = choose(answer, question.choices, self.sentences)
+                    choice = choose(answer, question.choices, self.embed)
                     questions.append(question)
                     chosen.append(choice)
                     entry = {"image": image, "question": question.question, "answer": answer, "chosen": choice}
@@ -265,4 +255,4 @@ class TIFA(QuestionMetric):
 
     def fingerprint(self) -> dict[str, Any]:
         """Questions, answering model, sentence encoder."""
-        return {**super().fingerprint(), **self.sentences.fingerprint(), "show_choices": self.show_choices}
+        return {**super().fingerprint(), **self.embed.fingerprint(), "show_choices": self.show_choices}

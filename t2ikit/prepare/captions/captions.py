@@ -35,21 +35,18 @@ def prepare_captions(
 ) -> list[str]:
     """Writes the captions of image sets: of a captioner, from a file, or else from the class names (AIO).
 
+    Captions stay when images are appended: the same call then adds those of the new images, and the AIO captions of
+    these if the file has such a column. ``t2ikit prepare captions --help`` explains the options ``sets``, ``names``,
+    ``add`` and ``overwrite``.
+
     Args:
         out: the folder of the data set.
         captioner: a model that describes the images.
-        file: TSV, JSON lines or Parquet with your own captions. The key or path in it is the key of the image:
-            relative to the source, and for CutMix with the name of the set before that of the base image
-            (``train_cmall/train/n02012849/x.JPEG``).
-        sets: names of the image sets; None takes all, of a file those that it has keys of.
-        names: of the columns; default "aio", "long" for a captioner, for a file "own" ("own1", "own2", ... where it has
-            several captions an image).
-        add: keep the captions that are there and add these.
+        file: the option ``--captions``. A key in it is the key of an image, such as ``train/n02012849/x.JPEG``, or
+            ``train_cmall/train/n02012849/x.JPEG`` for CutMix.
+        sets: None takes all, or with a file those whose keys it has.
+        names: of the columns; default "aio", "long" for a captioner, for a file "own" or "own1", "own2", ...
         launch: on which devices the captioner runs.
-        overwrite: replace captions that were made otherwise or belong to other images.
-
-    Captions stay when images are appended: the same call then makes those of the new ones only. AIO captions beside
-    them are made along.
 
     Returns:
         Names of the sets that have these captions now.

@@ -27,15 +27,9 @@ _SHOWN = 3
 def import_captions(
     root: Path, targets: Sequence[str], file: Path, names: Sequence[str], add: bool, overwrite: bool, every: bool
 ) -> list[str]:
-    """Gives image sets the captions of a file.
+    """Gives the image sets ``targets`` the captions of a file; other arguments: as in ``prepare_captions``.
 
     Args:
-        root: the folder of the data set.
-        targets: image sets that may get captions.
-        file: TSV, JSON lines or Parquet.
-        names: of the columns; none for "own", or "own1", "own2", ...
-        add: keep the captions that are there.
-        overwrite: replace others.
         every: all targets need captions, also those of which the file has no key.
 
     Returns:

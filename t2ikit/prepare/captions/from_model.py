@@ -1,4 +1,4 @@
-"""Images to captions by a model: on all devices, resumed where it was stopped."""
+"""Images to captions by a model: on all devices; a call that was stopped can be continued."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from t2ikit.records.manifest import Manifest
 from t2ikit.records.record_set import RecordSet
 
 SHARD = 256
-"""Captions that are written together: what a killed process loses at most, some seconds to minutes of an 8B model."""
+"""Captions that are written together: the most that a killed process loses, seconds to minutes of an 8B model."""
 
 _SHOWN = 3
 
@@ -70,19 +70,11 @@ def caption_images(
     launch: Launch | None,
     overwrite: bool,
 ) -> None:
-    """Has a model caption image sets. Every process of a launch calls it; the first one writes.
+    """Has a model caption the image sets ``targets``. Every process of a launch calls it; the first one writes.
 
-    An image about which the model has nothing to say, twice, keeps its AIO caption, so that no record is without one;
-    such images are counted, and their keys are in ``captions/<set>_<column>_empty.txt``.
-
-    Args:
-        root: the folder of the data set.
-        targets: the image sets.
-        captioner: the model.
-        column: name of the column.
-        add: keep the captions that are there.
-        launch: on which devices; None takes all.
-        overwrite: replace others, and drop unfinished work of other options.
+    An image to which the model twice gives an empty answer keeps its AIO caption, so that every record has one; such
+    images are counted, and their keys are in ``captions/<set>_<column>_empty.txt``. Other arguments: as in
+    ``prepare_captions``.
 
     Raises:
         FileExistsError: other captions are there, finished or not.
@@ -125,7 +117,7 @@ def _fitting(captioner: Captioner, launch: Launch) -> Launch:
 
 
 def _write(root: Path, name: str, column: CaptionColumn, results: Results, add: bool, done: int) -> str | None:
-    """Writes the captions of a set; what is wrong, if they are not worth it."""
+    """Writes the captions of a set; an error message instead if all answers are empty."""
     empty = [metadata["key"] for metadata, caption in _answers(root, name, results, done) if not caption]
     if len(empty) == len(results) and not done:
         return (

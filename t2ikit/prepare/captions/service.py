@@ -128,7 +128,7 @@ class Service:
             ) from error
 
     def _content(self, response: Any, deadline: float) -> bytes:
-        """The bytes of an answer, within the limits of time and size."""
+        """The bytes of an answer, within the limits of time, which is checked whenever bytes arrive, and of size."""
         content = bytearray()
         while block := response.read1(2**16):
             content += block

@@ -1,12 +1,11 @@
 """The user's own captions: a file of TSV, JSON lines or Parquet, looked up by the key of an image.
 
-What is kept in memory is one hash and one offset a line (16 bytes), not keys or captions: 1.28 million lines take
-20 MB. Parquet, which cannot be read from the middle of a column, is first written to a file of JSON lines.
+Memory holds one hash and one offset per line (16 bytes), not keys or captions: 1.28 million lines take 20 MB. Parquet,
+which cannot be read from the middle of a column, is first written to a file of JSON lines.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from t2ikit.files import partial_of
+from t2ikit.prepare.steps import hash_of
 
 SUFFIXES = (".tsv", ".txt", ".jsonl", ".ndjson", ".parquet")
 _EXPECTED = {
@@ -33,7 +33,7 @@ class CaptionTable:
 
     Args:
         path: TSV (``path<TAB>caption``), JSON lines, or Parquet; the suffix says which.
-        spool: folder for the JSON lines that a Parquet file becomes while it is open.
+        spool: folder for the JSON lines into which a Parquet file is written while it is open.
 
     Attributes:
         path: the file.
@@ -47,7 +47,7 @@ class CaptionTable:
     def __init__(self, path: Path, spool: Path) -> None:
         if path.suffix.lower() not in SUFFIXES:
             raise ValueError(
-                f"{path} must end with one of {', '.join(SUFFIXES)}: its suffix tells how {_OPTION} reads it"
+                f"{path} must end with one of {', '.join(SUFFIXES)}: the suffix decides how {_OPTION} reads it"
             )
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {path}: give captions of your own with {_OPTION} FILE")
@@ -75,7 +75,7 @@ class CaptionTable:
         return len(self._offsets)
 
     def close(self) -> None:
-        """Closes the file; removes what a Parquet file became."""
+        """Closes the file; removes the JSON lines of a Parquet file."""
         if hasattr(self, "_stream"):
             self._stream.close()
         if self._spool is not None:
@@ -83,7 +83,7 @@ class CaptionTable:
 
     def get(self, key: str) -> tuple[str, ...] | None:
         """The captions of an image, None where the file has none."""
-        hashed = np.uint64(hash_of(key))
+        hashed = np.uint64(hash_of(key.encode()))
         index = int(np.searchsorted(self._sorted, hashed))
         while index < len(self._sorted) and self._sorted[index] == hashed:
             stored_key, captions = self._read(int(self._order[index]))
@@ -104,7 +104,7 @@ class CaptionTable:
         return np.isin(hashes, self._hashes)
 
     def unknown(self, hashes: np.ndarray) -> np.ndarray:
-        """The lines, from 0, whose key is that of none of the images.
+        """The lines, from 0, whose key belongs to none of the images.
 
         Args:
             hashes: [N] uint64, ``hash_of`` the keys of all images.
@@ -129,10 +129,10 @@ class CaptionTable:
             self.columns = self.columns or len(captions)
             if len(captions) != self.columns:
                 raise ValueError(
-                    f"{self._place(line)} has {len(captions)} captions, the first one {self.columns}: every image "
+                    f"{self._label(line)} has {len(captions)} captions, the first one {self.columns}: every image "
                     "needs as many, caption i of the same kind for all"
                 )
-            hashes.append(hash_of(key))
+            hashes.append(hash_of(key.encode()))
             offsets.append(start)
             start += len(content)
         if not len(hashes):
@@ -144,44 +144,39 @@ class CaptionTable:
         self._refuse_duplicates()
 
     def _refuse_duplicates(self) -> None:
-        for place in np.flatnonzero(self._sorted[1:] == self._sorted[:-1]):
-            first, second = int(self._order[place]), int(self._order[place + 1])
+        for index in np.flatnonzero(self._sorted[1:] == self._sorted[:-1]):
+            first, second = int(self._order[index]), int(self._order[index + 1])
             key = self._read(first)[0]
             if key == self._read(second)[0]:
                 raise ValueError(
-                    f"{self._place(second + 1)} is a second one for {key}, after {self.word} {first + 1}: one "
-                    f"{self.word} an image"
+                    f"{self._label(second + 1)} is a second one for {key}, after {self.word} {first + 1}: one "
+                    f"{self.word} per image"
                 )
 
-    def _place(self, number: int) -> str:
-        return f"{self.word} {number} of {self.path}"
+    def _label(self, line_number: int) -> str:
+        return f"{self.word} {line_number} of {self.path}"
 
     def _read(self, line: int) -> tuple[str, tuple[str, ...]]:
         self._stream.seek(int(self._offsets[line]))
         return self._parse(self._stream.readline(), line + 1)
 
-    def _parse(self, content: bytes, number: int) -> tuple[str, tuple[str, ...]]:
+    def _parse(self, content: bytes, line_number: int) -> tuple[str, tuple[str, ...]]:
         try:
             line = content.decode().rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{self._place(number)} is not UTF-8 ({error.reason}), as {_OPTION} needs") from error
+            raise ValueError(f"{self._label(line_number)} is not UTF-8 ({error.reason}), as {_OPTION} needs") from error
         parsed = _tsv_line(line) if self._kind == "tsv" else _json_line(line)
         if parsed is None:
             shown = line if len(line) <= 80 else f"{line[:80]}..."
             raise ValueError(
-                f"{self._place(number)} is {shown!r}; {_OPTION} needs {_EXPECTED[self._kind]}, with text in it"
+                f"{self._label(line_number)} is {shown!r}; {_OPTION} needs {_EXPECTED[self._kind]}, with text in it"
             )
         return parsed
 
 
-def hash_of(key: str) -> int:
-    """64 bits that stand for a key."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
-
-
 def hashes_of(keys: Iterable[str]) -> np.ndarray:
     """[N] uint64: ``hash_of`` each key."""
-    return np.fromiter((hash_of(key) for key in keys), np.uint64)
+    return np.fromiter((hash_of(key.encode()) for key in keys), np.uint64)
 
 
 def _tsv_line(line: str) -> tuple[str, tuple[str, ...]] | None:

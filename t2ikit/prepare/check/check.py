@@ -1,8 +1,7 @@
-"""Verifies prepared sets: hashes, every record by itself, and every mixed image against the images it was made of."""
+"""Verifies prepared sets: hashes, every record, and every mixed image against the images that it was made from."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from t2ikit.prepare.captions.caption_file import CAPTIONS, CaptionSet
 from t2ikit.prepare.check.folder import out_of_date, still_to_do, unfinished, without_text_encoder
 from t2ikit.prepare.check.record import BaseImages, record_findings
 from t2ikit.prepare.images import IMAGES
-from t2ikit.prepare.steps import identity, tracked
+from t2ikit.prepare.steps import hash_of, identity, tracked
 from t2ikit.pretrained import sha256_of
 from t2ikit.records.manifest import MANIFEST_NAME, Manifest
 from t2ikit.records.record import RecordView
@@ -25,7 +24,7 @@ _UNREADABLE = (ValueError, FileNotFoundError, IndexError, KeyError, TypeError, O
 
 
 def prepare_check(folder: str | Path) -> list[str]:
-    """What is wrong with a data set: one line a finding, none if all is well.
+    """What is wrong with a data set: one line per finding, none if all is well.
 
     Args:
         folder: a data set (every set below it, its image sets and captions, and whether they fit), or a single set.
@@ -54,7 +53,7 @@ def prepare_check(folder: str | Path) -> list[str]:
 
 
 def check_set(folder: Path) -> Iterator[str]:
-    """The findings of one set; memory grows by 8 bytes a record."""
+    """The findings of one set; memory grows by 8 bytes per record."""
     try:
         manifest = Manifest.read(folder)
         yield from _check_files(folder, manifest)
@@ -114,7 +113,7 @@ def check_captions(root: Path, name: str) -> Iterator[str]:
 
 
 def _check_files(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """Files that are missing or differ from the manifest: LitData itself returns a flipped byte without a word."""
+    """Files that are missing or differ from the manifest: LitData itself does not notice a flipped byte."""
     files = manifest.chunk_sha256.items()
     for name, digest in tracked(files, len(files), f"check files of {folder.name}", "file"):
         path = folder / name
@@ -125,12 +124,11 @@ def _check_files(folder: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def _key(view: RecordView) -> int:
-    key = str(view.details()[1].get("key"))
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+    return hash_of(str(view.details()[1].get("key")).encode())
 
 
 def _repeated(keys: np.ndarray) -> list[int]:
-    """Places of numbers that came before; 0 stands for no number."""
+    """Indices of values that occur earlier in the array; 0 stands for no value."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     again = (ordered[1:] == ordered[:-1]) & (ordered[1:] != 0)

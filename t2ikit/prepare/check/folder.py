@@ -69,7 +69,7 @@ def without_text_encoder(root: Path) -> Iterator[str]:
 
 
 def still_to_do(root: Path) -> Iterator[str]:
-    """What is no fault, but not done either: for the eye."""
+    """Steps that were not run yet, which is no error."""
     if not any(True for _ in _encoded(root)):
         return
     for path in sorted((root / IMAGES).glob(f"*/{MANIFEST_NAME}")):

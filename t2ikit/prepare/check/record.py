@@ -21,7 +21,7 @@ _ROUNDING = 2
 
 @dataclass(frozen=True)
 class BaseImages:
-    """The images at hand that those of a set come from, record by record.
+    """The images that those of a set were made from, as far as they exist, record by record.
 
     Attributes:
         originals: the same images before they were encoded, for a set of pixels.

@@ -104,7 +104,7 @@ def _matching_captions(root: Path, name: str) -> CaptionSet:
 
 
 def _small_text_encoder(root: Path, captions: dict[str, CaptionSet], dim: int, seed: int, overwrite: bool) -> None:
-    """Builds ``out/text_encoder`` for the words of all captions, or sees that the one there knows them."""
+    """Builds ``out/text_encoder`` for the words of all captions, or checks that the existing one knows them."""
     folder = root / TEXT_ENCODER_FOLDER
     if not first_rank():
         _wait_for(folder)
@@ -137,7 +137,7 @@ def _wait_for(folder: Path) -> None:
 
 
 def _texts(captions: dict[str, CaptionSet]) -> Iterator[str]:
-    """Every caption; the same one is given once in a while only."""
+    """Every caption, without most of the repetitions."""
     recent: dict[str, None] = {}
     for _, texts in chain.from_iterable(captions.values()):
         for text in texts:
@@ -150,13 +150,13 @@ def _texts(captions: dict[str, CaptionSet]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Plan:
-    """One set, and what is missing of it.
+    """One set, and which parts of it are missing.
 
     Attributes:
         folder: where it goes.
         images: its images.
         lines: its captions.
-        parts: records of every part.
+        parts: indices of the records of every part.
         hashes: of the inputs of every part.
         wanted: its description.
         done: how many parts are there.

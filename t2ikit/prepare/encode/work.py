@@ -108,4 +108,5 @@ class Encoding(Work):
 
     def facts(self, results: Sequence[bytes | Rejected]) -> Mapping[str, int]:
         views = [RecordView(result) for result in results if isinstance(result, bytes)]
-        return {"longest": max((view.length(c) for view in views for c in range(view.states_count)), default=0)}
+        lengths = (view.length(caption) for view in views for caption in range(view.states_count))
+        return {"longest": max(lengths, default=0)}

@@ -1,1 +1,1 @@
-"""Long work in shards over ranks and processes, which goes on where it was killed."""
+"""Long work in shards over ranks and processes, which continues after it was killed."""

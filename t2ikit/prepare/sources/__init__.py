@@ -21,6 +21,7 @@ from t2ikit.prepare.sources.parquet import parquet_photos
 from t2ikit.prepare.sources.paths import expand, files_of, is_pattern
 from t2ikit.prepare.sources.photos import Photos, Reader
 from t2ikit.prepare.sources.tars import tar_photos
+from t2ikit.prepare.steps import hash_of
 from t2ikit.rng import permutation
 
 __all__ = ["ImageList", "SourceLost", "find_images"]
@@ -65,8 +66,8 @@ class ImageList:
 
         Raises:
             OSError: this photo cannot be read: no file, no permission, a damaged part. ``strerror`` is the reason.
-            SourceLost: the source itself has gone (network, disk, too many open files); going on would take good
-                photos for bad ones.
+            SourceLost: the source itself cannot be read (network, disk, too many open files); to continue would
+                take good photos for bad ones.
         """
         return self.reader.read(self.keys.position(index))
 
@@ -75,10 +76,9 @@ class ImageList:
         return self.reader.where(self.keys.position(index))
 
     def take(self, which: np.ndarray) -> ImageList:
-        """Some of the photos, by their numbers, in that order; ``sha256`` stays that of the whole list."""
-        class_ids = self.class_ids[which]
-        names = {class_id: name for class_id, name in self.class_names.items() if (class_ids == class_id).any()}
-        sizes = self.sizes[which]
+        """Some of the photos, by their indices, in that order; ``sha256`` stays that of the whole list."""
+        class_ids, sizes = self.class_ids[which], self.sizes[which]
+        names = {int(class_id): self.class_names[int(class_id)] for class_id in np.unique(class_ids)}
         return replace(self, keys=self.keys.take(which), sizes=sizes, class_ids=class_ids, class_names=names)
 
 
@@ -96,11 +96,10 @@ def find_images(
     """Lists the photos of a source, shuffled: in the order of the folders every chunk would hold one class.
 
     Args:
-        source: see ``FORMS``; what it is is seen from its names and its first bytes.
+        source: see ``FORMS``; its names and first bytes tell the form.
         class_names: file with one ``folder<TAB>name`` a line, for classes that are not ImageNet's; a class's number is
             its line, from 0. The word "imagenet" says that a source which numbers its classes means ImageNet's.
-        val_share: which part of a source without val is held out; a photo's key and the seed decide on which side it
-            is.
+        val_share: which share of a source without val is held out; a photo's key and the seed decide.
         seed: decides the order.
         val_source: where val comes from, if not from ``source``.
         val_labels: ground truth of ImageNet's validation photos, if it does not lie beside them.
@@ -123,9 +122,9 @@ def find_images(
         raise ValueError(f"--val-share must lie between 0 and 1; got {val_share}")
     index_folder = Path(index) if index is not None else None
     origins = dict.fromkeys(SPLITS, str(source))
-    by_split = _found(str(source), "--source", val_labels, label_field, index_folder)
+    by_split = _photos_of(str(source), "--source", val_labels, label_field, index_folder)
     if val_source is not None:
-        others = _found(str(val_source), "--val-source", val_labels, label_field, index_folder)
+        others = _photos_of(str(val_source), "--val-source", val_labels, label_field, index_folder)
         if not others:
             raise ValueError(f"{val_source} holds no photos: give --val-source {FORMS}")
         by_split["val"], origins["val"] = others["val" if "val" in others else "train"], str(val_source)
@@ -144,27 +143,19 @@ def find_images(
         photos, (class_ids, names), positions = by_split[split], resolved[split], kept_positions[split]
         if not len(positions):
             raise ValueError(
-                f"{split} has no photos: {origins[split]} needs at least a few photos a class (--source), or hold "
+                f"{split} has no photos: {origins[split]} needs at least a few photos per class (--source), or hold "
                 "out another share (--val-share)"
             )
-        order = _order(photos, positions, split, seed)
-        occurring = {int(class_id): names[int(class_id)] for class_id in np.unique(class_ids[order])}
-        lists[split] = ImageList(
-            Path(origins[split]),
-            photos.keys.take(order),
-            photos.sizes[order],
-            class_ids[order],
-            occurring,
-            _identity(photos, class_ids, positions),
-            photos.reader,
-        )
+        identity = _identity(photos, class_ids, positions)
+        whole = ImageList(Path(origins[split]), photos.keys, photos.sizes, class_ids, names, identity, photos.reader)
+        lists[split] = whole.take(_order(photos, positions, split, seed))
     return lists
 
 
-def _found(
+def _photos_of(
     source: str, option: str, val_labels: str | None, label_field: str | None, index: Path | None
 ) -> dict[str, Photos]:
-    """What a source holds, by split, seen from its names and first bytes."""
+    """The photos of a source, by split; names and first bytes tell its form."""
     if "://" not in source:
         source = os.path.expanduser(source)
     source = source if source.endswith("://") else source.rstrip("/") or "/"
@@ -194,13 +185,13 @@ def _found(
             f"{packed} is compressed, so that a photo cannot be read by itself: unpack it (gunzip leaves a tar, which "
             f"is enough), and give that with {option}"
         )
-    raise ValueError(f"{paths[0]} is nothing that photos come in: give {option} {FORMS}")
+    raise ValueError(f"{paths[0]} has no form that photos can be read from: give {option} {FORMS}")
 
 
 def _in_folder(
     files: Files, root: str, val_labels: str | None, label_field: str | None, index: Path | None
 ) -> dict[str, Photos]:
-    """A folder of class folders, of tars or of Parquet files; unpacked photos go before the tars they came in."""
+    """A folder of class folders, of tars or of Parquet files; unpacked photos are preferred to their tars."""
     train = f"{root}/train"
     unpacked = files.is_folder(train) and any(entry.is_folder for entry in files.entries(train))
     if not unpacked:
@@ -208,13 +199,11 @@ def _in_folder(
         imagenet = [name for name in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar") if name in names]
         if imagenet:
             return tar_photos(files, [f"{root}/{name}" for name in imagenet], val_labels, label_field, index)
-        shards = _shards(files, root)
-        for ending, read in ((".parquet", parquet_photos), (".tar", None)):
-            paths = sorted(path for path in shards if path.endswith(ending))
-            if paths and read is not None:
-                return read(files, paths, label_field)
-            if paths:
-                return tar_photos(files, paths, val_labels, label_field, index)
+        shards = sorted(_shards(files, root))
+        if parquet := [path for path in shards if path.endswith(".parquet")]:
+            return parquet_photos(files, parquet, label_field)
+        if shards:
+            return tar_photos(files, shards, val_labels, label_field, index)
     return folder_photos(files, root, val_labels)
 
 
@@ -232,11 +221,8 @@ def _shards(files: Files, folder: str, depth: int = 2) -> list[str]:
 def _held_out(keys: Keys, share: float, seed: int) -> np.ndarray:
     """[N] bool: by a hash of the key, so that a photo stays on its side when others are added."""
     start = f"{seed}\0".encode()
-    digests = (
-        int.from_bytes(hashlib.blake2b(start + keys.encoded(k), digest_size=8).digest(), "little")
-        for k in range(len(keys))
-    )
-    return np.fromiter((digest < share * 2**64 for digest in digests), bool, len(keys))
+    hashes = (hash_of(start + keys.encoded(index)) for index in range(len(keys)))
+    return np.fromiter((value < share * 2**64 for value in hashes), bool, len(keys))
 
 
 def _order(photos: Photos, positions: np.ndarray, split: str, seed: int) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""From what a source calls its classes to their numbers and names.
+"""From the names of classes in a source to their numbers and names.
 
 A class of ImageNet is known by its wnid, and timm's tables give its number and its name: not the order of the folders,
-since train and val may hold unlike classes, and not the name, since "crane" and "maillot" each stand for two classes.
+since train and val may hold other classes, and not the name, since "crane" and "maillot" each stand for two classes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Files of this machine, read in whole or in part, and what a file behind a URL has to do as well.
+"""Files of this machine, read in whole or in part, and the interface that files behind a URL share with them.
 
-What is read fails in two ways. A single file that is missing, locked, or no file at all is an ``OSError``: a bad photo,
-and work goes on. Everything else (no network, a tar or a whole folder that has gone, too many open files) is a
-``SourceLost``: going on would take good photos for bad ones, so work stops, and a later call goes on from there.
+Reading fails in two ways. A single file that is missing, locked, or no regular file is an ``OSError``: a bad photo, and
+work continues. Everything else (no network, a tar or a whole folder that is missing, too many open files) is a
+``SourceLost``: to continue would take good photos for bad ones, so work stops, and a later call continues from there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class SourceLost(RuntimeError):
 
 
 class Entry(NamedTuple):
-    """What a folder holds under one name."""
+    """A file or folder in a folder."""
 
     name: str
     is_folder: bool
@@ -93,11 +93,11 @@ class LocalFiles(Files):
             os.close(descriptor)
 
     def entries(self, folder: str) -> Iterator[Entry]:
-        with os.scandir(folder) as found:
-            for entry in found:
+        with os.scandir(folder) as listed:
+            for entry in listed:
                 if entry.name.startswith("."):
                     continue
-                # A link that leads nowhere is listed, too: it shows up among the bad files, not as a photo less.
+                # A link that leads nowhere is listed, too: it appears among the bad files instead of being left out.
                 link = entry.is_symlink()
                 try:
                     folder_too = os.path.isdir(entry.path) if link else entry.is_dir()

@@ -1,4 +1,4 @@
-"""Class folders: one folder a class, here or in a bucket."""
+"""Class folders: one folder per class, here or behind a URL."""
 
 from __future__ import annotations
 

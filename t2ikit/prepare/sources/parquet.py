@@ -102,7 +102,7 @@ class ParquetReader(Reader):
         paths: the Parquet files.
         column: of the photos.
         starts: [G] int64, position of the first photo of every row group, ascending.
-        numbers: [G] int64, in which file each group lies.
+        file_of: [G] int64, in which file each group lies.
         groups: [G] int64, its number in that file.
     """
 
@@ -112,11 +112,11 @@ class ParquetReader(Reader):
         paths: tuple[str, ...],
         column: str,
         starts: np.ndarray,
-        numbers: np.ndarray,
+        file_of: np.ndarray,
         groups: np.ndarray,
     ) -> None:
         self.files, self.paths, self.column = files, paths, column
-        self.starts, self.numbers, self.groups = starts, numbers, groups
+        self.starts, self.file_of, self.groups = starts, file_of, groups
         self._opened: OrderedDict[str, Any] = OrderedDict()
         self._held: OrderedDict[int, Any] = OrderedDict()
 
@@ -124,7 +124,7 @@ class ParquetReader(Reader):
         return {**self.__dict__, "_opened": OrderedDict(), "_held": OrderedDict()}
 
     def read(self, position: int) -> bytes:
-        group, row = self._place(position)
+        group, row = self._group_and_row(position)
         content = self._group(group)[row].as_py()
         if content is None:
             raise OSError(errno.ENODATA, "the row holds no bytes", self.where(position))
@@ -132,10 +132,10 @@ class ParquetReader(Reader):
         return bytes(content)
 
     def where(self, position: int) -> str:
-        group, row = self._place(position)
-        return f"{self.paths[self.numbers[group]]} row group {self.groups[group]} row {row}"
+        group, row = self._group_and_row(position)
+        return f"{self.paths[self.file_of[group]]} row group {self.groups[group]} row {row}"
 
-    def _place(self, position: int) -> tuple[int, int]:
+    def _group_and_row(self, position: int) -> tuple[int, int]:
         group = int(np.searchsorted(self.starts, position, side="right")) - 1
         return group, position - int(self.starts[group])
 
@@ -145,7 +145,7 @@ class ParquetReader(Reader):
         if group in self._held:
             self._held.move_to_end(group)
             return self._held[group]
-        path = self.paths[self.numbers[group]]
+        path = self.paths[self.file_of[group]]
         try:
             if path not in self._opened:
                 self._opened[path] = _open(self.files, path)
@@ -230,7 +230,7 @@ def _runs(labels: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """Where the runs begin that stay together: row groups, or pieces of them if the source is sorted by class."""
     changes = np.count_nonzero(labels[1:] != labels[:-1])
     classes = len(np.unique(labels))
-    # Of neighbours drawn at random about 1 - 1 / classes differ.
+    # Of random neighbours about 1 - 1 / classes differ.
     if classes < 2 or changes >= 0.5 * (1 - 1 / classes) * (len(labels) - 1):
         return starts
     ends = np.append(starts[1:], len(labels))

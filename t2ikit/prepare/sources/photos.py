@@ -135,19 +135,19 @@ class PartReader(Reader):
     Args:
         files: how they are read.
         paths: the large files.
-        numbers: [N] int32, in which file each photo lies.
+        file_of: [N] int32, in which file each photo lies.
         offsets: [N] int64, at which byte.
         sizes: [N] int64 bytes.
     """
 
     def __init__(
-        self, files: Files, paths: tuple[str, ...], numbers: np.ndarray, offsets: np.ndarray, sizes: np.ndarray
+        self, files: Files, paths: tuple[str, ...], file_of: np.ndarray, offsets: np.ndarray, sizes: np.ndarray
     ) -> None:
-        self.files, self.paths, self.numbers, self.offsets, self.sizes = files, paths, numbers, offsets, sizes
+        self.files, self.paths, self.file_of, self.offsets, self.sizes = files, paths, file_of, offsets, sizes
 
     def read(self, position: int) -> bytes:
-        path = self.paths[self.numbers[position]]
+        path = self.paths[self.file_of[position]]
         return self.files.read_part(path, int(self.offsets[position]), int(self.sizes[position]))
 
     def where(self, position: int) -> str:
-        return f"{self.paths[self.numbers[position]]} from byte {self.offsets[position]:,}"
+        return f"{self.paths[self.file_of[position]]} from byte {self.offsets[position]:,}"

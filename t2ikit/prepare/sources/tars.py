@@ -182,13 +182,9 @@ def _folder_members(tar: OpenTar, tar_index: int, prefix: str) -> Iterator[_Phot
         key, folder = _class_folder(member.name)
         if not folder:
             continue  # a readme
-        yield (
-            (key if prefix and key.startswith(prefix) else f"{prefix}{key}"),
-            tar_index,
-            member.offset,
-            member.size,
-            folder,
-        )
+        if not key.startswith(prefix):
+            key = f"{prefix}{key}"
+        yield key, tar_index, member.offset, member.size, folder
 
 
 def _class_folder(name: str) -> tuple[str, str]:
@@ -216,7 +212,7 @@ def _save(path: Path, by_split: dict[str, Photos]) -> None:
             f"{split}.starts": photos.keys.starts,
             f"{split}.sizes": photos.sizes,
             f"{split}.labels": photos.labels,
-            f"{split}.numbers": reader.numbers,
+            f"{split}.numbers": reader.file_of,
             f"{split}.offsets": reader.offsets,
         }
     content = io.BytesIO()

@@ -1,6 +1,6 @@
-"""The classes of ImageNet's validation photos, which lie in one heap, from the ground truth of the challenge.
+"""The classes of ImageNet's validation photos, which lie in one folder, from the ground truth of the challenge.
 
-Source: readme of ILSVRC2012_devkit_t12: ``data/ILSVRC2012_validation_ground_truth.txt`` holds one number a photo, the
+Source: readme of ILSVRC2012_devkit_t12: ``data/ILSVRC2012_validation_ground_truth.txt`` holds one number per photo, the
 ILSVRC2012_ID of its synset, in the order of the photos' own numbers; ``data/meta.mat`` gives the wnid of each ID. IDs
 are not in alphabetical order of the wnids, as the class numbers 0 .. 999 of trained networks are.
 """
@@ -22,8 +22,8 @@ META = "meta.mat"
 _DEVKIT = "ILSVRC2012_devkit_t12"
 _CSV = "LOC_val_solution.csv"
 _FORMS = (
-    f"{_DEVKIT}.tar.gz of image-net.org (or its unpacked folder), Kaggle's {_CSV}, or a text file with one wnid a line "
-    "in the order of the photos' numbers, or one `photo wnid` a line"
+    f"{_DEVKIT}.tar.gz of image-net.org (or its unpacked folder), Kaggle's {_CSV}, or a text file with one wnid per "
+    "line in the order of the photos' numbers, or one `photo wnid` per line"
 )
 
 
