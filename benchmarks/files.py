@@ -19,7 +19,6 @@ from lightning.pytorch import Callback
 import t2ikit
 from benchmarks.base import Benchmark, Measurement, Settings
 from t2ikit import callbacks
-from t2ikit.callbacks import MetricsCSV
 from t2ikit.config.compose import Override, compose
 from t2ikit.run.experiment import build, check
 
@@ -87,7 +86,7 @@ def step_and_snapshot() -> tuple[dict[str, int], dict[str, int]]:
     """Files of a training step and of a snapshot, each in the order of first entry, with the times it was entered."""
     with tempfile.TemporaryDirectory() as folder:
         overrides = [Override(key, value) for key, value in {**_OPTIONS, "data.root": f"{folder}/shapes"}.items()]
-        experiment = build(check(compose(_EXPERIMENT, overrides)), Path(folder) / "run", [MetricsCSV(f"{folder}/run")])
+        experiment = build(check(compose(_EXPERIMENT, overrides)), Path(folder) / "run")
         step, snapshot = _TraceStep(), Entered()
         experiment.trainer.callbacks.append(step)  # type: ignore[attr-defined]
         taken = experiment.callbacks["val"]

@@ -24,12 +24,19 @@ class Checkpoint(LightningCheckpoint):
         every_n_steps: optimizer steps between two checkpoints.
         keep: how many of the newest stay.
         keep_every_n_steps: checkpoints at multiples of this are never removed; None keeps only the newest.
+        keep_steps: steps at which one is written and never removed, such as those that another stage starts from.
 
     Raises:
         ValueError: a number below 1.
     """
 
-    def __init__(self, every_n_steps: int = 1000, keep: int = 2, keep_every_n_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        every_n_steps: int = 1000,
+        keep: int = 2,
+        keep_every_n_steps: int | None = None,
+        keep_steps: list[int] | None = None,
+    ) -> None:
         super().__init__()
         counts = {"every_n_steps": every_n_steps, "keep": keep, "keep_every_n_steps": keep_every_n_steps}
         for name, value in counts.items():
@@ -38,6 +45,7 @@ class Checkpoint(LightningCheckpoint):
         self.every_n_steps = every_n_steps
         self.keep = keep
         self.keep_every_n_steps = keep_every_n_steps
+        self.keep_steps = frozenset(keep_steps or ())
         self._last_step = -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -50,7 +58,7 @@ class Checkpoint(LightningCheckpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step % self.every_n_steps == 0:
+        if trainer.global_step % self.every_n_steps == 0 or trainer.global_step in self.keep_steps:
             self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -91,7 +99,8 @@ class Checkpoint(LightningCheckpoint):
     def _prune(self, folder: Path) -> None:
         steps = sorted(folder.glob("step-*.ckpt"))
         for old in steps[: -self.keep]:
-            if self.keep_every_n_steps is None or step_in_name(old) % self.keep_every_n_steps:
+            step = step_in_name(old)
+            if step not in self.keep_steps and (self.keep_every_n_steps is None or step % self.keep_every_n_steps):
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 

@@ -20,14 +20,15 @@ class MetricsCSV(Logger):
     """Appends ``step,name,value`` lines; values are written with all their digits.
 
     Args:
-        folder: the run folder; the file is ``<folder>/metrics.csv``. A resumed run goes on in the same file: lines of
-            steps that will be made again are taken out first (``rewind``).
+        folder: the run folder; the file is ``<folder>/metrics.csv``.
+        step: at which the run resumes: it goes on in the same file, and its first line takes out those of later steps
+            and a torn last one. A resume that is refused loses none.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, step: int = 0) -> None:
         super().__init__()
         self.path = Path(folder) / "metrics.csv"
-        self._rewind_to: int | None = None
+        self._rewind_to = step or None
 
     @property
     def name(self) -> str:
@@ -59,10 +60,6 @@ class MetricsCSV(Logger):
             if file.tell() == 0:
                 file.write((",".join(HEADER) + "\n").encode())
             file.write(lines.getvalue().encode())
-
-    def rewind(self, step: int) -> None:
-        """Has the next line take out those after ``step`` and a torn last one: a refused resume loses none."""
-        self._rewind_to = step
 
     def _take_out_after(self, step: int) -> None:
         if not self.path.exists():

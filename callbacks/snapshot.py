@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
@@ -242,10 +243,14 @@ class Snapshot(L.Callback):
         for unfinished in folder.glob("step-*.sampling"):  # of this step or an earlier one, which no run samples again
             if int(re.sub(r"\D", "", unfinished.name)) <= step:
                 shutil.rmtree(unfinished, ignore_errors=True)
+        texts = [prompt.text for prompt in prompts[: self.grid]]
         for logger in trainer.loggers:
-            add_image = getattr(getattr(logger, "experiment", None), "add_image", None)
-            if add_image is not None:
-                add_image(f"{self.name}/grid", picture, global_step=step)
+            if isinstance(logger, TensorBoardLogger):
+                listed = "\n".join(f"{index}. {text}" for index, text in enumerate(texts))
+                logger.experiment.add_image(f"{self.name}/grid", picture, global_step=step)
+                logger.experiment.add_text(f"{self.name}/prompts", listed, global_step=step)
+            elif hasattr(logger, "log_image"):  # Weights & Biases and others
+                logger.log_image(f"{self.name}/grid", [picture], step=step, caption=["\n".join(texts)])
 
 
 def _label(step: int) -> str:

@@ -18,7 +18,6 @@ from lightning.pytorch import Callback, seed_everything
 
 from benchmarks.base import Settings
 from benchmarks.data import WIDTH, synthetic_record
-from t2ikit.callbacks import MetricsCSV
 from t2ikit.config.compose import Override, compose
 from t2ikit.pretrained import EncoderReference
 from t2ikit.records.manifest import Manifest
@@ -69,7 +68,7 @@ def start(plan: Plan, folder: Path, watch: Callback) -> Experiment:
 
 
 def _fit(plan: Plan, folder: Path, watch: Callback) -> Experiment:
-    experiment = build(plan, folder, [MetricsCSV(str(folder))])
+    experiment = build(plan, folder)
     experiment.trainer.callbacks.append(watch)  # type: ignore[attr-defined]
     experiment.trainer.fit(experiment.model, datamodule=experiment.data)
     return experiment

@@ -10,10 +10,10 @@ from pathlib import Path
 import yaml
 
 from t2ikit.commands.overrides import take_overrides
-from t2ikit.config.compose import ConfigError, Override, compose
+from t2ikit.config.compose import ConfigError, Override, compose, stages_of
 
-HELP = """usage: {prog} EXPERIMENT.yaml [--KEY VALUE | --KEY=VALUE ...] [--resume last|PATH] [--allow KEY]
-                               [--trust NAME] [--print_config] [--debug]
+HELP = """usage: {prog} EXPERIMENT.yaml [--KEY VALUE | --KEY=VALUE ...] [--resume last|PATH] [--stage NAME]
+                               [--allow KEY] [--trust NAME] [--print_config] [--debug]
 
 Trains what an experiment file describes and writes to runs/<experiment>/version_<N>/: config.yaml (resolved),
 checkpoints/, TensorBoard events, metrics.csv, samples/.
@@ -24,6 +24,7 @@ options:
                     of the old one: --model.denoiser t2ikit.denoisers.DiTI. null drops a callback: --callbacks.ema null
   --resume last     resumes the newest version that holds a complete checkpoint, in its folder
   --resume PATH     resumes from a checkpoint (or the newest one of a run folder)
+  --stage NAME      trains that stage only, of an experiment with `stages`; without it all of them, one after the other
   --allow KEY       lets KEY differ from the checkpoint of --resume; a refusal names the keys. Repeatable
   --trust NAME      lets class paths name the module NAME, which is not ours, of a known library, or a file beside the
                     experiment or in the current folder. Importing it runs its code. Repeatable
@@ -37,10 +38,10 @@ examples:
   {prog} experiments/quickstart.yaml --resume last
   {prog} experiments/cad_i_cmall.yaml --help
 
-keys of an experiment: extends (a list of parents, later wins), seed_everything, model, data, trainer, callbacks (a
-mapping of names), run (directory, name). ${{data.init_args.size}} takes the value of another key."""
+keys of an experiment: extends (a list of parents, later wins), seed_everything, model, data, trainer, callbacks and
+loggers (mappings of names), stages (overlays by name), run (directory, name). ${{data.init_args.size}} takes the value of another key."""
 
-FLAGS, VALUES = ("print_config", "help"), ("resume", "allow", "trust")
+FLAGS, VALUES = ("print_config", "help"), ("resume", "stage", "allow", "trust")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Request:
         path: the experiment; None where only help is asked for.
         overrides: in their order.
         resume: "last", a path, or None.
+        stage: the one stage that is trained; None trains all.
         allow: what may differ from the checkpoint.
         trust: modules that the experiment may name though they are not ours.
         print_config, help: whether that is asked for.
@@ -59,6 +61,7 @@ class Request:
     path: Path | None
     overrides: tuple[Override, ...] = ()
     resume: str | None = None
+    stage: str | None = None
     allow: tuple[str, ...] = ()
     trust: tuple[str, ...] = ()
     print_config: bool = False
@@ -76,11 +79,15 @@ def main(arguments: Sequence[str], prog: str) -> int:
         print(HELP.format(prog=prog))
     if request.path is None:
         return 0
-    config = compose(request.path, request.overrides)
+    stages = stages_of(request.path, request.overrides)
+    if request.stage is not None and not stages:
+        raise ConfigError(f"--stage {request.stage}: {request.path} has no stages")
+    config = compose(request.path, request.overrides, request.stage or next(iter(stages), None))
     # These load torch and Lightning: not before the file is read.
     from t2ikit.run.experiment import check, origins_of
 
-    plan = check(config, origins_of(request.path.parent, trusted=request.trust))
+    origins = origins_of(request.path.parent, trusted=request.trust)
+    plan = check(config, origins)
     if request.help:
         from t2ikit.run.describe import describe
 
@@ -90,11 +97,23 @@ def main(arguments: Sequence[str], prog: str) -> int:
     if request.print_config:
         print(text, end="")
         return 0
+    words = [word for override in request.overrides for word in (f"--{override.key}", override.text)]
+    words += ["--stage", request.stage] if request.stage else []
+    words += [word for name in request.trust for word in ("--trust", name)]
+    command = f"{prog} {shlex.join([str(request.path), *words])}"
+    if request.allow and request.resume is None:
+        raise ConfigError("--allow says what may differ from the checkpoint of a --resume: give --resume too")
+    if stages:
+        from t2ikit.run.stages import Request as Stages
+        from t2ikit.run.stages import train_stages
+
+        asked = Stages(request.path, request.overrides, request.stage, request.resume, request.allow, command)
+        return train_stages(asked, origins)
+    from t2ikit.run.folder import choose
     from t2ikit.run.train import train
 
-    words = [word for override in request.overrides for word in (f"--{override.key}", override.text)]
-    command = f"{prog} {shlex.join([str(request.path), *words])}"
-    return train(plan, text, request.resume, request.allow, command)
+    folder = choose(plan.config["run"]["directory"], plan.name, request.resume)
+    return train(plan, text, folder, request.allow, command)
 
 
 def read_arguments(arguments: Sequence[str], prog: str) -> Request:
@@ -128,11 +147,12 @@ def read_arguments(arguments: Sequence[str], prog: str) -> Request:
     if not paths and "help" not in flags:
         raise ConfigError(f"which experiment? {prog} EXPERIMENT.yaml")
     path = Path(paths[0]) if paths else None
-    resume = values["resume"][-1] if values["resume"] else None
+    resume, stage = (values[name][-1] if values[name] else None for name in ("resume", "stage"))
     return Request(
         path,
         tuple(overrides),
         resume,
+        stage,
         tuple(values["allow"]),
         tuple(values["trust"]),
         "print_config" in flags,

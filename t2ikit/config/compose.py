@@ -22,13 +22,19 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-TOP_KEYS = ("extends", "seed_everything", "model", "data", "trainer", "callbacks", "run")
+TOP_KEYS = ("extends", "seed_everything", "model", "data", "trainer", "callbacks", "loggers", "stages", "run")
 RUN_KEYS = ("directory", "name")
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+INHERITED = "inherited"
+"""Key of the arguments of a model's former class: the new one takes those of them that it knows."""
 # The parent of every experiment.
 DEFAULTS: dict[str, Any] = {
     "seed_everything": 0,
     "model": {"class_path": "t2ikit.module.TextToImage"},
+    "loggers": {
+        "tensorboard": {"class_path": "t2ikit.run.loggers.TensorBoard"},
+        "csv": {"class_path": "t2ikit.callbacks.MetricsCSV"},
+    },
     "run": {"directory": "runs"},
 }
 
@@ -53,33 +59,67 @@ class Override:
             raise ConfigError(f"--{self.key}: {self.text!r} is no YAML value ({_first_line(error)})") from None
 
 
-def compose(path: str | Path, overrides: Sequence[Override] = ()) -> dict[str, Any]:
+def compose(path: str | Path, overrides: Sequence[Override] = (), stage: str | None = None) -> dict[str, Any]:
     """The resolved experiment: every parent merged in order, then the file, the overrides, and interpolation, once.
 
     Args:
         path: the experiment file.
         overrides: from left to right; a key below a class node reaches its ``init_args`` (``data.root``).
+        stage: name of one of its ``stages``, whose overlay comes over the file and below the overrides.
 
     Returns:
-        Plain dictionaries and lists with the keys of ``TOP_KEYS`` except ``extends``; dropped callbacks are gone.
+        Plain dictionaries and lists with the keys of ``TOP_KEYS`` except ``extends`` and ``stages``; dropped callbacks
+        and loggers are gone.
 
     Raises:
-        ConfigError: a missing file, a circle, broken YAML, an unknown top-level key, an interpolation of a missing key.
+        ConfigError: a missing file, a circle, broken YAML, an unknown top-level key or stage, an interpolation of a
+            missing key.
     """
+    config, others = _read_whole(path, overrides)
+    stages = config.pop("stages", None) or {}
+    if stage is not None:
+        if stage not in stages:
+            raise ConfigError(f"--stage {stage}: {path} has no such stage{nearest(stage, stages)}")
+        config = _over(config, stages[stage] or {})
+    return changed(config, others)
+
+
+def stages_of(path: str | Path, overrides: Sequence[Override] = ()) -> dict[str, dict[str, Any]]:
+    """The stages of an experiment, in their order: overlays by name; empty for an experiment without stages.
+
+    Raises:
+        ConfigError: as :func:`compose`; a stage that is no mapping, or whose name is no plain name of a folder.
+    """
+    stages = _read_whole(path, overrides)[0].get("stages") or {}
+    for name, overlay in stages.items():
+        if not str(name).isidentifier() or name in ("checkpoints", "samples"):
+            raise ConfigError(f"{path}: stages.{name}: the name of a stage is letters, digits and underscores")
+        if not isinstance(overlay or {}, dict) or {"extends", "stages", "run"} & set(overlay or {}):
+            raise ConfigError(f"{path}: stages.{name}: expected keys of an experiment but extends, stages and run")
+        _check_shape(overlay or {}, f"{path}: stages.{name}")
+    return {str(name): overlay or {} for name, overlay in stages.items()}
+
+
+def _read_whole(path: str | Path, overrides: Sequence[Override]) -> tuple[dict[str, Any], list[Override]]:
+    """The experiment with its stages, to which overrides of ``stages`` are applied; and the other overrides."""
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no experiment file {path}{nearest(str(path), _known_files(path.parent))}")
-    config = merge(DEFAULTS, _load(path, ()))
+    config = _over(DEFAULTS, _load(path, ()))
     config["run"].setdefault("name", path.stem)
-    return changed(config, overrides)
+    for override in overrides:
+        if override.key.startswith("stages."):
+            config = _apply(config, override)
+    return config, [override for override in overrides if not override.key.startswith("stages.")]
 
 
 def changed(config: dict[str, Any], overrides: Sequence[Override] = ()) -> dict[str, Any]:
     """An experiment with overrides over it, resolved; see :func:`compose`."""
     for override in overrides:
-        config = _apply(config, override)
+        config = _keep_arguments(config, _apply(config, override))
     _check_shape(config, "the experiment")
-    config["callbacks"] = {name: node for name, node in (config.get("callbacks") or {}).items() if node is not None}
+    for group in ("callbacks", "loggers"):
+        config[group] = {name: node for name, node in (config.get(group) or {}).items() if node is not None}
     return _interpolate(config)
 
 
@@ -106,6 +146,22 @@ def merge(base: Any, new: Any) -> Any:
     for key, value in new.items():
         merged[key] = merge(merged.get(key), value)
     return merged
+
+
+def _over(base: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """One experiment over another."""
+    return _keep_arguments(base, merge(base, new))
+
+
+def _keep_arguments(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Keeps the arguments of a model whose class has changed beside it: the new class takes those that it knows."""
+    old, new = (config.get("model") for config in (before, after))
+    if not isinstance(old, dict) or not isinstance(new, dict) or old.get("class_path") in (None, new.get("class_path")):
+        return after
+    if "init_args" in old and not _same_class(old["class_path"], new.get("class_path")):
+        kept = merge(old.get(INHERITED) or {}, old["init_args"])
+        return {**after, "model": {**new, INHERITED: merge(kept, new.get(INHERITED) or {})}}
+    return after
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -144,8 +200,8 @@ def _load(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     _check_shape(content, str(path))
     config: dict[str, Any] = {}
     for parent in parents:
-        config = merge(config, _load(_find_parent(parent, path), (*children, resolved)))
-    return merge(config, content)
+        config = _over(config, _load(_find_parent(parent, path), (*children, resolved)))
+    return _over(config, content)
 
 
 def _find_parent(parent: str, path: Path) -> Path:
@@ -190,7 +246,7 @@ def _check_shape(config: dict[str, Any], where: str) -> None:
             raise ConfigError(f"{where}: {key} is {{class_path: ..., init_args: ...}}, got {config[key]!r}")
     if isinstance(config.get("callbacks"), list):
         raise ConfigError(f"{where}: callbacks is a mapping of names, {{ema: {{class_path: ...}}, ...}}, not a list")
-    for key in ("trainer", "callbacks", "run"):
+    for key in ("trainer", "callbacks", "loggers", "stages", "run"):
         if not isinstance(config.get(key) or {}, dict):
             raise ConfigError(f"{where}: {key} is a mapping, got {config[key]!r}")
     for key in config.get("run") or {}:
@@ -247,7 +303,8 @@ def _set(node: Any, names: Sequence[str], override: Override, path: tuple[str, .
 
 
 def _is_class(node: dict[str, Any], path: tuple[str, ...]) -> bool:
-    always = path in (("model",), ("data",)) or (len(path) == 2 and path[0] == "callbacks")
+    path = path[2:] if path[:1] == ("stages",) else path
+    always = path in (("model",), ("data",)) or (len(path) == 2 and path[0] in ("callbacks", "loggers"))
     return always or "class_path" in node or "init_args" in node
 
 

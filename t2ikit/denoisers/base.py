@@ -176,7 +176,6 @@ class Denoiser(nn.Module, ABC):
     checkpoint_blocks: bool = False
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     positions: ClassVar[tuple[str, ...]] = ()
-    grid: tuple[int, int] | None = None
     _caller: Callable[..., Any] | None = None  # not in the state: set by called_by, for a while
 
     @property
@@ -263,7 +262,7 @@ class Denoiser(nn.Module, ABC):
         if strange:
             raise ValueError(f"{type(self).__name__} has no part {', '.join(strange)}; it has {', '.join(self.parts)}")
         prefixes = [prefix for part in take for prefix in self.parts[part]]
-        taken, changes = chosen(self.state_dict(), weights, fit, prefixes, self.positions, self.grid)
+        taken, changes = chosen(self.state_dict(), weights, fit, prefixes, self.positions, getattr(self, "grid", None))
         load_chosen(self, taken)
         return changes
 

@@ -6,7 +6,7 @@ constructor, merges the hyper-parameters of a checkpoint over the experiment, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from t2ikit.config.class_nodes import (
     check_below,
     check_component,
     class_parser,
+    find_class,
     parse,
 )
-from t2ikit.config.compose import ConfigError, nearest
+from t2ikit.config.compose import INHERITED, ConfigError, merge, nearest
 from t2ikit.config.messages import located
 from t2ikit.config.origins import Origins, importable
 from t2ikit.diffusion.samplers import find_solver
@@ -56,7 +57,7 @@ ORIGINS = Origins(PACKAGES)
 TRAINER_OURS = {
     "callbacks": "name callbacks in the mapping `callbacks` at the top of the experiment",
     "default_root_dir": "set run.directory and run.name",
-    "logger": "a run always logs to TensorBoard and metrics.csv; a callback can add another logger",
+    "logger": "name loggers in the mapping `loggers` at the top of the experiment",
 }
 
 
@@ -104,15 +105,17 @@ def check(config: dict[str, Any], origins: Origins = ORIGINS) -> Plan:
     if not config.get("data"):
         raise ConfigError("data: the experiment names no data module: {class_path: ..., init_args: ...}")
     trainer = _check_trainer(config.get("trainer") or {}, origins)
-    model = check_component("model", config["model"], LightningModule, origins=origins)
+    model = check_component("model", _settled(config["model"], origins), LightningModule, origins=origins)
     data = check_component("data", config["data"], LightningDataModule, origins=origins)
-    for callback, node in config["callbacks"].items():
-        if isinstance(node, dict) and "class_path" not in node:  # an override of a name that is not there
-            others = [name for name in config["callbacks"] if name != callback]
-            raise ConfigError(
-                f"callbacks.{callback}: expected {{class_path: ..., init_args: ...}}, since the experiment has no "
-                f"callback of this name to change{nearest(callback, others)}"
-            )
+    for group in ("callbacks", "loggers"):
+        for entry, node in config[group].items():
+            if isinstance(node, dict) and "class_path" not in node:  # an override of a name that is not there
+                others = [name for name in config[group] if name != entry]
+                raise ConfigError(
+                    f"{group}.{entry}: expected {{class_path: ..., init_args: ...}}, since the experiment has no "
+                    f"{group[:-1]} of this name to change{nearest(entry, others)}"
+                )
+    loggers_of(config["loggers"], Path(), 0, origins)
     callbacks = {
         callback: check_component(f"callbacks.{callback}", node, Callback, callback, origins)
         for callback, node in config["callbacks"].items()
@@ -123,18 +126,19 @@ def check(config: dict[str, Any], origins: Origins = ORIGINS) -> Plan:
         "data": data.node(),
         "trainer": config.get("trainer") or {},
         "callbacks": {callback: component.node() for callback, component in callbacks.items()},
+        "loggers": config["loggers"],
         "run": config["run"],
     }
     return Plan(name, kept, trainer, model, data, callbacks, origins)
 
 
-def build(plan: Plan, folder: Path, loggers: list[Logger]) -> Experiment:
+def build(plan: Plan, folder: Path, step: int = 0) -> Experiment:
     """Builds data, model, callbacks and Trainer, and refuses contradictions between them.
 
     Args:
         plan: from ``check``.
         folder: the run folder, ``trainer.default_root_dir``.
-        loggers: of the Trainer.
+        step: at which it resumes.
 
     Raises:
         ConfigError: a constructor refuses its arguments, or two options contradict each other.
@@ -150,6 +154,8 @@ def build(plan: Plan, folder: Path, loggers: list[Logger]) -> Experiment:
     if isinstance(model, Learner):
         model.experiment = plan.config
     callbacks = {name: component.build(USER_ERRORS) for name, component in plan.callbacks.items()}
+    nodes = loggers_of(plan.config["loggers"], folder, step, plan.origins)
+    loggers = [component.build(USER_ERRORS) for component in nodes.values()]
     options = dict(plan.trainer)
     # Without a checkpoint callback Lightning would add one: only the callbacks of the experiment write files.
     options.setdefault("enable_checkpointing", any(isinstance(callback, Checkpoint) for callback in callbacks.values()))
@@ -195,6 +201,41 @@ def validate(experiment: Experiment) -> None:
 
 def _timed(trainer: Trainer) -> bool:
     return any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def loggers_of(nodes: Mapping[str, Any], folder: Path, step: int, origins: Origins = ORIGINS) -> dict[str, Component]:
+    """The loggers of an experiment for a run folder, checked and not built.
+
+    A logger that takes ``folder``, ``save_dir`` or ``step`` and is given none gets those of the run.
+
+    Args:
+        nodes: ``loggers`` of the experiment.
+        folder: of the run.
+        step: at which it resumes.
+        origins: which modules may be named.
+
+    Raises:
+        ConfigError: as :func:`check`.
+    """
+    given = {"folder": str(folder), "save_dir": str(folder), "step": step}
+    components = {}
+    for name, node in nodes.items():
+        node = {"class_path": node} if isinstance(node, str) else node
+        taken = accepted(find_class(node.get("class_path"), f"loggers.{name}", origins))
+        own = {key: value for key, value in given.items() if key in taken}
+        node = {**node, "init_args": {**own, **(node.get("init_args") or {})}}
+        components[name] = check_component(f"loggers.{name}", node, Logger, origins=origins)
+    return components
+
+
+def _settled(node: Any, origins: Origins) -> Any:
+    """The node of a model whose class was changed, with the arguments of the former class that it takes."""
+    if not isinstance(node, dict) or INHERITED not in node:
+        return node
+    known = accepted(find_class(node.get("class_path"), "model", origins))
+    kept = {name: value for name, value in node[INHERITED].items() if name in known}
+    rest = {key: value for key, value in node.items() if key != INHERITED}
+    return {**rest, "init_args": merge(kept, rest.get("init_args") or {})}
 
 
 def _check_trainer(options: dict[str, Any], origins: Origins) -> dict[str, Any]:

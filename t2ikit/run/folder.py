@@ -43,8 +43,7 @@ def choose(directory: str, name: str, resume: str | None) -> RunFolder:
         ConfigError: nothing to resume from, or an incomplete checkpoint.
     """
     if FOLDER_VARIABLE in os.environ:  # a rank that Lightning started
-        checkpoint = os.environ.get(CHECKPOINT_VARIABLE)
-        return RunFolder(Path(os.environ[FOLDER_VARIABLE]), Path(checkpoint) if checkpoint else None, False)
+        return rank_folder()
     versions = Path(directory) / name
     checkpoint_path = None
     if resume is not None:
@@ -54,7 +53,13 @@ def choose(directory: str, name: str, resume: str | None) -> RunFolder:
             return RunFolder(folder, checkpoint_path, False)
     if not first_rank():
         return RunFolder(_follow(versions, launch_id()), checkpoint_path, False)
-    return RunFolder(_new_version(versions), checkpoint_path, True)
+    return RunFolder(new_version(versions), checkpoint_path, True)
+
+
+def rank_folder() -> RunFolder:
+    """What the first rank chose, for a rank that Lightning started."""
+    checkpoint = os.environ.get(CHECKPOINT_VARIABLE)
+    return RunFolder(Path(os.environ[FOLDER_VARIABLE]), Path(checkpoint) if checkpoint else None, False)
 
 
 def launch_id(environment: Mapping[str, str] = os.environ) -> str:
@@ -105,7 +110,8 @@ def _last(versions: Path) -> Path:
     raise ConfigError(f"--resume last: no version in {versions} holds a complete checkpoint{other}")
 
 
-def _new_version(versions: Path) -> Path:
+def new_version(versions: Path) -> Path:
+    """Makes the folder of the next version."""
     versions.mkdir(parents=True, exist_ok=True)
     version = max((version_number(folder) for folder in versions.iterdir()), default=-1) + 1
     while True:

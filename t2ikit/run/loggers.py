@@ -1,4 +1,4 @@
-"""The loggers of a run, and the warnings of Lightning that it does not show."""
+"""TensorBoard in a run folder, and the warnings of Lightning that it does not show."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import logging
 import warnings
 from pathlib import Path
 
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
-
-from t2ikit.callbacks import MetricsCSV
+from lightning.pytorch.loggers import TensorBoardLogger
 
 # Warnings about what is intended: the module makes the batch, snapshots validate, a run counts steps, not epochs.
 INTENDED = (
@@ -20,22 +18,20 @@ INTENDED = (
 
 
 class TensorBoard(TensorBoardLogger):
-    """Writes events only: what Lightning would put into hparams.yaml is in config.yaml."""
-
-    def save(self) -> None:
-        self.experiment.flush()
-
-
-def loggers_of(folder: Path, step: int) -> list[Logger]:
-    """TensorBoard and ``metrics.csv`` of a run folder.
+    """TensorBoard's events in the run folder, beside everything else of the run.
 
     Args:
         folder: of the run.
-        step: at which it resumes; TensorBoard hides the values of later steps.
+        step: at which it resumes; values of later steps are hidden.
     """
-    purge = step + 1 if step else None
-    board = TensorBoard(str(folder.parent), name="", version=folder.name, default_hp_metric=False, purge_step=purge)
-    return [board, MetricsCSV(str(folder))]
+
+    def __init__(self, folder: str, step: int = 0) -> None:
+        path, purge = Path(folder), step + 1 if step else None
+        super().__init__(str(path.parent), name="", version=path.name, default_hp_metric=False, purge_step=purge)
+
+    def save(self) -> None:
+        """Events only: what Lightning would put into hparams.yaml is in config.yaml."""
+        self.experiment.flush()
 
 
 def quiet() -> None:

@@ -44,7 +44,8 @@ def evaluate(args: argparse.Namespace) -> None:
         ConfigError, FileNotFoundError, ValueError: what is missing or wrong, and what to change.
     """
     checkpoint = None if args.checkpoint is None else find_checkpoint(args.checkpoint, "checkpoint")
-    experiment = Path(args.experiment or checkpoint)
+    experiment: Path | None = args.experiment or checkpoint
+    assert experiment is not None  # the command line gives one of them
     if checkpoint is None or args.experiment:
         config = compose(experiment, args.overrides)
     else:

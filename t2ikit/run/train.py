@@ -15,13 +15,12 @@ from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.trainer.states import TrainerStatus
 
 import t2ikit
-from t2ikit.callbacks import MetricsCSV
 from t2ikit.checkpoints.runs import latest_config, newest_checkpoint, step_of
 from t2ikit.config.compose import ConfigError, flatten
 from t2ikit.launch import first_rank
 from t2ikit.run.experiment import USER_ERRORS, Experiment, Plan, build
-from t2ikit.run.folder import RunFolder, choose, contents, tell_ranks, write_config
-from t2ikit.run.loggers import loggers_of, quiet
+from t2ikit.run.folder import RunFolder, contents, tell_ranks, write_config
+from t2ikit.run.loggers import quiet
 
 INTERRUPTED = 130
 """Exit status of an interrupt, as the shell counts it."""
@@ -36,13 +35,13 @@ class _Started(Callback):
         self.seen = True
 
 
-def train(plan: Plan, text: str, resume: str | None, allow: Sequence[str], command: str) -> int:
+def train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], command: str) -> int:
     """Builds the run and trains it; a run that is refused leaves no folder behind.
 
     Args:
         plan: the checked experiment.
         text: the same as YAML.
-        resume: ``last``, a path, or None.
+        folder: where it is trained, and from which checkpoint it goes on.
         allow: keys that may differ from the checkpoint that is resumed.
         command: as the user would type it again, without --resume.
 
@@ -53,14 +52,11 @@ def train(plan: Plan, text: str, resume: str | None, allow: Sequence[str], comma
         ConfigError: what the run cannot do, and which option to change.
     """
     quiet()
-    if allow and resume is None:
-        raise ConfigError("--allow says what may differ from the checkpoint of a --resume: give --resume too")
     if plan.config["seed_everything"] is not None:
         seed_everything(plan.config["seed_everything"], workers=True, verbose=False)
-    folder = choose(plan.config["run"]["directory"], plan.name, resume)
     with _removed_if_refused(folder) as written:
         step = step_of(folder.checkpoint) if folder.checkpoint is not None else 0
-        experiment = build(plan, folder.path, loggers_of(folder.path, step))
+        experiment = build(plan, folder.path, step)
         _allow(experiment, allow)
         if 0 < experiment.trainer.max_steps <= step:
             print(f"{folder.checkpoint} has made {step} of {experiment.trainer.max_steps} steps: nothing left to train")
@@ -70,11 +66,10 @@ def train(plan: Plan, text: str, resume: str | None, allow: Sequence[str], comma
             if folder.checkpoint is not None:
                 print(f"Resuming from {folder.checkpoint}")
                 _print_changes(plan.config, latest_config(folder.path))
-                for logger in experiment.trainer.loggers:
-                    if isinstance(logger, MetricsCSV):
-                        logger.rewind(step)
             head = f"# t2ikit {t2ikit.__version__}: {' '.join(command.split())}\n"
             written.append(write_config(folder.path, head + text, resumed=not folder.created))
+        for logger in experiment.trainer.loggers:
+            logger.log_hyperparams(dict(flatten(plan.config)))
         status = _fit(experiment, folder, command)
     if first_rank() and status == 0:
         print(f"Run folder: {folder.path}")

@@ -162,7 +162,7 @@ BAD_VALUES = [
 def test_refused_when_built(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     plan = checked(**changes)
     with pytest.raises(ConfigError) as refusal:
-        build(plan, tmp_path, [])
+        build(plan, tmp_path)
     assert str(refusal.value).startswith(message)
 
 
@@ -174,7 +174,7 @@ def test_a_defect_keeps_its_type(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     plan = checked()
     monkeypatch.setattr(find_class("tiny_parts.Gate", "x"), "__init__", broken)
     with pytest.raises(ZeroDivisionError):
-        build(plan, tmp_path, [])
+        build(plan, tmp_path)
 
 
 def test_nested_class_of_the_trainer() -> None:
