@@ -1,0 +1,139 @@
+"""Checks of an augmentation that transforms batches, beside a small CAD-I that knows windows."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+
+from t2ikit.batch import Batch, Text
+from t2ikit.callbacks import AugmentationCallback
+from t2ikit.data.datamodule import DataModule
+from t2ikit.module import TextToImage
+from t2ikit.testing.base import Check, NotApplicable, Subject, expect, expect_same, random_state_kept
+from t2ikit.testing.trial import TOKENS, WIDTH, trial_batch, trial_denoiser
+
+BATCH_SIZE = 12
+Transform = Callable[[Batch], Any]
+
+
+class TrialModule(TextToImage):
+    """Keeps the transforms that a callback registers."""
+
+    def __init__(self) -> None:
+        super().__init__(trial_denoiser())
+        self.registered: list[Transform] = []
+
+    def add_batch_transform(self, transform: Transform) -> None:
+        """Notes it."""
+        self.registered.append(transform)
+
+
+def _transform(subject: Subject[AugmentationCallback]) -> Callable[[Batch], tuple[Batch, ...]]:
+    """All that the callback does to a batch."""
+    callback = subject.fresh()
+    if type(callback).augment is AugmentationCallback.augment and type(callback).register is not (
+        AugmentationCallback.register
+    ):
+        raise NotApplicable("it registers no transform of batches: what it stores is tried by `t2ikit prepare check`")
+    module = TrialModule()
+    data = SimpleNamespace(batch_size=BATCH_SIZE, add_stream=lambda *args, **options: None)
+    callback.register(cast(DataModule, data), module)
+    expect(bool(module.registered), "register must add a transform: module.add_batch_transform(self.augment)")
+
+    def transform(batch: Batch) -> tuple[Batch, ...]:
+        parts: tuple[Batch, ...] = (batch,)
+        for function in module.registered:
+            results = [function(part) for part in parts]
+            parts = tuple(part for result in results for part in (result if isinstance(result, tuple) else (result,)))
+        for part in parts:
+            expect(isinstance(part, Batch), f"augment must return a Batch or a tuple of them, not {type(part).__name__}")
+        return parts
+
+    return transform
+
+
+def _batch(slot: int = 24) -> Batch:
+    """12 rows, most of them noisy, with an array of image tokens."""
+    return trial_batch(rows=BATCH_SIZE, slot=slot, arrays={"features.trial": (TOKENS, WIDTH)})
+
+
+def repeats(subject: Subject[AugmentationCallback]) -> None:
+    """The same batch gives the same, in another instance, too."""
+    transform = _transform(subject)
+    first = transform(_batch())
+    with random_state_kept("an augmentation"):
+        again = transform(_batch())
+    sentence = "the same slots must give the same batch: take random numbers from t2ikit.rng, keyed by batch.slot"
+    expect_same(again, first, sentence)
+    transform(_batch(slot=480))
+    expect_same(transform(_batch()), first, f"{sentence}, and keep nothing from batch to batch")
+
+
+def not_in_place(subject: Subject[AugmentationCallback]) -> None:
+    """The batch that is given stays as it is."""
+    transform, batch = _transform(subject), _batch()
+    before = copy.deepcopy(batch)
+    transform(batch)
+    expect_same(batch, before, "a batch must not be changed in place: return dataclasses.replace(batch, ...)")
+
+
+def rows_kept(subject: Subject[AugmentationCallback]) -> str:
+    """Every row comes back once, with its slot, and what belongs to it."""
+    transform, batch = _transform(subject), _batch()
+    parts = sorted(transform(batch), key=lambda part: part.slot)
+    slots = [part.slot + row for part in parts for row in range(len(part))]
+    expect(
+        slots == list(range(batch.slot, batch.slot + len(batch))),
+        f"every row must come back once, with its slot, {batch.slot} to {batch.slot + len(batch) - 1}; the slots are "
+        f"{slots}: split by batch.part(start, end), which keeps them",
+    )
+    for name in ("source", "index"):
+        joined = torch.cat([getattr(part, name) for part in parts])
+        expect_same(joined, getattr(batch, name), f"{name} must stay that of the row's slot: keep the order of rows")
+    for name, array in batch.extra.items():
+        for part in parts:
+            expect(
+                name in part.extra and len(part.extra[name]) == len(part),
+                f"arrays of the records must stay with their rows, but {name} has another length or is gone: pass extra",
+            )
+        if all(part.extra[name].shape[1:] == array.shape[1:] for part in parts):
+            joined = torch.cat([part.extra[name] for part in parts])
+            expect_same(joined, array, "arrays of the records must stay with their rows: split by batch.part")
+    return f"{len(parts)} batches of {', '.join(str(len(part)) for part in parts)} rows"
+
+
+def well_formed(subject: Subject[AugmentationCallback]) -> None:
+    """What comes back is a batch that an objective takes."""
+    for part in _transform(subject)(_batch()):
+        rows, latents = len(part), part.latents
+        expect(
+            latents.dim() == 4 and len(latents) == rows and latents.dtype == torch.float32,
+            f"latents must be [{rows}, C, H, W] float32; they are {list(latents.shape)} {latents.dtype}",
+        )
+        expect(bool(latents.isfinite().all()), "latents must be finite")
+        inside = part.t.shape == (rows,) and bool(((part.t >= 0) & (part.t <= 1)).all())
+        expect(inside, f"t must be [{rows}] in [0, 1]; it is {list(part.t.shape)}")
+        text = isinstance(part.text, Text) and len(part.text) == rows and bool(part.text.mask.any(1).all())
+        expect(text, f"text must have {rows} rows, each with at least one token")
+        smaller = latents.shape[2:] != (8, 8)
+        expect(
+            not smaller or part.window is not None,
+            f"latents of {list(latents.shape[2:])} are a part of the image: say which in window [B, 4], x0 y0 x1 y1",
+        )
+        window = part.window
+        if window is not None:
+            inside = window.shape == (rows, 4) and bool(((window >= 0) & (window <= 1)).all())
+            ordered = inside and bool((window[:, :2] < window[:, 2:]).all())
+            expect(ordered, "window must be [B, 4], x0 y0 x1 y1 in [0, 1] with x0 < x1 and y0 < y1")
+
+
+CHECKS: tuple[Check[AugmentationCallback], ...] = (
+    Check("function of slots", repeats),
+    Check("not in place", not_in_place),
+    Check("rows and slots kept", rows_kept),
+    Check("well formed", well_formed),
+)
