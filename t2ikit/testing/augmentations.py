@@ -50,7 +50,9 @@ def _transform(subject: Subject[AugmentationCallback]) -> Callable[[Batch], tupl
             results = [function(part) for part in parts]
             parts = tuple(part for result in results for part in (result if isinstance(result, tuple) else (result,)))
         for part in parts:
-            expect(isinstance(part, Batch), f"augment must return a Batch or a tuple of them, not {type(part).__name__}")
+            expect(
+                isinstance(part, Batch), f"augment must return a Batch or a tuple of them, not {type(part).__name__}"
+            )
         return parts
 
     return transform
@@ -98,7 +100,7 @@ def rows_kept(subject: Subject[AugmentationCallback]) -> str:
         for part in parts:
             expect(
                 name in part.extra and len(part.extra[name]) == len(part),
-                f"arrays of the records must stay with their rows, but {name} has another length or is gone: pass extra",
+                f"arrays of the records must stay with their rows, but {name} is gone or has other rows: pass extra",
             )
         if all(part.extra[name].shape[1:] == array.shape[1:] for part in parts):
             joined = torch.cat([part.extra[name] for part in parts])

@@ -89,7 +89,10 @@ def self_conditioning(subject: Subject[Denoiser]) -> str:
     )
     found, plain = output(denoiser, inputs, context, state), output(denoiser, inputs, context)
     expect_same(
-        found[~keep], plain[~keep], "rows that are not kept must get the zero state, which is the same as None", ROUNDING
+        found[~keep],
+        plain[~keep],
+        "rows that are not kept must get the zero state, which is the same as None",
+        ROUNDING,
     )
     expect(
         not torch.equal(found[keep], plain[keep]),

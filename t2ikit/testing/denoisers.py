@@ -206,7 +206,10 @@ def context_cat(subject: Subject[Denoiser]) -> None:
     denoiser, inputs = _ready(subject)
     shorter = each_text(inputs.text, lambda text: Text(text.embeddings[:, :2], text.mask[:, :2], text.pooled))
     rows = torch.tensor([1, 3])
-    first, second = each_text(shorter, lambda text: text.rows(rows)), each_text(inputs.text, lambda text: text.rows(rows))
+    first, second = (
+        each_text(shorter, lambda text: text.rows(rows)),
+        each_text(inputs.text, lambda text: text.rows(rows)),
+    )
     pairs = [(first, second), (second, first)]
     order = inputs.rows(1, 3, 1, 3)
     for one, other in pairs:

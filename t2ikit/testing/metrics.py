@@ -1,4 +1,4 @@
-"""Checks of a metric, on rendered shapes with the metadata of GenEval, or on the images that the caller gives."""
+"""Checks of a metric, on rendered scenes of shapes with GenEval's prompts and metadata."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from t2ikit.metrics import Metric, Result, Samples
 from t2ikit.metrics.base import Rows
 from t2ikit.shapes.prompts import geneval_prompts
+from t2ikit.shapes.scenes import render, scenes
 from t2ikit.testing.base import (
     ROUNDING,
     Check,
@@ -28,15 +29,13 @@ SIZE = 16
 
 
 def _pictures(count: int, seed: int) -> Tensor:
-    """[count, 3, 16, 16] uint8: a bright square of one colour on noise."""
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 60, (count, 3, SIZE, SIZE), generator=generator)
-    images[:, :, 4:12, 4:12] = torch.randint(100, 256, (count, 3, 1, 1), generator=generator)
-    return images.to(torch.uint8)
+    """[count, 3, 16, 16] uint8: rendered scenes of one shape each."""
+    views = scenes(seed, "val", 0, count, "simple")
+    return torch.stack([torch.from_numpy(render(scene, SIZE)) for scene in views])
 
 
 def trial_samples() -> Samples:
-    """24 small pictures with the prompts of GenEval on shapes, and 30 others as reference."""
+    """24 small scenes with the prompts of GenEval on shapes, and 30 others as reference."""
     lines = geneval_prompts("simple", 4)
     return Samples(_pictures(24, 0), [line["prompt"] for line in lines], lines, _pictures(30, 1), "trial")
 
@@ -71,7 +70,9 @@ def rows(subject: Subject[Metric]) -> str:
     expect(not isinstance(whole, Tensor) or whole.device.type == "cpu", "rows must be on the CPU: end with .cpu()")
     for start, end in ((0, 1), (1, 9), (9, len(samples))):
         part = metric.observe(_part(samples, start, end))
-        expect(len(part) == end - start, f"observe must give {end - start} rows for as many images; it gave {len(part)}")
+        expect(
+            len(part) == end - start, f"observe must give {end - start} rows for as many images; it gave {len(part)}"
+        )
         for row in range(end - start):
             difference = first_difference(part[row], whole[start + row], ROUNDING)
             expect(
@@ -117,7 +118,9 @@ def keeps_nothing(subject: Subject[Metric]) -> None:
     sentence = "the same images must have the same scores: keep nothing between calls"
     expect_same(_plain(again), _plain(first), sentence)
     expect_same(
-        (samples.images, samples.prompts, samples.metadata), before, "samples must stay as they are: change none in place"
+        (samples.images, samples.prompts, samples.metadata),
+        before,
+        "samples must stay as they are: change none in place",
     )
 
 
@@ -131,7 +134,9 @@ def fingerprint(subject: Subject[Metric]) -> str:
     try:
         text = json.dumps(metric.fingerprint(), sort_keys=True)
     except TypeError as error:
-        raise AssertionError(f"fingerprint must be JSON-able: {error}; say it in numbers, texts, lists, dicts") from None
+        raise AssertionError(
+            f"fingerprint must be JSON-able: {error}; say it in numbers, texts, lists, dicts"
+        ) from None
     again = json.dumps(subject.fresh().fingerprint(), sort_keys=True)
     expect(
         again == text and " at 0x" not in text,

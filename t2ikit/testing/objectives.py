@@ -98,7 +98,9 @@ def description(subject: Subject[Objective]) -> str:
     """Process and needs are said in the words that the module reads."""
     objective = subject.fresh()
     given = type(getattr(objective, "process", None)).__name__
-    expect(isinstance(objective.process, Process), f"process must be a Process, given to super().__init__; it is {given}")
+    expect(
+        isinstance(objective.process, Process), f"process must be a Process, given to super().__init__; it is {given}"
+    )
     needs = objective.needs
     expect(isinstance(needs, Needs), f"needs must be Needs(arrays, taps); it is {needs!r}")
     expect(
@@ -166,12 +168,12 @@ def pure(subject: Subject[Objective]) -> None:
     state = copy.deepcopy((batch, draws, dict(objective.state_dict()), dict(denoiser.state_dict())))
     with random_state_kept("the call"):
         first, again = (objective(denoiser, batch, draws) for _ in range(2))
-    expect_same(_values(again), _values(first), "the same call must give the same loss: take random numbers in draw")
     expect_same(
         (batch, draws, dict(objective.state_dict()), dict(denoiser.state_dict())),
         state,
         "the call must change neither its arguments nor weights: change nothing in place",
     )
+    expect_same(_values(again), _values(first), "the same call must give the same loss: take random numbers in draw")
     touched = [name for name, parameter in denoiser.named_parameters() if parameter.grad is not None]
     expect(not touched, "the call must not run a backward pass of its own; it left gradients in the denoiser")
 

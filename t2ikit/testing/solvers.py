@@ -76,8 +76,8 @@ def description(subject: Subject[Solver]) -> str:
     stable = isinstance(solver.name, str) and solver.name == twin.name and " at 0x" not in solver.name
     expect(
         stable and bool(solver.name),
-        f"name must be the same text in every process, for fingerprints; it is {solver.name!r}, then {twin.name!r}: make "
-        "the class a dataclass whose fields are its options",
+        f"name must be the same text in every process, for fingerprints; it is {solver.name!r}, then {twin.name!r}: "
+        "make the class a dataclass whose fields are its options",
     )
     return f"{solver.name}, spacing {solver.spacing}"
 
@@ -102,7 +102,9 @@ def states(subject: Subject[Solver]) -> str:
         fits = all(state.shape == x.shape and bool(state.isfinite().all()) for state in path)
         expect(fits, f"every state must be finite and [{', '.join(map(str, x.shape))}] as x")
         inside = all(0 <= node < 6 and 0 <= step < 6 for node, step in evaluated)
-        expect(inside, f"estimate(x, node, step) must be called at nodes and steps 0 to K - 1; (node, step): {evaluated}")
+        expect(
+            inside, f"estimate(x, node, step) must be called at nodes and steps 0 to K - 1; (node, step): {evaluated}"
+        )
     return f"{len(evaluated)} evaluations in 6 steps"
 
 
@@ -123,8 +125,8 @@ def closed_form(subject: Subject[Solver]) -> str:
         expect(
             many < max(0.5 * few, 0.01) and many < 0.15,
             f"on normal data of standard deviation {STD} under {type(process).__name__} the error must fall with the "
-            f"steps; relative to it, it is {few:.2g} with {FEW} steps and {many:.2g} with {MANY}: the last state must be "
-            "x_0, at node K",
+            f"steps; relative to it, it is {few:.2g} with {FEW} steps and {many:.2g} with {MANY}: the last state must "
+            "be x_0, at node K",
         )
         figures.append(f"{few:.1e} to {many:.1e}")
     return f"error with {FEW} and {MANY} steps: {', '.join(figures)}"

@@ -89,8 +89,8 @@ def pure(subject: Subject[Term]) -> None:
     before = copy.deepcopy((main, dict(term.state_dict())))
     with random_state_kept("a term"):
         first, again = term(main).detach(), term(main).detach()
-    expect_same(again, first, "the same call must give the same value: keep nothing from call to call")
     expect_same((main, dict(term.state_dict())), before, "a term must change nothing in place")
+    expect_same(again, first, "the same call must give the same value: keep nothing from call to call")
 
 
 def gradients_everywhere(subject: Subject[Term]) -> str:
@@ -105,7 +105,9 @@ def gradients_everywhere(subject: Subject[Term]) -> str:
     found.mean().backward()
     reached = [tensor for tensor in given if tensor.grad is not None and bool(tensor.grad.any())]
     expect(bool(reached), "gradients must reach the output or the features, or the term teaches the denoiser nothing")
-    sentence = "every trainable parameter of the term must get a gradient: use it, or freeze it by requires_grad_(False)"
+    sentence = (
+        "every trainable parameter of the term must get a gradient: use it, or freeze it by requires_grad_(False)"
+    )
     expect_gradients(term, sentence)
     return f"{len(gradients(term))} parameters of its own"
 

@@ -41,7 +41,7 @@ class WatchedDenoiser(CADI):
 def trial_denoiser(taps: Sequence[int] = (), kind: type[Small] = CADI) -> Small:  # type: ignore[assignment]
     """A small CAD-I for x [B, 4, 8, 8] in evaluation mode, the same each time, with as many blocks as ``taps`` need."""
     sizes: dict[str, Any] = {"input_size": 8, "data_dim": WIDTH, "num_latents": 6, "latent_dim": WIDTH}
-    depth = {"num_blocks": max(2, *taps, 2), "num_layers": 1, "read_write_heads": 4, "compute_heads": 4}
+    depth = {"num_blocks": max(1, *taps, 1), "num_layers": 1, "read_write_heads": 4, "compute_heads": 4}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         denoiser = kind(**sizes, **depth, refine_heads=4, text_dim=TEXT_DIM, num_registers=2, window_tokens=True)
