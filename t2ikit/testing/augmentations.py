@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -32,17 +32,56 @@ class TrialModule(TextToImage):
         self.registered.append(transform)
 
 
+class TrialData:
+    """Keeps the streams that a callback registers; there is no prepared set."""
+
+    batch_size = BATCH_SIZE
+    folder = Path("data")
+
+    def __init__(self) -> None:
+        self.streams: list[tuple[str, str, float, float]] = []
+
+    def add_stream(self, name: str, folder: str, quantile: float, probability: float) -> None:
+        """Notes it."""
+        self.streams.append((name, folder, quantile, probability))
+
+    def record_set(self, folder: str) -> Any:
+        """There is none."""
+        raise FileNotFoundError(folder)
+
+
+def _registered(subject: Subject[AugmentationCallback]) -> tuple[TrialModule, TrialData]:
+    callback, module, data = subject.fresh(), TrialModule(), TrialData()
+    try:
+        callback.register(cast(DataModule, data), module)
+    except FileNotFoundError:
+        raise NotApplicable("it reads prepared data: `t2ikit prepare check` tries that, and a run the rest") from None
+    added = bool(module.registered or data.streams)
+    expect(added, "register must add a transform (module.add_batch_transform) or a stream (data.add_stream)")
+    return module, data
+
+
+def stream(subject: Subject[AugmentationCallback]) -> str:
+    """A stored stream is behind a gate."""
+    streams = _registered(subject)[1].streams
+    if not streams:
+        raise NotApplicable("it adds no stored stream")
+    for name, _, quantile, probability in streams:
+        expect(
+            0.0 <= quantile <= 1.0 and 0.0 <= probability <= 1.0,
+            f"quantile and probability of stream {name} must lie in [0, 1]; they are {quantile} and {probability}: "
+            "take the quantile from module.process.quantile(log_snr)",
+        )
+    names = [name for name, *_ in streams]
+    expect(len(set(names)) == len(names), f"streams must have names of their own; they are {', '.join(names)}")
+    return ", ".join(f"{name} with {chance:g} beyond u = {u:.3f}" for name, _, u, chance in streams)
+
+
 def _transform(subject: Subject[AugmentationCallback]) -> Callable[[Batch], tuple[Batch, ...]]:
     """All that the callback does to a batch."""
-    callback = subject.fresh()
-    if type(callback).augment is AugmentationCallback.augment and type(callback).register is not (
-        AugmentationCallback.register
-    ):
-        raise NotApplicable("it registers no transform of batches: what it stores is tried by `t2ikit prepare check`")
-    module = TrialModule()
-    data = SimpleNamespace(batch_size=BATCH_SIZE, add_stream=lambda *args, **options: None)
-    callback.register(cast(DataModule, data), module)
-    expect(bool(module.registered), "register must add a transform: module.add_batch_transform(self.augment)")
+    module, _ = _registered(subject)
+    if not module.registered:
+        raise NotApplicable("it transforms no batch")
 
     def transform(batch: Batch) -> tuple[Batch, ...]:
         parts: tuple[Batch, ...] = (batch,)
@@ -134,6 +173,7 @@ def well_formed(subject: Subject[AugmentationCallback]) -> None:
 
 
 CHECKS: tuple[Check[AugmentationCallback], ...] = (
+    Check("stored stream", stream),
     Check("function of slots", repeats),
     Check("not in place", not_in_place),
     Check("rows and slots kept", rows_kept),

@@ -255,5 +255,5 @@ def moved_off_zero(module: Module, seed: int = 0) -> Module:
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.is_floating_point():
-                parameter += (0.05 * torch.randn(parameter.shape, generator=generator)).to(parameter)
+                parameter.add_((0.05 * torch.randn(parameter.shape, generator=generator)).to(parameter))
     return module

@@ -186,7 +186,7 @@ def _compiled(subject: Subject[Denoiser], options: dict[str, Any]) -> int:
                 loss_B = objective(denoiser, *given).loss_B
                 loss_B.mean().backward()
                 results.append((loss_B.detach(), gradients(denoiser)))
-            expect_same(*results, "compiled code must give the same loss and gradients", ROUNDING)
+            expect_same(results[0], results[1], "compiled code must give the same loss and gradients", ROUNDING)
         breaks = sum(counters["graph_break"].values())
         expect(breaks == 0, f"no graph break was expected, there were {breaks}")
         return int(counters["stats"]["unique_graphs"])

@@ -1,6 +1,6 @@
-"""Checks of a denoiser: what it says of itself, its output, its context, taps, windows and parts.
+"""Checks of a denoiser: what it says of itself, its output, taps, windows and parts.
 
-Training, compiled code and copies are tried in ``denoiser_training``.
+Texts are tried in ``denoiser_texts``; training, compiled code and copies in ``denoiser_training``.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def output(denoiser: Denoiser, inputs: Inputs, context: Any = None, state: Any =
     return prediction.output
 
 
-def _ready(subject: Subject[Denoiser]) -> tuple[Denoiser, Inputs]:
+def ready(subject: Subject[Denoiser]) -> tuple[Denoiser, Inputs]:
+    """A new one in evaluation mode, and inputs for it."""
     denoiser = subject.fresh().eval()
     return denoiser, Inputs.of(denoiser)
 
@@ -94,14 +95,14 @@ def description(subject: Subject[Denoiser]) -> str:
 
 def shape_and_dtype(subject: Subject[Denoiser]) -> None:
     """The output is finite and like x."""
-    denoiser, inputs = _ready(subject)
+    denoiser, inputs = ready(subject)
     for rows in (inputs, inputs.rows(1)):
         _expect_like(output(denoiser, rows), rows.x, "the output")
 
 
 def bf16(subject: Subject[Denoiser]) -> None:
     """Under bf16 autocast, too."""
-    denoiser, inputs = _ready(subject)
+    denoiser, inputs = ready(subject)
     with torch.autocast("cpu", torch.bfloat16):
         found = output(denoiser, inputs)
     _expect_like(found, inputs.x, "under bf16 autocast the output")
@@ -118,7 +119,7 @@ def _expect_like(found: Tensor, x: Tensor, what: str) -> None:
 
 def rows_independent(subject: Subject[Denoiser]) -> None:
     """Row i alone is row i of a batch."""
-    denoiser, inputs = _ready(subject)
+    denoiser, inputs = ready(subject)
     whole = output(denoiser, inputs)
     for row in range(len(inputs.x)):
         expect_same(
@@ -131,7 +132,7 @@ def rows_independent(subject: Subject[Denoiser]) -> None:
 
 def arguments_unchanged(subject: Subject[Denoiser]) -> None:
     """Nothing is changed in place."""
-    denoiser, inputs = _ready(subject)
+    denoiser, inputs = ready(subject)
     before = Inputs(inputs.x.clone(), inputs.level.clone(), each_text(inputs.text, _cloned))
     output(denoiser, inputs)
     expect_same(inputs, before, "x, level and text must stay as they are: change nothing in place")
@@ -143,7 +144,7 @@ def _cloned(text: Text) -> Text:
 
 def evaluation_repeats(subject: Subject[Denoiser]) -> None:
     """In evaluation mode nothing is random and nothing is remembered."""
-    denoiser, inputs = _ready(subject)
+    denoiser, inputs = ready(subject)
     with random_state_kept("a call in evaluation mode"):
         first = output(denoiser, inputs)
         output(denoiser, Inputs.of(denoiser, seed=9))
@@ -160,97 +161,12 @@ def flops(subject: Subject[Denoiser]) -> str:
     return f"{counter.get_total_flops() / 1e6:,.2f} MFLOP a row, text of 5 tokens included"
 
 
-# ------------------------------------------------------------------ text and context
-
-
-def masked_text(subject: Subject[Denoiser]) -> None:
-    """What the mask hides changes nothing."""
-    denoiser, inputs = _ready(subject)
-    hidden = each_text(
-        inputs.text, lambda text: Text(torch.where(text.mask[..., None], text.embeddings, 50.0), text.mask, text.pooled)
-    )
-    sentence = "text states that the mask hides must change nothing: hide them in every attention and mean"
-    expect_same(output(denoiser, Inputs(inputs.x, inputs.level, hidden)), output(denoiser, inputs), sentence, ROUNDING)
-
-
-def padded_text(subject: Subject[Denoiser]) -> None:
-    """A text that is padded longer is the same text."""
-    denoiser, inputs = _ready(subject)
-    longer = Inputs(inputs.x, inputs.level, each_text(inputs.text, lambda text: text.pad(text.mask.shape[1] + 7)))
-    sentence = "a text padded to more tokens must give the same: nothing may depend on the number of padded tokens"
-    expect_same(output(denoiser, longer), output(denoiser, inputs), sentence, ROUNDING)
-
-
-def text_matters(subject: Subject[Denoiser]) -> None:
-    """Another text gives another output."""
-    denoiser, inputs = _ready(subject)
-    other = Inputs(inputs.x, inputs.level, trial_text(denoiser.text_dim, 4, 5, seed=77))
-    expect(
-        not torch.equal(output(denoiser, other), output(denoiser, inputs)),
-        "another text must give another output, but gives the same: let forward read the context",
-    )
-
-
-def context_rows(subject: Subject[Denoiser]) -> None:
-    """``context.rows`` are the contexts of these texts."""
-    denoiser, inputs = _ready(subject)
-    chosen, context = inputs.rows(2, 0, 2), denoiser.encode_text(inputs.text)
-    expect(len(context) == 4, f"a context of 4 texts must have length 4; it has {len(context)}: derive it from Context")
-    sentence = "context.rows(index) must be the context of the texts at index: every tensor of it has one row a text"
-    found = output(denoiser, chosen, context.rows(torch.tensor([2, 0, 2])))
-    expect_same(found, output(denoiser, chosen), sentence, ROUNDING)
-
-
-def context_cat(subject: Subject[Denoiser]) -> None:
-    """``context.cat`` is the context of both texts, also where one is longer."""
-    denoiser, inputs = _ready(subject)
-    shorter = each_text(inputs.text, lambda text: Text(text.embeddings[:, :2], text.mask[:, :2], text.pooled))
-    rows = torch.tensor([1, 3])
-    first, second = (
-        each_text(shorter, lambda text: text.rows(rows)),
-        each_text(inputs.text, lambda text: text.rows(rows)),
-    )
-    pairs = [(first, second), (second, first)]
-    order = inputs.rows(1, 3, 1, 3)
-    for one, other in pairs:
-        joined = denoiser.encode_text(one).cat(denoiser.encode_text(other))
-        texts = [output(denoiser, Inputs(*_half(order), text)) for text in (one, other)]
-        sentence = (
-            "context.cat(other) must be the contexts of both texts: name the fields whose second axis counts tokens in "
-            "`padded`"
-        )
-        expect_same(output(denoiser, order, joined), torch.cat(texts), sentence, ROUNDING)
-
-
-def _half(inputs: Inputs) -> tuple[Tensor, Tensor]:
-    return inputs.x[:2], inputs.level[:2]
-
-
-def context_detach(subject: Subject[Denoiser]) -> None:
-    """``context.detach`` has the same numbers and no graph."""
-    denoiser, inputs = _ready(subject)
-    first = inputs.text if isinstance(inputs.text, Text) else inputs.text[0]
-    first.embeddings.requires_grad_()
-    context = denoiser.encode_text(inputs.text)
-    expect_same(
-        output(denoiser, inputs, context.detach()),
-        output(denoiser, inputs, context),
-        "context.detach() must hold the same numbers",
-    )
-    loss = denoiser(inputs.x, inputs.level, context.detach()).output.sum()
-    left = torch.autograd.grad(loss, first.embeddings, allow_unused=True)[0] if loss.requires_grad else None
-    expect(
-        left is None,
-        "context.detach() must cut the graph, but gradients reach the text: derive the context from Context",
-    )
-
-
 # ------------------------------------------------------------------ taps, windows, parts
 
 
 def taps(subject: Subject[Denoiser]) -> str:
     """Features after the blocks that were asked for; the output stays digit for digit."""
-    denoiser, inputs = _ready(subject)
+    denoiser, inputs = ready(subject)
     if "taps" not in denoiser.supports:
         raise NotApplicable('supports has no "taps"')
     context = denoiser.encode_text(inputs.text)
@@ -296,7 +212,7 @@ def _refused(call: Callable[[], Any], sentence: str) -> None:
 
 def window(subject: Subject[Denoiser]) -> None:
     """A part of an image is computed at its place."""
-    denoiser, inputs = _ready(subject)
+    denoiser, inputs = ready(subject)
     if "window" not in denoiser.supports:
         raise NotApplicable('supports has no "window"')
     for name in ("grid", "patch_size"):
@@ -348,12 +264,6 @@ CHECKS: tuple[Check[Denoiser], ...] = (
     Check("rows independent", rows_independent),
     Check("arguments unchanged", arguments_unchanged),
     Check("evaluation repeats", evaluation_repeats),
-    Check("masked text", masked_text),
-    Check("padded text", padded_text),
-    Check("text matters", text_matters),
-    Check("context.rows", context_rows),
-    Check("context.cat", context_cat),
-    Check("context.detach", context_detach),
     Check("taps", taps),
     Check("window", window),
     Check("parts", parts),

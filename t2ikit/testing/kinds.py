@@ -12,7 +12,16 @@ from t2ikit.diffusion import Objective
 from t2ikit.diffusion.solvers import Solver
 from t2ikit.diffusion.terms import Term
 from t2ikit.metrics import Metric
-from t2ikit.testing import augmentations, denoiser_training, denoisers, metrics, objectives, solvers, terms
+from t2ikit.testing import (
+    augmentations,
+    denoiser_texts,
+    denoiser_training,
+    denoisers,
+    metrics,
+    objectives,
+    solvers,
+    terms,
+)
 from t2ikit.testing.base import Check, Report, Subject, run_checks
 
 
@@ -26,7 +35,7 @@ class Kind:
 
 
 KINDS = (
-    Kind("denoiser", Denoiser, denoisers.CHECKS + denoiser_training.CHECKS),
+    Kind("denoiser", Denoiser, denoisers.CHECKS + denoiser_texts.CHECKS + denoiser_training.CHECKS),
     Kind("objective", Objective, objectives.CHECKS),
     Kind("term", Term, terms.CHECKS),
     Kind("solver", Solver, solvers.CHECKS),

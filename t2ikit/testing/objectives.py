@@ -27,7 +27,7 @@ from t2ikit.testing.base import (
     gradients,
     random_state_kept,
 )
-from t2ikit.testing.trial import TEXT_DIM, TOKENS, WIDTH, WatchedDenoiser, trial_batch, trial_denoiser, windows
+from t2ikit.testing.trial import TEXT_DIM, TOKENS, WIDTH, trial_batch, trial_denoiser, watched_denoiser, windows
 
 RNG = Keyed(7)
 UNNAMED = "not.named"
@@ -211,7 +211,7 @@ def compiled(subject: Subject[Objective]) -> str:
                 found = call(denoiser, batch, draws)
                 found.loss_B.mean().backward()
                 results.append((_values(found), gradients(objective), gradients(denoiser)))
-            expect_same(*results, "compiled code must give the same losses and gradients", ROUNDING)
+            expect_same(results[0], results[1], "compiled code must give the same losses and gradients", ROUNDING)
         graphs, breaks = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
     expect(breaks == 0, f"no graph break was expected, there were {breaks}")
     expect(
@@ -225,7 +225,7 @@ def compiled(subject: Subject[Objective]) -> str:
 def window(subject: Subject[Objective]) -> None:
     """The window of a batch reaches the denoiser."""
     objective, _ = _ready(subject)
-    denoiser = trial_denoiser(objective.needs.taps, WatchedDenoiser)
+    denoiser = watched_denoiser(objective.needs.taps)
     batch = _batch(subject, objective)
     batch.latents, batch.window = windows(denoiser, batch.latents)
     try:
@@ -273,7 +273,7 @@ def copies(subject: Subject[Objective]) -> None:
 def needs(subject: Subject[Objective]) -> None:
     """Only the arrays and taps that ``needs`` names are read."""
     objective, _ = _ready(subject)
-    denoiser = trial_denoiser((*objective.needs.taps, 4), WatchedDenoiser)
+    denoiser = watched_denoiser((*objective.needs.taps, 4))
     batch = _batch(subject, objective)
     arrays = Watched({**batch.extra, UNNAMED: torch.zeros(len(batch), 1)})
     batch.extra = arrays

@@ -169,7 +169,7 @@ def compiled(subject: Subject[Term]) -> None:
             loss.loss_B.mean().backward()
             values = {name: part.detach() for name, part in loss.parts.items()}
             results.append((loss.loss_B.detach(), values, gradients(term)))
-    expect_same(*results, "compiled code must give the same losses and gradients", ROUNDING)
+    expect_same(results[0], results[1], "compiled code must give the same losses and gradients", ROUNDING)
     total: Tensor = results[1][1]["denoising"] + term.weight * results[1][1]["tried"]
     expect_same(results[1][0], total, "the loss must be that of denoising plus weight times the term", ROUNDING)
 

@@ -38,14 +38,23 @@ class WatchedDenoiser(CADI):
         return super().forward(x, level, context, state, taps)
 
 
-def trial_denoiser(taps: Sequence[int] = (), kind: type[Small] = CADI) -> Small:  # type: ignore[assignment]
+def trial_denoiser(taps: Sequence[int] = ()) -> CADI:
     """A small CAD-I for x [B, 4, 8, 8] in evaluation mode, the same each time, with as many blocks as ``taps`` need."""
+    return _small(CADI, taps)
+
+
+def watched_denoiser(taps: Sequence[int] = ()) -> WatchedDenoiser:
+    """The same, watched."""
+    return _small(WatchedDenoiser, taps)
+
+
+def _small(kind: type[Small], taps: Sequence[int]) -> Small:
     sizes: dict[str, Any] = {"input_size": 8, "data_dim": WIDTH, "num_latents": 6, "latent_dim": WIDTH}
-    depth = {"num_blocks": max(1, *taps, 1), "num_layers": 1, "read_write_heads": 4, "compute_heads": 4}
+    sizes |= {"num_blocks": max(1, *taps, 1), "num_layers": 1, "num_registers": 2, "text_dim": TEXT_DIM}
+    sizes |= {"read_write_heads": 4, "compute_heads": 4, "refine_heads": 4, "window_tokens": True}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        denoiser = kind(**sizes, **depth, refine_heads=4, text_dim=TEXT_DIM, num_registers=2, window_tokens=True)
-        return moved_off_zero(denoiser).eval()
+        return moved_off_zero(kind(**sizes)).eval()
 
 
 def trial_text(width: int | Sequence[int], rows: int, tokens: int, seed: int = 0) -> Text | tuple[Text, ...]:

@@ -337,7 +337,13 @@ class EmptyText(AugmentationCallback):
         return replace(batch, text=Text(batch.text.embeddings, torch.zeros_like(batch.text.mask)))
 
 
+class OutsideGate(AugmentationCallback):
+    def register(self, data: Any, module: Any) -> None:
+        data.add_stream("collage", "train_collage", 40.0, 0.25)
+
+
 AUGMENTATIONS: list[tuple[str, Callable[[], Any], str]] = [
+    ("stored stream", OutsideGate, r"quantile and probability of stream collage must lie in \[0, 1\]"),
     ("function of slots", GlobalFlip, "an augmentation must leave the global random state"),
     ("function of slots", Grows, "the same slots must give the same batch"),
     ("not in place", MirrorInPlace, r"return dataclasses.replace\(batch, ...\)"),

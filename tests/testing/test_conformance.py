@@ -1,4 +1,4 @@
-"""The conformance suite: our own classes pass it, each check finds the fault that it is for, and the command says so."""
+"""The conformance suite: our own classes pass it, each check finds its fault, and the command says so."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ OURS: dict[str, tuple[Callable[[], Any], set[str]]] = {
     ),
     "term": (broken_others.Align, {"window"}),
     **{name: (lambda name=name: SOLVERS[name], set()) for name in SOLVERS},
-    "crop": (Crop, set()),
-    "crop-free": (lambda: Crop(0.7, "free"), set()),
+    "crop": (Crop, {"stored stream"}),
+    "crop-free": (lambda: Crop(0.7, "free"), {"stored stream"}),
     "distribution": (lambda: DistributionMetrics(RandomConvFeatures()), set()),
     "geneval": (lambda: GenEval(ShapesDetector()), set()),
     "largest_color_share": (LargestColorShare, set()),
@@ -76,10 +76,21 @@ def test_every_check_has_a_fault_that_it_finds(kind: str) -> None:
     assert {check for check, _, _ in FAULTS[kind]} == set(CHECKS[kind])
 
 
+def test_what_extend_shows_passes() -> None:
+    """The page itself examines its denoiser."""
+    shown: dict[str, Any] = {}
+    page = (Path(__file__).parents[2] / "docs" / "extend.md").read_text()
+    exec("\n".join(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)), shown)
+    assert shown["report"].ok
+    for name in ("Mirror", "Collage", "Brightness"):
+        report = examine(shown[name])
+        assert report.ok, report.of("failed")
+
+
 def test_a_stored_augmentation_is_not_passed_off_as_tried() -> None:
     report = examine(CutMix)
     assert not report.ok and not report.of("failed")
-    assert "registers no transform" in report.of("does not apply")["not in place"]
+    assert "it reads prepared data" in report.of("does not apply")["not in place"]
 
 
 def test_the_command_tries_a_class_of_ones_own(
