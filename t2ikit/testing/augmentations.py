@@ -84,15 +84,16 @@ def _transform(subject: Subject[AugmentationCallback]) -> Callable[[Batch], tupl
         raise NotApplicable("it transforms no batch")
 
     def transform(batch: Batch) -> tuple[Batch, ...]:
-        parts: tuple[Batch, ...] = (batch,)
+        chunks: tuple[Batch, ...] = (batch,)
         for function in module.registered:
-            results = [function(part) for part in parts]
-            parts = tuple(part for result in results for part in (result if isinstance(result, tuple) else (result,)))
-        for part in parts:
+            results = [function(chunk) for chunk in chunks]
+            tuples = [result if isinstance(result, tuple) else (result,) for result in results]
+            chunks = tuple(chunk for result in tuples for chunk in result)
+        for chunk in chunks:
             expect(
-                isinstance(part, Batch), f"augment must return a Batch or a tuple of them, not {type(part).__name__}"
+                isinstance(chunk, Batch), f"augment must return a Batch or a tuple of them, not {type(chunk).__name__}"
             )
-        return parts
+        return chunks
 
     return transform
 
@@ -125,47 +126,47 @@ def not_in_place(subject: Subject[AugmentationCallback]) -> None:
 def rows_kept(subject: Subject[AugmentationCallback]) -> str:
     """Every row comes back once, with its slot, and what belongs to it."""
     transform, batch = _transform(subject), _batch()
-    parts = sorted(transform(batch), key=lambda part: part.slot)
-    slots = [part.slot + row for part in parts for row in range(len(part))]
+    chunks = sorted(transform(batch), key=lambda chunk: chunk.slot)
+    slots = [chunk.slot + row for chunk in chunks for row in range(len(chunk))]
     expect(
         slots == list(range(batch.slot, batch.slot + len(batch))),
         f"every row must come back once, with its slot, {batch.slot} to {batch.slot + len(batch) - 1}; the slots are "
         f"{slots}: split by batch.part(start, end), which keeps them",
     )
     for name in ("source", "index"):
-        joined = torch.cat([getattr(part, name) for part in parts])
+        joined = torch.cat([getattr(chunk, name) for chunk in chunks])
         expect_same(joined, getattr(batch, name), f"{name} must stay that of the row's slot: keep the order of rows")
     for name, array in batch.extra.items():
-        for part in parts:
+        for chunk in chunks:
             expect(
-                name in part.extra and len(part.extra[name]) == len(part),
+                name in chunk.extra and len(chunk.extra[name]) == len(chunk),
                 f"arrays of the records must stay with their rows, but {name} is gone or has other rows: pass extra",
             )
-        if all(part.extra[name].shape[1:] == array.shape[1:] for part in parts):
-            joined = torch.cat([part.extra[name] for part in parts])
+        if all(chunk.extra[name].shape[1:] == array.shape[1:] for chunk in chunks):
+            joined = torch.cat([chunk.extra[name] for chunk in chunks])
             expect_same(joined, array, "arrays of the records must stay with their rows: split by batch.part")
-    return f"{len(parts)} batches of {', '.join(str(len(part)) for part in parts)} rows"
+    return f"{len(chunks)} batches of {', '.join(str(len(chunk)) for chunk in chunks)} rows"
 
 
 def well_formed(subject: Subject[AugmentationCallback]) -> None:
     """What comes back is a batch that an objective takes."""
-    for part in _transform(subject)(_batch()):
-        rows, latents = len(part), part.latents
+    for chunk in _transform(subject)(_batch()):
+        rows, latents = len(chunk), chunk.latents
         expect(
             latents.dim() == 4 and len(latents) == rows and latents.dtype == torch.float32,
             f"latents must be [{rows}, C, H, W] float32; they are {list(latents.shape)} {latents.dtype}",
         )
         expect(bool(latents.isfinite().all()), "latents must be finite")
-        inside = part.t.shape == (rows,) and bool(((part.t >= 0) & (part.t <= 1)).all())
-        expect(inside, f"t must be [{rows}] in [0, 1]; it is {list(part.t.shape)}")
-        text = isinstance(part.text, Text) and len(part.text) == rows and bool(part.text.mask.any(1).all())
+        inside = chunk.t.shape == (rows,) and bool(((chunk.t >= 0) & (chunk.t <= 1)).all())
+        expect(inside, f"t must be [{rows}] in [0, 1]; it is {list(chunk.t.shape)}")
+        text = isinstance(chunk.text, Text) and len(chunk.text) == rows and bool(chunk.text.mask.any(1).all())
         expect(text, f"text must have {rows} rows, each with at least one token")
         smaller = latents.shape[2:] != (8, 8)
         expect(
-            not smaller or part.window is not None,
+            not smaller or chunk.window is not None,
             f"latents of {list(latents.shape[2:])} are a part of the image: say which in window [B, 4], x0 y0 x1 y1",
         )
-        window = part.window
+        window = chunk.window
         if window is not None:
             inside = window.shape == (rows, 4) and bool(((window >= 0) & (window <= 1)).all())
             ordered = inside and bool((window[:, :2] < window[:, 2:]).all())

@@ -141,42 +141,42 @@ def expect(condition: bool, sentence: str) -> None:
         raise AssertionError(sentence)
 
 
-def expect_same(found: Any, expected: Any, sentence: str, tolerance: float = 0.0) -> None:
+def expect_same(actual: Any, expected: Any, sentence: str, tolerance: float = 0.0) -> None:
     """AssertionError with this sentence and the first difference, unless the two agree.
 
     Args:
-        found: any nesting of tensors, arrays, numbers, dataclasses, mappings and sequences.
+        actual: any nesting of tensors, arrays, numbers, dataclasses, mappings and sequences.
         expected: the same.
         sentence: what should agree, and what to change.
         tolerance: 0 asks for equality bit for bit.
     """
-    difference = first_difference(found, expected, tolerance)
+    difference = first_difference(actual, expected, tolerance)
     expect(difference is None, f"{sentence} ({difference})")
 
 
-def first_difference(found: Any, expected: Any, tolerance: float = 0.0, path: str = "") -> str | None:
+def first_difference(actual: Any, expected: Any, tolerance: float = 0.0, path: str = "") -> str | None:
     """Where and how the two differ; None where they agree."""
     name = f"{path}: " if path else ""
-    if isinstance(found, np.ndarray) and isinstance(expected, np.ndarray) and found.dtype != object:
-        found, expected = torch.from_numpy(found.copy()), torch.from_numpy(expected.copy())
-    if type(found) is not type(expected):
-        return f"{name}{type(found).__name__} instead of {type(expected).__name__}"
-    if isinstance(found, Tensor):
-        return _tensor_difference(found, expected, tolerance, name)
-    if is_dataclass(found):
-        pairs = [(each.name, getattr(found, each.name), getattr(expected, each.name)) for each in fields(found)]
-    elif isinstance(found, Mapping):
-        if list(found) != list(expected):
-            return f"{name}keys {list(found)} instead of {list(expected)}"
-        pairs = [(str(key), found[key], expected[key]) for key in found]
-    elif isinstance(found, (list, tuple)):
-        if len(found) != len(expected):
-            return f"{name}{len(found)} entries instead of {len(expected)}"
-        pairs = [(str(index), a, b) for index, (a, b) in enumerate(zip(found, expected, strict=True))]
-    elif isinstance(found, float):
-        return first_difference(torch.tensor(found).double(), torch.tensor(expected).double(), tolerance, path)
+    if isinstance(actual, np.ndarray) and isinstance(expected, np.ndarray) and actual.dtype != object:
+        actual, expected = torch.from_numpy(actual.copy()), torch.from_numpy(expected.copy())
+    if type(actual) is not type(expected):
+        return f"{name}{type(actual).__name__} instead of {type(expected).__name__}"
+    if isinstance(actual, Tensor):
+        return _tensor_difference(actual, expected, tolerance, name)
+    if is_dataclass(actual):
+        pairs = [(item.name, getattr(actual, item.name), getattr(expected, item.name)) for item in fields(actual)]
+    elif isinstance(actual, Mapping):
+        if list(actual) != list(expected):
+            return f"{name}keys {list(actual)} instead of {list(expected)}"
+        pairs = [(str(key), actual[key], expected[key]) for key in actual]
+    elif isinstance(actual, (list, tuple)):
+        if len(actual) != len(expected):
+            return f"{name}{len(actual)} entries instead of {len(expected)}"
+        pairs = [(str(index), a, b) for index, (a, b) in enumerate(zip(actual, expected, strict=True))]
+    elif isinstance(actual, float):
+        return first_difference(torch.tensor(actual).double(), torch.tensor(expected).double(), tolerance, path)
     else:
-        return None if bool(np.all(found == expected)) else f"{name}{found!r} instead of {expected!r}"
+        return None if bool(np.all(actual == expected)) else f"{name}{actual!r} instead of {expected!r}"
     for key, a, b in pairs:
         difference = first_difference(a, b, tolerance, f"{path}.{key}" if path else key)
         if difference is not None:
@@ -184,12 +184,12 @@ def first_difference(found: Any, expected: Any, tolerance: float = 0.0, path: st
     return None
 
 
-def _tensor_difference(found: Tensor, expected: Tensor, tolerance: float, name: str) -> str | None:
-    if found.shape != expected.shape or found.dtype != expected.dtype:
-        return f"{name}{list(found.shape)} {found.dtype} instead of {list(expected.shape)} {expected.dtype}"
-    if torch.equal(found, expected):
+def _tensor_difference(actual: Tensor, expected: Tensor, tolerance: float, name: str) -> str | None:
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
+        return f"{name}{list(actual.shape)} {actual.dtype} instead of {list(expected.shape)} {expected.dtype}"
+    if torch.equal(actual, expected):
         return None
-    wide, other = found.detach().double(), expected.detach().double()
+    wide, other = actual.detach().double(), expected.detach().double()
     equal = (wide == other) | (wide.isnan() & other.isnan())
     distance = torch.where(equal, 0.0, (wide - other).abs()).nan_to_num(nan=torch.inf).max().item()
     allowed = tolerance * max(1.0, other[other.isfinite()].abs().max().item() if other.isfinite().any() else 1.0)
@@ -207,8 +207,8 @@ def gradients(module: nn.Module) -> dict[str, Tensor]:
 
 def expect_gradients(module: nn.Module, sentence: str) -> None:
     """AssertionError that names the trainable parameters whose gradient is missing, zero throughout or not finite."""
-    found = gradients(module)
-    bare = [name for name, gradient in found.items() if not bool(gradient.any()) or not bool(gradient.isfinite().all())]
+    reached = gradients(module)
+    bare = [name for name, values in reached.items() if not bool(values.any()) or not bool(values.isfinite().all())]
     more = f" and {len(bare) - 6} more" if len(bare) > 6 else ""
     expect(not bare, f"{sentence}; none, or one that is not finite, reaches {', '.join(bare[:6])}{more}")
 

@@ -46,8 +46,8 @@ def context_rows(subject: Subject[Denoiser]) -> None:
     chosen, context = inputs.rows(2, 0, 2), denoiser.encode_text(inputs.text)
     expect(len(context) == 4, f"a context of 4 texts must have length 4; it has {len(context)}: derive it from Context")
     sentence = "context.rows(index) must be the context of the texts at index: every tensor of it has one row a text"
-    found = output(denoiser, chosen, context.rows(torch.tensor([2, 0, 2])))
-    expect_same(found, output(denoiser, chosen), sentence, ROUNDING)
+    actual = output(denoiser, chosen, context.rows(torch.tensor([2, 0, 2])))
+    expect_same(actual, output(denoiser, chosen), sentence, ROUNDING)
 
 
 def context_cat(subject: Subject[Denoiser]) -> None:
@@ -61,9 +61,9 @@ def context_cat(subject: Subject[Denoiser]) -> None:
     )
     pairs = [(first, second), (second, first)]
     order = inputs.rows(1, 3, 1, 3)
-    for one, other in pairs:
-        joined = denoiser.encode_text(one).cat(denoiser.encode_text(other))
-        texts = [output(denoiser, Inputs(*_half(order), text)) for text in (one, other)]
+    for earlier, later in pairs:
+        joined = denoiser.encode_text(earlier).cat(denoiser.encode_text(later))
+        texts = [output(denoiser, Inputs(*_half(order), text)) for text in (earlier, later)]
         sentence = (
             "context.cat(other) must be the contexts of both texts: name the fields whose second axis counts tokens in "
             "`padded`"

@@ -87,20 +87,20 @@ def self_conditioning(subject: Subject[Denoiser]) -> str:
         all(not leaf.requires_grad for leaf in leaves),
         "self_condition must build no graph: compute it in `with without_graph(x.device.type)`",
     )
-    found, plain = output(denoiser, inputs, context, state), output(denoiser, inputs, context)
+    actual, plain = output(denoiser, inputs, context, state), output(denoiser, inputs, context)
     expect_same(
-        found[~keep],
+        actual[~keep],
         plain[~keep],
         "rows that are not kept must get the zero state, which is the same as None",
         ROUNDING,
     )
     expect(
-        not torch.equal(found[keep], plain[keep]),
+        not torch.equal(actual[keep], plain[keep]),
         "the state of rows that are kept must change their output: let forward read `state`",
     )
     by_index = denoiser.self_condition(inputs.x, inputs.level, context, torch.tensor([0, 2]))
     sentence = "keep as int64 index [R] must give the same as the mask [B]"
-    expect_same(output(denoiser, inputs, context, by_index), found, sentence, ROUNDING)
+    expect_same(output(denoiser, inputs, context, by_index), actual, sentence, ROUNDING)
     return f"state {', '.join(str(list(leaf.shape)) for leaf in leaves)}"
 
 
@@ -246,8 +246,8 @@ def resume(subject: Subject[Denoiser]) -> None:
 
     def train(denoiser: Denoiser, optimizer: torch.optim.Optimizer, first: int) -> list[Tensor]:
         losses = []
-        for number in (first, first + 1):
-            losses.append(_backward(denoiser, seed=number)[0])
+        for index in (first, first + 1):
+            losses.append(_backward(denoiser, seed=index)[0])
             optimizer.step()
         return losses
 

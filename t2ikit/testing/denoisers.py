@@ -84,7 +84,7 @@ def description(subject: Subject[Denoiser]) -> str:
     width = getattr(denoiser, "text_dim", None)
     given = [width] if isinstance(width, int) else list(width or [])
     expect(
-        bool(given) and all(isinstance(each, int) and each > 0 for each in given),
+        bool(given) and all(isinstance(size, int) and size > 0 for size in given),
         f"text_dim must be the width of the text states, set in the constructor; it is {width!r}",
     )
     expect(denoiser.level_kind in kinds, f"level_kind must be one of {', '.join(kinds)}; it is {denoiser.level_kind!r}")
@@ -104,17 +104,17 @@ def bf16(subject: Subject[Denoiser]) -> None:
     """Under bf16 autocast, too."""
     denoiser, inputs = ready(subject)
     with torch.autocast("cpu", torch.bfloat16):
-        found = output(denoiser, inputs)
-    _expect_like(found, inputs.x, "under bf16 autocast the output")
+        actual = output(denoiser, inputs)
+    _expect_like(actual, inputs.x, "under bf16 autocast the output")
 
 
-def _expect_like(found: Tensor, x: Tensor, what: str) -> None:
+def _expect_like(actual: Tensor, x: Tensor, what: str) -> None:
     expect(
-        found.shape == x.shape and found.dtype == x.dtype,
-        f"{what} must have shape and dtype of x, {list(x.shape)} {x.dtype}; it has {list(found.shape)} {found.dtype}: "
-        "end forward with output.to(x.dtype)",
+        actual.shape == x.shape and actual.dtype == x.dtype,
+        f"{what} must have shape and dtype of x, {list(x.shape)} {x.dtype}; it has {list(actual.shape)} "
+        f"{actual.dtype}: end forward with output.to(x.dtype)",
     )
-    expect(bool(found.isfinite().all()), f"{what} must be finite; {int((~found.isfinite()).sum())} numbers are not")
+    expect(bool(actual.isfinite().all()), f"{what} must be finite; {int((~actual.isfinite()).sum())} numbers are not")
 
 
 def rows_independent(subject: Subject[Denoiser]) -> None:
@@ -178,12 +178,12 @@ def taps(subject: Subject[Denoiser]) -> str:
             output(denoiser, inputs),
             "taps must not change the output, not in its last digit",
         )
-        found = prediction.features
+        actual = prediction.features
         expect(
-            isinstance(found, tuple) and len(found) == len(asked),
-            f"features must be a tuple with one entry for each tap, {len(asked)}; it has {len(found)}",
+            isinstance(actual, tuple) and len(actual) == len(asked),
+            f"features must be a tuple with one entry for each tap, {len(asked)}; it has {len(actual)}",
         )
-        return found
+        return actual
 
     expect(features(()) == (), "without taps, features must be empty")
     (first,) = features((1,))
@@ -227,14 +227,14 @@ def window(subject: Subject[Denoiser]) -> None:
     )
     results = []
     for shift in (0, 1):
-        places = windows(denoiser, inputs.x, shift)[1]
-        part = Inputs(windows(denoiser, inputs.x)[0], inputs.level, inputs.text)
-        found = output(denoiser, part, denoiser.encode_text(inputs.text, window=places))
-        _expect_like(found, part.x, "of a part of x the output")
-        alone = denoiser.encode_text(part.rows(1).text, window=places[1:2])
+        corners = windows(denoiser, inputs.x, shift)[1]
+        cropped = Inputs(windows(denoiser, inputs.x)[0], inputs.level, inputs.text)
+        actual = output(denoiser, cropped, denoiser.encode_text(inputs.text, window=corners))
+        _expect_like(actual, cropped.x, "of a part of x the output")
+        alone = denoiser.encode_text(cropped.rows(1).text, window=corners[1:2])
         sentence = "the window of a row must be its own: row 1 alone must give what it gives beside other windows"
-        expect_same(output(denoiser, part.rows(1), alone), found[1:2], sentence, ROUNDING)
-        results.append(found)
+        expect_same(output(denoiser, cropped.rows(1), alone), actual[1:2], sentence, ROUNDING)
+        results.append(actual)
     expect(
         not torch.equal(*results),
         "the same part at another place must give another output, but gives the same: keep the tokens' positions",

@@ -69,12 +69,12 @@ def rows(subject: Subject[Metric]) -> str:
     )
     expect(not isinstance(whole, Tensor) or whole.device.type == "cpu", "rows must be on the CPU: end with .cpu()")
     for start, end in ((0, 1), (1, 9), (9, len(samples))):
-        part = metric.observe(_part(samples, start, end))
+        chunk = metric.observe(_part(samples, start, end))
         expect(
-            len(part) == end - start, f"observe must give {end - start} rows for as many images; it gave {len(part)}"
+            len(chunk) == end - start, f"observe must give {end - start} rows for as many images; it gave {len(chunk)}"
         )
         for row in range(end - start):
-            difference = first_difference(part[row], whole[start + row], ROUNDING)
+            difference = first_difference(chunk[row], whole[start + row], ROUNDING)
             expect(
                 difference is None,
                 f"a row must not depend on the other images, but that of image {start + row} does: compare images in "
@@ -86,24 +86,24 @@ def rows(subject: Subject[Metric]) -> str:
 def result(subject: Subject[Metric]) -> str:
     """A Result of named numbers."""
     metric, samples = _ready(subject)
-    found = metric.score(samples, _whole(metric, samples))
-    expect(isinstance(found, Result), f"score must return a Result(values, errors, files), not {type(found).__name__}")
-    numbers = all(isinstance(name, str) and isinstance(value, (int, float)) for name, value in found.values.items())
-    expect(bool(found.values) and numbers, f"values must be numbers by name; they are {dict(found.values)!r}")
-    extra = set(found.errors) - set(found.values)
+    actual = metric.score(samples, _whole(metric, samples))
+    expect(isinstance(actual, Result), f"score must return Result(values, errors, files), not {type(actual).__name__}")
+    numbers = all(isinstance(name, str) and isinstance(value, (int, float)) for name, value in actual.values.items())
+    expect(bool(actual.values) and numbers, f"values must be numbers by name; they are {dict(actual.values)!r}")
+    extra = set(actual.errors) - set(actual.values)
     expect(not extra, f"errors must be of scores in values; {', '.join(sorted(extra))} is none")
     expect(
-        all(isinstance(content, bytes) for content in found.files.values()),
+        all(isinstance(content, bytes) for content in actual.files.values()),
         "files must be bytes by name: encode texts",
     )
-    unknown = [name for name in metric.less_is_better if name not in found.values]
+    unknown = [name for name in metric.less_is_better if name not in actual.values]
     expect(
         not unknown,
-        f"less_is_better must name scores, which are {', '.join(found.values)}; {', '.join(unknown)} is none of them",
+        f"less_is_better must name scores, which are {', '.join(actual.values)}; {', '.join(unknown)} is none of them",
     )
-    lost = [name for name, value in found.values.items() if math.isinf(value)]
+    lost = [name for name, value in actual.values.items() if math.isinf(value)]
     expect(not lost, f"values must be finite, or NaN where they are not known; {', '.join(lost)} is infinite")
-    return ", ".join(f"{name} {value:.4g}" for name, value in list(found.values.items())[:3])
+    return ", ".join(f"{name} {value:.4g}" for name, value in list(actual.values.items())[:3])
 
 
 def keeps_nothing(subject: Subject[Metric]) -> None:
@@ -124,8 +124,8 @@ def keeps_nothing(subject: Subject[Metric]) -> None:
     )
 
 
-def _plain(found: Result) -> tuple[dict[str, Any], ...]:
-    return dict(found.values), dict(found.errors), dict(found.files)
+def _plain(actual: Result) -> tuple[dict[str, Any], ...]:
+    return dict(actual.values), dict(actual.errors), dict(actual.files)
 
 
 def fingerprint(subject: Subject[Metric]) -> str:

@@ -133,12 +133,12 @@ def split(subject: Subject[Objective]) -> None:
     if compares_rows(objective):
         raise NotApplicable("a term says compares_rows")
     batch = _batch(subject, objective)
-    parts = [_loss(objective, denoiser, part).loss_B for part in (batch.part(0, 2), batch.part(2, 6))]
+    losses = [_loss(objective, denoiser, chunk).loss_B for chunk in (batch.part(0, 2), batch.part(2, 6))]
     sentence = (
         "a batch in two parts must have the losses of the whole: key the numbers of each row by its slot, batch.slot + "
         "row, and compare no rows (or say compares_rows)"
     )
-    expect_same(torch.cat(parts), _loss(objective, denoiser, batch).loss_B, sentence, ROUNDING)
+    expect_same(torch.cat(losses), _loss(objective, denoiser, batch).loss_B, sentence, ROUNDING)
 
 
 # ------------------------------------------------------------------ the loss
@@ -148,16 +148,16 @@ def loss(subject: Subject[Objective]) -> str:
     """loss_B and every part are [B], finite, at least fp32."""
     objective, denoiser = _ready(subject)
     batch = _batch(subject, objective)
-    found = _loss(objective, denoiser, batch)
-    expect(isinstance(found, Loss), f"an objective must return Loss(loss_B, parts); it returned {type(found).__name__}")
-    for name, values in {"loss_B": found.loss_B, **found.parts}.items():
+    actual = _loss(objective, denoiser, batch)
+    expect(isinstance(actual, Loss), f"an objective must return Loss(loss_B, parts), not {type(actual).__name__}")
+    for name, values in {"loss_B": actual.loss_B, **actual.parts}.items():
         fits = values.shape == (len(batch),) and values.dtype in (torch.float32, torch.float64)
         expect(
             fits and bool(values.isfinite().all()),
             f"{name} must be [{len(batch)}], one finite number a sample, at least float32; it is {list(values.shape)} "
             f"{values.dtype}{'' if not fits else ' with numbers that are not finite'}: take the mean over all but rows",
         )
-    return f"parts {', '.join(found.parts) or 'none'}"
+    return f"parts {', '.join(actual.parts) or 'none'}"
 
 
 def pure(subject: Subject[Objective]) -> None:
@@ -179,7 +179,7 @@ def pure(subject: Subject[Objective]) -> None:
 
 
 def _values(loss: Loss) -> dict[str, Tensor]:
-    return {"loss_B": loss.loss_B.detach(), **{name: part.detach() for name, part in loss.parts.items()}}
+    return {"loss_B": loss.loss_B.detach(), **{name: values.detach() for name, values in loss.parts.items()}}
 
 
 def gradients_everywhere(subject: Subject[Objective]) -> str:
@@ -208,9 +208,9 @@ def compiled(subject: Subject[Objective]) -> str:
             for call in (objective, fast):
                 objective.zero_grad()
                 denoiser.zero_grad()
-                found = call(denoiser, batch, draws)
-                found.loss_B.mean().backward()
-                results.append((_values(found), gradients(objective), gradients(denoiser)))
+                actual = call(denoiser, batch, draws)
+                actual.loss_B.mean().backward()
+                results.append((_values(actual), gradients(objective), gradients(denoiser)))
             expect_same(results[1], results[0], "compiled code must give the same losses and gradients", ROUNDING)
         graphs, breaks = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
     expect(breaks == 0, f"no graph break was expected, there were {breaks}")
@@ -229,10 +229,10 @@ def window(subject: Subject[Objective]) -> None:
     batch = _batch(subject, objective)
     batch.latents, batch.window = windows(denoiser, batch.latents)
     try:
-        found = _loss(objective, denoiser, batch)
+        actual = _loss(objective, denoiser, batch)
     except ValueError as refusal:
         raise NotApplicable(f"it refuses windows: {refusal}") from None
-    expect(bool(found.loss_B.isfinite().all()), "the loss of a part of an image must be finite")
+    expect(bool(actual.loss_B.isfinite().all()), "the loss of a part of an image must be finite")
     expect(
         denoiser.windows_seen > 0,
         "batch.window must reach the denoiser, or Crop shows parts at no place: encode_text(text, window=batch.window)",
@@ -294,8 +294,8 @@ def later_steps(subject: Subject[Objective]) -> None:
     """A late step works, too, when terms are off."""
     objective, denoiser = _ready(subject)
     batch = _batch(subject, objective)
-    found = _loss(objective, denoiser, batch, step=10**9)
-    expect(bool(found.loss_B.isfinite().all()), "the loss at a late step must be finite; it is not at step 1e9")
+    actual = _loss(objective, denoiser, batch, step=10**9)
+    expect(bool(actual.loss_B.isfinite().all()), "the loss at a late step must be finite; it is not at step 1e9")
 
 
 CHECKS: tuple[Check[Objective], ...] = (

@@ -117,9 +117,9 @@ def closed_form(subject: Subject[Solver]) -> str:
         random = not torch.equal(_solved(solver, process, FEW), _solved(solver, process, FEW, first=50))
         errors = []
         for steps in (FEW, MANY):
-            found = _solved(solver, process, steps)
+            actual = _solved(solver, process, steps)
             # A chain that adds noise has the law of the data, not its quantiles.
-            distance = (found.std() - STD).abs() if random else (found - expected).square().mean().sqrt()
+            distance = (actual.std() - STD).abs() if random else (actual - expected).square().mean().sqrt()
             errors.append(float(distance) / STD)
         few, many = errors
         expect(

@@ -63,11 +63,11 @@ def description(subject: Subject[Term]) -> str:
 def value(subject: Subject[Term]) -> None:
     """One finite number a sample."""
     term = subject.fresh()
-    found = term(main_pass(subject, term.needs))
+    actual = term(main_pass(subject, term.needs))
     expect(
-        found.shape == (6,) and found.is_floating_point() and bool(found.isfinite().all()),
-        f"a term must give one finite number a sample, [6]; it gave {list(found.shape)} {found.dtype}, finite: "
-        f"{bool(found.isfinite().all())}. Take the mean over all axes but the first",
+        actual.shape == (6,) and actual.is_floating_point() and bool(actual.isfinite().all()),
+        f"a term must give one finite number a sample, [6]; it gave {list(actual.shape)} {actual.dtype}, finite: "
+        f"{bool(actual.isfinite().all())}. Take the mean over all axes but the first",
     )
 
 
@@ -100,9 +100,9 @@ def gradients_everywhere(subject: Subject[Term]) -> str:
     given = [main.output, *main.features.values()]
     for tensor in given:
         tensor.requires_grad_()
-    found = term(main)
-    expect(found.requires_grad, "a term must have a graph: compute it outside of no_grad and do not detach it")
-    found.mean().backward()
+    actual = term(main)
+    expect(actual.requires_grad, "a term must have a graph: compute it outside of no_grad and do not detach it")
+    actual.mean().backward()
     reached = [tensor for tensor in given if tensor.grad is not None and bool(tensor.grad.any())]
     expect(bool(reached), "gradients must reach the output or the features, or the term teaches the denoiser nothing")
     sentence = (
@@ -131,11 +131,11 @@ def window(subject: Subject[Term]) -> None:
     """Features of a part of the image, with arrays of the whole one."""
     term = subject.fresh().eval()
     try:
-        found = term(main_pass(subject, term.needs, tokens=9))
+        actual = term(main_pass(subject, term.needs, tokens=9))
     except ValueError as refusal:
         raise NotApplicable(f"it refuses windows: {refusal}") from None
     expect(
-        found.shape == (6,) and bool(found.isfinite().all()),
+        actual.shape == (6,) and bool(actual.isfinite().all()),
         "where a window of 9 of 16 tokens is seen, one finite number a sample was expected: cut the arrays, which are "
         "of whole images, to main.window, or refuse it by a ValueError",
     )
@@ -167,7 +167,7 @@ def compiled(subject: Subject[Term]) -> None:
             objective.zero_grad()
             loss = call(denoiser, batch, draws)
             loss.loss_B.mean().backward()
-            values = {name: part.detach() for name, part in loss.parts.items()}
+            values = {name: term_B.detach() for name, term_B in loss.parts.items()}
             results.append((loss.loss_B.detach(), values, gradients(term)))
     expect_same(results[1], results[0], "compiled code must give the same losses and gradients", ROUNDING)
     total: Tensor = results[0][1]["denoising"] + term.weight * results[0][1]["tried"]

@@ -60,7 +60,7 @@ def _small(kind: type[Small], taps: Sequence[int]) -> Small:
 def trial_text(width: int | Sequence[int], rows: int, tokens: int, seed: int = 0) -> Text | tuple[Text, ...]:
     """Texts of unlike lengths, padded to ``tokens``; one for each width, where there are several."""
     if not isinstance(width, int):
-        return tuple(_text(each, rows, tokens, seed + index) for index, each in enumerate(width))
+        return tuple(_text(size, rows, tokens, seed + index) for index, size in enumerate(width))
     return _text(width, rows, tokens, seed)
 
 
@@ -73,7 +73,7 @@ def _text(width: int, rows: int, tokens: int, seed: int) -> Text:
 
 def each_text(text: Text | tuple[Text, ...], function: Callable[[Text], Text]) -> Text | tuple[Text, ...]:
     """``function`` of the text, or of the texts of every encoder."""
-    return function(text) if isinstance(text, Text) else tuple(function(each) for each in text)
+    return function(text) if isinstance(text, Text) else tuple(function(encoded) for encoded in text)
 
 
 def trial_batch(

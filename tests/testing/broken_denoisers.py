@@ -252,7 +252,7 @@ class CallsOnly(Small):
 
 class BranchingBlock(Block):
     def forward(self, tokens: Tensor) -> Tensor:
-        return super().forward(tokens) if float(tokens.sum()) > 0 else super().forward(2.0 * tokens)
+        return super().forward(tokens) if float(tokens.detach().sum()) > 0 else super().forward(2.0 * tokens)
 
 
 class Branches(Small):

@@ -29,8 +29,8 @@ class WrongNeeds(Denoising):
 
 class GlobalNoise(Denoising):
     def draw(self, *args: Any) -> Draws:
-        drawn = super().draw(*args)
-        return replace(drawn, noise=torch.randn_like(drawn.noise))
+        draws = super().draw(*args)
+        return replace(draws, noise=torch.randn_like(draws.noise))
 
 
 class SameNoise(Denoising):
@@ -114,8 +114,8 @@ class ReadsMore(Denoising):
 
 class NotANumberLater(Denoising):
     def draw(self, batch: Batch, rng: Any, step: int) -> Draws:
-        drawn = super().draw(batch, rng, step)
-        return replace(drawn, noise=drawn.noise * float("nan")) if step > 1000 else drawn
+        draws = super().draw(batch, rng, step)
+        return replace(draws, noise=draws.noise * float("nan")) if step > 1000 else draws
 
 
 OBJECTIVES: list[tuple[str, Callable[[], Any], str]] = [
