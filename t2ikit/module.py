@@ -148,7 +148,7 @@ class TextToImage(Learner, L.LightningModule):
         self.check_needs(data.manifest)
         if self.start is not None and stage == "fit" and self.trainer.ckpt_path is None:
             self.started_from = start_from(self.denoiser, self.start)
-            self.print("starts from", ", ".join(filter(None, self.started_from.values())))
+            self.trainer.print("starts from", ", ".join(filter(None, self.started_from.values())))
         self.unconditional = data.unconditional()
         # A plugin of 16-bit weights would cast the stored batch as well, noise quantile and posterior included; the
         # denoiser casts what it needs, and the rest of a step is in fp32.

@@ -108,14 +108,15 @@ def check(config: dict[str, Any], origins: Origins = ORIGINS) -> Plan:
     model = check_component("model", _settled(config["model"], origins), LightningModule, origins=origins)
     data = check_component("data", config["data"], LightningDataModule, origins=origins)
     for group in ("callbacks", "loggers"):
-        for entry, node in config[group].items():
+        for entry, node in (config.get(group) or {}).items():
             if isinstance(node, dict) and "class_path" not in node:  # an override of a name that is not there
                 others = [name for name in config[group] if name != entry]
                 raise ConfigError(
                     f"{group}.{entry}: expected {{class_path: ..., init_args: ...}}, since the experiment has no "
                     f"{group[:-1]} of this name to change{nearest(entry, others)}"
                 )
-    loggers_of(config["loggers"], Path(), 0, origins)
+    loggers = config.get("loggers") or {}
+    loggers_of(loggers, Path(), 0, origins)
     callbacks = {
         callback: check_component(f"callbacks.{callback}", node, Callback, callback, origins)
         for callback, node in config["callbacks"].items()
@@ -126,7 +127,7 @@ def check(config: dict[str, Any], origins: Origins = ORIGINS) -> Plan:
         "data": data.node(),
         "trainer": config.get("trainer") or {},
         "callbacks": {callback: component.node() for callback, component in callbacks.items()},
-        "loggers": config["loggers"],
+        "loggers": loggers,
         "run": config["run"],
     }
     return Plan(name, kept, trainer, model, data, callbacks, origins)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def train_stages(request: Request, origins: Origins) -> int:
     plans = {name: tree.plan(name, None) for name in names}
     if FOLDER_VARIABLE in os.environ:  # a rank that Lightning started, for one of the stages
         folder = rank_folder()
-        return _train(tree, folder.path.name, folder.path.parent, folder, request)
+        return _train(tree.plan(folder.path.name, folder.path.parent), folder, request)
     if launch_id():
         raise ConfigError(
             "stages are trained by one command that starts its ranks itself (trainer.devices, trainer.num_nodes): "
@@ -78,9 +79,16 @@ def train_stages(request: Request, origins: Origins) -> int:
         if (version / name / FINISHED).exists():
             print(f"stage {name}: finished before, in {version / name}")
             continue
+        try:
+            plan = tree.plan(name, version)
+        except ConfigError:
+            with suppress(OSError):  # it holds other stages, or other versions
+                version.rmdir()
+                version.parent.rmdir()
+            raise
         folder = _folder(version / name, chosen)
         print(f"stage {name}: {folder.path}")
-        status = _train(tree, name, version, folder, request)
+        status = _train(plan, folder, request)
         if status != 0:
             return status
         if first_rank():
@@ -173,8 +181,7 @@ class Tree:
         )
 
 
-def _train(tree: Tree, name: str, version: Path, folder: RunFolder, request: Request) -> int:
-    plan = tree.plan(name, version)
+def _train(plan: Plan, folder: RunFolder, request: Request) -> int:
     text = yaml.safe_dump(plan.config, sort_keys=False, allow_unicode=True, width=120)
     return train(plan, text, folder, request.allow if folder.checkpoint else (), request.command)
 

@@ -122,7 +122,7 @@ BAD_NODES = [
     ({"trainer": {"precision": "bf16-mixd"}}, "nearest known: 'bf16-mixed'"),
     ({"callbacks": {"gte": {"init_args": {"tau": 1}}}}, "of this name to change; nearest known: 'gate'"),
     ({"trainer": {"callbacks": []}}, "trainer.callbacks: name callbacks in the mapping"),
-    ({"trainer": {"logger": False}}, "trainer.logger: a run always logs"),
+    ({"trainer": {"logger": False}}, "trainer.logger: name loggers in the mapping"),
     ({"seed_everything": "x"}, "seed_everything: expected an int"),
     ({"run": {"name": "a/b"}}, "run.name: expected the plain name of a folder"),
     ({"run": {"directory": 3}}, "run.directory: expected a folder"),
