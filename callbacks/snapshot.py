@@ -59,7 +59,8 @@ class Snapshot(L.Callback):
         reference: split whose images the distribution metrics compare with; "prompts" for the photos that the prompts
             describe (CocoCaptions); None if no metric needs them.
         reference_limit: how many of them; None takes all.
-        validation_loss: also compute the loss of the validation set (``<name>/loss``).
+        validation_loss: also compute losses of the validation set: ``<name>/loss``, and the one that compares runs,
+            ``<name>/loss_fixed_t``, with ``<name>/loss_fixed_t_train`` of as many training records.
         grid: number of images in the picture.
         ema_decay: which EMA profile; None takes the first. Without an EMA callback the raw weights sample.
         keep_images: keep every image as a PNG file, in the layout of the prompt source (that of its benchmark).

@@ -10,7 +10,7 @@ samples a micro-batch up, self-conditioning keeps a fixed number of each micro-b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
@@ -27,6 +27,7 @@ from t2ikit.denoisers import Denoiser
 from t2ikit.denoisers.base import CACHE_IS_SAFE
 from t2ikit.diffusion import Denoising, Guidance, Objective, Process, sample
 from t2ikit.diffusion.compiled import CompiledObjective
+from t2ikit.diffusion.objectives import fixed_t_loss
 from t2ikit.diffusion.processes import Threshold
 from t2ikit.diffusion.solvers import Solver
 from t2ikit.encoders.autoencoders import ImageSpace, PixelSpace
@@ -233,20 +234,27 @@ class TextToImage(Learner, L.LightningModule):
         return {"loss": loss_B.mean(), "step": StepOutput(loss_B.detach(), logged, parts)}
 
     @torch.no_grad()
-    def validation_losses(self, stored: StoredBatch) -> tuple[Tensor, Tensor]:
-        """Loss of held-out records, of the denoiser alone: see :meth:`Objective.validation`.
+    def validation_losses(self, stored: StoredBatch, names: Sequence[str] = ("loss",)) -> dict[str, Tensor]:
+        """Losses of records in their stored order, of the denoiser alone.
+
+        Args:
+            stored: [B] records.
+            names: "loss", see :meth:`Objective.validation`, and "loss_fixed_t", see :func:`fixed_t_loss`.
 
         Returns:
-            (loss_B [B], t [B]).
+            loss_B [B] by name.
         """
         batch = self.ready(stored, "validation posterior")
+        losses: dict[str, Callable[[], Tensor]] = {
+            "loss": lambda: self.objective.validation(self.denoiser, batch, self.rng),
+            "loss_fixed_t": lambda: fixed_t_loss(self.denoiser, self.process, batch),
+        }
         training = self.denoiser.training
         self.denoiser.eval()
         try:
-            loss_B = self.objective.validation(self.denoiser, batch, self.rng)
+            return {name: losses[name]() for name in names}
         finally:
             self.denoiser.train(training)
-        return loss_B, batch.t
 
     # ------------------------------------------------------------------ sampling
 

@@ -103,7 +103,9 @@ def test_other_settings_are_other_scores(folder: Path, tmp_path: Path, capsys: p
     assert "difference" in capsys.readouterr().out
     where = tmp_path / "step-00000002-steps-3"
     assert {path.name for path in where.iterdir()} == {"scores", "grid.png"}
-    assert {score.fingerprint.steps for name, score in read_scores(where / "scores").items() if name != "loss"} == {3}
+    assert {
+        score.fingerprint.steps for name, score in read_scores(where / "scores").items() if not name.startswith("loss")
+    } == {3}
     evaluate("--weights", "raw", "--limit", "8", "--seed", "4", "--batch-size", "3", out=tmp_path)
     raw = read_scores(tmp_path / "step-00000002-weights-raw-seed-4-limit-8" / "scores")
     fingerprint = raw["frechet_distance"].fingerprint
@@ -148,7 +150,7 @@ cli.main(["evaluate", {str(RUN)!r}, *{words!r}])
     assert (where / "scores.csv").read_text().startswith("guidance,frechet_distance,precision,")
     swept = read_scores(where / "guidance-3" / "scores")  # the snapshot's own weight
     of_run = read_scores(RUN / "samples" / "val" / "scores" / "step-00000002")
-    assert {name: score for name, score in of_run.items() if name != "loss"} == swept
+    assert {name: score for name, score in of_run.items() if not name.startswith("loss")} == swept
 
 
 def test_pictures_of_another_program(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,7 +161,9 @@ def test_pictures_of_another_program(folder: Path, tmp_path: Path, capsys: pytes
     assert "not known, and not compared: seeds, sampler" in capsys.readouterr().out
     ours = read_scores(tmp_path / "out" / "peer" / "scores")
     of_run = read_scores(RUN / "samples" / "val" / "scores" / "step-00000002")
-    assert {name: score.value for name, score in ours.items()} == {n: s.value for n, s in of_run.items() if n != "loss"}
+    assert {name: score.value for name, score in ours.items()} == {
+        n: s.value for n, s in of_run.items() if not n.startswith("loss")
+    }
     assert (tmp_path / "out" / "peer" / "grid.png").is_file()
     base = ["--images", pictures, "--experiment", "small.yaml", "--snapshot", "val", "--device", "cpu"]
     (pictures / "00003.png").unlink()

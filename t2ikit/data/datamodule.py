@@ -236,7 +236,12 @@ class DataModule(LightningDataModule):
 
     def val_dataloader(self) -> EvaluationLoader:
         """The validation set in its stored order, dealt out evenly over the ranks."""
-        stream = EvaluationStream(self.record_set("val"), self.eval_batch_size, *self._ranks(), self.length_bucket)
+        return self.evaluation_dataloader("val")
+
+    def evaluation_dataloader(self, split: str, limit: int | None = None) -> EvaluationLoader:
+        """The first ``limit`` records of a set in its stored order, dealt out evenly over the ranks."""
+        records = self.record_set(split)
+        stream = EvaluationStream(records, self.eval_batch_size, *self._ranks(), self.length_bucket, limit)
         return EvaluationLoader(stream, self.num_workers, self._pins())
 
     def _ranks(self) -> tuple[int, int]:

@@ -164,16 +164,23 @@ class EvaluationStream:
         world_size: number of ranks.
         rank: this one.
         length_bucket: see :func:`read_batch`.
+        limit: only the first so many records; None takes all.
     """
 
     def __init__(
-        self, records: RecordSet, batch_size: int, world_size: int = 1, rank: int = 0, length_bucket: int = 16
+        self,
+        records: RecordSet,
+        batch_size: int,
+        world_size: int = 1,
+        rank: int = 0,
+        length_bucket: int = 16,
+        limit: int | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"data.eval_batch_size must be at least 1, not {batch_size}")
         self.records = records
         self.length_bucket = length_bucket
-        count = len(records)
+        self.count = count = len(records) if limit is None else min(limit, len(records))
         batches = -(-count // (batch_size * world_size))
         edges = np.arange(batches * world_size + 1) * count // (batches * world_size)
         self.ranges = [
@@ -188,7 +195,7 @@ class EvaluationStream:
         first, end = self.ranges[batch]
         index = np.arange(first, end)
         views = [self.records.view(record) for record in index.tolist()]
-        u = (index + 0.5) / len(self.records)
+        u = (index + 0.5) / self.count
         return read_batch(views, [0] * len(views), first, np.zeros_like(index), u, index, self.length_bucket)
 
 

@@ -23,7 +23,7 @@ from t2ikit.evaluation.image_store import ImageStore
 from t2ikit.evaluation.reference_images import ReferenceImages, real_images
 from t2ikit.evaluation.sampling import Sampling, sample_missing
 from t2ikit.evaluation.scoring import Cost, measured, score_name, score_samples, write_references
-from t2ikit.evaluation.validation import validation_loss
+from t2ikit.evaluation.validation import SCORES, validation_losses
 from t2ikit.files import partial_of, publish
 from t2ikit.metrics.base import Metric, Samples, samples_of
 from t2ikit.metrics.fingerprint import Score
@@ -66,7 +66,7 @@ class Evaluation:
         reference: split whose images the distribution metrics compare with; "prompts" for the photos that the prompts
             describe (CocoCaptions), cropped and resized to the size of the samples; None if no metric needs them.
         reference_limit: how many of them; None takes all.
-        validation_loss: also compute the loss of the validation set, as ``loss``.
+        validation_loss: also compute losses of the validation set, see :func:`validation_losses`.
         limit: take the first prompts only; None takes all.
         prompts: known after ``prepare``.
     """
@@ -136,7 +136,7 @@ class Evaluation:
         scores = []
         if self.validation_loss:
             with measured("loss", costs):
-                scores.append(validation_loss(module, data, sampling, weights, step, self.name))
+                scores += validation_losses(module, data, sampling, weights, step, self.name)
         with measured("sampling", costs):
             sample_missing(module, self._states, sampling, store, self.name)
         images = ranks.from_first_kept(store.read)
@@ -182,7 +182,7 @@ class Evaluation:
 
     def less_is_better(self) -> set[str]:
         """Names of the scores of which a smaller value is better, as their metrics say."""
-        return {"loss", *(score_name(metric, name) for metric in self.metrics for name in metric.less_is_better)}
+        return {*SCORES, *(score_name(metric, name) for metric in self.metrics for name in metric.less_is_better)}
 
     def write_reference(self, folder: Path, data: DataModule, device: torch.device) -> dict[Path, list[str]]:
         """Writes the statistics of the reference set, for the ``reference_statistics`` of the metrics.

@@ -1,24 +1,33 @@
-"""The loss of the validation set as a score."""
+"""Losses of the validation set, and of as many training records, as scores."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 
 import torch
 from tqdm import tqdm
 
 from t2ikit import ranks
 from t2ikit.data.datamodule import DataModule
+from t2ikit.data.loaders import EvaluationLoader
+from t2ikit.diffusion.objectives.fixed_t import SEED
 from t2ikit.evaluation.sampling import Sampling
 from t2ikit.metrics.fingerprint import Fingerprint, Score
 from t2ikit.module import TextToImage
 
+LOSSES = {"val": ("loss", "loss_fixed_t"), "train": ("loss_fixed_t",)}
+"""Which losses are taken of which set; those of the training set get its name."""
 
-def validation_loss(
+SCORES = ("loss", "loss_fixed_t", "loss_fixed_t_train")
+"""Names of the scores; of no sampler."""
+
+
+def validation_losses(
     module: TextToImage, data: DataModule, sampling: Sampling, weights: str, step: int | None, label: str
-) -> Score:
-    """Mean loss of the validation set, every record once, summed over the ranks; every rank must call it.
+) -> list[Score]:
+    """Mean losses of the validation set, every record once, and of as many training records; every rank must call it.
 
     Args:
         module: on its device, with the weights to judge.
@@ -28,32 +37,55 @@ def validation_loss(
         step: optimizer steps of the weights, or None.
         label: of the progress bar.
 
+    Returns:
+        ``loss``, ``loss_fixed_t`` and ``loss_fixed_t_train``.
+
     Raises:
         OtherRankFailed: another rank failed.
     """
-    loader = data.val_dataloader()
+    scores = []
+    for split, names in LOSSES.items():
+        loader = data.evaluation_dataloader(split, len(data.record_set("val")))
+        means, count = _means(module, data, sampling, loader, names, f"{label}: loss")
+        manifest = data.record_set(split).manifest
+        chunks = {name: digest for name, digest in manifest.chunk_sha256.items() if name.endswith(".bin")}
+        for name in names:
+            metric = "validation_loss" if name == "loss" else name
+            fingerprint = Fingerprint(
+                reference=split,
+                reference_sha256=hashlib.sha256(json.dumps(chunks, sort_keys=True).encode()).hexdigest(),
+                num_reference=count,
+                seeds=str(module.seed if name == "loss" else SEED),
+                extra={"metric": metric, "precision": sampling.precision, "weights": weights},
+            )
+            scores.append(Score(name if split == "val" else f"{name}_{split}", means[name], fingerprint, step))
+    return scores
+
+
+def _means(
+    module: TextToImage,
+    data: DataModule,
+    sampling: Sampling,
+    loader: EvaluationLoader,
+    names: Sequence[str],
+    label: str,
+) -> tuple[dict[str, float], int]:
+    """Means of the losses over all ranks, by name, and the number of records."""
     # Without a Trainer the data module knows of no other rank, and its loader gives every rank all batches.
     share, mine = (ranks.count(), ranks.this()) if data.trainer is None else (1, 0)
 
-    def work() -> tuple[float, int]:
-        total, count = torch.zeros((), dtype=torch.float64, device=module.device), 0
-        bar = tqdm(loader, desc=f"{label}: loss", leave=False, disable=ranks.this() > 0, mininterval=1.0)
+    def work() -> tuple[list[float], int]:
+        totals = torch.zeros(len(names), dtype=torch.float64, device=module.device)
+        count = 0
+        bar = tqdm(loader, desc=label, leave=False, disable=ranks.this() > 0, mininterval=1.0)
         with torch.autocast(module.device.type, dtype=torch.bfloat16, enabled=sampling.bf16):
             for index, stored in enumerate(bar):
                 if index % share == mine:
-                    loss_B, _ = module.validation_losses(stored.to(module.device))
-                    total, count = total + loss_B.double().sum(), count + loss_B.shape[0]
-        return float(total), count
+                    losses = module.validation_losses(stored.to(module.device), names)
+                    totals = totals + torch.stack([losses[name].double().sum() for name in names])
+                    count += len(stored)
+        return totals.tolist(), count
 
-    sums = ranks.together(work)
-    manifest = data.record_set("val").manifest
-    chunks = {name: digest for name, digest in manifest.chunk_sha256.items() if name.endswith(".bin")}
-    fingerprint = Fingerprint(
-        reference="val",
-        reference_sha256=hashlib.sha256(json.dumps(chunks, sort_keys=True).encode()).hexdigest(),
-        num_reference=len(data.record_set("val")),
-        seeds=str(module.seed),
-        extra={"metric": "validation_loss", "precision": sampling.precision, "weights": weights},
-    )
-    value = sum(total for total, _ in sums) / sum(count for _, count in sums)
-    return Score("loss", value, fingerprint, step)
+    parts = ranks.together(work)
+    count = sum(part_count for _, part_count in parts)
+    return {name: sum(totals[row] for totals, _ in parts) / count for row, name in enumerate(names)}, count

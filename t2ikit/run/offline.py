@@ -27,6 +27,7 @@ from t2ikit.evaluation import MODEL_FIELDS, Evaluated
 from t2ikit.evaluation.comparison import Found, find_scores, paired_tables, score_table
 from t2ikit.evaluation.guidance_sweep import plot_sweep, sweep_table, write_csv
 from t2ikit.evaluation.sampling import Sampling
+from t2ikit.evaluation.validation import SCORES
 from t2ikit.metrics.fingerprint import Fingerprint, Score, compare
 from t2ikit.run.experiment import find_method, origins_of
 from t2ikit.run.trained import TrainedModel, find_device, load_trained
@@ -205,7 +206,7 @@ def _check_comparable(
     ours = snapshot.evaluation.conditions(conditions)
     for score in others.scores.values():
         theirs = score.fingerprint
-        if score.name != "loss" and theirs.sampler is not None:
+        if score.name not in SCORES and theirs.sampler is not None:
             known = Fingerprint.from_dict({key: value for key, value in theirs.named().items() if key in ours})
             compare(Fingerprint.from_dict(ours), known, args.varied)
 
@@ -232,7 +233,7 @@ def _report(where: Path, scores: list[Score], others: Found | None, args: argpar
     by_name, varied = {score.name: score for score in scores}, list(args.varied)
     theirs = None if others is None else others.scores
     both = [*scores, *(theirs or {}).values()]
-    if others is not None and any(score.fingerprint.sampler is None for score in both if score.name != "loss"):
+    if others is not None and any(score.fingerprint.sampler is None for score in both if score.name not in SCORES):
         print(f"of pictures of another program is not known, and not compared: {', '.join(MODEL_FIELDS)}")
         varied += MODEL_FIELDS
     print(f"scores: {where / 'scores'}")

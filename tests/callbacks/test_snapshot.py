@@ -15,6 +15,7 @@ import tiny
 from t2ikit import cli
 from t2ikit.callbacks.metrics_csv import read_metrics
 from t2ikit.evaluation.image_store import ImageStore
+from t2ikit.evaluation.validation import SCORES
 from t2ikit.metrics.fingerprint import read_scores
 
 EXPERIMENT = """
@@ -100,7 +101,7 @@ def test_what_is_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert {path.name for path in samples.iterdir()} == files
     assert (samples / "details" / "step-00000004" / "calls.json").read_text() == "3"
     scores = read_scores(samples / "scores" / "step-00000004")
-    assert set(scores) == {"loss", "mean"} and scores["mean"].step == 4
+    assert set(scores) == {*SCORES, "mean"} and scores["mean"].step == 4
     assert scores["mean"].fingerprint.extra["weights"] == "ema 0.995"
     assert scores["loss"].fingerprint.num_reference == 16
     logged = read_metrics(samples.parent.parent / "metrics.csv")
@@ -182,7 +183,7 @@ def test_two_ranks_score_as_one_and_fail_together(folder: Path) -> None:
     )
     folders = [each / "samples" / "val" for each in (one, Path("runs/two/version_0"))]
     first, second = (read_scores(each / "scores" / "step-00000000") for each in folders)
-    assert second.keys() == {"loss", "mean"}, done.stderr[-3000:]
+    assert second.keys() == {*SCORES, "mean"}, done.stderr[-3000:]
     assert first["mean"].value == pytest.approx(second["mean"].value, abs=0.01)
     assert first["loss"].value == pytest.approx(second["loss"].value, rel=1e-5)
     assert {n: s.fingerprint for n, s in first.items()} == {n: s.fingerprint for n, s in second.items()}

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from t2ikit.batch import Batch
 from t2ikit.diffusion import Denoising, GaussianDiffusion, MinSNR, NoiseError, RectifiedFlow, VelocityError
+from t2ikit.diffusion.objectives.fixed_t import fixed_t_loss, fixed_times
 
 
 def _inputs(rows: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -127,3 +129,18 @@ def test_shapes_that_would_broadcast_are_refused(make: Any) -> None:
     for wrong in ((noise[:1], t), (noise, t[:1]), (noise, t[0])):
         with pytest.raises(ValueError, match=r"noise \[4, 2, 2, 2\] and t \[4\] were expected"):
             objective.loss(make.bookkeeping(), x0, *wrong, text)
+
+
+@pytest.mark.parametrize("process", [GaussianDiffusion(), RectifiedFlow(shift=3.0, t_distribution="logit_normal")])
+def test_the_loss_at_fixed_t_is_at_the_same_noise_in_every_process(process: Any, make: Any) -> None:
+    times = fixed_times(process)
+    flow = (torch.arange(8, dtype=torch.float64) + 0.5) / 8
+    torch.testing.assert_close(process.log_snr(times), 2 * torch.log((1 - flow) / flow), rtol=1e-6, atol=1e-6)
+    denoiser, count = make.bookkeeping().eval(), 9
+    x0 = torch.randn(count, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    index = torch.arange(count)
+    batch = Batch(x0, make.text(*[0.0] * count), torch.zeros(count), torch.zeros_like(index), index)
+    whole = fixed_t_loss(denoiser, process, batch)
+    parts = torch.cat([fixed_t_loss(denoiser, process, part) for part in (batch.part(0, 4), batch.part(4, count))])
+    torch.testing.assert_close(whole, parts)
+    assert whole.shape == (count,) and torch.isfinite(whole).all()

@@ -18,6 +18,7 @@ from t2ikit.diffusion import Guidance
 from t2ikit.evaluation import Evaluated, Evaluation
 from t2ikit.evaluation.image_store import ImageStore
 from t2ikit.evaluation.sampling import Sampling, identity_of
+from t2ikit.evaluation.validation import SCORES
 from t2ikit.metrics.base import Metric, Result, Rows, Samples
 from t2ikit.metrics.distribution.distribution import DistributionMetrics
 from t2ikit.metrics.features.features import RandomConvFeatures
@@ -194,7 +195,7 @@ def test_the_process_and_the_empty_prompt_are_part_of_the_identity() -> None:
 
     states, sampling = [torch.zeros(2, 8)], Sampling(steps=3)
     first, again, other, empty = (module_of() for _ in range(4))
-    other.process = GaussianDiffusion(schedule="sigmoid")
+    other.objective.process = GaussianDiffusion(schedule="sigmoid")
     empty.unconditional = Text.from_rows([torch.ones(1, 8)])
     assert identity_of(first, states, sampling) == identity_of(again, states, sampling)
     for changed in (other, empty):
@@ -223,7 +224,7 @@ def test_two_metrics_of_a_kind_need_names(tmp_path: Path) -> None:
     def scores(*metrics: Metric) -> list[str]:
         evaluation = Evaluation("val", Numbered(2), metrics)
         found = evaluation.evaluate(module_of(), DATA, Sampling(steps=1), tmp_path / "drawn", weights="raw", step=0)
-        assert evaluation.less_is_better() == {"loss", *(score.name for score in found.scores)}
+        assert evaluation.less_is_better() == {*SCORES, *(score.name for score in found.scores)}
         assert list(found.files) == [score.name.replace("/", "_") + ".txt" for score in found.scores]
         assert float(found.files["mean.txt"]) == found.scores[0].value
         return [score.name for score in found.scores]

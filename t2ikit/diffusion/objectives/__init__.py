@@ -2,6 +2,7 @@
 
 from t2ikit.diffusion.objectives.base import Draws, Loss, Objective
 from t2ikit.diffusion.objectives.denoising import Denoising
+from t2ikit.diffusion.objectives.fixed_t import fixed_t_loss
 from t2ikit.diffusion.terms.base import Needs
 
-__all__ = ["Denoising", "Draws", "Loss", "Needs", "Objective"]
+__all__ = ["Denoising", "Draws", "Loss", "Needs", "Objective", "fixed_t_loss"]
