@@ -2,6 +2,8 @@
 
 import argparse
 
+from t2ikit.config.origins import TRUST_HELP
+
 METHOD_HELP = "sampler: ddim, ddpm, euler, heun, dpmpp_2m, or the class path of a Solver of your own"
 
 
@@ -24,6 +26,5 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="lets class paths name the module NAME, which is not ours, of a known library, or in the current folder; "
-        "importing it runs its code. Repeatable",
+        help=TRUST_HELP,
     )

@@ -14,6 +14,12 @@ from t2ikit.config.compose import ConfigError
 LIBRARIES = ("t2ikit", "lightning", "torch", "torchmetrics", "torchvision", "timm", "diffusers", "transformers")
 """Top-level packages that every experiment may name."""
 
+TRUST_HELP = (
+    "lets class paths name the module NAME, which is not ours, of a known library, or in the current folder; importing "
+    "it runs its code. Repeatable"
+)
+"""Of ``--trust``."""
+
 
 @dataclass(frozen=True)
 class Origins:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from t2ikit.config.compose import CLASS_KEYS, ConfigError, Override, merge
+from t2ikit.config.origins import TRUST_HELP, importable
 from t2ikit.testing import examine
 
 EPILOG = """examples:
@@ -41,9 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("class_path", metavar="CLASS_PATH", help="module.Class, or the name of a solver of ours")
     array_help = "shape of an array of a record that the class reads, without the axis of samples; repeatable"
     parser.add_argument("--array", metavar="NAME=SIZES", type=_array, action="append", default=[], help=array_help)
+    parser.add_argument("--trust", metavar="NAME", action="append", default=[], help=TRUST_HELP)
     args, words = parser.parse_known_args(argv)
     try:
-        build = _builder(args.class_path, _overrides(words))
+        build = _builder(args.class_path, _overrides(words), args.trust)
         report = examine(build, dict(args.array), args.class_path)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -81,7 +83,7 @@ def _overrides(words: Sequence[str]) -> list[Override]:
     return overrides
 
 
-def _builder(class_path: str, overrides: Sequence[Override]) -> Callable[[], Any]:
+def _builder(class_path: str, overrides: Sequence[Override], trusted: Sequence[str]) -> Callable[[], Any]:
     """What makes the class with these options.
 
     Raises:
@@ -95,7 +97,7 @@ def _builder(class_path: str, overrides: Sequence[Override]) -> Callable[[], Any
     node: dict[str, Any] = {"class_path": class_path}
     for override in overrides:
         node = _set(node, override.key.split("."), override.value)
-    return check_component("class", node, object).build
+    return check_component("class", node, object, origins=importable(trusted=trusted)).build
 
 
 def _set(node: Any, names: Sequence[str], value: Any) -> dict[str, Any]:

@@ -51,7 +51,16 @@ def _ready(subject: Subject[Metric]) -> tuple[Metric, Samples]:
         metric.check(samples)
     except ValueError as refusal:
         raise NotApplicable(f"check refuses the pictures of the trial: {refusal}") from None
-    return metric, samples
+    return metric, _with_reference(metric, samples)
+
+
+def _with_reference(metric: Metric, samples: Samples) -> Samples:
+    """The samples with the rows of their reference, where the metric compares with one."""
+    if metric.lacks_reference(samples):
+        assert samples.reference is not None
+        seen = metric.observe(Samples(samples.reference, kind="reference"))
+        samples.reference_rows[metric.reference_key(samples)] = seen
+    return samples
 
 
 def _whole(metric: Metric, samples: Samples) -> Rows:
@@ -113,7 +122,7 @@ def keeps_nothing(subject: Subject[Metric]) -> None:
     with random_state_kept("a metric"):
         first = metric.score(samples, state)
         others = Samples(_pictures(24, 5), samples.prompts, samples.metadata, samples.reference, "trial")
-        metric.score(others, _whole(metric, others))
+        metric.score(_with_reference(metric, others), _whole(metric, others))
         again = metric.score(samples, _whole(metric, samples))
     sentence = "the same images must have the same scores: keep nothing between calls"
     expect_same(_plain(again), _plain(first), sentence)

@@ -106,7 +106,8 @@ def test_the_command_tries_a_class_of_ones_own(
         "    def augment(self, batch):\n"
         "        return replace(batch, latents=batch.latents.flip(-1), slot=batch.slot + self.move)\n"
     )
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "150")
     assert main(["mirror_trial.Mirror"]) == 0
     assert "4 passed" in capsys.readouterr().out

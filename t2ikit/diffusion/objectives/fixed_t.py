@@ -33,8 +33,8 @@ def fixed_t_loss(denoiser: Denoiser, process: Process, batch: Batch) -> Tensor:
     """Mean squared error of the velocity noise - x_0 that the network's output stands for, loss_B [B], at fixed t.
 
     Record i is seen at level i modulo LEVELS, with noise that its index alone keys, full text and self-conditioning: so
-    two runs in one image space are compared on the same inputs, whatever their seeds. It follows quality better than the
-    loss that trains (Esser et al. 2024, "Scaling rectified flow transformers", section 5), and its distance between
+    two runs in one image space are compared on the same inputs, whatever their seeds. It follows quality better than
+    the loss that trains (Esser et al. 2024, "Scaling rectified flow transformers", section 5), and its distance between
     training and held-out records shows overfitting.
 
     Args:
