@@ -78,7 +78,7 @@ def test_what_extend_shows_works() -> None:
     shown: dict[str, Any] = {}
     for block in re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/extend.md").read_text(), re.MULTILINE | re.DOTALL):
         exec(block, shown)
-    assert {"Mirror", "Collage", "Plain", "Brightness"} <= shown.keys()
+    assert {"Mirror", "Collage", "Plain", "Color", "Features", "Restless", "Brightness"} <= shown.keys()
     denoiser = shown["Plain"]()
     text = Text(torch.randn(2, 5, 64), torch.ones(2, 5, dtype=torch.bool))
     context = denoiser.encode_text(text)

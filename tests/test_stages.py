@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from pathlib import Path
 
@@ -69,26 +67,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tiny.enter(tmp_path, monkeypatch, {"tree.yaml": EXPERIMENT, "stop.py": STOP})
 
 
-def killed(at: str, *words: str) -> None:
-    """Runs the experiment in a process that is killed at STAGE@STEP."""
-    child = os.fork()
-    if child == 0:
-        os.environ["KILL"] = at
-        os._exit(cli.main(["run", "tree.yaml", *words]))
-    status = os.waitpid(child, 0)[1]
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, at
-
-
 def test_a_tree_killed_in_each_stage_and_between_two_ends_as_an_undisturbed_one(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["run", "tree.yaml"]) == 0
-    killed("small@3")
-    killed("small@end", "--resume", "last")  # between two stages, before the first is known to be finished
-    killed("large@start", "--resume", "last")  # between two stages, after that
-    killed("large@3", "--resume", "last")
-    killed("scratch@1", "--resume", "last")  # before its first checkpoint
-    killed("scratch@4", "--resume", "last")
+    tiny.killed("small@3", "run", "tree.yaml")
+    tiny.killed("large@start", "run", "tree.yaml", "--resume", "last")  # between two stages
+    tiny.killed("large@3", "run", "tree.yaml", "--resume", "last")
+    tiny.killed("scratch@1", "run", "tree.yaml", "--resume", "last")  # before its first checkpoint
     capfd.readouterr()
     assert cli.main(["run", "tree.yaml", "--resume", "last"]) == 0
     assert "stage small: finished before" in capfd.readouterr().out

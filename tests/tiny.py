@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,3 +74,16 @@ def enter(folder: Path, patch: pytest.MonkeyPatch, files: dict[str, str]) -> Pat
     for name, text in {"tiny.yaml": EXPERIMENT, **files}.items():
         (folder / name).write_text(text)
     return folder
+
+
+def killed(variable: str, *words: str) -> None:
+    """A command in a process of its own, in the current folder, which must end by SIGKILL.
+
+    Args:
+        variable: value of KILL in its environment, at which a callback of the test kills it.
+        words: of the command line.
+    """
+    environment = {**os.environ, "KILL": variable, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-m", "t2ikit", *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]

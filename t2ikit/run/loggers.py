@@ -30,8 +30,12 @@ class TensorBoard(TensorBoardLogger):
         super().__init__(str(path.parent), name="", version=path.name, default_hp_metric=False, purge_step=purge)
 
     def save(self) -> None:
-        """Events only: what Lightning would put into hparams.yaml is in config.yaml."""
-        self.experiment.flush()
+        """Events only: what Lightning would put into hparams.yaml is in config.yaml.
+
+        A file begins with the first value: one of a resume that is refused would hide the values after its step.
+        """
+        if self._experiment is not None:
+            self.experiment.flush()
 
 
 def quiet() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.trainer.states import TrainerStatus
 
 import t2ikit
@@ -27,9 +27,17 @@ INTERRUPTED = 130
 
 
 class _Started(Callback):
-    """Whether the first training step is made: until then a ValueError is a mistake of the user."""
+    """Hands the experiment to the loggers when nothing refuses the run any more, and knows whether a step is made.
 
-    seen = False
+    Until then a ValueError is a mistake of the user.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.seen, self._parameters = False, dict(flatten(config))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for logger in trainer.loggers:
+            logger.log_hyperparams(self._parameters)
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         self.seen = True
@@ -68,9 +76,7 @@ def train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comman
                 _print_changes(plan.config, latest_config(folder.path))
             head = f"# t2ikit {t2ikit.__version__}: {' '.join(command.split())}\n"
             written.append(write_config(folder.path, head + text, resumed=not folder.created))
-        for logger in experiment.trainer.loggers:
-            logger.log_hyperparams(dict(flatten(plan.config)))
-        status = _fit(experiment, folder, command)
+        status = _fit(experiment, folder, command, plan.config)
     if first_rank() and status == 0:
         print(f"Run folder: {folder.path}")
         for line in contents(folder.path):
@@ -112,9 +118,9 @@ def _allow(experiment: Experiment, keys: Sequence[str]) -> None:
         raise ConfigError(str(error)) from error
 
 
-def _fit(experiment: Experiment, folder: RunFolder, command: str) -> int:
+def _fit(experiment: Experiment, folder: RunFolder, command: str, config: dict[str, Any]) -> int:
     """Trains to the end or an interrupt; the exit status."""
-    started, trainer = _Started(), experiment.trainer
+    started, trainer = _Started(config), experiment.trainer
     trainer.callbacks.append(started)  # type: ignore[attr-defined]
     interrupt = signal.getsignal(signal.SIGINT)
     path = None if folder.checkpoint is None else str(folder.checkpoint)

@@ -82,7 +82,7 @@ def test_what_extend_shows_passes() -> None:
     page = (Path(__file__).parents[2] / "docs" / "extend.md").read_text()
     exec("\n".join(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)), shown)
     assert shown["report"].ok
-    for name in ("Mirror", "Collage", "Brightness"):
+    for name in ("Mirror", "Collage", "Features", "Restless", "Brightness"):
         report = examine(shown[name])
         assert report.ok, report.of("failed")
 
