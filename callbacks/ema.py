@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 
-from t2ikit.optim.averages import Averages
+from t2ikit.learner import Averages
 
 
 class EMA(L.Callback):

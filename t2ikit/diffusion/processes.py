@@ -196,6 +196,7 @@ class GaussianDiffusion(Process):
             raise ValueError(f"data_std is the standard deviation of x_0, above 0; got {data_std}")
         self.prediction = prediction
         self.data_std = data_std
+        self.t_distribution = t_distribution
         self.law = find_law(t_distribution)
 
     def __repr__(self) -> str:
@@ -219,7 +220,7 @@ class GaussianDiffusion(Process):
 
     def t(self, u: Tensor) -> Tensor:
         """Quantile function of the law of t."""
-        return self.law.t(u)
+        return u if self.t_distribution == "uniform" else self.law.t(u)
 
     def quantile(self, log_snr: float) -> float:
         """u of a log-SNR: the law's distribution function at its t."""

@@ -16,7 +16,7 @@ from t2ikit.denoisers.base import Denoiser
 from t2ikit.diffusion import Denoising
 from t2ikit.diffusion.compiled import CompiledObjective
 from t2ikit.diffusion.objectives import Draws
-from t2ikit.optim.averages import Averages
+from t2ikit.learner import Averages
 from t2ikit.testing.base import (
     ROUNDING,
     Check,

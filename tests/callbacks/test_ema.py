@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from t2ikit.callbacks import EMA
-from t2ikit.learner import Learner
-from t2ikit.optim.averages import Averages
+from t2ikit.learner import Averages, Learner
 
 
 class Module(Learner):

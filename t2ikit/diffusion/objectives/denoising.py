@@ -75,7 +75,10 @@ class Denoising(Objective):
         text = batch.text
         if self.text_drop > 0.0:
             drop = torch.from_numpy(rng.uniforms("drop", batch.slot, count)[:, 0] < self.text_drop)
-            text = text.replace(drop.to(device, non_blocking=True), self.empty_prompt(device))
+            empty = self.unconditional
+            if empty is None or empty.mask.device != device:
+                empty = self.empty_prompt(device)
+            text = text.replace(drop.to(device, non_blocking=True), empty)
         return Draws(
             noise=rng.normal("noise", batch.slot, count, batch.latents.shape[1:], device),
             text=text,
