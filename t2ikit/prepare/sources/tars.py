@@ -32,7 +32,8 @@ _Photo = tuple[str, int, int, int, str | int]
 
 _SPLIT = re.compile(r"(?:^|[_.-])(train|validation|valid|val|test)(?=[_.-]|\d|$)")
 _SPLIT_FOLDERS = ("train", "validation", "valid", "val", "test")
-_VERSION = 1
+_VERSION = 2
+"""Of the kept index; another one is made anew."""
 
 
 def split_of(path: str) -> str:
@@ -151,7 +152,9 @@ def _walk(
                 if kind == "tar of tars":
                     inner = sorted(member for member in tar.members() if member.name.endswith(".tar"))
                     bar.reset(total)
-                    for name, start, size in inner:
+                    for member in inner:
+                        tar.require_file(member)
+                        name, start, size = member
                         yield from _class_tar(tar, tar_index, prefix, name, start, start + size)
                 elif kind == "class":
                     yield from _class_tar(tar, tar_index, prefix, path, 0, None)
