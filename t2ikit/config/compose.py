@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib
+import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +70,12 @@ def compose(path: str | Path, overrides: Sequence[Override] = ()) -> dict[str, A
     """
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"no experiment file {path}{nearest(str(path), _known_files(path.parent))}")
+        shipped = Path(os.path.relpath(shipped_experiments()))
+        if ".." in shipped.parts:
+            shipped = shipped.resolve()
+        known = [folder / name for folder in (path.parent, shipped) for name in _known_files(folder)]
+        known = [file for file in known if file.parent.name != "base"]
+        raise ConfigError(f"no experiment file {path}{nearest(str(path), map(str, known))}")
     config = merge(DEFAULTS, _load(path, ()))
     config["run"].setdefault("name", path.stem)
     for override in overrides:
@@ -154,10 +161,12 @@ def _find_parent(parent: str, path: Path) -> Path:
 
 
 def _known_files(folder: Path) -> list[str]:
-    """Experiment files of a folder and of its ``base/``, relative to the folder."""
+    """Experiment files of a folder and of its ``base/``, relative to it: YAML files with one of our top keys."""
     if not folder.is_dir():
         return []
     files = [*folder.glob("*.yaml"), *folder.glob("*.yml"), *folder.glob("base/*.yaml")]
+    top_key = re.compile(rf"^({'|'.join(TOP_KEYS)})\s*:".encode(), re.MULTILINE)
+    files = [file for file in files if file.is_file() and top_key.search(file.read_bytes())]
     return [str(file.relative_to(folder) if folder != Path(".") else file) for file in files]
 
 
