@@ -12,6 +12,7 @@ from t2ikit.photos import BadImage, decode
 from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.engine.shards import Rejected, Results
 from t2ikit.prepare.engine.work import HostWork
+from t2ikit.prepare.image_options import ImageOptions, Sources
 from t2ikit.prepare.photo_lists import bad_photos, list_name, photo_lines, same_photos, unlisted
 from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder
 from t2ikit.prepare.sources import ImageList, find_images
@@ -35,10 +36,10 @@ def prepare_images(
     size: int,
     *,
     class_names: str | None = None,
-    val_share: float = 0.02,
-    seed: int = 0,
-    strict: bool = False,
-    append: bool = False,
+    val_share: float = Sources.val_share,
+    seed: int = ImageOptions.seed,
+    strict: bool = ImageOptions.strict,
+    append: bool = ImageOptions.append,
     launch: Launch = ON_THIS_CPU,
     shard_size: int | None = None,
     overwrite: bool = False,

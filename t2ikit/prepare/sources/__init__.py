@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from t2ikit.prepare.image_options import ImageOptions, Sources
 from t2ikit.prepare.sources.classes import resolve
 from t2ikit.prepare.sources.files import Files, SourceLost
 from t2ikit.prepare.sources.folder import SPLITS, folder_photos
@@ -85,8 +86,8 @@ class ImageList:
 def find_images(
     source: str | os.PathLike[str],
     class_names: str | None = None,
-    val_share: float = 0.02,
-    seed: int = 0,
+    val_share: float = Sources.val_share,
+    seed: int = ImageOptions.seed,
     *,
     val_source: str | os.PathLike[str] | None = None,
     val_labels: str | None = None,
