@@ -17,8 +17,8 @@ from t2ikit.cli import main
 from t2ikit.prepare.images import prepare_images
 from t2ikit.prepare.sources import ImageList, find_images
 from t2ikit.prepare.sources.files import LocalFiles, SourceLost
-from t2ikit.prepare.sources.tar import OpenTar
-from t2ikit.prepare.sources.tars import split_of
+from t2ikit.prepare.sources.paths import split_of
+from t2ikit.prepare.sources.tars.tar import OpenTar
 from t2ikit.records.manifest import Manifest
 
 
@@ -324,7 +324,7 @@ def test_index_is_kept_while_the_tar_is_the_same(
         with pytest.raises(pytest.fail.Exception):
             find_images(download)
         patch.setattr(
-            "t2ikit.prepare.sources.tars.first_member",
+            "t2ikit.prepare.sources.tars.listing.first_member",
             lambda files, path: type(
                 "First", (), {"name": "n01440764.tar" if "train" in path else "ILSVRC2012_val_00000001.JPEG"}
             ),

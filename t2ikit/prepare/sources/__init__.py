@@ -21,7 +21,7 @@ from t2ikit.prepare.sources.keys import Keys
 from t2ikit.prepare.sources.parquet import parquet_photos
 from t2ikit.prepare.sources.paths import expand, files_of, is_pattern
 from t2ikit.prepare.sources.photos import Photos, Reader
-from t2ikit.prepare.sources.tars import tar_photos
+from t2ikit.prepare.sources.tars.listing import tar_photos
 from t2ikit.prepare.steps import hash_of
 from t2ikit.rng import permutation
 
