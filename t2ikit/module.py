@@ -5,6 +5,8 @@
 Every random number of a step is a pure function of (seed, purpose, global slot), so that gradient accumulation, more
 ranks or a resumed run take the same numbers (``t2ikit.rng``). One thing depends on how a batch is split: from 10
 samples a micro-batch up, self-conditioning keeps a fixed number of each micro-batch, which gives static shapes.
+
+Longer than other files: it is the one place where data, denoiser, objective, space, optimizer and checkpoint meet.
 """
 
 from __future__ import annotations

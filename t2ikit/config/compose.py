@@ -1,6 +1,7 @@
 """An experiment is composed once: parents -> file -> command line -> interpolation -> one plain dictionary.
 
-Nothing here imports torch or Lightning; what the keys mean is checked in ``t2ikit.run.experiment``.
+Nothing here imports torch or Lightning; what the keys mean is checked in ``t2ikit.run.experiment``. Longer than other
+files, since files, stages, overrides and interpolation are one way.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib
+import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +107,12 @@ def _read_whole(path: str | Path, overrides: Sequence[Override]) -> tuple[dict[s
     """The experiment with its stages, to which overrides of ``stages`` are applied; and the other overrides."""
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"no experiment file {path}{nearest(str(path), _known_files(path.parent))}")
+        shipped = Path(os.path.relpath(shipped_experiments()))
+        if ".." in shipped.parts:
+            shipped = shipped.resolve()
+        known = [folder / name for folder in (path.parent, shipped) for name in _known_files(folder)]
+        known = [file for file in known if file.parent.name != "base"]
+        raise ConfigError(f"no experiment file {path}{nearest(str(path), map(str, known))}")
     config = _over(DEFAULTS, _load(path, ()))
     config["run"].setdefault("name", path.stem)
     for override in overrides:
@@ -215,10 +223,12 @@ def _find_parent(parent: str, path: Path) -> Path:
 
 
 def _known_files(folder: Path) -> list[str]:
-    """Experiment files of a folder and of its ``base/``, relative to the folder."""
+    """Experiment files of a folder and of its ``base/``, relative to it: YAML files with one of our top keys."""
     if not folder.is_dir():
         return []
     files = [*folder.glob("*.yaml"), *folder.glob("*.yml"), *folder.glob("base/*.yaml")]
+    top_key = re.compile(rf"^({'|'.join(TOP_KEYS)})\s*:".encode(), re.MULTILINE)
+    files = [file for file in files if file.is_file() and top_key.search(file.read_bytes())]
     return [str(file.relative_to(folder) if folder != Path(".") else file) for file in files]
 
 

@@ -8,6 +8,8 @@ Shape legend::
 
 A context is made once per text with :meth:`Denoiser.encode_text` and shared by the self-conditioning pass, the main
 pass and all sampling steps: it holds whatever depends on neither x nor the level.
+
+Longer than other files, since denoiser and context are one contract.
 """
 
 from __future__ import annotations

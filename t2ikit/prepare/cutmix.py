@@ -65,8 +65,16 @@ def prepare_cutmix(
         versions=versions("torch"),
     )
     parts = part_ranges(raw.manifest)
-    hashes = [sha256_of_json([identity(raw.manifest, index + 1), seed, strict_paper]) for index in range(len(parts))]
-    done = parts_done(folder, wanted, hashes, overwrite, "--seed and images")
+    images = [identity(raw.manifest, index + 1) for index in range(len(parts))]
+    hashes = [sha256_of_json([image_hash, seed, strict_paper]) for image_hash in images]
+
+    def inputs() -> str:
+        if Manifest.read(folder).parts[0].source_sha256 == sha256_of_json([images[0], seed, not strict_paper]):
+            return f"--strict-paper was {'not ' if strict_paper else ''}given"
+        return "--seed or the images of train differ"
+
+    options = {"image_shape": "--size of prepare images", "setting": "--setting"}
+    done = parts_done(folder, wanted, hashes, overwrite, options, inputs)
     if done == len(parts):
         print(f"{folder}: up to date")
     else:

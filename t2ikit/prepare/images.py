@@ -12,7 +12,8 @@ from t2ikit.photos import BadImage, decode
 from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.engine.shards import Rejected, Results
 from t2ikit.prepare.engine.work import HostWork
-from t2ikit.prepare.photo_lists import bad_photos, list_name, photo_lines, unlisted
+from t2ikit.prepare.image_options import ImageOptions, Sources
+from t2ikit.prepare.photo_lists import bad_photos, list_name, photo_lines, same_photos, unlisted
 from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder
 from t2ikit.prepare.sources import ImageList, find_images
 from t2ikit.prepare.steps import require_disk, sha256_of_json, versions, write_lines
@@ -26,7 +27,6 @@ IMAGES = "images"
 ON_THIS_CPU = Launch("cpu", 1)
 """Images need loader processes, not devices."""
 
-_OPTIONS = "--source, --size, --seed and --class-names (or --append, if photos were added to the source)"
 _METADATA_BYTES = 200
 
 
@@ -36,10 +36,10 @@ def prepare_images(
     size: int,
     *,
     class_names: str | None = None,
-    val_share: float = 0.02,
-    seed: int = 0,
-    strict: bool = False,
-    append: bool = False,
+    val_share: float = Sources.val_share,
+    seed: int = ImageOptions.seed,
+    strict: bool = ImageOptions.strict,
+    append: bool = ImageOptions.append,
     launch: Launch = ON_THIS_CPU,
     shard_size: int | None = None,
     overwrite: bool = False,
@@ -101,7 +101,8 @@ class _Step:
             elif self.append:
                 images = unlisted(images, folder, len(hashes_before))
                 hashes = [*hashes_before, digest] if len(images) else hashes_before
-        part = parts_done(folder, wanted, hashes, self.overwrite, _OPTIONS)
+        options = {"image_shape": "--size"}
+        part = parts_done(folder, wanted, hashes, self.overwrite, options, lambda: _inputs_that_differ(images, folder))
         if part == len(hashes):
             if first_rank() and (folder / list_name(0)).is_file():  # an earlier call may have been killed before it
                 _list_bad(folder, part)
@@ -163,6 +164,16 @@ class _Decoding(HostWork):
         if self.strict:
             raise _refusal(self.images.where(index), reason)
         return Rejected(reason.replace("\t", " ").replace("\n", " "))
+
+
+def _inputs_that_differ(images: ImageList, folder: Path) -> str:
+    """Which options give other photos, or the same ones in another order."""
+    if same_photos(images, folder, len(Manifest.read(folder).parts)):
+        return "--seed differs"
+    return (
+        "the photos or their classes differ (--source, --val-source, --val-labels, --val-share, --class-names, "
+        "--label-field, or --seed if it holds val out; --append if photos were added to the source)"
+    )
 
 
 def _list_bad(folder: Path, parts: int) -> str:

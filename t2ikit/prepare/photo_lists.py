@@ -75,8 +75,7 @@ def unlisted(images: ImageList, folder: Path, parts: int) -> ImageList:
     Raises:
         ValueError: the set was made from photos that are gone or have changed; names some.
     """
-    now = np.fromiter((_digest(_line(images, index)) for index in range(len(images))), np.uint64, len(images))
-    then = np.fromiter((_digest(line) for line, _ in _read(folder, parts)), np.uint64)
+    now, then = _digests(images, folder, parts)
     lost = np.isin(then, now, invert=True)
     if lost.any():
         shown = (line[0] for (line, _), is_lost in zip(_read(folder, parts), lost, strict=True) if is_lost)
@@ -86,6 +85,20 @@ def unlisted(images: ImageList, folder: Path, parts: int) -> ImageList:
             f"size or class: {names}. --append only adds: put them back, or make the set anew with --overwrite"
         )
     return images.take(np.flatnonzero(np.isin(now, then, invert=True)))
+
+
+def same_photos(images: ImageList, folder: Path, parts: int) -> bool:
+    """Whether a set was made from these photos, with the same classes, in whatever order; False if it does not say."""
+    if not all((folder / list_name(part)).is_file() for part in range(parts)):
+        return False
+    now, then = _digests(images, folder, parts)
+    return np.array_equal(np.sort(now), np.sort(then))
+
+
+def _digests(images: ImageList, folder: Path, parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """What stands for each photo of a source, in its order, and for each that a set was made from."""
+    now = np.fromiter((_digest(_line(images, index)) for index in range(len(images))), np.uint64, len(images))
+    return now, np.fromiter((_digest(line) for line, _ in _read(folder, parts)), np.uint64)
 
 
 def _line(images: ImageList, index: int) -> Line:

@@ -8,7 +8,7 @@ or replaced where that is allowed. Shards of the engine become chunks of the set
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,21 +26,15 @@ from t2ikit.records.writing import CHUNK_BYTES, extend_set
 MOST_IN_A_SHARD = 4096
 """Records of a shard, however small they are: a killed call loses no more."""
 
-_COMPARED = (
-    "kind",
-    "image_shape",
-    "text_dim",
-    "token_format",
-    "token_limit",
-    "text_dtype",
-    "text_encoder",
-    "autoencoder",
-    "captions",
-    "setting",
-)
 
-
-def parts_done(folder: Path, wanted: Manifest, hashes: Sequence[str], overwrite: bool, options: str) -> int:
+def parts_done(
+    folder: Path,
+    wanted: Manifest,
+    hashes: Sequence[str],
+    overwrite: bool,
+    options: Mapping[str, str],
+    inputs: Callable[[], str],
+) -> int:
     """How many of the wanted parts ``folder`` holds already; repairs what a killed call left.
 
     Args:
@@ -48,7 +42,9 @@ def parts_done(folder: Path, wanted: Manifest, hashes: Sequence[str], overwrite:
         wanted: what would be written.
         hashes: ``source_sha256`` of its parts, in order.
         overwrite: allows another set to be replaced.
-        options: the options that decide the content, for the error message.
+        options: for the error message, the option that decides each field of the manifest by which sets are compared;
+            an option is named once, for the first of its fields that differs.
+        inputs: says, for the error message, what decides the hashes of the parts; called if those differ.
 
     Returns:
         From 0 (nothing, or another set that is to be replaced) to ``len(hashes)`` (there is nothing to do).
@@ -63,14 +59,18 @@ def parts_done(folder: Path, wanted: Manifest, hashes: Sequence[str], overwrite:
     if not (folder / MANIFEST_NAME).is_file():
         raise FileExistsError(f"{folder} holds files that are no prepared set: choose another --out")
     existing = Manifest.read(folder)
-    differing = [name for name in _COMPARED if _comparable(existing, name) != _comparable(wanted, name)]
+    differences: dict[str, str] = {}
+    for name, option in options.items():
+        if _comparable(existing, name) != _comparable(wanted, name):
+            differences.setdefault(option, _difference(option, getattr(existing, name), getattr(wanted, name)))
+    differing = list(differences.values())
     hashes_before = [part.source_sha256 for part in existing.parts]
     if hashes_before != list(hashes[: len(hashes_before)]):
-        differing.append("source_sha256")
+        differing.append(inputs())
     if differing and not overwrite:
         raise FileExistsError(
-            f"{folder} was made from other inputs ({', '.join(differing)} differ): give the same {options} as before, "
-            "choose another --out, or replace it with --overwrite"
+            f"{folder} was made from other inputs: {'; '.join(differing)}. Give the same as before, choose another "
+            "--out, or replace it with --overwrite"
         )
     done = 0 if differing else len(hashes_before)
     if first_rank():
@@ -127,6 +127,13 @@ def add_part(
 
 def _chunk(entry: Entry) -> Chunk:
     return Chunk("", entry.count, entry.size, entry.sha256)
+
+
+def _difference(option: str, before: object, now: object) -> str:
+    """That an option differs, with its values where they are those of the command line."""
+    if isinstance(before, (str, int)) and isinstance(now, (str, int)):
+        return f"{option} was {before} and is {now} now"
+    return f"{option} differs"
 
 
 def _comparable(manifest: Manifest, name: str) -> object:

@@ -232,6 +232,17 @@ def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
         composed(tmp_path / "quikstart.yaml")
 
 
+def test_a_missing_file_is_not_taken_for_another_kind_of_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, mine="extends: base/training.yaml", site="site_name: t2ikit\nnav:\n  model: x.md")
+    (tmp_path / ".pre-commit-config.yaml").write_text("repos: []")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(compose.__globals__, "shipped_experiments", lambda: tmp_path / "shipped")
+    write(tmp_path / "shipped", quickstart="trainer: {}")
+    with pytest.raises(ConfigError) as caught:
+        composed(Path("zzz"))
+    assert str(caught.value) == "no experiment file zzz; known: mine.yaml, shipped/quickstart.yaml"
+
+
 def test_long_circle_is_named(tmp_path: Path) -> None:
     write(tmp_path, a="extends: b.yaml", b="extends: c.yaml", c="extends: b.yaml")
     with pytest.raises(ConfigError, match=r"circle: b\.yaml -> c\.yaml -> b\.yaml"):

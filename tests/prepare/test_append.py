@@ -53,7 +53,7 @@ def test_new_photos_go_behind_the_others(
     nodes = {path: path.stat().st_ino for path in out.rglob("chunk-*.bin")}
     add_photos(photos, source)
     (source / "train/n01440764/broken.JPEG").write_bytes(b"no image")
-    with pytest.raises(FileExistsError, match="source_sha256 differ.*--append"):
+    with pytest.raises(FileExistsError, match="the photos or their classes differ.*--append"):
         prepare_images(str(source), out, 16)
     manifests = prepare_images(str(source), out, 16, append=True, shard_size=4)
     assert [part.count for part in manifests["train"].parts] == [12, NEW] and len(manifests["val"].parts) == 1

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -231,6 +232,44 @@ def test_so_is_the_text_of_an_error(server: Server) -> None:
     server.reply = lambda body, number: (400, "no images here", {})
     with pytest.raises(ValueError, match=r"no answer after 1 tries \(the answer was not complete after --timeout 0.3"):
         ask(server, service={"timeout": 0.3, "tries": 1}).caption([image(0)], keys(1))
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [bytes([byte]) for byte in HEAD + b"X-Long: " + b"x" * 200],
+        [b"HTTP/1.1 100 Continue\r\n\r\n"] * 200,
+        [CHUNKED, *[b"0"] * 200],
+        [CHUNKED + b"1\r\n{\r\n0\r\n", *[b"X-Trailer: x\r\n"] * 200],
+        [b"", b"", b"", b"", HEAD + b"Content-Length: 2\r\n\r\n", b"", b"", b"", b"", b"", b"", b"", b"", b"{}"],
+    ],
+    ids=["header", "continue", "chunk size", "trailer", "late header, late body"],
+)
+def test_no_part_of_an_answer_gets_around_the_timeout(pieces: list[bytes], server: Server) -> None:
+    """Something comes every 0.05 seconds, or one half of the answer in time and the other one too late."""
+    with socket.create_server(("127.0.0.1", 0)) as slow:
+
+        def serve() -> None:
+            for _ in range(2):
+                connection, _ = slow.accept()
+                with connection, suppress(OSError):  # the client has hung up
+                    connection.recv(2**16)
+                    for piece in pieces:
+                        time.sleep(0.05)
+                        connection.sendall(piece)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        service = Service(f"http://127.0.0.1:{slow.getsockname()[1]}/v1", timeout=0.3, tries=2)
+        begun = time.monotonic()
+        with pytest.raises(ValueError, match=r"after 2 tries \(the answer was not complete after --timeout 0.3 sec"):
+            service.send("chat/completions", {}, threading.Event())
+        assert 0.6 <= time.monotonic() - begun < 1.5
+        thread.join()
 
 
 def test_an_answer_that_is_cut_short_is_asked_for_again(server: Server) -> None:

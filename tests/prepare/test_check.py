@@ -44,7 +44,7 @@ def test_a_good_set_passes(prepared_once: Path) -> None:
     ("change", "message"),
     [
         (lambda r: replace(r, captions=(" ",)), "there is no caption"),
-        (lambda r: facts(r, rectangle=[1, 1, 7, 7]), r"rectangle \[1, 1, 7, 7\] is none of setting"),
+        (lambda r: facts(r, rectangle=[1, 1, 7, 7]), r"rectangle \[1, 1, 7, 7\] is not possible in the CutMix setting"),
         (lambda r: facts(r, setting="cm3"), "setting cm3, the manifest says cmall"),
         (lambda r: facts(r, other_class_id=r.metadata["class_id"]), "same class"),
         (lambda r: without(r, "other_key"), "lack other_key"),

@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,7 +75,9 @@ def test_small_encoder_knows_every_word(prepared_once: Path) -> None:
 
 
 def test_latent_records(prepared: Path, autoencoder: Path, text_encoder: Path) -> None:
-    with pytest.raises(FileExistsError, match="kind, image_shape, text_dim.*--autoencoder.*--overwrite"):
+    with pytest.raises(
+        FileExistsError, match="inputs: --autoencoder differs; the shape of .*; --text-encoder differs.*--overwrite"
+    ):
         prepare_encode(prepared, autoencoder=str(autoencoder), text_encoder=str(text_encoder))
     manifests = prepare_encode(
         prepared,
@@ -134,11 +137,28 @@ def test_new_captions_make_the_sets_out_of_date(prepared: Path, tmp_path: Path) 
     rows = [(record.metadata["key"], "tench and image") for record in RecordSet(prepared / "images/val")]
     (tmp_path / "t.tsv").write_text("".join(f"{key}\t{text}\n" for key, text in rows))
     prepare_captions(prepared, file=str(tmp_path / "t.tsv"), overwrite=True)
-    with pytest.raises(FileExistsError, match="val was made from other inputs .captions, source_sha256 differ"):
+    with pytest.raises(
+        FileExistsError,
+        match="val was made from other inputs: --name .*images or captions differ",
+    ):
         prepare_encode(prepared, autoencoder="pixels", text_encoder="small", text_dim=32)
     prepare_encode(prepared, autoencoder="pixels", text_encoder="small", text_dim=32, overwrite=True)
     assert RecordSet(prepared / "val")[0].captions == ("tench and image",)
     assert Manifest.read(prepared / "train").captions == "aio"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"max_tokens": 5}, "--max-tokens was 256 and is 5 now"),
+        ({"token_format": "float16"}, "--token-format was int8 and is float16 now"),
+        ({"text_dtype": "bfloat16"}, "--text-dtype was float32 and is bfloat16 now"),
+    ],
+)
+def test_the_option_that_differs_is_named(prepared: Path, change: dict[str, Any], named: str) -> None:
+    options = {"autoencoder": "pixels", "text_encoder": "small", "text_dim": 32}
+    with pytest.raises(FileExistsError, match=f"made from other inputs: {named}.*--overwrite"):
+        prepare_encode(prepared, **{**options, **change})
 
 
 def test_small_encoder_that_lacks_words_is_refused(prepared: Path, tmp_path: Path) -> None:
@@ -178,7 +198,7 @@ def test_every_set_is_looked_at_before_the_first_is_encoded(prepared: Path) -> N
     shutil.rmtree(prepared / "train")
     path = prepared / "train_cmall" / "manifest.json"
     path.write_text(path.read_text().replace('"token_limit": 256', '"token_limit": 77'))
-    with pytest.raises(FileExistsError, match=r"train_cmall was made from other inputs \(token_limit"):
+    with pytest.raises(FileExistsError, match=r"train_cmall was made from .*: --max-tokens was 77 and is 256 now"):
         prepare_encode(prepared, **options)
     assert not (prepared / "train").exists()
 

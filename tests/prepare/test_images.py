@@ -220,10 +220,12 @@ def test_second_run_does_nothing(photos: Path, tmp_path: Path, capsys: pytest.Ca
     before = file.stat().st_mtime_ns
     prepare_images(str(photos), tmp_path, 16)
     assert file.stat().st_mtime_ns == before and capsys.readouterr().out.count("up to date") == 2
-    with pytest.raises(FileExistsError, match="image_shape differ.*--size.*--overwrite"):
+    with pytest.raises(FileExistsError, match="other inputs: --size differs.*--overwrite"):
         prepare_images(str(photos), tmp_path, 8)
-    with pytest.raises(FileExistsError, match="source_sha256 differ"):
+    with pytest.raises(FileExistsError, match="other inputs: --seed differs"):
         prepare_images(str(photos), tmp_path, 16, seed=1)
+    with pytest.raises(FileExistsError, match="the photos or their classes differ .--source, .*--append"):
+        prepare_images(str(photos / "train"), tmp_path, 16, val_share=0.3)
     prepare_images(str(photos), tmp_path, 8, overwrite=True)
     assert Manifest.read(file.parent).image_shape == (3, 8, 8)
     with pytest.raises(ValueError, match="--size must"):

@@ -52,8 +52,10 @@ def test_seed_decides_everything(photos: Path, tmp_path: Path, capsys: pytest.Ca
     assert identity(prepare_cutmix(tmp_path / "b", "cm16", seed=1, overwrite=True)) != identity(first)
     assert prepare_cutmix(tmp_path / "a", "cm16") == first
     assert "up to date" in capsys.readouterr().out
-    with pytest.raises(FileExistsError, match="--seed"):
+    with pytest.raises(FileExistsError, match="other inputs: --seed or the images of train differ"):
         prepare_cutmix(tmp_path / "a", "cm16", seed=1)
+    with pytest.raises(FileExistsError, match="other inputs: --strict-paper was not given"):
+        prepare_cutmix(tmp_path / "a", "cm16", strict_paper=True)
     assert first.setting == "cm16"
 
 

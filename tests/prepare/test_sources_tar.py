@@ -1,7 +1,9 @@
 """Tars that are not unpacked: ImageNet as it is downloaded, a folder in a tar, damaged ones."""
 
 import io
+import os
 import pickle
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +14,11 @@ import pytest
 from scipy.io import savemat
 
 from t2ikit.cli import main
+from t2ikit.prepare.images import prepare_images
 from t2ikit.prepare.sources import ImageList, find_images
 from t2ikit.prepare.sources.files import LocalFiles, SourceLost
-from t2ikit.prepare.sources.tar import OpenTar
-from t2ikit.prepare.sources.tars import split_of
+from t2ikit.prepare.sources.paths import split_of
+from t2ikit.prepare.sources.tars.tar import OpenTar
 from t2ikit.records.manifest import Manifest
 
 
@@ -165,7 +168,9 @@ def test_members_are_where_tarfile_finds_them(tmp_path: Path, format: int) -> No
     with tarfile.open(path) as tar:
         expected = [(one.name, one.offset_data, one.size) for one in tar if one.isreg()]
     with OpenTar(LocalFiles(), str(path)) as ours:
-        found = list(ours.members())
+        members_and_links = list(ours.members())
+        found = [member for member in members_and_links if member.offset >= 0]
+        assert [member.name for member in members_and_links if member not in found] == ["link", "hard"]
         assert [tuple(member) for member in found] == expected and len(found) == len(members) + 1
         assert {member.name: ours.content(member) for member in found} == {**members, "last": b"end"}
 
@@ -219,6 +224,82 @@ def test_a_damaged_member_header_is_no_end(tmp_path: Path) -> None:
         find_images(path)
 
 
+@pytest.mark.parametrize("fault", ["one zeroed header", "two zeroed blocks", "a second tar behind the end"])
+def test_what_follows_an_empty_header_is_not_lost(tmp_path: Path, fault: str) -> None:
+    path = tar_of(tmp_path / "a.tar", {f"n01440764/{k}.jpg": b"x" * 100 for k in range(6)})
+    content = bytearray(path.read_bytes())
+    place = 1024
+    if fault == "a second tar behind the end":
+        place = 6 * 1024
+        content += bytes(content)
+    else:
+        size = 512 if fault == "one zeroed header" else 1024
+        content[place : place + size] = bytes(size)
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=f"a.tar is damaged: a header is empty, but more follows.*at byte {place:,} of"
+    ):
+        find_images(path)
+
+
+def test_one_empty_block_ends_a_tar(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "a.tar", {f"n01440764/{k}.jpg": bytes(100) for k in range(6)})
+    path.write_bytes(path.read_bytes()[: 6 * 1024 + 512])
+    assert sum(map(len, find_images(path, val_share=0.3).values())) == 6
+
+
+def linked_folder(photos: Path, folder: Path) -> Path:
+    """The photos with hard links, symbolic links, links to links, and links that lead nowhere."""
+    shutil.copytree(photos, folder)
+    one, other = folder / "train/n01440764", folder / "train/n02012849"
+    os.link(one / "n01440764_0.JPEG", other / "hard.JPEG")
+    (one / "a_link.JPEG").symlink_to("n01440764_1.JPEG")
+    (one / "to_another_folder.JPEG").symlink_to("../n02012849/n02012849_2.JPEG")
+    (one / "to_a_link.JPEG").symlink_to("./a_link.JPEG")
+    (other / "missing.JPEG").symlink_to("../gone.JPEG")
+    (other / "outside.JPEG").symlink_to("../../../elsewhere.JPEG")
+    (other / "circle.JPEG").symlink_to("circle.JPEG")
+    return folder
+
+
+def test_links_in_a_tar_are_the_files_that_they_name(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = linked_folder(photos, tmp_path / "folder")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(folder, "./imagenet")
+        assert {header.type for header in tar.getmembers()} >= {tarfile.LNKTYPE, tarfile.SYMTYPE}
+    for split, images in find_images(folder).items():
+        from_tar = find_images(tmp_path / "a.tar")[split]
+        assert from_tar.keys == images.keys and from_tar.sha256 == images.sha256
+    sets = [prepare_images(str(source), tmp_path / source.stem, 16) for source in (folder, tmp_path / "a.tar")]
+    chunks = [made["train"].chunk_sha256["chunk-0-0.bin"] for made in sets]
+    assert chunks[0] == chunks[1] and sets[0]["train"].count == 16
+    assert capsys.readouterr().out.count(", 3 files could not be used") == 2
+    bad = (tmp_path / "a/images/bad_train.tsv").read_text().splitlines()
+    assert sorted(bad) == [
+        f"train/n02012849/{name}.JPEG\tcannot be read: a link to a file that is not in the tar"
+        for name in ("circle", "missing", "outside")
+    ]
+    with pytest.raises(ValueError, match=r"a.tar from byte \d.*cannot be read: a link to a file"):
+        prepare_images(str(tmp_path / "a.tar"), tmp_path / "strict", 16, strict=True)
+
+
+def test_links_that_cannot_be_taken_are_refused(photos: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(photos, tmp_path / "folder"))
+    (folder / "train/n07753592").symlink_to("n01440764")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(folder, "imagenet")
+    with pytest.raises(ValueError, match=r"a link to a folder, imagenet/train/n07753592, which is not"):
+        find_images(tmp_path / "a.tar")
+    header = tarfile.TarInfo("n01440764.tar")
+    header.type, header.linkname = tarfile.SYMTYPE, "gone.tar"
+    with tarfile.open(tmp_path / "ILSVRC2012_img_train.tar", "w") as tar:
+        tar.addfile(header)
+    with pytest.raises(ValueError, match="n01440764.tar is a link to a file that is not in the tar.*--source"):
+        find_images(tmp_path / "ILSVRC2012_img_train.tar")
+
+
 def test_a_tar_that_has_gone_or_shrunk(download: Path) -> None:
     path = download / "ILSVRC2012_img_train.tar"
     images = find_images(path, val_share=0.1)["train"]
@@ -243,7 +324,7 @@ def test_index_is_kept_while_the_tar_is_the_same(
         with pytest.raises(pytest.fail.Exception):
             find_images(download)
         patch.setattr(
-            "t2ikit.prepare.sources.tars.first_member",
+            "t2ikit.prepare.sources.tars.listing.first_member",
             lambda files, path: type(
                 "First", (), {"name": "n01440764.tar" if "train" in path else "ILSVRC2012_val_00000001.JPEG"}
             ),

@@ -13,6 +13,7 @@ from t2ikit.pretrained import EncoderReference, sha256_of
 from t2ikit.records.manifest import Manifest, Part
 
 MANIFEST = Manifest(kind="pixels", image_shape=(3, 8, 8), text_encoder=EncoderReference("x", None, "1"))
+OPTIONS = {"text_encoder": "--text-encoder", "token_limit": "--max-tokens"}
 
 
 def stored(folder: Path, manifest: Manifest, *hashes: str) -> None:
@@ -24,27 +25,27 @@ def stored(folder: Path, manifest: Manifest, *hashes: str) -> None:
 
 def test_parts_that_are_there(tmp_path: Path) -> None:
     folder = tmp_path / "set"
-    assert parts_done(folder, MANIFEST, ["a"], False, "--size") == 0
+    assert parts_done(folder, MANIFEST, ["a"], False, OPTIONS, lambda: "--seed differs") == 0
     folder.mkdir()
-    assert parts_done(folder, MANIFEST, ["a"], False, "--size") == 0
+    assert parts_done(folder, MANIFEST, ["a"], False, OPTIONS, lambda: "--seed differs") == 0
     stored(folder, MANIFEST, "a")
-    assert parts_done(folder, MANIFEST, ["a"], False, "--size") == 1
-    assert parts_done(folder, MANIFEST, ["a", "b", "c"], False, "--size") == 1
+    assert parts_done(folder, MANIFEST, ["a"], False, OPTIONS, lambda: "--seed differs") == 1
+    assert parts_done(folder, MANIFEST, ["a", "b", "c"], False, OPTIONS, lambda: "--seed differs") == 1
     moved = replace(MANIFEST, text_encoder=EncoderReference("elsewhere", None, "1"), versions={"torch": "0"})
-    assert parts_done(folder, moved, ["a"], False, "--size") == 1
-    for other, hashes, field in (
-        (replace(MANIFEST, text_encoder=EncoderReference("x", None, "2")), ["a"], "text_encoder"),
-        (replace(MANIFEST, token_limit=9), ["a"], "token_limit"),
-        (MANIFEST, ["b"], "source_sha256"),
-        (MANIFEST, [], "source_sha256"),
+    assert parts_done(folder, moved, ["a"], False, OPTIONS, lambda: "--seed differs") == 1
+    for other, hashes, named in (
+        (replace(MANIFEST, text_encoder=EncoderReference("x", None, "2")), ["a"], "--text-encoder differs"),
+        (replace(MANIFEST, token_limit=9), ["a"], "--max-tokens was 0 and is 9 now"),
+        (MANIFEST, ["b"], "--seed differs"),
+        (MANIFEST, [], "--seed differs"),
     ):
-        with pytest.raises(FileExistsError, match=f"{field} differ.*--size.*--overwrite"):
-            parts_done(folder, other, hashes, False, "--size")
-        assert parts_done(folder, other, hashes, True, "--size") == 0
+        with pytest.raises(FileExistsError, match=f"other inputs: {named}.*--out.*--overwrite"):
+            parts_done(folder, other, hashes, False, OPTIONS, lambda: "--seed differs")
+        assert parts_done(folder, other, hashes, True, OPTIONS, lambda: "--seed differs") == 0
     stored(folder, MANIFEST, "a", "b")
     work_folder(folder, 1).mkdir()
     work_folder(folder, 2).mkdir()
-    assert parts_done(folder, MANIFEST, ["a", "b", "c"], False, "--size") == 2
+    assert parts_done(folder, MANIFEST, ["a", "b", "c"], False, OPTIONS, lambda: "--seed differs") == 2
     assert not work_folder(folder, 1).exists() and work_folder(folder, 2).exists()  # that of the third part goes on
 
 
@@ -53,7 +54,7 @@ def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letters" / "a.txt").write_text("dear")
     for overwrite in (False, True):
         with pytest.raises(FileExistsError, match="no prepared set: choose another --out"):
-            parts_done(tmp_path / "letters", MANIFEST, ["a"], overwrite, "--size")
+            parts_done(tmp_path / "letters", MANIFEST, ["a"], overwrite, OPTIONS, lambda: "--seed differs")
 
 
 def test_an_identity_stands_for_some_parts() -> None:

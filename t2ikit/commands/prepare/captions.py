@@ -16,21 +16,22 @@ from t2ikit.prepare.engine.launch import Devices, Launch
 
 @dataclass(frozen=True, kw_only=True)
 class Captions(DataSet):
-    """Writes the captions of the image sets: `An image of <class name>`, long ones by a model, or your own.
+    """Writes the captions of the image sets: `An image of <class name>`, long captions of a model, or your own.
 
-    `An image of` names both classes of a CutMix image. A model is asked as in the papers, with a prompt of its own for
-    CutMix images; a call that was stopped continues when it is given again.
+    `An image of` names both classes of a CutMix image. A model gets the prompts of the papers, of which one is for
+    CutMix images. To continue after a call was stopped, give the same command again.
 
     Attributes:
-        kind: class names; LLaVA-NeXT on the devices of this machine; or a model behind an OpenAI-compatible server; aio
-            if neither this nor --captions is given.
-        captions: your own instead of --kind, one line per image: TSV (`path<TAB>caption`), JSON lines or Parquet (key
-            or path, caption or captions); the path is relative to --source of `prepare images`; for a CutMix image,
-            the name of its set (train_cmall/) stands before the path of its base image.
+        kind: aio takes the class names; llava runs a LLaVA-NeXT on the devices of this machine; http asks a model
+            behind an OpenAI-compatible server. It is aio if neither this nor --captions is given.
+        captions: a file with your own captions, instead of --kind. It has one line per image, as TSV
+            (`path<TAB>caption`), JSON lines or Parquet (key or path, caption or captions). The path is relative to
+            --source of `prepare images`; for a CutMix image, the name of its set (train_cmall/) stands before the path
+            of its base image.
         sets: only these image sets (train, val, train_cmall, ...).
-        add: keep the captions that are there and add these.
-        name: what the stream calls these captions: aio, long (by a model) or own (from a file) if not given; a file
-            with several captions per image needs as many.
+        add: keep the existing captions and add these to them.
+        name: name of these captions, which experiments use; if not given, aio for class names, long for a model, own
+            for a file. A file with several captions per image needs one name for each.
     """
 
     kind: Literal["aio", "llava", "http"] | None = None
@@ -45,9 +46,9 @@ class Asked(Decoding):
     """What a model is asked.
 
     Attributes:
-        prompt: another prompt than the papers', for plain images.
-        cutmix_prompt: another prompt than the papers', for CutMix images.
-        batch_size: images at once; 32 for llava, eight times --concurrency for http if not given.
+        prompt: file with your own prompt for plain images, instead of the papers'.
+        cutmix_prompt: file with your own prompt for CutMix images, instead of the papers'.
+        batch_size: images at once; if not given, 32 for llava and eight times --concurrency for http.
     """
 
     prompt: TextFile = None
@@ -60,7 +61,7 @@ class Llava:
     """Options of --kind llava.
 
     Attributes:
-        captioner: a LLaVA-NeXT of the Hub or of a folder.
+        captioner: a LLaVA-NeXT from the Hub or from a folder.
         captioner_revision: commit, tag or branch on the Hub.
     """
 
@@ -74,7 +75,7 @@ class Server(Service):
 
     Attributes:
         model: name of the model at the server.
-        image_format: how images are sent.
+        image_format: file format in which images are sent.
     """
 
     model: Annotated[str, "NAME"] = ""

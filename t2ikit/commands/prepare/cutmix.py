@@ -16,9 +16,9 @@ class CutMix(Chunked):
     The mixed images get AIO captions if the training set has those.
 
     Attributes:
-        setting: where the insert goes.
-        seed: decides partners, settings and rectangles.
-        strict_paper: keep the inserts of cm9 off the corners.
+        setting: size and place of the insert; cmall mixes the four others.
+        seed: decides which image gives the insert, and its setting and place.
+        strict_paper: never place an insert of cm9 in a corner, as the text of the paper says.
     """
 
     setting: Setting = "cmall"

@@ -15,16 +15,16 @@ class Encode(Chunked):
     """Encodes every image set with its captions into DIR/train, DIR/val, DIR/train_<setting>.
 
     Attributes:
-        autoencoder: `pixels` to store pixels, or an AutoencoderKL of the Hub or of a local folder.
+        autoencoder: `pixels` to store pixels, or an AutoencoderKL from the Hub or from a local folder.
         autoencoder_revision: commit, tag or branch on the Hub.
-        text_encoder: `small` to build a T5 with random weights for the words of the captions, or a T5 of the Hub or of
-            a folder.
+        text_encoder: `small` to build a T5 with random weights for the words of the captions, or a T5 from the Hub or
+            from a folder.
         text_encoder_revision: commit, tag or branch on the Hub.
         text_dim: width of the `small` text encoder.
         text_dtype: number format in which the text encoder computes.
         token_format: how text states are stored.
-        max_tokens: longer captions are cut.
-        seed: of the `small` text encoder.
+        max_tokens: longest caption in tokens; longer captions are cut.
+        seed: decides the weights of the `small` text encoder.
     """
 
     # Defaults as in t2ikit.encoders, whose import loads torch.

@@ -16,8 +16,8 @@ from t2ikit.prepare.rewriting import DEFAULT_MODEL, INSTRUCTION, Rewriting
 class Extend:
     """Rewrites the prompts of a benchmark as long captions, by an instruction model.
 
-    The papers' extended scores are made with such a list, which they do not publish; publish yours. A call that was
-    stopped continues when it is given again.
+    The papers' extended scores need such a list. They do not publish theirs, so publish yours with your scores. To
+    continue after a call was stopped, give the same command again.
 
     Attributes:
         prompts: one prompt per line; .jsonl with a `prompt` in every line (GenEval's metadata); or .tsv with a column
@@ -26,7 +26,7 @@ class Extend:
         overwrite: replace a list that was made with other options.
         model: instruction model with a chat template.
         revision: commit, tag or branch on the Hub.
-        instruction: another instruction than ours; {prompt} stands for the prompt.
+        instruction: file with your own instruction; {prompt} in it stands for the prompt.
         max_new_tokens: longest answer, in the model's tokens.
         batch_size: prompts at once.
     """

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import docstring_parser
 
-Setting = Literal["cm2", "cm4", "cm9", "cm16", "cmall"]  # as in t2ikit.augment.cutmix, whose import loads torch
+# As SETTINGS of t2ikit.augment.cutmix, which loads torch, and whose source must stay: it is in the hash of shapes sets.
+Setting = Literal["cm2", "cm4", "cm9", "cm16", "cmall"]
 TextFile = Annotated[Path | None, "FILE"]
 Revision = Annotated[str | None, "REVISION"]
 
@@ -35,7 +36,8 @@ class Chunked(DataSet):
     """What every step has that writes records.
 
     Attributes:
-        shard_size: images of a chunk, which is the most that a killed call loses; about 64 MB of them if not given.
+        shard_size: images in one chunk file; if not given, as many as fill about 64 MB. A call that is killed loses the
+            chunks that it had not finished, at most one for each worker.
     """
 
     shard_size: Annotated[int | None, "N"] = None

@@ -20,8 +20,8 @@ class Shapes:
         difficulty: one plain object, or scenes.
         count: images of train.
         val_count: images of val.
-        captions: class name only, or the whole scene.
-        settings: CutMix sets.
+        captions: aio names the class only, long describes the whole scene.
+        settings: CutMix settings, each of which gets a set.
         seed: decides the scenes.
     """
 

@@ -7,19 +7,25 @@ redirects and limits neither bytes nor seconds of an answer; without a key it se
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import os
 import random
+import socket
 import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from email.message import Message
-from functools import cache
-from typing import Annotated, Any
+from functools import cache, partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 FIRST_WAIT = 1.0
 """Seconds before the second try of a request; doubled before every further one, with a little chance in it."""
@@ -43,7 +49,7 @@ class Service:
         api_key_variable: environment variable that holds the API key, if the server wants one; the key is read for
             each request, and written nowhere.
         concurrency: requests sent at the same time.
-        timeout: seconds that a complete answer may take.
+        timeout: seconds that an answer may take in all, from the connection to the last byte; each try has as many.
         tries: how often a request is sent that fails for a passing reason (429, 5xx, no connection, too slow).
     """
 
@@ -101,14 +107,13 @@ class Service:
             data=None if body is None else json.dumps(body).encode(),
             headers=headers,
         )
-        deadline = time.monotonic() + self.timeout
         try:
             try:
                 response = _opener().open(request, timeout=self.timeout)
             except urllib.error.HTTPError as error:  # is a response, too
                 response = error
             with response:
-                content = self._content(response, deadline)
+                content = self._content(response)
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             raise _Passing(str(reason) or type(error).__name__) from error
@@ -127,8 +132,8 @@ class Service:
                 f"with its version (.../v1)? {KEPT}"
             ) from error
 
-    def _content(self, response: Any, deadline: float) -> bytes:
-        """The bytes of an answer, within the limits of time, which is checked whenever bytes arrive, and of size."""
+    def _content(self, response: Any) -> bytes:
+        """The bytes of an answer, within the limit of size."""
         content = bytearray()
         while block := response.read1(2**16):
             content += block
@@ -137,8 +142,6 @@ class Service:
                     f"{self.endpoint} answers with more than {MOST_BYTES:,} bytes: is --endpoint that of an "
                     f"OpenAI-compatible server? If so, ask for shorter answers with --max-new-tokens; {KEPT}"
                 )
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the answer was not complete after --timeout {self.timeout:g} seconds")
         if response.length:  # bytes that were announced and have not come
             raise http.client.IncompleteRead(bytes(content), response.length)
         return bytes(content)
@@ -157,9 +160,78 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         """None stands for an error with the status of the redirect."""
 
 
+class _Limited(http.client.HTTPConnection):
+    """A connection with one deadline for everything; a timeout of a socket begins anew with every byte that comes."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        assert self.timeout is not None
+        self._limit = self.timeout
+        self._deadline = time.monotonic() + self._limit
+        self.response_class = partial(_Answer, limited=self.limited)  # type: ignore[assignment]
+
+    def connect(self) -> None:
+        super().connect()
+        self.limited(self.sock)  # before the handshake of TLS, and before the request is sent
+
+    def limited(self, connected: socket.socket) -> None:
+        """Lowers the timeout of a socket to the seconds that are left.
+
+        Raises:
+            TimeoutError: there are none.
+        """
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"the answer was not complete after --timeout {self._limit:g} seconds")
+        connected.settimeout(left)
+
+
+class _LimitedTLS(http.client.HTTPSConnection, _Limited):
+    """The same with TLS; ``HTTPSConnection.connect`` calls that of ``_Limited`` before the handshake."""
+
+
+class _Answer(http.client.HTTPResponse):
+    """An answer that looks at the deadline before it waits for bytes: of its head, its body, or a chunk's size."""
+
+    def __init__(self, sock: socket.socket, *args: Any, limited: Callable[[socket.socket], None], **options: Any):
+        super().__init__(sock, *args, **options)
+        self.fp = io.BufferedReader(_LimitedStream(self.fp, sock, limited))
+
+
+class _LimitedStream(io.RawIOBase):
+    def __init__(self, stream: Any, sock: socket.socket, limited: Callable[[socket.socket], None]) -> None:
+        self._stream, self._socket, self._limited = stream, sock, limited
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int | None:
+        self._limited(self._socket)
+        try:
+            count: int | None = self._stream.raw.readinto(buffer)
+        except TimeoutError:
+            self._limited(self._socket)  # says which limit
+            raise
+        return count
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+class _HTTP(urllib.request.HTTPHandler):
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_Limited, request)
+
+
+class _HTTPS(urllib.request.HTTPSHandler):
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_LimitedTLS, request)
+
+
 @cache
 def _opener() -> urllib.request.OpenerDirector:
-    return urllib.request.build_opener(_NoRedirect)
+    return urllib.request.build_opener(_NoRedirect, _HTTP, _HTTPS)
 
 
 class _Passing(Exception):

@@ -105,7 +105,7 @@ def _mix_findings(metadata: dict[str, Any], stored_side: int, setting: str | Non
     if stored_setting not in SINGLE_SETTINGS or setting not in (stored_setting, "cmall"):
         yield f"CutMix setting {stored_setting}, the manifest says {setting}"
     elif not fits(stored_setting, int(metadata.get("size", stored_side)), metadata["rectangle"]):
-        yield f"rectangle {metadata['rectangle']} is none of setting {stored_setting}"
+        yield f"rectangle {metadata['rectangle']} is not possible in the CutMix setting {stored_setting}"
     if metadata["other_class_id"] == metadata.get("class_id"):
         yield "the insert is of the same class as the base image"
 

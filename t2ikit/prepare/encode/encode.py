@@ -27,7 +27,18 @@ from t2ikit.records.record_set import RecordSet
 PIXELS = "pixels"
 SMALL = "small"
 TEXT_ENCODER_FOLDER = "text_encoder"
-_OPTIONS = "--autoencoder, --text-encoder, --token-format, images and captions"
+_OPTIONS = {
+    "autoencoder": "--autoencoder",
+    "kind": "--autoencoder",
+    "image_shape": "the shape of the images (--autoencoder, or --size of prepare images)",
+    "text_encoder": "--text-encoder",
+    "text_dim": "--text-encoder",
+    "text_dtype": "--text-dtype",
+    "token_format": "--token-format",
+    "token_limit": "--max-tokens",
+    "captions": "--name of prepare captions",
+    "setting": "--setting of prepare cutmix",
+}
 _METADATA_BYTES = 400
 _SAMPLED = 256
 _REMEMBERED_CAPTIONS = 4096
@@ -182,7 +193,7 @@ class _Plan:
             )
         parts, hashes = part_ranges(images.manifest), inputs_of(images, lines)
         wanted = encoders.manifest(images.manifest, captions.header)
-        done = parts_done(folder, wanted, hashes, overwrite, _OPTIONS)
+        done = parts_done(folder, wanted, hashes, overwrite, _OPTIONS, lambda: "the images or captions differ")
         bytes_each = 0.0
         if done < len(parts):
             sample = range(parts[done].start, min(parts[done].start + _SAMPLED, parts[done].stop))

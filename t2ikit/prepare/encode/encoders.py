@@ -207,7 +207,8 @@ class Encoders:
         if self.space is not None:
             sent = torch.from_numpy(pixels)
             if self.device.type == "cuda":
-                sent = sent.pin_memory()  # else the copy waits for what the device has to do before
+                # A copy from memory that is not pinned waits until the device has finished its earlier work.
+                sent = sent.pin_memory()
             mean, std = self.space.encode(sent.to(self.device, non_blocking=True))
             images = torch.stack([mean, std], dim=1).to(torch.float16)
         groups = range(0, len(texts), self.batch_size)

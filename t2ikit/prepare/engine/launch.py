@@ -10,14 +10,14 @@ from typing import Annotated
 class Devices:
     """Where it runs.
 
-    A call that was stopped, or killed, continues when it is given again, on as many devices as there are then; the
-    result is the same. On SLURM, start it with srun, as training is started.
+    To continue after a call was stopped or killed, give the same command again; the number of devices may be another,
+    and the result is the same. On SLURM, start the command with srun, as you start training.
 
     Attributes:
         accelerator: auto, cpu, gpu, or another that Lightning knows.
-        devices: processes on each machine, one per device; auto for every GPU; or which GPUs: 0,2.
-        num_nodes: machines; they share --out.
-        strategy: Lightning's: auto, ddp, ddp_spawn.
+        devices: number of processes on each machine, one per device; auto takes every GPU; 0,2 names GPUs.
+        num_nodes: number of machines, which must share the folder of --out.
+        strategy: strategy of Lightning: auto, ddp, ddp_spawn.
     """
 
     accelerator: Annotated[str, "KIND", "--trainer.accelerator"] = "auto"
@@ -31,8 +31,8 @@ class Launch(Devices):
     """Where it runs, and how it reads.
 
     Attributes:
-        workers: loader processes of each device; 0 loads in the process of the device.
-        batch_size: images that are handled at once.
+        workers: loader processes for each device; with 0 the process of the device loads, too.
+        batch_size: images at once.
     """
 
     workers: int = 0

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from t2ikit.prepare.image_options import ImageOptions, Sources
 from t2ikit.prepare.sources.classes import resolve
 from t2ikit.prepare.sources.files import Files, SourceLost
 from t2ikit.prepare.sources.folder import SPLITS, folder_photos
@@ -20,7 +21,7 @@ from t2ikit.prepare.sources.keys import Keys
 from t2ikit.prepare.sources.parquet import parquet_photos
 from t2ikit.prepare.sources.paths import expand, files_of, is_pattern
 from t2ikit.prepare.sources.photos import Photos, Reader
-from t2ikit.prepare.sources.tars import tar_photos
+from t2ikit.prepare.sources.tars.listing import tar_photos
 from t2ikit.prepare.steps import hash_of
 from t2ikit.rng import permutation
 
@@ -85,8 +86,8 @@ class ImageList:
 def find_images(
     source: str | os.PathLike[str],
     class_names: str | None = None,
-    val_share: float = 0.02,
-    seed: int = 0,
+    val_share: float = Sources.val_share,
+    seed: int = ImageOptions.seed,
     *,
     val_source: str | os.PathLike[str] | None = None,
     val_labels: str | None = None,

@@ -19,8 +19,8 @@ import numpy as np
 
 from t2ikit.prepare.sources.files import Files, LocalFiles, SourceLost, of_machine, require_photo_size
 from t2ikit.prepare.sources.keys import Keys
+from t2ikit.prepare.sources.paths import split_of
 from t2ikit.prepare.sources.photos import Listing, Photos, Reader
-from t2ikit.prepare.sources.tars import split_of
 
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
 _LABEL_NAMES = ("label", "labels", "cls", "class", "class_id", "fine_label")

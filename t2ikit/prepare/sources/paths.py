@@ -9,6 +9,9 @@ from fnmatch import fnmatchcase
 from t2ikit.prepare.sources.files import Files, LocalFiles
 from t2ikit.prepare.sources.remote import RemoteFiles
 
+_SPLIT = re.compile(r"(?:^|[_.-])(train|validation|valid|val|test)(?=[_.-]|\d|$)")
+_SPLIT_FOLDERS = ("train", "validation", "valid", "val", "test")
+
 
 def files_of(path: str) -> Files:
     """How a path is read.
@@ -42,6 +45,19 @@ def expand(pattern: str) -> list[str]:
     if not matches:
         raise FileNotFoundError(f"there is no file {pattern}: --source names none")
     return matches
+
+
+def split_of(path: str) -> str:
+    """The split that a file's name or its folder tells: "train", "val", "test" or nothing.
+
+    Example:
+        >>> split_of("data/validation-00000-of-00014.parquet"), split_of("train/0000.parquet"), split_of("a/0.tar")
+        ('val', 'train', '')
+    """
+    folder, _, name = path.rpartition("/")
+    last_folder = folder.rpartition("/")[2]
+    split = [last_folder if last_folder in _SPLIT_FOLDERS else "", *_SPLIT.findall(name)][-1]
+    return {"validation": "val", "valid": "val"}.get(split, split)
 
 
 def is_pattern(path: str) -> bool:

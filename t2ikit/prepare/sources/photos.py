@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from abc import ABC, abstractmethod
 from array import array
@@ -11,6 +12,9 @@ import numpy as np
 
 from t2ikit.prepare.sources.files import Files, SourceLost, require_photo_size
 from t2ikit.prepare.sources.keys import Keys
+
+NO_TARGET = "a link to a file that is not in the tar"
+"""Why a photo of a tar cannot be read that is such a link."""
 
 
 class Reader(ABC):
@@ -136,7 +140,7 @@ class PartReader(Reader):
         files: how they are read.
         paths: the large files.
         file_of: [N] int32, in which file each photo lies.
-        offsets: [N] int64, at which byte.
+        offsets: [N] int64, at which byte; negative for a link that leads to no file (see ``Member``).
         sizes: [N] int64 bytes.
     """
 
@@ -147,7 +151,10 @@ class PartReader(Reader):
 
     def read(self, position: int) -> bytes:
         path = self.paths[self.file_of[position]]
+        if self.offsets[position] < 0:
+            raise OSError(errno.ENOENT, NO_TARGET, path)
         return self.files.read_part(path, int(self.offsets[position]), int(self.sizes[position]))
 
     def where(self, position: int) -> str:
-        return f"{self.paths[self.file_of[position]]} from byte {self.offsets[position]:,}"
+        offset = int(self.offsets[position])
+        return f"{self.paths[self.file_of[position]]} from byte {offset if offset >= 0 else ~offset:,}"

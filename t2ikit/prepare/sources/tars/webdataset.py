@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from t2ikit.prepare.sources.tar import Member, OpenTar
+from t2ikit.prepare.sources.tars.tar import Member, OpenTar
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".img")
 _LABEL_ENDINGS = (".cls", ".json")

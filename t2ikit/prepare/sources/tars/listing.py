@@ -22,30 +22,17 @@ from t2ikit.prepare.sources.classes import wnid_in
 from t2ikit.prepare.sources.files import Files
 from t2ikit.prepare.sources.folder import SPLITS
 from t2ikit.prepare.sources.keys import Keys
+from t2ikit.prepare.sources.paths import split_of
 from t2ikit.prepare.sources.photos import Listing, PartReader, Photos
-from t2ikit.prepare.sources.tar import OpenTar, first_member
+from t2ikit.prepare.sources.tars.tar import OpenTar, first_member
+from t2ikit.prepare.sources.tars.webdataset import IMAGE_ENDINGS, samples
 from t2ikit.prepare.sources.truth import Truth, truth_of
-from t2ikit.prepare.sources.webdataset import IMAGE_ENDINGS, samples
 
 _Photo = tuple[str, int, int, int, str | int]
 """Key, index of the tar, offset, size, label."""
 
-_SPLIT = re.compile(r"(?:^|[_.-])(train|validation|valid|val|test)(?=[_.-]|\d|$)")
-_SPLIT_FOLDERS = ("train", "validation", "valid", "val", "test")
-_VERSION = 1
-
-
-def split_of(path: str) -> str:
-    """The split that a file's name or its folder tells: "train", "val", "test" or nothing.
-
-    Example:
-        >>> split_of("data/validation-00000-of-00014.parquet"), split_of("train/0000.parquet"), split_of("a/0.tar")
-        ('val', 'train', '')
-    """
-    folder, _, name = path.rpartition("/")
-    last_folder = folder.rpartition("/")[2]
-    split = [last_folder if last_folder in _SPLIT_FOLDERS else "", *_SPLIT.findall(name)][-1]
-    return {"validation": "val", "valid": "val"}.get(split, split)
+_VERSION = 2
+"""Of the kept index; another one is made anew."""
 
 
 def tar_photos(
@@ -151,7 +138,9 @@ def _walk(
                 if kind == "tar of tars":
                     inner = sorted(member for member in tar.members() if member.name.endswith(".tar"))
                     bar.reset(total)
-                    for name, start, size in inner:
+                    for member in inner:
+                        tar.require_file(member)
+                        name, start, size = member
                         yield from _class_tar(tar, tar_index, prefix, name, start, start + size)
                 elif kind == "class":
                     yield from _class_tar(tar, tar_index, prefix, path, 0, None)

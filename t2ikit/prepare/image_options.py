@@ -1,0 +1,50 @@
+"""Options of ``t2ikit prepare images`` and their defaults. The command line shows them: nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """How photos become a set.
+
+    Attributes:
+        seed: decides the order of the photos.
+        strict: stop at the first file that cannot be used.
+        append: add the photos that are new in the source at the end of the set; the images that it has stay as they
+            are, and their photos are not read again; captions, cutmix and encode then process the new ones only.
+    """
+
+    seed: int = 0
+    strict: bool = False
+    append: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Sources.
+
+    --source may be: a folder of class folders (ImageNet: one per wnid), or one with train/ and val/; a folder with
+    ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz as they are downloaded, or one of
+    the tars: nothing is unpacked; Parquet files of the Hugging Face Hub (a folder, or hf://datasets/ILSVRC/imagenet-1k;
+    pip install t2ikit[parquet]); WebDataset tars (a folder, or a pattern in quotes: 'shards/train-{000..146}.tar'). All
+    of them also as URLs: s3:// (pip install s3fs), gs:// (gcsfs), hf://, https://.
+
+    Attributes:
+        val_source: where the photos of val are, if not in --source, such as ILSVRC2012_img_val.tar.
+        val_labels: classes of ImageNet's val photos: ILSVRC2012_devkit_t12.tar.gz, Kaggle's LOC_val_solution.csv, or a
+            text file with one wnid, or `photo wnid`, per line; not needed if one of the first two lies beside the
+            photos.
+        val_share: share of the photos that is held out for val if the source has no val.
+        class_names: one `folder<TAB>name` per line, the first line for class 0, if the classes are not ImageNet's; the
+            word imagenet if a source only numbers its classes and the numbers are ImageNet's.
+        label_field: Parquet column, or field of a WebDataset's JSON, that holds the class.
+    """
+
+    val_source: Annotated[str | None, "FOLDER|FILE|PATTERN|URL"] = None
+    val_labels: Annotated[str | None, "FILE"] = None
+    val_share: float = 0.02
+    class_names: Annotated[str | None, "FILE|imagenet"] = None
+    label_field: Annotated[str | None, "NAME"] = None
