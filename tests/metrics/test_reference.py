@@ -129,9 +129,9 @@ def test_broken_files_are_named(saved: Path, tmp_path: Path) -> None:
 
 
 def test_too_few_images_are_refused(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="6 generated images, but k=5 needs at least 7: raise num_images"):
+    with pytest.raises(ValueError, match="6 generated images, but k=5 needs at least 7: raise prompts.limit"):
         DistributionMetrics(FEATURES, reference_statistics=str(saved)).compute(Samples(pictures(6, 0)))
-    with pytest.raises(ValueError, match="30 reference images, but k=40 needs at least 42: take a larger"):
+    with pytest.raises(ValueError, match="30 reference images, but k=40 needs at least 42: raise reference_limit"):
         DistributionMetrics(FEATURES, 40, reference_statistics=str(saved)).compute(Samples(pictures(50, 0)))
     with pytest.raises(ValueError, match=r"give the snapshot a reference set \(reference\), or the metric a file"):
         CMMD(FEATURES).compute(Samples(pictures(6, 0)))
