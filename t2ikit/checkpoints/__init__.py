@@ -1,17 +1,13 @@
-"""Weights on disk: released layouts, what they do not say, and strict loading into a denoiser."""
+"""Weights on disk: released layouts, and strict loading into a denoiser."""
 
 from t2ikit.checkpoints.files import load_weights, read_weights
-from t2ikit.checkpoints.probes import NoiseError, latent_normalisation, noise_error
 from t2ikit.checkpoints.released import UpstreamWeights, coherence_is_trained, from_upstream, read_upstream
 
 __all__ = [
-    "NoiseError",
     "UpstreamWeights",
     "coherence_is_trained",
     "from_upstream",
-    "latent_normalisation",
     "load_weights",
-    "noise_error",
     "read_upstream",
     "read_weights",
 ]

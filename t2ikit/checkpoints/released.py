@@ -130,7 +130,7 @@ def from_upstream(
         coherence: "keep" the coherence token's tensors as they are (``CADI(coherence=True)`` loads them), "drop" them,
             or "auto": keep them when the network predicts better with them, as ``error`` measures it. Without
             ``error``, keep them when they were ever trained (:func:`coherence_is_trained`).
-        error: how badly weights predict, for "auto": :class:`NoiseError` on a few validation latents. Called with all
+        error: how badly weights predict, for "auto", such as the mean loss on a few validation latents. Called with all
             weights and with those without the coherence token.
 
     Returns:

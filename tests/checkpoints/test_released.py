@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,18 +12,14 @@ from torch import Tensor
 
 import tiny
 from t2ikit import hub
-from t2ikit.batch import Text
 from t2ikit.checkpoints import (
-    NoiseError,
     coherence_is_trained,
     from_upstream,
-    latent_normalisation,
     load_weights,
     read_upstream,
     read_weights,
 )
 from t2ikit.denoisers import CADI
-from t2ikit.diffusion import GaussianDiffusion
 
 
 def small(**options: object) -> CADI:
@@ -136,20 +131,6 @@ def test_other_layouts_are_refused_with_their_keys() -> None:
         from_upstream(state | {"latents": [1.0]})
 
 
-@pytest.mark.parametrize("rule", ["scalar", "channelwise"])
-def test_latent_normalisation_is_told_from_samples(rule: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(16, 4, 32, 32, generator=generator)
-    # Few and dull samples: less spread than the data has.
-    if rule == "scalar":
-        mean, std = torch.tensor([1.06, 0.59, 0.02, -0.39]), torch.tensor([0.76, 0.84, 0.68, 0.60])
-    else:
-        mean, std = torch.zeros(4), torch.full((4,), 0.5)
-    assert latent_normalisation(0.7 * noise * std[:, None, None] + mean[:, None, None]) == rule
-    with pytest.raises(ValueError, match="4, H, W"):
-        latent_normalisation(torch.zeros(2, 3, 8, 8))
-
-
 def test_files_of_both_kinds_are_read(tmp_path: Path) -> None:
     denoiser = small()
     state = released(denoiser)
@@ -203,30 +184,3 @@ def test_auto_takes_the_reading_that_predicts_better(helps: bool, caplog: pytest
     assert read.choice in caplog.text
     assert ("0.25 with it, 0.5 without" in read.choice) is helps
     assert read_upstream(state, "keep", error).coherence
-
-
-def test_noise_error_is_the_loss_of_the_network_that_the_weights_make() -> None:
-    torch.manual_seed(0)
-    latents, text = torch.randn(3, 4, 8, 8), Text(torch.randn(1, 5, 24), torch.ones(1, 5, dtype=torch.bool))
-    state = released(small(coherence=True))
-    seen: list[CADI] = []
-    with pytest.raises(ValueError, match="3 texts or one for all"):
-        NoiseError(lambda weights: small(), GaussianDiffusion(), latents, text.rows(torch.tensor([0, 0])))(
-            small().state_dict()
-        )
-
-    def build(weights: Mapping[str, Tensor]) -> CADI:
-        seen.append(small(coherence="coherence_positional_embedding" in weights))
-        return seen[-1]
-
-    error = NoiseError(build, GaussianDiffusion(), latents, text, levels=2, seed=3)
-    found = read_upstream(state, "auto", error)
-    assert [each.coherence for each in seen] == [True, False] and error(found.weights) == error(found.weights)
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(3))
-    for denoiser, choice in zip(seen, ("keep", "drop")):
-        context = denoiser.encode_text(text.rows(torch.zeros(3, dtype=torch.int64)))
-        errors = []
-        for t in (0.25, 0.75):
-            x = (1 - t) ** 0.5 * latents + t**0.5 * noise
-            errors.append((denoiser(x, torch.full((3,), 1 - t), context).output - noise).square().mean())
-        assert error(from_upstream(state, choice)) == pytest.approx(sum(each.item() for each in errors) / 2, rel=1e-5)
