@@ -197,5 +197,7 @@ class Moments:
             if not bool(moments._mean.isfinite().all() and moments._scatter.isfinite().all()):
                 raise ValueError("values that are not finite")
         except (KeyError, ValueError, EOFError, BadZipFile) as error:
-            raise ValueError(f"{path} holds no feature moments ({error}); use write_reference again") from error
+            raise ValueError(
+                f"{path} holds no feature moments ({error}): write it again with t2ikit evaluate --write-reference"
+            ) from error
         return moments
