@@ -8,7 +8,6 @@ from t2ikit.metrics.distribution.coco import CocoCaptions
 from t2ikit.metrics.distribution.distribution import DistributionMetrics
 from t2ikit.metrics.distribution.frechet import Moments, frechet_distance
 from t2ikit.metrics.distribution.prdc import prdc, prdc_preset
-from t2ikit.metrics.distribution.reference import write_reference
 from t2ikit.metrics.features.features import FeatureExtractor, RandomConvFeatures
 from t2ikit.metrics.fingerprint import Fingerprint
 from t2ikit.metrics.geneval import GenEval, GenEvalPrompts
@@ -41,5 +40,4 @@ __all__ = [
     "frechet_distance",
     "prdc",
     "prdc_preset",
-    "write_reference",
 ]

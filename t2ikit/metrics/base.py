@@ -27,6 +27,10 @@ from t2ikit.prompts import Prompt
 
 CPU = torch.device("cpu")
 
+MORE_GENERATED = "raise prompts.limit of the snapshot, or --limit of t2ikit evaluate"
+MORE_REFERENCE = "raise reference_limit of the snapshot, or take a larger reference set"
+MORE_IMAGES = f"for generated images {MORE_GENERATED}; for the reference {MORE_REFERENCE}"
+
 Rows = Tensor | list[Any]
 """What a metric sees of images, one row an image, in their order: a tensor on the CPU or any objects."""
 
@@ -169,7 +173,7 @@ class Metric(NetworkHolder, ABC):
 
     def rows_key(self) -> Hashable:
         """What the rows depend on besides the images: metrics of one key share them. By default none does."""
-        return id(self)
+        return self._key_of_no_other
 
     def reference_key(self, samples: Samples) -> Hashable:
         """The key of ``samples.reference_rows`` under which the rows of its reference images are kept."""
@@ -180,6 +184,10 @@ class Metric(NetworkHolder, ABC):
         if self.statistics_file is None or samples.reference is None:
             return False
         return self.reference_key(samples) not in samples.reference_rows
+
+    @cached_property
+    def _key_of_no_other(self) -> object:
+        return object()  # not id(self), which a later metric may get when this one is gone
 
     @abstractmethod
     def score(self, samples: Samples, rows: Rows) -> Result:
@@ -215,7 +223,7 @@ class Metric(NetworkHolder, ABC):
 def need_images(count: int, least: int, reason: str, what: str = "generated") -> None:
     """ValueError when a set of ``count`` images has fewer than ``least``; ``reason`` says what needs them."""
     if count < least:
-        remedy = "raise num_images" if what == "generated" else "take a larger reference set (num_images)"
+        remedy = MORE_GENERATED if what == "generated" else MORE_REFERENCE
         raise ValueError(f"{count} {what} images, but {reason} needs at least {least}: {remedy}")
 
 

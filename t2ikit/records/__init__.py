@@ -2,7 +2,7 @@
 
 from t2ikit.records.manifest import Manifest
 from t2ikit.records.record import Record, RecordView, Tokens, quantise_tokens
-from t2ikit.records.record_set import RecordSet, damaged_files
+from t2ikit.records.record_set import RecordSet
 from t2ikit.records.writing import write_set
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "RecordSet",
     "RecordView",
     "Tokens",
-    "damaged_files",
     "quantise_tokens",
     "write_set",
 ]

@@ -13,7 +13,7 @@ import os
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -29,19 +29,22 @@ from t2ikit.records.writing import EMPTY_PROMPT_NAME
 _OPEN_CHUNKS = 256  # mapped files a process keeps, for each set
 
 
-def damaged_files(folder: str | os.PathLike[str]) -> list[str]:
-    """What differs from the manifest: one line for every file that is missing or whose SHA-256 is another.
+def damaged_files(folder: Path, digests: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Reads whole files and names each one that is missing or damaged: LitData itself does not notice a flipped byte.
 
-    Reads the whole set; LitData itself returns a flipped byte without a word.
+    Args:
+        folder: of the set.
+        digests: name and SHA-256 of the files, such as ``manifest.chunk_sha256.items()``.
+
+    Yields:
+        A line for every file that is missing or has another SHA-256.
     """
-    damaged = []
-    for name, digest in Manifest.read(folder).chunk_sha256.items():
-        path = Path(folder) / name
+    for name, digest in digests:
+        path = folder / name
         if not path.is_file():
-            damaged.append(f"{path} is missing")
+            yield f"{path} is missing"
         elif sha256_of(path) != digest:
-            damaged.append(f"{path} differs from its manifest (SHA-256)")
-    return damaged
+            yield f"{path} differs from its manifest (SHA-256)"
 
 
 class SetFiles(ABC):

@@ -281,7 +281,7 @@ def test_metrics_refuse_before_anything_is_sampled(
     metric = DistributionMetrics(RandomConvFeatures(dim=8), k=12)
     black = torch.zeros(20, 3, 8, 8, dtype=torch.uint8)
     monkeypatch.setattr("t2ikit.evaluation.reference_images.real_images", lambda *_: black)
-    for reference, message in ((None, "needs reference images"), ("val", "at least 14: raise num_images")):
+    for reference, message in ((None, "needs reference images"), ("val", "at least 14: raise prompts.limit")):
         evaluation = Evaluation("val", Numbered(), [metric], reference)
         with pytest.raises(ValueError, match=message):
             evaluation.evaluate(module_of(), DATA, Sampling(steps=1), tmp_path / "drawn", weights="raw", step=0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from t2ikit.metrics import Samples
-from t2ikit.metrics.alignment.clip_score import CLIPScore, clip_score
+from t2ikit.metrics.alignment.clip_score import CLIPScore, clip_score, pair_cosines
 from t2ikit.metrics.features.clip import CLIPEncoder, pooled_position, truncate
 from t2ikit.metrics.features.pixels import preprocess
 
@@ -20,20 +20,21 @@ def test_the_two_forms() -> None:
     images = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0]])
     texts = torch.tensor([[1.0, 0.0], [1.0, 1.0], [-5.0, 0.0]])
     cosines = [1.0, 1 / math.sqrt(2), -1.0]
-    assert clip_score(images, texts) == pytest.approx(100 * sum(cosines) / 3)
-    assert clip_score(images, texts, "hessel") == pytest.approx(2.5 * (cosines[0] + cosines[1]) / 3)
+    measured = pair_cosines(images, texts)
+    assert clip_score(measured) == pytest.approx(100 * sum(cosines) / 3)
+    assert clip_score(measured, "hessel") == pytest.approx(2.5 * (cosines[0] + cosines[1]) / 3)
     # Clamped after the mean, not before it.
-    assert clip_score(images[2:], texts[2:]) == 0
-    assert clip_score(images[1:], texts[1:]) == 0
+    assert clip_score(measured[2:]) == 0
+    assert clip_score(measured[1:]) == 0
 
 
 def test_arithmetic_errors() -> None:
     with pytest.raises(ValueError, match="form must be one of torchmetrics"):
-        clip_score(torch.ones(1, 2), torch.ones(1, 2), "mean")
+        CLIPScore(form="mean")
     with pytest.raises(ValueError, match="two \\[N, D\\]"):
-        clip_score(torch.ones(2, 2), torch.ones(1, 2))
+        pair_cosines(torch.ones(2, 2), torch.ones(1, 2))
     with pytest.raises(ValueError, match="image or caption 1 is zero"):
-        clip_score(torch.ones(2, 2), torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
+        pair_cosines(torch.ones(2, 2), torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
 
 
 def test_a_long_caption_keeps_its_end() -> None:
@@ -67,7 +68,7 @@ def test_small_clip_scores_as_transformers_does(small_clip: Path) -> None:
         pixels = torch.stack([preprocess("clip_224", image) for image in images])
         tokens = tokenizer(prompts, return_tensors="pt", padding=True)
         output = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"], pixel_values=pixels)
-    expected = clip_score(output.image_embeds, output.text_embeds)
+    expected = clip_score(pair_cosines(output.image_embeds, output.text_embeds))
     metric = CLIPScore(str(small_clip), batch_size=2)
     result = metric.compute(Samples(images, prompts))
     assert result.values == {"clip_score": pytest.approx(expected, rel=1e-4, abs=1e-4)}

@@ -49,7 +49,7 @@ def test_errors_name_what_to_change() -> None:
         cmmd(np.zeros((2, 2)), np.zeros((2, 3)))
     with pytest.raises(ValueError, match="at least one row"):
         cmmd(np.zeros((0, 2)), np.zeros((2, 2)))
-    with pytest.raises(ValueError, match="subset_size or num_images"):
+    with pytest.raises(ValueError, match="change subset_size, or take more images .*prompts.limit"):
         kid(np.zeros((10, 2)), np.zeros((20, 2)))
 
 

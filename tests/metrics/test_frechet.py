@@ -95,7 +95,7 @@ def test_errors_name_what_to_change() -> None:
     with pytest.raises(ValueError, match="image 7 are not finite"):
         moments.update(np.zeros((6, 3)))
         moments.update(np.array([[0.0, 0, 0], [0, np.nan, 0]]))
-    with pytest.raises(ValueError, match="num_images"):
+    with pytest.raises(ValueError, match="raise prompts.limit .*reference_limit"):
         Moments.of(np.zeros((1, 3))).distance(moments)
     with pytest.raises(ValueError, match="feature width: 2 and 3"):
         frechet_distance(np.zeros(2), np.eye(2), np.zeros(3), np.eye(3))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from t2ikit.metrics import DistributionMetrics, Metric, Moments, RandomConvFeatures, Samples, write_reference
+from t2ikit.metrics import DistributionMetrics, Metric, Moments, RandomConvFeatures, Samples
 from t2ikit.metrics.distribution.cmmd import CMMD, KID
 from t2ikit.metrics.distribution.reference import ReferenceStatistics, extract
 from t2ikit.metrics.fingerprint import Fingerprint, compare
@@ -26,10 +26,20 @@ def with_images() -> Samples:
     return Samples(pictures(20, 0), reference=pictures(30, 1), reference_name="val")
 
 
+def write(path: Path, features: RandomConvFeatures, images: Tensor) -> None:
+    """Statistics of these images as ``evaluate --write-reference`` writes them."""
+    metric = DistributionMetrics(features, batch_size=7)
+    samples = Samples(images[:0], reference=images, reference_name="val")
+    rows = metric.observe(Samples(images, kind="reference"))
+    samples.reference_rows[metric.reference_key(samples)] = rows
+    metric.write_statistics(path, samples)
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     path = tmp_path / "statistics" / "val.npz"
-    fingerprint = write_reference(path, FEATURES, pictures(30, 1), "val", batch_size=7)
+    write(path, FEATURES, pictures(30, 1))
+    fingerprint = Moments.load(path).fingerprint
     assert fingerprint["num_reference"] == 30 and "num_images" not in fingerprint
     assert [file.name for file in path.parent.iterdir()] == ["val.npz"]
     return path
@@ -55,16 +65,16 @@ def test_a_file_gives_what_the_images_give(saved: Path, kind: Any) -> None:
     assert of_file.compute(with_images()).values == found
 
 
-def test_moments_alone_give_the_frechet_distance(tmp_path: Path) -> None:
+def test_moments_alone_give_the_frechet_distance(saved: Path, tmp_path: Path) -> None:
     metric = DistributionMetrics(FEATURES, k=3)
-    write_reference(tmp_path / "val.npz", FEATURES, pictures(30, 1), "val", keep_features=False)
+    ReferenceStatistics(Moments.load(saved), None).save(tmp_path / "val.npz")
     path = str(tmp_path / "val.npz")
     scores = DistributionMetrics(FEATURES, k=3, reference_statistics=path).compute(Samples(pictures(20, 0))).values
     assert list(scores) == ["frechet_distance"]
     assert scores["frechet_distance"] == pytest.approx(
         metric.compute(with_images()).values["frechet_distance"], rel=1e-5
     )
-    with pytest.raises(ValueError, match="holds no features, which CMMD needs: write it with keep_features=True"):
+    with pytest.raises(ValueError, match="holds no features, which CMMD needs: write it again with t2ikit"):
         CMMD(FEATURES, reference_statistics=path).compute(Samples(pictures(20, 0)))
     assert Moments.load(path).count == 30
 
@@ -129,16 +139,17 @@ def test_broken_files_are_named(saved: Path, tmp_path: Path) -> None:
 
 
 def test_too_few_images_are_refused(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="6 generated images, but k=5 needs at least 7: raise num_images"):
+    with pytest.raises(ValueError, match="6 generated images, but k=5 needs at least 7: raise prompts.limit"):
         DistributionMetrics(FEATURES, reference_statistics=str(saved)).compute(Samples(pictures(6, 0)))
-    with pytest.raises(ValueError, match="30 reference images, but k=40 needs at least 42: take a larger"):
+    with pytest.raises(ValueError, match="30 reference images, but k=40 needs at least 42: raise reference_limit"):
         DistributionMetrics(FEATURES, 40, reference_statistics=str(saved)).compute(Samples(pictures(50, 0)))
     with pytest.raises(ValueError, match=r"give the snapshot a reference set \(reference\), or the metric a file"):
         CMMD(FEATURES).compute(Samples(pictures(6, 0)))
-    with pytest.raises(ValueError, match="statistics of 1 images"):
-        write_reference(tmp_path / "one.npz", FEATURES, pictures(1, 0), "one")
+    write(tmp_path / "one.npz", FEATURES, pictures(1, 0))
+    with pytest.raises(ValueError, match="1 reference images, but k=5 needs at least 7: raise reference_limit"):
+        DistributionMetrics(FEATURES, reference_statistics=str(tmp_path / "one.npz")).compute(Samples(pictures(9, 0)))
     with pytest.raises(ValueError, match="uint8"):
-        write_reference(tmp_path / "float.npz", FEATURES, torch.zeros(4, 3, 16, 16), "float")
+        write(tmp_path / "float.npz", FEATURES, torch.zeros(4, 3, 16, 16))
 
 
 class WrongWidth(RandomConvFeatures):
@@ -158,9 +169,9 @@ class BreaksOnImage25(RandomConvFeatures):
 
 def test_broken_features_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"gives features \(7, 11\), not \[B, 12\]"):
-        write_reference(tmp_path / "x.npz", WrongWidth(dim=12), pictures(30, 0), "x", batch_size=7)
+        write(tmp_path / "x.npz", WrongWidth(dim=12), pictures(30, 0))
     images = pictures(30, 0)
     images[25, :, 0, 0] = 0
     with pytest.raises(ValueError, match="not finite for reference image 25"):
-        write_reference(tmp_path / "x.npz", BreaksOnImage25(dim=12), images, "x", batch_size=7)
+        write(tmp_path / "x.npz", BreaksOnImage25(dim=12), images)
     assert not (tmp_path / "x.npz").exists()

@@ -58,7 +58,7 @@ def check_kills(tmp_path: Path, count: int, kills: int, seed: int) -> None:
         assert files(killed) == files(plain)
         for name in SETS:
             expected, found = Manifest.read(plain / name), Manifest.read(killed / name)
-            assert found == expected and damaged_files(killed / name) == []
+            assert found == expected and not list(damaged_files(killed / name, found.chunk_sha256.items()))
             mine, theirs = RecordSet(killed / name), RecordSet(plain / name)
             assert len(mine) == len(theirs) > 10
             assert all(mine.raw(index) == theirs.raw(index) for index in range(len(mine)))

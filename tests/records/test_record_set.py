@@ -26,6 +26,10 @@ ENCODER = EncoderReference("tiny-t5", None, "ab" * 32)
 PIXELS = Manifest("pixels", (3, 8, 8), text_dim=16, text_encoder=ENCODER, captions="aio", versions={"t2ikit": "0"})
 
 
+def damage_in(folder: Path) -> list[str]:
+    return list(damaged_files(folder, Manifest.read(folder).chunk_sha256.items()))
+
+
 def make_record(index: int, captions: int = 1, width: int = 16, latents: bool = False, form: str = "int8") -> Record:
     random = np.random.default_rng(index)
     image = (
@@ -150,7 +154,7 @@ def test_a_set_keeps_order_and_content(tmp_path: Path) -> None:
     for index, record in enumerate(stored):
         assert_equal(record, make_record(index))
     assert np.array_equal(stored.empty_prompt.dequantise(), make_record(0).tokens[0].dequantise())
-    assert damaged_files(tmp_path / "train") == []
+    assert damage_in(tmp_path / "train") == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train"]
     with pytest.raises(IndexError):
         stored[40]
@@ -237,7 +241,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     chunk = folder / "chunk-0-1.bin"
     content = chunk.read_bytes()
     chunk.write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:])
-    assert damaged_files(folder) == [f"{chunk} differs from its manifest (SHA-256)"]
+    assert damage_in(folder) == [f"{chunk} differs from its manifest (SHA-256)"]
     first = RecordSet(folder).chunk_sizes[0]
     chunk.write_bytes(content[:-7])
     with pytest.raises(ValueError, match=r"chunk-0-1.bin.*\n.*prepare check"):
@@ -249,7 +253,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="chunk-0-1.bin is missing"):
         RecordSet(folder)[first]
     assert RecordSet(folder)[0].metadata["key"] == "n01/0.JPEG"
-    assert damaged_files(folder) == [f"{chunk} is missing"]
+    assert damage_in(folder) == [f"{chunk} is missing"]
     (folder / "index.json").write_text("{")
     with pytest.raises(ValueError, match="index.json cannot be read"):
         RecordSet(folder)
@@ -331,13 +335,13 @@ def test_a_set_is_extended_without_a_copy(tmp_path: Path) -> None:
     assert made.parts == (Part(20, 3, "one"), Part(9, 2, "two")) and made.count == 29 and made.max_tokens == 7
     assert made.source_sha256 not in ("one", "two")
     assert {name: (target / name).stat().st_ino for name in nodes} == nodes
-    assert (target / "list.tsv").read_text() == "a\nb\n" and damaged_files(target) == []
+    assert (target / "list.tsv").read_text() == "a\nb\n" and damage_in(target) == []
     records = RecordSet(target)
     assert len(records.empty_prompt) == len(make_record(0).tokens[0])
     for index, record in enumerate(records):
         assert_equal(record, make_record(index))
     shutil.rmtree(tmp_path / "a")  # the set does not need what it was made of
-    assert damaged_files(target) == [] and sorted(path.name for path in tmp_path.iterdir()) == ["b", "train"]
+    assert damage_in(target) == [] and sorted(path.name for path in tmp_path.iterdir()) == ["b", "train"]
     from litdata import StreamingDataset
 
     assert_equal(Record.from_bytes(bytes(StreamingDataset(str(target))[23])), make_record(23))

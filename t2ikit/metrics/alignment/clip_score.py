@@ -26,31 +26,30 @@ HESSEL_PREFIX = "A photo depicts "
 HESSEL_WEIGHT = 2.5
 
 
-def clip_score(image_embeddings: Tensor, text_embeddings: Tensor, form: str = "torchmetrics") -> float:
-    """CLIPScore of paired embeddings.
+def clip_score(cosines: Tensor, form: str = "torchmetrics") -> float:
+    """CLIPScore of the cosines [N] of images with their captions.
+
+    Args:
+        cosines: as `pair_cosines` gives them.
+        form: "torchmetrics", ``max(100 mean(cos), 0)``, which the ImageNet papers report; "hessel" (Hessel et al.
+            2021, Equation 1), ``2.5 mean(max(cos, 0))``.
+    """
+    if form == "torchmetrics":
+        return max(100.0 * float(cosines.mean()), 0.0)
+    return HESSEL_WEIGHT * float(cosines.clamp_min(0).mean())
+
+
+def pair_cosines(image_embeddings: Tensor, text_embeddings: Tensor, first: int = 0) -> Tensor:
+    """Cosine [N] float64 of each image with its own caption.
 
     Args:
         image_embeddings: [N, D], of any length.
         text_embeddings: [N, D], of any length.
-        form: "torchmetrics", ``max(100 mean(cos), 0)``, which the ImageNet papers report; "hessel" (Hessel et al.
-            2021, Equation 1), ``2.5 mean(max(cos, 0))``.
+        first: index of the first image, for messages.
 
     Raises:
-        ValueError: shapes that differ, no pairs, an unknown form, or an embedding that is not finite or zero.
+        ValueError: shapes that differ, no pairs, or an embedding that is not finite or zero.
     """
-    return _score_of(pair_cosines(image_embeddings, text_embeddings), form)
-
-
-def _score_of(cosines: Tensor, form: str) -> float:
-    if form == "torchmetrics":
-        return max(100.0 * float(cosines.mean()), 0.0)
-    if form == "hessel":
-        return HESSEL_WEIGHT * float(cosines.clamp_min(0).mean())
-    raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}")
-
-
-def pair_cosines(image_embeddings: Tensor, text_embeddings: Tensor, first: int = 0) -> Tensor:
-    """Cosine [N] float64 of each image with its own caption; errors as in ``clip_score``, counting from ``first``."""
     images, texts = (torch.as_tensor(rows).detach().double() for rows in (image_embeddings, text_embeddings))
     if images.dim() != 2 or images.shape != texts.shape or len(images) == 0:
         raise ValueError(f"embeddings must be two [N, D]; got {tuple(images.shape)} and {tuple(texts.shape)}")
@@ -134,7 +133,7 @@ class CLIPScore(Metric):
         cosines = torch.as_tensor(rows)
         values = 100.0 * cosines if self.form == "torchmetrics" else HESSEL_WEIGHT * cosines.clamp_min(0)
         errors = mean_error("clip_score", values, samples.prompts)
-        return Result({"clip_score": _score_of(cosines, self.form)}, errors)
+        return Result({"clip_score": clip_score(cosines, self.form)}, errors)
 
     def fingerprint(self) -> dict[str, Any]:
         """Model, hash of its weights, pixel pipeline, form and the legacy switch."""

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from t2ikit.metrics.base import Result, Rows, Samples
+from t2ikit.metrics.base import MORE_IMAGES, Result, Rows, Samples
 from t2ikit.metrics.distribution.reference import ComparedMetric
 
 Array = Tensor | NDArray[np.floating]
@@ -103,7 +103,7 @@ def kid(
     if subset_size < 2 or min(len(first), len(second)) < subset_size:
         raise ValueError(
             f"subset_size={subset_size} needs 2 rows or more and at most those of the smaller set "
-            f"({min(len(first), len(second))}): change subset_size or num_images"
+            f"({min(len(first), len(second))}): change subset_size, or take more images ({MORE_IMAGES})"
         )
     generator = torch.Generator().manual_seed(seed)
     values = []

@@ -22,6 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from t2ikit.metrics.base import MORE_IMAGES
+
 Array = Tensor | NDArray[np.floating]
 
 
@@ -61,7 +63,9 @@ def _covariance(value: Array, width: int, name: str) -> Tensor:
     if covariance.shape != (width, width):
         raise ValueError(f"{name} must be [{width}, {width}]; got {tuple(covariance.shape)}")
     if not bool(covariance.isfinite().all()):
-        raise ValueError(f"{name} is not finite: it needs at least 2 samples (num_images) and finite features")
+        raise ValueError(
+            f"{name} is not finite: look for features that are not finite, or take 2 samples or more ({MORE_IMAGES})"
+        )
     return (covariance + covariance.T) / 2
 
 
@@ -139,7 +143,7 @@ class Moments:
 
     def _need(self, least: int) -> None:
         if self.count < least:
-            raise ValueError(f"moments of {self.count} samples, {least} or more are needed: raise num_images")
+            raise ValueError(f"moments of {self.count} samples, {least} or more are needed: {MORE_IMAGES}")
 
     def update(self, features: Array) -> None:
         """Adds a batch [B, D]; ValueError when a row is not finite (named by its place in the whole set)."""
@@ -193,5 +197,7 @@ class Moments:
             if not bool(moments._mean.isfinite().all() and moments._scatter.isfinite().all()):
                 raise ValueError("values that are not finite")
         except (KeyError, ValueError, EOFError, BadZipFile) as error:
-            raise ValueError(f"{path} holds no feature moments ({error}); use write_reference again") from error
+            raise ValueError(
+                f"{path} holds no feature moments ({error}): write it again with t2ikit evaluate --write-reference"
+            ) from error
         return moments

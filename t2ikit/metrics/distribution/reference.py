@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from torch import Tensor
 from t2ikit.files import partial_of, publish
 from t2ikit.metrics.base import Metric, Samples, need_images
 from t2ikit.metrics.distribution.frechet import Moments
-from t2ikit.metrics.features.features import FeatureExtractor, check_images
+from t2ikit.metrics.features.features import FeatureExtractor
 
 OPTION = "reference_statistics"
 REFERENCE_FIELDS = ("reference", "reference_sha256", "num_reference")
@@ -78,8 +78,8 @@ class ReferenceStatistics:
         return cls(moments, features)
 
 
-def feature_batches(features: FeatureExtractor, part: Samples, batch_size: int) -> Iterator[Tensor]:
-    """Features [B, D] float32 on the CPU of the images of ``part``, batch by batch on its device.
+def extract(features: FeatureExtractor, part: Samples, batch_size: int) -> Tensor:
+    """Features [N, D] float32 on the CPU of the images of ``part``, computed batch by batch on its device.
 
     Args:
         features: the network.
@@ -89,6 +89,7 @@ def feature_batches(features: FeatureExtractor, part: Samples, batch_size: int) 
     Raises:
         ValueError: the features of an image are not finite; the message names the image's index.
     """
+    kept = [torch.empty(0, features.dim)]
     for batch in part.batches(batch_size, f"{features.name}, {part.kind}"):
         rows = features(batch.images).detach().to("cpu", torch.float32)
         if rows.shape != (len(batch), features.dim):
@@ -99,12 +100,8 @@ def feature_batches(features: FeatureExtractor, part: Samples, batch_size: int) 
         if len(broken):
             index = batch.first + int(broken[0])
             raise ValueError(f"{features.name} gives features that are not finite for {part.kind} image {index}")
-        yield rows
-
-
-def extract(features: FeatureExtractor, part: Samples, batch_size: int) -> Tensor:
-    """All features [N, D] of `feature_batches`."""
-    return torch.cat([torch.empty(0, features.dim), *feature_batches(features, part, batch_size)])
+        kept.append(rows)
+    return torch.cat(kept)
 
 
 @dataclass(eq=False)
@@ -115,7 +112,7 @@ class ComparedMetric(Metric):
         features: the feature network; its name is part of the fingerprint.
         batch_size: images a pass of the network.
         name: put before the scores' names, where a snapshot has two of these (``dinov2/frechet_distance``).
-        reference_statistics: file of ``write_reference``, instead of the reference images of the samples. One without
+        reference_statistics: file of `write_statistics`, instead of the reference images of the samples. One without
             features serves the Frechet distance alone.
         path: of that file, or None.
     """
@@ -133,7 +130,8 @@ class ComparedMetric(Metric):
             self.statistics_file = re.sub(r"[^A-Za-z0-9.]+", "_", self.features.name).strip("_") + ".npz"
         elif not self.path.is_file():
             raise FileNotFoundError(
-                f"no reference statistics {self.path}: set {OPTION} to a file of t2ikit.metrics.write_reference"
+                f"no reference statistics {self.path}: set {OPTION} to a file that t2ikit evaluate --write-reference "
+                "wrote"
             )
 
     @abstractmethod
@@ -181,12 +179,18 @@ class ComparedMetric(Metric):
         rows = self.reference_features(samples)
         if rows is None:
             reason = type(self).__name__
-            raise ValueError(f"{self.path} holds no features, which {reason} needs: write it with keep_features=True")
+            raise ValueError(
+                f"{self.path} holds no features, which {reason} needs: write it again with t2ikit evaluate "
+                "--write-reference"
+            )
         return rows
 
     def write_statistics(self, path: Path, samples: Samples) -> None:
         """Writes the statistics of the reference of ``samples``, with features and fingerprint."""
-        write_statistics(path, self.features, [self._rows(samples)], samples)
+        rows = self._rows(samples)
+        moments = Moments(self.features.dim, {**self.features.fingerprint(), **samples.describe_reference()})
+        moments.update(rows)
+        ReferenceStatistics(moments, rows).save(path)
 
     def fingerprint(self) -> dict[str, Any]:
         """The network, the hash of its weights, the pixel pipeline."""
@@ -231,68 +235,3 @@ class ComparedMetric(Metric):
                 f"{stored['num_reference']} and the network {self.features.dim}: write it again"
             )
         return self._stored
-
-
-def write_statistics(
-    path: str | Path,
-    features: FeatureExtractor,
-    batches: Iterable[Tensor],
-    samples: Samples,
-    keep_features: bool = True,
-) -> dict[str, Any]:
-    """Writes one file of statistics.
-
-    Args:
-        path: ``.npz``.
-        features: the network.
-        batches: the features of the reference images, in their order.
-        samples: of which only the reference counts, for the fingerprint.
-        keep_features: also the features themselves.
-
-    Returns:
-        The fingerprint.
-    """
-    moments = Moments(features.dim, {**features.fingerprint(), **samples.describe_reference()})
-    kept = []
-    for rows in batches:
-        moments.update(rows)
-        if keep_features:
-            kept.append(rows)
-    ReferenceStatistics(moments, torch.cat(kept) if keep_features else None).save(path)
-    return moments.fingerprint
-
-
-def write_reference(
-    path: str | Path,
-    features: FeatureExtractor,
-    images: Tensor,
-    name: str,
-    batch_size: int = 64,
-    keep_features: bool = True,
-) -> dict[str, Any]:
-    """Writes the statistics of a reference set under one network.
-
-    Args:
-        path: ``.npz``.
-        features: the network.
-        images: [M, 3, H, W] uint8, two or more.
-        name: of the set ("ImageNet val 256"), for the fingerprint.
-        batch_size: images a pass of the network.
-        keep_features: also the features themselves, 4 M D bytes, which precision, recall, density, coverage, CMMD and
-            KID need; without them the file is for Frechet distances only.
-
-    Returns:
-        The fingerprint.
-
-    Raises:
-        ValueError: images of another type, fewer than two, or features that are not finite.
-
-    Example:
-        ``write_reference("val_dinov2.npz", DINOv2Features(), real_images(data, "val"), "ImageNet val 256")``
-    """
-    check_images(images)
-    if len(images) < 2:
-        raise ValueError(f"statistics of {len(images)} images: two or more are needed")
-    batches = feature_batches(features, Samples(images, kind="reference"), batch_size)
-    described = Samples(images[:0], reference=images, reference_name=name)
-    return write_statistics(path, features, batches, described, keep_features)

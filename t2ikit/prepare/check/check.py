@@ -12,10 +12,9 @@ from t2ikit.prepare.check.folder import out_of_date, still_to_do, unfinished, wi
 from t2ikit.prepare.check.record import BaseImages, record_findings
 from t2ikit.prepare.images import IMAGES
 from t2ikit.prepare.steps import hash_of, identity, tracked
-from t2ikit.pretrained import sha256_of
 from t2ikit.records.manifest import MANIFEST_NAME, Manifest
 from t2ikit.records.record import RecordView
-from t2ikit.records.record_set import RecordSet
+from t2ikit.records.record_set import RecordSet, damaged_files
 
 MOST_OF_A_SET = 20
 """Bad records that are listed one by one, for each set; the others are counted."""
@@ -56,7 +55,8 @@ def check_set(folder: Path) -> Iterator[str]:
     """The findings of one set; memory grows by 8 bytes per record."""
     try:
         manifest = Manifest.read(folder)
-        yield from _check_files(folder, manifest)
+        digests = manifest.chunk_sha256.items()
+        yield from damaged_files(folder, tracked(digests, len(digests), f"check files of {folder.name}", "file"))
         records = RecordSet(folder)
     except (ValueError, FileNotFoundError) as error:
         yield f"{folder}: {_first_line(error)}"
@@ -110,17 +110,6 @@ def check_captions(root: Path, name: str) -> Iterator[str]:
             yield f"{captions.path}: captions of {count} images, of {len(records)}"
     except _UNREADABLE as error:
         yield f"{root / CAPTIONS / name}.jsonl: {_first_line(error)}"
-
-
-def _check_files(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """Files that are missing or differ from the manifest: LitData itself does not notice a flipped byte."""
-    files = manifest.chunk_sha256.items()
-    for name, digest in tracked(files, len(files), f"check files of {folder.name}", "file"):
-        path = folder / name
-        if not path.is_file():
-            yield f"{path} is missing"
-        elif sha256_of(path) != digest:
-            yield f"{path} differs from its manifest (SHA-256)"
 
 
 def _key(view: RecordView) -> int:
