@@ -10,7 +10,7 @@ download that hangs, and resumes combined streams inexactly. Why not its downloa
 is taken and a file that is missing, know no ``https://``, and cannot be tested without a bucket. fsspec comes with
 torch. The chunks are LitData's, so its own ``StreamingDataset`` reads the same remote folder.
 
-Longer than other files by what is said above.
+Longer than other files, since cache, download and locks must agree in every order of events: they are read together.
 """
 
 from __future__ import annotations

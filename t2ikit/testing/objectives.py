@@ -1,4 +1,7 @@
-"""Checks of an objective, with a small CAD-I of 16 image tokens as its denoiser."""
+"""Checks of an objective, with a small CAD-I of 16 image tokens as its denoiser.
+
+Longer than other files, since these checks share their small inputs.
+"""
 
 from __future__ import annotations
 

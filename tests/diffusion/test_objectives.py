@@ -9,7 +9,7 @@ import torch
 
 from t2ikit.batch import Batch
 from t2ikit.diffusion import Denoising, GaussianDiffusion, MinSNR, NoiseError, RectifiedFlow, VelocityError
-from t2ikit.diffusion.objectives.fixed_t import fixed_t_loss, fixed_times
+from t2ikit.diffusion.objectives.denoising import fixed_t_loss, fixed_times
 
 
 def _inputs(rows: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

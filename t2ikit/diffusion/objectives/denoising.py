@@ -1,4 +1,4 @@
-"""Denoising: the mean squared error of a denoiser's output, with terms beside it.
+"""Denoising: the mean squared error of a denoiser's output, with terms beside it; and the error that compares runs.
 
 Shape legend::
 
@@ -15,11 +15,15 @@ from t2ikit.denoisers.base import Denoiser
 from t2ikit.diffusion.objectives.base import STATIC_ROWS, Draws, Loss, Objective
 from t2ikit.diffusion.processes import GaussianDiffusion, Process
 from t2ikit.diffusion.terms.base import MainPass, Term
-from t2ikit.diffusion.weightings import Weighting
+from t2ikit.diffusion.weightings import VelocityError, Weighting
 from t2ikit.rng import Keyed
 
 NAME = "denoising"
 """Of its own part of the loss, beside the terms."""
+
+LEVELS = 8
+SEED = 0
+"""Of the noise, in every run."""
 
 
 class Denoising(Objective):
@@ -105,8 +109,9 @@ class Denoising(Objective):
         """The denoising loss and the terms that are on."""
         terms = {name: term for name, term in self._terms().items() if name in draws.terms}
         taps = sorted({tap for term in terms.values() for tap in term.needs.taps})
-        x_t, target, prediction = self._main_pass(
-            denoiser, batch.latents, draws.noise, batch.t, draws.text, draws.keep, batch.window, tuple(taps)
+        noise = self.offset(draws.noise)
+        x_t, target, prediction = main_pass(
+            self.process, denoiser, batch.latents, noise, batch.t, draws.text, draws.keep, batch.window, tuple(taps)
         )
         loss_B = self._error(prediction.output, target, batch.t)
         parts = {NAME: loss_B}
@@ -149,7 +154,7 @@ class Denoising(Objective):
         Raises:
             ValueError: a wrong shape; the message says what was expected.
         """
-        _, target, prediction = self._main_pass(denoiser, x0, noise, t, text, keep, window)
+        _, target, prediction = main_pass(self.process, denoiser, x0, self.offset(noise), t, text, keep, window)
         return self._error(prediction.output, target, t)
 
     @torch.no_grad()
@@ -173,38 +178,78 @@ class Denoising(Objective):
         scale: float = (1.0 + self.offset_noise**2 * pixels) ** 0.5 - 1.0
         return noise + scale * mean
 
-    def _main_pass(
-        self,
-        denoiser: Denoiser,
-        x0: Tensor,
-        noise: Tensor,
-        t: Tensor,
-        text: Text | tuple[Text, ...],
-        keep: Tensor | None,
-        window: Tensor | None,
-        taps: tuple[int, ...] = (),
-    ) -> tuple[Tensor, Tensor, Prediction]:
-        """x_t, the target, and the prediction after the self-conditioning pass of the rows that are kept."""
-        if noise.shape != x0.shape or t.shape != x0.shape[:1]:
-            raise ValueError(
-                f"noise {list(x0.shape)} and t {list(x0.shape[:1])} were expected, as x0 has them; got "
-                f"{list(noise.shape)} and {list(t.shape)}"
-            )
-        noise = self.offset(noise)
-        x_t = self.process.add_noise(x0, noise, t)
-        target = self.process.target(x0, noise, t)
-        level = self.process.level(t, denoiser.level_kind)
-        # A denoiser of one's own need know neither windows nor taps.
-        context = denoiser.encode_text(text) if window is None else denoiser.encode_text(text, window=window)
-        state = None if keep is None else denoiser.self_condition(x_t, level, context, keep)
-        prediction: Prediction = (
-            denoiser(x_t, level, context, state, taps=taps) if taps else denoiser(x_t, level, context, state)
-        )
-        return x_t, target, prediction
-
     def _error(self, output: Tensor, target: Tensor, t: Tensor) -> Tensor:
-        error = output.to(torch.promote_types(target.dtype, torch.float32)) - target
-        loss_B = error.square().flatten(1).mean(1)
-        if self.weighting is None:
-            return loss_B
-        return loss_B * self.weighting(self.process, t).to(loss_B.dtype)
+        loss_B = squared_error(output, target)
+        return loss_B if self.weighting is None else loss_B * self.weighting(self.process, t).to(loss_B.dtype)
+
+
+def main_pass(
+    process: Process,
+    denoiser: Denoiser,
+    x0: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    text: Text | tuple[Text, ...],
+    keep: Tensor | None = None,
+    window: Tensor | None = None,
+    taps: tuple[int, ...] = (),
+) -> tuple[Tensor, Tensor, Prediction]:
+    """x_t, the target, and the prediction after the self-conditioning pass of the rows that are kept.
+
+    Args:
+        process: the diffusion process.
+        denoiser, x0, noise, t, text, keep, window: as in :meth:`Denoising.loss`.
+        taps: blocks after which features are returned.
+
+    Raises:
+        ValueError: a wrong shape; the message says what was expected.
+    """
+    if noise.shape != x0.shape or t.shape != x0.shape[:1]:
+        raise ValueError(
+            f"noise {list(x0.shape)} and t {list(x0.shape[:1])} were expected, as x0 has them; got "
+            f"{list(noise.shape)} and {list(t.shape)}"
+        )
+    x_t = process.add_noise(x0, noise, t)
+    target = process.target(x0, noise, t)
+    level = process.level(t, denoiser.level_kind)
+    # A denoiser of one's own need know neither windows nor taps.
+    context = denoiser.encode_text(text) if window is None else denoiser.encode_text(text, window=window)
+    state = None if keep is None else denoiser.self_condition(x_t, level, context, keep)
+    prediction: Prediction = (
+        denoiser(x_t, level, context, state, taps=taps) if taps else denoiser(x_t, level, context, state)
+    )
+    return x_t, target, prediction
+
+
+def squared_error(output: Tensor, target: Tensor) -> Tensor:
+    """Mean over C, H, W of the squared difference, [B], at least fp32."""
+    error = output.to(torch.promote_types(target.dtype, torch.float32)) - target
+    return error.square().flatten(1).mean(1)
+
+
+def fixed_times(process: Process) -> Tensor:
+    """[LEVELS] float64: the t of ``process`` with the log-SNR of a flow's t = (i + 1/2) / LEVELS."""
+    flow = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS
+    return process.time(2.0 * torch.log((1.0 - flow) / flow))
+
+
+@torch.no_grad()
+def fixed_t_loss(denoiser: Denoiser, process: Process, batch: Batch) -> Tensor:
+    """Mean squared error of the velocity noise - x_0 that the network's output stands for, loss_B [B], at fixed t.
+
+    Record i is seen at level i modulo LEVELS, with noise that its index alone keys, full text and self-conditioning: so
+    two runs in one image space are compared on the same inputs, whatever their seeds. It follows quality better than
+    the loss that trains (Esser et al. 2024, "Scaling rectified flow transformers", section 5), and its distance between
+    training and held-out records shows overfitting.
+
+    Args:
+        denoiser: in evaluation mode.
+        process: with which it was trained.
+        batch: records in their stored order; its slot is the index of the first.
+    """
+    device, count = batch.latents.device, len(batch)
+    t = fixed_times(process).float().to(device)[batch.index % LEVELS]
+    noise = Keyed(SEED).normal("fixed-t noise", batch.slot, count, batch.latents.shape[1:], device)
+    keep = torch.ones(count, dtype=torch.bool)
+    _, target, prediction = main_pass(process, denoiser, batch.latents, noise, t, batch.text, keep)
+    return squared_error(prediction.output, target) * VelocityError()(process, t)
