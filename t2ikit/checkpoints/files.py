@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from t2ikit.denoisers import Denoiser
+from t2ikit.denoisers.adopt import listed_faults
 
 
 def read_weights(path: str | Path, mmap: bool = False) -> dict[str, Any]:
@@ -58,18 +59,10 @@ def load_weights(denoiser: Denoiser, state_dict: Mapping[str, Tensor]) -> None:
         for name, value in weights.items()
         if name in state_dict and state_dict[name].shape != value.shape
     ]
-    if missing or unknown or shapes:
-        faults = [("missing", missing), ("unknown", unknown), ("of another shape", shapes)]
-        listed = "; ".join(f"{len(names)} {fault}{some_of(names)}" for fault, names in faults if names)
+    faults = listed_faults(missing, unknown, shapes)
+    if faults:
         raise ValueError(
-            f"these weights do not fit {type(denoiser).__name__} as it is configured: {listed}. "
+            f"these weights do not fit {type(denoiser).__name__} as it is configured: {faults}. "
             "Check its sizes and options in the experiment file (denoiser.init_args)"
         )
     denoiser.load_state_dict(dict(state_dict), strict=True)
-
-
-def some_of(names: list[str], count: int = 4) -> str:
-    """Up to ``count`` of the names in brackets, or nothing."""
-    if not names:
-        return ""
-    return f" ({', '.join(names[:count])}{', ...' if len(names) > count else ''})"

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast, get_args
 
 from torch import Tensor
 
-from t2ikit.checkpoints.files import some_of
+from t2ikit.denoisers.adopt import some_of
 
 logger = logging.getLogger(__name__)
 

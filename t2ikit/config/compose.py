@@ -11,6 +11,7 @@ import difflib
 import importlib
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from omegaconf.errors import (
 TOP_KEYS = ("extends", "seed_everything", "model", "data", "trainer", "callbacks", "loggers", "stages", "run")
 RUN_KEYS = ("directory", "name")
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+LIBRARIES = ("t2ikit", "lightning", "torch", "torchmetrics", "torchvision", "timm", "diffusers", "transformers")
+"""Top-level packages whose classes every experiment may name."""
 INHERITED = "inherited"
 """Key of the arguments of a model's former class: the new one takes those of them that it knows."""
 # The parent of every experiment.
@@ -265,11 +268,15 @@ def _check_shape(config: dict[str, Any], where: str) -> None:
 
 
 def _same_class(first: Any, second: Any) -> bool:
-    """Whether two class paths mean one class: ``t2ikit.denoisers.CADI`` is also found in the module that defines it."""
+    """Whether two class paths mean one class: ``t2ikit.denoisers.CADI`` is also found in the module that defines it.
+
+    Only within one package that is known or imported already: importing a strange one would run its code.
+    """
     if first == second or not (isinstance(first, str) and isinstance(second, str)):
         return bool(first == second)
     paths = [path.rpartition(".") for path in (first, second)]
-    if paths[0][2] != paths[1][2]:
+    packages = {module.partition(".")[0] for module, _, _ in paths}
+    if paths[0][2] != paths[1][2] or len(packages) > 1 or not packages <= {*LIBRARIES, *sys.modules}:
         return False
     try:
         classes = [getattr(importlib.import_module(module), name) for module, _, name in paths]
@@ -286,10 +293,10 @@ def _apply(config: dict[str, Any], override: Override) -> dict[str, Any]:
     if names[0] not in TOP_KEYS or names[0] == "extends" or "" in names:
         options = [key for key in TOP_KEYS if key != "extends"] + ["resume", "print_config", "debug", "help"]
         raise ConfigError(f"--{override.key}: unknown option '{names[0]}'{nearest(names[0], options)}")
-    return _set(config, names, override, ())
+    return set_below(config, names, override, ())
 
 
-def _set(node: Any, names: Sequence[str], override: Override, path: tuple[str, ...]) -> Any:
+def set_below(node: Any, names: Sequence[str], override: Override, path: tuple[str, ...] = ()) -> Any:
     """A copy of ``node`` with the override's value at ``names`` below it."""
     name, rest = names[0], names[1:]
     if isinstance(node, list):
@@ -298,7 +305,7 @@ def _set(node: Any, names: Sequence[str], override: Override, path: tuple[str, .
                 f"--{override.key}: {'.'.join(path)} is a list of {len(node)}, '{name}' is no index of it"
             )
         index = int(name)
-        below = _set(node[index], rest, override, (*path, name)) if rest else merge(node[index], override.value)
+        below = set_below(node[index], rest, override, (*path, name)) if rest else merge(node[index], override.value)
         return [*node[:index], below, *node[index + 1 :]]
     if isinstance(node, str) and "." in node:
         node = {"class_path": node}
@@ -308,7 +315,7 @@ def _set(node: Any, names: Sequence[str], override: Override, path: tuple[str, .
         names = ["init_args", *names]
         name, rest = names[0], names[1:]
     if rest:
-        return {**node, name: _set(node.get(name), rest, override, (*path, name))}
+        return {**node, name: set_below(node.get(name), rest, override, (*path, name))}
     return merge(node, {name: override.value})
 
 

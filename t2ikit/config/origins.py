@@ -9,10 +9,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 
-from t2ikit.config.compose import ConfigError
-
-LIBRARIES = ("t2ikit", "lightning", "torch", "torchmetrics", "torchvision", "timm", "diffusers", "transformers")
-"""Top-level packages that every experiment may name."""
+from t2ikit.config.compose import LIBRARIES, ConfigError
 
 TRUST_HELP = (
     "lets class paths name the module NAME, which is not ours, of a known library, or in the current folder; importing "

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 
@@ -72,14 +71,9 @@ def chosen(
             resized.append(f"{name} {list(offered.shape)} -> {list(value.shape)}")
         else:
             misshapen.append(f"{name}: {list(offered.shape)} given, {list(value.shape)} wanted")
-    faults = [("missing", missing), ("unknown", unknown), ("of another shape", misshapen)]
-    if any(names for _, names in faults):
-        listed = "; ".join(
-            f"{len(names)} {fault} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
-            for fault, names in faults
-            if names
-        )
-        raise ValueError(f"the weights do not fit with fit '{fit}': {listed}")
+    faults = listed_faults(missing, unknown, misshapen)
+    if faults:
+        raise ValueError(f"the weights do not fit with fit '{fit}': {faults}")
     fresh = len(own) - len(taken)
     said = [
         *(f"resized {entry}" for entry in resized),
@@ -88,9 +82,14 @@ def chosen(
     return taken, "; ".join(said)
 
 
-@torch.no_grad()
-def load_chosen(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copies weights into the module's own, by name."""
-    own = module.state_dict()
-    for name, value in weights.items():
-        own[name].copy_(value)
+def listed_faults(missing: list[str], unknown: list[str], misshapen: list[str]) -> str:
+    """What of given weights does not match, in words; empty if everything does."""
+    faults = [("missing", missing), ("unknown", unknown), ("of another shape", misshapen)]
+    return "; ".join(f"{len(names)} {fault}{some_of(names)}" for fault, names in faults if names)
+
+
+def some_of(names: list[str], count: int = 4) -> str:
+    """Up to ``count`` of the names in brackets, or nothing."""
+    if not names:
+        return ""
+    return f" ({', '.join(names[:count])}{', ...' if len(names) > count else ''})"

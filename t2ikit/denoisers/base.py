@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from t2ikit.batch import Prediction, Text
-from t2ikit.denoisers.adopt import chosen, load_chosen
+from t2ikit.denoisers.adopt import chosen
 from t2ikit.denoisers.layers import autocast_dtype
 
 LevelKind = Literal["gamma", "t", "log_snr"]
@@ -265,7 +265,7 @@ class Denoiser(nn.Module, ABC):
             raise ValueError(f"{type(self).__name__} has no part {', '.join(strange)}; it has {', '.join(self.parts)}")
         prefixes = [prefix for part in take for prefix in self.parts[part]]
         taken, changes = chosen(self.state_dict(), weights, fit, prefixes, self.positions, getattr(self, "grid", None))
-        load_chosen(self, taken)
+        self.load_state_dict(taken, strict=False)
         return changes
 
     @contextmanager

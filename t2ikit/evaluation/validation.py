@@ -17,10 +17,15 @@ from t2ikit.evaluation.sampling import Sampling
 from t2ikit.metrics.fingerprint import Fingerprint, Score
 from t2ikit.module import TextToImage
 
+
+def _score_name(loss: str, split: str) -> str:
+    return loss if split == "val" else f"{loss}_{split}"
+
+
 LOSSES = {"val": ("loss", "loss_fixed_t"), "train": ("loss_fixed_t",)}
 """Which losses are taken of which set; those of the training set get its name."""
 
-SCORES = ("loss", "loss_fixed_t", "loss_fixed_t_train")
+SCORES = tuple(_score_name(name, split) for split, names in LOSSES.items() for name in names)
 """Names of the scores; of no sampler."""
 
 
@@ -58,7 +63,7 @@ def validation_losses(
                 seeds=str(module.seed if name == "loss" else SEED),
                 extra={"metric": metric, "precision": sampling.precision, "weights": weights},
             )
-            scores.append(Score(name if split == "val" else f"{name}_{split}", means[name], fingerprint, step))
+            scores.append(Score(_score_name(name, split), means[name], fingerprint, step))
     return scores
 
 

@@ -131,12 +131,16 @@ class Tree:
         """``start`` of a stage that says nothing of it: the end of the stage before."""
         names = list(self.stages)
         position = names.index(name)
-        said = (self.stages[name].get("model") or {}).get("init_args") or {}
+        said = self._arguments(name)
         overridden = any(o.key.startswith(("model.start", "model.init_args.start")) for o in self.request.overrides)
         takes = "start" in accepted(find_class(config["model"]["class_path"], "model", self.origins))
         if position == 0 or "start" in said or overridden or not takes:
             return {}
         return {"start": {"checkpoint": f"{REFERENCE}{names[position - 1]}", "weights": "auto"}}
+
+    def _arguments(self, name: str) -> dict[str, Any]:
+        """What the overlay of a stage says of the model's arguments."""
+        return (self.stages[name].get("model") or {}).get("init_args") or {}
 
     def _parent(self, name: str, start: Any) -> tuple[str, int | None] | None:
         """The stage, and its step if one is said, that a ``start`` refers to; None for a file or no start."""
@@ -166,8 +170,7 @@ class Tree:
         """Has a stage keep the checkpoints that later ones start from."""
         steps = set()
         for other in self.stages:
-            overlay = (self.stages[other].get("model") or {}).get("init_args") or {}
-            parent = self._parent(other, overlay.get("start")) if other != name else None
+            parent = self._parent(other, self._arguments(other).get("start")) if other != name else None
             if parent is not None and parent[0] == name and parent[1] is not None:
                 steps.add(parent[1])
         if not steps:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from t2ikit.config.compose import CLASS_KEYS, ConfigError, Override, merge
+from t2ikit.config.compose import ConfigError, Override, set_below
 from t2ikit.config.origins import TRUST_HELP, importable
 from t2ikit.testing import examine
 
@@ -96,19 +96,8 @@ def _builder(class_path: str, overrides: Sequence[Override], trusted: Sequence[s
         return lambda: SOLVERS[class_path]
     node: dict[str, Any] = {"class_path": class_path}
     for override in overrides:
-        node = _set(node, override.key.split("."), override.value)
+        node = set_below(node, override.key.split("."), override)
     return check_component("class", node, object, origins=importable(trusted=trusted)).build
-
-
-def _set(node: Any, names: Sequence[str], value: Any) -> dict[str, Any]:
-    """A copy of the node with a value below it; under a class path, below its init_args."""
-    if isinstance(node, str):
-        node = {"class_path": node}
-    node = dict(node or {})
-    if "class_path" in node and names[0] not in CLASS_KEYS:
-        names = ["init_args", *names]
-    below = _set(node.get(names[0]), names[1:], value) if len(names) > 1 else merge(node.get(names[0]), value)
-    return {**node, names[0]: below}
 
 
 if __name__ == "__main__":

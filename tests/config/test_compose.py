@@ -98,6 +98,17 @@ def test_two_paths_of_one_class_keep_the_arguments() -> None:
     assert "init_args" not in merge(base, {"class_path": "ordered.OrderedDict"})
 
 
+def test_a_strange_module_is_not_imported_to_compare_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = tmp_path / "imported"
+    for name in ("stranger", "other_stranger"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(mark)!r}, 'w')\nfrom t2ikit.denoisers import CADI\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for first, second in (("t2ikit.denoisers", "stranger"), ("stranger", "other_stranger")):
+        merged = merge({"class_path": f"{first}.CADI", "init_args": {"a": 1}}, {"class_path": f"{second}.CADI"})
+        assert merged == {"class_path": f"{second}.CADI"}
+    assert not mark.exists()
+
+
 def test_base_without_a_class_keeps_its_arguments() -> None:
     merged = merge({"init_args": {"seed": 1}}, {"class_path": "p.Data", "init_args": {"root": "d"}})
     assert merged == {"class_path": "p.Data", "init_args": {"seed": 1, "root": "d"}}
