@@ -4,7 +4,7 @@ The manifest, the index and the empty prompt are downloaded first. A chunk is do
 before (see ``data/order.py``), into a cache folder that looks like a local data root. It gets its name there only after
 its SHA-256 was compared with the manifest. The processes of a machine share the cache; one of them downloads a chunk.
 
-LitData's reader is not used: it has its own order of records and no checksums, mistakes a chunk that was cut short for a
+LitData's reader is not used: it has its own order of records and no checksums, takes a chunk that was cut short for a
 download that hangs, and resumes combined streams inexactly. Its downloaders ignore a taken lock and a missing file, and
 do not know ``https://``. The chunks are in its format, so its ``StreamingDataset`` reads the same remote folder.
 """
