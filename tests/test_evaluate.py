@@ -260,7 +260,8 @@ def test_mistakes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
             assert message in refused(capsys, *words), words
     assert not (tmp_path / "out").exists()
     for words, message in [
-        ([*val, "--guidance", "1,1"], "no list of different numbers"),
+        ([*val, "--guidance", "1,1"], "give different numbers, separated by commas, such as 0,1,2,4; got 1,1"),
+        ([*val, "--guidance", "x"], "--guidance: give different numbers, separated by commas, such as 0,1,2,4; got x"),
         ([*val, "--steps", "0"], "0 is less than 1"),
         (one, "required: --snapshot"),
     ]:

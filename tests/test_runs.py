@@ -156,7 +156,7 @@ def test_a_resume_with_another_seed_is_refused_until_it_is_allowed(
     other = [*plain, "--trainer.max_steps", "4", "--resume", "last", "--data.seed", "1"]
     assert cli.main(other) == 2
     printed = capfd.readouterr().err
-    assert "data.seed was 0 and is 1 now. Set it as it was, or go on so with --allow data.seed" in printed
+    assert "data.seed was 0 and is 1 now. Set it as it was, or accept the change with --allow data.seed" in printed
     assert numbers(run)["train/loss"] == first
     assert cli.main([*other, "--allow", "data.seed"]) == 0
     losses = numbers(run)["train/loss"]

@@ -13,6 +13,10 @@ from t2ikit.config.compose import ConfigError
 
 __all__ = ["add_parser", "run", "take_overrides"]
 
+DESCRIPTION = """\
+Takes a snapshot (its prompts, sampler and metrics) of an experiment with the weights of a checkpoint: the same code as
+in training, with the same scores. Or scores pictures that another program made from the prompts of the snapshot."""
+
 EXAMPLES = """examples:
   t2ikit evaluate runs/quickstart/version_0 --snapshot val
   t2ikit evaluate RUN/checkpoints/step-00250000.ckpt --snapshot val --guidance 0,1,2,4 --devices 8
@@ -39,8 +43,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "evaluate",
         help="score a checkpoint, or pictures of any model",
-        description="Takes a snapshot of an experiment (its prompts, sampler and metrics) of a checkpoint: the same "
-        "object as in training, with the same scores. Or scores pictures that another program made of its prompts.",
+        description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -116,9 +119,12 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _weights(text: str) -> list[float]:
-    weights = [float(weight) for weight in text.split(",")]
+    try:
+        weights = [float(weight) for weight in text.split(",")]
+    except ValueError:
+        weights = [math.nan]
     if len(set(weights)) < len(weights) or not all(map(math.isfinite, weights)):
-        raise argparse.ArgumentTypeError(f"{text} is no list of different numbers, such as 0,1,2,4")
+        raise argparse.ArgumentTypeError(f"give different numbers, separated by commas, such as 0,1,2,4; got {text}")
     return weights
 
 

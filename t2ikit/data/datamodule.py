@@ -50,8 +50,8 @@ class DataModule(LightningDataModule):
             "always" whenever it is mapped, "never" not at all.
         cache_dir: where chunks of a remote root are kept; by default ``data`` below ``$T2IKIT_CACHE`` (or
             ``~/.cache/t2ikit``).
-        cache_gb: gigabytes (10^9 bytes) that they may take there, the least recently used go first; by default as many
-            as the disk holds but for one.
+        cache_gb: gigabytes (10^9 bytes) that these chunks may take; the least recently used are deleted first. By
+            default they may fill the disk except for the last 2^30 bytes.
         storage_options: of the file system of a remote root, as fsspec takes them, such as ``{anon: true}``.
     """
 

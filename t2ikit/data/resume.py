@@ -51,21 +51,21 @@ class Continuation:
         """The inverse of :meth:`to_state`.
 
         Raises:
-            ValueError: the checkpoint does not say what it continues.
+            ValueError: the checkpoint does not say which data it was trained on.
         """
         if "manifests" not in state:
             raise ValueError(
-                "the checkpoint does not say what data it goes on with: it is of another version of t2ikit"
+                "the checkpoint does not say which data it was trained on: another version of t2ikit wrote it"
             )
         manifests = {name: Manifest.from_json(text) for name, text in state["manifests"].items()}
         gates = tuple(Gate(**gate) for gate in state["gates"])
         return Continuation(**{**state, "gates": gates, "manifests": manifests})
 
     def check(self, now: Continuation, allow: Collection[str] = ()) -> None:
-        """Refuses a run whose rest would not be what was left of the run of the checkpoint.
+        """Refuses to resume a run that would train on other records than the run of the checkpoint would have done.
 
-        Encoders, shapes and formats must always be those of before: the network knows no others. What a manifest says
-        beyond them, such as the folder of its images, may change as long as the records do not.
+        Encoders, shapes and formats must never change, since the network was trained on them. Other entries of a
+        manifest, such as the folder of its images, may change as long as the records stay the same.
 
         Args:
             now: of the present run; its position is not compared.
@@ -87,9 +87,9 @@ class Continuation:
         if refused:
             options = " ".join(f"--allow {key}" for key in dict.fromkeys(key for key, _ in refused))
             raise ValueError(
-                "what is left of the run of the checkpoint would hold other records: "
+                "the resumed run would train on other records than the run of the checkpoint: "
                 + "; ".join(text for _, text in refused)
-                + f". Set it as it was, or go on so with {options}"
+                + f". Set it as it was, or accept the change with {options}"
             )
 
     def _differences(self, now: Continuation) -> Iterator[tuple[str, str]]:
@@ -159,7 +159,7 @@ def _records(manifest: Manifest) -> dict[str, str | int]:
 
 
 def _extends(before: Manifest, now: Manifest) -> bool:
-    """Whether the parts of before are the first ones now, chunk by chunk, and others follow."""
+    """Whether the set still begins with all its earlier chunks, unchanged, and has new ones after them."""
     chunks = _records(before)
     del chunks["count"]
     return (

@@ -106,9 +106,9 @@ class CaptionChoice:
 class TrainingStream:
     """Map-style over the micro-batches of one rank: ``stream[m]`` holds slots [(m * world + rank) * micro, + micro).
 
-    Slot k of the run is at position k % slots_per_epoch of epoch k // slots_per_epoch of the primary set; a gated
-    stream of n records is at position k % n of its own epoch k // n. Records whose slot went to another source are not
-    read.
+    Slot k of the run reads one record. In the primary set it is the one at position k % slots_per_epoch of epoch
+    k // slots_per_epoch; in a gated stream of n records, the one at position k % n of epoch k // n of that stream. The
+    gates decide which of them the slot reads; the records that the others have at this position are left out.
 
     Args:
         primary: the raw set.

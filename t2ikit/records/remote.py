@@ -1,14 +1,12 @@
-"""Data roots that lie elsewhere: ``s3://``, ``gs://``, ``hf://``, ``https://`` and whatever else fsspec knows.
+"""Data roots behind an address: ``s3://``, ``gs://``, ``hf://``, ``https://`` and every other protocol of fsspec.
 
-Manifest, index and empty prompt are brought first; chunks come when they are needed (and a little before, see
-``data/order.py``) into a cache folder that looks like a local data root. A chunk gets its name there only after its
-SHA-256 was compared with the manifest. The processes of a machine share the cache; no chunk is downloaded twice at a
-time.
+The manifest, the index and the empty prompt are downloaded first. A chunk is downloaded when it is needed, or a little
+before (see ``data/order.py``), into a cache folder that looks like a local data root. It gets its name there only after
+its SHA-256 was compared with the manifest. The processes of a machine share the cache; one of them downloads a chunk.
 
-Why not LitData's reader: the order of records is ours, and it has no checksums, takes a chunk that was cut short for a
-download that hangs, and resumes combined streams inexactly. Why not its downloaders alone: they pass over a lock that
-is taken and a file that is missing, know no ``https://``, and cannot be tested without a bucket. fsspec comes with
-torch. The chunks are LitData's, so its own ``StreamingDataset`` reads the same remote folder.
+LitData's reader is not used: it has its own order of records and no checksums, takes a chunk that was cut short for a
+download that hangs, and resumes combined streams inexactly. Its downloaders ignore a taken lock and a missing file, and
+do not know ``https://``. The chunks are in its format, so its ``StreamingDataset`` reads the same remote folder.
 
 Longer than other files, since cache, download and locks must agree in every order of events: they are read together.
 """
@@ -50,12 +48,12 @@ def is_remote(root: str) -> bool:
 class RemoteFolder:
     """A folder behind an address, and its copy in the cache.
 
-    ``folder / "train"`` is the folder below it, ``str(folder)`` its address, ``Path(folder)`` the copy, in which only
-    those files lie that were brought.
+    ``folder / "train"`` is the folder below it, ``str(folder)`` its address, and ``Path(folder)`` the copy, which holds
+    only the files that were downloaded.
 
     Attributes:
         url: address, without a slash at its end.
-        copy: where brought files lie.
+        copy: folder of the downloaded files.
         options: of the file system, as fsspec takes them; credentials are better left to its environment variables.
     """
 
@@ -81,11 +79,11 @@ class RemoteFolder:
         return str(self.copy)
 
     def get(self, name: str, target: Path) -> None:
-        """Copies a file of the folder to ``target``, which is not atomic; tries again where the way is disturbed.
+        """Copies a file of the folder to ``target``, which is not atomic; tries again after errors that may pass.
 
         Raises:
             ValueError: fsspec does not know the protocol, or lacks a package for it; the cache cannot take the file.
-            FileNotFoundError: there is no such file, or no way to it.
+            FileNotFoundError: the file does not exist or cannot be reached.
         """
         system, path = self._system(name)
         address = f"{self.url}/{name}"
@@ -103,7 +101,7 @@ class RemoteFolder:
             ) from error
 
     def bring(self, name: str) -> bytes:
-        """Brings a small file into the copy, anew in every run; its content."""
+        """Downloads a small file into the copy, again in every run; returns its content."""
         self._make_copy()
         partial = partial_of(self.copy / name)
         try:
@@ -117,11 +115,11 @@ class RemoteFolder:
         return content
 
     def bring_folder(self, name: str) -> Path:
-        """Brings a folder with everything in it into the copy, once; where it is.
+        """Downloads a folder with everything in it into the copy, once; returns its path there.
 
         Raises:
-            FileNotFoundError: there is none, or no way to it.
-            ValueError: the address lists a file that does not lie in the folder.
+            FileNotFoundError: the folder does not exist or cannot be reached.
+            ValueError: the address lists a file that is not in the folder.
         """
         target = self.copy / name
         self._make_copy()
@@ -173,7 +171,7 @@ class RemoteChunks(CheckedFiles):
         sizes: bytes of every chunk, by name.
         verify: as in :class:`CheckedFiles`; what arrives is always compared.
         cache: folder that ``limit`` holds for.
-        limit: bytes that the chunks in the cache may have; None: as many as the disk holds but for a gigabyte.
+        limit: bytes that the chunks in the cache may have; None: all but 2^30 bytes of the disk.
     """
 
     def __init__(
@@ -185,7 +183,7 @@ class RemoteChunks(CheckedFiles):
         cache: Path | None = None,
         limit: int | None = None,
     ) -> None:
-        # Files of an older version of the set may lie in the copy: whether one is good is always asked for.
+        # The copy may hold files of an older version of the set, so every file is checked.
         super().__init__(remote.copy, digests, "once" if verify == "never" else verify, notes=remote.copy / ".verified")
         self.remote = remote
         self.sizes = sizes
@@ -194,7 +192,7 @@ class RemoteChunks(CheckedFiles):
 
     def ready(self, name: str, wait: bool = True) -> bool:
         path = self.folder / name
-        with suppress(FileNotFoundError):  # another process may make room just now: then it comes again
+        with suppress(FileNotFoundError):  # another process may delete it to make room: then it is downloaded again
             if path.is_file() and (self.is_good(name) or (self.verify == "always" and not wait)):
                 self._used(path)
                 return True
@@ -207,22 +205,19 @@ class RemoteChunks(CheckedFiles):
 
     def _intact(self, name: str) -> bool:
         path = self.folder / name
-        if not path.is_file():
-            return False
-        if not self.is_good(name):
+        if path.is_file() and not self.is_good(name):
             try:
                 self.check(name)
             except ValueError:
                 path.unlink()
-                return False
-        return True
+        return path.is_file()
 
     def _download(self, name: str) -> None:
         path = self.folder / name
-        for left in path.parent.glob(f".{name}.*.partial"):  # of a process that was killed: the lock is ours now
-            left.unlink(missing_ok=True)
+        for leftover in path.parent.glob(f".{name}.*.partial"):  # of a process that was killed: we hold the lock now
+            leftover.unlink(missing_ok=True)
         make_room(self.cache, self.sizes.get(name, 0), self.limit)
-        for _ in range(2):  # the second time in case the way was to blame
+        for _ in range(2):  # the second time in case the bytes changed on their way
             partial = partial_of(path)
             try:
                 self.remote.get(name, partial)
@@ -241,26 +236,24 @@ class RemoteChunks(CheckedFiles):
 
     @staticmethod
     def _used(path: Path) -> None:
-        stat = path.stat()
-        os.utime(path, ns=(time.time_ns(), stat.st_mtime_ns))  # also where the disk is mounted with noatime
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # also where the disk is mounted with noatime
 
 
 def make_room(cache: Path, wanted: int, limit: int | None) -> None:
     """Deletes the chunks whose last use is the longest ago until ``wanted`` more bytes fit below ``cache``.
 
-    A chunk that was used within the last minute stays: a process may be about to map it. A deleted chunk that is
-    mapped somewhere stays readable there.
+    A chunk used within the last minute stays, since a process may be about to map it; a mapped one stays readable.
     """
     with FileLock(cache / ".room.lock"):
-        found = []
+        chunks = []
         for path in cache.rglob("chunk-*.bin"):
-            with suppress(FileNotFoundError):  # found damaged just now, and removed
+            with suppress(FileNotFoundError):  # another process has just removed it as damaged
                 stat = path.stat()
-                found.append((stat.st_atime, stat.st_size, path))
-        used = sum(size for _, size, _ in found)
+                chunks.append((stat.st_atime, stat.st_size, path))
+        used = sum(size for _, size, _ in chunks)
         allowed = used + shutil.disk_usage(cache).free - _FREE
         allowed = allowed if limit is None else min(allowed, limit)
-        for last_use, size, path in sorted(found):
+        for last_use, size, path in sorted(chunks):
             if used + wanted <= allowed or last_use > time.time() - _SPARED:
                 return
             path.unlink(missing_ok=True)
@@ -271,7 +264,7 @@ def read_manifest(remote: RemoteFolder) -> Manifest:
     """The manifest of a remote set.
 
     Raises:
-        FileNotFoundError: there is none, or no way to it; names ``--data.root``.
+        FileNotFoundError: it does not exist or cannot be reached; names ``--data.root``.
         ValueError: it cannot be used.
     """
     try:
@@ -288,7 +281,7 @@ def read_manifest(remote: RemoteFolder) -> Manifest:
 def open_remote_set(
     remote: RemoteFolder, verify: Verify = "once", cache: Path | None = None, limit: int | None = None
 ) -> RecordSet:
-    """A remote set: its small files are brought now, its chunks when they are needed.
+    """A remote set: its small files are downloaded now, its chunks when they are needed.
 
     Raises:
         FileNotFoundError: as :func:`read_manifest`.
@@ -299,8 +292,7 @@ def open_remote_set(
         digest = manifest.chunk_sha256.get(name)
         if digest is not None and hashlib.sha256(remote.bring(name)).hexdigest() != digest:
             raise ValueError(
-                f"{remote}/{name} differs from its manifest (SHA-256): copy it to its place again from where the set "
-                "was made"
+                f"{remote}/{name} differs from its manifest (SHA-256): copy it there again from where the set was made"
             )
     records = RecordSet(remote)
     records.address = remote.url

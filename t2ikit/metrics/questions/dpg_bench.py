@@ -41,7 +41,9 @@ class DPGBench(QuestionMetric):
         self.items = group(self.rows, self.mode)
 
     def questions_of(self, item: str) -> list[Question]:
-        """The item's; in mode "official" none where the table has none, since the official scorer leaves it out."""
+        """The questions of the item. An item that the table lacks has none in mode "official", whose scorer leaves it
+        out, and raises ValueError in mode "fixed".
+        """
         if item not in self.items and self.mode == "fixed":
             raise ValueError(f"DPG-Bench: item {item!r} of the images has no questions in {self.path}")
         return [Question(text) for text in self.items[item].questions.values()] if item in self.items else []

@@ -108,7 +108,7 @@ def _group(rows: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Item], list[str
         item.tuples[question] = row.get("tuple")
         item.questions[question] = str(row.get("question_natural_language", ""))
         try:
-            item.parents[question] = [int(number) for number in str(row["dependency"]).split(",")]
+            item.parents[question] = [int(parent) for parent in str(row["dependency"]).split(",")]
         except ValueError:
             item.parents[question] = []
             if name not in unfiltered:
@@ -168,7 +168,7 @@ class DSG(QuestionMetric):
         self.items = _group(self.rows)[0]
 
     def questions_of(self, item: str) -> list[Question]:
-        """The item's; ValueError where the table has none."""
+        """The questions of the item; ValueError for an item that the table lacks."""
         if item not in self.items:
             raise ValueError(f"DSG: item {item!r} of the images has no questions in {self.path}")
         return [Question(text) for text in self.items[item].questions.values()]
