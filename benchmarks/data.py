@@ -66,7 +66,8 @@ def make_stream(root: Path) -> TrainingStream:
     """Raw and CutMix behind the gate of the paper, chunk after chunk, each compared with its SHA-256 before."""
     gates = [Gate("cmall", root / "train_cmall", 0.4, 0.5)]
     options = {"global_batch": BATCH, "shuffle_window": 1}
-    return TrainingStream(open_set(root / "train"), gates, **options, open_set=open_set)  # type: ignore[arg-type]
+    opened = {"open_set": lambda folder, bucket: open_set(folder)}
+    return TrainingStream(open_set(root / "train"), gates, **options, **opened)  # type: ignore[arg-type]
 
 
 class PlainReads:
@@ -74,7 +75,7 @@ class PlainReads:
 
     def __init__(self, stream: TrainingStream) -> None:
         self.stream = stream
-        self.files = [_RecordFiles(records) for records in stream.sets]
+        self.files = [_RecordFiles(records) for records in (source.records for source in stream.sources[0])]
 
     def batch(self, index: int) -> int:
         """Reads a batch; its bytes."""

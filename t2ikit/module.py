@@ -147,7 +147,8 @@ class TextToImage(Learner, L.LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
             raise ValueError("TextToImage needs a data module: set `data` in the experiment")
-        self.check_manifest(data.manifest)
+        for records in reversed(data.record_sets("train")):  # the manifest of the first bucket is kept
+            self.check_manifest(records.manifest)
         self.check_needs(data.manifest)
         if self.start is not None and stage == "fit" and self.trainer.ckpt_path is None:
             self.started_from = start_from(self.denoiser, self.start)
@@ -166,10 +167,10 @@ class TextToImage(Learner, L.LightningModule):
                 "--autoencoder`"
             )
         shape = tuple(manifest.image_shape[-3:])
-        if shape != tuple(self.denoiser.input_shape):
+        if shape not in self.denoiser.shapes:
             raise ValueError(
                 f"the prepared images are {shape} [C, H, W], the denoiser takes "
-                f"{tuple(self.denoiser.input_shape)}: change its input_size and in_channels, "
+                f"{' and '.join(map(str, self.denoiser.shapes))}: change its input_size, other_sizes and in_channels, "
                 "or prepare with another --size"
             )
         if manifest.text_dim != self.denoiser.text_dim:

@@ -28,7 +28,7 @@ def test_plain_reads_are_the_same_bytes(tmp_path: Path) -> None:
     batch = stream[0]
     assert set(batch.source.tolist()) == {0, 1} and len(batch) == 64
     sizes = [
-        len(stream.sets[source].raw(index)) + 4  # LitData's size before an item
+        len(stream.sources[0][source].records.raw(index)) + 4  # LitData's size before an item
         for source, index in zip(batch.source.tolist(), batch.index.tolist(), strict=True)
     ]
     assert plain.batch(0) == sum(sizes)

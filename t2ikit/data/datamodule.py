@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from t2ikit.batch import Text
 from t2ikit.data.gate import Gate, shares
 from t2ikit.data.loaders import EvaluationLoader, EvaluationStream, PositionLoader, batches_per_pass, count_anew
 from t2ikit.data.order import SHUFFLE_WINDOW
-from t2ikit.data.resume import Continuation, check_allowed
+from t2ikit.data.resume import TRAIN, Continuation, check_allowed
 from t2ikit.data.streams import TrainingStream, check_weights
 from t2ikit.records.checked import VERIFY, Verify, open_set
-from t2ikit.records.fits import OWN_TEXT_ENCODER, check_fits, check_text_encoder
-from t2ikit.records.manifest import Manifest
+from t2ikit.records.fits import OWN_TEXT_ENCODER, check_buckets, check_fits, check_text_encoder
+from t2ikit.records.manifest import MANIFEST_NAME, Manifest
 from t2ikit.records.record_set import RecordSet
 from t2ikit.records.remote import RemoteFolder, is_remote, open_remote_set, read_manifest
 
@@ -53,6 +54,9 @@ class DataModule(LightningDataModule):
         cache_gb: gigabytes (10^9 bytes) that these chunks may take; the least recently used are deleted first. By
             default they may fill the disk except for the last 2^30 bytes.
         storage_options: of the file system of a remote root, as fsspec takes them, such as ``{anon: true}``.
+        buckets: names of aspect buckets: every set of the root is then several, ``train/NAME`` and ``val/NAME``, each
+            of images of one shape, and a step takes one of them. Snapshots sample and compare images of the first. By
+            default those below ``train/`` of a local root that has no set there, ``1.00`` first; [] for none.
     """
 
     root: str
@@ -69,6 +73,7 @@ class DataModule(LightningDataModule):
     cache_dir: str | None = None
     cache_gb: float | None = None
     storage_options: dict[str, Any] | None = None
+    buckets: list[str] | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -91,7 +96,7 @@ class DataModule(LightningDataModule):
         # Names by the index in ``StoredBatch.source``; a plain list, since a step asks for it.
         self.source_names = ["raw"]
         self.allowed: frozenset[str] = frozenset()
-        self._sets: dict[str, RecordSet] = {}
+        self._sets: dict[tuple[str, int], RecordSet] = {}
         self._train_loader: PositionLoader | None = None
         self._slot: int | None = None  # where the next training loader begins
 
@@ -103,20 +108,24 @@ class DataModule(LightningDataModule):
             ValueError: the text encoder is another than ``data.text_encoder``.
         """
         for split in ("train", "val"):
-            folder = self.folder / split
-            manifest = read_manifest(folder) if isinstance(folder, RemoteFolder) else Manifest.read(folder)
-            check_text_encoder(manifest, self.text_encoder, str(folder))
+            for bucket in range(self.bucket_count):
+                folder = self._set_folder(split, bucket)
+                manifest = read_manifest(folder) if isinstance(folder, RemoteFolder) else Manifest.read(folder)
+                check_text_encoder(manifest, self.text_encoder, str(folder))
 
     def setup(self, stage: str | None = None) -> None:
         """Opens the sets, so that a missing or unfit one is refused at once.
 
         Raises:
             FileNotFoundError: names ``--data.root`` and the commands that prepare it.
-            ValueError: train and val do not fit each other, or come from another text encoder than the wanted one.
+            ValueError: train and val, or the buckets, do not fit each other, or come from another text encoder than
+                the wanted one.
         """
         train = self.record_set("train")
-        check_text_encoder(train.manifest, self.text_encoder, str(self.folder / "train"))
-        check_fits(train, self.record_set("val"), "validation")
+        for bucket, records in enumerate(self.record_sets("train")):
+            check_text_encoder(records.manifest, self.text_encoder, str(records.folder))
+            check_buckets(train, records)
+            check_fits(records, self.record_set("val", bucket), "validation")
         reference = train.manifest.text_encoder
         if isinstance(self.folder, RemoteFolder) and reference is not None and reference.name == OWN_TEXT_ENCODER:
             try:
@@ -124,19 +133,46 @@ class DataModule(LightningDataModule):
             except FileNotFoundError as error:
                 warnings.warn(f"{error}: training can do without, prompts of snapshots cannot", stacklevel=2)
 
-    def record_set(self, split: str) -> RecordSet:
-        """The set in ``<root>/<split>``: "train", "val", or the folder of an augmentation."""
-        if split not in self._sets:
-            self._sets[split] = (
-                open_remote_set(self.folder / split, self.verify, self.folder.copy.parent, self.cache_limit)
-                if isinstance(self.folder, RemoteFolder)
-                else open_set(self.folder / split, self.verify)
-            )
-        return self._sets[split]
+    @cached_property
+    def bucket_names(self) -> tuple[str, ...]:
+        """Names of the aspect buckets, in their order; none where every set of the root has one shape."""
+        if self.buckets is not None or isinstance(self.folder, RemoteFolder):
+            return tuple(self.buckets or ())
+        train = self.folder / "train"
+        if (train / MANIFEST_NAME).is_file():
+            return ()
+        names = (path.parent.name for path in train.glob(f"[!.]*/{MANIFEST_NAME}"))
+        return tuple(sorted(names, key=lambda name: (name != "1.00", name)))
+
+    @property
+    def bucket_count(self) -> int:
+        """Sets of a split: the buckets, or 1."""
+        return max(len(self.bucket_names), 1)
+
+    def record_set(self, split: str, bucket: int = 0) -> RecordSet:
+        """The set in ``<root>/<split>``: "train", "val", or the folder of an augmentation; of buckets, one of them."""
+        key = (str(split), bucket)
+        if key not in self._sets:
+            folder = self._set_folder(split, bucket)
+            if isinstance(folder, RemoteFolder):
+                assert isinstance(self.folder, RemoteFolder)
+                cache = self.folder.copy.parent
+                self._sets[key] = open_remote_set(folder, self.verify, cache, self.cache_limit)
+            else:
+                self._sets[key] = open_set(folder, self.verify)
+        return self._sets[key]
+
+    def record_sets(self, split: str) -> list[RecordSet]:
+        """The sets of a split, one a bucket."""
+        return [self.record_set(split, bucket) for bucket in range(self.bucket_count)]
+
+    def _set_folder(self, split: str, bucket: int) -> Path | RemoteFolder:
+        folder = self.folder / split
+        return folder / self.bucket_names[bucket] if self.bucket_names else folder
 
     @property
     def manifest(self) -> Manifest:
-        """What the training set holds."""
+        """What the training set holds; of buckets, the first."""
         return self.record_set("train").manifest
 
     def unconditional(self) -> Text:
@@ -160,14 +196,15 @@ class DataModule(LightningDataModule):
             raise ValueError(f"there are two streams named {name}: give one of the callbacks another name or setting")
         shares([*self.gates, gate])
         try:
-            records = self.record_set(folder)
+            sets = self.record_sets(folder)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"stream {name}: there is no prepared set {self.folder / folder}: write it there "
                 "(t2ikit.records.write_set; `t2ikit prepare encode` for a set of images/), or name another folder in "
                 "its callback"
             ) from error
-        check_fits(self.record_set("train"), records, name)
+        for train, records in zip(self.record_sets("train"), sets, strict=True):
+            check_fits(train, records, name)
         self.gates.append(gate)
         self.source_names.append(name)
 
@@ -179,10 +216,21 @@ class DataModule(LightningDataModule):
     def continuation(self) -> Continuation:
         """What decides the rest of the run, and the position that it has reached."""
         slot = 0 if self._train_loader is None else self._train_loader.slot
-        sets = {"train": "train", **{gate.name: str(gate.folder) for gate in self.gates}}
-        manifests = {name: self.record_set(folder).manifest for name, folder in sets.items()}
+        sets = {TRAIN: "train", **{gate.name: str(gate.folder) for gate in self.gates}}
+        manifests = {
+            name if bucket == 0 else f"{name}/{self.bucket_names[bucket]}": records.manifest
+            for name, folder in sets.items()
+            for bucket, records in enumerate(self.record_sets(folder))
+        }
         return Continuation(
-            slot, self.batch_size, self.seed, self.shuffle_window, self.caption_weights, tuple(self.gates), manifests
+            slot,
+            self.batch_size,
+            self.seed,
+            self.shuffle_window,
+            self.caption_weights,
+            tuple(self.gates),
+            manifests,
+            self.bucket_names,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -214,7 +262,7 @@ class DataModule(LightningDataModule):
         """Batches of this rank, from the position that a checkpoint restores."""
         world_size, rank = self._ranks()
         stream = TrainingStream(
-            self.record_set("train"),
+            self.record_sets("train"),
             self.gates,
             seed=self.seed,
             global_batch=self.batch_size,
@@ -240,8 +288,9 @@ class DataModule(LightningDataModule):
 
     def evaluation_dataloader(self, split: str, limit: int | None = None) -> EvaluationLoader:
         """The first ``limit`` records of a set in its stored order, dealt out evenly over the ranks."""
-        records = self.record_set(split)
-        stream = EvaluationStream(records, self.eval_batch_size, *self._ranks(), self.length_bucket, limit)
+        stream = EvaluationStream(
+            self.record_sets(split), self.eval_batch_size, *self._ranks(), self.length_bucket, limit
+        )
         return EvaluationLoader(stream, self.num_workers, self._pins())
 
     def _ranks(self) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,20 +156,21 @@ class EvaluationStream:
 
     Record i has the noise quantile (i + 0.5) / n, so that one pass covers all levels evenly. The records are dealt out
     evenly: every rank has the same number of batches, and no record comes twice unless there are more ranks than
-    records. ``slot`` of a batch is the index of its first record.
+    records. ``slot`` of a batch counts the records before it. Of several aspect buckets, one comes after the other,
+    and no batch holds records of two.
 
     Args:
-        records: the set.
+        records: the set, or its buckets.
         batch_size: records of a batch of one rank, at most.
         world_size: number of ranks.
         rank: this one.
         length_bucket: see :func:`read_batch`.
-        limit: only the first so many records; None takes all.
+        limit: only the first so many records, of buckets each its share of them; None takes all.
     """
 
     def __init__(
         self,
-        records: RecordSet,
+        records: RecordSet | Sequence[RecordSet],
         batch_size: int,
         world_size: int = 1,
         rank: int = 0,
@@ -178,25 +179,28 @@ class EvaluationStream:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"data.eval_batch_size must be at least 1, not {batch_size}")
-        self.records = records
+        self.sets = [records] if isinstance(records, RecordSet) else list(records)
         self.length_bucket = length_bucket
-        self.count = count = len(records) if limit is None else min(limit, len(records))
-        batches = -(-count // (batch_size * world_size))
-        edges = np.arange(batches * world_size + 1) * count // (batches * world_size)
-        self.ranges = [
-            (int(edges[batch]), max(int(edges[batch + 1]), int(edges[batch]) + 1))
-            for batch in range(rank, batches * world_size, world_size)
-        ]
+        ends = np.cumsum([len(records) for records in self.sets])
+        self.count = count = int(ends[-1]) if limit is None else min(limit, int(ends[-1]))
+        taken = np.diff(ends * count // ends[-1], prepend=0)  # of each set
+        self.ranges: list[tuple[int, int, int, int]] = []  # set, first record in it, last + 1, records before
+        for bucket, (size, before) in enumerate(zip(taken.tolist(), (np.cumsum(taken) - taken).tolist(), strict=True)):
+            batches = -(-size // (batch_size * world_size))
+            edges = np.arange(batches * world_size + 1) * size // max(batches * world_size, 1)
+            for batch in range(rank, batches * world_size, world_size):
+                first, end = int(edges[batch]), max(int(edges[batch + 1]), int(edges[batch]) + 1)
+                self.ranges.append((bucket, first, end, before))
 
     def __len__(self) -> int:
         return len(self.ranges)
 
     def __getitem__(self, batch: int) -> StoredBatch:
-        first, end = self.ranges[batch]
+        bucket, first, end, before = self.ranges[batch]
         index = np.arange(first, end)
-        views = [self.records.view(record) for record in index.tolist()]
-        u = (index + 0.5) / self.count
-        return read_batch(views, [0] * len(views), first, np.zeros_like(index), u, index, self.length_bucket)
+        views = [self.sets[bucket].view(record) for record in index.tolist()]
+        u = (index + before + 0.5) / self.count
+        return read_batch(views, [0] * len(views), before + first, np.zeros_like(index), u, index, self.length_bucket)
 
 
 @dataclass(eq=False)

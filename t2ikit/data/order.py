@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from t2ikit import rng
+from t2ikit.data.buckets import BucketSchedule
 from t2ikit.records.record_set import RecordSet, SetFiles
 from t2ikit.records.remote import RemoteChunks
 
@@ -138,6 +139,34 @@ class RecordOrder:
         return np.concatenate(order)
 
 
+@dataclass(frozen=True)
+class Source:
+    """A set that a run reads, in the order of the run.
+
+    Attributes:
+        records: the set.
+        order: in which its records are visited.
+        period: slots after which an epoch of the set ends.
+        schedule: which slots of the run belong to its bucket.
+        bucket: index of the bucket.
+    """
+
+    records: RecordSet
+    order: RecordOrder
+    period: int
+    schedule: BucketSchedule
+    bucket: int = 0
+
+    def place(self, slot: int) -> tuple[int, int]:
+        """Epoch of the set, and position in it, at which the run is at a global slot."""
+        return divmod(self.schedule.served(self.bucket, slot), self.period)
+
+    def index(self, first: int, rows: np.ndarray) -> np.ndarray:
+        """The records, [n] int64, of the slots ``first + rows`` [n] int64 of one step, where ``first`` is the first."""
+        slots = self.schedule.served(self.bucket, first) + rows
+        return self.order.index(slots // self.period, slots % self.period)
+
+
 class Prefetcher:
     """Keeps the chunks of the present pools and of the next ones ready, in threads of the process that reads.
 
@@ -145,20 +174,12 @@ class Prefetcher:
     not reported: it occurs again, with its message, where the chunk is needed.
 
     Args:
-        sets: of the sources.
-        orders: of the sources.
-        periods: slots of an epoch of each source.
+        sources: the sets that are read.
         records: how far to look ahead, at least, beyond the pools in use.
     """
 
-    def __init__(
-        self, sets: Sequence[RecordSet], orders: Sequence[RecordOrder], periods: Sequence[int], records: int
-    ) -> None:
-        self.sources = [
-            (source.files, source.chunk_names, order, period)
-            for source, order, period in zip(sets, orders, periods, strict=True)
-            if source.files is not None
-        ]
+    def __init__(self, sources: Sequence[Source], records: int) -> None:
+        self.sources = [(source.records.files, source) for source in sources if source.records.files is not None]
         self.records = records
         self._pools: list[tuple[int, int]] = []  # (epoch, pool) of every source
         self._process = os.getpid()
@@ -169,7 +190,8 @@ class Prefetcher:
 
     def move(self, slot: int) -> None:
         """Says that slot ``slot`` is about to be read; returns at once."""
-        pools = [(slot // period, order.pool(slot // period, slot % period)) for *_, order, period in self.sources]
+        places = [(source, *source.place(slot)) for _, source in self.sources]
+        pools = [(epoch, source.order.pool(epoch, position)) for source, epoch, position in places]
         if pools == self._pools and self._process == os.getpid():
             return
         self._pools, self._process = pools, os.getpid()
@@ -182,8 +204,11 @@ class Prefetcher:
     def tasks(self, slot: int) -> list[ChunkTask]:
         """The chunks that are needed from ``slot`` on, the next ones of every source first."""
         lists: list[list[ChunkTask]] = [
-            [(files, names[chunk]) for chunk in order.upcoming(slot // period, slot % period, self.records)]
-            for files, names, order, period in self.sources
+            [
+                (files, source.records.chunk_names[chunk])
+                for chunk in source.order.upcoming(*source.place(slot), self.records)
+            ]
+            for files, source in self.sources
         ]
         # In turns: every source is needed in every batch.
         return [task for turn in zip_longest(*lists) for task in turn if task is not None]

@@ -10,8 +10,20 @@ from typing import Any
 from t2ikit.data.gate import Gate
 from t2ikit.records.manifest import Manifest
 
-APPENDED, RECORDS, GATES = "data.appended", "data.records", "gates"
-ALLOWED = ("data.batch_size", "data.seed", "data.shuffle_window", "data.caption_weights", GATES, APPENDED, RECORDS)
+TRAIN = "train"
+"""Name of the training set among the manifests; its first bucket, where there are several."""
+
+APPENDED, RECORDS, GATES, BUCKETS = "data.appended", "data.records", "gates", "data.buckets"
+ALLOWED = (
+    "data.batch_size",
+    "data.seed",
+    "data.shuffle_window",
+    "data.caption_weights",
+    BUCKETS,
+    GATES,
+    APPENDED,
+    RECORDS,
+)
 """What ``--allow`` lets differ between a checkpoint and the run that goes on from it."""
 
 # Named first, since they explain why the records differ.
@@ -29,7 +41,9 @@ class Continuation:
         shuffle_window: ``data.shuffle_window``.
         caption_weights: ``data.caption_weights``.
         gates: the gated streams, in their order.
-        manifests: of the training set ("train") and of the set of every gate, by its name.
+        manifests: of the training set ("train") and of the set of every gate, by its name; those of the second and
+            later buckets as ``NAME/BUCKET``.
+        buckets: names of the aspect buckets, in their order.
     """
 
     slot: int
@@ -39,12 +53,13 @@ class Continuation:
     caption_weights: list[float] | dict[str, float] | None = None
     gates: tuple[Gate, ...] = ()
     manifests: Mapping[str, Manifest] = field(default_factory=dict)
+    buckets: tuple[str, ...] = ()
 
     def to_state(self) -> dict[str, Any]:
         """As it goes into a checkpoint: plain types only."""
         manifests = {name: manifest.to_json() for name, manifest in self.manifests.items()}
         gates = [{**vars(gate), "folder": str(gate.folder)} for gate in self.gates]
-        return {**vars(self), "gates": gates, "manifests": manifests}
+        return {**vars(self), "gates": gates, "manifests": manifests, "buckets": list(self.buckets)}
 
     @staticmethod
     def from_state(state: Mapping[str, Any]) -> Continuation:
@@ -59,7 +74,8 @@ class Continuation:
             )
         manifests = {name: Manifest.from_json(text) for name, text in state["manifests"].items()}
         gates = tuple(Gate(**gate) for gate in state["gates"])
-        return Continuation(**{**state, "gates": gates, "manifests": manifests})
+        buckets = tuple(state.get("buckets", ()))
+        return Continuation(**{**state, "gates": gates, "manifests": manifests, "buckets": buckets})
 
     def check(self, now: Continuation, allow: Collection[str] = ()) -> None:
         """Refuses to resume a run that would train on other records than the run of the checkpoint would have done.
@@ -98,6 +114,11 @@ class Continuation:
             before, after = getattr(self, option), getattr(now, option)
             if before != after:
                 yield f"data.{option}", f"data.{option} was {before} and is {after} now"
+        if self.buckets != now.buckets:
+            yield (
+                BUCKETS,
+                f"the buckets were {', '.join(self.buckets) or 'none'} and are {', '.join(now.buckets) or 'none'} now",
+            )
         names, names_now = [gate.name for gate in self.gates], [gate.name for gate in now.gates]
         if names != names_now:
             yield (
@@ -127,8 +148,8 @@ def training_manifest(checkpoint: Mapping[str, Any]) -> str | None:
     module keeps it as ``data_manifest``.
     """
     for state in checkpoint.values():
-        if isinstance(state, Mapping) and "train" in (state.get("manifests") or ()):
-            return str(state["manifests"]["train"])
+        if isinstance(state, Mapping) and TRAIN in (state.get("manifests") or ()):
+            return str(state["manifests"][TRAIN])
     return checkpoint.get("data_manifest")
 
 
@@ -140,7 +161,9 @@ def check_allowed(keys: Collection[str]) -> None:
 
 
 def _set_name(name: str) -> str:
-    return "the training set" if name == "train" else f"the set of stream {name}"
+    source, _, bucket = name.partition("/")
+    title = "the training set" if source == TRAIN else f"the set of stream {source}"
+    return f"{title} in bucket {bucket}" if bucket else title
 
 
 def _unlike_records(name: str, before: Manifest, now: Manifest) -> Iterator[tuple[str, str]]:

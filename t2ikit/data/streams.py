@@ -22,8 +22,9 @@ import torch
 
 from t2ikit import rng
 from t2ikit.batch import StoredBatch
+from t2ikit.data.buckets import BucketSchedule
 from t2ikit.data.gate import Gate, shares, source_and_quantile
-from t2ikit.data.order import SHUFFLE_WINDOW, Prefetcher, RecordOrder
+from t2ikit.data.order import SHUFFLE_WINDOW, Prefetcher, RecordOrder, Source
 from t2ikit.records.fits import check_fits
 from t2ikit.records.manifest import Manifest
 from t2ikit.records.record import RecordView, groups
@@ -103,15 +104,20 @@ class CaptionChoice:
         return bisect_right(self._ends, uniform)
 
 
+def _open_set(folder: Any, bucket: int) -> RecordSet:
+    return RecordSet(folder)
+
+
 class TrainingStream:
     """Map-style over the micro-batches of one rank: ``stream[m]`` holds slots [(m * world + rank) * micro, + micro).
 
     Slot k of the run reads one record. In the primary set it is the one at position k % slots_per_epoch of epoch
     k // slots_per_epoch; in a gated stream of n records, the one at position k % n of epoch k // n of that stream. The
-    gates decide which of them the slot reads; the records that the others have at this position are left out.
+    gates decide which of them the slot reads; the records that the others have at this position are left out. With
+    several buckets, k counts the slots of the bucket of the step; see :class:`BucketSchedule`.
 
     Args:
-        primary: the raw set.
+        primary: the raw set; or several, the aspect buckets, of which every step takes one.
         gates: augmented streams behind their gates, sources 1, 2, ...
         seed: seed of the run.
         global_batch: slots of one optimizer step.
@@ -121,7 +127,7 @@ class TrainingStream:
         length_bucket: see :func:`read_batch`.
         shuffle_window: see :class:`RecordOrder`.
         caption_weights: how often each of several captions is used; by default all alike.
-        open_set: opens the sets of the gated streams.
+        open_set: opens the set of a gated stream in a bucket, from the gate's folder and the index of the bucket.
         cache_limit: bytes that the chunks of remote sets may take in the cache.
 
     Raises:
@@ -132,7 +138,7 @@ class TrainingStream:
 
     def __init__(
         self,
-        primary: RecordSet,
+        primary: RecordSet | Sequence[RecordSet],
         gates: Sequence[Gate] = (),
         seed: int = 0,
         global_batch: int = 1024,
@@ -142,7 +148,7 @@ class TrainingStream:
         length_bucket: int = 16,
         shuffle_window: int = SHUFFLE_WINDOW,
         caption_weights: CaptionWeights | None = None,
-        open_set: Callable[[Any], RecordSet] = RecordSet,
+        open_set: Callable[[Any, int], RecordSet] = _open_set,
         cache_limit: int | None = None,
     ) -> None:
         if global_batch % (world_size * accumulate):
@@ -150,45 +156,64 @@ class TrainingStream:
                 f"data.batch_size {global_batch} is not divisible by {world_size * accumulate} = {world_size} devices "
                 f"(trainer.devices, trainer.num_nodes) x {accumulate} (trainer.accumulate_grad_batches)"
             )
-        if len(primary) < global_batch:
-            raise ValueError(
-                f"{primary.folder} has {len(primary)} records, fewer than one batch of {global_batch}: "
-                "lower data.batch_size"
-            )
         if length_bucket < 1:
             raise ValueError(f"data.length_bucket must be at least 1, not {length_bucket}")
-        if primary.manifest.text_dim == 0:
-            raise ValueError(f"{primary.folder} holds no text states: run t2ikit prepare encode")
+        buckets = [primary] if isinstance(primary, RecordSet) else list(primary)
+        for records in buckets:
+            if records.manifest.text_dim == 0:
+                raise ValueError(f"{records.folder} holds no text states: run t2ikit prepare encode")
         shares(gates)
         self.gates = list(gates)
-        self.sets = [primary, *(open_set(gate.folder) for gate in gates)]
-        for gate, records in zip(gates, self.sets[1:], strict=True):
-            check_fits(primary, records, gate.name)
-        names = ["raw", *(gate.name for gate in gates)]
-        self.orders = [
-            RecordOrder(records.chunk_sizes, seed, name, shuffle_window)
-            for name, records in zip(names, self.sets, strict=True)
+        folders = [str(records.folder) for records in buckets]
+        self.schedule = BucketSchedule([len(records) for records in buckets], global_batch, seed, folders)
+        self.sources = [
+            self._sources(records, bucket, open_set, seed, shuffle_window) for bucket, records in enumerate(buckets)
         ]
         self.captions = [
-            CaptionChoice(caption_weights, caption_kinds(records.manifest), str(records.folder))
-            for records in self.sets
+            [
+                CaptionChoice(caption_weights, caption_kinds(source.records.manifest), str(source.records.folder))
+                for source in sources
+            ]
+            for sources in self.sources
         ]
         if caption_weights is not None:
-            for records, choice in zip(self.sets, self.captions, strict=True):
-                choice(0.0, records.view(0).states_count)  # refused now, not in an hour
+            for sources, choices in zip(self.sources, self.captions, strict=True):
+                for source, choice in zip(sources, choices, strict=True):
+                    choice(0.0, source.records.view(0).states_count)  # refused now, not in an hour
         self.seed = seed
         self.micro_batch = global_batch // (world_size * accumulate)
         self.world_size = world_size
         self.rank = rank
         self.length_bucket = length_bucket
-        self.slots_per_epoch = len(primary) // global_batch * global_batch
-        self.periods = [self.slots_per_epoch, *(len(order) for order in self.orders[1:])]
-        self._prefetcher = Prefetcher(self.sets, self.orders, self.periods, AHEAD_BATCHES * global_batch)
+        self.slots_per_epoch = self.schedule.steps_per_epoch * global_batch
+        every_source = [source for sources in self.sources for source in sources]
+        self._prefetcher = Prefetcher(every_source, AHEAD_BATCHES * global_batch)
         if cache_limit is not None and self.working_set() > cache_limit:
             raise ValueError(
                 f"data.cache_gb {cache_limit / 1e9:g} does not hold the chunks that are shuffled together and the "
                 f"next ones, {self.working_set() / 1e9:.3g} GB: raise it, or lower data.shuffle_window"
             )
+
+    def _sources(
+        self,
+        raw: RecordSet,
+        bucket: int,
+        open_set: Callable[[Any, int], RecordSet],
+        seed: int,
+        shuffle_window: int,
+    ) -> list[Source]:
+        """The raw set of a bucket, then its gated ones."""
+        sets = {"raw": raw, **{gate.name: open_set(gate.folder, bucket) for gate in self.gates}}
+        sources = []
+        for name, records in sets.items():
+            if records is not raw:
+                check_fits(raw, records, name)
+            # One set keeps the order that it always had; buckets have unrelated ones.
+            order_name = name if len(self.schedule.steps) == 1 else f"{name} of bucket {bucket}"
+            order = RecordOrder(records.chunk_sizes, seed, order_name, shuffle_window)
+            period = self.schedule.steps[bucket] * self.schedule.global_batch if records is raw else len(records)
+            sources.append(Source(records, order, period, self.schedule, bucket))
+        return sources
 
     def __len__(self) -> int:
         """Micro-batches of this rank in an epoch; later ones are valid too, in the following epochs."""
@@ -209,21 +234,22 @@ class TrainingStream:
         first = (micro_batch * self.world_size + self.rank) * self.micro_batch
         uniforms = rng.uniforms(self.seed, "source", first, self.micro_batch, 3)
         source, u = source_and_quantile(uniforms, self.gates)
-        slots = np.arange(first, first + self.micro_batch)
+        rows = np.arange(self.micro_batch)
         index = np.empty(self.micro_batch, dtype=np.int64)
-        for which, (order, period) in enumerate(zip(self.orders, self.periods, strict=True)):
+        for which, entry in enumerate(self.sources[self.schedule.bucket(first)]):
             mine = source == which
-            index[mine] = order.index(slots[mine] // period, slots[mine] % period)
+            index[mine] = entry.index(first, rows[mine])
         return first, source, u, index, uniforms[:, 2]
 
     def __getitem__(self, micro_batch: int) -> StoredBatch:
         first, source, u, index, uniforms = self.plan(micro_batch)
         self._prefetcher.move(first)
-        sources = source.tolist()
-        views = [self.sets[which].view(record) for which, record in zip(sources, index.tolist(), strict=True)]
+        bucket, which_of = self.schedule.bucket(first), source.tolist()
+        sets, choices = [entry.records for entry in self.sources[bucket]], self.captions[bucket]
+        views = [sets[which].view(record) for which, record in zip(which_of, index.tolist(), strict=True)]
         captions = [
-            self.captions[which](uniform, view.states_count)
-            for which, uniform, view in zip(sources, uniforms.tolist(), views, strict=True)
+            choices[which](uniform, view.states_count)
+            for which, uniform, view in zip(which_of, uniforms.tolist(), views, strict=True)
         ]
         return read_batch(views, captions, first, source, u, index, self.length_bucket)
 

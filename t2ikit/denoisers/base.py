@@ -190,6 +190,11 @@ class Denoiser(nn.Module, ABC):
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one x."""
 
+    @property
+    def shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """Every (C, H, W) of a whole x that it takes; ``input_shape`` first."""
+        return (self.input_shape,)
+
     @abstractmethod
     def encode_text(
         self,
@@ -310,11 +315,10 @@ class Denoiser(nn.Module, ABC):
         return text
 
     def _check_call(self, x: Tensor, level: Tensor, context: Context) -> None:
-        shape = self.input_shape
-        if x.dim() != 4 or x.shape[1:] != shape:
+        if x.dim() != 4 or tuple(x.shape[1:]) not in self.shapes:
+            wanted = " or ".join(f"[B, {', '.join(map(str, shape))}]" for shape in self.shapes)
             raise ValueError(
-                f"x [B, {', '.join(map(str, shape))}] was expected (options in_channels and input_size), "
-                f"got {list(x.shape)}"
+                f"x {wanted} was expected (options in_channels, input_size and other_sizes), got {list(x.shape)}"
             )
         self._check_rows(x, level, context)
 

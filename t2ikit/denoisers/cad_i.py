@@ -14,7 +14,7 @@ Shape legend::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from t2ikit.batch import Prediction, Text
 from t2ikit.denoisers.base import Denoiser, LevelKind, TextContext, check_level_kind, kept_rows, without_graph
-from t2ikit.denoisers.embeddings import LevelEmbed, PatchEmbed, grid_of, unpatchify
+from t2ikit.denoisers.embeddings import LevelEmbed, PatchEmbed, canvas_of, centre_of, grid_of, unpatchify
 from t2ikit.denoisers.layers import (
     MLP,
     CrossBlock,
@@ -33,7 +33,14 @@ from t2ikit.denoisers.layers import (
     key_bias,
     truncated_normal_,
 )
-from t2ikit.denoisers.windows import WINDOW_TOKENS, WindowEmbed, grid_of_window, patch_positions, window_rows
+from t2ikit.denoisers.windows import (
+    WINDOW_TOKENS,
+    WindowEmbed,
+    check_one_size,
+    grid_of_window,
+    patch_positions,
+    window_rows,
+)
 
 REFINE_BLOCKS = 2
 LAYER_SCALE = 0.1
@@ -114,6 +121,8 @@ class CADI(Denoiser):
         level_kind: scalar that the network receives: "gamma" for Gaussian diffusion, "t" for flows.
         refine_heads: heads of the text refine blocks; 16 in all released sizes. Small widths want fewer.
         window_tokens: with four tokens that say which part of the image is seen; x may then be a part of it.
+        other_sizes: (H, W) of further images that it takes, such as those of aspect buckets. There is one table of
+            positions, as high and as wide as the largest of all; an image has those in the middle.
 
     Raises:
         ValueError: sizes that do not divide; the message names the option.
@@ -150,9 +159,12 @@ class CADI(Denoiser):
         level_kind: LevelKind = "gamma",
         refine_heads: int = 16,
         window_tokens: bool = False,
+        other_sizes: Sequence[tuple[int, int]] = (),
     ) -> None:
         super().__init__()
-        self.grid = grid_of(input_size, patch_size)
+        self.grids = tuple(grid_of(size, patch_size) for size in (input_size, *other_sizes))
+        self.grid = canvas_of(self.grids)
+        check_one_size(window_tokens, other_sizes)
         check_divides("latent_dim", latent_dim, refine_heads, "refine_heads")
         check_divides("latent_dim", latent_dim, read_write_heads, "read_write_heads")
         check_divides("min(data_dim, latent_dim)", min(data_dim, latent_dim), read_write_heads, "read_write_heads")
@@ -211,7 +223,14 @@ class CADI(Denoiser):
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one whole x."""
-        return self.in_channels, self.grid[0] * self.patch_size, self.grid[1] * self.patch_size
+        return self.shapes[0]
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """Every (C, H, W) of a whole x: of ``input_size``, then of ``other_sizes``."""
+        return tuple(
+            (self.in_channels, rows * self.patch_size, columns * self.patch_size) for rows, columns in self.grids
+        )
 
     def encode_text(
         self,
@@ -337,7 +356,7 @@ class CADI(Denoiser):
         """Raises ValueError where the arguments do not fit each other; the grid of x."""
         if self.window_embed is None or x.dim() != 4 or x.shape[1:] == self.input_shape:
             self._check_call(x, level, context)
-            return self.grid
+            return grid_of((x.shape[2], x.shape[3]), self.patch_size)
         self._check_rows(x, level, context)
         return grid_of_window(x, self.input_shape, self.patch_size)
 
@@ -358,9 +377,11 @@ class CADI(Denoiser):
         """Data tokens [B, N, Dd] and latents [B, M, D] after the last block, whose write is skipped on demand; and the
         data tokens after each tap."""
         positions: Tensor = self.data_pos_embedding
-        if x.shape[1:] != self.input_shape:
-            window_grid = (x.shape[2] // self.patch_size, x.shape[3] // self.patch_size)
-            positions = positions[patch_positions(cast(Tensor, context.window), self.grid, window_grid)]
+        grid = (x.shape[2] // self.patch_size, x.shape[3] // self.patch_size)
+        if grid != self.grid and self.window_embed is None:
+            positions = centre_of(positions.unflatten(0, self.grid), grid)
+        elif grid != self.grid:
+            positions = positions[patch_positions(cast(Tensor, context.window), self.grid, grid)]
         data = self.data_ln(self.patch_extractor(x)) + positions
         token = self.time_embedder(level)[:, None]
         state = state.to(self.latents.dtype)

@@ -12,7 +12,7 @@ Shape legend::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from t2ikit.batch import Prediction, Text
 from t2ikit.denoisers.base import Denoiser, LevelKind, TextContext, check_level_kind
-from t2ikit.denoisers.embeddings import LevelEmbed, PatchEmbed, grid_of, sincos_grid, unpatchify
+from t2ikit.denoisers.embeddings import LevelEmbed, PatchEmbed, canvas_of, centre_of, grid_of, sincos_grid, unpatchify
 from t2ikit.denoisers.layers import (
     MLP,
     CrossAttention,
@@ -32,7 +32,14 @@ from t2ikit.denoisers.layers import (
     key_bias,
     truncated_normal_,
 )
-from t2ikit.denoisers.windows import WINDOW_TOKENS, WindowEmbed, grid_of_window, patch_positions, window_rows
+from t2ikit.denoisers.windows import (
+    WINDOW_TOKENS,
+    WindowEmbed,
+    check_one_size,
+    grid_of_window,
+    patch_positions,
+    window_rows,
+)
 
 REFINE_BLOCKS = 2
 REFINE_LAYER_SCALE = 0.1
@@ -111,6 +118,8 @@ class DiTI(Denoiser):
         window_tokens: with four tokens that say which part of the image is seen; x may then be a part of it.
         checkpoint_blocks: recompute each block in the backward pass; saves memory, costs about a third more time.
         level_kind: scalar that the network receives: "gamma" for Gaussian diffusion, "t" for flows.
+        other_sizes: (H, W) of further images that it takes, such as those of aspect buckets. There is one table of
+            positions, as high and as wide as the largest of all; an image has those in the middle.
 
     Raises:
         ValueError: sizes that do not divide, or an unknown option; the message names it.
@@ -139,11 +148,14 @@ class DiTI(Denoiser):
         window_tokens: bool = False,
         checkpoint_blocks: bool = False,
         level_kind: LevelKind = "gamma",
+        other_sizes: Sequence[tuple[int, int]] = (),
     ) -> None:
         super().__init__()
         if time_conditioning not in ("token", "adaln_single"):
             raise ValueError(f"time_conditioning must be token or adaln_single, got {time_conditioning!r}")
-        self.grid = grid_of(input_size, patch_size)
+        self.grids = tuple(grid_of(size, patch_size) for size in (input_size, *other_sizes))
+        self.grid = canvas_of(self.grids)
+        check_one_size(window_tokens, other_sizes)
         check_divides("hidden_size", hidden_size, num_heads, "num_heads")
         check_divides("hidden_size", hidden_size, 8, "8, two sin-cos pairs an axis")
         self.in_channels, self.patch_size, self.text_dim = in_channels, patch_size, text_dim
@@ -193,7 +205,14 @@ class DiTI(Denoiser):
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one whole x."""
-        return self.in_channels, self.grid[0] * self.patch_size, self.grid[1] * self.patch_size
+        return self.shapes[0]
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """Every (C, H, W) of a whole x: of ``input_size``, then of ``other_sizes``."""
+        return tuple(
+            (self.in_channels, rows * self.patch_size, columns * self.patch_size) for rows, columns in self.grids
+        )
 
     def encode_text(
         self,
@@ -282,7 +301,8 @@ class DiTI(Denoiser):
         table = self._place(x.device)
         if self.window_embed is None or x.dim() != 4 or x.shape[1:] == self.input_shape:
             self._check_call(x, level, context)
-            return table.flatten(0, 1), self.grid
+            grid = grid_of((x.shape[2], x.shape[3]), self.patch_size)
+            return centre_of(table, grid), grid
         self._check_rows(x, level, context)
         grid = grid_of_window(x, self.input_shape, self.patch_size)
         return table.flatten(0, 1)[patch_positions(cast(Tensor, context.window), self.grid, grid)], grid

@@ -8,6 +8,7 @@ Shape legend::
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -27,6 +28,17 @@ def grid_of(input_size: int | tuple[int, int], patch: int) -> tuple[int, int]:
     if height < patch or width < patch or height % patch or width % patch:
         raise ValueError(f"input_size {height} x {width} must be a multiple of patch_size {patch}")
     return height // patch, width // patch
+
+
+def canvas_of(grids: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Rows and columns of the smallest grid that holds each of these."""
+    return max(grid[0] for grid in grids), max(grid[1] for grid in grids)
+
+
+def centre_of(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """[h, w, D] -> [h' w', D], the positions of the h' x w' patches in the middle, row by row."""
+    top, left = (table.shape[0] - grid[0]) // 2, (table.shape[1] - grid[1]) // 2
+    return table[top : top + grid[0], left : left + grid[1]].flatten(0, 1)
 
 
 def patchify(x: Tensor, patch: int) -> Tensor:

@@ -9,6 +9,7 @@ Shape legend::
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -50,6 +51,16 @@ def window_rows(window: Tensor | None, rows: int, device: torch.device) -> Tenso
     if window.shape != (rows, 4):
         raise ValueError(f"window [{rows}, 4] was expected, got {list(window.shape)}")
     return window
+
+
+def check_one_size(window_tokens: bool, other_sizes: Sequence[tuple[int, int]]) -> None:
+    """Refuses a network that would see parts of images of several shapes: a part does not say which of them it is of.
+
+    Raises:
+        ValueError: both options are set.
+    """
+    if window_tokens and other_sizes:
+        raise ValueError("other_sizes and window_tokens do not go together: a window is a part of images of one size")
 
 
 def grid_of_window(x: Tensor, image_shape: tuple[int, int, int], patch_size: int) -> tuple[int, int]:

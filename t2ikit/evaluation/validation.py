@@ -50,10 +50,14 @@ def validation_losses(
     """
     scores = []
     for split, names in LOSSES.items():
-        loader = data.evaluation_dataloader(split, len(data.record_set("val")))
+        loader = data.evaluation_dataloader(split, sum(len(records) for records in data.record_sets("val")))
         means, count = _means(module, data, sampling, loader, names, f"{label}: loss")
-        manifest = data.record_set(split).manifest
-        chunks = {name: digest for name, digest in manifest.chunk_sha256.items() if name.endswith(".bin")}
+        chunks = {
+            name if bucket == 0 else f"{data.bucket_names[bucket]}/{name}": digest
+            for bucket, records in enumerate(data.record_sets(split))
+            for name, digest in records.manifest.chunk_sha256.items()
+            if name.endswith(".bin")
+        }
         for name in names:
             metric = "validation_loss" if name == "loss" else name
             fingerprint = Fingerprint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from t2ikit.pretrained import find_pretrained
@@ -21,6 +22,20 @@ def check_fits(primary: RecordSet, other: RecordSet, name: str) -> None:
         raise ValueError(
             f"the set of {name} ({other.folder}) does not fit {primary.folder}: {mismatch}. "
             "Prepare both with the same options of t2ikit prepare encode"
+        )
+
+
+def check_buckets(first: RecordSet, other: RecordSet) -> None:
+    """Raises ValueError, naming the field, if two aspect buckets differ in more than the height and width of images."""
+    shape = first.manifest.image_shape
+    if other.manifest.image_shape[:-2] == shape[:-2]:
+        mismatch = first.manifest.mismatch(replace(other.manifest, image_shape=shape))
+    else:
+        mismatch = first.manifest.mismatch(other.manifest)
+    if mismatch is not None:
+        raise ValueError(
+            f"the buckets {first.folder} and {other.folder} do not fit each other: {mismatch}. Prepare both with the "
+            "same options of t2ikit prepare encode"
         )
 
 

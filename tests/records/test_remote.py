@@ -202,15 +202,15 @@ def test_the_next_chunks_are_ready_before_they_are_read(root: Path, server: Serv
     data.setup("fit")
     stream = data.train_dataloader().stream
     ahead = {f"train/{name}" for files, name in stream._prefetcher.tasks(0)}
-    first = {f"train/{name}" for name in stream.sets[0].chunk_names if f"train/{name}" in ahead}
+    first = {f"train/{name}" for name in stream.sources[0][0].records.chunk_names if f"train/{name}" in ahead}
     assert len(first) > 3
     assert not any("chunk" in name for name in server.fetched)
     stream[0]
     wait_until(lambda: first <= set(server.fetched))
     before = server.fetched.copy()
     wait_until(lambda: all((Path(data.folder) / name).is_file() for name in first))
-    places = stream.orders[0].upcoming(0, 20)
-    assert {f"train/{stream.sets[0].chunk_names[chunk]}" for chunk in places} <= first
+    places = stream.sources[0][0].order.upcoming(0, 20)
+    assert {f"train/{stream.sources[0][0].records.chunk_names[chunk]}" for chunk in places} <= first
     stream[1]
     assert all(server.fetched[name] == before[name] == 1 for name in first)
 
