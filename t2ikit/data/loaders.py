@@ -155,8 +155,8 @@ class EvaluationStream:
     """Map-style over the batches of one rank of a set in its stored order, every record with its first caption.
 
     Record i has the noise quantile (i + 0.5) / n, so that one pass covers all levels evenly. The records are dealt out
-    evenly: every rank has the same number of batches, and no record comes twice unless there are more ranks than
-    records. ``slot`` of a batch counts the records before it. Of several aspect buckets, one comes after the other,
+    evenly: every rank has the same number of batches, and no record comes twice unless a set has fewer records than
+    there are ranks. ``slot`` of a batch counts the records before it. Of several aspect buckets, one comes after the other,
     and no batch holds records of two.
 
     Args:
