@@ -156,8 +156,8 @@ class EvaluationStream:
 
     Record i has the noise quantile (i + 0.5) / n, so that one pass covers all levels evenly. The records are dealt out
     evenly: every rank has the same number of batches, and no record comes twice unless a set has fewer records than
-    there are ranks. ``slot`` of a batch counts the records before it. Of several aspect buckets, one comes after the other,
-    and no batch holds records of two.
+    there are ranks. ``slot`` of a batch counts the records before it. Aspect buckets come one after the other, and no
+    batch holds records of two.
 
     Args:
         records: the set, or its buckets.

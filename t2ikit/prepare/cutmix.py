@@ -52,7 +52,13 @@ def prepare_cutmix(
         FileNotFoundError, FileExistsError, ValueError: what is missing or wrong, and what to change.
     """
     root = Path(out)
-    if "train" not in image_sets(root):
+    names = image_sets(root)
+    if any(name.startswith("train/") for name in names):
+        raise ValueError(
+            f"{root} has aspect buckets, and the settings of CutMix are defined on square images of one size: prepare "
+            "the images without --bucket, in another --out"
+        )
+    if "train" not in names:
         raise FileNotFoundError(f"{root} has no images of train: run t2ikit prepare images --out {root} first")
     raw = RecordSet(root / IMAGES / "train")
     name = f"train_{setting}"

@@ -17,7 +17,7 @@ from t2ikit.prepare.photo_lists import bad_photos, list_name, photo_lines, same_
 from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder
 from t2ikit.prepare.sources import ImageList, find_images
 from t2ikit.prepare.steps import require_disk, sha256_of_json, versions, write_lines
-from t2ikit.records.manifest import MANIFEST_NAME, Manifest
+from t2ikit.records.manifest import MANIFEST_NAME, Manifest, set_names
 from t2ikit.records.record import Record
 from t2ikit.records.record_set import RecordSet
 
@@ -197,20 +197,18 @@ def _shown(key: str) -> str:
 
 
 def image_sets(root: Path) -> list[str]:
-    """Names of the image sets of a data set: train, val, then the CutMix sets.
+    """Names of the image sets of a data set: train, val, then the CutMix sets; of aspect buckets, ``train/1.00``.
 
     Raises:
         FileNotFoundError: there are none; says how to make them.
     """
-    folder = root / IMAGES
-    names = sorted(
-        path.parent.name for path in folder.glob(f"*/{MANIFEST_NAME}") if not path.parent.name.startswith(".")
-    )
+    names = set_names(root / IMAGES)
     if not names:
         raise FileNotFoundError(
             f"{root} has no images: run t2ikit prepare images --source FOLDER --out {root} --size S first"
         )
-    return sorted(names, key=lambda name: (name != "train", name != "val", name))
+    splits = {name: name.partition("/")[0] for name in names}
+    return sorted(names, key=lambda name: (splits[name] != "train", splits[name] != "val", name))
 
 
 def wanted_sets(root: Path, sets: Sequence[str] | None) -> list[str]:

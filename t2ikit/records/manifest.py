@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass, field, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,11 @@ def _identity(value: Any) -> Any:
 
 def _show(value: Any) -> str:
     return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+def set_names(folder: str | os.PathLike[str]) -> list[str]:
+    """Names of the sets below a folder, sorted: ``train``, or ``train/1.00`` of an aspect bucket; hidden ones are not
+    listed."""
+    root = Path(folder)
+    manifests = chain(root.glob(f"[!.]*/{MANIFEST_NAME}"), root.glob(f"[!.]*/[!.]*/{MANIFEST_NAME}"))
+    return sorted(path.parent.relative_to(root).as_posix() for path in manifests)

@@ -67,7 +67,9 @@ def test_one_set_is_counted_as_before() -> None:
 
 
 def test_a_bucket_smaller_than_a_batch_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"train/0\.60 has 7 records, fewer than one batch of 8: lower data.batch_size"):
+    with pytest.raises(
+        ValueError, match=r"train/0\.60 has 7 records, fewer than one batch of 8: lower data.batch_size"
+    ):
         BucketSchedule([37, 7], 8, seed=0, names=["train/1.00", "train/0.60"])
 
 

@@ -14,7 +14,6 @@ import torch
 from t2ikit.files import write_whole
 from t2ikit.launch import first_rank
 from t2ikit.prepare.captions.caption_file import (
-    CAPTIONS,
     CaptionColumn,
     aio_caption,
     caption_file,
@@ -96,7 +95,8 @@ def caption_images(
     counts = {name: Manifest.read(root / IMAGES / name).count for name in targets}
     done = {name: images_done(root, name, (wanted,), add, overwrite) for name in targets}
     for name in targets:
-        folder = root / CAPTIONS / f".{name}.{column}.work"
+        path = caption_file(root, name)
+        folder = path.with_name(f".{path.stem}.{column}.work")
         if done[name] == counts[name]:
             if first_rank():
                 shutil.rmtree(folder, ignore_errors=True)  # of a call that was killed at its very end
@@ -128,7 +128,8 @@ def _write(root: Path, name: str, column: CaptionColumn, results: Results, add: 
         (metadata, (caption or aio_caption(metadata),)) for metadata, caption in _answers(root, name, results, done)
     )
     write_captions(root, name, (replace(column, empty=len(empty)),), rows, add, done)
-    listing = caption_file(root, name).with_name(f"{name}_{column.name}_empty.txt")
+    path = caption_file(root, name)
+    listing = path.with_name(f"{path.stem}_{column.name}_empty.txt")
     before = listing.read_text(encoding="utf-8") if done and listing.is_file() else ""
     listing.unlink(missing_ok=True)
     if before or empty:

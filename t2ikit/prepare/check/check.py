@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from t2ikit.prepare.captions.caption_file import CAPTIONS, CaptionSet
-from t2ikit.prepare.check.folder import out_of_date, still_to_do, unfinished, without_text_encoder
+from t2ikit.prepare.check.folder import encoded_sets, out_of_date, still_to_do, unfinished, without_text_encoder
 from t2ikit.prepare.check.record import BaseImages, record_findings
 from t2ikit.prepare.images import IMAGES
 from t2ikit.prepare.steps import hash_of, identity, tracked
-from t2ikit.records.manifest import MANIFEST_NAME, Manifest
+from t2ikit.records.manifest import MANIFEST_NAME, Manifest, set_names
 from t2ikit.records.record import RecordView
 from t2ikit.records.record_set import RecordSet, damaged_files
 
@@ -34,8 +34,7 @@ def prepare_check(folder: str | Path) -> list[str]:
     root = Path(folder)
     if (root / MANIFEST_NAME).is_file():
         return list(check_set(root))
-    manifests = [*sorted(root.glob(f"*/{MANIFEST_NAME}")), *sorted(root.glob(f"{IMAGES}/*/{MANIFEST_NAME}"))]
-    sets = [path.parent for path in manifests if not path.parent.name.startswith(".")]
+    sets = [*(root / name for name in encoded_sets(root)), *(root / IMAGES / name for name in set_names(root / IMAGES))]
     problems = list(unfinished(root))
     if not sets and not problems:
         raise FileNotFoundError(f"{root} holds no prepared set: run t2ikit prepare images --out {root} first")
@@ -43,8 +42,8 @@ def prepare_check(folder: str | Path) -> list[str]:
         findings = list(check_set(folder_of_set))
         print(f"{folder_of_set}: {len(findings)} findings" if findings else f"{folder_of_set}: good")
         problems += findings
-    for path in sorted((root / CAPTIONS).glob("*.jsonl")):
-        problems += check_captions(root, path.stem)
+    for path in sorted((root / CAPTIONS).rglob("*.jsonl")):
+        problems += check_captions(root, path.relative_to(root / CAPTIONS).with_suffix("").as_posix())
     problems += [*out_of_date(root), *without_text_encoder(root)]
     for line in still_to_do(root):
         print(line)

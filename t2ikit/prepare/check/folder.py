@@ -10,17 +10,21 @@ from t2ikit.prepare.captions.caption_file import CAPTIONS, caption_file
 from t2ikit.prepare.captions.lines import CaptionLines
 from t2ikit.prepare.encode.encode import TEXT_ENCODER_FOLDER, inputs_of
 from t2ikit.prepare.images import IMAGES
-from t2ikit.records.manifest import MANIFEST_NAME, Manifest
+from t2ikit.records.manifest import MANIFEST_NAME, Manifest, set_names
 from t2ikit.records.record_set import RecordSet
 
 
 def unfinished(root: Path) -> Iterator[str]:
     """Work that was stopped, and sets that have lost their manifest."""
-    for folder, steps in ((root, "encode"), (root / IMAGES, "images, or cutmix"), (root / CAPTIONS, "captions")):
-        for work in sorted(folder.glob(".*.work")):
-            yield f"{work} is unfinished: give its command again (t2ikit prepare {steps}), or remove it"
-    for folder in sorted({path.parent for above in (root, root / IMAGES) for path in above.glob("*/chunk-*.bin")}):
-        if not folder.name.startswith(".") and not (folder / MANIFEST_NAME).is_file():
+    steps = {IMAGES: "images, or cutmix", CAPTIONS: "captions"}
+    for work in sorted(root.rglob(".*.work")):
+        where = work.relative_to(root).parts[:-1]
+        if not any(name.startswith(".") for name in where):
+            step = steps.get(where[0], "encode") if where else "encode"
+            yield f"{work} is unfinished: give its command again (t2ikit prepare {step}), or remove it"
+    for folder in sorted({path.parent for path in root.rglob("chunk-*.bin")}):
+        hidden = any(name.startswith(".") for name in folder.relative_to(root).parts)
+        if not hidden and not (folder / MANIFEST_NAME).is_file():
             yield f"{folder} holds chunks but no {MANIFEST_NAME}: remove it, and make the set again"
 
 
@@ -72,17 +76,20 @@ def still_to_do(root: Path) -> Iterator[str]:
     """Steps that were not run yet, which is no error."""
     if not any(True for _ in _encoded(root)):
         return
-    for path in sorted((root / IMAGES).glob(f"*/{MANIFEST_NAME}")):
-        name = path.parent.name
-        if not name.startswith(".") and not (root / name / MANIFEST_NAME).is_file():
+    for name in set_names(root / IMAGES):
+        if not (root / name / MANIFEST_NAME).is_file():
             missing = "" if caption_file(root, name).is_file() else ", and its images have no captions"
             yield f"{root / name}: not encoded yet{missing}"
 
 
 def _encoded(root: Path) -> Iterator[tuple[str, Manifest]]:
-    for path in sorted(root.glob(f"*/{MANIFEST_NAME}")):
-        if not path.parent.name.startswith("."):
-            try:
-                yield path.parent.name, Manifest.read(path.parent)
-            except ValueError:
-                continue  # found where the set is checked
+    for name in encoded_sets(root):
+        try:
+            yield name, Manifest.read(root / name)
+        except ValueError:
+            continue  # found where the set is checked
+
+
+def encoded_sets(root: Path) -> list[str]:
+    """Names of the sets that were encoded: all but the image sets."""
+    return [name for name in set_names(root) if not name.startswith(f"{IMAGES}/")]
