@@ -89,7 +89,7 @@ def test_ranks_and_micro_batches_change_nothing(root: Path, world_size: int, acc
         make_stream(root, gated=True, world_size=world_size, accumulate=accumulate, rank=rank)
         for rank in range(world_size)
     ]
-    assert {bucket for bucket in map(whole.schedule.bucket, range(0, 240, 8))} == {0, 1, 2}
+    assert set(map(whole.schedule.bucket, range(0, 240, 8))) == {0, 1, 2}
     for step in range(30):  # more than three epochs
         micro_batches = [
             ranks[rank][step * accumulate + part] for part in range(accumulate) for rank in range(world_size)
