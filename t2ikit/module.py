@@ -149,6 +149,8 @@ class TextToImage(Learner, L.LightningModule):
             raise ValueError("TextToImage needs a data module: set `data` in the experiment")
         self.check_manifest(data.manifest)
         self.check_needs(data.manifest)
+        if self.objective.needs.arrays:
+            data.read_arrays(self.objective.needs.arrays)
         if self.start is not None and stage == "fit" and self.trainer.ckpt_path is None:
             self.started_from = start_from(self.denoiser, self.start)
             self.trainer.print("starts from", ", ".join(filter(None, self.started_from.values())))

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import data
 from benchmarks.base import Settings
-from t2ikit.records.record import RecordView
+from t2ikit.records.view import RecordView
 
 
 def test_bytes_of_a_sample_and_of_the_set() -> None:
@@ -18,7 +18,7 @@ def test_bytes_of_a_sample_and_of_the_set() -> None:
     assert arrays == 396_544 and arrays < len(record) < arrays + 1_000
     assert len(record) <= 0.40e6 and 2 * data.IMAGES * len(record) <= 1.03e12
     view = RecordView(record)
-    assert view.image_shape == (2, 4, 32, 32) and view.length(0) == 180 and view.width == 2048
+    assert view.shape("image") == (2, 4, 32, 32) and view.shape("text.t5.0") == (180, 2048)
 
 
 def test_plain_reads_are_the_same_bytes(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from t2ikit.batch import StoredBatch
-from t2ikit.data.streams import TrainingStream, read_batch
+from t2ikit.data.streams import TrainingStream, check_arrays, read_batch
 from t2ikit.records.record_set import RecordSet
 
 
@@ -165,6 +165,10 @@ class EvaluationStream:
         rank: this one.
         length_bucket: see :func:`read_batch`.
         limit: only the first so many records; None takes all.
+        arrays: as of :class:`TrainingStream`.
+
+    Raises:
+        ValueError: the batch size is below 1, or the set lacks text states or an array.
     """
 
     def __init__(
@@ -175,9 +179,12 @@ class EvaluationStream:
         rank: int = 0,
         length_bucket: int = 16,
         limit: int | None = None,
+        arrays: Sequence[str] = ("image",),
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"data.eval_batch_size must be at least 1, not {batch_size}")
+        check_arrays(records, arrays)
+        self.arrays = tuple(arrays)
         self.records = records
         self.length_bucket = length_bucket
         self.count = count = len(records) if limit is None else min(limit, len(records))
@@ -196,7 +203,8 @@ class EvaluationStream:
         index = np.arange(first, end)
         views = [self.records.view(record) for record in index.tolist()]
         u = (index + 0.5) / self.count
-        return read_batch(views, [0] * len(views), first, np.zeros_like(index), u, index, self.length_bucket)
+        source, captions = np.zeros_like(index), [0] * len(views)
+        return read_batch(views, captions, first, source, u, index, self.length_bucket, self.arrays)
 
 
 @dataclass(eq=False)
