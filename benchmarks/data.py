@@ -29,9 +29,10 @@ from t2ikit.data.streams import TrainingStream
 from t2ikit.pretrained import EncoderReference, sha256_of
 from t2ikit.records.checked import open_set
 from t2ikit.records.chunks import open_chunk
-from t2ikit.records.manifest import Manifest
-from t2ikit.records.record import Record, Tokens, quantise_tokens
+from t2ikit.records.manifest import Manifest, TextSource
+from t2ikit.records.record import Record
 from t2ikit.records.record_set import RecordSet
+from t2ikit.records.states import States, Tokens, quantise_tokens
 from t2ikit.records.writing import write_set
 
 TOKENS, WIDTH = 180, 2048
@@ -50,13 +51,15 @@ def synthetic_record(index: int, seed: int = 0, side: int = 32) -> Record:
     image = random.standard_normal((2, 4, side, side)).astype(np.float16)
     caption = "word " * 137  # words of a long caption, 4 characters of text a token
     key = f"train/n01440764/n01440764_{index}.JPEG"
-    return Record(image, (caption,), (tokens,), {"key": key, "class_id": 0, "class_name": "tench"})
+    return Record({"image": image, "text.t5.0": tokens}, (caption,), {"key": key, "class_id": 0, "class_name": "tench"})
 
 
 def write_root(root: Path, count: int) -> None:
     """Sets ``train`` and ``train_cmall`` of ``count`` records each (64 different ones, in turns)."""
-    manifest = Manifest("latents", (2, 4, 32, 32), WIDTH, text_encoder=EncoderReference("none", None, "00" * 32))
-    empty = quantise_tokens(np.ones((1, WIDTH), np.float32))
+    manifest = Manifest(
+        "latents", (2, 4, 32, 32), texts={"t5": TextSource(WIDTH, EncoderReference("none", None, "00" * 32))}
+    )
+    empty = {"t5": States(quantise_tokens(np.ones((1, WIDTH), np.float32)))}
     for seed, split in enumerate(("train", "train_cmall")):
         records = [synthetic_record(index, seed) for index in range(64)]
         write_set(root / split, (records[index % 64] for index in range(count)), manifest, empty)

@@ -35,7 +35,7 @@ class Movable:
                 return {key: mapped(entry) for key, entry in value.items()}
             return tuple(mapped(entry) for entry in value) if isinstance(value, tuple) else value
 
-        return type(self)(**{each.name: mapped(getattr(self, each.name)) for each in fields(self)})
+        return type(self)(**{attribute.name: mapped(getattr(self, attribute.name)) for attribute in fields(self)})
 
     def to(self: Moved, *args: Any, **kwargs: Any) -> Moved:
         """The same with every tensor moved; arguments as in ``Tensor.to`` (a dtype reaches floating tensors only)."""
@@ -180,56 +180,81 @@ class StepOutput:
 
 
 @dataclass
-class StoredBatch(Movable):
-    """Records as they are stored, with the noise quantile and the source of every slot.
+class StoredText(Movable):
+    """What one text encoder gave for the captions of a batch, as it is stored.
 
     Attributes:
-        image: [B, 3, H, W] uint8 pixels, or [B, 2, C, H, W] float16 posterior mean and standard deviation.
         tokens: [S, D] int8 (or float16, then ``scales`` is None): the text states, packed without padding.
-        scales: [S, ceil(D / group)] float16, one scale a group of channels (64, or all of D when that is less).
+        scales: [S, ceil(D / group)] float16; the last group of channels may be narrower.
         positions: [S] int64, ``row * max_length + column`` of each packed token in the padded batch.
-        u: [B] float32 noise quantile.
-        source: [B] int64, 0 = raw, then the gated streams in order.
-        index: [B] int64, the record's index in its source.
-        slot: first global slot of the batch in the whole run; its rows are consecutive slots.
+        rows: B.
         max_length: L of the padded text; a Python number, so that unpacking needs no host sync.
+        group: channels that share one scale.
+        pooled: [B, P] float16, or None for an encoder that gives no pooled vectors.
     """
 
-    image: Tensor
     tokens: Tensor
     scales: Tensor | None
     positions: Tensor
-    u: Tensor
-    source: Tensor
-    index: Tensor
-    slot: int
+    rows: int
     max_length: int
-
-    def __len__(self) -> int:
-        return self.u.shape[0]
-
-    def array(self, name: str) -> Tensor:
-        """The array of the records of that name, [B, ...]; KeyError if there is none."""
-        return {"image": self.image}[name]
-
-    def to(self, *args: Any, **kwargs: Any) -> StoredBatch:
-        """As ``Tensor.to``; a batch in page-locked memory is copied to its device without waiting for it."""
-        return super().to(*args, **{"non_blocking": self.u.is_pinned(), **kwargs})
+    group: int = 64
+    pooled: Tensor | None = None
 
     def text(self) -> Text:
         """Dequantised and padded on the device of the batch: embeddings [B, max_length, D] float32."""
         states = self.tokens.to(torch.float32)
         if self.scales is not None:
-            width, groups = states.shape[1], self.scales.shape[1]
-            group = -(-width // groups) if groups == 1 else 64
-            scales = self.scales.to(torch.float32).repeat_interleave(group, dim=1)[:, :width]
-            states = states * scales
-        rows = len(self)
-        padded = states.new_zeros(rows * self.max_length, states.shape[1])
+            whole, rest = divmod(states.shape[1], self.group)  # groups of full width, channels of a narrower one
+            end = whole * self.group
+            states[:, :end].unflatten(1, (whole, self.group)).mul_(self.scales[:, :whole, None])
+            if rest:
+                states[:, end:].mul_(self.scales[:, whole:])
+        padded = states.new_zeros(self.rows * self.max_length, states.shape[1])
         padded.index_copy_(0, self.positions, states)
-        mask = torch.zeros(rows * self.max_length, dtype=torch.bool, device=states.device)
+        mask = torch.zeros(self.rows * self.max_length, dtype=torch.bool, device=states.device)
         mask.index_fill_(0, self.positions, True)
-        return Text(padded.view(rows, self.max_length, -1), mask.view(rows, self.max_length))
+        pooled = None if self.pooled is None else self.pooled.to(torch.float32)
+        return Text(padded.view(self.rows, self.max_length, -1), mask.view(self.rows, self.max_length), pooled)
+
+
+@dataclass
+class StoredBatch(Movable):
+    """Records as they are stored, with the noise quantile and the source of every slot.
+
+    Attributes:
+        image: [B, 3, H, W] uint8 pixels, or [B, 2, C, H, W] float16 posterior mean and standard deviation.
+        texts: what each text encoder gave for the captions, by its name in the manifest and in that order.
+        u: [B] float32 noise quantile.
+        source: [B] int64, 0 = raw, then the gated streams in order.
+        index: [B] int64, the record's index in its source.
+        slot: first global slot of the batch in the whole run; its rows are consecutive slots.
+        arrays: [B, ...] by name, further arrays of the records that were asked for.
+    """
+
+    image: Tensor
+    texts: dict[str, StoredText]
+    u: Tensor
+    source: Tensor
+    index: Tensor
+    slot: int
+    arrays: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.u.shape[0]
+
+    def array(self, name: str) -> Tensor:
+        """The array of the records of that name, [B, ...]; KeyError for one that was not asked for."""
+        return self.image if name == "image" else self.arrays[name]
+
+    def to(self, *args: Any, **kwargs: Any) -> StoredBatch:
+        """As ``Tensor.to``; a batch in page-locked memory is copied to its device without waiting for it."""
+        return super().to(*args, **{"non_blocking": self.u.is_pinned(), **kwargs})
+
+    def text(self) -> Text | tuple[Text, ...]:
+        """Dequantised and padded on the device of the batch; of several text encoders a tuple, in their order."""
+        texts = tuple(text.text() for text in self.texts.values())
+        return texts[0] if len(texts) == 1 else texts
 
 
 @dataclass

@@ -150,6 +150,8 @@ class TextToImage(Learner, L.LightningModule):
         for records in reversed(data.record_sets("train")):  # the manifest of the first bucket is kept
             self.check_manifest(records.manifest)
         self.check_needs(data.manifest)
+        if self.objective.needs.arrays:
+            data.read_arrays(self.objective.needs.arrays)
         if self.start is not None and stage == "fit" and self.trainer.ckpt_path is None:
             self.started_from = start_from(self.denoiser, self.start)
             self.trainer.print("starts from", ", ".join(filter(None, self.started_from.values())))

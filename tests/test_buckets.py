@@ -59,8 +59,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         records = RecordSet(whole / split)
         for name, (height, width) in SHAPES.items():
             top, left = (20 - height) // 2, (20 - width) // 2
+            rows, columns = slice(top, top + height), slice(left, left + width)
             cut = (
-                replace(record, image=record.image[:, top : top + height, left : left + width]) for record in records
+                replace(record, arrays={**record.arrays, "image": record.image[:, rows, columns].copy()})
+                for record in records
             )
             manifest = replace(records.manifest, image_shape=(3, height, width), parts=())
             write_set(folder / split / name, cut, manifest, records.empty_prompt)

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from t2ikit.batch import Batch, StepOutput, StoredBatch, Text
+from t2ikit.batch import Batch, StepOutput, StoredBatch, StoredText, Text
 from t2ikit.diffusion import Denoising
 from t2ikit.encoders import PixelSpace
 from t2ikit.module import TextToImage
-from t2ikit.records.manifest import Manifest
+from t2ikit.records.manifest import Manifest, TextSource
 from t2ikit.rng import Keyed
 from tiny import shallow_cad_i
 
@@ -43,16 +43,20 @@ def stored(first: int, count: int) -> StoredBatch:
             )
         )
     image, tokens, u = (torch.stack(column) for column in zip(*rows))
-    return StoredBatch(
-        image=image,
+    text = StoredText(
         tokens=tokens.reshape(-1, 8),
         scales=torch.full((count * 3, 1), 0.01, dtype=torch.float16),
         positions=(torch.arange(count)[:, None] * 16 + torch.arange(3)).flatten(),
+        rows=count,
+        max_length=16,
+    )
+    return StoredBatch(
+        image=image,
+        texts={"t5": text},
         u=u,
         source=torch.zeros(count, dtype=torch.long),
         index=torch.arange(first, first + count),
         slot=first,
-        max_length=16,
     )
 
 
@@ -146,7 +150,7 @@ def test_the_learning_rate_starts_at_its_first_step_and_not_at_the_full_one() ->
 
 
 def manifest(**changes: object) -> Manifest:
-    fields: dict[str, object] = {"kind": "pixels", "image_shape": (3, 4, 4), "text_dim": 8}
+    fields: dict[str, object] = {"kind": "pixels", "image_shape": (3, 4, 4), "texts": {"t5": TextSource(8)}}
     return Manifest(**{**fields, **changes})  # type: ignore[arg-type]
 
 
@@ -154,7 +158,7 @@ def manifest(**changes: object) -> Manifest:
     ("changes", "message"),
     [
         ({"image_shape": (3, 8, 8)}, "input_size"),
-        ({"text_dim": 16}, "text_dim"),
+        ({"texts": {"t5": TextSource(16)}}, "text_dim"),
         ({"kind": "latents", "image_shape": (2, 4, 4, 4)}, "space"),
     ],
 )

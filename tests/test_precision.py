@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import tiny
-from t2ikit.batch import StoredBatch, Text
+from t2ikit.batch import StoredBatch, StoredText, Text
 from t2ikit.callbacks import EMA
 from t2ikit.encoders import PixelSpace
 from t2ikit.module import TextToImage
 from t2ikit.optim import AdamW
-from t2ikit.records.manifest import Manifest
+from t2ikit.records.manifest import Manifest, TextSource
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 ROWS, STEPS = 8, 80
@@ -30,22 +30,26 @@ def stored(slot: int) -> StoredBatch:
     image = torch.where(kind[:, None, None, None] == 1, stripes[:, None], stripes).expand(-1, 3, 4, 4)
     tokens = torch.zeros(ROWS, 8, dtype=torch.int8)
     tokens[torch.arange(ROWS), kind] = 100
-    return StoredBatch(
-        image=image.to(torch.uint8),
+    text = StoredText(
         tokens=tokens,
         scales=torch.full((ROWS, 1), 0.01, dtype=torch.float16),
         positions=torch.arange(ROWS) * 2,
+        rows=ROWS,
+        max_length=2,
+    )
+    return StoredBatch(
+        image=image.to(torch.uint8),
+        texts={"t5": text},
         u=torch.rand(ROWS, generator=generator),
         source=torch.zeros(ROWS, dtype=torch.long),
         index=kind,
         slot=slot,
-        max_length=2,
     )
 
 
 class Stripes(L.LightningDataModule):
     source_names = ("raw",)
-    manifest = Manifest("pixels", (3, 4, 4), text_dim=8)
+    manifest = Manifest("pixels", (3, 4, 4), texts={"t5": TextSource(8)})
 
     def unconditional(self) -> Text:
         return Text(torch.ones(1, 1, 8), torch.ones(1, 1, dtype=torch.bool))

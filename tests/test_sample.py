@@ -218,7 +218,7 @@ def test_latents_are_decoded_by_the_autoencoder_of_the_data(tmp_path: Path, caps
     from t2ikit.config.class_nodes import check_component
     from t2ikit.encoders import LatentSpace, TextEncoder, build_small_t5
     from t2ikit.module import TextToImage
-    from t2ikit.records.manifest import Manifest
+    from t2ikit.records.manifest import Manifest, TextSource
 
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     torch.manual_seed(0)
@@ -235,7 +235,7 @@ def test_latents_are_decoded_by_the_autoencoder_of_the_data(tmp_path: Path, caps
     }
     node = {"class_path": "t2ikit.module.TextToImage", "init_args": arguments}
     module = check_component("model", node, TextToImage).build()
-    module.manifest = Manifest("latents", (2, 4, 8, 8), text_dim=16, text_encoder=text, autoencoder=image)
+    module.manifest = Manifest("latents", (2, 4, 8, 8), texts={"t5": TextSource(16, text)}, autoencoder=image)
     content = {"state_dict": module.state_dict(), "global_step": 0, "callbacks": {}}
     module.experiment = {
         "model": node,

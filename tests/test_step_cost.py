@@ -17,13 +17,13 @@ from torch.utils.data import DataLoader
 
 import tiny
 from benchmarks.counting import Operations
-from t2ikit.batch import StoredBatch, Text
+from t2ikit.batch import StoredBatch, StoredText, Text
 from t2ikit.callbacks import EMA, NonFiniteGuard, TrainingLog
 from t2ikit.denoisers import CADI, Denoiser, DiTI
 from t2ikit.denoisers.base import CACHE_IS_SAFE
 from t2ikit.encoders import PixelSpace
 from t2ikit.module import TextToImage
-from t2ikit.records.manifest import Manifest
+from t2ikit.records.manifest import Manifest, TextSource
 
 TEXT_DIM = 8
 LIMIT_OPERATIONS, LIMIT_SYNCS = 1500, 3
@@ -79,7 +79,7 @@ class Records(L.LightningDataModule):
     def __init__(self, batches: int, tokens: int = 12) -> None:
         super().__init__()
         self.batches, self.tokens = batches, tokens
-        self.manifest = Manifest("pixels", (3, 4, 4), text_dim=TEXT_DIM)
+        self.manifest = Manifest("pixels", (3, 4, 4), texts={"t5": TextSource(TEXT_DIM)})
 
     def unconditional(self) -> Text:
         return Text(torch.ones(1, 1, TEXT_DIM), torch.ones(1, 1, dtype=torch.bool))
@@ -91,16 +91,20 @@ class Records(L.LightningDataModule):
 
 def records(slot: int, tokens: int, rows: int = 10) -> StoredBatch:
     generator = torch.Generator().manual_seed(slot)
-    return StoredBatch(
-        image=torch.randint(0, 256, (rows, 3, 4, 4), generator=generator, dtype=torch.uint8),
+    text = StoredText(
         tokens=torch.randint(-127, 128, (rows * tokens, TEXT_DIM), generator=generator, dtype=torch.int8),
         scales=torch.full((rows * tokens, 1), 0.01, dtype=torch.float16),
         positions=torch.arange(rows * tokens),
+        rows=rows,
+        max_length=tokens,
+    )
+    return StoredBatch(
+        image=torch.randint(0, 256, (rows, 3, 4, 4), generator=generator, dtype=torch.uint8),
+        texts={"t5": text},
         u=torch.rand(rows, generator=generator),
         source=torch.arange(rows) % 2,
         index=torch.arange(rows),
         slot=slot,
-        max_length=tokens,
     )
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,6 +60,18 @@ def awake(denoiser: Network) -> Network:
         for parameter in denoiser.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
     return denoiser
+
+
+def assert_same(first: Any, second: Any, name: str = "") -> None:
+    """Two batches, or two parts of them, hold the same, bit for bit."""
+    if is_dataclass(first):
+        first, second = vars(first), vars(second)
+    if isinstance(first, dict):
+        assert list(first) == list(second), name
+        for key, value in first.items():
+            assert_same(value, second[key], f"{name} {key}")
+    else:
+        assert torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second, name
 
 
 def enter(folder: Path, patch: pytest.MonkeyPatch, files: dict[str, str]) -> Path:

@@ -20,8 +20,8 @@ from benchmarks.base import Settings
 from benchmarks.data import WIDTH, synthetic_record
 from t2ikit.config.compose import Override, compose
 from t2ikit.pretrained import EncoderReference
-from t2ikit.records.manifest import Manifest
-from t2ikit.records.record import quantise_tokens
+from t2ikit.records.manifest import Manifest, TextSource
+from t2ikit.records.states import States, quantise_tokens
 from t2ikit.records.writing import write_set
 from t2ikit.run.experiment import Experiment, Plan, build, check
 
@@ -111,8 +111,10 @@ def latents(settings: Settings, side: int, count: int) -> Path:
     root = settings.work / f"latents-{side}-{count}"
     if (root / "val").exists():
         return root
-    manifest = Manifest("latents", (2, 4, side, side), WIDTH, autoencoder=_AUTOENCODER, text_encoder=_TEXT_ENCODER)
-    empty = quantise_tokens(np.ones((1, WIDTH), np.float32))
+    manifest = Manifest(
+        "latents", (2, 4, side, side), autoencoder=_AUTOENCODER, texts={"t5": TextSource(WIDTH, _TEXT_ENCODER)}
+    )
+    empty = {"t5": States(quantise_tokens(np.ones((1, WIDTH), np.float32)))}
     records = [synthetic_record(index, side=side) for index in range(min(count, 64))]
     for split, count_of_split in (("train", count), ("train_cmall", count // 2), ("val", 2)):
         rows = (records[index % len(records)] for index in range(count_of_split))

@@ -37,7 +37,8 @@ def throughput(settings: Settings) -> Iterator[Measurement]:
                 break
         synchronise()
         rate = count / (time.perf_counter() - started)
-        size = sum(value.nbytes for value in (batch.image, batch.tokens, batch.scales) if value is not None) / rows
+        states = [tensor for text in batch.texts.values() for tensor in (text.tokens, text.scales)]
+        size = sum(tensor.nbytes for tensor in (batch.image, *states) if tensor is not None) / rows
         yield Measurement(
             f"loader to GPU, 180 tokens, B={rows}, {workers} workers",
             rate,

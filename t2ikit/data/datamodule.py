@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,7 @@ class DataModule(LightningDataModule):
         )
         self.cache_limit = None if self.cache_gb is None else int(self.cache_gb * 1e9)
         self.gates: list[Gate] = []
+        self.arrays: tuple[str, ...] = ("image",)
         # Names by the index in ``StoredBatch.source``; a plain list, since a step asks for it.
         self.source_names = ["raw"]
         self.allowed: frozenset[str] = frozenset()
@@ -126,8 +127,8 @@ class DataModule(LightningDataModule):
             check_text_encoder(records.manifest, self.text_encoder, str(records.folder))
             check_buckets(train, records)
             check_fits(records, self.record_set("val", bucket), "validation")
-        reference = train.manifest.text_encoder
-        if isinstance(self.folder, RemoteFolder) and reference is not None and reference.name == OWN_TEXT_ENCODER:
+        names = [reference.name for reference in train.manifest.text_encoders]
+        if isinstance(self.folder, RemoteFolder) and OWN_TEXT_ENCODER in names:
             try:
                 self.folder.bring_folder(OWN_TEXT_ENCODER)
             except FileNotFoundError as error:
@@ -175,9 +176,25 @@ class DataModule(LightningDataModule):
         """What the training set holds; of buckets, the first."""
         return self.record_set("train").manifest
 
-    def unconditional(self) -> Text:
-        """The states of the empty prompt: embeddings [1, L, D] float32, L = 1 for T5."""
-        return Text.from_rows([torch.from_numpy(self.record_set("train").empty_prompt.dequantise())])
+    def read_arrays(self, names: Collection[str]) -> None:
+        """Lets every batch hold these arrays of its records, too; the module asks for those that its objective needs.
+
+        Raises:
+            ValueError: one is new, and the training loader exists already.
+        """
+        arrays = tuple(dict.fromkeys([*self.arrays, *names]))
+        if arrays != self.arrays and self._train_loader is not None:
+            raise ValueError(f"the arrays {', '.join(names)} come too late: the training loader exists; ask in setup")
+        self.arrays = arrays
+
+    def unconditional(self) -> Text | tuple[Text, ...]:
+        """The empty prompt, one row: embeddings [1, L, D] float32, L = 1 for T5; of several text encoders a tuple."""
+        texts = []
+        for states in self.record_set("train").empty_prompt.values():
+            text = Text.from_rows([torch.from_numpy(states.tokens.dequantise())])
+            pooled = None if states.pooled is None else torch.from_numpy(states.pooled).float()[None]
+            texts.append(replace(text, pooled=pooled))
+        return texts[0] if len(texts) == 1 else tuple(texts)
 
     def add_stream(self, name: str, folder: str, quantile: float, probability: float) -> None:
         """Adds an augmented stream behind a :class:`Gate`; callbacks call it in their ``setup``.
@@ -274,6 +291,7 @@ class DataModule(LightningDataModule):
             caption_weights=self.caption_weights,
             open_set=self.record_set,
             cache_limit=self.cache_limit,
+            arrays=self.arrays,
         )
         limit = batches_per_pass(self.trainer, len(stream))
         self._train_loader = PositionLoader(stream, self.num_workers, self._pins(), limit)
@@ -288,8 +306,9 @@ class DataModule(LightningDataModule):
 
     def evaluation_dataloader(self, split: str, limit: int | None = None) -> EvaluationLoader:
         """The first ``limit`` records of a set in its stored order, dealt out evenly over the ranks."""
+        world_size, rank = self._ranks()
         stream = EvaluationStream(
-            self.record_sets(split), self.eval_batch_size, *self._ranks(), self.length_bucket, limit
+            self.record_sets(split), self.eval_batch_size, world_size, rank, self.length_bucket, limit, self.arrays
         )
         return EvaluationLoader(stream, self.num_workers, self._pins())
 

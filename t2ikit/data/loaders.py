@@ -10,7 +10,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from t2ikit.batch import StoredBatch
-from t2ikit.data.streams import TrainingStream, read_batch
+from t2ikit.data.streams import TrainingStream, check_arrays, read_batch
 from t2ikit.records.record_set import RecordSet
 
 
@@ -166,6 +166,10 @@ class EvaluationStream:
         rank: this one.
         length_bucket: see :func:`read_batch`.
         limit: only the first so many records, of buckets each its share of them; None takes all.
+        arrays: as of :class:`TrainingStream`.
+
+    Raises:
+        ValueError: the batch size is below 1, or a set lacks text states or an array.
     """
 
     def __init__(
@@ -176,10 +180,14 @@ class EvaluationStream:
         rank: int = 0,
         length_bucket: int = 16,
         limit: int | None = None,
+        arrays: Sequence[str] = ("image",),
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"data.eval_batch_size must be at least 1, not {batch_size}")
         self.sets = [records] if isinstance(records, RecordSet) else list(records)
+        for bucket_records in self.sets:
+            check_arrays(bucket_records, arrays)
+        self.arrays = tuple(arrays)
         self.length_bucket = length_bucket
         ends = np.cumsum([len(records) for records in self.sets])
         self.count = count = int(ends[-1]) if limit is None else min(limit, int(ends[-1]))
@@ -200,7 +208,8 @@ class EvaluationStream:
         index = np.arange(first, end)
         views = [self.sets[bucket].view(record) for record in index.tolist()]
         u = (index + before + 0.5) / self.count
-        return read_batch(views, [0] * len(views), before + first, np.zeros_like(index), u, index, self.length_bucket)
+        source, captions = np.zeros_like(index), [0] * len(views)
+        return read_batch(views, captions, before + first, source, u, index, self.length_bucket, self.arrays)
 
 
 @dataclass(eq=False)

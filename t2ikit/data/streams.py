@@ -21,15 +21,16 @@ import numpy as np
 import torch
 
 from t2ikit import rng
-from t2ikit.batch import StoredBatch
+from t2ikit.batch import StoredBatch, StoredText
 from t2ikit.data.buckets import BucketSchedule
 from t2ikit.data.gate import Gate, shares, source_and_quantile
 from t2ikit.data.order import SHUFFLE_WINDOW, Prefetcher, RecordOrder, Source
 from t2ikit.records.fits import check_fits
 from t2ikit.records.manifest import Manifest
-from t2ikit.records.record import RecordView, groups
 from t2ikit.records.record_set import RecordSet
 from t2ikit.records.remote import RemoteChunks
+from t2ikit.records.states import GROUP
+from t2ikit.records.view import RecordView
 
 AHEAD_BATCHES = 4
 """Batches beyond the present pool whose chunks are made ready, at least."""
@@ -108,6 +109,22 @@ def _open_set(folder: Any, bucket: int) -> RecordSet:
     return RecordSet(folder)
 
 
+def check_arrays(records: RecordSet, arrays: Sequence[str]) -> None:
+    """Refuses a set that cannot be trained on, or that lacks arrays.
+
+    Raises:
+        ValueError: there are no text states; an array is missing, or has no fixed shape.
+    """
+    described = records.manifest.arrays
+    if not records.manifest.texts:
+        raise ValueError(f"{records.folder} holds no text states: run t2ikit prepare encode")
+    for name in arrays:
+        if name not in described:
+            raise ValueError(f"the records of {records.folder} have no array {name}, only {', '.join(described)}")
+        if None in described[name].shape:
+            raise ValueError(f"the array {name} of {records.folder} differs in shape: a batch cannot hold it")
+
+
 class TrainingStream:
     """Map-style over the micro-batches of one rank: ``stream[m]`` holds slots [(m * world + rank) * micro, + micro).
 
@@ -129,11 +146,12 @@ class TrainingStream:
         caption_weights: how often each of several captions is used; by default all alike.
         open_set: opens the set of a gated stream in a bucket, from the gate's folder and the index of the bucket.
         cache_limit: bytes that the chunks of remote sets may take in the cache.
+        arrays: the arrays of the records that are read besides the text states.
 
     Raises:
-        ValueError: if the batch cannot be divided, the set is smaller than a batch or not encoded, a gated set does
-            not fit the primary one, the gates are no probabilities, the captions are others than the weights say, or
-            the cache is too small; names what to change.
+        ValueError: if the batch cannot be divided, the set is smaller than a batch or not encoded or lacks an array, a
+            gated set does not fit the primary one, the gates are no probabilities, the captions are others than the
+            weights say, or the cache is too small; names what to change.
     """
 
     def __init__(
@@ -150,6 +168,7 @@ class TrainingStream:
         caption_weights: CaptionWeights | None = None,
         open_set: Callable[[Any, int], RecordSet] = _open_set,
         cache_limit: int | None = None,
+        arrays: Sequence[str] = ("image",),
     ) -> None:
         if global_batch % (world_size * accumulate):
             raise ValueError(
@@ -159,11 +178,9 @@ class TrainingStream:
         if length_bucket < 1:
             raise ValueError(f"data.length_bucket must be at least 1, not {length_bucket}")
         buckets = [primary] if isinstance(primary, RecordSet) else list(primary)
-        for records in buckets:
-            if records.manifest.text_dim == 0:
-                raise ValueError(f"{records.folder} holds no text states: run t2ikit prepare encode")
         shares(gates)
         self.gates = list(gates)
+        self.arrays = tuple(arrays)
         folders = [str(records.folder) for records in buckets]
         self.schedule = BucketSchedule([len(records) for records in buckets], global_batch, seed, folders)
         self.sources = [
@@ -179,7 +196,7 @@ class TrainingStream:
         if caption_weights is not None:
             for sources, choices in zip(self.sources, self.captions, strict=True):
                 for source, choice in zip(sources, choices, strict=True):
-                    choice(0.0, source.records.view(0).states_count)  # refused now, not in an hour
+                    choice(0.0, source.records.view(0).captions_count)  # refused now, not in an hour
         self.seed = seed
         self.micro_batch = global_batch // (world_size * accumulate)
         self.world_size = world_size
@@ -208,6 +225,7 @@ class TrainingStream:
         for name, records in sets.items():
             if records is not raw:
                 check_fits(raw, records, name)
+            check_arrays(records, self.arrays)
             # One set keeps the order that it always had; buckets have unrelated ones.
             order_name = name if len(self.schedule.steps) == 1 else f"{name} of bucket {bucket}"
             order = RecordOrder(records.chunk_sizes, seed, order_name, shuffle_window)
@@ -248,10 +266,10 @@ class TrainingStream:
         sets, choices = [entry.records for entry in self.sources[bucket]], self.captions[bucket]
         views = [sets[which].view(record) for which, record in zip(which_of, index.tolist(), strict=True)]
         captions = [
-            choices[which](uniform, view.states_count)
+            choices[which](uniform, view.captions_count)
             for which, uniform, view in zip(which_of, uniforms.tolist(), views, strict=True)
         ]
-        return read_batch(views, captions, first, source, u, index, self.length_bucket)
+        return read_batch(views, captions, first, source, u, index, self.length_bucket, self.arrays)
 
 
 def read_batch(
@@ -262,8 +280,11 @@ def read_batch(
     u: np.ndarray,
     index: np.ndarray,
     length_bucket: int,
+    arrays: Sequence[str] = ("image",),
 ) -> StoredBatch:
-    """Copies records into one batch: images stacked, text states packed without padding.
+    """Copies records into one batch: arrays stacked, text states packed without padding.
+
+    Only the named arrays and the states of the chosen captions are read; a compressed picture is decoded here.
 
     Args:
         views: B records of one layout.
@@ -272,34 +293,49 @@ def read_batch(
         source: [B] int64; u: [B] in [0, 1]; index: [B] int64.
         length_bucket: L is rounded up to a multiple of this, so that few shapes occur (a compiled model is compiled
             once for each).
+        arrays: names of the arrays; ``image`` is always read.
     """
-    first = views[0]
-    lengths = np.array([view.length(caption) for view, caption in zip(views, captions, strict=True)])
-    ends = np.cumsum(lengths)
-    starts = ends - lengths
-    max_length = -(-int(lengths.max()) // length_bucket) * length_bucket
-    quantised = first.token_type == np.int8
-    pixels = torch.uint8 if first.image_type == np.uint8 else torch.half
-    image = torch.empty(len(views), *first.image_shape, dtype=pixels)
-    tokens = torch.empty(int(ends[-1]), first.width, dtype=torch.int8 if quantised else torch.half)
-    scales = torch.empty(len(tokens), groups(first.width), dtype=torch.half) if quantised else None
-    images, values = image.numpy(), tokens.numpy()
-    factors = None if scales is None else scales.numpy()
-    for row, (view, caption) in enumerate(zip(views, captions, strict=True)):
-        images[row] = view.image()
-        value, factor = view.tokens(caption)
-        values[starts[row] : ends[row]] = value
-        if factors is not None:
-            factors[starts[row] : ends[row]] = factor
-    positions = np.repeat(np.arange(len(views)) * max_length - starts, lengths) + np.arange(len(tokens))
     return StoredBatch(
-        image=image,
-        tokens=tokens,
-        scales=scales,
-        positions=torch.from_numpy(positions),
+        image=_stacked(views, "image"),
+        texts={encoder: _packed(views, captions, encoder, length_bucket) for encoder in views[0].layout.texts},
         u=torch.from_numpy(u.astype(np.float32)),
         source=torch.from_numpy(source.astype(np.int64)),
         index=torch.from_numpy(index.astype(np.int64)),
         slot=slot,
+        arrays={name: _stacked(views, name) for name in arrays if name != "image"},
+    )
+
+
+def _stacked(views: Sequence[RecordView], name: str) -> torch.Tensor:
+    """An array of every record, copied: [B, ...]."""
+    first = views[0].array(name)
+    stack = np.empty((len(views), *first.shape), first.dtype)
+    stack[0] = first
+    for row, view in enumerate(views[1:], start=1):
+        stack[row] = view.array(name)
+    return torch.from_numpy(stack)
+
+
+def _packed(views: Sequence[RecordView], captions: Sequence[int], encoder: str, length_bucket: int) -> StoredText:
+    """The states of one text encoder of the chosen captions, copied one after the other."""
+    lengths = np.array([view.length(encoder, caption) for view, caption in zip(views, captions, strict=True)])
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    max_length = -(-int(lengths.max()) // length_bucket) * length_bucket
+    states = [view.tokens(encoder, caption) for view, caption in zip(views, captions, strict=True)]
+    values = np.concatenate([value for value, _ in states])
+    scales = [factor for _, factor in states if factor is not None]
+    pooled = None
+    if encoder in views[0].layout.pooled:
+        vectors = [view.pooled(encoder, caption) for view, caption in zip(views, captions, strict=True)]
+        pooled = torch.from_numpy(np.stack(vectors))
+    positions = np.repeat(np.arange(len(views)) * max_length - starts, lengths) + np.arange(len(values))
+    return StoredText(
+        tokens=torch.from_numpy(values),
+        scales=torch.from_numpy(np.concatenate(scales)) if scales else None,
+        positions=torch.from_numpy(positions),
+        rows=len(views),
         max_length=max_length,
+        group=GROUP,
+        pooled=pooled,
     )

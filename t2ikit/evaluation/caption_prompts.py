@@ -71,4 +71,5 @@ class _StoredStates(Sequence[Tensor]):
             return [self[k] for k in range(*index.indices(self.length))]
         if not 0 <= index < self.length:
             raise IndexError(index)
-        return torch.as_tensor(self.records[index].tokens[0].dequantise())
+        first = next(iter(self.records[index].texts.values()))
+        return torch.as_tensor(first[0].tokens.dequantise())

@@ -113,5 +113,5 @@ def real_images(data: DataModule, split: str = "val", limit: int | None = None, 
     chosen = [index * len(records) // count for index in (range(count) if indices is None else indices)]
     images = torch.empty(len(chosen), *records.manifest.image_shape, dtype=torch.uint8)  # 50,000 of them are 10 GB
     for row, index in enumerate(chosen):
-        images[row] = torch.from_numpy(records.view(index).image().copy())
+        images[row] = torch.from_numpy(records.view(index).array("image").copy())
     return images

@@ -20,6 +20,7 @@ from t2ikit.prepare.images import IMAGES, ON_THIS_CPU, image_sets
 from t2ikit.prepare.photo_lists import class_ids
 from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder
 from t2ikit.prepare.steps import identity, part_ranges, require_disk, sha256_of_json, versions
+from t2ikit.records.compressed import stored_picture
 from t2ikit.records.manifest import Manifest
 from t2ikit.records.record import Record
 from t2ikit.records.record_set import RecordSet
@@ -66,6 +67,7 @@ def prepare_cutmix(
     wanted = Manifest(
         kind="pixels",
         image_shape=raw.manifest.image_shape,
+        image_codec=raw.manifest.image_codec,
         setting=setting,
         source=raw.manifest.source,
         versions=versions("torch"),
@@ -79,7 +81,11 @@ def prepare_cutmix(
             return f"--strict-paper was {'not ' if strict_paper else ''}given"
         return "--seed or the images of train differ"
 
-    options = {"image_shape": "--size of prepare images", "setting": "--setting"}
+    options = {
+        "image_shape": "--size of prepare images",
+        "image_codec": "--picture-format of prepare images",
+        "setting": "--setting",
+    }
     done = parts_done(folder, wanted, hashes, overwrite, options, inputs)
     if done == len(parts):
         print(f"{folder}: up to date")
@@ -128,4 +134,6 @@ class _Mixing(HostWork):
             "setting": mix.setting,
             "size": self.size,
         }
-        return Record(pixels.numpy(), metadata=metadata).to_bytes()
+        return Record(
+            {"image": stored_picture(pixels.numpy(), self.raw.manifest.image_codec)}, metadata=metadata
+        ).to_bytes()

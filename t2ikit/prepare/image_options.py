@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,12 +13,14 @@ class ImageOptions:
     Attributes:
         seed: decides the order of the photos.
         strict: stop at the first file that cannot be used.
+        picture_format: how the images are stored; `raw` is read fastest, a lossless PNG or WebP takes less disk.
         append: add the photos that are new in the source at the end of the set; the images that it has stay as they
             are, and their photos are not read again; captions, cutmix and encode then process the new ones only.
     """
 
     seed: int = 0
     strict: bool = False
+    picture_format: Literal["raw", "png", "webp"] = "raw"
     append: bool = False
 
 

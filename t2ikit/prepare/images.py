@@ -17,6 +17,7 @@ from t2ikit.prepare.photo_lists import bad_photos, list_name, photo_lines, same_
 from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder
 from t2ikit.prepare.sources import ImageList, find_images
 from t2ikit.prepare.steps import require_disk, sha256_of_json, versions, write_lines
+from t2ikit.records.compressed import stored_picture
 from t2ikit.records.manifest import MANIFEST_NAME, Manifest, set_names
 from t2ikit.records.record import Record
 from t2ikit.records.record_set import RecordSet
@@ -39,6 +40,7 @@ def prepare_images(
     val_share: float = Sources.val_share,
     seed: int = ImageOptions.seed,
     strict: bool = ImageOptions.strict,
+    picture_format: str = ImageOptions.picture_format,
     append: bool = ImageOptions.append,
     launch: Launch = ON_THIS_CPU,
     shard_size: int | None = None,
@@ -65,7 +67,18 @@ def prepare_images(
         raise ValueError("--append keeps what is there, --overwrite replaces it: give one of them")
     root = Path(out)
     lists = find_images(source, class_names, val_share, seed, index=root / IMAGES / ".index", **source_options)
-    step = _Step(root, str(source), size, seed, strict, append, launch, shard_size, overwrite)
+    step = _Step(
+        root,
+        str(source),
+        size,
+        seed,
+        strict,
+        append,
+        "" if picture_format == "raw" else picture_format,
+        launch,
+        shard_size,
+        overwrite,
+    )
     return {split: step.run(split, images) for split, images in lists.items()}
 
 
@@ -79,6 +92,7 @@ class _Step:
     seed: int
     strict: bool
     append: bool
+    codec: str
     launch: Launch
     shard_size: int | None
     overwrite: bool
@@ -90,6 +104,7 @@ class _Step:
         wanted = Manifest(
             kind="pixels",
             image_shape=(3, self.size, self.size),
+            image_codec=self.codec,
             source=self.source,
             versions=versions("pillow"),
         )
@@ -101,7 +116,7 @@ class _Step:
             elif self.append:
                 images = unlisted(images, folder, len(hashes_before))
                 hashes = [*hashes_before, digest] if len(images) else hashes_before
-        options = {"image_shape": "--size"}
+        options = {"image_shape": "--size", "image_codec": "--picture-format"}
         part = parts_done(folder, wanted, hashes, self.overwrite, options, lambda: _inputs_that_differ(images, folder))
         if part == len(hashes):
             if first_rank() and (folder / list_name(0)).is_file():  # an earlier call may have been killed before it
@@ -110,7 +125,7 @@ class _Step:
             return Manifest.read(folder)
         bytes_each = 3 * self.size**2 + _METADATA_BYTES
         require_disk(self.root, len(images), bytes_each, str(folder), work_folder(folder, part))
-        work = _Decoding(images, self.size, self.strict, digest)
+        work = _Decoding(images, self.size, self.strict, digest, self.codec)
         shard_size = shard_size_of(bytes_each, self.shard_size)
         results = run_part(work, folder, part, self.launch, shard_size, f"images {split}", self.overwrite)
         self._stop_if_strict(images, results)
@@ -131,11 +146,12 @@ class _Step:
 class _Decoding(HostWork):
     """Photos to records."""
 
-    def __init__(self, images: ImageList, size: int, strict: bool, digest: str) -> None:
+    def __init__(self, images: ImageList, size: int, strict: bool, digest: str, codec: str) -> None:
         self.images = images
         self.size = size
         self.strict = strict
-        self.identity = sha256_of_json([digest, size, len(images)])
+        self.codec = codec
+        self.identity = sha256_of_json([digest, size, len(images), codec])
 
     def __len__(self) -> int:
         return len(self.images)
@@ -154,7 +170,7 @@ class _Decoding(HostWork):
                 "class_id": class_id,
                 "class_name": self.images.class_names[class_id],
             }
-            return Record(pixels, metadata=metadata).to_bytes()
+            return Record({"image": stored_picture(pixels, self.codec)}, metadata=metadata).to_bytes()
         except BadImage as error:
             reason = str(error)
         except OSError as error:

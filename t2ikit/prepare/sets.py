@@ -18,9 +18,10 @@ from t2ikit.prepare.engine.engine import run_work
 from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.engine.shards import Entry, Results
 from t2ikit.prepare.engine.work import Work
+from t2ikit.pretrained import EncoderReference
 from t2ikit.records.chunks import Chunk
-from t2ikit.records.manifest import MANIFEST_NAME, Manifest
-from t2ikit.records.record import Tokens
+from t2ikit.records.manifest import MANIFEST_NAME, Manifest, OtherVersion
+from t2ikit.records.states import States
 from t2ikit.records.writing import CHUNK_BYTES, extend_set
 
 MOST_IN_A_SHARD = 4096
@@ -58,11 +59,17 @@ def parts_done(
         return 0
     if not (folder / MANIFEST_NAME).is_file():
         raise FileExistsError(f"{folder} holds files that are no prepared set: choose another --out")
-    existing = Manifest.read(folder)
+    try:
+        existing = Manifest.read(folder)
+    except OtherVersion:
+        if overwrite:
+            return 0
+        raise
     differences: dict[str, str] = {}
     for name, option in options.items():
-        if _comparable(existing, name) != _comparable(wanted, name):
-            differences.setdefault(option, _difference(option, getattr(existing, name), getattr(wanted, name)))
+        before, now = getattr(existing, name), getattr(wanted, name)
+        if _comparable(before) != _comparable(now):
+            differences.setdefault(option, _difference(option, before, now))
     differing = list(differences.values())
     hashes_before = [part.source_sha256 for part in existing.parts]
     if hashes_before != list(hashes[: len(hashes_before)]):
@@ -75,13 +82,15 @@ def parts_done(
     done = 0 if differing else len(hashes_before)
     if first_rank():
         for part_index in range(done):  # killed after the set was in place
-            shutil.rmtree(work_folder(folder, part_index), ignore_errors=True)
+            work = work_folder(folder, part_index)
+            for leftover in folder.parent.glob(f"{work.stem}*{work.suffix}"):
+                shutil.rmtree(leftover, ignore_errors=True)
     return done
 
 
-def work_folder(folder: Path, part: int) -> Path:
-    """Where the unfinished shards of a part are: beside the set, on the same disk."""
-    return folder.with_name(f".{folder.name}.part-{part}.work")
+def work_folder(folder: Path, part: int, encoder: str = "") -> Path:
+    """Where the unfinished shards of a part, or of a pass of one text encoder over it, are: beside the set."""
+    return folder.with_name(f".{folder.name}.part-{part}{encoder and '.'}{encoder}.work")
 
 
 def shard_size_of(bytes_each: float, shard_size: int | None) -> int:
@@ -104,7 +113,7 @@ def add_part(
     part: int,
     wanted: Manifest,
     source_sha256: str,
-    empty_prompt: Tokens | None = None,
+    empty_prompt: Mapping[str, States] | None = None,
     files: Mapping[str, Iterable[bytes]] | None = None,
 ) -> Manifest:
     """Adds results to the set as one part, and discards them; every process calls it, the chief writes.
@@ -113,12 +122,12 @@ def add_part(
         results: of the work of this part.
         folder: of the set.
         part: index of the part; 0 for a new set, which replaces an existing one.
-        wanted: description; the longest caption comes from the results.
+        wanted: description of the set.
         source_sha256: of this part.
         empty_prompt, files: see ``extend_set``.
     """
     if results.chief:
-        description = replace(wanted, source_sha256=source_sha256, max_tokens=results.largest("longest"))
+        description = replace(wanted, source_sha256=source_sha256)
         chunks = ((results.ledger.path(entry.shard), _chunk(entry)) for entry in results.entries() if entry.count)
         extend_set(folder, chunks, description, empty_prompt, files, overwrite=part == 0)
     results.discard()
@@ -136,7 +145,8 @@ def _difference(option: str, before: object, now: object) -> str:
     return f"{option} differs"
 
 
-def _comparable(manifest: Manifest, name: str) -> object:
+def _comparable(value: object) -> object:
     """Encoders are compared by their weights."""
-    value = getattr(manifest, name)
-    return value.sha256 if hasattr(value, "sha256") else value
+    if isinstance(value, tuple):
+        return tuple(_comparable(entry) for entry in value)
+    return value.sha256 if isinstance(value, EncoderReference) else value

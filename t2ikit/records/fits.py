@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from t2ikit.pretrained import find_pretrained
+from t2ikit.records.compressed import CODECS
 from t2ikit.records.manifest import Manifest
 from t2ikit.records.record_set import RecordSet
 
@@ -27,11 +28,12 @@ def check_fits(primary: RecordSet, other: RecordSet, name: str) -> None:
 
 def check_buckets(first: RecordSet, other: RecordSet) -> None:
     """Raises ValueError, naming the field, if two aspect buckets differ in more than the height and width of images."""
-    shape = first.manifest.image_shape
-    if other.manifest.image_shape[:-2] == shape[:-2]:
-        mismatch = first.manifest.mismatch(replace(other.manifest, image_shape=shape))
-    else:
-        mismatch = first.manifest.mismatch(other.manifest)
+    one, two = first.manifest, other.manifest
+    if two.image_shape[:-2] == one.image_shape[:-2]:
+        two = replace(two, image_shape=one.image_shape)
+    pictures = {name: array for name, array in one.further.items() if array.storage in CODECS and name in two.further}
+    resized = {name: replace(two.further[name], shape=array.shape) for name, array in pictures.items()}
+    mismatch = one.mismatch(replace(two, further={**two.further, **resized}))
     if mismatch is not None:
         raise ValueError(
             f"the buckets {first.folder} and {other.folder} do not fit each other: {mismatch}. Prepare both with the "
@@ -81,27 +83,28 @@ def check_text_encoder(manifest: Manifest, wanted: str | None, folder: str) -> N
     Args:
         manifest: of the set.
         wanted: ``data.text_encoder``: the name that the manifest should have, or a local folder whose weights are
-            compared; None accepts any.
+            compared; None accepts any. Of several text encoders, one must be it.
         folder: of the set.
 
     Raises:
         ValueError: it is another one, or the set has no text states.
         FileNotFoundError: ``wanted`` is a path, and there is no such folder.
     """
-    stored = manifest.text_encoder
-    if wanted is None or (stored is not None and stored.name == wanted):
+    stored = manifest.text_encoders
+    if wanted is None or wanted in [reference.name for reference in stored]:
         return
-    if stored is None:
+    if not stored:
         raise ValueError(f"{folder} holds no text states, data.text_encoder is {wanted}: run t2ikit prepare encode")
+    of_wanted = ""
     if Path(wanted).expanduser().is_dir() or wanted.startswith((".", "/", "~")):
-        reference = find_pretrained(wanted, None, "--data.text_encoder", _TOKENIZER_FILES).reference
-        if reference.sha256 == stored.sha256:
+        digest = find_pretrained(wanted, None, "--data.text_encoder", _TOKENIZER_FILES).reference.sha256
+        if digest in [reference.sha256 for reference in stored]:
             return
-        hashes = f" (SHA-256 {stored.sha256[:12]}, of the wanted one {reference.sha256[:12]})"
-    else:
-        hashes = f" (SHA-256 {stored.sha256[:12]})"
+        of_wanted = f", of the wanted one {digest[:12]}"
+    names = " and ".join(reference.name for reference in stored)
+    hashes = ", ".join(reference.sha256[:12] for reference in stored)
     raise ValueError(
-        f"text_encoder of {folder} is {stored.name}{hashes}, data.text_encoder is {wanted}: prepare the captions with "
-        "that one (t2ikit prepare encode --text-encoder), or, if these are the same weights, "
-        f"--data.text_encoder {stored.name}"
+        f"text_encoder of {folder} is {names} (SHA-256 {hashes}{of_wanted}), data.text_encoder is {wanted}: prepare "
+        "the captions with that one (t2ikit prepare encode --text-encoder), or, if these are the same weights, "
+        f"--data.text_encoder {stored[0].name}"
     )

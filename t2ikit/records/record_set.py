@@ -23,7 +23,9 @@ import numpy as np
 from t2ikit.pretrained import sha256_of
 from t2ikit.records.chunks import INDEX_NAME, open_chunk, read_index
 from t2ikit.records.manifest import MANIFEST_NAME, Manifest
-from t2ikit.records.record import Record, RecordView, Tokens
+from t2ikit.records.record import Record
+from t2ikit.records.states import States, Tokens
+from t2ikit.records.view import RecordView
 from t2ikit.records.writing import EMPTY_PROMPT_NAME
 
 _OPEN_CHUNKS = 256  # mapped files a process keeps, for each set
@@ -151,8 +153,8 @@ class RecordSet:
         return tuple(self._names)
 
     @property
-    def empty_prompt(self) -> Tokens:
-        """The states of the empty prompt, which replace a dropped caption.
+    def empty_prompt(self) -> dict[str, States]:
+        """For every text encoder, its states of the empty prompt, which replace a dropped caption.
 
         Raises:
             ValueError: if the set was written without them.
@@ -161,7 +163,13 @@ class RecordSet:
         if not path.is_file():
             raise ValueError(f"{self.folder} has no text states: run t2ikit prepare encode --out {self.folder.parent}")
         with np.load(path, allow_pickle=False) as arrays:
-            return Tokens(arrays["values"], arrays.get("scales"))
+            return {
+                name: States(
+                    Tokens(arrays[f"text.{name}.values"], arrays.get(f"text.{name}.scales")),
+                    arrays.get(f"pooled.{name}"),
+                )
+                for name in self.manifest.texts
+            }
 
     def _map(self, chunk: int) -> tuple[memoryview, list[int]]:
         path = self.folder / self._names[chunk]

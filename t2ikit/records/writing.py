@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,8 @@ from t2ikit.files import partial_of, publish, sync, write_whole
 from t2ikit.pretrained import sha256_of
 from t2ikit.records.chunks import INDEX_NAME, Chunk, ChunkBuffer, chunk_name, index_content, read_index
 from t2ikit.records.manifest import MANIFEST_NAME, Manifest, Part
-from t2ikit.records.record import Record, Tokens
+from t2ikit.records.record import Record
+from t2ikit.records.states import States
 
 CHUNK_BYTES = 64 * 2**20
 EMPTY_PROMPT_NAME = "empty_prompt.npz"
@@ -31,7 +31,7 @@ def write_set(
     folder: str | os.PathLike[str],
     records: Iterable[Record],
     manifest: Manifest,
-    empty_prompt: Tokens | None = None,
+    empty_prompt: Mapping[str, States] | None = None,
     chunk_bytes: int = CHUNK_BYTES,
     overwrite: bool = False,
 ) -> Manifest:
@@ -41,7 +41,7 @@ def write_set(
         folder: the target; must be missing or empty.
         records: the samples; may be a generator.
         manifest: description; ``count``, ``max_tokens``, ``chunk_sha256`` and ``parts`` are filled in here.
-        empty_prompt: states of the empty prompt, needed by a set that is trained on.
+        empty_prompt: for every text encoder, its states of the empty prompt; needed by a set that is trained on.
         chunk_bytes: size of a chunk.
         overwrite: replace a target that is not empty.
 
@@ -67,8 +67,9 @@ def write_set(
             buffer.clear()
 
         for index, record in enumerate(records):
-            _check_fits(record, manifest, index)
-            longest = max([longest, *(len(tokens) for tokens in record.tokens)])
+            for fault in manifest.faults(record):
+                raise ValueError(f"record {index} ({record.metadata.get('key')}): {fault}")
+            longest = max([longest, *(len(states.tokens) for row in record.texts.values() for states in row)])
             content = record.to_bytes()
             if len(buffer) and buffer.size + len(content) + 4 > chunk_bytes:  # where LitData's writer would end it
                 end_chunk()
@@ -84,7 +85,7 @@ def extend_set(
     folder: str | os.PathLike[str],
     chunks: Iterable[tuple[Path, Chunk]],
     manifest: Manifest,
-    empty_prompt: Tokens | None = None,
+    empty_prompt: Mapping[str, States] | None = None,
     files: Mapping[str, Iterable[bytes]] | None = None,
     overwrite: bool = False,
 ) -> Manifest:
@@ -149,7 +150,7 @@ def _complete(
     target: Path,
     manifest: Manifest,
     chunks: list[Chunk],
-    empty_prompt: Tokens | None,
+    empty_prompt: Mapping[str, States] | None,
     files: Mapping[str, Iterable[bytes]],
 ) -> Manifest:
     """Writes what belongs to a set beside its chunks, and renames the folder to the target."""
@@ -158,9 +159,13 @@ def _complete(
     hashes = dict(manifest.chunk_sha256)
     hashes.update({chunk.name: chunk.sha256 for chunk in chunks})
     if empty_prompt is not None:
-        arrays = {"values": empty_prompt.values}
-        if empty_prompt.scales is not None:
-            arrays["scales"] = empty_prompt.scales
+        arrays = {}
+        for name, states in empty_prompt.items():
+            arrays[f"text.{name}.values"] = states.tokens.values
+            if states.tokens.scales is not None:
+                arrays[f"text.{name}.scales"] = states.tokens.scales
+            if states.pooled is not None:
+                arrays[f"pooled.{name}"] = states.pooled
         np.savez(partial / EMPTY_PROMPT_NAME, **arrays)  # type: ignore[arg-type]
         sync(partial / EMPTY_PROMPT_NAME)
         hashes[EMPTY_PROMPT_NAME] = sha256_of(partial / EMPTY_PROMPT_NAME)
@@ -184,17 +189,3 @@ def _link(source: Path, target: Path) -> None:
     except OSError:  # a disk without hard links
         shutil.copyfile(source, target)
         sync(target)
-
-
-def _check_fits(record: Record, manifest: Manifest, index: int) -> None:
-    kind = "pixels" if record.image.dtype == np.uint8 else "latents"
-    facts: dict[str, Any] = {"kind": kind, "image_shape": record.image.shape}
-    if manifest.text_dim:
-        facts["text_dim"] = record.tokens[0].values.shape[1] if record.tokens else 0
-        facts["token_format"] = record.tokens[0].values.dtype.name if record.tokens else "missing"
-    for name, value in facts.items():
-        if value != getattr(manifest, name):
-            key = record.metadata.get("key")
-            raise ValueError(
-                f"record {index} ({key}) has {name} {value}, but its manifest says {getattr(manifest, name)}"
-            )

@@ -23,15 +23,17 @@ from tqdm import tqdm
 from t2ikit.augment import cutmix
 from t2ikit.encoders.text import TextEncoder, build_small_t5
 from t2ikit.pretrained import EncoderReference, find_pretrained
-from t2ikit.records.manifest import Manifest
-from t2ikit.records.record import Record, Tokens, quantise_tokens
+from t2ikit.records.manifest import Manifest, TextSource
+from t2ikit.records.record import Record
 from t2ikit.records.record_set import RecordSet
+from t2ikit.records.states import States, Tokens, quantise_tokens
 from t2ikit.records.writing import write_set
 from t2ikit.shapes.captions import CAPTIONS, aio_caption, cutmix_caption, long_caption, vocabulary
 from t2ikit.shapes.prompts import source_name
 from t2ikit.shapes.scenes import DIFFICULTIES, SMALLEST_SIZE, Scene, render, scenes
 
 ENCODER_FOLDER = "text_encoder"
+_ENCODER = "t5"  # its name in the records
 _TEXT_DIM = 64
 _BLOCK = 256  # samples that are drawn, then encoded
 _PASS = 64  # captions encoded in one pass of the text encoder
@@ -159,9 +161,10 @@ def _present_encoder(folder: Path) -> EncoderReference | None:
 
 
 def _fits(manifest: Manifest | None, digest: str, reference: EncoderReference | None) -> bool:
-    if manifest is None or reference is None or manifest.text_encoder is None:
+    if manifest is None or reference is None:
         return False
-    return manifest.source_sha256 == digest and manifest.text_encoder.sha256 == reference.sha256
+    encoders = [encoder.sha256 for encoder in manifest.text_encoders]
+    return manifest.source_sha256 == digest and encoders == [reference.sha256]
 
 
 class _Writer:
@@ -179,8 +182,7 @@ class _Writer:
         manifest = Manifest(
             kind="pixels",
             image_shape=(3, side, side),
-            text_dim=self.encoder.dim,
-            text_encoder=self.reference,
+            texts={_ENCODER: TextSource(self.encoder.dim, self.reference)},
             captions=self.request.captions,
             setting=part.setting,
             source=source_name(self.request.difficulty),
@@ -189,7 +191,7 @@ class _Writer:
         )
         samples = self._images(part) if part.setting is None else self._mixes(part.setting)
         bar = tqdm(samples, total=part.count, desc=f"shapes: {part.name}", unit="image", mininterval=0.5)
-        empty_prompt = quantise_tokens(self.encoder.encode([""])[0])
+        empty_prompt = {_ENCODER: States(quantise_tokens(self.encoder.encode([""])[0]))}
         write_set(self.root / part.name, self._records(bar), manifest, empty_prompt, overwrite=True)
 
     def _records(self, samples: Iterable[Record]) -> Iterator[Record]:
@@ -212,7 +214,8 @@ class _Writer:
             part = new[first : first + _PASS]
             self._states.update(zip(part, map(quantise_tokens, self.encoder.encode(part)), strict=True))
         for sample in block:
-            yield Record(sample.image, sample.captions, (self._states[sample.captions[0]],), sample.metadata)
+            states = self._states[sample.captions[0]]
+            yield Record({**sample.arrays, f"text.{_ENCODER}.0": states}, sample.captions, sample.metadata)
 
     def _images(self, part: Part) -> Iterator[Record]:
         for first in range(0, part.count, _BLOCK):
@@ -220,7 +223,8 @@ class _Writer:
             block = scenes(self.request.seed, part.split, first, count, self.request.difficulty)
             for index, scene in enumerate(block, start=first):
                 text = long_caption(scene) if self.request.captions == "long" else aio_caption([scene.main.class_name])
-                yield Record(render(scene, self.request.size), (text,), (), _facts(scene, part.split, index))
+                image = render(scene, self.request.size)
+                yield Record({"image": image}, (text,), _facts(scene, part.split, index))
 
     def _mixes(self, setting: str) -> Iterator[Record]:
         """CutMix images of the training set, which has been written by now: its images are read, not drawn again."""
@@ -228,7 +232,9 @@ class _Writer:
         images = RecordSet(self.root / "train")
         every = scenes(seed, "train", 0, self.request.count, self.request.difficulty)
         for mix in cutmix.MixPlan([scene.class_id for scene in every], setting, size, seed):
-            base, other = (torch.from_numpy(images.view(index).image().copy()) for index in (mix.base, mix.other))
+            base, other = (
+                torch.from_numpy(images.view(index).array("image").copy()) for index in (mix.base, mix.other)
+            )
             scene, inserted = every[mix.base], every[mix.other]
             if self.request.captions == "long":
                 text = cutmix_caption(scene, inserted, mix.rectangle, size, mix.setting)
@@ -244,7 +250,7 @@ class _Writer:
                 "setting": mix.setting,
             }
             mixed = cutmix.compose(base, other, mix.rectangle, mix.setting)
-            yield Record(mixed.numpy(), (text,), (), metadata)
+            yield Record({"image": mixed.numpy()}, (text,), metadata)
 
 
 def _facts(scene: Scene, split: str, index: int) -> dict[str, Any]:

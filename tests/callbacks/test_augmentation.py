@@ -12,11 +12,12 @@ from t2ikit.callbacks import AugmentationCallback, CutMix
 from t2ikit.data.datamodule import DataModule
 from t2ikit.diffusion import GaussianDiffusion, RectifiedFlow
 from t2ikit.pretrained import EncoderReference
-from t2ikit.records.manifest import Manifest
-from t2ikit.records.record import Record, quantise_tokens
+from t2ikit.records.manifest import Manifest, TextSource
+from t2ikit.records.record import Record
+from t2ikit.records.states import States, quantise_tokens
 from t2ikit.records.writing import write_set
 
-PIXELS = Manifest("pixels", (3, 4, 4), text_dim=8, text_encoder=EncoderReference("t5", None, "ab" * 32))
+PIXELS = Manifest("pixels", (3, 4, 4), texts={"t5": TextSource(8, EncoderReference("t5", None, "ab" * 32))})
 EMPTY = quantise_tokens(np.ones((1, 8), np.float32))
 
 
@@ -27,8 +28,8 @@ def write(folder: Path, count: int, manifest: Manifest = PIXELS, photos: str = "
         metadata = {"key": f"{photos}/{index}"}
         if mixed:
             metadata = {"key": f"train_cm4/{metadata['key']}", "base_key": metadata["key"]}
-        records.append(Record(image, ("a",), (EMPTY,), metadata))
-    write_set(folder, records, manifest, EMPTY)
+        records.append(Record({"image": image, "text.t5.0": EMPTY}, ("a",), metadata))
+    write_set(folder, records, manifest, {"t5": States(EMPTY)})
 
 
 @pytest.fixture

@@ -14,14 +14,26 @@ from t2ikit.data.datamodule import DataModule
 from t2ikit.data.gate import Gate
 from t2ikit.data.loaders import EvaluationStream, PositionLoader
 from t2ikit.data.streams import TrainingStream
-from t2ikit.records.manifest import Manifest
-from t2ikit.records.record import Record, quantise_tokens
+from t2ikit.records.manifest import Manifest, TextSource
+from t2ikit.records.record import Record
 from t2ikit.records.record_set import RecordSet
+from t2ikit.records.states import States, quantise_tokens
 from t2ikit.records.writing import write_set
 
 SHAPES = {"1.00": (8, 8), "0.60": (6, 10), "1.67": (10, 6)}
 COUNTS = {"1.00": 37, "0.60": 17, "1.67": 25}
-EMPTY = quantise_tokens(np.ones((1, 8), np.float32))
+
+
+def states(width: int = 8) -> States:
+    return States(quantise_tokens(np.ones((1, width), np.float32)))
+
+
+def record(image: np.ndarray, width: int = 8) -> Record:
+    return Record({"image": image, "text.t5.0": states(width).tokens}, ("a",))
+
+
+def manifest(height: int, width: int, dim: int = 8) -> Manifest:
+    return Manifest("pixels", (3, height, width), texts={"t5": TextSource(dim)})
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +41,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     for split, extra in (("train", 0), ("train_cm4", -3), ("val", -12)):
         for name, (height, width) in SHAPES.items():
-            manifest = Manifest("pixels", (3, height, width), text_dim=8)
             images = random.integers(0, 256, (COUNTS[name] + extra, 3, height, width)).astype(np.uint8)
-            write_set(folder / split / name, (Record(image, ("a",), (EMPTY,)) for image in images), manifest, EMPTY)
+            write_set(folder / split / name, map(record, images), manifest(height, width), {"t5": states()})
     return folder
 
 
@@ -147,8 +158,7 @@ def test_a_resume_with_other_buckets_is_refused(root: Path) -> None:
 def test_buckets_that_differ_in_more_than_their_shape_are_refused(root: Path, tmp_path: Path) -> None:
     for split in ("train", "val"):
         for name, width in (("a", 8), ("b", 16)):
-            empty = quantise_tokens(np.ones((1, width), np.float32))
-            records = (Record(np.zeros((3, 8, 8), np.uint8), ("a",), (empty,)) for _ in range(8))
-            write_set(tmp_path / split / name, records, Manifest("pixels", (3, 8, 8), text_dim=width), empty)
+            records = (record(np.zeros((3, 8, 8), np.uint8), width) for _ in range(8))
+            write_set(tmp_path / split / name, records, manifest(8, 8, width), {"t5": states(width)})
     with pytest.raises(ValueError, match="buckets .*a and .*b do not fit each other: text_dim is 16 there and 8 here"):
         DataModule(str(tmp_path), batch_size=8).setup("fit")

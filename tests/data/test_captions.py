@@ -9,26 +9,35 @@ from t2ikit.data.datamodule import DataModule
 from t2ikit.data.gate import Gate
 from t2ikit.data.streams import CaptionChoice, TrainingStream, caption_kinds
 from t2ikit.pretrained import EncoderReference
-from t2ikit.records.manifest import Manifest
-from t2ikit.records.record import Record, RecordView, quantise_tokens
+from t2ikit.records.manifest import Manifest, TextSource
+from t2ikit.records.record import Record
 from t2ikit.records.record_set import RecordSet
+from t2ikit.records.states import States, quantise_tokens
+from t2ikit.records.view import RecordView
 from t2ikit.records.writing import write_set
 
-MANIFEST = Manifest("pixels", (3, 4, 4), 8, text_encoder=EncoderReference("t5", None, "ab"), captions="long+aio")
+MANIFEST = Manifest(
+    "pixels", (3, 4, 4), texts={"t5": TextSource(8, EncoderReference("t5", None, "ab"))}, captions="long+aio"
+)
 
 
 def write(folder: Path, captions: int = 2, count: int = 32, kinds: str = "long+aio") -> RecordSet:
     """Caption c of record i is one token of the value 1 + c + 8 i."""
     records = (
         Record(
-            np.zeros((3, 4, 4), np.uint8),
+            {
+                "image": np.zeros((3, 4, 4), np.uint8),
+                **{
+                    f"text.t5.{c}": quantise_tokens(np.full((1, 8), 1.0 + c + 8 * i, np.float32), "float16")
+                    for c in range(captions)
+                },
+            },
             tuple("ab"[:captions]),
-            tuple(quantise_tokens(np.full((1, 8), 1.0 + c + 8 * i, np.float32), "float16") for c in range(captions)),
         )
         for i in range(count)
     )
     manifest = Manifest(**{**vars(MANIFEST), "captions": kinds, "token_format": "float16"})
-    write_set(folder, records, manifest, quantise_tokens(np.ones((1, 8)), "float16"))
+    write_set(folder, records, manifest, {"t5": States(quantise_tokens(np.ones((1, 8)), "float16"))})
     return RecordSet(folder)
 
 
@@ -37,7 +46,7 @@ def used(stream: TrainingStream, batches: int) -> tuple[np.ndarray, np.ndarray]:
     found, sources = [], []
     for number in range(batches):
         batch = stream[number]
-        found += ((batch.tokens[:, 0].numpy() - 1) % 8).tolist()
+        found += ((batch.texts["t5"].tokens[:, 0].numpy() - 1) % 8).tolist()
         sources += batch.source.tolist()
     return np.array(found), np.array(sources)
 
@@ -69,7 +78,9 @@ def test_a_stream_reads_only_the_caption_it_chose(tmp_path: Path, monkeypatch: p
     gates = [Gate("cm4", tmp_path / "train_cm4", 0.2, 0.5)]
     read: list[int] = []
     real = RecordView.tokens
-    monkeypatch.setattr(RecordView, "tokens", lambda view, caption: read.append(caption) or real(view, caption))
+    monkeypatch.setattr(
+        RecordView, "tokens", lambda view, encoder, caption: read.append(caption) or real(view, encoder, caption)
+    )
     options = {"gates": gates, "global_batch": 32, "seed": 1}
     stream = TrainingStream(records, **options, caption_weights={"long": 0.9, "aio": 0.1})
     captions, sources = used(stream, 60)
@@ -101,6 +112,6 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="2 weights, but a record of .*one has 1 captions"):
         gates = [Gate("cm4", tmp_path / "one", 0.2, 0.5)]
         TrainingStream(records, gates, **options, caption_weights=[0.5, 0.5])
-    assert TrainingStream(one, **options, caption_weights=[2.0])[0].tokens.shape[0] == 32
+    assert TrainingStream(one, **options, caption_weights=[2.0])[0].texts["t5"].tokens.shape[0] == 32
     with pytest.raises(ValueError, match="data.caption_weights must be at least 0"):
         DataModule(str(tmp_path), caption_weights=[-1.0])

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,12 +19,13 @@ from t2ikit.batch import StoredBatch
 from t2ikit.data.datamodule import DataModule
 from t2ikit.evaluation.reference_images import real_images
 from t2ikit.pretrained import EncoderReference
-from t2ikit.records.manifest import Manifest
-from t2ikit.records.record import Record, quantise_tokens
+from t2ikit.records.manifest import Manifest, TextSource
+from t2ikit.records.record import Record
+from t2ikit.records.states import States, quantise_tokens
 from t2ikit.records.writing import write_set
 from t2ikit.shapes.module import ShapesData
 
-PIXELS = Manifest("pixels", (3, 4, 4), text_dim=8, text_encoder=EncoderReference("tiny-t5", None, "ab" * 32))
+PIXELS = Manifest("pixels", (3, 4, 4), texts={"t5": TextSource(8, EncoderReference("tiny-t5", None, "ab" * 32))})
 COUNTS = {"train": 53, "val": 11, "train_cm4": 40}
 EMPTY = quantise_tokens(np.linspace(-1, 1, 8, dtype=np.float32)[None])
 
@@ -31,14 +33,17 @@ EMPTY = quantise_tokens(np.linspace(-1, 1, 8, dtype=np.float32)[None])
 def make_record(split: str, index: int) -> Record:
     random = np.random.default_rng([len(split), index])
     tokens = quantise_tokens(random.standard_normal((1 + index % 5, 8)))
-    return Record(random.integers(0, 256, (3, 4, 4)).astype(np.uint8), ("a",), (tokens,), {"key": f"{split}/{index}"})
+    image = random.integers(0, 256, (3, 4, 4)).astype(np.uint8)
+    return Record({"image": image, "text.t5.0": tokens}, ("a",), {"key": f"{split}/{index}"})
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     for split, count in COUNTS.items():
-        write_set(folder / split, (make_record(split, index) for index in range(count)), PIXELS, EMPTY, 2000)
+        write_set(
+            folder / split, (make_record(split, index) for index in range(count)), PIXELS, {"t5": States(EMPTY)}, 2000
+        )
     return folder
 
 
@@ -154,7 +159,7 @@ def test_a_run_goes_on_with_the_stream_it_began_with(root: Path, tmp_path: Path)
     shutil.copytree(root, tmp_path / "other")
     shutil.rmtree(tmp_path / "other" / "train_cm4")
     records = (make_record("other", index) for index in range(COUNTS["train_cm4"]))
-    write_set(tmp_path / "other" / "train_cm4", records, PIXELS, EMPTY, 2000)
+    write_set(tmp_path / "other" / "train_cm4", records, PIXELS, {"t5": States(EMPTY)}, 2000)
     for changes, named, key in [
         ({"data": {"batch_size": 8}}, r"data\.batch_size was 16 .* is 8", "data.batch_size"),
         ({"data": {"seed": 4}}, r"data\.seed was 3", "data.seed"),
@@ -225,8 +230,8 @@ def test_a_missing_root_names_the_option_and_the_commands(tmp_path: Path) -> Non
 
 def test_val_must_fit_train(root: Path, tmp_path: Path) -> None:
     (tmp_path / "train").symlink_to(root / "train")
-    record = Record(np.zeros((3, 8, 8), np.uint8), ("a",), (EMPTY,))
-    write_set(tmp_path / "val", [record], Manifest("pixels", (3, 8, 8), 8, text_encoder=PIXELS.text_encoder))
+    record = Record({"image": np.zeros((3, 8, 8), np.uint8), "text.t5.0": EMPTY}, ("a",))
+    write_set(tmp_path / "val", [record], replace(PIXELS, image_shape=(3, 8, 8)))
     with pytest.raises(ValueError, match="validation.*image_shape is .*8, 8.*4, 4"):
         DataModule(str(tmp_path)).setup("fit")
 
@@ -264,11 +269,12 @@ def test_the_empty_prompt_and_reference_images(root: Path, tmp_path: Path) -> No
     some = real_images(data, "train", 5)
     assert np.array_equal(some.numpy(), [make_record("train", i * 53 // 5).image for i in range(5)])
     assert data.manifest.count == 53
-    latents = Manifest("latents", (2, 4, 2, 2), 8)
-    write_set(tmp_path / "val", [Record(np.zeros((2, 4, 2, 2), np.float16), ("a",), (EMPTY,))], latents)
+    latents = replace(PIXELS, kind="latents", image_shape=(2, 4, 2, 2))
+    record = Record({"image": np.zeros((2, 4, 2, 2), np.float16), "text.t5.0": EMPTY}, ("a",))
+    write_set(tmp_path / "val", [record], latents)
     with pytest.raises(FileNotFoundError, match="prepare images"):
         real_images(DataModule(str(tmp_path)))
-    write_set(tmp_path / "images" / "val", [make_record("val", i) for i in range(2)], Manifest("pixels", (3, 4, 4), 8))
+    write_set(tmp_path / "images" / "val", [make_record("val", i) for i in range(2)], PIXELS)
     images = real_images(DataModule(str(tmp_path)))
     assert np.array_equal(images.numpy(), [make_record("val", i).image for i in range(2)])
 

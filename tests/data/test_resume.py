@@ -3,26 +3,27 @@
 import pickle
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import tiny
 from t2ikit.batch import StoredBatch
 from t2ikit.data.gate import Gate
 from t2ikit.data.loaders import PositionLoader
 from t2ikit.data.streams import TrainingStream
 from t2ikit.pretrained import EncoderReference
-from t2ikit.records.manifest import Manifest
-from t2ikit.records.record import Record, quantise_tokens
+from t2ikit.records.manifest import Manifest, TextSource
+from t2ikit.records.record import Record
 from t2ikit.records.record_set import RecordSet
+from t2ikit.records.states import States, quantise_tokens
 from t2ikit.records.writing import write_set
 
 COUNTS = {"train": 53, "val": 8, "train_cm4": 31}
 STEPS = 3  # of an epoch: 53 records, 16 a batch
-MANIFEST = Manifest("latents", (2, 4, 2, 2), text_dim=8, text_encoder=EncoderReference("tiny-t5", None, "ab" * 32))
+MANIFEST = Manifest("latents", (2, 4, 2, 2), texts={"t5": TextSource(8, EncoderReference("tiny-t5", None, "ab" * 32))})
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +33,16 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         random = np.random.default_rng(len(split))
         records = (
             Record(
-                random.random((2, 4, 2, 2)).astype(np.float16),
+                {
+                    "image": random.random((2, 4, 2, 2)).astype(np.float16),
+                    "text.t5.0": quantise_tokens(random.standard_normal((1 + index % 5, 8))),
+                    "text.t5.1": quantise_tokens(random.standard_normal((1, 8))),
+                },
                 ("long", "short"),
-                tuple(quantise_tokens(random.standard_normal((length, 8))) for length in (1 + index % 5, 1)),
             )
             for index in range(count)
         )
-        write_set(folder / split, records, MANIFEST, quantise_tokens(np.ones((1, 8))), chunk_bytes=2000)
+        write_set(folder / split, records, MANIFEST, {"t5": States(quantise_tokens(np.ones((1, 8))))}, chunk_bytes=2000)
     return folder
 
 
@@ -71,9 +75,7 @@ def served(loader: PositionLoader, batches: int) -> list[StoredBatch]:
 def assert_same(first: list[StoredBatch], second: list[StoredBatch]) -> None:
     assert len(first) == len(second) > 0
     for mine, theirs in zip(first, second, strict=True):
-        for item in fields(StoredBatch):
-            a, b = getattr(mine, item.name), getattr(theirs, item.name)
-            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, item.name
+        tiny.assert_same(mine, theirs)
 
 
 @pytest.fixture(scope="module")

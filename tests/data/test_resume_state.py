@@ -11,13 +11,12 @@ import pytest
 from t2ikit.data.gate import Gate
 from t2ikit.data.resume import ALLOWED, Continuation, check_allowed, training_manifest
 from t2ikit.pretrained import EncoderReference
-from t2ikit.records.manifest import Manifest, Part
+from t2ikit.records.manifest import Manifest, Part, TextSource
 
 BEFORE = Manifest(
     "latents",
     (2, 4, 32, 32),
-    text_dim=8,
-    text_encoder=EncoderReference("t5", "main", "a" * 64),
+    texts={"t5": TextSource(8, EncoderReference("t5", "main", "a" * 64))},
     autoencoder=EncoderReference("vae", "main", "b" * 64),
     captions="long",
     source="photos",
@@ -90,10 +89,10 @@ def test_other_records_are_refused_unless_they_may_go_on(changes: dict[str, Any]
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"text_encoder": EncoderReference("t5", "main", "c" * 64)}, "text_encoder"),
+        ({"texts": {"t5": TextSource(8, EncoderReference("t5", "main", "c" * 64))}}, "text_encoders"),
         ({"autoencoder": EncoderReference("vae", "main", "c" * 64)}, "autoencoder"),
         ({"image_shape": (2, 4, 64, 64)}, "image_shape"),
-        ({"text_dim": 16}, "text_dim"),
+        ({"texts": {"t5": TextSource(16, EncoderReference("t5", "main", "a" * 64))}}, "text_dim"),
         ({"token_format": "float16"}, "token_format"),
         ({"normalisation": "scalar"}, "normalisation"),
     ],

@@ -15,11 +15,12 @@ import tiny
 from t2ikit.data.datamodule import DataModule
 from t2ikit.data.loaders import count_anew
 from t2ikit.module import TextToImage
-from t2ikit.records.manifest import Manifest
-from t2ikit.records.record import Record, quantise_tokens
+from t2ikit.records.manifest import Manifest, TextSource
+from t2ikit.records.record import Record
+from t2ikit.records.states import States, quantise_tokens
 from t2ikit.records.writing import write_set
 
-PIXELS = Manifest("pixels", (3, 4, 4), text_dim=8)
+PIXELS = Manifest("pixels", (3, 4, 4), texts={"t5": TextSource(8)})
 EMPTY = quantise_tokens(np.ones((1, 8), np.float32))
 
 
@@ -29,7 +30,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     for split, count in (("train", 53), ("val", 4)):
         images = random.integers(0, 256, (count, 3, 4, 4)).astype(np.uint8)
-        write_set(folder / split, (Record(image, ("a",), (EMPTY,)) for image in images), PIXELS, EMPTY, 2000)
+        records = (Record({"image": image, "text.t5.0": EMPTY}, ("a",)) for image in images)
+        write_set(folder / split, records, PIXELS, {"t5": States(EMPTY)}, 2000)
     return folder
 
 

@@ -1,7 +1,7 @@
 """The streams: pure functions of the slot, whatever the ranks, workers and micro-batches."""
 
 import pickle
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from t2ikit.batch import StoredBatch
+import tiny
 from t2ikit.data.gate import Gate
 from t2ikit.data.loaders import EvaluationLoader, EvaluationStream, PositionLoader
 from t2ikit.data.order import RecordOrder
 from t2ikit.data.streams import TrainingStream
 from t2ikit.pretrained import EncoderReference
-from t2ikit.records.manifest import Manifest
-from t2ikit.records.record import Record, quantise_tokens
+from t2ikit.records.manifest import Manifest, TextSource
+from t2ikit.records.record import Record
 from t2ikit.records.record_set import RecordSet
+from t2ikit.records.states import States, Tokens, quantise_tokens
 from t2ikit.records.writing import write_set
 
 ENCODER = EncoderReference("tiny-t5", None, "ab" * 32)
-PIXELS = Manifest("pixels", (3, 8, 8), text_dim=24, text_encoder=ENCODER)
+PIXELS = Manifest("pixels", (3, 8, 8), texts={"t5": TextSource(24, ENCODER)})
 COUNTS = {"train": 103, "train_cm4": 90, "train_crop": 37, "val": 21}
 
 
@@ -34,17 +35,25 @@ def make_record(split: str, index: int, captions: int = 1, form: str = "int8", l
         else random.integers(0, 256, (3, 8, 8)).astype(np.uint8)
     )
     texts = tuple(f"{split} {index} {caption}" for caption in range(captions))
-    tokens = tuple(
-        quantise_tokens(random.standard_normal((1 + (7 * index + caption) % 19, 24)), form)
+    tokens = {
+        f"text.t5.{caption}": quantise_tokens(random.standard_normal((1 + (7 * index + caption) % 19, 24)), form)
         for caption in range(captions)
-    )
-    return Record(image, texts, tokens, {"key": f"{split}/{index}"})
+    }
+    return Record({"image": image, **tokens}, texts, {"key": f"{split}/{index}"})
+
+
+def empty(form: str = "int8") -> dict[str, States]:
+    return {"t5": make_record("empty", 0, form=form).texts["t5"][0]}
+
+
+def tokens_of(record: Record, caption: int = 0) -> Tokens:
+    return record.texts["t5"][caption].tokens
 
 
 def write_root(root: Path, manifest: Manifest = PIXELS, **options: Any) -> Path:
     for split, count in COUNTS.items():
         records = (make_record(split, index, **options) for index in range(count))
-        write_set(root / split, records, manifest, make_record("empty", 0, form=manifest.token_format).tokens[0], 6000)
+        write_set(root / split, records, manifest, empty(manifest.token_format), 6000)
     return root
 
 
@@ -60,12 +69,6 @@ def make_stream(root: Path, **options: Any) -> TrainingStream:
     ]
     defaults = {"gates": gates, "seed": 5, "global_batch": 16, "length_bucket": 8}
     return TrainingStream(RecordSet(root / "train"), **{**defaults, **options})
-
-
-def assert_same(first: StoredBatch, second: StoredBatch) -> None:
-    for item in fields(StoredBatch):
-        mine, theirs = getattr(first, item.name), getattr(second, item.name)
-        assert torch.equal(mine, theirs) if isinstance(mine, Tensor) else mine == theirs, item.name
 
 
 # Order
@@ -113,15 +116,17 @@ def test_a_batch_holds_the_records_it_names(root: Path) -> None:
     for number in range(2 * len(stream)):
         batch = stream[number]
         text = batch.text()
-        assert batch.slot == 16 * number and batch.max_length % 8 == 0
-        assert batch.tokens.shape[0] == int(text.mask.sum()) and batch.max_length - int(text.mask.sum(1).max()) < 8
+        assert batch.slot == 16 * number and batch.texts["t5"].max_length % 8 == 0
+        assert batch.texts["t5"].tokens.shape[0] == int(text.mask.sum())
+        longest = batch.texts["t5"].max_length
+        assert longest - int(text.mask.sum(1).max()) < 8
         for row, (source, index) in enumerate(zip(batch.source.tolist(), batch.index.tolist(), strict=True)):
             record = make_record(splits[source], index)
             seen.add(source)
             assert np.array_equal(batch.image[row].numpy(), record.image)
-            length = len(record.tokens[0])
-            assert text.mask[row].tolist() == [True] * length + [False] * (batch.max_length - length)
-            assert np.allclose(text.embeddings[row, :length].numpy(), record.tokens[0].dequantise())
+            length = len(tokens_of(record))
+            assert text.mask[row].tolist() == [True] * length + [False] * (longest - length)
+            assert np.allclose(text.embeddings[row, :length].numpy(), tokens_of(record).dequantise())
             assert batch.u[row] >= [0.0, 0.4, 0.6][source]
     assert seen == {0, 1, 2}
 
@@ -136,8 +141,11 @@ def test_ranks_and_micro_batches_share_the_same_slots(root: Path, world_size: in
     for number in (0, 5, 7):  # an epoch has 6 batches
         batch = whole[number]
         parts = [ranks[rank][number * accumulate + part] for part in range(accumulate) for rank in range(world_size)]
-        for name in ("image", "tokens", "scales", "u", "source", "index"):
+        for name in ("image", "u", "source", "index"):
             assert torch.equal(getattr(batch, name), torch.cat([getattr(part, name) for part in parts])), name
+        for name in ("tokens", "scales"):
+            own = torch.cat([getattr(part.texts["t5"], name) for part in parts])
+            assert torch.equal(getattr(batch.texts["t5"], name), own), name
         assert [part.slot for part in parts] == list(range(batch.slot, batch.slot + 16, 16 // world_size // accumulate))
 
 
@@ -168,9 +176,7 @@ def test_the_seed_changes_everything_and_a_gated_stream_leaves_the_raw_order(roo
 
 
 def test_several_captions_are_all_used(tmp_path: Path) -> None:
-    write_set(
-        tmp_path, [make_record("train", index, 3) for index in range(16)], PIXELS, make_record("empty", 0).tokens[0]
-    )
+    write_set(tmp_path, [make_record("train", index, 3) for index in range(16)], PIXELS, empty())
     stream = TrainingStream(RecordSet(tmp_path), global_batch=16)
     used = np.zeros(3, int)
     for number in range(40):
@@ -178,7 +184,7 @@ def test_several_captions_are_all_used(tmp_path: Path) -> None:
         text = batch.text()
         for row, index in enumerate(batch.index.tolist()):
             states = text.embeddings[row][text.mask[row]].numpy()
-            captions = [tokens.dequantise() for tokens in make_record("train", index, 3).tokens]
+            captions = [states.tokens.dequantise() for states in make_record("train", index, 3).texts["t5"]]
             [match] = [i for i, c in enumerate(captions) if c.shape == states.shape and np.allclose(c, states)]
             used[match] += 1
     assert used.min() > 150 and used.sum() == 640
@@ -189,17 +195,21 @@ def test_latents_and_float16_tokens(tmp_path: Path) -> None:
     write_root(tmp_path, manifest, form="float16", latents=True)
     batch = make_stream(tmp_path)[0]
     assert batch.image.dtype == torch.half and batch.image.shape == (16, 2, 4, 2, 2)
-    assert batch.tokens.dtype == torch.half and batch.scales is None
+    assert batch.texts["t5"].tokens.dtype == torch.half and batch.texts["t5"].scales is None
     row = int((batch.source == 0).nonzero()[0])
     record = make_record("train", int(batch.index[row]), form="float16", latents=True)
     assert np.array_equal(batch.image[row].numpy(), record.image)
-    assert np.array_equal(batch.text().embeddings[row, : len(record.tokens[0])], record.tokens[0].dequantise())
+    assert np.array_equal(batch.text().embeddings[row, : len(tokens_of(record))], tokens_of(record).dequantise())
 
 
 def test_a_batch_owns_its_memory(root: Path) -> None:
     """Writing into a mapped file would end the process."""
     batch = make_stream(root)[0]
-    for tensor in (batch.image, batch.tokens, batch.scales, batch.u, batch.positions):
+    for tensor in (
+        batch.image,
+        batch.u,
+        *(getattr(batch.texts["t5"], name) for name in ("tokens", "scales", "positions")),
+    ):
         assert tensor is not None
         tensor.zero_()
 
@@ -224,19 +234,19 @@ def test_unfit_options_are_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="--data.root"):
         make_stream(root, gates=[Gate("cm9", root / "train_cm9", 0.4, 0.5)])
     for change, field in [
-        ({"text_dim": 12}, "text_dim"),
-        ({"text_encoder": EncoderReference("other", None, "ef" * 32)}, "text_encoder"),
+        ({"texts": {"t5": TextSource(12, ENCODER)}}, "text_dim"),
+        ({"texts": {"t5": TextSource(24, EncoderReference("other", None, "ef" * 32))}}, "text_encoder"),
         ({"kind": "latents", "image_shape": (2, 4, 2, 2)}, "kind"),
         ({"image_shape": (3, 4, 4)}, "image_shape"),
     ]:
         manifest = replace(PIXELS, **change)
         shape, width = manifest.image_shape, manifest.text_dim
         image = np.zeros(shape, np.uint8 if manifest.kind == "pixels" else np.float16)
-        record = Record(image, ("a",), (quantise_tokens(np.ones((1, width))),))
+        record = Record({"image": image, "text.t5.0": quantise_tokens(np.ones((1, width)))}, ("a",))
         write_set(tmp_path / field, [record], manifest)
         with pytest.raises(ValueError, match=f"cm4.*{field}"):
             make_stream(root, gates=[Gate("cm4", tmp_path / field, 0.4, 0.5)])
-    write_set(tmp_path / "images", [Record(np.zeros((3, 8, 8), np.uint8))], Manifest("pixels", (3, 8, 8)))
+    write_set(tmp_path / "images", [Record({"image": np.zeros((3, 8, 8), np.uint8)})], Manifest("pixels", (3, 8, 8)))
     with pytest.raises(ValueError, match="t2ikit prepare encode"):
         TrainingStream(RecordSet(tmp_path / "images"), global_batch=1)
 
@@ -275,7 +285,7 @@ def test_any_number_of_workers_serves_the_same(root: Path, workers: int) -> None
     served = [batch for _ in range(2) for batch in loader]
     assert len(served) == 12 and loader.slot == 192
     for number, batch in enumerate(served):
-        assert_same(batch, stream[number])
+        tiny.assert_same(batch, stream[number])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

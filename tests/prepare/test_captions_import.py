@@ -103,7 +103,7 @@ def test_added_captions_reach_the_records(images: Path, tmp_path: Path, capsys: 
     prepare_encode(images, autoencoder="pixels", text_encoder="small", text_dim=16)
     assert Manifest.read(images / "val").captions == "aio+long"
     record = RecordSet(images / "val")[0]
-    assert record.captions[1] == "A photo" and len(record.tokens) == 2
+    assert record.captions[1] == "A photo" and len(record.texts["t5"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -251,7 +251,7 @@ def test_real_photos_to_records(sample_data: Path, tiny_llava: Path, tmp_path: P
         records = list(RecordSet(root / name))
         assert len(records) == count and Manifest.read(root / name).captions == "long"
         for record, (key, texts) in zip(records, CaptionSet(root, name), strict=True):
-            assert record.metadata["key"] == key and record.captions == texts and len(record.tokens[0]) > 1
+            assert record.metadata["key"] == key and record.captions == texts and len(record.texts["t5"][0].tokens) > 1
     assert len({record.captions for record in RecordSet(root / "train")}) >= 3
 
 

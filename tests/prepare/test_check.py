@@ -15,8 +15,9 @@ from t2ikit.encoders import build_small_t5
 from t2ikit.prepare.captions.captions import prepare_captions
 from t2ikit.prepare.check.check import prepare_check
 from t2ikit.prepare.images import prepare_images
-from t2ikit.records.record import Record, Tokens
+from t2ikit.records.record import Record
 from t2ikit.records.record_set import RecordSet
+from t2ikit.records.states import Tokens
 from t2ikit.records.writing import write_set
 
 
@@ -29,6 +30,14 @@ def rewritten(folder: Path, change: Callable[[Record], Record]) -> None:
 
 def facts(record: Record, **changed: Any) -> Record:
     return replace(record, metadata={**record.metadata, **changed})
+
+
+def with_arrays(record: Record, **changed: Any) -> Record:
+    return replace(record, arrays={**record.arrays, **changed})
+
+
+def infinite(tokens: Any) -> Tokens:
+    return Tokens(tokens.values, np.full_like(tokens.scales, np.inf))
 
 
 def without(record: Record, name: str) -> Record:
@@ -48,11 +57,11 @@ def test_a_good_set_passes(prepared_once: Path) -> None:
         (lambda r: facts(r, setting="cm3"), "setting cm3, the manifest says cmall"),
         (lambda r: facts(r, other_class_id=r.metadata["class_id"]), "same class"),
         (lambda r: without(r, "other_key"), "lack other_key"),
-        (lambda r: replace(r, image=255 - r.image), "the pixels are not those of .*images/train_cmall"),
+        (lambda r: with_arrays(r, image=255 - r.image), "the pixels are not those of .*images/train_cmall"),
         (lambda r: without(r, "class_id"), "lack class_id"),
         (
-            lambda r: replace(r, tokens=(Tokens(r.tokens[0].values, np.full_like(r.tokens[0].scales, np.inf)),)),
-            "text states are not finite",
+            lambda r: with_arrays(r, **{"text.t5.0": infinite(r.arrays["text.t5.0"])}),
+            "text.t5.0 is not finite",
         ),
     ],
 )
@@ -73,7 +82,7 @@ def spoiled(record: Record, inside: bool) -> Record:
     chosen[y0:y1, x0:x1] = True
     y, x = np.argwhere(chosen == inside)[0]
     image[0, y, x] ^= 128
-    return replace(record, image=image)
+    return with_arrays(record, image=image)
 
 
 @pytest.mark.parametrize(
@@ -98,13 +107,13 @@ def test_mixed_images_are_compared_with_their_bases(
 def test_texts_must_fit_the_manifest(prepared: Path) -> None:
     folder = prepared / "train"
     records, manifest = list(RecordSet(folder)), RecordSet(folder).manifest
-    longest = max(len(tokens) for record in records for tokens in record.tokens)
-    too_long = [i for i, record in enumerate(records) if len(record.tokens[0]) == longest]
+    longest = max(len(record.texts["t5"][0].tokens) for record in records)
+    too_long = [i for i, record in enumerate(records) if len(record.texts["t5"][0].tokens) == longest]
     write_set(
         folder, records, replace(manifest, token_limit=longest - 1), RecordSet(folder).empty_prompt, overwrite=True
     )
     findings = prepare_check(folder)
-    assert len(findings) == len(too_long) and f"at most {longest - 1} tokens" in findings[0]
+    assert len(findings) == len(too_long) and f"at most {longest - 1}" in findings[0]
 
 
 def test_captions_are_compared_line_by_line(prepared: Path) -> None:
@@ -131,12 +140,13 @@ def test_latents_that_are_not_finite(tmp_path: Path) -> None:
     images[1, 0, 0, 0, 0] = np.nan
     images[2, 1] = -1
     records = [
-        Record(image, metadata={"key": str(k), "class_id": 0, "class_name": "x"}) for k, image in enumerate(images)
+        Record({"image": image}, metadata={"key": str(k), "class_id": 0, "class_name": "x"})
+        for k, image in enumerate(images)
     ]
     write_set(tmp_path / "set", records, Manifest(kind="latents", image_shape=(2, 4, 2, 2)))
     findings = prepare_check(tmp_path / "set")
     assert [finding.split(": ", 1)[1] for finding in findings] == [
-        "record 1: the image is not finite",
+        "record 1: image is not finite",
         "record 2: the posterior has a negative standard deviation",
     ]
 

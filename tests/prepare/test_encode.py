@@ -21,8 +21,8 @@ from t2ikit.prepare.encode.encoders import Encoded, Encoders
 from t2ikit.prepare.encode.work import Encoding
 from t2ikit.prepare.engine.launch import Launch
 from t2ikit.records.manifest import Manifest
-from t2ikit.records.record import Tokens, quantise_tokens
 from t2ikit.records.record_set import RecordSet
+from t2ikit.records.states import Tokens, quantise_tokens
 
 
 @pytest.fixture(scope="module")
@@ -53,17 +53,17 @@ def test_pixel_records(prepared_once: Path) -> None:
         assert manifest.setting == ("cmall" if name == "train_cmall" else None)
         assert (manifest.token_limit, manifest.text_dtype, manifest.normalisation) == (256, "float32", "none")
         assert manifest.captioners == {"aio": {"kind": "aio"}} and len(manifest.parts) == 1
-        assert manifest.text_encoder is not None and manifest.text_encoder.name == "text_encoder"
-        assert manifest.text_encoder.sha256 == encoder.reference.sha256
+        assert [encoder.name for encoder in manifest.text_encoders] == ["text_encoder"]
+        assert manifest.text_encoders[0].sha256 == encoder.reference.sha256
         assert set(manifest.versions) >= {"t2ikit", "torch", "transformers"}
         for record, image, (key, texts) in zip(records, images, CaptionSet(prepared_once, name), strict=True):
             assert record.metadata == image.metadata and record.metadata["key"] == key
             assert np.array_equal(record.image, image.image) and record.captions == texts
             states = encoder.encode(texts)[0].numpy()
-            stored = record.tokens[0].dequantise()
+            stored = record.texts["t5"][0].tokens.dequantise()
             assert stored.shape == states.shape
             assert np.linalg.norm(stored - states) < 0.02 * np.linalg.norm(states)
-        empty = records.empty_prompt
+        empty = records.empty_prompt["t5"].tokens
         assert len(empty) == 1
         assert np.abs(empty.dequantise() - encoder.encode([""])[0].numpy()).max() < 0.05
 
@@ -91,14 +91,14 @@ def test_latent_records(prepared: Path, autoencoder: Path, text_encoder: Path) -
     space, encoder = LatentSpace(str(autoencoder)), TextEncoder.load(str(text_encoder))
     records, images = RecordSet(prepared / "train"), RecordSet(prepared / "images/train")
     assert records.manifest.image_shape == (2, 4, 8, 8) and records.manifest.autoencoder == space.reference
-    assert records.manifest.text_encoder == encoder.reference and records.manifest.autoencoder_dtype == "float32"
+    assert records.manifest.text_encoders == (encoder.reference,) and records.manifest.autoencoder_dtype == "float32"
     mean, std = space.encode(torch.from_numpy(np.stack([image.image for image in images])))
     for index, record in enumerate(records):
         assert record.image.dtype == np.float16
         stored = torch.from_numpy(record.image).float()
         torch.testing.assert_close(stored, torch.stack([mean[index], std[index]]), rtol=2e-3, atol=2e-3)
         expected = quantise_tokens(encoder.encode(record.captions)[0], "float16").dequantise()
-        np.testing.assert_allclose(record.tokens[0].dequantise(), expected, atol=2e-3)
+        np.testing.assert_allclose(record.texts["t5"][0].tokens.dequantise(), expected, atol=2e-3)
 
 
 def test_one_model_call_a_batch_and_a_caption_only_once(
@@ -170,7 +170,7 @@ def test_small_encoder_that_lacks_words_is_refused(prepared: Path, tmp_path: Pat
     with pytest.raises(FileExistsError, match="--text-dim 32"):
         prepare_encode(prepared, autoencoder="pixels", text_encoder="small", text_dim=64)
     prepare_encode(prepared, autoencoder="pixels", text_encoder="small", text_dim=48, overwrite=True)
-    hashes = {Manifest.read(prepared / name).text_encoder for name in ("train", "val", "train_cmall")}
+    hashes = {Manifest.read(prepared / name).text_encoders for name in ("train", "val", "train_cmall")}
     assert len(hashes) == 1 and TextEncoder.load(str(prepared / "text_encoder")).dim == 48
 
 
@@ -238,9 +238,9 @@ def test_a_device_is_not_waited_for_before_the_shard_is_written(
     events: list[tuple[str, int]] = []
     begin, result = Encoders.begin, Encoded.result
 
-    def began(self: Encoders, pixels: np.ndarray, texts: list[str]) -> Encoded:
+    def began(self: Encoders, pixels: np.ndarray, texts: list[str], encoder: Any) -> Encoded:
         events.append(("sent", threading.get_ident()))
-        return begin(self, pixels, texts)
+        return begin(self, pixels, texts, encoder)
 
     def fetched(self: Encoded, stream: None = None) -> tuple[np.ndarray, list[Tokens]]:
         events.append(("fetched", threading.get_ident()))

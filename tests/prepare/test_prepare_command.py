@@ -129,7 +129,7 @@ def test_the_command_line_has_the_values_of_the_rooms_that_it_does_not_import() 
     from t2ikit.encoders.text import DEFAULT_TEXT_ENCODER, MAX_TOKENS
 
     encode = parser_of("encode")
-    wanted = {"autoencoder": DEFAULT_AUTOENCODER, "text_encoder": DEFAULT_TEXT_ENCODER, "max_tokens": MAX_TOKENS}
+    wanted = {"autoencoder": DEFAULT_AUTOENCODER, "text_encoder": [DEFAULT_TEXT_ENCODER], "max_tokens": MAX_TOKENS}
     assert {name: encode.get_default(name) for name in wanted} == wanted
     assert get_args(Setting) == SETTINGS
 

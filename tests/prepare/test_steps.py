@@ -10,10 +10,11 @@ import pytest
 from t2ikit.prepare.sets import parts_done, shard_size_of, work_folder
 from t2ikit.prepare.steps import identity, known_parts, part_ranges, require_disk, write_lines
 from t2ikit.pretrained import EncoderReference, sha256_of
-from t2ikit.records.manifest import Manifest, Part
+from t2ikit.records.manifest import Manifest, Part, TextSource
 
-MANIFEST = Manifest(kind="pixels", image_shape=(3, 8, 8), text_encoder=EncoderReference("x", None, "1"))
-OPTIONS = {"text_encoder": "--text-encoder", "token_limit": "--max-tokens"}
+ENCODER = EncoderReference("x", None, "1")
+MANIFEST = Manifest(kind="pixels", image_shape=(3, 8, 8), texts={"t5": TextSource(8, ENCODER)})
+OPTIONS = {"text_encoders": "--text-encoder", "token_limit": "--max-tokens"}
 
 
 def stored(folder: Path, manifest: Manifest, *hashes: str) -> None:
@@ -31,10 +32,13 @@ def test_parts_that_are_there(tmp_path: Path) -> None:
     stored(folder, MANIFEST, "a")
     assert parts_done(folder, MANIFEST, ["a"], False, OPTIONS, lambda: "--seed differs") == 1
     assert parts_done(folder, MANIFEST, ["a", "b", "c"], False, OPTIONS, lambda: "--seed differs") == 1
-    moved = replace(MANIFEST, text_encoder=EncoderReference("elsewhere", None, "1"), versions={"torch": "0"})
+    moved = replace(
+        MANIFEST, texts={"t5": TextSource(8, EncoderReference("elsewhere", None, "1"))}, versions={"torch": "0"}
+    )
     assert parts_done(folder, moved, ["a"], False, OPTIONS, lambda: "--seed differs") == 1
+    other_weights = {"t5": TextSource(8, replace(ENCODER, sha256="2"))}
     for other, hashes, named in (
-        (replace(MANIFEST, text_encoder=EncoderReference("x", None, "2")), ["a"], "--text-encoder differs"),
+        (replace(MANIFEST, texts=other_weights), ["a"], "--text-encoder differs"),
         (replace(MANIFEST, token_limit=9), ["a"], "--max-tokens was 0 and is 9 now"),
         (MANIFEST, ["b"], "--seed differs"),
         (MANIFEST, [], "--seed differs"),

@@ -19,7 +19,7 @@ from t2ikit.records.writing import write_set
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("T2IKIT_CACHE", str(tmp_path / "cache"))
     images = np.random.default_rng(0).integers(0, 256, (30, 3, 8, 8)).astype(np.uint8)
-    records = (Record(image, metadata={"key": str(index)}) for index, image in enumerate(images))
+    records = (Record({"image": image}, metadata={"key": str(index)}) for index, image in enumerate(images))
     write_set(tmp_path / "root" / "train", records, Manifest("pixels", (3, 8, 8)), chunk_bytes=2000)
     return tmp_path / "root" / "train"
 
@@ -68,7 +68,7 @@ def test_a_flipped_byte_stops_with_path_and_repair(folder: Path, verify: verifie
             records.view(first)
         for part in (str(folder / "chunk-0-1.bin"), "SHA-256", f"t2ikit prepare check {folder}", "t2ikit prepare"):
             assert part in str(caught.value)
-    assert len(RecordSet(folder).view(first).image()) == 3  # without the check nobody notices
+    assert len(RecordSet(folder).view(first).array("image")) == 3  # without the check nobody notices
 
 
 def test_a_file_that_changed_since_is_read_again(folder: Path, read: list[str]) -> None:

@@ -14,20 +14,23 @@ from t2ikit.encoders.text import build_small_t5
 from t2ikit.module import TextToImage
 from t2ikit.pretrained import EncoderReference, find_pretrained
 from t2ikit.records.fits import check_text_encoder
-from t2ikit.records.manifest import Manifest
-from t2ikit.records.record import Record, quantise_tokens
+from t2ikit.records.manifest import Manifest, TextSource
+from t2ikit.records.record import Record
+from t2ikit.records.states import States, quantise_tokens
 from t2ikit.records.writing import write_set
 
 VAE = EncoderReference("stabilityai/sd-vae-ft-ema", "a" * 40, "ab" * 32)
 T5 = EncoderReference("google/flan-t5-xl", "b" * 40, "cd" * 32)
-LATENTS = Manifest("latents", (2, 4, 8, 8), text_dim=16, text_encoder=T5, autoencoder=VAE)
+LATENTS = Manifest("latents", (2, 4, 8, 8), texts={"t5": TextSource(16, T5)}, autoencoder=VAE)
 
 
 def write_root(root: Path, manifest: Manifest) -> Path:
     states = quantise_tokens(np.ones((1, manifest.text_dim), np.float32), manifest.token_format)
     image = np.zeros(manifest.image_shape, np.uint8 if manifest.kind == "pixels" else np.float16)
     for split in ("train", "val"):
-        write_set(root / split, [Record(image, ("a",), (states,))], manifest, states)
+        write_set(
+            root / split, [Record({"image": image, "text.t5.0": states}, ("a",))], manifest, {"t5": States(states)}
+        )
     return root
 
 
@@ -50,7 +53,7 @@ def test_a_set_that_fits_is_taken(tmp_path: Path) -> None:
     [
         ({"image_shape": (2, 4, 16, 16)}, ["(4, 16, 16)", "(4, 8, 8)", "input_size", "--size"]),  # another size
         ({"image_shape": (2, 16, 8, 8)}, ["(16, 8, 8)", "in_channels"]),  # other latent channels
-        ({"text_dim": 32}, ["32", "16", "text_dim", "--text-encoder"]),
+        ({"texts": {"t5": TextSource(32, T5)}}, ["32", "16", "text_dim", "--text-encoder"]),
         ({"kind": "pixels", "image_shape": (3, 8, 8), "autoencoder": None}, ["pixels", "model.init_args.space"]),
     ],
     ids=["size", "channels", "text width", "kind"],
@@ -97,23 +100,23 @@ def test_a_local_text_encoder_is_compared_by_its_weights(tmp_path: Path) -> None
     folder = build_small_t5(tmp_path / "t5", ["a fish"], dim=16)
     other = build_small_t5(tmp_path / "other", ["a fish"], dim=16, seed=1)
     own = find_pretrained(str(folder), None, "", ("tokenizer.json", "spiece.model")).reference
-    manifest = replace(LATENTS, text_encoder=replace(own, name="made/elsewhere"))
+    manifest = replace(LATENTS, texts={"t5": TextSource(16, replace(own, name="made/elsewhere"))})
     check_text_encoder(manifest, str(folder), "train")
     check_text_encoder(manifest, "made/elsewhere", "train")
     with pytest.raises(ValueError, match=f"{own.sha256[:12]}, of the wanted one"):
         check_text_encoder(manifest, str(other), "train")
     with pytest.raises(ValueError, match="no text states.*prepare encode"):
-        check_text_encoder(replace(manifest, text_encoder=None), "a/b", "train")
+        check_text_encoder(replace(manifest, texts={}), "a/b", "train")
 
 
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"text_encoder": replace(T5, sha256="ef" * 32)}, "text_encoder"),
+        ({"texts": {"t5": TextSource(16, replace(T5, sha256="ef" * 32))}}, "text_encoders"),
         ({"autoencoder": replace(VAE, sha256="ef" * 32)}, "autoencoder"),
         ({"token_format": "float16"}, "token_format"),
         ({"image_shape": (2, 4, 4, 4)}, "image_shape"),
-        ({"text_dim": 8}, "text_dim"),
+        ({"texts": {"t5": TextSource(8, T5)}}, "text_dim"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,13 +18,16 @@ import torch
 from t2ikit.files import write_whole
 from t2ikit.pretrained import EncoderReference
 from t2ikit.records.chunks import Chunk, ChunkBuffer
-from t2ikit.records.manifest import Manifest, Part
-from t2ikit.records.record import Record, RecordView, Tokens, quantise_tokens
+from t2ikit.records.compressed import Compressed
+from t2ikit.records.manifest import Manifest, Part, StoredArray, TextSource
+from t2ikit.records.record import Record, Stored, text_arrays
 from t2ikit.records.record_set import RecordSet, damaged_files
+from t2ikit.records.states import States, Tokens, quantise_tokens
+from t2ikit.records.view import HEADER, RecordView
 from t2ikit.records.writing import extend_set, write_set
 
 ENCODER = EncoderReference("tiny-t5", None, "ab" * 32)
-PIXELS = Manifest("pixels", (3, 8, 8), text_dim=16, text_encoder=ENCODER, captions="aio", versions={"t2ikit": "0"})
+PIXELS = Manifest("pixels", (3, 8, 8), texts={"t5": TextSource(16, ENCODER)}, captions="aio", versions={"t2ikit": "0"})
 
 
 def damage_in(folder: Path) -> list[str]:
@@ -37,23 +41,37 @@ def make_record(index: int, captions: int = 1, width: int = 16, latents: bool = 
         if latents
         else random.integers(0, 256, (3, 8, 8)).astype(np.uint8)
     )
-    tokens = tuple(quantise_tokens(random.standard_normal((1 + (index + i) % 7, width)), form) for i in range(captions))
+    states = [
+        States(quantise_tokens(random.standard_normal((1 + (index + i) % 7, width)), form)) for i in range(captions)
+    ]
     texts = tuple(f"caption {i} of {index}: Čapek’s crane" for i in range(captions))
-    return Record(image, texts, tokens, {"key": f"n01/{index}.JPEG", "class_id": index % 5, "class_name": "crane"})
+    metadata = {"key": f"n01/{index}.JPEG", "class_id": index % 5, "class_name": "crane"}
+    return Record({"image": image, **text_arrays("t5", states)}, texts, metadata)
+
+
+def tokens_of(record: Record, caption: int = 0) -> Tokens:
+    return record.texts["t5"][caption].tokens
 
 
 def write_pixels(folder: Path, count: int = 40, **options: object) -> Manifest:
     records = (make_record(index) for index in range(count))
-    return write_set(folder, records, PIXELS, make_record(0).tokens[0], **{"chunk_bytes": 2000, **options})
+    return write_set(
+        folder, records, PIXELS, {"t5": States(tokens_of(make_record(0)))}, **{"chunk_bytes": 2000, **options}
+    )
+
+
+def parts_of(array: Stored) -> list[np.ndarray]:
+    if isinstance(array, Tokens):
+        return [array.values] if array.scales is None else [array.values, array.scales]
+    return [array.decode() if isinstance(array, Compressed) else array]
 
 
 def assert_equal(first: Record, second: Record) -> None:
-    assert np.array_equal(first.image, second.image) and first.image.dtype == second.image.dtype
     assert first.captions == second.captions and first.metadata == second.metadata
-    assert len(first.tokens) == len(second.tokens)
-    for mine, theirs in zip(first.tokens, second.tokens, strict=True):
-        assert np.array_equal(mine.values, theirs.values) and mine.values.dtype == theirs.values.dtype
-        assert (mine.scales is None and theirs.scales is None) or np.array_equal(mine.scales, theirs.scales)
+    assert list(first.arrays) == list(second.arrays)
+    for name, array in first.arrays.items():
+        for mine, theirs in zip(parts_of(array), parts_of(second.arrays[name]), strict=True):
+            assert np.array_equal(mine, theirs) and mine.dtype == theirs.dtype, name
 
 
 @pytest.mark.parametrize("captions", [0, 1, 3])
@@ -66,17 +84,17 @@ def test_a_record_is_read_back(captions: int, width: int, latents: bool, form: s
     assert_equal(record, Record.from_bytes(content))
     assert_equal(record, Record.from_bytes(memoryview(b"xyz" + content)[3:]))
     view = RecordView(content)
-    assert view.captions_count == captions and np.array_equal(view.image(), record.image)
+    assert view.captions_count == captions and np.array_equal(view.array("image"), record.image)
     for caption in range(captions):
-        values, scales = view.tokens(caption)
-        assert view.length(caption) == len(values)
-        assert np.array_equal(Tokens(values, scales).dequantise(), record.tokens[caption].dequantise())
+        values, scales = view.tokens("t5", caption)
+        assert view.length("t5", caption) == len(values)
+        assert np.array_equal(Tokens(values, scales).dequantise(), tokens_of(record, caption).dequantise())
 
 
 def test_a_record_read_back_may_be_written_to() -> None:
     record = Record.from_bytes(make_record(0).to_bytes())
     record.image[:] = 0
-    record.tokens[0].values[:] = 0
+    tokens_of(record).values[:] = 0
 
 
 def test_damaged_bytes_are_refused() -> None:
@@ -93,9 +111,10 @@ def test_damaged_bytes_are_refused() -> None:
 
 @pytest.mark.parametrize("form", ["int8", "float16"])
 def test_a_damaged_header_is_refused_before_anything_is_read_by_it(form: str) -> None:
-    """Every byte of header and table, but for the number of captions, which nothing is read by."""
-    content = make_record(0, 2, 100, form=form).to_bytes()
-    for place in {*range(40 + 2 * 8)} - {8, 9}:
+    """Every byte of header, layout and numbers."""
+    record = make_record(0, 2, 100, form=form)
+    content, layout = record.to_bytes(), record.layout
+    for place in range(HEADER.size + len(layout.block) + layout.numbers.size):
         for flip in (0x01, 0x80):
             damaged = bytearray(content)
             damaged[place] ^= flip
@@ -105,9 +124,9 @@ def test_a_damaged_header_is_refused_before_anything_is_read_by_it(form: str) ->
 
 def test_bad_records_are_refused() -> None:
     with pytest.raises(ValueError, match="uint8"):
-        Record(np.zeros((3, 4, 4), np.float32))
+        Record({"image": np.zeros((3, 4, 4), np.float32)})
     with pytest.raises(ValueError, match="2 captions"):
-        Record(np.zeros((3, 4, 4), np.uint8), ("a", "b"), make_record(0).tokens)
+        Record(make_record(0).arrays, ("a", "b"))
     with pytest.raises(ValueError, match="not finite"):
         quantise_tokens(np.full((2, 4), np.nan))
     with pytest.raises(ValueError, match="L >= 1"):
@@ -153,7 +172,7 @@ def test_a_set_keeps_order_and_content(tmp_path: Path) -> None:
     assert stored.manifest == manifest and manifest.max_tokens == 7 and manifest.count == 40
     for index, record in enumerate(stored):
         assert_equal(record, make_record(index))
-    assert np.array_equal(stored.empty_prompt.dequantise(), make_record(0).tokens[0].dequantise())
+    assert np.array_equal(stored.empty_prompt["t5"].tokens.dequantise(), tokens_of(make_record(0)).dequantise())
     assert damage_in(tmp_path / "train") == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train"]
     with pytest.raises(IndexError):
@@ -203,10 +222,12 @@ def test_a_target_that_is_not_empty_needs_overwrite(tmp_path: Path) -> None:
 
 def test_records_must_fit_the_manifest(tmp_path: Path) -> None:
     for manifest, field in [
-        (replace(PIXELS, image_shape=(3, 16, 16)), "image_shape"),
-        (replace(PIXELS, text_dim=32), "text_dim"),
-        (replace(PIXELS, token_format="float16"), "token_format"),
-        (replace(PIXELS, kind="latents", image_shape=(2, 4, 4, 4)), "kind"),
+        (replace(PIXELS, image_shape=(3, 16, 16)), "image is uint8"),
+        (replace(PIXELS, texts={"t5": TextSource(32)}), "text.t5.0 is quantised"),
+        (replace(PIXELS, token_format="float16"), "text.t5.0 is quantised .* says float16"),
+        (replace(PIXELS, kind="latents", image_shape=(2, 4, 4, 4)), "image is uint8 .* says float16"),
+        (replace(PIXELS, texts={}), "knows no array text.t5.0"),
+        (replace(PIXELS, further={"picture": StoredArray("png", (3, 8, 8))}), "no array picture"),
     ]:
         with pytest.raises(ValueError, match=field):
             write_set(tmp_path / "train", [make_record(0)], manifest)
@@ -282,12 +303,12 @@ def test_manifests_of_other_versions_are_refused(tmp_path: Path) -> None:
 
 def test_mismatch_names_the_field() -> None:
     assert PIXELS.mismatch(replace(PIXELS, setting="cm4", captions="long", count=3)) is None
-    moved = replace(PIXELS, text_encoder=replace(ENCODER, name="/elsewhere/tiny-t5"))
+    moved = replace(PIXELS, texts={"t5": TextSource(16, replace(ENCODER, name="/elsewhere/tiny-t5"))})
     assert PIXELS.mismatch(moved) is None
     for change, field in [
         ({"image_shape": (3, 16, 16)}, "image_shape"),
-        ({"text_dim": 32}, "text_dim"),
-        ({"text_encoder": EncoderReference("tiny-t5", None, "cd" * 32)}, "text_encoder"),
+        ({"texts": {"t5": TextSource(32, ENCODER)}}, "text_dim"),
+        ({"texts": {"t5": TextSource(16, EncoderReference("tiny-t5", None, "cd" * 32))}}, "text_encoders"),
     ]:
         assert field in str(PIXELS.mismatch(replace(PIXELS, **change)))
 
@@ -299,7 +320,7 @@ import resource, sys
 import numpy as np
 from t2ikit.records import Manifest, Record, write_set
 for count in (400, 4000):
-    records = (Record(np.full((3, 64, 64), i % 251, np.uint8), (), (), {"key": str(i)}) for i in range(count))
+    records = (Record({"image": np.full((3, 64, 64), i % 251, np.uint8)}, (), {"key": str(i)}) for i in range(count))
     write_set(f"{sys.argv[1]}/{count}", records, Manifest("pixels", (3, 64, 64)), chunk_bytes=2**20)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
@@ -327,7 +348,9 @@ def shards(folder: Path, first: int, count: int, size: int = 7) -> Iterator[tupl
 def test_a_set_is_extended_without_a_copy(tmp_path: Path) -> None:
     target = tmp_path / "train"
     first = replace(PIXELS, max_tokens=5, source_sha256="one")
-    made = extend_set(target, shards(tmp_path / "a", 0, 20), first, make_record(0).tokens[0], {"list.tsv": [b"a\n"]})
+    made = extend_set(
+        target, shards(tmp_path / "a", 0, 20), first, {"t5": States(tokens_of(make_record(0)))}, {"list.tsv": [b"a\n"]}
+    )
     assert made == Manifest.read(target) and made.parts == (Part(20, 3, "one"),) and made.source_sha256 == "one"
     nodes = {path.name: path.stat().st_ino for path in target.glob("*.bin")}
     second = replace(PIXELS, max_tokens=7, source_sha256="two")
@@ -337,7 +360,7 @@ def test_a_set_is_extended_without_a_copy(tmp_path: Path) -> None:
     assert {name: (target / name).stat().st_ino for name in nodes} == nodes
     assert (target / "list.tsv").read_text() == "a\nb\n" and damage_in(target) == []
     records = RecordSet(target)
-    assert len(records.empty_prompt) == len(make_record(0).tokens[0])
+    assert len(records.empty_prompt["t5"].tokens) == len(tokens_of(make_record(0)))
     for index, record in enumerate(records):
         assert_equal(record, make_record(index))
     shutil.rmtree(tmp_path / "a")  # the set does not need what it was made of
@@ -349,9 +372,43 @@ def test_a_set_is_extended_without_a_copy(tmp_path: Path) -> None:
     assert made.count == 3 and made.parts == (Part(3, 1, "one"),) and not (target / "list.tsv").exists()
 
 
-def test_sets_of_before_have_one_part(tmp_path: Path) -> None:
-    manifest = write_pixels(tmp_path, 20)
-    content = json.loads(manifest.to_json())
-    del content["parts"]
-    (tmp_path / "manifest.json").write_text(json.dumps(content))
-    assert Manifest.read(tmp_path) == manifest and manifest.parts[0].chunks == len(RecordSet(tmp_path).chunk_sizes)
+def record_of_version_1(record: Record) -> bytes:
+    """As the first version of the format wrote an image without states."""
+    details = json.dumps({"captions": list(record.captions), "metadata": record.metadata}).encode()
+    offset = 40 + record.image.nbytes
+    codes = (0, 0, len(record.captions), 0, 0)
+    header = struct.pack("<4sHBBHHI4III", b"T2IR", 1, *codes, *record.image.shape, 0, offset, len(details))
+    return header + record.image.tobytes() + details
+
+
+def test_images_of_version_1_are_read_and_its_encoded_sets_refused(tmp_path: Path) -> None:
+    records = [Record({"image": make_record(index).image}, (), {"key": str(index)}) for index in range(5)]
+    chunk = ChunkBuffer(record_of_version_1(record) for record in records)
+    path = tmp_path / "shard.bin"
+    written = Chunk("", 5, 0, write_whole(path, chunk.content()))
+    target = tmp_path / "images" / "train"
+    extend_set(target, [(path, replace(written, size=path.stat().st_size))], Manifest("pixels", (3, 8, 8)))
+    manifest = json.loads((target / "manifest.json").read_text())
+    before = {**manifest, "version": 1, "text_dim": 0, "text_encoder": None}
+    for name in ("image_codec", "texts", "further", "parts"):
+        del before[name]
+    (target / "manifest.json").write_text(json.dumps(before))
+    stored = RecordSet(target)
+    assert stored.manifest.parts == (Part(5, 1, ""),) and stored.manifest.texts == {}
+    for mine, theirs in zip(stored, records, strict=True):
+        assert_equal(mine, theirs)
+    content = record_of_version_1(records[0])
+    for damaged in (
+        content[:30],
+        content[:-1],
+        content[:6] + b"\x01" + content[7:],
+        content[:16] + b"\xff" + content[17:],
+    ):
+        with pytest.raises(ValueError, match="damaged|version 1"):
+            RecordView(damaged)
+    encoded = {**before, "text_dim": 8, "text_encoder": {"name": "t5", "revision": None, "sha256": "ab"}}
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "manifest.json").write_text(json.dumps(encoded))
+    with pytest.raises(ValueError, match=f"t2ikit prepare encode --out {tmp_path} --overwrite"):
+        RecordSet(tmp_path / "train")
+    assert Manifest.from_json(json.dumps(encoded)).texts == {"t5": TextSource(8, EncoderReference("t5", None, "ab"))}

@@ -12,7 +12,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 
+import tiny
 from t2ikit.batch import StoredBatch
 from t2ikit.data.datamodule import DataModule
 from t2ikit.data.loaders import PositionLoader
@@ -29,10 +29,11 @@ from t2ikit.encoders.text import load_encoder
 from t2ikit.evaluation.reference_images import real_images
 from t2ikit.pretrained import EncoderReference
 from t2ikit.records import remote
-from t2ikit.records.manifest import Manifest
-from t2ikit.records.record import Record, quantise_tokens
+from t2ikit.records.manifest import Manifest, TextSource
+from t2ikit.records.record import Record
 from t2ikit.records.record_set import RecordSet
 from t2ikit.records.remote import RemoteChunks, RemoteFolder, is_remote, make_room, open_remote_set
+from t2ikit.records.states import States, quantise_tokens
 from t2ikit.records.writing import write_set
 
 COUNTS = {"train": 60, "val": 12, "train_cm4": 40}
@@ -42,15 +43,19 @@ EMPTY = quantise_tokens(np.ones((1, 8), np.float32))
 def make_record(split: str, index: int) -> Record:
     random = np.random.default_rng([len(split), index])
     tokens = quantise_tokens(random.standard_normal((1 + index % 5, 8)))
-    return Record(random.integers(0, 256, (3, 4, 4)).astype(np.uint8), ("a",), (tokens,), {"key": f"{split}/{index}"})
+    image = random.integers(0, 256, (3, 4, 4)).astype(np.uint8)
+    return Record({"image": image, "text.t5.0": tokens}, ("a",), {"key": f"{split}/{index}"})
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    manifest = Manifest("pixels", (3, 4, 4), text_dim=8, text_encoder=EncoderReference("text_encoder", None, "ab" * 32))
+    encoder = EncoderReference("text_encoder", None, "ab" * 32)
+    manifest = Manifest("pixels", (3, 4, 4), texts={"t5": TextSource(8, encoder)})
     for split, count in COUNTS.items():
-        write_set(folder / split, (make_record(split, index) for index in range(count)), manifest, EMPTY, 1500)
+        write_set(
+            folder / split, (make_record(split, index) for index in range(count)), manifest, {"t5": States(EMPTY)}, 1500
+        )
     (folder / "text_encoder").mkdir()
     (folder / "text_encoder" / "config.json").write_text("{}")
     return folder
@@ -122,9 +127,7 @@ def batches(data: DataModule, epochs: int = 2) -> list[StoredBatch]:
 def assert_same(first: list[StoredBatch], second: list[StoredBatch]) -> None:
     assert len(first) == len(second) > 0
     for mine, theirs in zip(first, second, strict=True):
-        for item in fields(StoredBatch):
-            a, b = getattr(mine, item.name), getattr(theirs, item.name)
-            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, item.name
+        tiny.assert_same(mine, theirs)
 
 
 def wait_until(condition: Any, seconds: float = 30) -> None:
@@ -243,7 +246,7 @@ def test_wrong_data_never_gets_a_name(root: Path, server: Server, tmp_path: Path
 
 def test_a_record_that_was_damaged_before_its_hash_names_the_address(tmp_path: Path) -> None:
     source = tmp_path / "source"
-    write_set(source, [Record(np.zeros((3, 4, 4), np.uint8))], Manifest("pixels", (3, 4, 4)))
+    write_set(source, [Record({"image": np.zeros((3, 4, 4), np.uint8)})], Manifest("pixels", (3, 4, 4)))
     chunk = source / "chunk-0-0.bin"
     good = hashlib.sha256(chunk.read_bytes()).hexdigest()
     chunk.write_bytes(chunk.read_bytes().replace(b"T2IR", b"XXXX"))
@@ -286,9 +289,14 @@ def test_a_damaged_copy_is_downloaded_again(server: Server, tmp_path: Path, veri
 def test_a_set_that_was_written_again_is_downloaded_again(tmp_path: Path) -> None:
     source, folder = tmp_path / "source", RemoteFolder.at(f"file://{tmp_path}/source", tmp_path / "cache")
     for value in (1, 2):
-        write_set(source, [Record(np.full((3, 4, 4), value, np.uint8))], Manifest("pixels", (3, 4, 4)), overwrite=True)
+        write_set(
+            source,
+            [Record({"image": np.full((3, 4, 4), value, np.uint8)})],
+            Manifest("pixels", (3, 4, 4)),
+            overwrite=True,
+        )
         for verify in ("never", "once"):
-            assert open_remote_set(folder, verify).view(0).image().max() == value  # type: ignore[arg-type]
+            assert open_remote_set(folder, verify).view(0).array("image").max() == value  # type: ignore[arg-type]
 
 
 def test_what_a_killed_process_left_is_removed(server: Server, tmp_path: Path) -> None:

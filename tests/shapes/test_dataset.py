@@ -47,20 +47,20 @@ def test_manifests_say_what_the_sets_hold(root: Path) -> None:
     assert [one.count for one in manifests] == [20, 80, 80, 80]
     for one in manifests:
         assert (one.kind, one.image_shape, one.text_dim, one.captions) == ("pixels", (3, 16, 16), 64, "long")
-        assert one.text_encoder is not None and one.text_encoder.name == "text_encoder"
+        assert [encoder.name for encoder in one.text_encoders] == ["text_encoder"]
         assert manifests[0].mismatch(one) is None
 
 
 def test_states_are_those_of_the_stored_encoder(root: Path) -> None:
     encoder = TextEncoder.load(str(root / "text_encoder"))
     manifest = Manifest.read(root / "train")
-    assert manifest.text_encoder is not None and manifest.text_encoder.sha256 == encoder.reference.sha256
+    assert [stored.sha256 for stored in manifest.text_encoders] == [encoder.reference.sha256]
     records = RecordSet(root / "train")
     for index in (0, 41):
         states = encoder.encode(list(records[index].captions))[0].numpy()
-        stored = records[index].tokens[0].dequantise()
+        stored = records[index].texts["t5"][0].tokens.dequantise()
         assert stored.shape == states.shape and np.abs(stored - states).max() < 0.02 * np.abs(states).max()
-    assert len(records.empty_prompt) == 1
+    assert len(records.empty_prompt["t5"].tokens) == 1
     unknown = encoder.tokenizer.unk_token_id
     for line in geneval_prompts("full", 30):
         assert unknown not in encoder.tokenizer(line["prompt"]).input_ids
@@ -124,7 +124,7 @@ def test_aio_captions(tmp_path: Path) -> None:
 
 def test_another_data_set_is_not_replaced(tmp_path: Path) -> None:
     photo = Record(
-        np.zeros((3, 16, 16), np.uint8), ("a photo",), (), {"key": "a.jpg", "class_id": 0, "class_name": "a"}
+        {"image": np.zeros((3, 16, 16), np.uint8)}, ("a photo",), {"key": "a.jpg", "class_id": 0, "class_name": "a"}
     )
     write_set(tmp_path / "train", [photo], Manifest(kind="pixels", image_shape=(3, 16, 16), source="photos"))
     with pytest.raises(ValueError, match=r"data\.root"):

@@ -17,26 +17,30 @@ class Encode(Chunked):
     Attributes:
         autoencoder: `pixels` to store pixels, or an AutoencoderKL from the Hub or from a local folder.
         autoencoder_revision: commit, tag or branch on the Hub.
-        text_encoder: `small` to build a T5 with random weights for the words of the captions, or a T5 from the Hub or
-            from a folder.
-        text_encoder_revision: commit, tag or branch on the Hub.
+        text_encoder: `small` to build a T5 with random weights for the words of the captions, or a text encoder from
+            the Hub or from a folder; given several times, for a denoiser that reads several, in its order.
+        text_encoder_revision: commit, tag or branch on the Hub, one for each text encoder.
         text_dim: width of the `small` text encoder.
         text_dtype: number format in which the text encoder computes.
         token_format: how text states are stored.
         max_tokens: longest caption in tokens; longer captions are cut.
         seed: decides the weights of the `small` text encoder.
+        keep_picture: store the 8-bit picture beside latents, compressed without loss, for an objective that reads it.
+        picture_format: of the kept picture.
     """
 
     # Defaults as in t2ikit.encoders, whose import loads torch.
     autoencoder: Annotated[str, "pixels|NAME|FOLDER"] = "stabilityai/sd-vae-ft-ema"
     autoencoder_revision: Revision = None
-    text_encoder: Annotated[str, "small|NAME|FOLDER"] = "google/flan-t5-xl"
-    text_encoder_revision: Revision = None
+    text_encoder: Annotated[tuple[str, ...], "small|NAME|FOLDER"] = ("google/flan-t5-xl",)
+    text_encoder_revision: Annotated[tuple[str, ...], "REVISION"] = ()
     text_dim: int = 64
     text_dtype: Literal["float32", "bfloat16"] = "float32"
     token_format: Literal["int8", "float16"] = "int8"
     max_tokens: int = 256
     seed: int = 0
+    keep_picture: bool = False
+    picture_format: Literal["png", "webp"] = "png"
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -44,10 +48,12 @@ def _run(args: argparse.Namespace) -> int:
 
     if args.autoencoder == PIXELS:
         refuse_unused(Encode, args, "is for an autoencoder of the Hub, not for pixels", "autoencoder_revision")
-    if args.text_encoder == SMALL:
+    if args.text_encoder == [SMALL]:
         refuse_unused(Encode, args, "is for a text encoder of the Hub, not for `small`", "text_encoder_revision")
-    else:
+    if SMALL not in args.text_encoder:
         refuse_unused(Encode, args, "is for --text-encoder small", "text_dim", "seed")
+    if not args.keep_picture:
+        refuse_unused(Encode, args, "is for --keep-picture", "picture_format")
     prepare_encode(**values_of(Encode, args), launch=Launch(**values_of(Launch, args)))
     return 0
 

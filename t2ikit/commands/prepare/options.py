@@ -51,6 +51,14 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if absent else super()._get_help_string(action)
 
 
+class _Gather(argparse.Action):
+    """Gathers the values of an option of several values, which may also be given several times."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, list(values) if before is self.default else [*before, *values])
+
+
 @dataclass(frozen=True)
 class Step:
     """A subcommand of ``prepare``.
@@ -115,6 +123,7 @@ def _argument(field: Field[Any], hint: Any, default: Any) -> tuple[list[str], di
             return names, {**settings, "choices": inner}
         if origin is tuple:
             settings |= {"nargs": "*", "default": list(default)} if default else {"nargs": "+"}
+            settings["action"] = _Gather
         if origin is Annotated:
             settings["metavar"], *further = hint.__metadata__
             if further == [field.name]:  # not an option, but the word behind the step

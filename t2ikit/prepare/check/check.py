@@ -13,8 +13,8 @@ from t2ikit.prepare.check.record import BaseImages, record_findings
 from t2ikit.prepare.images import IMAGES
 from t2ikit.prepare.steps import hash_of, identity, tracked
 from t2ikit.records.manifest import MANIFEST_NAME, Manifest, set_names
-from t2ikit.records.record import RecordView
 from t2ikit.records.record_set import RecordSet, damaged_files
+from t2ikit.records.view import RecordView
 
 MOST_OF_A_SET = 20
 """Bad records that are listed one by one, for each set; the others are counted."""

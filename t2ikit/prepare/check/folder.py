@@ -56,9 +56,10 @@ def without_text_encoder(root: Path) -> Iterator[str]:
     """Sets whose text encoder should lie beside them (``--text-encoder small``): nothing can be sampled without it."""
     folder = root / TEXT_ENCODER_FOLDER
     wanted = {
-        name: manifest.text_encoder.sha256
+        name: reference.sha256
         for name, manifest in _encoded(root)
-        if manifest.text_encoder is not None and manifest.text_encoder.name == TEXT_ENCODER_FOLDER
+        for reference in manifest.text_encoders
+        if reference.name == TEXT_ENCODER_FOLDER
     }
     if not wanted:
         return

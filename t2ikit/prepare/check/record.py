@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 from t2ikit.augment.cutmix import SINGLE_SETTINGS, compose, fits
+from t2ikit.records.compressed import Compressed
 from t2ikit.records.manifest import MANIFEST_NAME, Manifest
 from t2ikit.records.record import Record
 from t2ikit.records.record_set import RecordSet
+from t2ikit.records.states import Tokens
 
 _ROUNDING = 2
 """Grey values by which a resized insert may differ: another version of torch rounds otherwise."""
@@ -45,22 +47,23 @@ class BaseImages:
 
 def record_findings(record: Record, manifest: Manifest, bases: BaseImages, index: int) -> Iterator[str]:
     """What is wrong with record ``index`` of a set; nothing for a good one."""
-    if tuple(record.image.shape) != manifest.image_shape:
-        yield f"the image is {record.image.shape}, the manifest says {manifest.image_shape}"
+    faults = [*manifest.faults(record)]
+    if faults:
+        yield from faults
         return
-    if not np.isfinite(record.image).all():
-        yield "the image is not finite"
-    elif manifest.kind == "latents" and (record.image[1] < 0).any():
+    image = record.image
+    yield from _infinite_arrays(record)
+    if manifest.kind == "latents" and (image[1] < 0).any():
         yield "the posterior has a negative standard deviation"
     for name in ("key", "class_id", "class_name"):
         if name not in record.metadata:
             yield f"the metadata lack {name}"
-    if manifest.text_dim:
+    if manifest.texts:
         yield from _text_findings(record, manifest)
-    if bases.originals is not None and not np.array_equal(bases.originals.view(index).image(), record.image):
+    if bases.originals is not None and not np.array_equal(bases.originals.view(index).array("image"), image):
         yield f"the pixels are not those of {bases.originals.folder}"
     if manifest.setting is not None or "rectangle" in record.metadata:
-        findings = [*_mix_findings(record.metadata, record.image.shape[-1], manifest.setting)]
+        findings = [*_mix_findings(record.metadata, image.shape[-1], manifest.setting)]
         yield from findings
         if not findings and bases.raw is not None and bases.originals is None:
             yield from _pixel_findings(record, bases.raw, index)
@@ -77,23 +80,25 @@ def _opened(folder: Path, manifest: Manifest) -> RecordSet | None:
     return records if same and records.manifest.kind == "pixels" else None
 
 
+def _infinite_arrays(record: Record) -> Iterator[str]:
+    for name, array in record.arrays.items():
+        if isinstance(array, Compressed):
+            array.decode()  # raises for a damaged picture
+            continue
+        with np.errstate(invalid="ignore"):
+            finite = np.isfinite(array.dequantise() if isinstance(array, Tokens) else array).all()
+        if not finite:
+            yield f"{name} is not finite"
+
+
 def _text_findings(record: Record, manifest: Manifest) -> Iterator[str]:
     if not record.captions or not all(caption.strip() for caption in record.captions):
         yield "there is no caption, or an empty one"
-    if len(record.tokens) != len(record.captions):
-        yield f"{len(record.captions)} captions, but states of {len(record.tokens)}"
-    longest, width = manifest.max_tokens, manifest.text_dim
-    if manifest.token_limit:
-        longest = min(longest, manifest.token_limit)
-    for tokens in record.tokens:
-        if tokens.values.shape[1] != width or not 1 <= len(tokens) <= longest:
-            yield f"text states {tokens.values.shape}, the manifest says at most {longest} tokens of {width}"
-        if tokens.values.dtype.name != manifest.token_format:
-            yield f"text states of {tokens.values.dtype}, the manifest says {manifest.token_format}"
-        with np.errstate(invalid="ignore"):
-            finite = np.isfinite(tokens.dequantise()).all()
-        if not finite:
-            yield "the text states are not finite"
+    longest = min(manifest.max_tokens, manifest.token_limit or manifest.max_tokens)
+    for encoder, captions in record.texts.items():
+        for states in captions:
+            if len(states.tokens) > longest:
+                yield f"{len(states.tokens)} text states of {encoder}, the manifest says at most {longest}"
 
 
 def _mix_findings(metadata: dict[str, Any], stored_side: int, setting: str | None) -> Iterator[str]:

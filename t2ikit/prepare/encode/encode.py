@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from t2ikit.encoders.autoencoders import DEFAULT_AUTOENCODER
+from t2ikit.encoders.autoencoders import DEFAULT_AUTOENCODER, LatentSpace
 from t2ikit.encoders.text import DEFAULT_TEXT_ENCODER, MAX_TOKENS, TextEncoder, build_small_t5
 from t2ikit.launch import first_rank
 from t2ikit.prepare.captions.caption_file import CaptionSet
 from t2ikit.prepare.captions.lines import CaptionLines
-from t2ikit.prepare.encode.encoders import Encoders, TextOptions
-from t2ikit.prepare.encode.work import Encoding
+from t2ikit.prepare.encode.caption_encoder import CaptionEncoder, TextOptions
+from t2ikit.prepare.encode.encoders import Encoders
+from t2ikit.prepare.encode.work import EarlierPass, Encoding
+from t2ikit.prepare.engine.engine import run_work
 from t2ikit.prepare.engine.launch import Launch
+from t2ikit.prepare.engine.shards import Results
 from t2ikit.prepare.images import IMAGES, image_sets
-from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder
+from t2ikit.prepare.sets import add_part, parts_done, shard_size_of, work_folder
 from t2ikit.prepare.steps import identity, known_parts, part_ranges, require_disk, sha256_of_json
 from t2ikit.records.manifest import Manifest
 from t2ikit.records.record_set import RecordSet
@@ -31,7 +34,9 @@ _OPTIONS = {
     "autoencoder": "--autoencoder",
     "kind": "--autoencoder",
     "image_shape": "the shape of the images (--autoencoder, or --size of prepare images)",
-    "text_encoder": "--text-encoder",
+    "image_codec": "--picture-format of prepare images",
+    "further": "--keep-picture, --picture-format",
+    "text_encoders": "--text-encoder",
     "text_dim": "--text-encoder",
     "text_dtype": "--text-dtype",
     "token_format": "--token-format",
@@ -54,13 +59,15 @@ def prepare_encode(
     *,
     autoencoder: str = DEFAULT_AUTOENCODER,
     autoencoder_revision: str | None = None,
-    text_encoder: str = DEFAULT_TEXT_ENCODER,
-    text_encoder_revision: str | None = None,
+    text_encoder: str | Sequence[str] = (DEFAULT_TEXT_ENCODER,),
+    text_encoder_revision: str | Sequence[str] = (),
     token_format: str = "int8",
     max_tokens: int = MAX_TOKENS,
     text_dim: int = 64,
     text_dtype: str = "float32",
     seed: int = 0,
+    keep_picture: bool = False,
+    picture_format: str = "png",
     launch: Launch = FIRST_DEVICE,
     shard_size: int | None = None,
     overwrite: bool = False,
@@ -78,28 +85,43 @@ def prepare_encode(
         FileNotFoundError, FileExistsError, ValueError: what is missing or wrong, and what to change.
     """
     options = TextOptions(token_format, max_tokens, text_dtype)
+    if keep_picture and autoencoder == PIXELS:
+        raise ValueError("--keep-picture keeps the picture beside latents; --autoencoder pixels stores it already")
     root = Path(out)
+    names = [text_encoder] if isinstance(text_encoder, str) else list(text_encoder)
+    revisions = _revisions(text_encoder_revision, names)
     captions = {name: _matching_captions(root, name) for name in image_sets(root)}
-    stored_as = None
-    if text_encoder == SMALL:
-        _small_text_encoder(root, captions, text_dim, seed, overwrite)
-        text_encoder, text_encoder_revision = str(root / TEXT_ENCODER_FOLDER), None
-        stored_as = TEXT_ENCODER_FOLDER  # relative to the data set, which may be moved
-    encoders = Encoders(
-        None if autoencoder == PIXELS else autoencoder,
-        autoencoder_revision,
-        text_encoder,
-        text_encoder_revision,
-        options,
-        launch.batch_size,
-        stored_as,
-    )
+    texts = []
+    for name, revision in zip(names, revisions, strict=True):
+        if name == SMALL:
+            _small_text_encoder(root, captions, text_dim, seed, overwrite)
+            # Its name is relative to the data set, which may be moved.
+            texts.append(CaptionEncoder(str(root / TEXT_ENCODER_FOLDER), None, options, TEXT_ENCODER_FOLDER))
+        else:
+            texts.append(CaptionEncoder(name, revision, options))
+    space = None
+    if autoencoder != PIXELS:
+        space = LatentSpace(autoencoder, autoencoder_revision, batch_size=launch.batch_size)
+    encoders = Encoders(space, texts, options, launch.batch_size, picture_format if keep_picture else "")
     # What is wrong with the last set, or the disk, is found before the first one takes a day.
     plans = {name: _Plan.of(root, name, lines, encoders, overwrite) for name, lines in captions.items()}
     promised = 0.0
     for plan in plans.values():
         promised += plan.require_disk(root, promised)
     return {name: plan.run(encoders, launch, shard_size, overwrite) for name, plan in plans.items()}
+
+
+def _revisions(given: str | Sequence[str], names: Sequence[str]) -> Sequence[str | None]:
+    """The revision of every text encoder; refuses names that come twice, and another number of revisions."""
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"--text-encoder needs names, each once; got {' '.join(names) or 'none'}")
+    revisions = [given] if isinstance(given, str) else list(given)
+    if revisions and len(revisions) != len(names):
+        raise ValueError(
+            f"--text-encoder-revision is given {len(revisions)} times and --text-encoder {len(names)} times: give a "
+            "revision, such as main, for every text encoder, in their order"
+        )
+    return revisions or [None] * len(names)
 
 
 def _matching_captions(root: Path, name: str) -> CaptionSet:
@@ -199,6 +221,8 @@ class _Plan:
             sample = range(parts[done].start, min(parts[done].start + _SAMPLED, parts[done].stop))
             texts = [text for index in sample for text in lines[index][1]]
             image_bytes = int(np.prod(wanted.image_shape)) * (1 if wanted.kind == "pixels" else 2)
+            if encoders.picture:  # no more than this
+                image_bytes += int(np.prod(images.manifest.image_shape))
             bytes_each = image_bytes + encoders.bytes_of(texts) / max(len(sample), 1) + _METADATA_BYTES
         return cls(folder, images, lines, parts, hashes, wanted, done, bytes_each)
 
@@ -215,13 +239,32 @@ class _Plan:
         if self.done == len(self.parts):
             print(f"{self.folder}: up to date")
             return Manifest.read(self.folder)
-        label, size = f"encode {self.folder.name}", shard_size_of(self.bytes_each, shard_size)
+        size = shard_size_of(self.bytes_each, shard_size)
         for part in range(self.done, len(self.parts)):
-            digest = sha256_of_json([self.hashes[part], encoders.identity])
-            work = Encoding(self.images, self.lines, self.parts[part], encoders, digest)
-            results = run_part(work, self.folder, part, launch, size, label, overwrite)
-            manifest = add_part(results, self.folder, part, self.wanted, self.hashes[part], encoders.empty_prompt)
+            manifest = self._encode(part, encoders, launch, size, overwrite)
             print(f"{self.folder}: {manifest.count:,} records, captions of at most {manifest.max_tokens} tokens")
+        return manifest
+
+    def _encode(self, part: int, encoders: Encoders, launch: Launch, size: int, overwrite: bool) -> Manifest:
+        """Encodes a part: one pass after the other, so that a single text encoder is in memory."""
+
+        def run_pass(encoder: str, earlier: list[EarlierPass] | None) -> Results:
+            digest = sha256_of_json([self.hashes[part], encoders.identity, encoder, earlier is None])
+            work = Encoding(self.images, self.lines, self.parts[part], encoders, encoder, digest, earlier)
+            only = encoder if earlier is None else ""
+            folder, label = work_folder(self.folder, part, only), f"encode {self.folder.name} {only}".strip()
+            results = run_work(work, folder, launch, label, shard_size=size, overwrite=overwrite)
+            encoders.finish(encoder)
+            return results
+
+        first, *others = encoders.names
+        earlier = [run_pass(encoder, None) for encoder in others]
+        results = run_pass(first, [EarlierPass(states.ledger) for states in earlier])
+        longest = max(done.largest("longest") for done in (results, *earlier)) if results.chief else 0
+        wanted = replace(self.wanted, max_tokens=longest)
+        manifest = add_part(results, self.folder, part, wanted, self.hashes[part], encoders.empty_prompt)
+        for states in earlier:
+            states.discard()
         return manifest
 
 
