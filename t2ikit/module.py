@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from t2ikit import rng
-from t2ikit.batch import Batch, StepOutput, StoredBatch, Text, joined
+from t2ikit.batch import Batch, StepOutput, StoredBatch, Texts, joined
 from t2ikit.checkpoints.start import Start, start_from, train_only
 from t2ikit.data.datamodule import DataModule
 from t2ikit.data.resume import training_manifest
@@ -108,12 +108,12 @@ class TextToImage(Learner, L.LightningModule):
         return rng.Keyed(self.seed)
 
     @property
-    def unconditional(self) -> Text | None:
-        """The encoding of the empty prompt, of the objective; one row."""
+    def unconditional(self) -> Texts | None:
+        """The encoding of the empty prompt by every text encoder, of the objective; one row."""
         return self.objective.unconditional
 
     @unconditional.setter
-    def unconditional(self, text: Text) -> None:
+    def unconditional(self, text: Texts) -> None:
         self.objective.unconditional = text
 
     @property
@@ -263,20 +263,20 @@ class TextToImage(Learner, L.LightningModule):
     @torch.no_grad()
     def sample(
         self,
-        text: Text,
+        text: Texts,
         noise: Tensor,
         *,
         steps: int,
         guidance: float | Guidance = 0.0,
         method: str | Solver = "ddim",
-        uncond: Text | None = None,
+        uncond: Texts | None = None,
         generators: list[torch.Generator] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """Images of the present weights.
 
         Args:
-            text: B prompts.
+            text: B prompts; a tuple with those of every text encoder where there are several.
             noise: [B, C, H, W] standard normal, one row a prompt.
             steps, guidance, method, generators, progress: as in ``t2ikit.diffusion.sample``.
             uncond: encoding of the negative prompt, one row; default the empty prompt of the data.
@@ -289,7 +289,7 @@ class TextToImage(Learner, L.LightningModule):
             self.process,
             noise,
             text,
-            uncond if uncond is not None else self._empty_prompt(noise.device),
+            uncond if uncond is not None else self.objective.empty_prompt(noise.device),
             steps=steps,
             guidance=guidance,
             method=method,
@@ -298,10 +298,6 @@ class TextToImage(Learner, L.LightningModule):
             progress=progress,
         )
         return self.space.images(x_0)
-
-    def _empty_prompt(self, device: torch.device) -> Text:
-        empty = self.unconditional
-        return empty if empty is not None and empty.mask.device == device else self.objective.empty_prompt(device)
 
     def _threshold(self) -> Threshold:
         """The bound of the space on estimates of x_0, where the process bounds them at all."""
