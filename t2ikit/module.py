@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from t2ikit import rng
-from t2ikit.batch import Batch, StepOutput, StoredBatch, Texts, joined
+from t2ikit.batch import Batch, StepOutput, StoredBatch, Texts, each_text, joined
 from t2ikit.checkpoints.start import Start, start_from, train_only
 from t2ikit.data.datamodule import DataModule
 from t2ikit.data.resume import training_manifest
@@ -153,6 +153,7 @@ class TextToImage(Learner, L.LightningModule):
             self.started_from = start_from(self.denoiser, self.start)
             self.trainer.print("starts from", ", ".join(filter(None, self.started_from.values())))
         self.unconditional = data.unconditional()
+        self._check_pooled(self.unconditional)
         # A plugin of 16-bit weights would cast the stored batch as well, noise quantile and posterior included; the
         # denoiser casts what it needs, and the rest of a step is in fp32.
         self.trainer.precision_plugin.convert_input = _unchanged  # type: ignore[method-assign]
@@ -172,13 +173,22 @@ class TextToImage(Learner, L.LightningModule):
                 f"{tuple(self.denoiser.input_shape)}: change its input_size and in_channels, "
                 "or prepare with another --size"
             )
-        if manifest.text_dim != self.denoiser.text_dim:
+        if _widths(manifest.text_dim) != _widths(self.denoiser.text_dim):
             raise ValueError(
                 f"the stored text states are {manifest.text_dim} wide, the denoiser takes {self.denoiser.text_dim}: "
                 "set model.init_args.denoiser.init_args.text_dim, or prepare with another --text-encoder"
             )
         self.space.check(manifest.autoencoder)
         self.manifest = manifest
+
+    def _check_pooled(self, texts: Texts) -> None:
+        """Refuses pooled vectors of another width than the denoiser takes; one that ignores them takes any."""
+        width = sum(text.pooled.shape[1] for text in each_text(texts) if text.pooled is not None)
+        if self.denoiser.pooled_dim not in (0, width):
+            raise ValueError(
+                f"the stored pooled vectors have {width} numbers, the denoiser takes {self.denoiser.pooled_dim}: "
+                "set model.init_args.denoiser.init_args.pooled_dim, or prepare with another --text-encoder"
+            )
 
     def check_needs(self, manifest: Manifest) -> None:
         """Refuses an objective that reads arrays that no record has, or taps that the denoiser does not give."""
@@ -364,6 +374,10 @@ class TextToImage(Learner, L.LightningModule):
                 f"{[stored.get(key) for key in differing]}, now {[ours.get(key) for key in differing]}): "
                 "set model.init_args.space as it was"
             )
+
+
+def _widths(text_dim: int | Sequence[int]) -> tuple[int, ...]:
+    return (text_dim,) if isinstance(text_dim, int) else tuple(text_dim)
 
 
 def _unchanged(data: Any) -> Any:

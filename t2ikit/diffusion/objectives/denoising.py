@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from t2ikit.batch import Batch, Prediction, Text, Texts, each_text
+from t2ikit.batch import Batch, Prediction, Text, Texts, each_text, map_texts
 from t2ikit.denoisers.base import Denoiser
 from t2ikit.diffusion.objectives.base import STATIC_ROWS, Draws, Loss, Objective
 from t2ikit.diffusion.processes import GaussianDiffusion, Process
@@ -109,12 +109,13 @@ class Denoising(Objective):
         if rates:
             alone = rng.uniforms("drop each", batch.slot, count, len(texts)) < np.array(rates)
             dropped = [together | column for together, column in zip(dropped, alone.T, strict=True)]
-        empty = self.empty_prompt(batch.latents.device)
-        replaced = tuple(
-            text.replace(torch.from_numpy(rows).to(text.mask.device, non_blocking=True), substitute)
-            for text, rows, substitute in zip(texts, dropped, each_text(empty), strict=True)
-        )
-        return replaced[0] if isinstance(batch.text, Text) else replaced
+        columns = iter(dropped)
+
+        def replaced(text: Text, empty: Text) -> Text:
+            drop = torch.from_numpy(next(columns))
+            return text.replace(drop.to(text.mask.device, non_blocking=True), empty)
+
+        return map_texts(replaced, batch.text, self.empty_prompt(batch.latents.device))
 
     def kept(self, slot: int, count: int, rng: Keyed) -> Tensor | None:
         """[B] bool on the CPU: which samples are self-conditioned; None if none ever is.
