@@ -35,9 +35,9 @@ class _Texts(PromptSource):
     def prompts(self) -> list[Prompt]:
         return [Prompt(f"prompt {index}") for index in range(self.count)]
 
-    def states(self, prompts: Sequence[Prompt], encode: Encode) -> list[Tensor]:
+    def states(self, prompts: Sequence[Prompt], encode: Encode) -> list[Text]:
         generator = torch.Generator().manual_seed(0)
-        return [torch.randn(TOKENS, TEXT_DIM, generator=generator) for _ in prompts]
+        return [Text.from_rows([torch.randn(TOKENS, TEXT_DIM, generator=generator)]) for _ in prompts]
 
 
 def _perturbed(denoiser: CADI) -> TextToImage:
@@ -93,7 +93,7 @@ def _measure(settings: Settings) -> list[Measurement]:
         {"bare": lambda: snapshot(bare), "sampler": sampler, "first": first_time, "later": lambda: snapshot(scored)}
     )
     large = _perturbed(cad_i_l())
-    texts = [torch.zeros(TOKENS, large.denoiser.text_dim)]
+    texts = [Text.from_rows([torch.zeros(TOKENS, 2048)])]
     hashed = cpu_seconds({"identity": lambda: identity_of(large, texts, sampling)}, repeats=1, warm_up=0)["identity"]
     label = f"snapshot of {count} images of {SIZE} x {SIZE}, {sampling.steps} guided DDIM steps"
     scores = f"Frechet and PRDC against {reference:,} images"

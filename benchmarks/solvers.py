@@ -54,7 +54,8 @@ def curves(
     own, as in every sampling: without them a guided estimate of x_0 from near-pure noise has no bound.
     """
     module = trained.module
-    states = trained.text_encoder().encode([*(PROMPTS[row % len(PROMPTS)] for row in range(rows)), ""])
+    (encoder,) = trained.text_encoders()
+    states = encoder.encode([*(PROMPTS[row % len(PROMPTS)] for row in range(rows)), ""])
     text, uncond = Text.from_rows(states[:rows]), Text.from_rows(states[rows:])
     noise = torch.randn(rows, *module.denoiser.input_shape, generator=torch.Generator().manual_seed(0))
 

@@ -79,8 +79,8 @@ class Text(Movable):
     def __len__(self) -> int:
         return self.embeddings.shape[0]
 
-    def rows(self, index: Tensor) -> Text:
-        """The texts at ``index`` [K] int64, in that order; a row may be taken several times."""
+    def rows(self, index: Tensor | slice) -> Text:
+        """The texts at ``index`` [K] int64, in that order (a row may be taken several times), or in a slice."""
         pooled = None if self.pooled is None else self.pooled[index]
         return Text(self.embeddings[index], self.mask[index], pooled)
 
@@ -94,20 +94,16 @@ class Text(Movable):
         embeddings = torch.nn.functional.pad(self.embeddings, (0, 0, 0, extra))
         return Text(embeddings, torch.nn.functional.pad(self.mask, (0, extra)), self.pooled)
 
-    def cat(self, other: Text) -> Text:
-        """These texts, then those of ``other``, padded to the longer of the two."""
-        length = max(self.mask.shape[1], other.mask.shape[1])
-        first, second = self.pad(length), other.pad(length)
-        pooled = None
-        if first.pooled is not None and second.pooled is not None:
-            pooled = torch.cat([first.pooled, second.pooled])
-        return Text(torch.cat([first.embeddings, second.embeddings]), torch.cat([first.mask, second.mask]), pooled)
-
     def replace(self, drop: Tensor, other: Text) -> Text:
         """The texts where ``drop`` [B] bool is False, and the single text of ``other`` where it is True.
 
         This is the conditioning drop of classifier-free guidance: ``other`` is the encoding of the empty prompt.
+
+        Raises:
+            ValueError: only one of the two has a pooled vector.
         """
+        if (self.pooled is None) != (other.pooled is None):
+            raise ValueError("of a text and the empty prompt only one has a pooled vector: encode both alike")
         length = max(self.mask.shape[1], other.mask.shape[1])
         kept, substitute = self.pad(length), other.pad(length)
         embeddings = torch.where(drop[:, None, None], substitute.embeddings.to(kept.embeddings), kept.embeddings)
@@ -117,14 +113,69 @@ class Text(Movable):
         return Text(embeddings, torch.where(drop[:, None], substitute.mask, kept.mask), pooled)
 
     @staticmethod
-    def from_rows(rows: Sequence[Tensor]) -> Text:
-        """Pads states of different lengths, each [L_i, D], to one text batch [B, max L_i, D]."""
+    def from_rows(rows: Sequence[Tensor], pooled: Tensor | None = None) -> Text:
+        """Pads states of different lengths, each [L_i, D], to one text batch [B, max L_i, D]; ``pooled`` is [B, P]."""
         if not rows:
             raise ValueError("Text.from_rows needs at least one row")
         embeddings = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
         lengths = torch.tensor([len(row) for row in rows], device=embeddings.device)
         mask = torch.arange(embeddings.shape[1], device=embeddings.device)[None] < lengths[:, None]
-        return Text(embeddings, mask)
+        return Text(embeddings, mask, pooled)
+
+    @staticmethod
+    def join(texts: Sequence[Text]) -> Text:
+        """The rows of all these texts, one text after the other, padded to the longest.
+
+        Raises:
+            ValueError: no text, or only some of them have a pooled vector.
+        """
+        if not texts:
+            raise ValueError("Text.join needs at least one text")
+        pooled = [text.pooled for text in texts if text.pooled is not None]
+        if len(pooled) not in (0, len(texts)):
+            raise ValueError("only some of the texts have a pooled vector: encode all of them alike")
+        length = max(text.mask.shape[1] for text in texts)
+        padded = [text.pad(length) for text in texts]
+        embeddings, mask = torch.cat([text.embeddings for text in padded]), torch.cat([text.mask for text in padded])
+        return Text(embeddings, mask, torch.cat(pooled) if pooled else None)
+
+
+Texts = Text | tuple[Text, ...]
+"""The conditioning: the text of the only text encoder, or a tuple with that of each, all of the same B rows."""
+
+
+def each_text(texts: Texts) -> tuple[Text, ...]:
+    """The text of every encoder."""
+    return (texts,) if isinstance(texts, Text) else texts
+
+
+def map_texts(function: Callable[..., Text], *texts: Texts) -> Texts:
+    """``function`` of the text of each encoder: one text where one is given, else a tuple.
+
+    Args:
+        function: takes as many texts as ``texts`` has entries.
+        texts: all of the same encoders.
+
+    Raises:
+        ValueError: they are of unlike numbers of encoders.
+    """
+    counts = {len(each_text(entry)) for entry in texts}
+    if len(counts) > 1:
+        raise ValueError(f"texts of {' and of '.join(map(str, sorted(counts)))} text encoders do not fit each other")
+    mapped = tuple(function(*group) for group in zip(*map(each_text, texts), strict=True))
+    return mapped[0] if isinstance(texts[0], Text) else mapped
+
+
+def text_rows(texts: Texts) -> int:
+    """B, the number of rows of a conditioning.
+
+    Raises:
+        ValueError: the texts of its encoders have unlike numbers of rows.
+    """
+    counts = {len(text) for text in each_text(texts)}
+    if len(counts) != 1:
+        raise ValueError(f"the texts of all encoders must have the same rows; they have {sorted(counts)}")
+    return counts.pop()
 
 
 @dataclass
@@ -263,7 +314,7 @@ class Batch(Movable):
 
     Attributes:
         latents: [B, C, H, W] float32, x_0 in normalised units.
-        text: the conditioning, before the conditioning drop.
+        text: the conditioning, before the conditioning drop; a tuple where several text encoders made it.
         t: [B] float32 in [0, 1].
         source: [B] int64, which stream a sample came from.
         index: [B] int64, the record's index in that stream.
@@ -273,7 +324,7 @@ class Batch(Movable):
     """
 
     latents: Tensor
-    text: Text
+    text: Texts
     t: Tensor
     source: Tensor
     index: Tensor
@@ -287,10 +338,9 @@ class Batch(Movable):
     def part(self, start: int, end: int) -> Batch:
         """Rows ``start`` .. ``end - 1``, with the slots that they have in the whole: random numbers stay theirs."""
         rows = slice(start, end)
-        pooled = None if self.text.pooled is None else self.text.pooled[rows]
         return Batch(
             self.latents[rows],
-            Text(self.text.embeddings[rows], self.text.mask[rows], pooled),
+            map_texts(lambda text: text.rows(rows), self.text),
             self.t[rows],
             self.source[rows],
             self.index[rows],

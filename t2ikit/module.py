@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from t2ikit import rng
-from t2ikit.batch import Batch, StepOutput, StoredBatch, Text, joined
+from t2ikit.batch import Batch, StepOutput, StoredBatch, Texts, each_text, joined
 from t2ikit.checkpoints.start import Start, start_from, train_only
 from t2ikit.data.datamodule import DataModule
 from t2ikit.data.resume import training_manifest
@@ -108,12 +108,12 @@ class TextToImage(Learner, L.LightningModule):
         return rng.Keyed(self.seed)
 
     @property
-    def unconditional(self) -> Text | None:
-        """The encoding of the empty prompt, of the objective; one row."""
+    def unconditional(self) -> Texts | None:
+        """The encoding of the empty prompt by every text encoder, of the objective; one row."""
         return self.objective.unconditional
 
     @unconditional.setter
-    def unconditional(self, text: Text) -> None:
+    def unconditional(self, text: Texts) -> None:
         self.objective.unconditional = text
 
     @property
@@ -156,6 +156,7 @@ class TextToImage(Learner, L.LightningModule):
             self.started_from = start_from(self.denoiser, self.start)
             self.trainer.print("starts from", ", ".join(filter(None, self.started_from.values())))
         self.unconditional = data.unconditional()
+        self._check_pooled(self.unconditional)
         # A plugin of 16-bit weights would cast the stored batch as well, noise quantile and posterior included; the
         # denoiser casts what it needs, and the rest of a step is in fp32.
         self.trainer.precision_plugin.convert_input = _unchanged  # type: ignore[method-assign]
@@ -175,13 +176,22 @@ class TextToImage(Learner, L.LightningModule):
                 f"{' and '.join(map(str, self.denoiser.shapes))}: change its input_size, other_sizes and in_channels, "
                 "or prepare with another --size"
             )
-        if manifest.text_dim != self.denoiser.text_dim:
+        if _widths(manifest.text_dim) != _widths(self.denoiser.text_dim):
             raise ValueError(
                 f"the stored text states are {manifest.text_dim} wide, the denoiser takes {self.denoiser.text_dim}: "
                 "set model.init_args.denoiser.init_args.text_dim, or prepare with another --text-encoder"
             )
         self.space.check(manifest.autoencoder)
         self.manifest = manifest
+
+    def _check_pooled(self, texts: Texts) -> None:
+        """Refuses pooled vectors of another width than the denoiser takes; one that ignores them takes any."""
+        width = sum(text.pooled.shape[1] for text in each_text(texts) if text.pooled is not None)
+        if self.denoiser.pooled_dim not in (0, width):
+            raise ValueError(
+                f"the stored pooled vectors have {width} numbers, the denoiser takes {self.denoiser.pooled_dim}: "
+                "set model.init_args.denoiser.init_args.pooled_dim, or prepare with another --text-encoder"
+            )
 
     def check_needs(self, manifest: Manifest) -> None:
         """Refuses an objective that reads arrays that no record has, or taps that the denoiser does not give."""
@@ -266,20 +276,20 @@ class TextToImage(Learner, L.LightningModule):
     @torch.no_grad()
     def sample(
         self,
-        text: Text,
+        text: Texts,
         noise: Tensor,
         *,
         steps: int,
         guidance: float | Guidance = 0.0,
         method: str | Solver = "ddim",
-        uncond: Text | None = None,
+        uncond: Texts | None = None,
         generators: list[torch.Generator] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """Images of the present weights.
 
         Args:
-            text: B prompts.
+            text: B prompts; a tuple with those of every text encoder where there are several.
             noise: [B, C, H, W] standard normal, one row a prompt.
             steps, guidance, method, generators, progress: as in ``t2ikit.diffusion.sample``.
             uncond: encoding of the negative prompt, one row; default the empty prompt of the data.
@@ -292,7 +302,7 @@ class TextToImage(Learner, L.LightningModule):
             self.process,
             noise,
             text,
-            uncond if uncond is not None else self._empty_prompt(noise.device),
+            uncond if uncond is not None else self.objective.empty_prompt(noise.device),
             steps=steps,
             guidance=guidance,
             method=method,
@@ -301,10 +311,6 @@ class TextToImage(Learner, L.LightningModule):
             progress=progress,
         )
         return self.space.images(x_0)
-
-    def _empty_prompt(self, device: torch.device) -> Text:
-        empty = self.unconditional
-        return empty if empty is not None and empty.mask.device == device else self.objective.empty_prompt(device)
 
     def _threshold(self) -> Threshold:
         """The bound of the space on estimates of x_0, where the process bounds them at all."""
@@ -371,6 +377,10 @@ class TextToImage(Learner, L.LightningModule):
                 f"{[stored.get(key) for key in differing]}, now {[ours.get(key) for key in differing]}): "
                 "set model.init_args.space as it was"
             )
+
+
+def _widths(text_dim: int | Sequence[int]) -> tuple[int, ...]:
+    return (text_dim,) if isinstance(text_dim, int) else tuple(text_dim)
 
 
 def _unchanged(data: Any) -> Any:

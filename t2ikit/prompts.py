@@ -3,7 +3,7 @@
 A benchmark's prompts are beside the metric that judges them (``t2ikit.metrics``), those of a prepared set in
 ``t2ikit.evaluation``, those of the embedded shapes in ``t2ikit.shapes``; here are the contract and plain text files.
 
-Shapes: L text tokens, D width of the text states; a prompt's states are [L, D] without padding.
+Shapes: L text tokens, D width of the text states; a prompt's text is one row, [1, L, D] without padding.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import Any
 
 from torch import Tensor
 
+from t2ikit.batch import Texts
 from t2ikit.pictures import find_pictures, read_pictures, save_png
 
-Encode = Callable[[Sequence[str]], Sequence[Tensor]]
-"""Texts to their states, each [L, D] float32 on the CPU."""
+Encode = Callable[[Sequence[str]], Sequence[Texts]]
+"""Prompts to their text states, each one row on the CPU; of several text encoders a tuple."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class PromptSource(ABC):
         """
         return self
 
-    def states(self, prompts: Sequence[Prompt], encode: Encode) -> Sequence[Tensor]:
-        """Text states of the prompts, each [L, D] float32 on the CPU.
+    def states(self, prompts: Sequence[Prompt], encode: Encode) -> Sequence[Texts]:
+        """Text states of the prompts, each one row on the CPU: embeddings [1, L, D] float32, or a tuple of such.
 
         Args:
             prompts: of this source.

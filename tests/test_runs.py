@@ -195,7 +195,7 @@ def small_latents(folder: Path) -> tuple[Path, Path]:
     """Prepared latents of a tiny autoencoder and states of a tiny T5, both of the paper's classes, and the first."""
     from diffusers import AutoencoderKL
 
-    from t2ikit.encoders.text import build_small_t5
+    from t2ikit.encoders.small_t5 import build_small_t5
 
     random = np.random.default_rng(0)
     for split, classes in (("train", ("n01440764", "n02012849", "n03126707")), ("val", ("n01443537",))):

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from t2ikit.batch import Text
+from t2ikit.batch import Texts, map_texts, text_rows
 from t2ikit.checkpoints.files import load_weights
 from t2ikit.denoisers import Denoiser
 from t2ikit.diffusion import Denoising, Process
@@ -41,7 +41,7 @@ class NoiseError:
     build: Callable[[Mapping[str, Tensor]], Denoiser]
     process: Process
     latents: Tensor
-    text: Text
+    text: Texts
     levels: int = 8
     seed: int = 0
 
@@ -54,7 +54,7 @@ class NoiseError:
 
 @torch.no_grad()
 def noise_error(
-    denoiser: Denoiser, process: Process, latents: Tensor, text: Text, levels: int = 8, seed: int = 0
+    denoiser: Denoiser, process: Process, latents: Tensor, text: Texts, levels: int = 8, seed: int = 0
 ) -> float:
     """Mean loss over samples and levels; arguments as in :class:`NoiseError`.
 
@@ -62,10 +62,12 @@ def noise_error(
         ValueError: a number of texts that is neither one nor that of the latents.
     """
     rows = latents.shape[0]
-    if len(text) not in (1, rows):
-        raise ValueError(f"{rows} texts or one for all were expected, got {len(text)}")
-    if len(text) == 1:
-        text = text.rows(torch.zeros(rows, dtype=torch.int64, device=latents.device))
+    count = text_rows(text)
+    if count not in (1, rows):
+        raise ValueError(f"{rows} texts or one for all were expected, got {count}")
+    if count == 1:
+        first = torch.zeros(rows, dtype=torch.int64, device=latents.device)
+        text = map_texts(lambda encoded: encoded.rows(first), text)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
     objective, total = Denoising(process), 0.0
     training = denoiser.training

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from t2ikit.batch import Texts
     from t2ikit.diffusion.solvers import Solver
     from t2ikit.run.trained import TrainedModel
 
@@ -43,7 +44,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--batch-size", type=positive, default=16, metavar="N", help="images sampled at once (%(default)s)")
     weights_help = "the averaged weights, or the raw ones of the last step (%(default)s)"
     add("--weights", choices=("ema", "raw"), default="ema", help=weights_help)
-    add("--text-encoder", metavar="FOLDER_OR_ID", help="the text encoder of the training data, if it has moved")
+    encoder_help = "the text encoder of the training data, if it has moved; once for each where there are several"
+    add("--text-encoder", action="append", metavar="FOLDER_OR_ID", help=encoder_help)
     add("--autoencoder", metavar="FOLDER_OR_ID", help="the autoencoder of the training data, if it has moved")
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     add_trust(parser)
@@ -77,7 +79,6 @@ def _sample(
     """Image i of ``prompts[i]``, written batch by batch, so that an interrupt leaves whole images."""
     import torch
 
-    from t2ikit.batch import Text
     from t2ikit.evaluation.sampling import Sampling, sample_batches
     from t2ikit.pictures import save_grid, save_png
 
@@ -85,7 +86,7 @@ def _sample(
     module.space.load()  # refuses a missing one before the work, not after it
     negative = args.negative or ""
     states = _encode(trained, [*prompts, negative, ""], args.text_encoder, device)
-    module.unconditional = Text.from_rows([states[""]])
+    module.unconditional = states[""]
     module.to(device)
     settings = _settings(args, trained)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -93,7 +94,7 @@ def _sample(
     sampling = Sampling(args.steps, method, args.guidance, args.seed, args.batch_size)
     indices = range(len(prompts))
     batches = [indices[start : start + args.batch_size] for start in indices[:: args.batch_size]]
-    rows, uncond = [states[prompt] for prompt in prompts], Text.from_rows([states[negative]])
+    rows, uncond = [states[prompt] for prompt in prompts], states[negative]
     for batch, images in sample_batches(module, rows, sampling, batches, "sampling", uncond):
         for index, image in zip(batch, images, strict=True):
             metadata = {"prompt": prompts[index], "index": str(index), **settings}
@@ -109,17 +110,20 @@ def _sample(
         print(f"grid: {args.grid}")
 
 
-def _encode(trained: TrainedModel, prompts: Sequence[str], name: str | None, device: torch.device) -> dict[str, Tensor]:
-    """Text -> its states [L, D] on the CPU; encodes each text by itself, so that the others cannot change it."""
-    encoder = trained.text_encoder(name, device)
-    return {prompt: encoder.encode([prompt])[0].cpu() for prompt in dict.fromkeys(prompts)}
+def _encode(
+    trained: TrainedModel, prompts: Sequence[str], names: Sequence[str] | None, device: torch.device
+) -> dict[str, Texts]:
+    """Prompt -> its text states, one row on the CPU; encodes each by itself, so that the others cannot change it."""
+    from t2ikit.encoders.text import encode_prompts
+
+    unique = list(dict.fromkeys(prompts))
+    return dict(zip(unique, encode_prompts(trained.text_encoders(names, device), unique, batch_size=1), strict=True))
 
 
 def _settings(args: argparse.Namespace, trained: TrainedModel) -> dict[str, str]:
     """What an image depends on besides its prompt and its index."""
     import t2ikit
 
-    assert trained.manifest.text_encoder is not None
     return {
         "negative": args.negative or "",
         "seed": str(args.seed),
@@ -129,6 +133,6 @@ def _settings(args: argparse.Namespace, trained: TrainedModel) -> dict[str, str]
         "weights": args.weights,
         "checkpoint": trained.checkpoint.name,
         "checkpoint_sha256": trained.sha256,
-        "text_encoder_sha256": trained.manifest.text_encoder.sha256,
+        "text_encoder_sha256": ", ".join(reference.sha256 for reference in trained.manifest.text_encoders),
         "Software": f"t2ikit {t2ikit.__version__}",
     }

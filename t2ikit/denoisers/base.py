@@ -4,7 +4,7 @@ Shape legend::
 
     B  samples        C, H, W  channels, height, width of x        level [B]  the scalar a denoiser receives
     L  text tokens    K  keys of a conditioning attention: tokens before the text, registers, text, window
-    A  width of a conditioning attention
+    A  width of a conditioning attention            D  width of the conditioning
 
 A context is made once per text with :meth:`Denoiser.encode_text` and shared by the self-conditioning pass, the main
 pass and all sampling steps: it holds whatever depends on neither x nor the level.
@@ -18,13 +18,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from t2ikit.batch import Prediction, Text
+from t2ikit.batch import Prediction, Text, Texts, each_text, text_rows
 from t2ikit.denoisers.adopt import chosen
 from t2ikit.denoisers.layers import autocast_dtype
 
@@ -86,7 +86,9 @@ class Context:
                 raise ValueError("cat joins contexts of one denoiser; these two have unlike blocks or widths")
             return tuple(self._joined(name, a, b) for a, b in zip(first, second, strict=True))
         if (first is None) != (second is None):
-            raise ValueError(f"cat joins contexts that both have a {name} or both have none; give encode_text {name}=")
+            raise ValueError(
+                f"cat joins contexts that both have a {name} or both have none: give both a {name} or neither"
+            )
         if first is None:
             return None
         if name in self.padded:
@@ -112,6 +114,7 @@ class TextContext(Context):
             depend on the level and go in front.
         mask: [B, K] bool, True where a key may be looked at.
         window: [B, 4] float x0 y0 x1 y1 in [0, 1], the part of the image that is seen; None = all of it.
+        pooled: [B, D], the projected pooled vectors, which are added to the embedding of the level; None without them.
     """
 
     padded = ("keys_values", "mask")
@@ -119,6 +122,7 @@ class TextContext(Context):
     keys_values: tuple[Tensor, ...]
     mask: Tensor
     window: Tensor | None = None
+    pooled: Tensor | None = None
 
 
 def _casts_keep_their_graph() -> bool:
@@ -167,14 +171,16 @@ class Denoiser(nn.Module, ABC):
 
     Attributes:
         level_kind: which scalar the network receives: "gamma" (signal power), "t", or "log_snr".
-        text_dim: width D of the text states it takes.
+        text_dim: width of the text states it takes; of several text encoders, a tuple with the width of each.
+        pooled_dim: width of the pooled vectors it takes, those of all text encoders together; 0 ignores them.
         checkpoint_blocks: recompute every block in the backward pass instead of keeping its activations.
         parts: prefixes of the names of its parameters by part: "time", "text", "core", "shell" (input and output).
         positions: names of its learned position tables, [N, D] over its grid, which can be resized.
     """
 
     level_kind: LevelKind = "gamma"
-    text_dim: int
+    text_dim: int | tuple[int, ...]
+    pooled_dim: int = 0
     checkpoint_blocks: bool = False
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     positions: ClassVar[tuple[str, ...]] = ()
@@ -182,7 +188,8 @@ class Denoiser(nn.Module, ABC):
 
     @property
     def supports(self) -> frozenset[str]:
-        """What it can beyond the plain call: "window" (sees parts of an image), "taps" (returns features)."""
+        """What it can beyond the plain call: "window" (sees parts of an image), "taps" (returns features),
+        "several_texts" (takes a tuple with the text of each of several encoders)."""
         return frozenset()
 
     @property
@@ -198,7 +205,7 @@ class Denoiser(nn.Module, ABC):
     @abstractmethod
     def encode_text(
         self,
-        text: Text | tuple[Text, ...],
+        text: Texts,
         coherence: Tensor | float | None = None,
         window: Tensor | None = None,
     ) -> Context:
@@ -301,18 +308,30 @@ class Denoiser(nn.Module, ABC):
                 f"taps are blocks, 1 to {blocks} of {type(self).__name__}; got {', '.join(map(str, wrong))}"
             )
 
-    def _check_text(self, text: Text | tuple[Text, ...], text_dim: int) -> Text:
-        """The text if it is of one encoder and ``text_dim`` wide."""
-        if not isinstance(text, Text):
+    def _check_text(self, text: Texts) -> tuple[Text, ...]:
+        """The text of each encoder, if there are as many as ``text_dim`` has widths, each as wide as it says."""
+        texts = each_text(text)
+        wanted = (self.text_dim,) if isinstance(self.text_dim, int) else self.text_dim
+        widths = tuple(encoded.embeddings.shape[2] for encoded in texts)
+        if len(texts) != len(wanted):
+            number = "one text encoder" if len(wanted) == 1 else f"{len(wanted)} text encoders"
+            raise ValueError(f"the text of {number} was expected (option text_dim), got that of {len(texts)}")
+        if widths != wanted:
+            raise ValueError(f"text states of width {_and(wanted)} were expected (option text_dim), got {_and(widths)}")
+        text_rows(text)
+        return texts
+
+    def _pooled(self, texts: Sequence[Text], projection: nn.Linear | None) -> Tensor | None:
+        """[B, D], the projection of the pooled vectors of all encoders side by side; None without a projection."""
+        if projection is None:
+            return None
+        pooled = [text.pooled for text in texts if text.pooled is not None]
+        width = sum(vectors.shape[1] for vectors in pooled)
+        if width != self.pooled_dim:
             raise ValueError(
-                f"the states of one text encoder, a Text, were expected by {type(self).__name__}; got "
-                f"{f'{len(text)} of them' if isinstance(text, tuple) else type(text).__name__}"
+                f"pooled vectors of {self.pooled_dim} numbers in all were expected (option pooled_dim), got {width}"
             )
-        if text.embeddings.shape[2] != text_dim:
-            raise ValueError(
-                f"text states of width {text_dim} were expected (option text_dim), got {text.embeddings.shape[2]}"
-            )
-        return text
+        return cast(Tensor, projection(torch.cat(pooled, dim=1).to(projection.weight.dtype)))
 
     def _check_call(self, x: Tensor, level: Tensor, context: Context) -> None:
         if x.dim() != 4 or tuple(x.shape[1:]) not in self.shapes:
@@ -333,6 +352,10 @@ class Denoiser(nn.Module, ABC):
             raise ValueError(
                 f"a context of {rows} rows was expected, got {len(context)}; context.rows(index) repeats rows"
             )
+
+
+def _and(widths: Sequence[int]) -> str:
+    return " and ".join(map(str, widths))
 
 
 def check_level_kind(kind: str) -> LevelKind:

@@ -20,9 +20,19 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from t2ikit.batch import Prediction, Text
+from t2ikit.batch import Prediction, Texts
 from t2ikit.denoisers.base import Denoiser, LevelKind, TextContext, check_level_kind, kept_rows, without_graph
-from t2ikit.denoisers.embeddings import LevelEmbed, PatchEmbed, canvas_of, centre_of, grid_of, unpatchify
+from t2ikit.denoisers.embeddings import (
+    LevelEmbed,
+    PatchEmbed,
+    canvas_of,
+    centre_of,
+    grid_of,
+    project_texts,
+    text_projection,
+    text_widths,
+    unpatchify,
+)
 from t2ikit.denoisers.layers import (
     MLP,
     CrossBlock,
@@ -112,7 +122,7 @@ class CADI(Denoiser):
         compute_heads: heads of the self-attention over the latents.
         latent_mlp_ratio: widening of the MLPs on the latents.
         data_mlp_ratio: widening of the MLP on the data tokens.
-        text_dim: width of the text states.
+        text_dim: width of the text states; for several text encoders, that of each: their tokens follow each other.
         num_registers: learned tokens in front of the text.
         coherence: with a token for image-text coherence (CAD).
         dropout: inside the MLPs of the self-attention layers over the latents.
@@ -123,6 +133,8 @@ class CADI(Denoiser):
         window_tokens: with four tokens that say which part of the image is seen; x may then be a part of it.
         other_sizes: (H, W) of further images that it takes, such as those of aspect buckets. There is one table of
             positions, as high and as wide as the largest of all; an image has those in the middle.
+        pooled_dim: width of the pooled vectors of all text encoders together, whose projection, zero at first, is added
+            to the embedding of the noise level; 0 ignores them.
 
     Raises:
         ValueError: sizes that do not divide; the message names the option.
@@ -130,7 +142,14 @@ class CADI(Denoiser):
 
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "time": ("time_embedder.",),
-        "text": ("map_text_tokens.", "text_registers", "coherence_", "window_embed.", "transformers_blocks."),
+        "text": (
+            "map_text_tokens.",
+            "map_pooled.",
+            "text_registers",
+            "coherence_",
+            "window_embed.",
+            "transformers_blocks.",
+        ),
         "core": ("latents", "linear_previous.", "ln_previous.", "rin_blocks."),
         "shell": ("patch_extractor.", "data_ln.", "data_pos_embedding", "map_tokens_to_patches."),
     }
@@ -150,7 +169,7 @@ class CADI(Denoiser):
         compute_heads: int = 16,
         latent_mlp_ratio: int = 4,
         data_mlp_ratio: int = 4,
-        text_dim: int = 2048,
+        text_dim: int | Sequence[int] = 2048,
         num_registers: int = 16,
         coherence: bool = False,
         dropout: float = 0.0,
@@ -160,6 +179,7 @@ class CADI(Denoiser):
         refine_heads: int = 16,
         window_tokens: bool = False,
         other_sizes: Sequence[tuple[int, int]] = (),
+        pooled_dim: int = 0,
     ) -> None:
         super().__init__()
         self.grids = tuple(grid_of(size, patch_size) for size in (input_size, *other_sizes))
@@ -169,7 +189,8 @@ class CADI(Denoiser):
         check_divides("latent_dim", latent_dim, read_write_heads, "read_write_heads")
         check_divides("min(data_dim, latent_dim)", min(data_dim, latent_dim), read_write_heads, "read_write_heads")
         check_divides("latent_dim", latent_dim, compute_heads, "compute_heads")
-        self.in_channels, self.patch_size, self.text_dim = in_channels, patch_size, text_dim
+        self.in_channels, self.patch_size = in_channels, patch_size
+        self.text_dim, self.pooled_dim = text_widths(text_dim), pooled_dim
         self.num_registers, self.coherence = num_registers, coherence
         self.checkpoint_blocks, self.level_kind = checkpoint_blocks, check_level_kind(level_kind)
 
@@ -178,7 +199,8 @@ class CADI(Denoiser):
         self.data_pos_embedding = nn.Parameter(torch.empty(self.grid[0] * self.grid[1], data_dim))
         self.time_embedder = LevelEmbed(latent_dim)
         self.latents = nn.Parameter(torch.empty(num_latents, latent_dim))
-        self.map_text_tokens = Linear(text_dim, latent_dim)
+        self.map_text_tokens = text_projection(self.text_dim, latent_dim)
+        self.map_pooled = Linear(pooled_dim, latent_dim) if pooled_dim else None
         self.text_registers = nn.Parameter(torch.empty(num_registers, latent_dim))
         self.coherence_embedder = LevelEmbed(latent_dim) if coherence else None
         self.coherence_positional_embedding = nn.Parameter(torch.empty(latent_dim)) if coherence else None
@@ -214,11 +236,14 @@ class CADI(Denoiser):
         # Zero weight and bias: the network starts without self-conditioning.
         nn.init.zeros_(self.ln_previous.weight)
         nn.init.zeros_(self.ln_previous.bias)
+        if self.map_pooled is not None:
+            nn.init.zeros_(self.map_pooled.weight)
 
     @property
     def supports(self) -> frozenset[str]:
-        """Taps; windows if it was built for them."""
-        return frozenset({"taps"} if self.window_embed is None else {"taps", "window"})
+        """Taps; windows and the texts of several encoders if it was built for them."""
+        options = {"window": self.window_embed is not None, "several_texts": isinstance(self.text_dim, tuple)}
+        return frozenset({"taps", *(name for name, built in options.items() if built)})
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -234,37 +259,38 @@ class CADI(Denoiser):
 
     def encode_text(
         self,
-        text: Text | tuple[Text, ...],
+        text: Texts,
         coherence: Tensor | float | None = None,
         window: Tensor | None = None,
     ) -> TextContext:
         """Projection, registers, window tokens, refine blocks, and each block's keys and values of the result.
 
         Args:
-            text: embeddings [B, L, text_dim], mask [B, L].
+            text: embeddings [B, L, text_dim], mask [B, L]; a tuple of such where ``text_dim`` has several widths.
             coherence: [B] or one number in [0, 1]; None = 1, full coherence. Only with ``coherence=True``.
             window: [B, 4] x0 y0 x1 y1 in [0, 1], the part of the image that is seen; None = all of it. Only with
                 ``window_tokens=True``.
 
         Raises:
-            ValueError: a wrong width, or a window or coherence that this network was not built for.
+            ValueError: a wrong width or number of texts, or a window or coherence that this network was not built for.
         """
         if window is not None and self.window_embed is None:
             raise ValueError("this CADI knows no window; build it with window_tokens=True")
         if coherence is not None and not self.coherence:
             raise ValueError("this CADI knows no coherence; build it with coherence=True")
-        text = self._check_text(text, self.text_dim)
-        rows = text.embeddings.shape[0]
-        tokens = self.map_text_tokens(text.embeddings.to(self.map_text_tokens.weight.dtype))
-        sequences = [self.text_registers.expand(rows, -1, -1), tokens]
+        texts = self._check_text(text)
+        rows = len(texts[0])
+        tokens, mask = project_texts(self.map_text_tokens, texts)
+        sequences = [self.text_registers.expand(rows, -1, -1)]
         if self.coherence_embedder is not None and self.coherence_positional_embedding is not None:
-            value = self._coherence_rows(coherence, rows, tokens.device)
+            value = self._coherence_rows(coherence, rows, mask.device)
             sequences.insert(0, (self.coherence_embedder(value) + self.coherence_positional_embedding)[:, None])
-        lead = sum(tokens.shape[1] for tokens in sequences[:-1])
+        lead = sum(leading.shape[1] for leading in sequences)
+        sequences += tokens
         # One more key in front of the refined sequence: the noise level, which is not known here.
-        mask = nn.functional.pad(text.mask, (1 + lead, 0), value=True)
+        mask = nn.functional.pad(mask, (1 + lead, 0), value=True)
         if self.window_embed is not None:
-            window = window_rows(window, rows, tokens.device)
+            window = window_rows(window, rows, mask.device)
             sequences.append(self.window_embed(window))
             mask = nn.functional.pad(mask, (0, WINDOW_TOKENS), value=True)
         sequence = torch.cat(sequences, dim=1)
@@ -272,7 +298,7 @@ class CADI(Denoiser):
         for block in self.transformers_blocks:
             sequence = self._run(block, sequence, bias)
         keys_values = tuple(self._call(block.retrieve_cond.ca.keys_values, sequence) for block in self._blocks())
-        return TextContext(keys_values, mask, window)
+        return TextContext(keys_values, mask, window, self._pooled(texts, self.map_pooled))
 
     def _blocks(self) -> list[RINBlock]:
         return cast("list[RINBlock]", list(self.rin_blocks))
@@ -384,6 +410,8 @@ class CADI(Denoiser):
             positions = positions[patch_positions(cast(Tensor, context.window), self.grid, grid)]
         data = self.data_ln(self.patch_extractor(x)) + positions
         token = self.time_embedder(level)[:, None]
+        if context.pooled is not None:
+            token = token + context.pooled[:, None]
         state = state.to(self.latents.dtype)
         latents = self.latents + token
         latents = latents + self.ln_previous(state + self.linear_previous(state))

@@ -18,9 +18,20 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from t2ikit.batch import Prediction, Text
+from t2ikit.batch import Prediction, Texts
 from t2ikit.denoisers.base import Denoiser, LevelKind, TextContext, check_level_kind
-from t2ikit.denoisers.embeddings import LevelEmbed, PatchEmbed, canvas_of, centre_of, grid_of, sincos_grid, unpatchify
+from t2ikit.denoisers.embeddings import (
+    LevelEmbed,
+    PatchEmbed,
+    canvas_of,
+    centre_of,
+    grid_of,
+    project_texts,
+    sincos_grid,
+    text_projection,
+    text_widths,
+    unpatchify,
+)
 from t2ikit.denoisers.layers import (
     MLP,
     CrossAttention,
@@ -110,7 +121,7 @@ class DiTI(Denoiser):
         depth: number of blocks.
         num_heads: heads of every attention.
         mlp_ratio: widening of the MLPs of the blocks.
-        text_dim: width of the text states.
+        text_dim: width of the text states; for several text encoders, that of each: their tokens follow each other.
         num_registers: learned tokens in front of the text.
         layer_scale_init: initial value of the branch scales of the blocks.
         time_conditioning: "token" puts the noise level in front of the text, for the cross-attentions to read;
@@ -120,6 +131,8 @@ class DiTI(Denoiser):
         level_kind: scalar that the network receives: "gamma" for Gaussian diffusion, "t" for flows.
         other_sizes: (H, W) of further images that it takes, such as those of aspect buckets. There is one table of
             positions, as high and as wide as the largest of all; an image has those in the middle.
+        pooled_dim: width of the pooled vectors of all text encoders together, whose projection, zero at first, is added
+            to the embedding of the noise level; 0 ignores them.
 
     Raises:
         ValueError: sizes that do not divide, or an unknown option; the message names it.
@@ -127,7 +140,7 @@ class DiTI(Denoiser):
 
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "time": ("level_embed.", "modulation."),
-        "text": ("text_proj.", "registers", "window_embed.", "refine_blocks."),
+        "text": ("text_proj.", "pooled_proj.", "registers", "window_embed.", "refine_blocks."),
         "core": ("blocks.",),
         "shell": ("patch_embed.", "final_norm.", "final."),
     }
@@ -141,7 +154,7 @@ class DiTI(Denoiser):
         depth: int = 24,
         num_heads: int = 16,
         mlp_ratio: int = 4,
-        text_dim: int = 2048,
+        text_dim: int | Sequence[int] = 2048,
         num_registers: int = 16,
         layer_scale_init: float = 0.1,
         time_conditioning: Literal["token", "adaln_single"] = "token",
@@ -149,6 +162,7 @@ class DiTI(Denoiser):
         checkpoint_blocks: bool = False,
         level_kind: LevelKind = "gamma",
         other_sizes: Sequence[tuple[int, int]] = (),
+        pooled_dim: int = 0,
     ) -> None:
         super().__init__()
         if time_conditioning not in ("token", "adaln_single"):
@@ -158,7 +172,8 @@ class DiTI(Denoiser):
         check_one_size(window_tokens, other_sizes)
         check_divides("hidden_size", hidden_size, num_heads, "num_heads")
         check_divides("hidden_size", hidden_size, 8, "8, two sin-cos pairs an axis")
-        self.in_channels, self.patch_size, self.text_dim = in_channels, patch_size, text_dim
+        self.in_channels, self.patch_size = in_channels, patch_size
+        self.text_dim, self.pooled_dim = text_widths(text_dim), pooled_dim
         self.hidden_size, self.num_registers = hidden_size, num_registers
         self.checkpoint_blocks, self.level_kind = checkpoint_blocks, check_level_kind(level_kind)
 
@@ -166,7 +181,8 @@ class DiTI(Denoiser):
         self.patch_embed = PatchEmbed(in_channels, hidden_size, patch_size)
         self.level_embed = LevelEmbed(hidden_size)
         self.modulation = nn.Sequential(nn.SiLU(), Linear(hidden_size, 6 * hidden_size, parts=6)) if modulated else None
-        self.text_proj = Linear(text_dim, hidden_size)
+        self.text_proj = text_projection(self.text_dim, hidden_size)
+        self.pooled_proj = Linear(pooled_dim, hidden_size) if pooled_dim else None
         self.registers = nn.Parameter(torch.empty(num_registers, hidden_size))
         self.window_embed = WindowEmbed(hidden_size) if window_tokens else None
         self.refine_blocks = nn.ModuleList(
@@ -185,6 +201,8 @@ class DiTI(Denoiser):
     def _reset_own(self) -> None:
         truncated_normal_(self.registers)
         nn.init.zeros_(self.final.weight)
+        if self.pooled_proj is not None:
+            nn.init.zeros_(self.pooled_proj.weight)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DiTI:
         super()._apply(fn, recurse)
@@ -199,8 +217,9 @@ class DiTI(Denoiser):
 
     @property
     def supports(self) -> frozenset[str]:
-        """Taps; windows if it was built for them."""
-        return frozenset({"taps"} if self.window_embed is None else {"taps", "window"})
+        """Taps; windows and the texts of several encoders if it was built for them."""
+        options = {"window": self.window_embed is not None, "several_texts": isinstance(self.text_dim, tuple)}
+        return frozenset({"taps", *(name for name, built in options.items() if built)})
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -216,33 +235,33 @@ class DiTI(Denoiser):
 
     def encode_text(
         self,
-        text: Text | tuple[Text, ...],
+        text: Texts,
         coherence: Tensor | float | None = None,
         window: Tensor | None = None,
     ) -> TextContext:
         """Projection, registers, window tokens, refine blocks, and each block's keys and values of the result.
 
         Args:
-            text: embeddings [B, L, text_dim], mask [B, L].
+            text: embeddings [B, L, text_dim], mask [B, L]; a tuple of such where ``text_dim`` has several widths.
             coherence: must be None.
             window: [B, 4] x0 y0 x1 y1 in [0, 1], the part of the image that is seen; None = all of it. Only with
                 ``window_tokens=True``.
 
         Raises:
-            ValueError: a wrong width, or an input that this network was not built for.
+            ValueError: a wrong width or number of texts, or an input that this network was not built for.
         """
         if coherence is not None:
             raise ValueError("DiTI knows no coherence; CADI(coherence=True) does")
         if window is not None and self.window_embed is None:
             raise ValueError("this DiTI knows no window; build it with window_tokens=True")
-        text = self._check_text(text, self.text_dim)
-        rows = text.embeddings.shape[0]
-        tokens = self.text_proj(text.embeddings.to(self.text_proj.weight.dtype))
-        sequences = [self.registers.expand(rows, -1, -1), tokens]
+        texts = self._check_text(text)
+        rows = len(texts[0])
+        tokens, mask = project_texts(self.text_proj, texts)
+        sequences = [self.registers.expand(rows, -1, -1), *tokens]
         lead = 1 if self.modulation is None else 0
-        mask = nn.functional.pad(text.mask, (lead + self.num_registers, 0), value=True)
+        mask = nn.functional.pad(mask, (lead + self.num_registers, 0), value=True)
         if self.window_embed is not None:
-            window = window_rows(window, rows, tokens.device)
+            window = window_rows(window, rows, mask.device)
             sequences.append(self.window_embed(window))
             mask = nn.functional.pad(mask, (0, WINDOW_TOKENS), value=True)
         sequence = torch.cat(sequences, dim=1)
@@ -250,7 +269,7 @@ class DiTI(Denoiser):
         for block in self.refine_blocks:
             sequence = self._run(block, sequence, bias)
         keys_values = tuple(self._call(block.cross_attention.keys_values, sequence) for block in self._blocks())
-        return TextContext(keys_values, mask, window)
+        return TextContext(keys_values, mask, window, self._pooled(texts, self.pooled_proj))
 
     def _blocks(self) -> list[DiTBlock]:
         return cast("list[DiTBlock]", list(self.blocks))
@@ -277,6 +296,8 @@ class DiTI(Denoiser):
         positions, grid = self._positions_of(x, level, context)
         x_tokens = self.patch_embed(x) + positions.to(self.registers.dtype)
         token = self.level_embed(level)
+        if context.pooled is not None:
+            token = token + context.pooled
         bias = key_bias(context.mask, self.registers)
         modulation = None if self.modulation is None else self.modulation(token).unflatten(-1, (6, -1))
         self._check_taps(taps, len(self.blocks))

@@ -1,9 +1,9 @@
-"""Patches, positions and noise levels as tokens.
+"""Patches, positions, noise levels and texts as tokens.
 
 Shape legend::
 
     B  samples       C, H, W  channels, height, width of x     p  patch side     h, w  rows and columns of patches
-    D  token width
+    D  token width   L  text tokens
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from t2ikit.batch import Text
 from t2ikit.denoisers.layers import Linear
 
 
@@ -125,3 +126,29 @@ class LevelEmbed(nn.Module):
         """level [B] -> [B, D]."""
         dtype = cast(Linear, self.map_time[0]).weight.dtype
         return cast(Tensor, self.map_time(self.features(level).to(dtype)))
+
+
+def text_widths(text_dim: int | Sequence[int]) -> int | tuple[int, ...]:
+    """Width of the text states of the only text encoder, or a tuple with that of each.
+
+    Raises:
+        ValueError: no width, or one below 1.
+    """
+    widths = (text_dim,) if isinstance(text_dim, int) else tuple(text_dim)
+    if not widths or min(widths) < 1:
+        raise ValueError(f"text_dim must be a positive width, or one for each text encoder; got {text_dim}")
+    return widths[0] if len(widths) == 1 else widths
+
+
+def text_projection(text_dim: int | tuple[int, ...], width: int) -> Linear | nn.ModuleList:
+    """What projects the states of the only text encoder to ``width``, or a list with one for each."""
+    if isinstance(text_dim, int):
+        return Linear(text_dim, width)
+    return nn.ModuleList(Linear(dim, width) for dim in text_dim)
+
+
+def project_texts(projection: Linear | nn.ModuleList, texts: Sequence[Text]) -> tuple[list[Tensor], Tensor]:
+    """Tokens of every text by ``text_projection``, [B, L_i, D] each, and the mask [B, sum L_i] of all of them."""
+    layers = cast("list[Linear]", [projection] if isinstance(projection, Linear) else list(projection))
+    tokens = [layer(text.embeddings.to(layer.weight.dtype)) for layer, text in zip(layers, texts, strict=True)]
+    return tokens, texts[0].mask if len(texts) == 1 else torch.cat([text.mask for text in texts], dim=1)

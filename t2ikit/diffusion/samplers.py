@@ -15,14 +15,14 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, nn
 
-from t2ikit.batch import Text
+from t2ikit.batch import Text, Texts, text_rows
 from t2ikit.denoisers.base import Context, Denoiser
 from t2ikit.diffusion.guidance import Guidance, GuidedDenoiser, loaded
 from t2ikit.diffusion.processes import Process, Threshold
 from t2ikit.diffusion.solvers import SOLVERS, Grid, Normal, Solver
 from t2ikit.diffusion.thresholds import threshold_function
 
-Condition = Text | tuple[Text, ...] | Context
+Condition = Texts | Context
 """What a sample is conditioned on: text of one or of several encoders, or a context that ``encode_text`` made of it."""
 
 ALIASES = {"dpm++2m": "dpmpp_2m", "dpm++_2m": "dpmpp_2m"}
@@ -180,7 +180,7 @@ def _context(denoiser: Denoiser, text: Condition, x: Tensor, name: str) -> Conte
     """The context of a text, encoded once; one row is shared by all rows of x."""
     if not isinstance(text, (Text, tuple)):
         return text
-    rows, count = x.shape[0], len(text) if isinstance(text, Text) else len(text[0])
+    rows, count = x.shape[0], text_rows(text)
     if count not in (1, rows):
         raise ValueError(f"{name} has {count} rows, noise has {rows}: give as many, or one for all")
     context = denoiser.encode_text(text)

@@ -1,62 +1,104 @@
 """Text encoders: prompts to states.
 
-The paper's is the encoder of flan-T5-XL: last hidden state after the final norm, at most 256 tokens with the end token
-``</s>``, un-padded. The empty prompt, which guidance and the conditioning drop use, is that one token. A small T5 of
-the same classes, with seeded random weights and a word vocabulary, stands in for it where no weights can be had.
+Three kinds of models of transformers, each loaded from its ordinary folder or from the Hub:
 
-Shapes: L tokens of a prompt, D width of the states.
+- the encoder of a T5 (T5, flan-T5, ByT5, mT5, UMT5), last hidden state after the final norm. The paper's is flan-T5-XL;
+- a CLIP text model, with or without its projection, at most 77 tokens, with a pooled vector a prompt;
+- a decoder-only language model (LLaMA, Gemma, Qwen, ...), padded on the right, with the BOS that its tokenizer adds.
+
+States are those of real tokens alone, un-padded. The empty prompt, which guidance and the conditioning drop use, is
+whatever its tokenizer makes of "": the end token (T5), BOS and end token (CLIP), BOS (LLaMA, Gemma). A tokenizer that
+makes no token of it (Qwen) gets one, its padding or end token, which counts as real.
+
+Shapes: L tokens of a prompt, D width of the states, P width of a pooled vector.
 """
 
 from __future__ import annotations
 
-import filecmp
-import os
-import shutil
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from t2ikit.batch import Text
-from t2ikit.files import below, partial_of, publish, recover
+from t2ikit.batch import Text, Texts
+from t2ikit.files import below
 from t2ikit.pretrained import EncoderReference, load_pretrained
 
 DEFAULT_TEXT_ENCODER = "google/flan-t5-xl"
 MAX_TOKENS = 256
 _OPTION = "--text-encoder DIR of `t2ikit prepare encode`, or the text encoder of the experiment"
-_TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
-_PAD, _END, _UNKNOWN = "<pad>", "</s>", "<unk>"
+_TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "merges.txt")
+_T5 = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
+_LAYER = "#layer="
 
 
 class TextEncoder:
-    """A T5 encoder with its tokenizer.
+    """A text model with its tokenizer.
 
     Attributes:
         dim: D, width of the states.
-        max_tokens: longer prompts are cut to this many tokens, the last of which is the end token.
-        reference: which weights these are; its hash covers the tokenizer, too.
+        pooled_dim: P, width of the pooled vectors; 0 for a model that gives none.
+        max_tokens: longer prompts are cut to this many tokens; the special tokens at their ends stay.
+        layer: hidden states that are taken: -1 the last ones, after the final norm; -2 those before the last block
+            (penultimate), without that norm; and so on. Pooled vectors are always those of the last layer.
+        reference: which weights these are; its hash covers the tokenizer, and ``layer`` where it is not -1.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, reference: EncoderReference, max_tokens: int = MAX_TOKENS) -> None:
-        """Wraps a loaded model (see ``load``); ValueError unless its tokenizer turns "" into the end token alone."""
+    def __init__(
+        self, model: Any, tokenizer: Any, reference: EncoderReference, max_tokens: int = MAX_TOKENS, layer: int = -1
+    ) -> None:
+        """Wraps a loaded model (see ``load``).
+
+        Raises:
+            ValueError: no token may be kept, there is no such layer, or model and tokenizer do not fit each other.
+        """
         if max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1; got {max_tokens}")
-        empty = tokenizer("").input_ids
-        if empty != [tokenizer.eos_token_id]:
+        config = model.config.get_text_config()
+        if not -config.num_hidden_layers <= layer <= -1:
             raise ValueError(
-                f"the tokenizer of {reference.name} turns the empty prompt into {empty}, not into its end token alone; "
-                f"give a T5 with {_OPTION}"
+                f"{reference.name} has hidden states -1 (the last) to -{config.num_hidden_layers}; there is no {layer}"
             )
+        tokenizer.truncation_side = "right"
+        config.use_cache = False  # of a decoder: keys and values that nobody asks for again
         self.model = model
         self.tokenizer = tokenizer
         self.reference = reference
-        self.max_tokens = max_tokens
-        self.dim: int = model.config.d_model
+        self.max_tokens = min(max_tokens, getattr(config, "max_position_embeddings", None) or max_tokens)
+        self.layer = layer
+        self.dim: int = config.hidden_size
+        self.pooled_dim: int = 0
+        if config.model_type.startswith("clip"):
+            projection = getattr(model, "text_projection", None)
+            self.pooled_dim = self.dim if projection is None else projection.out_features
+        self._check_end(reference.name)
+
+    def _check_end(self, name: str) -> None:
+        """Refuses a tokenizer that ends no prompt, where the model wants it, or that has no token for an empty one."""
+        empty, end = self.tokenizer("").input_ids, self.tokenizer.eos_token_id
+        kind = self.model.config.model_type
+        if kind in _T5 and empty != [end]:
+            raise ValueError(
+                f"the tokenizer of {name} turns the empty prompt into {empty}, not into its end token alone, as that "
+                f"of a T5 does; give another with {_OPTION}"
+            )
+        if self.pooled_dim and empty[-1:] != [end]:
+            raise ValueError(
+                f"the tokenizer of {name} turns the empty prompt into {empty}, without its end token {end}, where CLIP "
+                f"takes the pooled vector; give another with {_OPTION}"
+            )
+        if not empty and self._padding is None:
+            raise ValueError(
+                f"the tokenizer of {name} has no token for the empty prompt, nor a padding or end token to stand in "
+                f"for it; give another with {_OPTION}"
+            )
 
     @classmethod
     def load(
@@ -67,27 +109,33 @@ class TextEncoder:
         dtype: torch.dtype = torch.float32,
         max_tokens: int = MAX_TOKENS,
     ) -> TextEncoder:
-        """Loads a T5 encoder from a local folder or from the Hub.
+        """Loads a text encoder from a local folder or from the Hub.
 
         Args:
-            name: a folder in the format of transformers, or a repository of the Hub.
+            name: a folder in the format of transformers, or a repository of the Hub; with ``#layer=-2`` at its end for
+                other hidden states than the last.
             revision: commit, tag or branch of the repository.
             device: where the model runs.
             dtype: of the weights. T5 overflows in float16: use float32 or bfloat16.
-            max_tokens: longest prompt, with its end token.
+            max_tokens: longest prompt, with its special tokens; a model of fewer positions (CLIP: 77) takes fewer.
 
         Raises:
             FileNotFoundError: no such folder, or no way to the Hub; names the option.
-            ValueError: the folder holds no T5, or no tokenizer.
+            ValueError: the folder holds no text encoder of a known kind, or no tokenizer.
         """
-        from transformers import AutoTokenizer, T5EncoderModel
+        from transformers import AutoTokenizer
 
-        model, source = load_pretrained(T5EncoderModel, name, revision, _OPTION, _TOKENIZER_FILES, dtype=dtype)
+        source_name, layer = split_layer(name)
+        model, source = load_pretrained(AnyTextModel, source_name, revision, _OPTION, _TOKENIZER_FILES, dtype=dtype)
         try:
             tokenizer = AutoTokenizer.from_pretrained(source.folder)
         except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{name} has no loadable tokenizer ({error}); give a T5 with {_OPTION}") from error
-        return cls(model.to(device), tokenizer, source.reference, max_tokens)
+            raise ValueError(f"{name} has no loadable tokenizer ({error}); give another with {_OPTION}") from error
+        reference = source.reference
+        if layer != -1:
+            digest = hashlib.sha256(f"{reference.sha256}{_LAYER}{layer}".encode()).hexdigest()
+            reference = replace(reference, name=f"{source_name}{_LAYER}{layer}", sha256=digest)
+        return cls(model.to(device), tokenizer, reference, max_tokens, layer)
 
     @property
     def device(self) -> torch.device:
@@ -95,171 +143,144 @@ class TextEncoder:
         return next(self.model.parameters()).device
 
     def lengths(self, prompts: Sequence[str]) -> list[int]:
-        """Tokens of each prompt with its end token, after the cut to ``max_tokens``."""
+        """Tokens of each prompt with its special tokens, after the cut to ``max_tokens``."""
         return [len(ids) for ids in self._ids(prompts)]
+
+    def count_cut(self, prompts: Sequence[str]) -> int:
+        """How many prompts are longer than ``max_tokens``, so that their ends are lost."""
+        if not prompts:
+            return 0
+        full = [text for text, length in zip(prompts, self.lengths(prompts), strict=True) if length >= self.max_tokens]
+        return sum(len(ids) > self.max_tokens for ids in self.tokenizer(full).input_ids) if full else 0
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Parts of a prompt that the vocabulary does not hold; the tokens that replace them all look alike."""
+        if not self.tokenizer.is_fast:  # ByT5's: every byte is known
+            return []
         encoding = self.tokenizer(prompt, return_offsets_mapping=True)
         spans = zip(encoding.input_ids, encoding.offset_mapping, strict=True)
-        return [prompt[start:end] for token, (start, end) in spans if token == self.tokenizer.unk_token_id]
+        unknown = self.tokenizer.unk_token_id  # CLIP's is its end token, which covers no part of the prompt
+        return [prompt[start:end] for token, (start, end) in spans if token == unknown and start < end]
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> list[Tensor]:
-        """States of B prompts, in one pass: B tensors [L, D] float32 on the device, L tokens with the end token."""
+    def encode_pooled(self, prompts: Sequence[str]) -> tuple[list[Tensor], Tensor | None]:
+        """Of B prompts, in one pass: B states [L, D], and the pooled vectors [B, P] of a model that gives them.
+
+        Both are float32 on the device; L counts special tokens.
+        """
         if len(prompts) == 0:
-            return []
+            return [], None
         ids = [torch.tensor(row) for row in self._ids(prompts)]
-        tokens = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=self.tokenizer.pad_token_id)
+        tokens = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=self._padding or 0)
         lengths = torch.tensor([len(row) for row in ids])
         mask = torch.arange(tokens.shape[1])[None] < lengths[:, None]
-        states = self.model(input_ids=tokens.to(self.device), attention_mask=mask.to(self.device)).last_hidden_state
-        return [row[:length].to(torch.float32) for row, length in zip(states, lengths.tolist(), strict=True)]
+        options = {} if self.layer == -1 else {"output_hidden_states": True}
+        output = self.model(input_ids=tokens.to(self.device), attention_mask=mask.to(self.device), **options)
+        hidden = output.last_hidden_state if self.layer == -1 else output.hidden_states[self.layer]
+        states = [row[:length].to(torch.float32) for row, length in zip(hidden, lengths.tolist(), strict=True)]
+        if not self.pooled_dim:
+            return states, None
+        pooled = output.text_embeds if "text_embeds" in output else output.pooler_output
+        return states, pooled.to(torch.float32)
 
-    def encode_all(self, prompts: Sequence[str], batch_size: int = 64) -> list[Tensor]:
-        """States of any number of prompts, each [L, D] float32 on the CPU.
+    def encode(self, prompts: Sequence[str]) -> list[Tensor]:
+        """States of B prompts, in one pass: B tensors [L, D] float32 on the device, L tokens with special ones."""
+        return self.encode_pooled(prompts)[0]
+
+    def encode_rows(self, prompts: Sequence[str], batch_size: int = 64) -> list[Text]:
+        """Any number of prompts, each a text of one row on the CPU: embeddings [1, L, D] float32, pooled [1, P].
 
         A pass takes at most ``batch_size`` prompts of one length: nothing is padded. Equal ones are encoded once.
         """
-        texts = list(dict.fromkeys(prompts))
+        unique = list(dict.fromkeys(prompts))
         groups: dict[int, list[str]] = {}
-        for text, length in zip(texts, self.lengths(texts) if texts else (), strict=True):
-            groups.setdefault(length, []).append(text)
-        states: dict[str, Tensor] = {}
-        with tqdm(total=len(texts), desc="encoding prompts", unit="prompt", leave=False, mininterval=1.0) as bar:
+        for prompt, length in zip(unique, self.lengths(unique) if unique else (), strict=True):
+            groups.setdefault(length, []).append(prompt)
+        rows: dict[str, Text] = {}
+        with tqdm(total=len(unique), desc="encoding prompts", unit="prompt", leave=False, mininterval=1.0) as bar:
             for _, group in sorted(groups.items(), reverse=True):  # the longest first: they show whether memory lasts
                 for start in range(0, len(group), batch_size):
                     batch = group[start : start + batch_size]
-                    states.update(zip(batch, (row.cpu() for row in self.encode(batch)), strict=True))
+                    text = self(batch).to("cpu")
+                    rows.update((prompt, text.rows(slice(row, row + 1))) for row, prompt in enumerate(batch))
                     bar.update(len(batch))
-        return [states[prompt] for prompt in prompts]
+        return [rows[prompt] for prompt in prompts]
+
+    def encode_all(self, prompts: Sequence[str], batch_size: int = 64) -> list[Tensor]:
+        """States of any number of prompts, each [L, D] float32 on the CPU, as ``encode_rows`` computes them."""
+        return [row.embeddings[0] for row in self.encode_rows(prompts, batch_size)]
 
     def __call__(self, prompts: Sequence[str]) -> Text:
-        """States of B prompts, padded: embeddings [B, max L, D] float32."""
-        return Text.from_rows(self.encode(prompts))
+        """B prompts in one pass, padded: embeddings [B, max L, D] float32, pooled [B, P]."""
+        return Text.from_rows(*self.encode_pooled(prompts))
+
+    @property
+    def _padding(self) -> int | None:
+        """What fills a batch, hidden by the mask: the padding token, or the end token of a tokenizer without one."""
+        padding = self.tokenizer.pad_token_id
+        return cast("int | None", self.tokenizer.eos_token_id if padding is None else padding)
 
     def _ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        return self.tokenizer(list(prompts), truncation=True, max_length=self.max_tokens).input_ids
+        ids = self.tokenizer(list(prompts), truncation=True, max_length=self.max_tokens).input_ids
+        return [row or [self._padding] for row in ids]
 
 
-def build_small_t5(
-    folder: str | Path,
-    texts: Iterable[str],
-    dim: int = 64,
-    layers: int = 2,
-    heads: int = 4,
-    seed: int = 0,
-    overwrite: bool = False,
-) -> Path:
-    """Writes a small T5 encoder with seeded random weights, in the ordinary format of transformers.
+class AnyTextModel:
+    """Loads a text model by the class that the ``config.json`` of its folder asks for."""
 
-    Its vocabulary is every word and every punctuation mark of ``texts`` (in lower case; others become ``<unk>``).
-    Random weights still give unlike texts unlike states: each token keeps its own vector and mixes in its neighbours.
+    @staticmethod
+    def from_pretrained(folder: Path, **options: Any) -> Any:
+        """The model of transformers, as its ``from_pretrained`` gives it.
 
-    Args:
-        folder: of the model. One that holds the same model already stays as it is.
-        texts: what the vocabulary is taken from.
-        dim: D, width of the states; a multiple of ``heads``.
-        layers: blocks of the encoder.
-        heads: attention heads.
-        seed: decides the weights.
-        overwrite: replace a folder that holds something else.
+        Raises:
+            ValueError: a kind of model that is not known.
+        """
+        import transformers
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    Returns:
-        ``folder``.
+        config = json.loads((folder / "config.json").read_text())
+        kind = config.get("model_type")
+        if kind in _T5:
+            model_class = getattr(transformers, _T5[kind])
+        elif kind in ("clip", "clip_text_model"):
+            plain = config.get("architectures") == ["CLIPTextModel"]
+            model_class = transformers.CLIPTextModel if plain else transformers.CLIPTextModelWithProjection
+        elif kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.get("is_encoder_decoder"):
+            model_class = transformers.AutoModel
+        else:
+            raise ValueError(f"its model_type is {kind!r}, neither a T5, nor CLIP's text model, nor a language model")
+        return model_class.from_pretrained(folder, **options)
+
+
+def split_layer(name: str) -> tuple[str, int]:
+    """Folder or repository, and the layer of ``NAME#layer=-2``; -1 where the name has none.
 
     Raises:
-        ValueError: no words in ``texts``, or ``dim`` not a multiple of ``heads``.
-        FileExistsError: the folder exists, holds something else and may not be replaced.
+        ValueError: the layer is no number.
     """
-    from transformers import T5Config, T5EncoderModel
-
-    if dim % heads:
-        raise ValueError(f"dim must be a multiple of heads; got {dim} and {heads}")
-    tokenizer = _word_tokenizer(texts)
-    config = T5Config(
-        vocab_size=len(tokenizer),
-        d_model=dim,
-        d_kv=dim // heads,
-        d_ff=2 * dim,
-        num_layers=layers,
-        num_heads=heads,
-        feed_forward_proj="gated-gelu",  # as in flan-T5
-        dropout_rate=0.0,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = T5EncoderModel(config)
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    recover(folder)
-    partial = partial_of(folder)
+    source, sign, layer = name.partition(_LAYER)
     try:
-        with _no_progress_bars():
-            model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        if folder.exists() and _same_files(folder, partial):
-            return folder
-        if folder.exists() and not overwrite:
-            raise FileExistsError(f"{folder} exists and is not the model asked for: delete it or choose another folder")
-        publish(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
+        return source, int(layer) if sign else -1
+    except ValueError:
+        raise ValueError(f"{name}: a layer is a negative number, such as {source}{_LAYER}-2") from None
 
 
-def _word_tokenizer(texts: Iterable[str]) -> Any:
-    """Words and punctuation marks as tokens, the end token appended to every text."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.normalizers import NFKC, Lowercase
-    from tokenizers.normalizers import Sequence as Normalizers
-    from tokenizers.pre_tokenizers import Whitespace
-    from tokenizers.processors import TemplateProcessing
-    from transformers import PreTrainedTokenizerFast
+def encode_prompts(encoders: Iterable[TextEncoder], prompts: Sequence[str], batch_size: int = 64) -> list[Texts]:
+    """Each prompt by every text encoder: one row of one text, or a tuple of such for several encoders.
 
-    normalizer, splitter = Normalizers([NFKC(), Lowercase()]), Whitespace()
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
-    if not counts:
-        raise ValueError("a small T5 takes its vocabulary from texts; none of them has a word")
-    words = sorted(counts, key=lambda word: (-counts[word], word))
-    vocabulary = {token: index for index, token in enumerate([_PAD, _END, _UNKNOWN, *words])}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=_UNKNOWN))
-    tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = splitter
-    tokenizer.post_processor = TemplateProcessing(
-        single=f"$A {_END}", pair=f"$A {_END} $B {_END}", special_tokens=[(_END, vocabulary[_END])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=_PAD,
-        eos_token=_END,
-        unk_token=_UNKNOWN,
-        model_input_names=["input_ids", "attention_mask"],
-    )
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Keeps transformers from showing a bar while it writes one small file."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _same_files(first: Path, second: Path) -> bool:
-    names = os.listdir(second)
-    return set(os.listdir(first)) == set(names) == set(filecmp.cmpfiles(first, second, names, shallow=False)[0])
+    Args:
+        encoders: in the order of the manifest; an iterator that loads each when it is asked for keeps one in memory.
+        prompts: any.
+        batch_size: prompts of one pass.
+    """
+    columns = []
+    for encoder in encoders:
+        cut = encoder.count_cut(prompts)
+        if cut:
+            known = f"{encoder.reference.name} takes at most {encoder.max_tokens} tokens"
+            tqdm.write(f"{known}: {cut} of {len(prompts)} prompts are longer and lose their ends")
+        columns.append(encoder.encode_rows(prompts, batch_size))
+    return list(columns[0]) if len(columns) == 1 else list(zip(*columns, strict=True))
 
 
 def load_encoder(
@@ -283,6 +304,9 @@ def load_encoder(
         ValueError: it has other weights.
     """
     source, revision = name or reference.name, reference.revision if name in (None, reference.name) else None
+    layer = split_layer(reference.name)[1]
+    if layer != -1 and _LAYER not in source:
+        source = f"{source}{_LAYER}{layer}"
     if name is None and root is not None:
         with suppress(ValueError):  # the path of a folder elsewhere is no name below the root
             beside = below(root, reference.name)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from t2ikit.batch import Text, Texts
 from t2ikit.data.datamodule import DataModule
 from t2ikit.prompts import Encode, Prompt, PromptSource, check_count
 from t2ikit.records.record_set import RecordSet
@@ -49,11 +49,11 @@ class _Captions(PromptSource):
         records = (self.records[index] for index in range(self.count))
         return [Prompt(record.captions[0], record.metadata) for record in records]
 
-    def states(self, prompts: Sequence[Prompt], encode: Encode) -> Sequence[Tensor]:
+    def states(self, prompts: Sequence[Prompt], encode: Encode) -> Sequence[Texts]:
         return _StoredStates(self.records, len(prompts))
 
 
-class _StoredStates(Sequence[Tensor]):
+class _StoredStates(Sequence[Texts]):
     """States of the first captions of a set, read when they are asked for: those of 30,000 take gigabytes."""
 
     def __init__(self, records: RecordSet, length: int) -> None:
@@ -63,7 +63,7 @@ class _StoredStates(Sequence[Tensor]):
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Texts]:
         return (self[index] for index in range(self.length))
 
     def __getitem__(self, index: Any) -> Any:
@@ -71,5 +71,4 @@ class _StoredStates(Sequence[Tensor]):
             return [self[k] for k in range(*index.indices(self.length))]
         if not 0 <= index < self.length:
             raise IndexError(index)
-        first = next(iter(self.records[index].texts.values()))
-        return torch.as_tensor(first[0].tokens.dequantise())
+        return as_text([captions[0] for captions in self.records[index].texts.values()])

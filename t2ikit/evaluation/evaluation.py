@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 import t2ikit
 from t2ikit import ranks
+from t2ikit.batch import Texts
 from t2ikit.data.datamodule import DataModule
-from t2ikit.encoders.text import load_encoder
+from t2ikit.encoders.text import encode_prompts, load_encoder
 from t2ikit.evaluation.image_store import ImageStore
 from t2ikit.evaluation.reference_images import ReferenceImages, real_images
 from t2ikit.evaluation.sampling import Sampling, sample_missing
@@ -79,7 +80,7 @@ class Evaluation:
     validation_loss: bool = False
     limit: int | None = None
     prompts: list[Prompt] = field(default_factory=list, init=False)
-    _states: Sequence[Tensor] | None = field(default=None, init=False)
+    _states: Sequence[Texts] | None = field(default=None, init=False)
     _references: ReferenceImages | None = field(default=None, init=False)
 
     def prepare(self, data: DataModule, device: torch.device | str = "cpu", samples: bool = True) -> None:
@@ -273,20 +274,21 @@ class Evaluation:
         return scored
 
 
-def encode(texts: Sequence[str], data: DataModule, device: torch.device | str = "cpu") -> Sequence[Tensor]:
-    """Text states, each [L, D] float32 on the CPU, of the very text encoder that a prepared set was encoded with.
+def encode(texts: Sequence[str], data: DataModule, device: torch.device | str = "cpu") -> Sequence[Texts]:
+    """Text states, each one row on the CPU, of the very text encoders that a prepared set was encoded with.
 
     Args:
         texts: any.
         data: the data module, set up.
-        device: where the text encoder runs; it is gone from there afterwards.
+        device: where the text encoders run, one after the other; they are gone from there afterwards.
 
     Raises:
         FileNotFoundError: the text encoder is not there.
         ValueError: the data has no text states, or those of other weights.
     """
-    reference = data.manifest.text_encoder
-    if reference is None:
+    references = data.manifest.text_encoders
+    if not references:
         raise ValueError(f"the data in {data.folder} has no text states: run `t2ikit prepare encode`")
     remedy = "bring the same weights or run `t2ikit prepare encode` again"
-    return load_encoder(reference, Path(data.folder), remedy, device=device).encode_all(texts)
+    loaded = (load_encoder(reference, Path(data.folder), remedy, device=device) for reference in references)
+    return encode_prompts(loaded, texts)

@@ -1,6 +1,6 @@
 """Sampling for snapshots and ``t2ikit sample``: image i depends on its seed, index and prompt, not on its batch.
 
-Shapes: B images of a batch, N of a set; text states [L, D] of each prompt, without padding; noise [B, C, H, W].
+Shapes: B images of a batch, N of a set; the text of each prompt is one row, without padding; noise [B, C, H, W].
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from t2ikit import ranks, rng
-from t2ikit.batch import Text
+from t2ikit.batch import Text, Texts, each_text, map_texts, text_rows
 from t2ikit.checkpoints import filled
 from t2ikit.diffusion import Guidance
 from t2ikit.diffusion.guidance import loaded
@@ -85,7 +85,7 @@ def describe_guidance(guidance: float | Guidance) -> float | str:
     return plain if weaker is None else f"{plain} weaker={state_sha256(weaker.state_dict())}"
 
 
-def identity_of(module: TextToImage, states: Sequence[Tensor], sampling: Sampling) -> dict[str, Any]:
+def identity_of(module: TextToImage, states: Sequence[Texts], sampling: Sampling) -> dict[str, Any]:
     """What a set of images depends on, JSON-able: two sets of one identity are equal but for rounding.
 
     The process is described by what it does at the sampler's nodes, so that every setting of it counts.
@@ -98,8 +98,9 @@ def identity_of(module: TextToImage, states: Sequence[Tensor], sampling: Samplin
     estimates = process.split(column, column / 2, times)
     nodes = torch.cat([*(values.flatten() for values in estimates), process.level(times, module.denoiser.level_kind)])
     texts = hashlib.sha256()
-    for state in (empty.embeddings[empty.mask], *states):
-        texts.update(state_sha256({"state": state}).encode())
+    for text in (encoded for prompt in (empty, *states) for encoded in each_text(prompt)):
+        pooled = {} if text.pooled is None else {"pooled": text.pooled}
+        texts.update(state_sha256({"state": text.embeddings[text.mask], **pooled}).encode())
     return {
         **sampling.conditions(),
         "denoiser": type(module.denoiser).__name__,
@@ -113,13 +114,13 @@ def identity_of(module: TextToImage, states: Sequence[Tensor], sampling: Samplin
 
 
 def sample_missing(
-    module: TextToImage, states: Sequence[Tensor], sampling: Sampling, store: ImageStore, label: str
+    module: TextToImage, states: Sequence[Texts], sampling: Sampling, store: ImageStore, label: str
 ) -> None:
     """Samples the images that the store lacks, with the present weights, spread over all ranks; every rank calls it.
 
     Args:
         module: the model.
-        states: text states of the N prompts.
+        states: text states of the N prompts, one row each.
         sampling: steps, method, guidance, seed, batch size, precision.
         store: where the images go; the folder must be the same for all ranks.
         label: of the progress bar.
@@ -143,17 +144,17 @@ def sample_missing(
 
 def sample_batches(
     module: TextToImage,
-    states: Sequence[Tensor],
+    states: Sequence[Texts],
     sampling: Sampling,
     batches: Sequence[range],
     label: str,
-    uncond: Text | None = None,
+    uncond: Texts | None = None,
 ) -> Iterator[tuple[range, Tensor]]:
     """Samples batch after batch behind a progress bar, which the first rank shows.
 
     Args:
         module: the model.
-        states: text states of the N prompts.
+        states: text states of the N prompts, one row each.
         sampling: steps, method, guidance, seed, precision.
         batches: consecutive indices of the images of each batch.
         label: of the progress bar.
@@ -174,10 +175,10 @@ def sample_batches(
 
 def sample_batch(
     module: TextToImage,
-    states: Sequence[Tensor],
+    states: Sequence[Texts],
     first: int,
     sampling: Sampling,
-    uncond: Text | None = None,
+    uncond: Texts | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Samples images ``first`` to ``first + B - 1`` with the present weights, on the device of the module.
@@ -186,7 +187,7 @@ def sample_batch(
 
     Args:
         module: the model.
-        states: text states of B prompts, each [L, D].
+        states: text states of B prompts, one row each.
         first: index of the first image.
         sampling: steps, method, guidance, seed, precision.
         uncond: states of the negative prompt, one row; default the empty prompt.
@@ -195,22 +196,23 @@ def sample_batch(
     Returns:
         [B, 3, H, W] uint8 on the CPU.
     """
-    text, device, seed = Text.from_rows(states), module.device, sampling.seed
-    noise = rng.normal(seed, "snapshot", first, len(text), module.denoiser.input_shape)
+    text, device, seed = map_texts(lambda *rows: Text.join(rows), *states), module.device, sampling.seed
+    count = text_rows(text)
+    noise = rng.normal(seed, "snapshot", first, count, module.denoiser.input_shape)
     generators = [
         torch.Generator(device).manual_seed(rng.derived_seed(seed, "snapshot steps", first + row))
-        for row in range(len(text))
+        for row in range(count)
     ]
     # TF32 in the convolutions of a decoder may round by more than one grey level, by other kernels for other batches.
     exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
     with exact, torch.autocast(device.type, dtype=torch.bfloat16, enabled=sampling.bf16):
         images = module.sample(
-            text.to(device),
+            map_texts(lambda encoded: encoded.to(device), text),
             noise.to(device),
             steps=sampling.steps,
             guidance=sampling.guidance,
             method=sampling.method,
-            uncond=None if uncond is None else uncond.to(device),
+            uncond=None if uncond is None else map_texts(lambda encoded: encoded.to(device), uncond),
             generators=generators,
             progress=progress,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,30 +46,43 @@ class TrainedModel:
     step: int
     weights: str
 
-    def text_encoder(self, name: str | None = None, device: str | torch.device = "cpu") -> TextEncoder:
-        """The text encoder that the training data was encoded with; its weights are compared with those.
+    def text_encoders(
+        self, names: Sequence[str] | None = None, device: str | torch.device = "cpu"
+    ) -> Iterator[TextEncoder]:
+        """The text encoders that the training data was encoded with; their weights are compared with those.
 
         Args:
-            name: folder or repository; by default the recorded one, which may be in the experiment's data root.
-            device: where it runs.
+            names: folder or repository of each, in their order; by default the recorded ones, which may be in the
+                experiment's data root.
+            device: where they run.
+
+        Yields:
+            One after the other, each loaded when it is asked for.
 
         Raises:
             FileNotFoundError: there is no such encoder; names ``--text-encoder``.
-            ValueError: the data has none, or its weights are others.
+            ValueError: the data has none, another number of names is given, or the weights of one are others.
         """
-        reference = self.manifest.text_encoder
-        if reference is None:
+        references = self.manifest.text_encoders
+        if not references:
             raise ValueError(f"{self.checkpoint}: its training data had no text states")
-        root = self._data_root() if name is None else None
+        if names is not None and len(names) != len(references):
+            raise ValueError(
+                f"--text-encoder is given {len(names)} times, the training data has {len(references)} text encoders: "
+                f"name each, in the order of {', '.join(reference.name for reference in references)}"
+            )
+        root = self._data_root() if names is None else None
         remedy = "give the one of the training data with --text-encoder"
-        try:
-            return load_encoder(reference, root, remedy, name, device)
-        except FileNotFoundError as error:
-            searched = f", nor in the data root {root}" if root else ""
-            raise FileNotFoundError(
-                f"no text encoder {name or reference.name}{searched}: give the folder or the repository of the one "
-                f"that the training data was encoded with (SHA-256 {reference.sha256[:12]}...) with --text-encoder"
-            ) from error
+        for index, reference in enumerate(references):
+            name = None if names is None else names[index]
+            try:
+                yield load_encoder(reference, root, remedy, name, device)
+            except FileNotFoundError as error:
+                searched = f", nor in the data root {root}" if root else ""
+                raise FileNotFoundError(
+                    f"no text encoder {name or reference.name}{searched}: give the folder or the repository of the one "
+                    f"that the training data was encoded with (SHA-256 {reference.sha256[:12]}...) with --text-encoder"
+                ) from error
 
     def _data_root(self) -> Path | None:
         """The data root of the experiment. Its data module says it, since ShapesData derives one from its options."""

@@ -21,7 +21,8 @@ import torch
 from tqdm import tqdm
 
 from t2ikit.augment import cutmix
-from t2ikit.encoders.text import TextEncoder, build_small_t5
+from t2ikit.encoders.small_t5 import build_small_t5
+from t2ikit.encoders.text import TextEncoder
 from t2ikit.pretrained import EncoderReference, find_pretrained
 from t2ikit.records.manifest import Manifest, TextSource
 from t2ikit.records.record import Record

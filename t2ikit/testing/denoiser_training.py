@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from t2ikit.batch import Batch, Text
+from t2ikit.batch import Batch
 from t2ikit.denoisers.base import Denoiser
 from t2ikit.diffusion import Denoising
 from t2ikit.diffusion.compiled import CompiledObjective
@@ -51,10 +51,9 @@ def step(denoiser: Denoiser, rows: int = 4, tokens: int = 5, seed: int = 0) -> t
     """A batch and its random numbers; most rows are self-conditioned, the second is not."""
     generator = torch.Generator().manual_seed(seed)
     x0, noise = torch.randn(2, rows, *denoiser.input_shape, generator=generator)
-    text = trial_text(denoiser.text_dim, rows, tokens, seed)
+    text = trial_text(denoiser, rows, tokens, seed)
     numbers = torch.zeros(rows, dtype=torch.int64)
-    first = text if isinstance(text, Text) else text[0]
-    batch = Batch(x0, first, torch.linspace(0.1, 0.9, rows), numbers, numbers)
+    batch = Batch(x0, text, torch.linspace(0.1, 0.9, rows), numbers, numbers)
     return batch, Draws(noise, text, torch.arange(rows) != 1)
 
 

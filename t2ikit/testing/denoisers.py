@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from t2ikit.batch import Prediction, Text
+from t2ikit.batch import Prediction, Text, Texts, map_texts
 from t2ikit.denoisers.base import Denoiser, LevelKind
 from t2ikit.diffusion import GaussianDiffusion
 from t2ikit.testing.base import (
@@ -25,7 +25,7 @@ from t2ikit.testing.base import (
     expect_same,
     random_state_kept,
 )
-from t2ikit.testing.trial import each_text, trial_text, windows
+from t2ikit.testing.trial import trial_text, windows
 
 ABILITIES = frozenset({"window", "taps", "routes", "several_texts"})
 PARTS = frozenset({"time", "text", "core", "shell"})
@@ -38,7 +38,7 @@ class Inputs:
 
     x: Tensor
     level: Tensor
-    text: Text | tuple[Text, ...]
+    text: Texts
 
     @staticmethod
     def of(denoiser: Denoiser, rows: int = 4, tokens: int = 5, seed: int = 0) -> Inputs:
@@ -46,12 +46,12 @@ class Inputs:
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(rows, *denoiser.input_shape, generator=generator)
         level = GaussianDiffusion().level(torch.linspace(0.1, 0.9, rows), denoiser.level_kind)
-        return Inputs(x, level, trial_text(denoiser.text_dim, rows, tokens, seed))
+        return Inputs(x, level, trial_text(denoiser, rows, tokens, seed))
 
     def rows(self, *indices: int) -> Inputs:
         """The given rows."""
         index = torch.tensor(indices)
-        return Inputs(self.x[index], self.level[index], each_text(self.text, lambda text: text.rows(index)))
+        return Inputs(self.x[index], self.level[index], map_texts(lambda text: text.rows(index), self.text))
 
 
 @torch.no_grad()
@@ -133,7 +133,7 @@ def rows_independent(subject: Subject[Denoiser]) -> None:
 def arguments_unchanged(subject: Subject[Denoiser]) -> None:
     """Nothing is changed in place."""
     denoiser, inputs = ready(subject)
-    before = Inputs(inputs.x.clone(), inputs.level.clone(), each_text(inputs.text, _cloned))
+    before = Inputs(inputs.x.clone(), inputs.level.clone(), map_texts(_cloned, inputs.text))
     output(denoiser, inputs)
     expect_same(inputs, before, "x, level and text must stay as they are: change nothing in place")
 

@@ -15,7 +15,7 @@ from t2ikit.denoisers.base import Denoiser, TextContext
 from t2ikit.diffusion import GaussianDiffusion, Process, RectifiedFlow, sample
 from t2ikit.diffusion.solvers import Grid, Solver
 from t2ikit.testing.base import Check, Subject, expect, expect_same, random_state_kept
-from t2ikit.testing.trial import TEXT_DIM, trial_denoiser, trial_text
+from t2ikit.testing.trial import trial_denoiser, trial_text
 
 PROCESSES: tuple[Process, ...] = (GaussianDiffusion(), GaussianDiffusion(prediction="v"), RectifiedFlow())
 STD = 0.5
@@ -134,7 +134,8 @@ def closed_form(subject: Subject[Solver]) -> str:
 
 def _images(solver: Solver, rows: slice) -> Tensor:
     """Of the small CAD-I, whose state goes from step to step."""
-    denoiser, text = trial_denoiser(), trial_text(TEXT_DIM, 3, 5)
+    denoiser = trial_denoiser()
+    text = trial_text(denoiser, 3, 5)
     noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     assert isinstance(text, Text)
     index = torch.arange(3)[rows]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from t2ikit.augment.crop import coordinates, cut, sides
-from t2ikit.batch import Batch, Prediction, Text
+from t2ikit.batch import Batch, Prediction, Text, Texts
 from t2ikit.denoisers import CADI, Denoiser
 from t2ikit.testing.base import NotApplicable, moved_off_zero
 
@@ -57,23 +57,27 @@ def _small(kind: type[Small], taps: Sequence[int]) -> Small:
         return moved_off_zero(kind(**sizes)).eval()
 
 
-def trial_text(width: int | Sequence[int], rows: int, tokens: int, seed: int = 0) -> Text | tuple[Text, ...]:
-    """Texts of unlike lengths, padded to ``tokens``; one for each width, where there are several."""
-    if not isinstance(width, int):
-        return tuple(_text(size, rows, tokens, seed + index) for index, size in enumerate(width))
-    return _text(width, rows, tokens, seed)
+def trial_text(denoiser: Denoiser, rows: int, tokens: int, seed: int = 0) -> Texts:
+    """Texts of unlike lengths, padded to ``tokens``, as the denoiser takes them: one for each width of ``text_dim``.
+
+    The first one has pooled vectors where the denoiser takes any.
+    """
+    width = denoiser.text_dim
+    if isinstance(width, int):
+        return _text(width, rows, tokens, seed, denoiser.pooled_dim)
+    pooled = [denoiser.pooled_dim] + [0] * (len(width) - 1)
+    return tuple(
+        _text(size, rows, tokens, seed + index, vectors)
+        for index, (size, vectors) in enumerate(zip(width, pooled, strict=True))
+    )
 
 
-def _text(width: int, rows: int, tokens: int, seed: int) -> Text:
+def _text(width: int, rows: int, tokens: int, seed: int, pooled: int = 0) -> Text:
     generator = torch.Generator().manual_seed(seed)
     lengths = 1 + (3 * torch.arange(rows) + tokens - 1) % tokens
     embeddings = torch.randn(rows, tokens, width, generator=generator)
-    return Text(embeddings, torch.arange(tokens)[None] < lengths[:, None])
-
-
-def each_text(text: Text | tuple[Text, ...], function: Callable[[Text], Text]) -> Text | tuple[Text, ...]:
-    """``function`` of the text, or of the texts of every encoder."""
-    return function(text) if isinstance(text, Text) else tuple(function(encoded) for encoded in text)
+    vectors = torch.randn(rows, pooled, generator=generator) if pooled else None
+    return Text(embeddings, torch.arange(tokens)[None] < lengths[:, None], vectors)
 
 
 def trial_batch(

@@ -292,7 +292,11 @@ def test_a_mask_of_numbers_is_taken_as_bool(build: Callable[..., Denoiser]) -> N
 
 
 @every
-def test_several_encoders_are_refused(build: Callable[..., Denoiser]) -> None:
+def test_the_wrong_number_of_texts_is_refused(build: Callable[..., Denoiser]) -> None:
     text = inputs()[2]
-    with pytest.raises(ValueError, match="one text encoder.*got 2 of them"):
-        build().encode_text((text, text))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"one text encoder.*text_dim.*that of 2"):
+        build().encode_text((text, text))
+    with pytest.raises(ValueError, match="2 text encoders.*that of 1"):
+        build(text_dim=[24, 6]).encode_text(text)
+    with pytest.raises(ValueError, match="width 24 and 6 were expected.*got 24 and 24"):
+        build(text_dim=[24, 6]).encode_text((text, text))

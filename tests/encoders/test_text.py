@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from t2ikit.encoders.text import TextEncoder, build_small_t5
+from t2ikit.encoders.small_t5 import build_small_t5
+from t2ikit.encoders.text import TextEncoder
 
 TEXTS = ["An image of crane.", "A red circle, left of two blue squares", "An image of maillot"]
 

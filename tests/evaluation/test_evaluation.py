@@ -41,10 +41,11 @@ class Numbered(PromptSource):
     def prompts(self) -> list[Prompt]:
         return [Prompt(str(number if number % 3 else 0)) for number in range(self.count)]
 
-    def states(self, prompts: Sequence[Prompt], encode: Encode) -> list[Tensor]:
+    def states(self, prompts: Sequence[Prompt], encode: Encode) -> list[Text]:
         generators = (torch.Generator().manual_seed(self.salt + int(prompt.text)) for prompt in prompts)
         return [
-            torch.randn(1 + int(prompt.text) % 4, 8, generator=g) for g, prompt in zip(generators, prompts, strict=True)
+            Text.from_rows([torch.randn(1 + int(prompt.text) % 4, 8, generator=g)])
+            for g, prompt in zip(generators, prompts, strict=True)
         ]
 
 
@@ -193,7 +194,7 @@ def test_stale_images_are_never_used(
 def test_the_process_and_the_empty_prompt_are_part_of_the_identity() -> None:
     from t2ikit.diffusion import GaussianDiffusion
 
-    states, sampling = [torch.zeros(2, 8)], Sampling(steps=3)
+    states, sampling = [Text.from_rows([torch.zeros(2, 8)])], Sampling(steps=3)
     first, again, other, empty = (module_of() for _ in range(4))
     other.objective.process = GaussianDiffusion(schedule="sigmoid")
     empty.unconditional = Text.from_rows([torch.ones(1, 8)])

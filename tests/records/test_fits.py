@@ -10,7 +10,7 @@ import pytest
 from t2ikit.data.datamodule import DataModule
 from t2ikit.denoisers import CADI
 from t2ikit.encoders.autoencoders import LatentSpace, PixelSpace
-from t2ikit.encoders.text import build_small_t5
+from t2ikit.encoders.small_t5 import build_small_t5
 from t2ikit.module import TextToImage
 from t2ikit.pretrained import EncoderReference, find_pretrained
 from t2ikit.records.fits import check_text_encoder

@@ -102,7 +102,43 @@ def changed(prediction: Prediction, output: Tensor) -> Prediction:
     return replace(prediction, output=output)
 
 
+class TwoTexts(Small):
+    """Takes the texts of two encoders, and the pooled vectors of the first."""
+
+    supports = frozenset({"taps", "window", "several_texts"})  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text_dim, self.pooled_dim = (6, 4), 3
+        self.text = nn.ModuleList(nn.Linear(width, WIDTH) for width in (6, 4, 3))
+
+    def encode_text(self, text: Any, coherence: Any = None, window: Tensor | None = None) -> Tokens:
+        first, second = text
+        vectors = self.text[2](first.pooled)[:, None]
+        tokens = torch.cat([self.text[0](first.embeddings) + vectors, self.text[1](second.embeddings)], 1)
+        mask = torch.cat([first.mask, second.mask], 1)
+        return self.context(tokens, mask, window_rows(window, len(first), mask.device))
+
+
 # ------------------------------------------------------------------ one fault each
+
+
+class SecondUnread(TwoTexts):
+    def encode_text(self, text: Any, *args: Any, **options: Any) -> Tokens:
+        first, second = text
+        return super().encode_text((first, replace(second, embeddings=0 * second.embeddings)), *args, **options)
+
+
+class PooledUnread(TwoTexts):
+    def encode_text(self, text: Any, *args: Any, **options: Any) -> Tokens:
+        first, second = text
+        return super().encode_text((replace(first, pooled=0 * first.pooled), second), *args, **options)
+
+
+class TakesOne(TwoTexts):
+    def encode_text(self, text: Any, *args: Any, **options: Any) -> Tokens:
+        first, second = (*text, replace(text[0], embeddings=text[0].embeddings[..., :4]))[:2]
+        return super().encode_text((first, second), *args, **options)
 
 
 class UnknownLevel(Small):
@@ -316,6 +352,9 @@ FAULTS = [
     ("masked text", ReadsMasked, "the mask hides must change nothing"),
     ("padded text", CountsPadding, "padded to more tokens must give the same"),
     ("text matters", Deaf, "let forward read the context"),
+    ("several texts", SecondUnread, "another text of encoder 2 of 2 must give another output"),
+    ("several texts", PooledUnread, "other pooled vectors must give another output"),
+    ("several texts", TakesOne, "one text in place of 2 must be refused"),
     ("context.rows", ContextRows, r"context.rows\(index\) must be the context of the texts at index"),
     ("context.cat", ContextCat, r"context.cat\(other\) must be the contexts of both texts"),
     ("context.detach", ContextDetach, r"must cut the graph"),

@@ -32,11 +32,21 @@ FAULTS = {
 }
 CHECKS = {kind.name: {check.name: check for check in kind.checks} for kind in KINDS}
 
+TWO: dict[str, Any] = {"text_dim": [8, 5], "pooled_dim": 3}
+"""Texts of two encoders of unlike width, the first with pooled vectors."""
+
 # What passes, and the checks that do not apply to it. Whoever adds a class adds a line.
 OURS: dict[str, tuple[Callable[[], Any], set[str]]] = {
-    "cad_i": (lambda: tiny.shallow_cad_i(patch_size=1, window_tokens=True), set()),
-    "dit_i": (lambda: tiny.shallow_dit_i(patch_size=1, window_tokens=True), {"self-conditioning"}),
-    "small": (broken_denoisers.Small, set()),
+    "cad_i": (lambda: tiny.shallow_cad_i(patch_size=1, window_tokens=True), {"several texts"}),
+    "dit_i": (lambda: tiny.shallow_dit_i(patch_size=1, window_tokens=True), {"self-conditioning", "several texts"}),
+    "cad_i-two": (lambda: tiny.shallow_cad_i(patch_size=1, window_tokens=True, **TWO), set()),
+    "dit_i-two": (lambda: tiny.shallow_dit_i(patch_size=1, window_tokens=True, **TWO), {"self-conditioning"}),
+    "dit_i-two-modulated": (
+        lambda: tiny.shallow_dit_i(time_conditioning="adaln_single", **TWO),
+        {"self-conditioning", "window"},
+    ),
+    "small": (broken_denoisers.Small, {"several texts"}),
+    "small-two": (broken_denoisers.TwoTexts, set()),
     "denoising": (Denoising, set()),
     "denoising-term": (
         lambda: Denoising(RectifiedFlow(), 0.2, 0.5, 0.1, VelocityError(), {"align": broken_others.Align(0.5, 9)}),

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from t2ikit.batch import Batch, Movable, Text
+from t2ikit.batch import Batch, Movable, Texts, each_text, map_texts
 from t2ikit.denoisers.base import Denoiser, kept_rows
 from t2ikit.diffusion.processes import Process
 from t2ikit.diffusion.terms.base import Needs
@@ -38,7 +38,7 @@ class Draws(Movable):
     """
 
     noise: Tensor
-    text: Text | tuple[Text, ...]
+    text: Texts
     keep: Tensor | None = None
     terms: tuple[str, ...] = ()
 
@@ -80,7 +80,8 @@ class Objective(nn.Module, ABC):
         process: the diffusion process.
         needs: what it reads of a record and of the denoiser; refused before the run where the data or the denoiser
             lacks it.
-        unconditional: the encoding of the empty prompt, one row; set before the first step from the data.
+        unconditional: the encoding of the empty prompt by every text encoder, one row; set before the first step from
+            the data.
     """
 
     needs: Needs = Needs()
@@ -88,7 +89,7 @@ class Objective(nn.Module, ABC):
     def __init__(self, process: Process) -> None:
         super().__init__()
         self.process = process
-        self.unconditional: Text | None = None
+        self.unconditional: Texts | None = None
 
     @abstractmethod
     def draw(self, batch: Batch, rng: Keyed, step: int) -> Draws:
@@ -114,8 +115,8 @@ class Objective(nn.Module, ABC):
     def validation(self, denoiser: Denoiser, batch: Batch, rng: Keyed) -> Tensor:
         """The loss of held-out records, loss_B [B], of the denoiser alone: fixed noise, full text, no term."""
 
-    def empty_prompt(self, device: torch.device) -> Text:
-        """The encoding of the empty prompt on ``device``, one row.
+    def empty_prompt(self, device: torch.device) -> Texts:
+        """The encoding of the empty prompt by every text encoder on ``device``, one row.
 
         Raises:
             ValueError: nothing has set it.
@@ -125,6 +126,6 @@ class Objective(nn.Module, ABC):
                 "the encoding of the empty prompt is missing: run through a Trainer with a data module, or set "
                 "`objective.unconditional`"
             )
-        if self.unconditional.mask.device != device:
-            self.unconditional = self.unconditional.to(device)
+        if each_text(self.unconditional)[0].mask.device != device:
+            self.unconditional = map_texts(lambda text: text.to(device), self.unconditional)
         return self.unconditional

@@ -7,10 +7,11 @@ Shape legend::
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from t2ikit.batch import Batch, Prediction, Text
+from t2ikit.batch import Batch, Prediction, Text, Texts, each_text, map_texts
 from t2ikit.denoisers.base import Denoiser
 from t2ikit.diffusion.objectives.base import STATIC_ROWS, Draws, Loss, Objective
 from t2ikit.diffusion.processes import GaussianDiffusion, Process
@@ -31,7 +32,11 @@ class Denoising(Objective):
 
     Args:
         process: the diffusion process; default ``GaussianDiffusion()`` (linear gamma, epsilon-prediction).
-        text_drop: probability that a text is replaced by the encoding of the empty prompt (classifier-free guidance).
+        text_drop: probability that a text is replaced by the encoding of the empty prompt (classifier-free guidance),
+            by that of all text encoders together.
+        text_drop_each: beside it, for each text encoder in the order of the manifest, the probability that its text
+            alone is replaced; independent of one another. Stable Diffusion 3 (Esser et al. 2024, appendix) takes
+            0.464 for each of three. None is off.
         self_condition_rate: share of the samples whose denoiser gets its own first prediction as state; denoisers
             without state ignore it. From 10 samples a micro-batch up, exactly ``round(rate * B)`` of them.
         offset_noise: standard deviation of a constant added to the noise of each channel of each sample; 0.1 is usual,
@@ -51,9 +56,12 @@ class Denoising(Objective):
         offset_noise: float = 0.0,
         weighting: Weighting | None = None,
         terms: dict[str, Term] | None = None,
+        text_drop_each: list[float] | None = None,
     ) -> None:
         super().__init__(process if process is not None else GaussianDiffusion())
-        for option, rate in (("text_drop", text_drop), ("self_condition_rate", self_condition_rate)):
+        self.text_drop_each = tuple(text_drop_each or ())
+        rates = [("text_drop", text_drop), ("self_condition_rate", self_condition_rate)]
+        for option, rate in [*rates, *(("text_drop_each", rate) for rate in self.text_drop_each)]:
             if not 0.0 <= rate <= 1.0:
                 raise ValueError(f"{option} is a probability in [0, 1], got {rate}")
         if offset_noise < 0.0:
@@ -76,19 +84,38 @@ class Denoising(Objective):
     def draw(self, batch: Batch, rng: Keyed, step: int) -> Draws:
         """Noise, conditioning drop and self-conditioning of every sample, each keyed by its slot."""
         count, device = len(batch), batch.latents.device
-        text = batch.text
-        if self.text_drop > 0.0:
-            drop = torch.from_numpy(rng.uniforms("drop", batch.slot, count)[:, 0] < self.text_drop)
-            empty = self.unconditional
-            if empty is None or empty.mask.device != device:
-                empty = self.empty_prompt(device)
-            text = text.replace(drop.to(device, non_blocking=True), empty)
         return Draws(
             noise=rng.normal("noise", batch.slot, count, batch.latents.shape[1:], device),
-            text=text,
+            text=self.conditioning(batch, rng),
             keep=self.kept(batch.slot, count, rng),
             terms=tuple(name for name, term in self._terms().items() if term.on(step)),
         )
+
+    def conditioning(self, batch: Batch, rng: Keyed) -> Texts:
+        """The texts of a batch after the conditioning drop, of all text encoders together and of each alone.
+
+        Raises:
+            ValueError: ``text_drop_each`` has another number of entries than there are text encoders.
+        """
+        texts, rates, count = each_text(batch.text), self.text_drop_each, len(batch)
+        if rates and len(rates) != len(texts):
+            raise ValueError(
+                f"text_drop_each has {len(rates)} probabilities, the data has {len(texts)} text encoders: give one for "
+                "each, in the order of the manifest"
+            )
+        if self.text_drop == 0.0 and not any(rates):
+            return batch.text
+        dropped = [rng.uniforms("drop", batch.slot, count)[:, 0] < self.text_drop] * len(texts)
+        if rates:
+            alone = rng.uniforms("drop each", batch.slot, count, len(texts)) < np.array(rates)
+            dropped = [together | column for together, column in zip(dropped, alone.T, strict=True)]
+        columns = iter(dropped)
+
+        def replaced(text: Text, empty: Text) -> Text:
+            drop = torch.from_numpy(next(columns))
+            return text.replace(drop.to(text.mask.device, non_blocking=True), empty)
+
+        return map_texts(replaced, batch.text, self.empty_prompt(batch.latents.device))
 
     def kept(self, slot: int, count: int, rng: Keyed) -> Tensor | None:
         """[B] bool on the CPU: which samples are self-conditioned; None if none ever is.
@@ -131,7 +158,7 @@ class Denoising(Objective):
         x0: Tensor,
         noise: Tensor,
         t: Tensor,
-        text: Text | tuple[Text, ...],
+        text: Texts,
         keep: Tensor | None = None,
         window: Tensor | None = None,
     ) -> Tensor:
@@ -189,7 +216,7 @@ def main_pass(
     x0: Tensor,
     noise: Tensor,
     t: Tensor,
-    text: Text | tuple[Text, ...],
+    text: Texts,
     keep: Tensor | None = None,
     window: Tensor | None = None,
     taps: tuple[int, ...] = (),

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from t2ikit.encoders.autoencoders import DEFAULT_AUTOENCODER, LatentSpace
-from t2ikit.encoders.text import DEFAULT_TEXT_ENCODER, MAX_TOKENS, TextEncoder, build_small_t5
+from t2ikit.encoders.small_t5 import build_small_t5
+from t2ikit.encoders.text import DEFAULT_TEXT_ENCODER, MAX_TOKENS, TextEncoder
 from t2ikit.launch import first_rank
 from t2ikit.prepare.captions.caption_file import CaptionSet
 from t2ikit.prepare.captions.lines import CaptionLines
