@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from t2ikit.records.fits import OWN_TEXT_ENCODER, check_buckets, check_fits, che
 from t2ikit.records.manifest import MANIFEST_NAME, Manifest
 from t2ikit.records.record_set import RecordSet
 from t2ikit.records.remote import RemoteFolder, is_remote, open_remote_set, read_manifest
+from t2ikit.records.states import as_text
 
 _LEAST = {"batch_size": 1, "num_workers": 0, "length_bucket": 1, "eval_batch_size": 1, "shuffle_window": 1}
 
@@ -189,12 +190,7 @@ class DataModule(LightningDataModule):
 
     def unconditional(self) -> Text | tuple[Text, ...]:
         """The empty prompt, one row: embeddings [1, L, D] float32, L = 1 for T5; of several text encoders a tuple."""
-        texts = []
-        for states in self.record_set("train").empty_prompt.values():
-            text = Text.from_rows([torch.from_numpy(states.tokens.dequantise())])
-            pooled = None if states.pooled is None else torch.from_numpy(states.pooled).float()[None]
-            texts.append(replace(text, pooled=pooled))
-        return texts[0] if len(texts) == 1 else tuple(texts)
+        return as_text(self.record_set("train").empty_prompt.values())
 
     def add_stream(self, name: str, folder: str, quantile: float, probability: float) -> None:
         """Adds an augmented stream behind a :class:`Gate`; callbacks call it in their ``setup``.

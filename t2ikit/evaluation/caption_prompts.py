@@ -6,12 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from t2ikit.batch import Text, Texts
+from t2ikit.batch import Texts
 from t2ikit.data.datamodule import DataModule
 from t2ikit.prompts import Encode, Prompt, PromptSource, check_count
 from t2ikit.records.record_set import RecordSet
+from t2ikit.records.states import as_text
 
 
 @dataclass

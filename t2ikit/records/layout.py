@@ -113,6 +113,12 @@ class Layout:
 
 
 @lru_cache(maxsize=1024)
+def layout_of(entries: tuple[tuple[str, str, int], ...]) -> Layout:
+    """The layout of name, storage and number of axes of every array; built once for all records that have it."""
+    return Layout(entries)
+
+
+@lru_cache(maxsize=1024)
 def parsed_layout(block: bytes) -> Layout:
     """The layout that a layout block stands for.
 
@@ -122,4 +128,4 @@ def parsed_layout(block: bytes) -> Layout:
     text = block[_CHECKSUM.size :]
     if len(block) < _CHECKSUM.size or _CHECKSUM.unpack_from(block)[0] != zlib.crc32(text):
         raise ValueError(DAMAGED)
-    return Layout([(name, storage, axes) for name, storage, axes in json.loads(text)])
+    return layout_of(tuple((name, storage, axes) for name, storage, axes in json.loads(text)))

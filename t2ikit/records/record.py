@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from t2ikit.records.compressed import Compressed
-from t2ikit.records.layout import PLAIN, QUANTISED, Layout
+from t2ikit.records.layout import PLAIN, QUANTISED, Layout, layout_of
 from t2ikit.records.states import States, Tokens
 from t2ikit.records.view import HEADER, MAGIC, VERSION, RecordView
 
@@ -82,7 +82,7 @@ class Record:
     @property
     def layout(self) -> Layout:
         """Names, kinds of storage and axes of the arrays."""
-        return Layout([(name, *_kind(name, array)) for name, array in self.arrays.items()])
+        return layout_of(tuple((name, *_kind(name, array)) for name, array in self.arrays.items()))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of an array; of a compressed picture, once it is decoded."""

@@ -6,14 +6,16 @@ vector.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:  # imported where states are quantised: `t2ikit prepare --help` would take 1.5 s longer
     from torch import Tensor
+
+    from t2ikit.batch import Text
 
 GROUP = 64
 """Channels that share one scale."""
@@ -68,6 +70,20 @@ class States:
 
     tokens: Tokens
     pooled: np.ndarray | None = None
+
+
+def as_text(captions: Iterable[States]) -> Text | tuple[Text, ...]:
+    """One caption by every text encoder, as a batch of one row: embeddings [1, L, D] and pooled [1, P] float32."""
+    import torch
+
+    from t2ikit.batch import Text
+
+    texts = []
+    for states in captions:
+        text = Text.from_rows([torch.from_numpy(states.tokens.dequantise())])
+        pooled = None if states.pooled is None else torch.from_numpy(states.pooled.astype(np.float32))[None]
+        texts.append(replace(text, pooled=pooled))
+    return texts[0] if len(texts) == 1 else tuple(texts)
 
 
 def quantise_tokens(states: np.ndarray | Tensor, token_format: str = "int8") -> Tokens:

@@ -16,6 +16,7 @@ from t2ikit.encoders import LatentSpace, TextEncoder, build_small_t5
 from t2ikit.prepare.captions.caption_file import CaptionSet
 from t2ikit.prepare.captions.captions import prepare_captions
 from t2ikit.prepare.captions.lines import CaptionLines
+from t2ikit.prepare.encode.caption_encoder import CaptionEncoder
 from t2ikit.prepare.encode.encode import prepare_encode
 from t2ikit.prepare.encode.encoders import Encoded, Encoders
 from t2ikit.prepare.encode.work import Encoding
@@ -106,9 +107,9 @@ def test_one_model_call_a_batch_and_a_caption_only_once(
 ) -> None:
     images: list[int] = []
     texts: list[str] = []
-    encode_images, encode_texts = LatentSpace.encode, TextEncoder.encode
+    encode_images, encode_texts = LatentSpace.encode, CaptionEncoder.encode
     monkeypatch.setattr(LatentSpace, "encode", lambda self, x: images.append(len(x)) or encode_images(self, x))
-    monkeypatch.setattr(TextEncoder, "encode", lambda self, x: texts.extend(x) or encode_texts(self, x))
+    monkeypatch.setattr(CaptionEncoder, "encode", lambda self, x: texts.extend(x) or encode_texts(self, x))
     prepare_encode(
         prepared,
         autoencoder=str(autoencoder),

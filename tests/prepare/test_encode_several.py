@@ -16,6 +16,7 @@ from t2ikit.encoders import TextEncoder, build_small_t5
 from t2ikit.prepare.captions.captions import prepare_captions
 from t2ikit.prepare.check.check import prepare_check
 from t2ikit.prepare.cutmix import prepare_cutmix
+from t2ikit.prepare.encode.caption_encoder import CaptionEncoder, EncodedTexts
 from t2ikit.prepare.encode.encode import prepare_encode
 from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.images import prepare_images
@@ -31,7 +32,7 @@ class WithVectors(TextEncoder):
     """A text encoder that gives a pooled vector, too."""
 
     def encode_pooled(self, prompts: list[str]) -> tuple[list[Tensor], Tensor]:
-        states = self.encode(prompts)
+        states = TextEncoder(self.model, self.tokenizer, self.reference, self.max_tokens).encode(prompts)
         return states, torch.stack([rows.mean(0)[:12] for rows in states])
 
 
@@ -83,21 +84,21 @@ def test_one_text_encoder_is_in_memory_and_a_pass_that_is_done_is_kept(
 ) -> None:
     loaded: list[TextEncoder] = []
     encoded: list[tuple[int, bool]] = []
-    load, encode = TextEncoder.load, TextEncoder.encode
+    load, encode = TextEncoder.load, CaptionEncoder.encode
 
     def load_alone(*arguments: Any) -> TextEncoder:
         assert all(encoder.device.type == "meta" for encoder in loaded)
         loaded.append(load(*arguments))
         return loaded[-1]
 
-    def encode_or_stop(self: TextEncoder, prompts: list[str]) -> list[Tensor]:
-        encoded.append((self.dim, prompts != [""]))
-        if self.dim == 32 and prompts != [""] and stops:
+    def encode_or_stop(self: CaptionEncoder, prompts: list[str]) -> EncodedTexts:
+        encoded.append((self.encoder.dim, prompts != [""]))
+        if self.encoder.dim == 32 and prompts != [""] and stops:
             raise RuntimeError("stopped")
         return encode(self, prompts)
 
     monkeypatch.setattr(TextEncoder, "load", load_alone)
-    monkeypatch.setattr(TextEncoder, "encode", encode_or_stop)
+    monkeypatch.setattr(CaptionEncoder, "encode", encode_or_stop)
     for name in ("train", "val", "train_cmall"):
         shutil.rmtree(prepared / name)
     stops = True

@@ -56,7 +56,7 @@ class CaptionEncoder:
         stored_as: its name in the manifest, where it is not ``name``.
 
     Attributes:
-        kind: what transformers calls the model, such as "t5"; its name in a record.
+        kind: what transformers calls the model, up to the first underscore, such as "t5"; its name in a record.
         source: what the manifest says of it; ``kind`` and this are known after ``look``.
     """
 
@@ -102,7 +102,7 @@ class CaptionEncoder:
         if self.stored_as is not None:
             reference = EncoderReference(self.stored_as, None, reference.sha256)
         vectors = self.encode([""])[1]
-        self.kind = re.sub("[^a-z0-9]+", "_", encoder.model.config.model_type.lower())
+        self.kind = re.split("[^a-z0-9]", encoder.model.config.model_type.lower())[0]
         self.source = TextSource(encoder.dim, reference, 0 if vectors is None else vectors.shape[1])
 
     def to(self, device: torch.device) -> None:
