@@ -272,11 +272,6 @@ class Manifest:
         except (ValueError, TypeError) as error:
             raise ValueError(f"cannot use {path}: {error}. Prepare the set again:\n{PREPARE_COMMANDS}") from error
 
-    @property
-    def text_encoders(self) -> tuple[EncoderReference, ...]:
-        """What encoded the captions, in the order in which a denoiser takes them; empty for a set without states."""
-        return () if self.text_encoder is None else (self.text_encoder,)
-
     def mismatch(self, other: Manifest) -> str | None:
         """Why ``other`` cannot be mixed with this set: the first unlike field and both values; None if it can."""
         names = ("kind", "image_shape", "text_dim", "token_format", "text_encoders", "autoencoder", "normalisation")
