@@ -68,7 +68,8 @@ def several_texts(subject: Subject[Denoiser]) -> str:
         sentence = "other pooled vectors must give another output: read text.pooled, or set pooled_dim = 0"
         changed = Inputs(inputs.x, inputs.level, (swapped, *texts[1:]))
         expect(not torch.equal(output(denoiser, changed), plain), sentence)
-    return f"texts of width {' and '.join(str(text.embeddings.shape[2]) for text in texts)}, pooled vectors of {denoiser.pooled_dim}"
+    sizes = " and ".join(str(text.embeddings.shape[2]) for text in texts)
+    return f"texts of width {sizes}, pooled vectors of {denoiser.pooled_dim}"
 
 
 def context_rows(subject: Subject[Denoiser]) -> None:
