@@ -22,11 +22,10 @@ from t2ikit.config.class_nodes import (
     accepted,
     check_below,
     check_component,
-    class_parser,
-    find_class,
     parse,
 )
 from t2ikit.config.compose import INHERITED, ConfigError, merge, nearest
+from t2ikit.config.imports import find_class
 from t2ikit.config.messages import located
 from t2ikit.config.origins import Origins, importable
 from t2ikit.diffusion.samplers import find_solver
@@ -222,7 +221,7 @@ def loggers_of(nodes: Mapping[str, Any], folder: Path, step: int, origins: Origi
     components = {}
     for name, node in nodes.items():
         node = {"class_path": node} if isinstance(node, str) else node
-        taken = accepted(find_class(node.get("class_path"), f"loggers.{name}", origins))
+        taken = accepted(find_class(node.get("class_path"), f"loggers.{name}.class_path", origins))
         own = {key: value for key, value in given.items() if key in taken}
         node = {**node, "init_args": {**own, **(node.get("init_args") or {})}}
         components[name] = check_component(f"loggers.{name}", node, Logger, origins=origins)
@@ -233,7 +232,7 @@ def _settled(node: Any, origins: Origins) -> Any:
     """The node of a model whose class was changed, with the arguments of the former class that it takes."""
     if not isinstance(node, dict) or INHERITED not in node:
         return node
-    known = accepted(find_class(node.get("class_path"), "model", origins))
+    known = accepted(find_class(node.get("class_path"), "model.class_path", origins))
     kept = {name: value for name, value in node[INHERITED].items() if name in known}
     rest = {key: value for key, value in node.items() if key != INHERITED}
     return {**rest, "init_args": merge(kept, rest.get("init_args") or {})}
@@ -248,7 +247,7 @@ def _check_trainer(options: dict[str, Any], origins: Origins) -> dict[str, Any]:
             raise ConfigError(f"trainer: unknown key '{name}'{nearest(name, known)}")
         check_below(value, f"trainer.{name}", origins)
     # Only nested classes (a strategy, a plugin) are built here, not the Trainer.
-    typed = class_parser(Trainer).instantiate(parse(Trainer, options, "trainer"), instantiate_groups=False).it
+    typed = parse(Trainer, options, "trainer", origins).build(USER_ERRORS, whole=False)
     return {name: typed[name] for name in options}
 
 
