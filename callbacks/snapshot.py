@@ -52,7 +52,7 @@ class Snapshot(L.Callback):
         at_start: also before the first step of a new run.
         at_end: also after the last step.
         steps: sampler steps.
-        method: sampler, see ``t2ikit.diffusion.sample``; a class of your own as ``{class_path: mine.MySolver}``.
+        method: sampler, see ``t2ikit.diffusion.sample``; a class of your own by its class path.
         guidance: classifier-free guidance w, (1 + w) cond - w uncond; or a Guidance.
         batch_size: images sampled at once on each rank.
         seed: key of the noise.
@@ -78,7 +78,7 @@ class Snapshot(L.Callback):
         at_start: bool = True,
         at_end: bool = True,
         steps: int = 50,
-        method: str | Solver = "ddim",
+        method: Solver | str = "ddim",
         guidance: float | Guidance = 2.0,
         batch_size: int = 64,
         seed: int = 0,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -45,10 +46,7 @@ def find_class(class_path: Any, key: str, origins: Origins = NONE_BUT_KNOWN) -> 
         raise ConfigError(f"{key}: expected module.Class, got {class_path!r}")
     module_name, _, name = class_path.rpartition(".")
     if not module_name:
-        homes = (package for package in origins.packages if hasattr(importlib.import_module(package), name))
-        home = next(homes, None)
-        hint = "" if home is None else f"; did you mean {home}.{name}?"
-        raise ConfigError(f"{key}: '{class_path}' names no module: write module.Class{hint}")
+        raise _without_module(name, key, origins)
     origins.refuse_strange(module_name, key)
     module = _import_module(module_name, key)
     named = getattr(module, name, None)
@@ -65,6 +63,13 @@ def find_class(class_path: Any, key: str, origins: Origins = NONE_BUT_KNOWN) -> 
     if origins.of_library(module_name):  # a library also holds classes that it imports for its own use: Popen
         origins.refuse_strange(named.__module__, key)
     return named
+
+
+def _without_module(name: str, key: str, origins: Origins) -> ConfigError:
+    homes = (package for package in origins.packages if hasattr(importlib.import_module(package), name))
+    home = next(homes, None)
+    hint = "" if home is None else f"; did you mean {home}.{name}?"
+    return ConfigError(f"{key}: '{name}' names no module: write module.Class{hint}")
 
 
 def _import_module(module_name: str, key: str) -> Any:
@@ -93,7 +98,7 @@ class ImportGuard:
 
     def __init__(self, cls: type, arguments: Mapping[str, Any], key: str, origins: Origins) -> None:
         self.cls, self.arguments, self.key, self.origins = cls, arguments, key, origins
-        self._refusals: list[tuple[str, ConfigError]] = []
+        self._refusals: list[tuple[str, ConfigError | None]] = []
         self._known: set[str] = set()
         self._defaults: list[Any] = []
 
@@ -125,17 +130,25 @@ class ImportGuard:
             ConfigError: with the key of the value.
         """
         for name, refusal in self._refusals:
-            if isinstance(refusal, Forbidden) or name in message:
+            if isinstance(refusal, Forbidden):
                 raise refusal
+        for name, refusal in self._refusals:
+            if re.search(rf"(Got|Given) value: .*\b{name}\b", message):
+                raise refusal or _without_module(name, self._key_of(name), self.origins)
 
     def _find(self, name: Any, check_path: bool = True) -> Any:
         """In place of jsonargparse's ``import_object``."""
         if name in self._known or any(name in _strings(default) for default in self._defaults):
             return _import_object(name, check_path=False)
+        if not all(part.isidentifier() for part in str(name).split(".")):
+            raise ValueError(f"{name!r} is no class path")
+        if "." not in name:  # a word, which another kind of the union may take
+            self._refusals.append((name, None))
+            raise ValueError(f"{name!r} names no module")
         try:
             found = find_class(name, self._key_of(name), self.origins)
         except ConfigError as error:
-            self._refusals.append((str(name), error))
+            self._refusals.append((name, error))
             raise
         self._known.add(name)
         return found

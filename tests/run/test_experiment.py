@@ -85,7 +85,7 @@ BAD_NODES = [
     (model(net={"class_path": "tiny_parts.Lin"}), "tiny_parts has no class 'Lin'; nearest known: 'Line'"),
     (
         model(net={"class_path": "tiny_parts.Data"}),
-        "model.init_args.net: Import path tiny_parts.Data does not correspond",
+        "model.init_args.net: tiny_parts.Data is no Net",
     ),
     (
         model(net={"class_path": "t2ikit.denoiserz.X"}),
