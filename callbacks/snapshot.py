@@ -25,6 +25,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from t2ikit import ranks
+from t2ikit.checkpoints.runs import find_checkpoint
+from t2ikit.denoisers import SavedDenoiser
 from t2ikit.diffusion import Guidance
 from t2ikit.diffusion.samplers import find_solver
 from t2ikit.diffusion.solvers import Solver
@@ -122,10 +124,14 @@ class Snapshot(L.Callback):
         self.history = {int(step): dict(scores) for step, scores in state_dict["history"].items()}
 
     def validate_experiment(self, experiment: Any) -> None:
-        """Refuses a module that samples no images."""
+        """Refuses a module that samples no images, and a weaker network whose checkpoint is missing."""
         kit = getattr(experiment.model, "evaluation_kit", lambda: None)()
         if kit is None:
             raise ValueError(f"{type(experiment.model).__name__} samples no images; leave this snapshot out")
+        weaker = self.sampling.guidance.weaker if isinstance(self.sampling.guidance, Guidance) else None
+        if isinstance(weaker, SavedDenoiser):
+            key = f"callbacks.{self.name}.init_args.guidance.init_args.weaker.checkpoint"
+            find_checkpoint(Path(weaker.checkpoint), key)
 
     # ------------------------------------------------------------------ when
 

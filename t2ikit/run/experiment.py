@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from t2ikit.checkpoints.start import Start
 from t2ikit.config import class_nodes
 from t2ikit.config.class_nodes import (
     Component,
@@ -108,7 +109,10 @@ def check(config: dict[str, Any], origins: Origins = ORIGINS) -> Plan:
     data = check_component("data", config["data"], LightningDataModule, origins=origins)
     for group in ("callbacks", "loggers"):
         for entry, node in (config.get(group) or {}).items():
-            if isinstance(node, dict) and "class_path" not in node:  # an override of a name that is not there
+            node = {"class_path": node} if isinstance(node, str) else node
+            if not isinstance(node, dict) or not isinstance(node.get("init_args") or {}, dict):
+                raise ConfigError(f"{group}.{entry}: expected {{class_path: ..., init_args: ...}}, got {node!r}")
+            if "class_path" not in node:  # an override of a name that is not there
                 others = [name for name in config[group] if name != entry]
                 raise ConfigError(
                     f"{group}.{entry}: expected {{class_path: ..., init_args: ...}}, since the experiment has no "
@@ -151,6 +155,9 @@ def build(plan: Plan, folder: Path, step: int = 0) -> Experiment:
         except USER_ERRORS as error:
             raise ConfigError(str(error)) from error
     model = plan.model.build(USER_ERRORS)
+    start = getattr(model, "start", None)
+    if isinstance(start, Start) and step == 0:  # a missing checkpoint is refused before data and weights are read
+        start.path()
     if isinstance(model, Learner):
         model.experiment = plan.config
     callbacks = {name: component.build(USER_ERRORS) for name, component in plan.callbacks.items()}
