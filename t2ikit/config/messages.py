@@ -42,7 +42,7 @@ def _class_expected(lines: list[str], key: str) -> str | None:
         return None
     rest = [kind.replace("NoneType", "null") for kind in re.findall(r"<class '(\w+)'>", subtypes)]
     wanted = " or ".join(dict.fromkeys([*classes, *rest]))
-    return f"{key}: expected {{class_path: ..., init_args: ...}} of a {wanted}, got {values[-1]}"
+    return f"{key}: expected {{class_path: ..., init_args: ...}} of a {wanted}, got {values[0]}"
 
 
 def _type_expected(lines: list[str], key: str) -> str:
