@@ -1,8 +1,8 @@
 """The one door between the values of an experiment and the import of modules.
 
-Every class that a value names is found by :func:`find_class`. jsonargparse imports by itself: whatever a string names
-where an argument takes a class or a function, at any depth. Around each of its calls an :class:`ImportGuard` sends those
-imports here too.
+Every class that a value names is found by :func:`find_class`. jsonargparse would import by itself whatever a string
+names where an argument takes a class or a function, at any depth. Around each of its calls an :class:`ImportGuard`
+sends those imports here.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class ImportGuard:
         Raises:
             ConfigError: with the key of the value.
         """
-        for name, refusal in self._refusals:
+        for _, refusal in self._refusals:
             if isinstance(refusal, Forbidden):
                 raise refusal
         for name, refusal in self._refusals:
@@ -156,7 +156,8 @@ class ImportGuard:
     def _path_of(self, value: Any) -> Any:
         """In place of ``get_import_path``: the class is there already, so its other names may be used as well."""
         path = _get_import_path(value)
-        self._known.add(path)
+        if path is not None:
+            self._known.add(path)
         return path
 
     def _refuse_module(self, path: str) -> None:
@@ -170,7 +171,8 @@ class ImportGuard:
 
         Only for classes of the user's own: in a library this would build any class, of no kind that the place wants.
         """
-        if isinstance(value, (dict, Namespace)) and "class_path" in value and self.origins.of_library(self.cls.__module__):
+        named = isinstance(value, (dict, Namespace)) and "class_path" in value
+        if named and self.origins.of_library(self.cls.__module__):
             path = str(value["class_path"])
             refusal = Forbidden(f"{self._key_of(path)}: no class can be named here, got {path}")
             self._refusals.append((path, refusal))
