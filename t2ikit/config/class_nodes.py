@@ -92,8 +92,9 @@ def check_component(
     if not issubclass(cls, base):
         home = base.__module__.partition(".")[0]
         raise ConfigError(f"{key}.class_path: {node['class_path']} is no {base.__name__} of {home}")
-    if name is not None and "name" in accepted(cls):
-        node = {**node, "init_args": {"name": name, **(node.get("init_args") or {})}}
+    arguments = node.get("init_args") or {}
+    if name is not None and isinstance(arguments, dict) and "name" in accepted(cls):
+        node = {**node, "init_args": {"name": name, **arguments}}
     return _check_class(node, key, origins)
 
 

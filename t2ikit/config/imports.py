@@ -42,7 +42,7 @@ def find_class(class_path: Any, key: str, origins: Origins = NONE_BUT_KNOWN) -> 
         ConfigError: no such module or class, with the nearest known one.
         Forbidden: a module that may not be imported, or a function.
     """
-    if not isinstance(class_path, str):
+    if not _is_path(class_path):
         raise ConfigError(f"{key}: expected module.Class, got {class_path!r}")
     module_name, _, name = class_path.rpartition(".")
     if not module_name:
@@ -63,6 +63,10 @@ def find_class(class_path: Any, key: str, origins: Origins = NONE_BUT_KNOWN) -> 
     if origins.of_library(module_name):  # a library also holds classes that it imports for its own use: Popen
         origins.refuse_strange(named.__module__, key)
     return named
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and all(part.isidentifier() for part in value.split("."))
 
 
 def _without_module(name: str, key: str, origins: Origins) -> ConfigError:
@@ -140,7 +144,7 @@ class ImportGuard:
         """In place of jsonargparse's ``import_object``."""
         if name in self._known or any(name in _strings(default) for default in self._defaults):
             return _import_object(name, check_path=False)
-        if not all(part.isidentifier() for part in str(name).split(".")):
+        if not _is_path(name):
             raise ValueError(f"{name!r} is no class path")
         if "." not in name:  # a word, which another kind of the union may take
             self._refusals.append((name, None))

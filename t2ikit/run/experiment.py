@@ -237,7 +237,7 @@ def loggers_of(nodes: Mapping[str, Any], folder: Path, step: int, origins: Origi
 
 def _settled(node: Any, origins: Origins) -> Any:
     """The node of a model whose class was changed, with the arguments of the former class that it takes."""
-    if not isinstance(node, dict) or INHERITED not in node:
+    if not isinstance(node, dict) or not isinstance(node.get(INHERITED), dict):
         return node
     known = accepted(find_class(node.get("class_path"), "model.class_path", origins))
     kept = {name: value for name, value in node[INHERITED].items() if name in known}

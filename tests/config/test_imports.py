@@ -240,6 +240,8 @@ def test_a_class_path_as_plain_text_where_a_name_is_taken_too(stranger: Path) ->
         ("model.objective.weighting", "VelocityError", "did you mean t2ikit.diffusion.VelocityError?"),
         ("model.objective.weighting", "t2ikit.diffusion.Nope", "weighting: t2ikit.diffusion has no class 'Nope'"),
         ("model.objective.terms", "{a: {class_path: t2ikit.diffusion.terms.Term}}", "Term is abstract: name a class"),
+        ("model.denoiser.class_path", "'.a.X'", "denoiser.class_path: expected module.Class, got '.a.X'"),
+        ("model.inherited", "3", "takes no 'inherited'"),
         ("model.denoiser", "{class_path: t2ikit.denoisers.CADI, dict_kwargs: {x: 1}}", "unknown key 'dict_kwargs'"),
         ("loggers.a", "3", "loggers.a: expected {class_path: ..., init_args: ...}, got 3"),
         ("loggers.a", "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: 3}", "loggers.a: expected {"),
