@@ -25,6 +25,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from t2ikit import ranks
+from t2ikit.checkpoints.runs import find_checkpoint
+from t2ikit.denoisers import SavedDenoiser
 from t2ikit.diffusion import Guidance
 from t2ikit.diffusion.samplers import find_solver
 from t2ikit.diffusion.solvers import Solver
@@ -52,7 +54,7 @@ class Snapshot(L.Callback):
         at_start: also before the first step of a new run.
         at_end: also after the last step.
         steps: sampler steps.
-        method: sampler, see ``t2ikit.diffusion.sample``; a class of your own as ``{class_path: mine.MySolver}``.
+        method: sampler, see ``t2ikit.diffusion.sample``; a class of your own by its class path.
         guidance: classifier-free guidance w, (1 + w) cond - w uncond; or a Guidance.
         batch_size: images sampled at once on each rank.
         seed: key of the noise.
@@ -78,7 +80,7 @@ class Snapshot(L.Callback):
         at_start: bool = True,
         at_end: bool = True,
         steps: int = 50,
-        method: str | Solver = "ddim",
+        method: Solver | str = "ddim",
         guidance: float | Guidance = 2.0,
         batch_size: int = 64,
         seed: int = 0,
@@ -122,10 +124,14 @@ class Snapshot(L.Callback):
         self.history = {int(step): dict(scores) for step, scores in state_dict["history"].items()}
 
     def validate_experiment(self, experiment: Any) -> None:
-        """Refuses a module that samples no images."""
+        """Refuses a module that samples no images, and a weaker network whose checkpoint is missing."""
         kit = getattr(experiment.model, "evaluation_kit", lambda: None)()
         if kit is None:
             raise ValueError(f"{type(experiment.model).__name__} samples no images; leave this snapshot out")
+        weaker = self.sampling.guidance.weaker if isinstance(self.sampling.guidance, Guidance) else None
+        if isinstance(weaker, SavedDenoiser):
+            key = f"callbacks.{self.name}.init_args.guidance.init_args.weaker.checkpoint"
+            find_checkpoint(Path(weaker.checkpoint), key)
 
     # ------------------------------------------------------------------ when
 

@@ -17,6 +17,7 @@ import tiny
 from t2ikit import cli
 from t2ikit.checkpoints import load_denoiser
 from t2ikit.config import ConfigError
+from t2ikit.config.origins import Origins
 from t2ikit.run.trained import load_trained
 
 PROMPTS = ["a large red circle", "a blue square", "", "a blue square"]
@@ -149,6 +150,31 @@ def test_which_weights_and_which_experiment(folder: Path, tmp_path: Path) -> Non
     for name, value in ema.module.denoiser.state_dict().items():
         assert torch.equal(denoiser.state_dict()[name], value)
     assert not denoiser.training and not any(p.requires_grad for p in denoiser.parameters())
+
+
+def test_the_experiment_of_a_checkpoint_names_no_strangers(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark, installed, checkpoint = tmp_path / "mark", tmp_path / "installed", tmp_path / CHECKPOINT.name
+    installed.mkdir()
+    code = f"from t2ikit.shapes import ShapesData\nopen({str(mark)!r}, 'w')\nclass Data(ShapesData):\n    pass\n"
+    (installed / "unknown_part.py").write_text(code)
+    monkeypatch.syspath_prepend(str(installed))
+    stored = torch.load(CHECKPOINT, weights_only=True)
+    objective = stored["experiment"]["model"]["init_args"]["objective"]["init_args"]
+    for key, value in (("terms", {"a": "unknown_part.Data"}), ("weighting", "unknown_part.Data")):
+        before, objective[key] = objective[key], value
+        torch.save(stored, checkpoint)
+        with pytest.raises(ConfigError, match="--trust unknown_part"):
+            load_trained(checkpoint)
+        objective[key] = before
+    stored["experiment"]["data"]["class_path"] = "unknown_part.Data"
+    torch.save(stored, checkpoint)
+    with pytest.raises(FileNotFoundError, match="no text encoder nowhere"):  # searched by its name only
+        load_trained(checkpoint).text_encoder("nowhere")
+    assert load_trained(checkpoint)._data_root() is None and not mark.exists()
+    trusted = load_trained(checkpoint, origins=Origins(trusted=("unknown_part",)))
+    assert trusted._data_root() == Path("data") and mark.exists()
 
 
 def test_no_data_set_is_needed_but_its_text_encoder(

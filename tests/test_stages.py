@@ -141,6 +141,30 @@ def test_mistakes(folder: Path, words: list[str], message: str, capsys: pytest.C
     assert message in said and "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--model.start.checkpoint", "stages.a"],
+            "stages.a is the end of a stage, but the experiment has no",
+        ),
+        (["--model.start.checkpoint", "~/nowhere.ckpt"], "home/nowhere.ckpt: no such file"),
+        (["--model.trainable", "[]"], "model.init_args.trainable: names nothing to train; null trains all"),
+        (
+            ["--callbacks.val.guidance", "{weaker: {checkpoint: nowhere.ckpt}}"],
+            "weaker.checkpoint nowhere.ckpt: no such",
+        ),
+    ],
+)
+def test_a_missing_checkpoint_is_refused_before_anything_is_read(
+    folder: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    monkeypatch.setattr("lightning.pytorch.Trainer.fit", None)
+    assert cli.main(["run", "tiny.yaml", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_an_experiment_without_stages_has_none(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "tiny.yaml", "--stage", "small"]) == 2
     assert "has no stages" in capsys.readouterr().err

@@ -40,7 +40,8 @@ def load_denoiser(
     """
     path = find_checkpoint(Path(checkpoint), "checkpoint")
     content = read_weights(path, mmap=True)
-    node = (stored_experiment(content, path).get("model") or {}).get("init_args", {}).get("denoiser")
+    model = stored_experiment(content, path)["model"]
+    node = (model.get("init_args") or {}).get("denoiser")
     if node is None or "state_dict" not in content:
         raise ValueError(f"checkpoint {path}: not a checkpoint of a text-to-image run (`t2ikit run`)")
     built: Denoiser = check_component(f"{path}: denoiser", node, Denoiser, origins=origins or Origins()).build()
@@ -59,11 +60,16 @@ def stored_experiment(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The resolved experiment that a checkpoint holds: the one that the run had when it was written.
 
     Raises:
-        ConfigError: it holds none.
+        ConfigError: it holds none, or one whose model is no class with arguments.
     """
     experiment = content.get("experiment")
     if not isinstance(experiment, dict):
         raise ConfigError(f"checkpoint {path}: it holds no experiment, so not a checkpoint of a run (`t2ikit run`)")
+    model = experiment.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("init_args") or {}, dict):
+        raise ConfigError(
+            f"checkpoint {path}: the model of its experiment is not {{class_path: ..., init_args: ...}}, but {model!r}"
+        )
     return dict(experiment)
 
 

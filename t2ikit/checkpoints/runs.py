@@ -42,6 +42,7 @@ def find_checkpoint(path: Path, option: str) -> Path:
     Raises:
         ConfigError: there is none, or it is not complete.
     """
+    path = path.expanduser()
     if path.is_dir() and path.suffix != ".ckpt":
         newest = newest_checkpoint(path.parent if path.name == "checkpoints" else path)
         if newest is None:

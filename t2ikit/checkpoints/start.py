@@ -14,6 +14,7 @@ from typing import Literal
 from t2ikit.checkpoints.denoiser import Weights, stored_weights
 from t2ikit.checkpoints.files import read_weights
 from t2ikit.checkpoints.runs import find_checkpoint
+from t2ikit.config.compose import ConfigError
 from t2ikit.denoisers import Denoiser
 from t2ikit.pretrained import sha256_of
 
@@ -47,6 +48,17 @@ class Start:
         if bool(self.take) != (self.fit == "grow"):
             raise ValueError("start: take names the parts that fit 'grow' takes; give both or neither")
 
+    def path(self) -> Path:
+        """The checkpoint file.
+
+        Raises:
+            ConfigError: there is none, or it is a stage of an experiment without stages.
+        """
+        key = "model.init_args.start.checkpoint"
+        if self.checkpoint.startswith("stages.") and not Path(self.checkpoint).exists():
+            raise ConfigError(f"{key}: {self.checkpoint} is the end of a stage, but the experiment has no `stages`")
+        return find_checkpoint(Path(self.checkpoint), key)
+
 
 def start_from(denoiser: Denoiser, start: Start) -> dict[str, str]:
     """Gives a fresh denoiser the weights that ``start`` names.
@@ -58,7 +70,7 @@ def start_from(denoiser: Denoiser, start: Start) -> dict[str, str]:
         ConfigError: no such checkpoint.
         ValueError: weights that do not fit, named; nothing is changed then.
     """
-    path = find_checkpoint(Path(start.checkpoint), "model.init_args.start.checkpoint")
+    path = start.path()
     content = read_weights(path, mmap=True)
     if "state_dict" not in content:
         raise ValueError(f"model.init_args.start: {path} is not a checkpoint of a run (`t2ikit run`)")
@@ -78,8 +90,10 @@ def train_only(denoiser: Denoiser, trainable: Sequence[str]) -> None:
         trainable: names of its parts, or patterns of parameter names such as ``blocks.*.mlp.*``.
 
     Raises:
-        ValueError: a name that is neither a part nor matches a parameter.
+        ValueError: no name, or one that is neither a part nor matches a parameter.
     """
+    if not trainable:
+        raise ValueError("model.init_args.trainable: names nothing to train; null trains all")
     names = [name for name, _ in denoiser.named_parameters()]
     chosen: set[str] = set()
     for entry in trainable:

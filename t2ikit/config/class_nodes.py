@@ -5,17 +5,17 @@ So the message of a mistake names the very key; jsonargparse on the whole tree w
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from argparse import ArgumentError
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
 from t2ikit.config.compose import CLASS_KEYS, ConfigError, nearest
+from t2ikit.config.imports import ImportGuard, find_class
 from t2ikit.config.messages import explain, located
 from t2ikit.config.origins import NONE_BUT_KNOWN, Origins
 
@@ -31,12 +31,14 @@ class Component:
     cls: type
     class_path: str
     arguments: Namespace
+    guard: ImportGuard
 
-    def build(self, user_errors: tuple[type[Exception], ...] = USER_ERRORS) -> Any:
+    def build(self, user_errors: tuple[type[Exception], ...] = USER_ERRORS, whole: bool = True) -> Any:
         """The instance.
 
         Args:
             user_errors: what a constructor raises over a mistake of the user; anything else is a defect.
+            whole: False builds the classes below it only, and returns the arguments.
 
         Raises:
             ConfigError: a constructor (of this class or of one below it) refuses its arguments.
@@ -51,7 +53,9 @@ class Component:
                 raise
 
         try:
-            return class_parser(self.cls).instantiate(self.arguments, instantiators=[(construct, object, True)]).it
+            with self.guard.watching():
+                parser, instantiators = class_parser(self.cls), [(construct, object, True)]
+                return parser.instantiate(self.arguments, instantiate_groups=whole, instantiators=instantiators).it
         except Exception as error:
             cls, first = refused[0] if refused else (self.cls, error)
             if not isinstance(first, user_errors):
@@ -84,18 +88,24 @@ def check_component(
         node = {"class_path": node}
     if not isinstance(node, dict) or "class_path" not in node:
         raise ConfigError(f"{key}: expected {{class_path: ..., init_args: ...}}, got {node!r}")
-    cls = find_class(node["class_path"], key, origins)
+    cls = find_class(node["class_path"], f"{key}.class_path", origins)
     if not issubclass(cls, base):
         home = base.__module__.partition(".")[0]
         raise ConfigError(f"{key}.class_path: {node['class_path']} is no {base.__name__} of {home}")
-    if name is not None and "name" in accepted(cls):
-        node = {**node, "init_args": {"name": name, **(node.get("init_args") or {})}}
-    return Component(key, cls, node["class_path"], _check_class(node, key, origins))
+    arguments = node.get("init_args") or {}
+    if name is not None and isinstance(arguments, dict) and "name" in accepted(cls):
+        node = {**node, "init_args": {"name": name, **arguments}}
+    return _check_class(node, key, origins)
 
 
 @cache
 def class_parser(cls: type) -> ArgumentParser:
     """jsonargparse's parser of a constructor, under the key ``it``; an argument without a type takes anything."""
+    if is_dataclass(cls):  # a field of a base class in another module has a type that only that module can resolve
+        with suppress(NameError, TypeError):
+            kinds = get_type_hints(cls, include_extras=True)
+            annotations = cls.__init__.__annotations__
+            annotations.update({name: kinds[name] for name in annotations if name in kinds})
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, "it", fail_untyped=False)
     return parser
@@ -107,51 +117,9 @@ def accepted(cls: type) -> tuple[str, ...]:
     return tuple(defaults.as_dict()) if isinstance(defaults, Namespace) else ()
 
 
-def find_class(class_path: Any, key: str, origins: Origins = NONE_BUT_KNOWN) -> type:
-    """The class that ``class_path`` names.
-
-    Args:
-        class_path: ``module.Class``.
-        key: path of the class node in the experiment.
-        origins: which modules may be named.
-
-    Raises:
-        ConfigError: no such module or class, with the nearest known one.
-    """
-    where = f"{key}.class_path"
-    if not isinstance(class_path, str):
-        raise ConfigError(f"{where}: expected module.Class, got {class_path!r}")
-    module_name, _, name = class_path.rpartition(".")
-    if not module_name:
-        homes = (package for package in origins.packages if hasattr(importlib.import_module(package), name))
-        home = next(homes, None)
-        hint = "" if home is None else f"; did you mean {home}.{name}?"
-        raise ConfigError(f"{where}: '{class_path}' names no module: write module.Class{hint}")
-    origins.refuse_strange(module_name, where)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        missing = error.name or module_name
-        if module_name != missing and not module_name.startswith(missing + "."):
-            raise ConfigError(f"{where}: importing {module_name} needs the missing module '{missing}'") from error
-        raise ConfigError(f"{where}: no module '{missing}'{_nearest_module(missing)}") from None
-    except Exception as error:
-        raise ConfigError(f"{where}: importing {module_name} fails: {type(error).__name__}: {error}") from error
-    cls = getattr(module, name, None)
-    if not isinstance(cls, type):
-        top = module_name.partition(".")[0]
-        classes = [
-            other
-            for other, value in vars(module).items()
-            if isinstance(value, type) and value.__module__.partition(".")[0] == top
-        ]
-        raise ConfigError(f"{where}: {module_name} has no class '{name}'{nearest(name, classes)}")
-    return cls
-
-
-def _check_class(node: dict[str, Any], key: str, origins: Origins) -> Namespace:
-    """The typed arguments of one class node; the nodes below it are checked first."""
-    cls = find_class(node["class_path"], key, origins)
+def _check_class(node: dict[str, Any], key: str, origins: Origins) -> Component:
+    """One class node with typed arguments; the nodes below it are checked first."""
+    cls = find_class(node["class_path"], f"{key}.class_path", origins)
     known = accepted(cls)
     for name in node:
         if name not in CLASS_KEYS:
@@ -167,7 +135,7 @@ def _check_class(node: dict[str, Any], key: str, origins: Origins) -> Namespace:
             )
     for name, value in arguments.items():
         check_below(value, f"{key}.init_args.{name}", origins)
-    return parse(cls, arguments, f"{key}.init_args")
+    return parse(cls, arguments, key, origins, node["class_path"])
 
 
 def check_below(node: Any, key: str, origins: Origins = NONE_BUT_KNOWN) -> None:
@@ -182,16 +150,22 @@ def check_below(node: Any, key: str, origins: Origins = NONE_BUT_KNOWN) -> None:
             check_below(value, f"{key}.{name}", origins)
 
 
-def parse(cls: type, arguments: dict[str, Any], key: str) -> Namespace:
-    """The arguments typed and completed with defaults, under ``it``.
+def parse(cls: type, arguments: dict[str, Any], key: str, origins: Origins, class_path: str = "") -> Component:
+    """The class with its arguments typed and completed with defaults.
 
     Raises:
-        ConfigError: a wrong type or a missing argument.
+        ConfigError: a wrong type or a missing argument, or a class that may not be named.
     """
+    below = f"{key}.init_args" if class_path else key
+    parser, guard = class_parser(cls), ImportGuard(cls, arguments, below, origins)
     try:
-        return class_parser(cls).parse_object({"it": arguments})
+        with guard.watching():
+            typed = parser.parse_object({"it": arguments})
     except (ArgumentError, ValueError, TypeError, KeyError) as error:
-        raise ConfigError(explain(str(error), key)) from None
+        guard.raise_refusal(str(error))
+        raise ConfigError(explain(str(error), below)) from None
+    guard.raise_refusal()
+    return Component(key, cls, class_path, typed, guard)
 
 
 class _Unsaid(Exception):
@@ -227,14 +201,3 @@ def _elsewhere(cls: type, name: str) -> str:
             if sibling is not cls and sibling.__module__.partition(".")[0] == package and name in accepted(sibling):
                 return f" (an argument of {sibling.__name__})"
     return ""
-
-
-def _nearest_module(missing: str) -> str:
-    parent, _, _ = missing.rpartition(".")
-    try:
-        search = importlib.import_module(parent).__path__ if parent else None
-    except (ImportError, AttributeError):
-        return ""
-    prefix = f"{parent}." if parent else ""
-    known = [prefix + module.name for module in pkgutil.iter_modules(search)] if parent else ["t2ikit", "lightning"]
-    return nearest(missing, known)

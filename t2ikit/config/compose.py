@@ -28,7 +28,7 @@ from omegaconf.errors import (
 
 TOP_KEYS = ("extends", "seed_everything", "model", "data", "trainer", "callbacks", "loggers", "stages", "run")
 RUN_KEYS = ("directory", "name")
-CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+CLASS_KEYS = ("class_path", "init_args")
 LIBRARIES = ("t2ikit", "lightning", "torch", "torchmetrics", "torchvision", "timm", "diffusers", "transformers")
 """Top-level packages whose classes every experiment may name."""
 INHERITED = "inherited"
@@ -153,7 +153,6 @@ def merge(base: Any, new: Any) -> Any:
     merged = copy.deepcopy(base)
     if "class_path" in base and "class_path" in new and not _same_class(base["class_path"], new["class_path"]):
         merged.pop("init_args", None)
-        merged.pop("dict_kwargs", None)
     for key, value in new.items():
         merged[key] = merge(merged.get(key), value)
     return merged
@@ -270,16 +269,17 @@ def _check_shape(config: dict[str, Any], where: str) -> None:
 def _same_class(first: Any, second: Any) -> bool:
     """Whether two class paths mean one class: ``t2ikit.denoisers.CADI`` is also found in the module that defines it.
 
-    Only within one package that is known or imported already: importing a strange one would run its code.
+    A module that is neither of a library nor imported already is left alone: importing it would run its code.
     """
     if first == second or not (isinstance(first, str) and isinstance(second, str)):
         return bool(first == second)
     paths = [path.rpartition(".") for path in (first, second)]
-    packages = {module.partition(".")[0] for module, _, _ in paths}
-    if paths[0][2] != paths[1][2] or len(packages) > 1 or not packages <= {*LIBRARIES, *sys.modules}:
+    package = paths[0][0].partition(".")[0]
+    if paths[0][2] != paths[1][2] or paths[1][0].partition(".")[0] != package:
         return False
+    load = importlib.import_module if package in LIBRARIES else sys.modules.__getitem__
     try:
-        classes = [getattr(importlib.import_module(module), name) for module, _, name in paths]
+        classes = [getattr(load(module), name) for module, _, name in paths]
     except Exception:  # find_class reports why the import fails
         return False
     return classes[0] is classes[1]

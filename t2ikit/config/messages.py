@@ -17,13 +17,36 @@ def explain(message: str, key: str) -> str:
         return f"{key}: missing {names}"
     if match := re.match(r"(?:Group '([^']*)' does not accept option|Option) '([^']+)'", lines[0]):
         return f"{_below(key, match[1] or '')}: unknown key '{match[2]}'"
-    if match := re.match(r"Not a valid subclass of (\w+)\. Got value: (.*)", lines[0]):
-        return f"{key}: expected {{class_path: ..., init_args: ...}} of a {match[1]}, got {match[2]}"
     # Of the types that an Optional allows, the one that was parsed furthest gives the useful message.
     for index, line in enumerate(lines[1:], 1):
         line = line.removeprefix("- ")
-        if line.startswith(("Parser key ", "Option ", "Group ", "Not a valid subclass")):
+        if line.startswith(("Parser key ", "Option ", "Group ", "the following arguments are required")):
             return explain("\n".join([line, *lines[index + 1 :]]), key)
+    return _class_expected(lines, key) or _type_expected(lines, key)
+
+
+def _class_expected(lines: list[str], key: str) -> str | None:
+    """What is said where an argument takes a class and another one, or none, was named; None elsewhere."""
+    text = "\n".join(lines)
+    if match := re.search(r"Expected an instantiatable class, but (\S+) is (abstract|a protocol)", text):
+        return f"{key}: {match[1]} is {match[2]}: name a class that derives from it"
+    if match := re.search(r"Import path (\S+ )?does not correspond to a subclass of \w+", text):
+        # jsonargparse leaves the name out where the value is nothing but the name.
+        given = (match[1] or text[match.end() :].partition("Given value: ")[2].partition("\n")[0]).strip()
+        pattern = r"(?:does not correspond to a subclass of|Subclasses are disabled for) (\w+)"
+        return f"{key}: {given} is no {' or '.join(dict.fromkeys(re.findall(pattern, text)))}"
+    _, _, subtypes = next((line for line in lines if line.startswith("Subtypes: ")), "").partition(": ")
+    classes = [*re.findall(r"Not a valid subclass of (\w+)", text), *re.findall(r"<class '[\w.]+\.(\w+)'>", subtypes)]
+    values = re.findall(r"(?:Got|Given) value: (.*)", text)
+    if not classes or not values:
+        return None
+    rest = [kind.replace("NoneType", "null") for kind in re.findall(r"<class '(\w+)'>", subtypes)]
+    wanted = " or ".join(dict.fromkeys([*classes, *rest]))
+    return f"{key}: expected {{class_path: ..., init_args: ...}} of a {wanted}, got {values[0]}"
+
+
+def _type_expected(lines: list[str], key: str) -> str:
+    """What is said where an argument takes plain values."""
     lines = lines[: 1 + next((index for index, line in enumerate(lines) if "Got value: " in line), len(lines))]
     got = [value for line in lines for value in re.findall(r"(?:Got|Given) value: (.*)", line)]
     expected = [_type_name(kind) for line in lines for kind in re.findall(r"Expected (?:an? )?(.+?)(?:\. Got|$)", line)]

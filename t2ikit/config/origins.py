@@ -18,6 +18,10 @@ TRUST_HELP = (
 """Of ``--trust``."""
 
 
+class Forbidden(ConfigError):
+    """A name that may not be used, whatever else would be right with it."""
+
+
 @dataclass(frozen=True)
 class Origins:
     """Where the classes of an experiment may come from.
@@ -35,21 +39,26 @@ class Origins:
     folders: tuple[Path, ...] = ()
     trusted: tuple[str, ...] = ()
 
+    def of_library(self, module: str) -> bool:
+        """Whether a module is of the kit or of a known library, and not trusted by its name."""
+        return _within(module, LIBRARIES) and not _within(module, self.trusted)
+
     def refuse_strange(self, module: str, where: str) -> None:
-        """Raises ConfigError for a module that may not be imported; a missing one is the importer's to report.
+        """Refuses a module that may not be imported; a missing one is the importer's to report.
 
         Args:
             module: dotted name.
             where: key of the class path, for the message.
+
+        Raises:
+            Forbidden: neither known, nor in an allowed folder, nor trusted.
         """
         top = module.partition(".")[0]
-        names = (*LIBRARIES, *self.trusted)
-        if any(module == name or module.startswith(f"{name}.") for name in names):
+        if _within(module, (*LIBRARIES, *self.trusted)):
             return
-        home = _home(top)
-        if home is None or home in {folder.resolve() for folder in (Path.cwd(), *self.folders)}:
+        if _homes(top) <= {folder.resolve() for folder in (Path.cwd(), *self.folders)}:
             return
-        raise ConfigError(
+        raise Forbidden(
             f"{where}: '{module}' is neither a module of the kit or of a library that it knows "
             f"({', '.join(LIBRARIES)}), nor a file beside the experiment or in the current folder; importing it runs "
             f"its code. If you trust it: --trust {top}"
@@ -68,20 +77,28 @@ def importable(*folders: Path, packages: Sequence[str] = (), trusted: Sequence[s
     return Origins(tuple(packages), tuple(folders), tuple(trusted))
 
 
-def _home(top: str) -> Path | None:
-    """The folder that holds a top-level module, found without importing it; None if there is no such module."""
+def _within(module: str, names: Sequence[str]) -> bool:
+    """Whether a module is one of ``names``, or lies in a package of them."""
+    return any(module == name or module.startswith(f"{name}.") for name in names)
+
+
+def _homes(top: str) -> set[Path]:
+    """The folders that hold a top-level module, found without importing it; empty if there is no such module.
+
+    A package without ``__init__.py`` may lie in several.
+    """
     loaded = sys.modules.get(top)
     try:
         spec: ModuleSpec | None = loaded.__spec__ if loaded is not None else find_spec(top)
     except (ImportError, ValueError):
-        return None
+        return set()
     if loaded is not None and spec is None:
         file = getattr(loaded, "__file__", None)
-        return None if file is None else Path(file).resolve().parent
+        return set() if file is None else {Path(file).resolve().parent}
     if spec is None:
-        return None
+        return set()
     if spec.submodule_search_locations:
-        return Path(next(iter(spec.submodule_search_locations))).resolve().parent
+        return {Path(folder).resolve().parent for folder in spec.submodule_search_locations}
     if spec.origin in (None, "built-in", "frozen"):
-        return Path(sys.base_prefix)
-    return Path(spec.origin).resolve().parent
+        return {Path(sys.base_prefix)}
+    return {Path(spec.origin).resolve().parent}

@@ -24,7 +24,7 @@ class RectifiedFlow(Process):
         ValueError: a shift that is not above 0, or an unknown law.
     """
 
-    def __init__(self, shift: float = 1.0, t_distribution: str | TimeLaw = "uniform") -> None:
+    def __init__(self, shift: float = 1.0, t_distribution: TimeLaw | str = "uniform") -> None:
         if not 0.0 < shift < math.inf:
             raise ValueError(f"shift must be above 0, got {shift}")
         self.shift = shift

@@ -163,7 +163,7 @@ class GaussianDiffusion(Process):
 
     def __init__(
         self,
-        schedule: str | GammaSchedule = "linear",
+        schedule: GammaSchedule | str = "linear",
         prediction: Literal["epsilon", "v"] = "epsilon",
         start: float | None = None,
         end: float | None = None,
@@ -172,7 +172,7 @@ class GaussianDiffusion(Process):
         log_snr_max: float | None = None,
         log_snr_shift: float | None = None,
         data_std: float = 1.0,
-        t_distribution: str | TimeLaw = "uniform",
+        t_distribution: TimeLaw | str = "uniform",
     ) -> None:
         given = {
             "start": start,

@@ -7,7 +7,8 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from t2ikit.config.class_nodes import accepted, class_parser, find_class
+from t2ikit.config.class_nodes import accepted, class_parser
+from t2ikit.config.imports import find_class
 from t2ikit.config.origins import Origins
 from t2ikit.run.experiment import TRAINER_OURS, Plan
 
@@ -23,7 +24,7 @@ def describe(plan: Plan) -> Iterator[str]:
 
 def _describe_node(node: dict[str, Any], short: str, origins: Origins) -> Iterator[str]:
     values = node.get("init_args") or {}
-    yield from _describe_class(find_class(node["class_path"], short, origins), short, values)
+    yield from _describe_class(find_class(node["class_path"], f"{short}.class_path", origins), short, values)
     for name, value in values.items():
         for suffix, below in (
             [(f".{index}", item) for index, item in enumerate(value)] if isinstance(value, list) else [("", value)]

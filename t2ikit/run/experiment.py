@@ -16,17 +16,17 @@ from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from t2ikit.checkpoints.start import Start
 from t2ikit.config import class_nodes
 from t2ikit.config.class_nodes import (
     Component,
     accepted,
     check_below,
     check_component,
-    class_parser,
-    find_class,
     parse,
 )
 from t2ikit.config.compose import INHERITED, ConfigError, merge, nearest
+from t2ikit.config.imports import find_class
 from t2ikit.config.messages import located
 from t2ikit.config.origins import Origins, importable
 from t2ikit.diffusion.samplers import find_solver
@@ -109,7 +109,10 @@ def check(config: dict[str, Any], origins: Origins = ORIGINS) -> Plan:
     data = check_component("data", config["data"], LightningDataModule, origins=origins)
     for group in ("callbacks", "loggers"):
         for entry, node in (config.get(group) or {}).items():
-            if isinstance(node, dict) and "class_path" not in node:  # an override of a name that is not there
+            node = {"class_path": node} if isinstance(node, str) else node
+            if not isinstance(node, dict) or not isinstance(node.get("init_args") or {}, dict):
+                raise ConfigError(f"{group}.{entry}: expected {{class_path: ..., init_args: ...}}, got {node!r}")
+            if "class_path" not in node:  # an override of a name that is not there
                 others = [name for name in config[group] if name != entry]
                 raise ConfigError(
                     f"{group}.{entry}: expected {{class_path: ..., init_args: ...}}, since the experiment has no "
@@ -152,6 +155,9 @@ def build(plan: Plan, folder: Path, step: int = 0) -> Experiment:
         except USER_ERRORS as error:
             raise ConfigError(str(error)) from error
     model = plan.model.build(USER_ERRORS)
+    start = getattr(model, "start", None)
+    if isinstance(start, Start) and step == 0:  # a missing checkpoint is refused before data and weights are read
+        start.path()
     if isinstance(model, Learner):
         model.experiment = plan.config
     callbacks = {name: component.build(USER_ERRORS) for name, component in plan.callbacks.items()}
@@ -222,7 +228,7 @@ def loggers_of(nodes: Mapping[str, Any], folder: Path, step: int, origins: Origi
     components = {}
     for name, node in nodes.items():
         node = {"class_path": node} if isinstance(node, str) else node
-        taken = accepted(find_class(node.get("class_path"), f"loggers.{name}", origins))
+        taken = accepted(find_class(node.get("class_path"), f"loggers.{name}.class_path", origins))
         own = {key: value for key, value in given.items() if key in taken}
         node = {**node, "init_args": {**own, **(node.get("init_args") or {})}}
         components[name] = check_component(f"loggers.{name}", node, Logger, origins=origins)
@@ -231,9 +237,9 @@ def loggers_of(nodes: Mapping[str, Any], folder: Path, step: int, origins: Origi
 
 def _settled(node: Any, origins: Origins) -> Any:
     """The node of a model whose class was changed, with the arguments of the former class that it takes."""
-    if not isinstance(node, dict) or INHERITED not in node:
+    if not isinstance(node, dict) or not isinstance(node.get(INHERITED), dict):
         return node
-    known = accepted(find_class(node.get("class_path"), "model", origins))
+    known = accepted(find_class(node.get("class_path"), "model.class_path", origins))
     kept = {name: value for name, value in node[INHERITED].items() if name in known}
     rest = {key: value for key, value in node.items() if key != INHERITED}
     return {**rest, "init_args": merge(kept, rest.get("init_args") or {})}
@@ -248,7 +254,7 @@ def _check_trainer(options: dict[str, Any], origins: Origins) -> dict[str, Any]:
             raise ConfigError(f"trainer: unknown key '{name}'{nearest(name, known)}")
         check_below(value, f"trainer.{name}", origins)
     # Only nested classes (a strategy, a plugin) are built here, not the Trainer.
-    typed = class_parser(Trainer).instantiate(parse(Trainer, options, "trainer"), instantiate_groups=False).it
+    typed = parse(Trainer, options, "trainer", origins).build(USER_ERRORS, whole=False)
     return {name: typed[name] for name in options}
 
 

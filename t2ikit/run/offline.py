@@ -19,8 +19,9 @@ from t2ikit.callbacks import Snapshot
 from t2ikit.checkpoints import read_weights
 from t2ikit.checkpoints.denoiser import stored_experiment
 from t2ikit.checkpoints.runs import find_checkpoint
-from t2ikit.config.class_nodes import check_component, find_class
+from t2ikit.config.class_nodes import check_component
 from t2ikit.config.compose import ConfigError, changed, compose, nearest
+from t2ikit.config.imports import find_class
 from t2ikit.config.origins import Origins
 from t2ikit.data.datamodule import DataModule
 from t2ikit.evaluation import MODEL_FIELDS, Evaluated
@@ -97,7 +98,7 @@ def _snapshot(config: dict[str, Any], name: str, experiment: Path, origins: Orig
     known = []
     for key, node in config["callbacks"].items():
         class_path = node if isinstance(node, str) else node.get("class_path")
-        if issubclass(find_class(class_path, f"callbacks.{key}", origins), Snapshot):
+        if issubclass(find_class(class_path, f"callbacks.{key}.class_path", origins), Snapshot):
             known.append(key)
     if name not in known:
         listed = f"; it has {', '.join(known)}" if known else ""

@@ -20,8 +20,9 @@ import yaml
 
 from t2ikit.callbacks import Checkpoint
 from t2ikit.checkpoints.runs import find_checkpoint, newest_checkpoint
-from t2ikit.config.class_nodes import accepted, find_class
+from t2ikit.config.class_nodes import accepted
 from t2ikit.config.compose import ConfigError, Override, compose, nearest, stages_of
+from t2ikit.config.imports import find_class
 from t2ikit.config.origins import Origins
 from t2ikit.files import write_whole
 from t2ikit.launch import first_rank
@@ -133,7 +134,7 @@ class Tree:
         position = names.index(name)
         said = self._arguments(name)
         overridden = any(o.key.startswith(("model.start", "model.init_args.start")) for o in self.request.overrides)
-        takes = "start" in accepted(find_class(config["model"]["class_path"], "model", self.origins))
+        takes = "start" in accepted(find_class(config["model"]["class_path"], "model.class_path", self.origins))
         if position == 0 or "start" in said or overridden or not takes:
             return {}
         return {"start": {"checkpoint": f"{REFERENCE}{names[position - 1]}", "weights": "auto"}}
@@ -176,7 +177,7 @@ class Tree:
         if not steps:
             return
         for key, node in config["callbacks"].items():
-            if issubclass(find_class(node.get("class_path"), f"callbacks.{key}", self.origins), Checkpoint):
+            if issubclass(find_class(node.get("class_path"), f"callbacks.{key}.class_path", self.origins), Checkpoint):
                 node.setdefault("init_args", {})["keep_steps"] = sorted(steps)
                 return
         raise ConfigError(

@@ -36,6 +36,7 @@ class TrainedModel:
         checkpoint: the file.
         step: optimizer steps of the checkpoint.
         weights: which ones the module holds: "ema 0.9999" or "raw".
+        origins: which modules its class paths may name.
     """
 
     module: TextToImage
@@ -45,6 +46,7 @@ class TrainedModel:
     checkpoint: Path
     step: int
     weights: str
+    origins: Origins = ORIGINS
 
     def text_encoders(
         self, names: Sequence[str] | None = None, device: str | torch.device = "cpu"
@@ -87,7 +89,7 @@ class TrainedModel:
     def _data_root(self) -> Path | None:
         """The data root of the experiment. Its data module says it, since ShapesData derives one from its options."""
         try:
-            data = check_component("data", self.config["data"], LightningDataModule, origins=ORIGINS).build()
+            data = check_component("data", self.config.get("data"), LightningDataModule, origins=self.origins).build()
         except ConfigError:  # a class of the user's own that cannot be imported: the encoder may be found by its name
             return None
         folder = getattr(data, "folder", None)
@@ -133,7 +135,7 @@ def load_trained(
     state, label = stored_weights(content, weights, decay)
     load_weights(module.denoiser, state)
     module.eval().requires_grad_(False)
-    return TrainedModel(module, manifest, config, sha256_of(path), path, int(content["global_step"]), label)
+    return TrainedModel(module, manifest, config, sha256_of(path), path, int(content["global_step"]), label, origins)
 
 
 def find_device(name: str | None) -> torch.device:

@@ -10,6 +10,14 @@ import torch
 from t2ikit.batch import Batch
 from t2ikit.diffusion import Denoising, GaussianDiffusion, MinSNR, NoiseError, RectifiedFlow, VelocityError
 from t2ikit.diffusion.objectives.denoising import fixed_t_loss, fixed_times
+from t2ikit.diffusion.terms import Term
+
+
+class Nothing(Term):
+    """A term that adds zero."""
+
+    def forward(self, context: Any) -> torch.Tensor:
+        return torch.zeros(4)
 
 
 def _inputs(rows: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -119,6 +127,9 @@ def test_wrong_options_are_refused() -> None:
     for options in ({"offset_noise": -0.1}, {"text_drop": 1.5}, {"self_condition_rate": -0.1}):
         with pytest.raises(ValueError, match=next(iter(options))):
             Denoising(GaussianDiffusion(), **options)
+    for name in ("denoising", "items", "training", "a.b", ""):
+        with pytest.raises(ValueError, match=f"terms: '{name}'"):
+            Denoising(GaussianDiffusion(), terms={name: Nothing()})
     with pytest.raises(ValueError, match="limit"):
         MinSNR(0.0)
 

@@ -10,7 +10,8 @@ import yaml
 from lightning.pytorch import Trainer
 
 from t2ikit.config import ConfigError, merge
-from t2ikit.config.class_nodes import accepted, class_parser, find_class
+from t2ikit.config.class_nodes import accepted, class_parser
+from t2ikit.config.imports import find_class
 from t2ikit.config.messages import explain
 from t2ikit.run.describe import describe
 from t2ikit.run.experiment import TRAINER_OURS, USER_ERRORS, Plan, build, check
@@ -84,7 +85,7 @@ BAD_NODES = [
     (model(net={"class_path": "tiny_parts.Lin"}), "tiny_parts has no class 'Lin'; nearest known: 'Line'"),
     (
         model(net={"class_path": "tiny_parts.Data"}),
-        "model.init_args.net: Import path tiny_parts.Data does not correspond",
+        "model.init_args.net: tiny_parts.Data is no Net",
     ),
     (
         model(net={"class_path": "t2ikit.denoiserz.X"}),

@@ -42,10 +42,10 @@ class Denoising(Objective):
         offset_noise: standard deviation of a constant added to the noise of each channel of each sample; 0.1 is usual,
             0 is off. See :meth:`offset`.
         weighting: what the error of each sample is multiplied by, as a function of its noise level. None: 1.
-        terms: further losses by name.
+        terms: further losses by name; a name is letters, digits and underscores.
 
     Raises:
-        ValueError: a rate outside [0, 1], a negative ``offset_noise``, a term with the name of the loss itself.
+        ValueError: a rate outside [0, 1], a negative ``offset_noise``, a term with a name that is taken or unfit.
     """
 
     def __init__(
@@ -68,6 +68,12 @@ class Denoising(Objective):
             raise ValueError(f"offset_noise is a standard deviation, at least 0; got {offset_noise}")
         if terms and NAME in terms:
             raise ValueError(f"terms: {NAME!r} is the name of the loss itself; give the term another")
+        for name in terms or {}:
+            if not name.isidentifier() or hasattr(nn.ModuleDict, name) or name in vars(nn.ModuleDict()):
+                raise ValueError(
+                    f"terms: {name!r} cannot be the name of a term: take letters, digits and underscores, and no name "
+                    "that torch's ModuleDict uses itself (items, keys, training, ...)"
+                )
         self.text_drop = text_drop
         self.self_condition_rate = self_condition_rate
         self.offset_noise = offset_noise
