@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import tiny
 from t2ikit import cli
@@ -76,3 +77,35 @@ def test_both_ranks_stop_for_a_loss_of_one(folder: Path) -> None:
     assert stopped
     for message in stopped:
         assert re.search(r"FloatingPointError: the loss is not finite at optimizer step 2; .*: \w+\[\d+\]\. ", message)
+
+
+STAGES = """
+extends: [small.yaml]
+trainer: {max_steps: 2}
+stages: {a: {}, b: {model: {init_args: {start: {checkpoint: stages.a@1}}}}}
+"""
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "t2ikit"]
+
+
+@pytest.mark.parametrize("module", [["t2ikit"], TORCHRUN], ids=["started by Lightning", "started by torchrun"])
+def test_two_ranks_train_one_stage_after_the_other_as_one_does(folder: Path, module: list[str]) -> None:
+    (folder / "stages.yaml").write_text(STAGES)
+    assert cli.main(["run", "stages.yaml", "--run.name", "one"]) == 0
+    options = ["--run.name", "two", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+
+    def trained(*words: str) -> None:
+        command = [sys.executable, "-m", *module, "run", "stages.yaml", *options, *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stderr[-4000:]
+
+    trained("--stage", "a")
+    trained("--resume", "last")
+    trained()
+    for stage in ("a", "b"):
+        end = Path(stage) / "checkpoints" / "step-00000002.ckpt"
+        one = torch.load(folder / "runs/one/version_0" / end, weights_only=True)["state_dict"]
+        for version in ("version_0", "version_1"):
+            two = torch.load(folder / "runs/two" / version / end, weights_only=True)["state_dict"]
+            torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+            assert (folder / "runs/two" / version / stage / "finished").exists()
+    assert len(list(folder.glob("runs/two/*/*"))) == 4
