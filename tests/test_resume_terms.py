@@ -33,7 +33,7 @@ class Projected(Term):
         self.layer = nn.Linear(3, 3)
 
     def forward(self, main):
-        mapped = self.layer(main.output.movedim(1, -1))
+        mapped = self.layer(main.output.movedim(1, -1).to(self.layer.weight.dtype))
         return (mapped - main.target.movedim(1, -1)).square().flatten(1).mean(1)
 
 
@@ -136,3 +136,22 @@ def test_two_ranks_outlast_the_end_of_a_term_that_owns_parameters(folder: Path) 
     assert cli.main(["run", "terms.yaml", "--run.name", "one"]) == 0
     one, two = (read_metrics(path / "metrics.csv")["train/loss"] for path in (folder / "runs/one/version_0", run))
     assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=1e-4)
+
+
+def test_two_micro_batches_make_the_step_of_one_of_twice_the_size(folder: Path) -> None:
+    """In float64; 4 samples a micro-batch, so that each is self-conditioned by itself."""
+    words = ["run", "terms.yaml", "--trainer.precision", "64-true", "--trainer.accumulate_grad_batches"]
+    for accumulate in ("1", "2"):
+        assert cli.main([*words, accumulate, "--run.name", f"by{accumulate}"]) == 0
+    one, two = (folder / f"runs/by{accumulate}/version_0" for accumulate in (1, 2))
+    losses = [read_metrics(run / "metrics.csv") for run in (one, two)]
+    for name in ("train/loss", "train/loss/projected", "train/loss/denoising"):
+        assert [value for _, value in losses[1][name]] == pytest.approx(
+            [value for _, value in losses[0][name]], rel=1e-9
+        )
+    ends = [end_of(run) for run in (one, two)]
+    for name, weight in ends[0]["state_dict"].items():
+        torch.testing.assert_close(ends[1]["state_dict"][name], weight, rtol=1e-9, atol=1e-9)
+    moments = [[state["exp_avg"] for state in end["optimizer_states"][0]["state"].values()] for end in ends]
+    for first, second in zip(*moments, strict=True):  # running means of the gradients
+        torch.testing.assert_close(second, first, rtol=1e-9, atol=1e-12)
