@@ -88,8 +88,10 @@ TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-
 
 @pytest.mark.parametrize(
     ("module", "commands"),
-    [(["t2ikit"], [[]]), (TORCHRUN, [["--stage", "a"], []])],
-    ids=["started by Lightning", "started by torchrun"],
+    [
+        pytest.param(["t2ikit"], [[]], id="started by Lightning"),
+        pytest.param(TORCHRUN, [["--stage", "a"], []], id="started by torchrun", marks=pytest.mark.long),
+    ],
 )
 def test_two_ranks_train_one_stage_after_the_other_as_one_does(
     folder: Path, module: list[str], commands: list[list[str]]
@@ -110,3 +112,11 @@ def test_two_ranks_train_one_stage_after_the_other_as_one_does(
             assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=1e-4)
             assert (stage / "finished").exists()
     assert len(list(folder.glob("runs/two/*"))) == len(commands)
+
+
+def test_a_stage_for_another_number_of_ranks_is_refused(folder: Path) -> None:
+    (folder / "stages.yaml").write_text(STAGES)
+    command = [sys.executable, "-m", *TORCHRUN, "run", "stages.yaml", "--stages.a.trainer.devices", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode != 0 and "stages.b: 2 ranks are started" in done.stderr and "--stage b" in done.stderr
+    assert not (folder / "runs").exists()

@@ -16,7 +16,7 @@ from t2ikit.files import write_whole
 from t2ikit.pretrained import sha256_of
 from t2ikit.run.experiment import Plan
 from t2ikit.run.folder import RunFolder, version_number
-from t2ikit.run.stage_tree import FINISHED, REFERENCE, Source, Tree
+from t2ikit.run.stage_tree import FINISHED, REFERENCE, Source, Tree, is_finished
 
 START = "model.init_args.start.checkpoint"
 MAX_STEPS = "trainer.max_steps"
@@ -43,15 +43,6 @@ class Version:
     def stays(self, tree: Tree, name: str) -> bool:
         """Whether a stage is finished and not trained any more."""
         return self.begins(tree, name) is None
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether a stage has come to its end, and has not been trained again from an earlier checkpoint since."""
-    if not (folder / FINISHED).exists():
-        return False
-    newest = newest_checkpoint(folder)
-    last: str | None = yaml.safe_load((folder / FINISHED).read_text())["checkpoint"]
-    return last == (None if newest is None else newest.name)
 
 
 def finish(folder: Path, plan: Plan) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from t2ikit.callbacks import Checkpoint
 from t2ikit.checkpoints.runs import find_checkpoint, newest_checkpoint
 from t2ikit.config.class_nodes import accepted, find_class
@@ -135,7 +137,7 @@ class Tree:
             if folder.is_dir():
                 return find_checkpoint(path, f"stages.{name}: start: {source}:")
         newest = newest_checkpoint(folder)
-        if newest is None or source.step is not None or not (folder / FINISHED).exists():
+        if newest is None or source.step is not None or not is_finished(folder):
             raise ConfigError(
                 f"stage {name} starts from {source}, and stage {source.stage} is not finished in {version}: train it "
                 f"first, with --stage {source.stage}, or with all others (leave out --stage)"
@@ -187,3 +189,12 @@ class Tree:
         raise ConfigError(
             f"stages.{name}: another stage starts from its step {min(steps)}, but it keeps no checkpoints"
         )
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a stage has come to its end, and has not been trained again from an earlier checkpoint since."""
+    if not (folder / FINISHED).exists():
+        return False
+    newest = newest_checkpoint(folder)
+    last: str | None = yaml.safe_load((folder / FINISHED).read_text())["checkpoint"]
+    return last == (None if newest is None else newest.name)

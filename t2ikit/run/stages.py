@@ -119,28 +119,37 @@ def _join_ranks(plans: dict[str, Plan]) -> None:
     They stay together for all stages. Ranks that Lightning starts itself are started for each stage.
 
     Raises:
-        ConfigError: Lightning would start them on several machines.
+        ConfigError: a stage is for another number of ranks, or Lightning would start ranks on several machines.
     """
     if not (launch_id() or "LOCAL_RANK" in os.environ):
         return
     quiet()
-    name, plan = next(iter(plans.items()))
-    options = {key: value for key, value in plan.trainer.items() if key in _RANK_OPTIONS}
-    trainer = Trainer(**options, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainers = {name: _bare_trainer(plan) for name, plan in plans.items()}
+    started = int(os.environ.get("WORLD_SIZE", next(iter(trainers.values())).world_size))
+    for name, trainer in trainers.items():
+        if trainer.world_size != started:
+            raise ConfigError(
+                f"stages.{name}: {started} ranks are started, and trainer.devices x trainer.num_nodes is "
+                f"{trainer.world_size}: set these, or start the ranks of each stage by themselves, with --stage {name}"
+            )
+    trainer = next(iter(trainers.values()))
     environment = getattr(trainer.strategy, "cluster_environment", None)
-    if environment is None or trainer.world_size == 1:
+    if started == 1 or environment is None:
         return
     if environment.creates_processes_externally:
-        environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
         trainer.strategy.setup_environment()
     elif trainer.num_nodes > 1:
         raise ConfigError(
-            f"stages.{name}: trainer.num_nodes is {trainer.num_nodes}: start the ranks of stages on several machines "
-            "with torchrun or srun"
+            f"trainer.num_nodes is {trainer.num_nodes}: start the ranks of stages on several machines with torchrun or "
+            "srun"
         )
 
 
-_RANK_OPTIONS = ("accelerator", "devices", "num_nodes", "strategy", "plugins", "precision")
+def _bare_trainer(plan: Plan) -> Trainer:
+    """A Trainer that knows the ranks of a stage, and is not used for more."""
+    names = ("accelerator", "devices", "num_nodes", "strategy", "plugins", "precision")
+    options = {name: plan.trainer[name] for name in names if name in plan.trainer}
+    return Trainer(**options, logger=False, enable_checkpointing=False, enable_progress_bar=False)
 
 
 def _agreed(decide: Callable[[], Result]) -> Result:
