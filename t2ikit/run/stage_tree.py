@@ -147,7 +147,7 @@ class Tree:
     def with_sources(self, names: Sequence[str]) -> list[str]:
         """The given stages and those that they start from, near and far, in the order of the experiment."""
         needed = set(names)
-        for name in reversed(self.stages):
+        for name in reversed(list(self.stages)):
             source = self.source(name) if name in needed else None
             if source is not None:
                 needed.add(source.stage)
@@ -181,7 +181,8 @@ class Tree:
         if not steps:
             return
         for key, node in config["callbacks"].items():
-            node = config["callbacks"][key] = {"class_path": node} if isinstance(node, str) else node
+            node = {"class_path": node} if isinstance(node, str) else node
+            config["callbacks"][key] = node
             if issubclass(find_class(node.get("class_path"), f"callbacks.{key}", self.origins), Checkpoint):
                 arguments = node["init_args"] = node.get("init_args") or {}
                 arguments["keep_steps"] = sorted({*(arguments.get("keep_steps") or ()), *steps})
