@@ -17,6 +17,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -32,6 +33,7 @@ from t2ikit.diffusion.compiled import CompiledObjective
 from t2ikit.diffusion.objectives import fixed_t_loss
 from t2ikit.diffusion.processes import Threshold
 from t2ikit.diffusion.solvers import Solver
+from t2ikit.diffusion.terms import Term
 from t2ikit.encoders.autoencoders import ImageSpace, PixelSpace
 from t2ikit.learner import Learner
 from t2ikit.metrics.fingerprint import state_sha256
@@ -323,12 +325,17 @@ class TextToImage(Learner, L.LightningModule):
     def validate_experiment(self, experiment: Any) -> None:
         """Refuses a schedule that needs the length of the run where only a clock ends it; before any data is read.
 
+        A term that ends leaves its parameters without gradients, of which DDP is told.
+
         Raises:
             ValueError: names the options.
         """
         trainer = experiment.trainer
         if trainer.max_steps == -1 and trainer.max_epochs == -1:
             self.learning_rate.factor(1, math.inf)
+        terms = (term for term in self.objective.modules() if isinstance(term, Term) and term.until is not None)
+        if isinstance(trainer.strategy, DDPStrategy) and any(p.requires_grad for t in terms for p in t.parameters()):
+            trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer_factory.build(self.optimized)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -109,7 +112,7 @@ def test_one_stage_and_a_stage_that_says_nothing_starts_from_the_one_before(
     experiment["stages"] = {"first": {}, "second": {"trainer": {"max_steps": 2}}}
     (folder / "chain.yaml").write_text(yaml.safe_dump(experiment))
     assert cli.main(["run", "chain.yaml", "--stage", "second"]) == 2
-    assert "stage first is not finished" in capsys.readouterr().err
+    assert "stage first is not finished in runs/chain" in capsys.readouterr().err
     assert not list(folder.glob("runs/chain/*"))
     assert cli.main(["run", "chain.yaml", "--stage", "first"]) == 0
     assert cli.main(["run", "chain.yaml", "--stage", "second"]) == 0
@@ -124,13 +127,183 @@ def test_one_stage_and_a_stage_that_says_nothing_starts_from_the_one_before(
     }
 
 
+TWO = """
+a: {trainer: {max_steps: 4}, callbacks: {stop: {class_path: stop.Stop, init_args: {stage: a}}}}
+b: {trainer: {max_steps: 2}, model: {init_args: {start: {checkpoint: stages.a@2}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an experiment of two stages, b from step 2 of a, and a version in which both are trained."""
+    folder = tmp_path_factory.mktemp("finished")
+    sys.modules.pop("stop", None)
+    with pytest.MonkeyPatch.context() as patch:
+        experiment = {**yaml.safe_load(EXPERIMENT), "stages": yaml.safe_load(TWO)}
+        tiny.enter(folder, patch, {"two.yaml": yaml.safe_dump(experiment, sort_keys=False), "stop.py": STOP})
+        assert cli.main(["run", "two.yaml"]) == 0
+    return folder
+
+
+@pytest.fixture
+def two(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of ``finished``, which is the current folder."""
+    shutil.copytree(finished, tmp_path / "two")
+    monkeypatch.chdir(tmp_path / "two")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    sys.modules.pop("stop", None)  # of an earlier test, from another folder
+    return tmp_path / "two"
+
+
+def edited(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes the stages of the experiment."""
+    experiment = yaml.safe_load((folder / "two.yaml").read_text())
+    change(experiment["stages"])
+    (folder / "two.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file of the runs."""
+    return {str(path): path.read_bytes() for path in sorted(folder.glob("runs/**/*")) if path.is_file()}
+
+
+def rename_a(stages: dict[str, Any]) -> None:
+    items = [
+        ("c", stages["a"]),
+        ("b", {**stages["b"], "model": {"init_args": {"start": {"checkpoint": "stages.c@2"}}}}),
+    ]
+    stages.clear()
+    stages.update(items)
+
+
+def reorder(stages: dict[str, Any]) -> None:
+    items = [("b", {"trainer": {"max_steps": 2}}), ("a", stages["a"])]
+    stages.clear()
+    stages.update(items)
+
+
+A_STEP = "runs/two/version_0/a/checkpoints/step-0000000{}.ckpt"
+CHANGES: list[tuple[str, Callable[[dict[str, Any]], object], list[str], list[str]]] = [
+    (
+        "another rate",
+        lambda stages: stages["a"].update(seed_everything=9),
+        ["last"],
+        ["stage a", "seed_everything", "9"],
+    ),
+    (
+        "another rate of the stage that another starts from",
+        lambda stages: stages["a"].update(seed_everything=9),
+        ["last", "--stage", "b"],
+        ["finished stage a", "seed_everything was 0, now 9", "--allow stages.a"],
+    ),
+    ("fewer steps", lambda stages: stages["a"]["trainer"].update(max_steps=3), ["last"], ["was 4, now 3"]),
+    ("renamed", rename_a, ["last"], ["has a stage a, which two.yaml lacks", "--allow stages.a"]),
+    ("reordered", reorder, ["last"], ["finished stage b", "a/checkpoints/step-00000002.ckpt"]),
+    (
+        "another start",
+        lambda stages: stages["b"]["model"]["init_args"]["start"].update(checkpoint="stages.a@4"),
+        ["last"],
+        ["begun stage b from", "step-00000002.ckpt"],
+    ),
+    (
+        "back before another's start",
+        lambda stages: None,
+        [A_STEP.format(1)],
+        ["stage b from stages.a@2", "from step 1"],
+    ),
+    (
+        "a checkpoint of another stage",
+        lambda stages: None,
+        [A_STEP.format(4), "--stage", "b"],
+        ["of stage a", "names b"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "words", "said"), [c[1:] for c in CHANGES], ids=[c[0] for c in CHANGES])
+def test_a_trained_stage_that_the_experiment_no_longer_describes_is_refused_and_nothing_changes(
+    two: Path,
+    change: Callable[[dict[str, Any]], object],
+    words: list[str],
+    said: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    edited(two, change)
+    checkpoint = two / A_STEP.format(1)
+    shutil.copy(two / A_STEP.format(2), checkpoint)
+    before = files(two)
+    assert cli.main(["run", "two.yaml", "--resume", *words]) == 2
+    message = capsys.readouterr().err
+    assert all(text in message for text in said), message
+    assert files(two) == before
+
+
+def test_a_finished_stage_goes_on_to_more_steps_and_what_started_from_its_end_is_refused(
+    two: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = files(two / "runs" / "two" / "version_0" / "b")
+    edited(two, lambda stages: stages["a"]["trainer"].update(max_steps=6))
+    assert cli.main(["run", "two.yaml", "--resume", "last"]) == 0  # b started from step 2, which stays
+    said = capsys.readouterr().out
+    assert "step-00000004.ckpt" in said and "stage b: finished before" in said
+    losses = read_metrics(two / "runs/two/version_0/a/metrics.csv")["train/loss"]
+    assert [step for step, _ in losses] == [1, 2, 3, 4, 5, 6]
+    assert files(two / "runs" / "two" / "version_0" / "b") == kept
+    assert cli.main(["run", "two.yaml", "--resume", "last"]) == 0
+    assert "stage a: finished before" in capsys.readouterr().out
+
+    edited(two, lambda stages: stages["b"]["model"]["init_args"]["start"].update(checkpoint="stages.a"))
+    edited(two, lambda stages: stages["a"]["trainer"].update(max_steps=8))
+    assert cli.main(["run", "two.yaml", "--resume", "last"]) == 2
+    assert "begun stage b from stages.a, which this command would train again from step 6" in capsys.readouterr().err
+    assert cli.main(["run", "two.yaml", "--resume", "last", "--allow", "stages.b"]) == 0
+    assert "stage b: finished before" in capsys.readouterr().out
+    assert (two / "runs/two/version_0/a/checkpoints/step-00000008.ckpt").exists()
+
+
+def test_a_stage_that_was_killed_after_its_extension_began_is_not_taken_for_finished(two: Path) -> None:
+    edited(two, lambda stages: stages["a"]["trainer"].update(max_steps=6))
+    shutil.rmtree(two / "runs/two/version_0/b")
+    tiny.killed("a@5", "run", "two.yaml", "--resume", "last")
+    (two / "runs/two/version_0/a/checkpoints/step-00000004.ckpt").stat()  # the newest one: step 5 has none
+    assert cli.main(["run", "two.yaml", "--resume", "last"]) == 0
+    assert (two / "runs/two/version_0/a/checkpoints/step-00000006.ckpt").exists()
+
+
+def test_a_stage_that_is_trained_already_says_where(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "two.yaml", "--stage", "b"]) == 2
+    said = capsys.readouterr().err
+    assert "finished in runs/two/version_0" in said and "--resume last" in said and "version_1" not in said
+    assert [path.name for path in (two / "runs/two").iterdir()] == ["version_0"]
+    assert cli.main(["run", "two.yaml", "--stage", "b", "--resume", "last"]) == 0
+    (two / "runs/two/version_0/b").rename(two / "runs/two/version_0/b.old")
+    assert cli.main(["run", "two.yaml", "--stage", "b"]) == 0
+    assert (two / "runs/two/version_0/b/finished").exists()
+
+
+def test_steps_that_others_start_from_are_kept_beside_those_of_the_user(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = yaml.safe_load(EXPERIMENT)
+    experiment["callbacks"]["checkpoint"] = {"init_args": {"every_n_steps": 9, "keep": 1, "keep_steps": [1]}}
+    experiment["stages"] = {"a": {}, "b": {"trainer": {"max_steps": 1}}}
+    (folder / "kept.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
+    start = ["--stages.b.model.start", "{checkpoint: stages.a@3}"]
+    assert cli.main(["run", "kept.yaml", *start, "--callbacks.checkpoint.keep_steps", "[1, 2]"]) == 0
+    kept = sorted(path.name for path in folder.glob("runs/kept/version_0/a/checkpoints/*"))
+    assert kept == [f"step-0000000{step}.ckpt" for step in (1, 2, 3, 4)]
+
+
 MISTAKES = [
     (["--stage", "huge"], "has no such stage"),
     (["--stages.large.model.start.checkpoint", "stages.scratch"], "is no stage before it"),
+    (["--stages.large.model.start.checkpoint", "stages.small@0"], "is no stage before it"),
+    (["--stages.large.model.start.checkpoint", "stages.small@99"], "stage small ends at step 4"),
     (["--stages.large.model.start.fit", "bend"], "start"),
     (["--stages.large.model.start.fit", "strict"], "data_pos_embedding"),
     (["--stages.large.run.name", "x"], "expected keys of an experiment"),
     (["--resume", "last"], "no version in"),
+    (["--resume", "last", "--allow", "stages.a-b"], "expected stages.NAME"),
 ]
 
 

@@ -76,3 +76,47 @@ def test_both_ranks_stop_for_a_loss_of_one(folder: Path) -> None:
     assert stopped
     for message in stopped:
         assert re.search(r"FloatingPointError: the loss is not finite at optimizer step 2; .*: \w+\[\d+\]\. ", message)
+
+
+STAGES = """
+extends: [small.yaml]
+trainer: {max_steps: 2}
+stages: {a: {}, b: {model: {init_args: {start: {checkpoint: stages.a@1}}}}}
+"""
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "t2ikit"]
+
+
+@pytest.mark.parametrize(
+    ("module", "commands"),
+    [
+        pytest.param(["t2ikit"], [[]], id="started by Lightning"),
+        pytest.param(TORCHRUN, [["--stage", "a"], []], id="started by torchrun", marks=pytest.mark.long),
+    ],
+)
+def test_two_ranks_train_one_stage_after_the_other_as_one_does(
+    folder: Path, module: list[str], commands: list[list[str]]
+) -> None:
+    (folder / "stages.yaml").write_text(STAGES)
+    assert cli.main(["run", "stages.yaml", "--run.name", "one"]) == 0
+    options = ["--run.name", "two", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    for version, words in enumerate(commands):
+        command = [sys.executable, "-m", *module, "run", "stages.yaml", *options, *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stderr[-4000:]
+        trained = sorted(folder.glob(f"runs/two/version_{version}/*"))
+        assert [path.name for path in trained] == (["a"] if words else ["a", "b"])
+        for stage in trained:
+            one = read_metrics(folder / "runs/one/version_0" / stage.name / "metrics.csv")["train/loss"]
+            two = read_metrics(stage / "metrics.csv")["train/loss"]
+            assert [step for step, _ in two] == [1, 2] == [step for step, _ in one]
+            assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=1e-4)
+            assert (stage / "finished").exists()
+    assert len(list(folder.glob("runs/two/*"))) == len(commands)
+
+
+def test_a_stage_for_another_number_of_ranks_is_refused(folder: Path) -> None:
+    (folder / "stages.yaml").write_text(STAGES)
+    command = [sys.executable, "-m", *TORCHRUN, "run", "stages.yaml", "--stages.a.trainer.devices", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode != 0 and "stages.b: 2 ranks are started" in done.stderr and "--stage b" in done.stderr
+    assert not (folder / "runs").exists()

@@ -25,7 +25,8 @@ options:
   --resume last     resumes the newest version that holds a complete checkpoint, in its folder
   --resume PATH     resumes from a checkpoint (or the newest one of a run folder)
   --stage NAME      trains that stage only, of an experiment with `stages`; without it all of them, one after the other
-  --allow KEY       lets KEY differ from the checkpoint of --resume; a refusal names the keys. Repeatable
+  --allow KEY       lets KEY differ from the checkpoint of --resume; a refusal names the keys. Repeatable.
+                    stages.NAME keeps a trained stage as it is, although the experiment now says something else of it
   --trust NAME      lets class paths name the module NAME, which is not ours, of a known library, or a file beside the
                     experiment or in the current folder. Importing it runs its code. Repeatable
   --print_config    prints the resolved experiment with every default, and stops
@@ -105,7 +106,7 @@ def main(arguments: Sequence[str], prog: str) -> int:
     if request.allow and request.resume is None:
         raise ConfigError("--allow says what may differ from the checkpoint of a --resume: give --resume too")
     if stages:
-        from t2ikit.run.stages import Request as Stages
+        from t2ikit.run.stage_tree import Request as Stages
         from t2ikit.run.stages import train_stages
 
         asked = Stages(request.path, request.overrides, request.stage, request.resume, request.allow, command)

@@ -53,7 +53,10 @@ def choose(directory: str, name: str, resume: str | None) -> RunFolder:
             return RunFolder(folder, checkpoint_path, False)
     if not first_rank():
         return RunFolder(_follow(versions, launch_id()), checkpoint_path, False)
-    return RunFolder(new_version(versions), checkpoint_path, True)
+    folder = new_version(versions)
+    if launch_id():
+        write_whole(folder / MARKER, launch_id())
+    return RunFolder(folder, checkpoint_path, True)
 
 
 def rank_folder() -> RunFolder:
@@ -121,8 +124,6 @@ def new_version(versions: Path) -> Path:
         except FileExistsError:  # another run has just made this version
             version += 1
             continue
-        if launch_id():
-            write_whole(folder / MARKER, launch_id())
         return folder
 
 

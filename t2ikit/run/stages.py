@@ -1,58 +1,39 @@
 """An experiment in stages: overlays that are trained one after the other, each in a folder of its own.
 
-    runs/<experiment>/<version>/<stage>/        a run folder like any other
-    runs/<experiment>/<version>/<stage>/finished  written when the stage has come to its end
+    runs/<experiment>/<version>/<stage>/          a run folder like any other
+    runs/<experiment>/<version>/<stage>/finished  written at the end of the stage: its last checkpoint, its experiment
 
 A stage starts from the end of the one before, unless its ``model.init_args.start`` names another or is null: so stages
-are a tree. Whatever is killed goes on with ``--resume last``: finished stages stay, the begun one is resumed.
+are a tree. ``--resume last`` skips a finished stage only while the experiment still says of it what was trained.
 """
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import yaml
+from lightning.pytorch import Trainer
+from torch import distributed
 
-from t2ikit.callbacks import Checkpoint
-from t2ikit.checkpoints.runs import find_checkpoint, newest_checkpoint
-from t2ikit.config.class_nodes import accepted
-from t2ikit.config.compose import ConfigError, Override, compose, nearest, stages_of
-from t2ikit.config.imports import find_class
+from t2ikit import ranks
+from t2ikit.config.compose import ConfigError, nearest
 from t2ikit.config.origins import Origins
-from t2ikit.files import write_whole
 from t2ikit.launch import first_rank
-from t2ikit.run.experiment import Plan, check
-from t2ikit.run.folder import FOLDER_VARIABLE, RunFolder, launch_id, new_version, rank_folder, version_number
+from t2ikit.run.experiment import Plan
+from t2ikit.run.folder import FOLDER_VARIABLE, RunFolder, launch_id, new_version, rank_folder
+from t2ikit.run.loggers import quiet
+from t2ikit.run.stage_folders import Version, finish, folder_of, refuse_changed, requested_version
+from t2ikit.run.stage_tree import REFERENCE, Request, Tree
 from t2ikit.run.train import train
 
-FINISHED = "finished"
-REFERENCE = "stages."
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the command line asks for.
-
-    Attributes:
-        path: the experiment.
-        overrides: for every stage; those below ``stages.NAME`` for that one.
-        only: one stage, or None for all of them.
-        resume: None for a new version; "last"; or a version, a stage folder or a checkpoint in one.
-        allow: keys that may differ from the checkpoint that is resumed.
-        command: as the user would type it again, without --resume.
-    """
-
-    path: Path
-    overrides: Sequence[Override]
-    only: str | None
-    resume: str | None
-    allow: Sequence[str]
-    command: str
+Result = TypeVar("Result")
 
 
 def train_stages(request: Request, origins: Origins) -> int:
@@ -61,173 +42,141 @@ def train_stages(request: Request, origins: Origins) -> int:
     Raises:
         ConfigError: what one of the stages cannot do; all are checked before the first begins.
     """
-    stages = stages_of(request.path, request.overrides)
-    if request.only is not None and request.only not in stages:
-        raise ConfigError(f"--stage {request.only}: {request.path} has no such stage{nearest(request.only, stages)}")
-    tree = Tree(stages, request, origins)
-    names = [request.only] if request.only else list(stages)
-    plans = {name: tree.plan(name, None) for name in names}
+    tree = Tree.of(request, origins)
+    if request.only is not None and request.only not in tree.stages:
+        raise ConfigError(
+            f"--stage {request.only}: {request.path} has no such stage{nearest(request.only, tree.stages)}"
+        )
+    _check_allowed(tree)
+    names = [request.only] if request.only else list(tree.stages)
+    plans = {name: tree.plan(name) for name in names}
     if FOLDER_VARIABLE in os.environ:  # a rank that Lightning started, for one of the stages
         folder = rank_folder()
-        return _train(tree.plan(folder.path.name, folder.path.parent), folder, request)
-    if launch_id():
-        raise ConfigError(
-            "stages are trained by one command that starts its ranks itself (trainer.devices, trainer.num_nodes): "
-            "leave out torchrun or srun"
-        )
-    version, chosen = _version(plans[names[0]], request, stages)
+        return _train(tree.plan(folder.path.name, tree.start(folder.path.name, folder.path.parent)), folder, request)
+    _join_ranks(plans)
+    version = _agreed(partial(_version, tree, plans, names))
     for name in names:
-        if (version / name / FINISHED).exists():
-            print(f"stage {name}: finished before, in {version / name}")
+        decision = _agreed(partial(_next, tree, version, name))
+        if decision is None:
             continue
-        try:
-            plan = tree.plan(name, version)
-        except ConfigError:
-            with suppress(OSError):  # it holds other stages, or other versions
-                version.rmdir()
-                version.parent.rmdir()
-            raise
-        folder = _folder(version / name, chosen)
-        print(f"stage {name}: {folder.path}")
-        status = _train(plan, folder, request)
+        start, folder = decision
+        if not first_rank():
+            folder = replace(folder, created=False)
+        plan = tree.plan(name, start)
+        with _ranks_of_this_stage():
+            status = _train(plan, folder, request)
         if status != 0:
             return status
         if first_rank():
-            write_whole(version / name / FINISHED, "")
+            finish(folder.path, plan)
+        gc.collect()  # a Trainer and its model refer to each other: two stages would lie in the memory of a GPU
     return 0
 
 
-@dataclass(frozen=True)
-class Tree:
-    """The stages of one experiment and how they hang together.
+def _check_allowed(tree: Tree) -> None:
+    for key in tree.request.allow:
+        stage = key.removeprefix(REFERENCE)
+        if stage != key and stage not in tree.stages and not stage.isidentifier():
+            raise ConfigError(f"--allow {key}: expected stages.NAME{nearest(stage, tree.stages)}")
 
-    Attributes:
-        stages: overlays by name, in their order.
-        request: of the command line.
-        origins: which modules class paths may name.
-    """
 
-    stages: Mapping[str, dict[str, Any]]
-    request: Request
-    origins: Origins
+def _version(tree: Tree, plans: dict[str, Plan], names: list[str]) -> Version:
+    """The version that is trained, which is made if it is a new one; nothing in it has changed yet."""
+    plan = plans[names[0]]
+    versions = Path(plan.config["run"]["directory"]) / plan.name
+    version = requested_version(tree, versions)
+    if version is not None:
+        refuse_changed(tree, version, names)
+        return version
+    if tree.request.only is not None:
+        tree.start(tree.request.only, versions)  # refuses, if it needs another stage
+    return Version(new_version(versions), None)
 
-    def plan(self, name: str, version: Path | None) -> Plan:
-        """The checked experiment of a stage.
 
-        Args:
-            name: of the stage.
-            version: the folder of the version, where checkpoints of other stages lie; None only checks.
-        """
-        config = compose(self.request.path, self.request.overrides, name)
-        arguments = config["model"].setdefault("init_args", {})
-        arguments.update(self._start(name, config))
-        start = arguments.get("start")
-        parent = self._parent(name, start)
-        if parent is not None:
-            arguments["start"] = {**start, "checkpoint": str(self._checkpoint(parent, version) if version else "-")}
-        self._keep(name, config)
-        return check(config, self.origins)
-
-    def _start(self, name: str, config: dict[str, Any]) -> dict[str, Any]:
-        """``start`` of a stage that says nothing of it: the end of the stage before."""
-        names = list(self.stages)
-        position = names.index(name)
-        said = self._arguments(name)
-        overridden = any(o.key.startswith(("model.start", "model.init_args.start")) for o in self.request.overrides)
-        takes = "start" in accepted(find_class(config["model"]["class_path"], "model.class_path", self.origins))
-        if position == 0 or "start" in said or overridden or not takes:
-            return {}
-        return {"start": {"checkpoint": f"{REFERENCE}{names[position - 1]}", "weights": "auto"}}
-
-    def _arguments(self, name: str) -> dict[str, Any]:
-        """What the overlay of a stage says of the model's arguments."""
-        return (self.stages[name].get("model") or {}).get("init_args") or {}
-
-    def _parent(self, name: str, start: Any) -> tuple[str, int | None] | None:
-        """The stage, and its step if one is said, that a ``start`` refers to; None for a file or no start."""
-        reference = start.get("checkpoint") if isinstance(start, dict) else None
-        if not isinstance(reference, str) or not reference.startswith(REFERENCE):
-            return None
-        parent, at, step = reference.removeprefix(REFERENCE).partition("@")
-        before = list(self.stages)[: list(self.stages).index(name)]
-        if parent not in before or (at and not step.isdigit()):
-            raise ConfigError(
-                f"stages.{name}: start: {reference} is no stage before it, stages.NAME or stages.NAME@STEP"
-                f"{nearest(parent, before)}"
-            )
-        return parent, int(step) if at else None
-
-    def _checkpoint(self, parent: tuple[str, int | None], version: Path) -> Path:
-        name, step = parent
-        folder = version / name
-        if step is not None:
-            return find_checkpoint(folder / "checkpoints" / f"step-{step:08d}.ckpt", f"stages.{name}@{step}")
-        newest = newest_checkpoint(folder)
-        if newest is None or not (folder / FINISHED).exists():
-            raise ConfigError(f"stage {name} is not finished in {version}: train it first (leave out --stage)")
-        return newest
-
-    def _keep(self, name: str, config: dict[str, Any]) -> None:
-        """Has a stage keep the checkpoints that later ones start from."""
-        steps = set()
-        for other in self.stages:
-            parent = self._parent(other, self._arguments(other).get("start")) if other != name else None
-            if parent is not None and parent[0] == name and parent[1] is not None:
-                steps.add(parent[1])
-        if not steps:
-            return
-        for key, node in config["callbacks"].items():
-            if issubclass(find_class(node.get("class_path"), f"callbacks.{key}.class_path", self.origins), Checkpoint):
-                node.setdefault("init_args", {})["keep_steps"] = sorted(steps)
-                return
-        raise ConfigError(
-            f"stages.{name}: another stage starts from its step {min(steps)}, but it keeps no checkpoints"
-        )
+def _next(tree: Tree, version: Version, name: str) -> tuple[Path | None, RunFolder] | None:
+    """The checkpoint that a stage starts from and its folder, which is made; None if it is finished."""
+    folder = version.path / name
+    if version.stays(tree, name):
+        print(f"stage {name}: finished before, in {folder}")
+        return None
+    start = tree.start(name, version.path)
+    print(f"stage {name}: {folder}")
+    return start, folder_of(folder, version.checkpoint)
 
 
 def _train(plan: Plan, folder: RunFolder, request: Request) -> int:
     text = yaml.safe_dump(plan.config, sort_keys=False, allow_unicode=True, width=120)
-    return train(plan, text, folder, request.allow if folder.checkpoint else (), request.command)
+    allow = [key for key in request.allow if not key.startswith(REFERENCE)]
+    return train(plan, text, folder, allow if folder.checkpoint else (), request.command)
 
 
-def _version(plan: Plan, request: Request, stages: Mapping[str, Any]) -> tuple[Path, Path | None]:
-    """The folder of the version, and the checkpoint that --resume names, if it names one."""
-    versions = Path(plan.config["run"]["directory"]) / plan.name
-    existing = sorted(
-        (folder for folder in versions.glob("version_*") if any((folder / name).is_dir() for name in stages)),
-        key=version_number,
-    )
-    if request.resume is None:
-        begun = existing[-1] if existing and request.only else None
-        if begun is not None and not (begun / str(request.only)).exists():
-            return begun, None
-        return new_version(versions), None
-    if request.resume == "last":
-        if not existing:
-            raise ConfigError(f"--resume last: no version in {versions} holds a stage of this experiment")
-        return existing[-1], None
-    path = Path(request.resume)
-    if any((path / name).is_dir() for name in stages):
-        return path, None
-    checkpoint = find_checkpoint(path, "--resume")
-    stage = checkpoint.parent.parent
-    if stage.name not in stages or checkpoint.parent.name != "checkpoints":
+# ------------------------------------------------------------------ ranks
+
+
+def _join_ranks(plans: dict[str, Plan]) -> None:
+    """Joins ranks that torchrun or srun started, before the first stage: they agree on a version and on folders.
+
+    They stay together for all stages. Ranks that Lightning starts itself are started for each stage.
+
+    Raises:
+        ConfigError: a stage is for another number of ranks, or Lightning would start ranks on several machines.
+    """
+    if not (launch_id() or "LOCAL_RANK" in os.environ):
+        return
+    quiet()
+    trainers = {name: _bare_trainer(plan) for name, plan in plans.items()}
+    started = int(os.environ.get("WORLD_SIZE", next(iter(trainers.values())).world_size))
+    for name, trainer in trainers.items():
+        if trainer.world_size != started:
+            raise ConfigError(
+                f"stages.{name}: {started} ranks are started, and trainer.devices x trainer.num_nodes is "
+                f"{trainer.world_size}: set these, or start the ranks of each stage by themselves, with --stage {name}"
+            )
+    trainer = next(iter(trainers.values()))
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if started == 1 or environment is None:
+        return
+    if environment.creates_processes_externally:
+        trainer.strategy.setup_environment()
+    elif trainer.num_nodes > 1:
         raise ConfigError(
-            f"--resume {path}: neither a version of this experiment nor a checkpoint of one of its stages"
+            f"trainer.num_nodes is {trainer.num_nodes}: start the ranks of stages on several machines with torchrun or "
+            "srun"
         )
-    (stage / FINISHED).unlink(missing_ok=True)
-    return stage.parent, checkpoint
 
 
-def _folder(path: Path, chosen: Path | None) -> RunFolder:
-    """Where a stage is trained: on from its newest checkpoint, or anew; what is left without one is kept aside."""
-    if chosen is not None and chosen.parent.parent.resolve() == path.resolve():
-        return RunFolder(path, chosen, False)
-    newest = newest_checkpoint(path)
-    if newest is not None:
-        return RunFolder(path, newest, False)
-    if path.exists():
-        count = sum(1 for _ in path.parent.glob(f"{path.name}.left-*"))
-        path.rename(path.with_name(f"{path.name}.left-{count + 1}"))
-    path.mkdir(parents=True)
-    return RunFolder(path, None, True)
+def _bare_trainer(plan: Plan) -> Trainer:
+    """A Trainer that knows the ranks of a stage, and is not used for more."""
+    names = ("accelerator", "devices", "num_nodes", "strategy", "plugins", "precision")
+    options = {name: plan.trainer[name] for name in names if name in plan.trainer}
+    return Trainer(**options, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+
+
+def _agreed(decide: Callable[[], Result]) -> Result:
+    """What the first rank decides, on every rank; each raises what it refuses."""
+
+    def decision() -> Result | ConfigError:
+        try:
+            return decide()
+        except ConfigError as error:
+            return error
+
+    result = ranks.from_first(decision)
+    if isinstance(result, ConfigError):
+        raise result
+    return result
+
+
+@contextmanager
+def _ranks_of_this_stage() -> Iterator[None]:
+    """Where Lightning starts the other ranks, they end with the stage: the next one finds none, and starts its own."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        if "LOCAL_RANK" not in before and "LOCAL_RANK" in os.environ:
+            if distributed.is_initialized():
+                distributed.destroy_process_group()
+            for variable in ("LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"):
+                if variable not in before:
+                    os.environ.pop(variable, None)

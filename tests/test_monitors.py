@@ -1,0 +1,126 @@
+"""Lightning's callbacks that look at a score, and guidance by a network out of a checkpoint, in runs of their own."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny
+from t2ikit import cli
+from t2ikit.callbacks.metrics_csv import read_metrics
+from t2ikit.checkpoints import load_denoiser
+
+BEST = """
+extends: [tiny.yaml]
+trainer: {max_steps: 6}
+callbacks:
+  geneval: null
+  table: null
+  cutmix: null
+  val: {init_args: {every_n_steps: 2, steps: 2, reference: null, metrics: [], grid: 4, at_start: false}}
+  checkpoint: {init_args: {every_n_steps: 100}}
+  best:
+    class_path: lightning.pytorch.callbacks.ModelCheckpoint
+    init_args: {monitor: val/loss_fixed_t, save_top_k: 3, save_on_train_epoch_end: false}
+data: {init_args: {settings: []}}
+"""
+WEAKER = """
+extends: [best.yaml]
+trainer: {max_steps: 2}
+callbacks:
+  best: null
+  seen: seen.Seen
+  val:
+    init_args:
+      guidance:
+        class_path: t2ikit.diffusion.Guidance
+        init_args: {weight: 2.0, weaker: {checkpoint: runs/best/version_0}}
+"""
+SEEN = """
+import torch
+from lightning import Callback
+
+class Seen(Callback):
+    '''Keeps the weights of the weaker network of a snapshot.'''
+
+    def on_train_end(self, trainer, module):
+        (snapshot,) = [callback for callback in trainer.callbacks if type(callback).__name__ == "Snapshot"]
+        torch.save(snapshot.sampling.guidance.weaker.state_dict(), "weaker.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def best(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run whose best checkpoints Lightning's ModelCheckpoint has kept."""
+    with pytest.MonkeyPatch.context() as patch:
+        files = {"best.yaml": BEST, "weaker.yaml": WEAKER, "seen.py": SEEN}
+        folder = tiny.enter(tmp_path_factory.mktemp("best"), patch, files)
+        assert cli.main(["run", "best.yaml"]) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(best: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of ``best``, which is the current folder."""
+    shutil.copytree(best, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    sys.modules.pop("seen", None)  # of an earlier test, from another folder
+    return tmp_path / "copy"
+
+
+def test_a_run_resumes_bit_for_bit_from_what_modelcheckpoint_kept_for_a_score(folder: Path) -> None:
+    run = folder / "runs/best/version_0"
+    kept = {path.name: path for path in run.glob("checkpoints/epoch=*")}
+    assert sorted(kept) == [f"epoch=0-step={step}.ckpt" for step in (2, 4, 6)]
+    end = torch.load(run / "checkpoints/step-00000006.ckpt", weights_only=True)
+    losses = read_metrics(run / "metrics.csv")
+    assert cli.main(["run", "best.yaml", "--resume", str(kept["epoch=0-step=2.ckpt"])]) == 0
+    again = torch.load(run / "checkpoints/step-00000006.ckpt", weights_only=True)
+    for name, value in end["state_dict"].items():
+        assert torch.equal(value, again["state_dict"][name]), name
+    for name, value in end["callbacks"]["EMA"]["profiles"]["0.995"].items():
+        assert torch.equal(value, again["callbacks"]["EMA"]["profiles"]["0.995"][name]), name
+    for name in ("train/loss", "val/loss_fixed_t"):
+        assert read_metrics(run / "metrics.csv")[name] == losses[name]
+
+
+def test_the_denoiser_of_a_kept_checkpoint_has_its_averages(folder: Path) -> None:
+    path = folder / "runs/best/version_0/checkpoints/epoch=0-step=4.ckpt"
+    averages = torch.load(path, weights_only=True)["callbacks"]["EMA"]["profiles"]["0.995"]
+    weights = load_denoiser(path).state_dict()
+    assert averages and all(torch.equal(weights[name], value) for name, value in averages.items())
+
+
+@pytest.mark.parametrize(("monitor", "last"), [("val/loss_fixed_t", 4), ("val/loss", 4)])
+def test_a_score_that_does_not_fall_stops_the_run(folder: Path, monitor: str, last: int) -> None:
+    stop = f"{{monitor: {monitor}, patience: 1, min_delta: 1000, check_on_train_epoch_end: false}}"
+    node = f"{{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {stop}}}"
+    assert cli.main(["run", "best.yaml", "--run.name", "stopped", "--callbacks.stop", node]) == 0
+    steps = [step for step, _ in read_metrics(folder / "runs/stopped/version_0/metrics.csv")["train/loss"]]
+    assert steps[-1] == last
+
+
+def test_a_snapshot_is_guided_by_the_averages_of_a_checkpoint(folder: Path) -> None:
+    assert cli.main(["run", "weaker.yaml"]) == 0
+    used = torch.load(folder / "weaker.pt", weights_only=True)
+    content = torch.load(folder / "runs/best/version_0/checkpoints/step-00000006.ckpt", weights_only=True)
+    averages = content["callbacks"]["EMA"]["profiles"]["0.995"]
+    assert averages and all(torch.equal(used[name], value) for name, value in averages.items())
+    raw = {name.removeprefix("denoiser."): value for name, value in content["state_dict"].items()}
+    assert any(not torch.equal(used[name], raw[name]) for name in averages)
+    samples = [folder / f"runs/{name}/version_0/samples/val/step-00000002.png" for name in ("best", "weaker")]
+    assert samples[0].read_bytes() != samples[1].read_bytes()
+
+
+def test_a_weaker_network_that_is_missing_is_refused_before_the_first_step(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--callbacks.val.guidance.weaker.checkpoint", "runs/nowhere/step-00000001.ckpt"]
+    assert cli.main(["run", "weaker.yaml", *words]) == 2
+    assert "runs/nowhere/step-00000001.ckpt: no such file" in capsys.readouterr().err
+    assert not (folder / "runs/weaker").exists()
