@@ -25,7 +25,7 @@ from t2ikit.metrics.distribution.distribution import DistributionMetrics
 from t2ikit.metrics.distribution.kid import KID
 from t2ikit.metrics.features.features import RandomConvFeatures
 from t2ikit.module import TextToImage
-from t2ikit.pictures import PictureFiles, find_pictures
+from t2ikit.pictures import PictureFiles, StoredImages, find_pictures
 from t2ikit.prompts import Encode, Prompt, PromptSource
 from tiny import shallow_cad_i
 
@@ -357,6 +357,15 @@ def test_a_network_looks_once_at_each_image(tmp_path: Path, monkeypatch: pytest.
             return super().__call__(images)
 
     looks: list[int] = []
+    reads: list[int] = []
+    read = StoredImages.__getitem__
+
+    def counted(self: StoredImages, index: Any) -> Tensor:
+        images = read(self, index)
+        reads.append(len(images))
+        return images
+
+    monkeypatch.setattr(StoredImages, "__getitem__", counted)
     generator = torch.Generator().manual_seed(0)
     real = torch.randint(0, 256, (20, 3, 16, 16), dtype=torch.uint8, generator=generator)
     monkeypatch.setattr("t2ikit.evaluation.reference_images.real_images", lambda *_: real)
@@ -369,6 +378,8 @@ def test_a_network_looks_once_at_each_image(tmp_path: Path, monkeypatch: pytest.
         looks.clear()
         of_images = evaluation.evaluate_pictures(tmp_path / "kept", DATA).scores
         assert sum(looks) == expected and len(of_images) == 8
+        assert reads == [4, 4, 3]  # of the pictures no more than a batch is in memory
+        reads.clear()
     # Statistics from a file take the place of the reference images, and give the same scores.
     looks.clear()
     (written,) = Evaluation("val", Numbered(), measures(Counted), "val").write_reference(tmp_path, DATA, CPU)
