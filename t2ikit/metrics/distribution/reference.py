@@ -170,7 +170,8 @@ class ComparedMetric(Metric):
 
     def write_statistics(self, path: Path, samples: Samples) -> None:
         """Writes the statistics of the reference of ``samples``, with features and fingerprint."""
-        rows = self.reference_features(samples)
+        assert samples.reference is not None
+        rows = torch.as_tensor(samples.reference.rows[self.rows_key()])
         moments = Moments(self.features.dim, {**self.features.fingerprint(), **samples.describe_reference()})
         moments.update(rows)
         ReferenceStatistics(moments, rows).save(path)
