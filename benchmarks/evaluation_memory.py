@@ -64,7 +64,7 @@ def evaluate_here(count: int, size: int = SIZE) -> dict[str, float]:
         size: their pixels.
 
     Returns:
-        ``rendering`` and ``seconds``, by the clock; ``peak``, bytes resident at most; the scores.
+        ``rendering`` and ``seconds``, by the clock, ``cpu`` seconds; ``peak``, bytes resident at most; the scores.
     """
     module = perturbed(
         CADI(size, 3, size // 4, 16, 8, 32, 1, 1, text_dim=TEXT_DIM, read_write_heads=2, compute_heads=2)
@@ -84,12 +84,13 @@ def evaluate_here(count: int, size: int = SIZE) -> dict[str, float]:
         records = RecordsOfImages(real.images())
         data: Any = SimpleNamespace(trainer=None, record_set=lambda split: records)
         metric = DistributionMetrics(RandomConvFeatures(), batch_size=8)  # the fastest on a CPU
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         evaluation = Evaluation("val", source, [metric], "val")
         evaluated = evaluation.evaluate(module, data, sampling, images.folder, weights="raw", step=0)
-        seconds = time.perf_counter() - started
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     scores = {score.name: score.value for score in evaluated.scores}
-    return {"rendering": rendering, "seconds": seconds, "peak": max(cost.memory for cost in evaluated.costs), **scores}
+    peak = max(cost.memory for cost in evaluated.costs)
+    return {"rendering": rendering, "seconds": seconds, "cpu": cpu, "peak": peak, **scores}
 
 
 def reference_of(count: int) -> int:
@@ -108,7 +109,9 @@ def _measure(settings: Settings) -> Iterator[Measurement]:
         found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
         smallest = smallest or found["peak"]
         label = f"evaluation of {count:,} pictures of {SIZE} against {reference_of(count):,}"
-        note = f"{found['seconds']:,.0f} s, rendering before that {found['rendering']:,.0f} s"
+        note = (
+            f"{found['seconds']:,.0f} s, {found['cpu']:,.0f} s of a core; rendering before {found['rendering']:,.0f} s"
+        )
         yield Measurement(f"{label}, peak memory", found["peak"] / 1e6, "MB", note=note)
         more = (found["peak"] - smallest) / GIGABYTE
         yield Measurement(
