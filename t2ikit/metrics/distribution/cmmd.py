@@ -40,7 +40,7 @@ def cmmd(x: Array, y: Array) -> float:
     Raises:
         ValueError: shapes that do not fit, an empty set, or embeddings that are not finite.
     """
-    first, second = embeddings_of(x, "x"), embeddings_of(y, "y")
+    first, second = (embeddings_of(rows, name).to(torch.float64) for rows, name in ((x, "x"), (y, "y")))
     if first.shape[1] != second.shape[1]:
         raise ValueError(f"the two sets differ in embedding width: {first.shape[1]} and {second.shape[1]}")
     # The distances do not change when both sets move together; near zero they round less.
@@ -50,8 +50,8 @@ def cmmd(x: Array, y: Array) -> float:
 
 
 def embeddings_of(rows: Array, name: str) -> Tensor:
-    """Checked embeddings [N, D] float64 on the CPU; ``name`` is the set's, for messages."""
-    embeddings = torch.as_tensor(rows).detach().to("cpu", torch.float64)
+    """Checked embeddings [N, D] on the CPU; ``name`` is the set's, for messages."""
+    embeddings = torch.as_tensor(rows).detach().to("cpu")
     if embeddings.dim() != 2 or 0 in embeddings.shape:
         raise ValueError(f"{name} must be [N, D] with at least one row; got {tuple(embeddings.shape)}")
     broken = (~embeddings.isfinite().all(dim=1)).nonzero()

@@ -66,6 +66,7 @@ def kid(
 def _unbiased_polynomial(real: Tensor, fake: Tensor, degree: int) -> Tensor:
     """Unbiased squared discrepancy of two sets of equal size under the polynomial kernel."""
     count, width = real.shape
+    real, fake = real.to(torch.float64), fake.to(torch.float64)
 
     def kernel(first: Tensor, second: Tensor) -> Tensor:
         return (first @ second.T / width + 1.0) ** degree
