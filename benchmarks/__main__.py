@@ -11,7 +11,18 @@ from pathlib import Path
 from benchmarks.base import Benchmark, Measurement, Settings
 from benchmarks.report import machine, table, write
 
-ROOMS = ("training", "text_length", "memory", "sampling", "solvers", "data", "metrics", "snapshots", "files")
+ROOMS = (
+    "training",
+    "text_length",
+    "memory",
+    "sampling",
+    "solvers",
+    "data",
+    "metrics",
+    "snapshots",
+    "evaluation_memory",
+    "files",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.base import Benchmark, Measurement, Settings, cpu_seconds
 from t2ikit.batch import Text
@@ -23,6 +22,7 @@ from t2ikit.evaluation import Evaluation
 from t2ikit.evaluation.sampling import Sampling, identity_of, sample_batch
 from t2ikit.metrics import DistributionMetrics, RandomConvFeatures
 from t2ikit.module import TextToImage
+from t2ikit.pictures import Images
 from t2ikit.prompts import Encode, Prompt, PromptSource
 
 TEXT_DIM, TOKENS, SIZE, BATCH = 64, 12, 32, 32
@@ -40,40 +40,42 @@ class _Texts(PromptSource):
         return [Text.from_rows([torch.randn(TOKENS, TEXT_DIM, generator=generator)]) for _ in prompts]
 
 
-def _perturbed(denoiser: CADI) -> TextToImage:
+def perturbed(denoiser: CADI) -> TextToImage:
+    """A module on the denoiser with random weights: a fresh one predicts zeros."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in denoiser.parameters():  # a fresh one predicts zeros
+        for parameter in denoiser.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
     module = TextToImage(denoiser).eval()
     module.unconditional = Text.from_rows([torch.zeros(1, denoiser.text_dim)])
     return module
 
 
-class _Photos:
-    """The images of a set, in memory."""
+class RecordsOfImages:
+    """Images [M, 3, H, W] as a prepared set of pixels."""
 
-    def __init__(self, photos: Tensor, manifest: Any) -> None:
-        self.photos, self.manifest = photos, manifest
+    def __init__(self, images: Images) -> None:
+        self.images = images
+        self.manifest = SimpleNamespace(kind="pixels", image_shape=images.shape[1:])
 
     def __len__(self) -> int:
-        return len(self.photos)
+        return len(self.images)
 
     def view(self, index: int) -> Any:
-        return SimpleNamespace(image=lambda: self.photos[index].numpy())
+        """The record at ``index``."""
+        return SimpleNamespace(image=lambda: self.images[index].numpy())
 
 
 def _measure(settings: Settings) -> list[Measurement]:
     count, reference = (256, 2000) if settings.full else (64, 500)
     heads = {"read_write_heads": 4, "compute_heads": 4}
-    module = _perturbed(CADI(SIZE, 3, 4, 64, 32, 128, 2, 2, text_dim=TEXT_DIM, **heads))
+    module = perturbed(CADI(SIZE, 3, 4, 64, 32, 128, 2, 2, text_dim=TEXT_DIM, **heads))
     sampling = Sampling(steps=10, guidance=2.0, batch_size=BATCH)
     source = _Texts(count)
     states = source.states(source.prompts(), list)
     generator = torch.Generator().manual_seed(1)
     photos = torch.randint(0, 256, (reference, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
-    manifest = SimpleNamespace(kind="pixels", image_shape=photos.shape[1:])
-    data: Any = SimpleNamespace(trainer=None, record_set=lambda split: _Photos(photos, manifest))
+    data: Any = SimpleNamespace(trainer=None, record_set=lambda split: RecordsOfImages(photos))
     metric = DistributionMetrics(RandomConvFeatures())
     scored, bare = Evaluation("val", source, [metric], "val"), Evaluation("val", source)
 
@@ -86,14 +88,13 @@ def _measure(settings: Settings) -> list[Measurement]:
             sample_batch(module, states[first : first + BATCH], first, sampling)
 
     def first_time() -> None:
-        metric.reference = type(metric.reference)(metric.features, metric.batch_size)
-        snapshot(scored)
+        snapshot(Evaluation("val", source, [metric], "val"))
 
     seconds = cpu_seconds(
         {"bare": lambda: snapshot(bare), "sampler": sampler, "first": first_time, "later": lambda: snapshot(scored)}
     )
-    large = _perturbed(cad_i_l())
-    texts = [Text.from_rows([torch.zeros(TOKENS, 2048)])]
+    large = perturbed(cad_i_l())
+    texts = [Text.from_rows([torch.zeros(TOKENS, large.denoiser.text_dim)])]
     hashed = cpu_seconds({"identity": lambda: identity_of(large, texts, sampling)}, repeats=1, warm_up=0)["identity"]
     label = f"snapshot of {count} images of {SIZE} x {SIZE}, {sampling.steps} guided DDIM steps"
     scores = f"Frechet and PRDC against {reference:,} images"

@@ -225,7 +225,6 @@ class Snapshot(L.Callback):
         Returns:
             The picture of the grid.
         """
-        assert evaluated.images is not None
         grid.parent.mkdir(parents=True, exist_ok=True)
         picture = save_grid(evaluated.images[: self.grid], grid)
         if facts is not None:

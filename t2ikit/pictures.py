@@ -1,10 +1,16 @@
-"""Images as files: one by one, or as a grid, enlarged so that small ones can be seen. All are uint8."""
+"""Images as files: one by one, as a grid, enlarged so that small ones can be seen, or as a sequence that stays on disk.
+
+All are uint8. 50,000 images of 256 pixels are 10 GB, so whoever reads many of them reads slices of ``Images``.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +21,55 @@ from torch import Tensor
 from t2ikit.files import partial_of, publish
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+class Images(Protocol):
+    """Images of one size, uint8 [N, 3, H, W]: a tensor, or a sequence on disk (``StoredImages``)."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """(N, 3, H, W)."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """``torch.uint8``."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """One image [3, H, W], or those of a slice or a list of indices [n, 3, H, W]."""
+
+
+class StoredImages(ABC):
+    """Images on disk, read when they are asked for; nothing stays in memory.
+
+    Args:
+        count: N.
+        size: (H, W).
+    """
+
+    dtype = torch.uint8
+
+    def __init__(self, count: int, size: Sequence[int]) -> None:
+        self.shape = (count, 3, *size)
+
+    @abstractmethod
+    def read(self, index: int) -> np.ndarray:
+        """Image [3, H, W] uint8 at ``index``, from 0 to N - 1."""
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int | slice | Sequence[int]) -> Tensor:
+        if isinstance(index, int):
+            return self[[index]][0]
+        every = range(len(self))
+        indices = every[index] if isinstance(index, slice) else [every[entry] for entry in index]
+        images = torch.empty(len(indices), *self.shape[1:], dtype=torch.uint8)
+        for row, entry in enumerate(indices):
+            images.numpy()[row] = self.read(entry)
+        return images
 
 
 def image_grid(images: Tensor, columns: int | None = None, smallest: int = 96, gap: int = 2) -> Tensor:
@@ -83,25 +138,43 @@ def find_pictures(folder: Path) -> list[Path]:
     return sorted(files, key=lambda path: (int(path.stem) if numbered else 0, path.name))
 
 
-def read_pictures(paths: Sequence[Path]) -> Tensor:
-    """Pictures of one size as [N, 3, H, W] uint8; grey ones are taken to RGB.
+class PictureFiles(StoredImages):
+    """Pictures of one size; grey ones are taken to RGB. The sizes are compared at once, from the heads of the files.
+
+    Args:
+        paths: at least one.
 
     Raises:
-        ValueError: a file that is no whole image, or of another size than the first; names it.
+        ValueError: a file that is no image, or of another size than the first; names it. Reading raises it for an
+            image that is cut off.
     """
-    pictures: Tensor | None = None
-    for index, path in enumerate(paths):
-        try:
-            with Image.open(path) as image:
-                pixels = np.asarray(image.convert("RGB"))
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise ValueError(f"{path} is no whole image ({error}): write it again") from error
-        if pictures is None:
-            pictures = torch.empty(len(paths), 3, *pixels.shape[:2], dtype=torch.uint8)
-        if pixels.shape[:2] != pictures.shape[2:]:
-            sizes = [f"{width} x {height}" for height, width in (pixels.shape[:2], pictures.shape[2:])]
-            raise ValueError(f"{path} has {sizes[0]} pixels, {paths[0]} has {sizes[1]}: bring all to one size")
-        pictures[index] = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-    if pictures is None:
-        raise ValueError("no pictures to read")
-    return pictures
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        if not paths:
+            raise ValueError("no pictures to read")
+        self.paths = paths
+        with _opened(paths[0]) as first:
+            width, height = first.size
+        super().__init__(len(paths), (height, width))
+        for path in paths:
+            with _opened(path) as image:
+                if image.size != (width, height):
+                    raise ValueError(
+                        f"{path} has {image.width} x {image.height} pixels, {paths[0]} has {width} x {height}: bring "
+                        "all to one size"
+                    )
+
+    def read(self, index: int) -> np.ndarray:
+        """Decodes the file."""
+        with _opened(self.paths[index]) as image:
+            return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The image of a file; ValueError that names the file where it cannot be opened or decoded."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"{path} is no whole image ({error}): write it again") from error

@@ -15,10 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from t2ikit.batch import Texts
-from t2ikit.pictures import find_pictures, read_pictures, save_png
+from t2ikit.pictures import Images, PictureFiles, find_pictures, save_png
 
 Encode = Callable[[Sequence[str]], Sequence[Texts]]
 """Prompts to their text states, each one row on the CPU; of several text encoders a tuple."""
@@ -73,7 +71,7 @@ class PromptSource(ABC):
             f"{self.name or type(self).__name__} is not: name a split of the data (val)"
         )
 
-    def write_images(self, folder: Path, images: Tensor, prompts: Sequence[Prompt], facts: Mapping[str, str]) -> None:
+    def write_images(self, folder: Path, images: Images, prompts: Sequence[Prompt], facts: Mapping[str, str]) -> None:
         """Writes images where the benchmark's own program looks for them; by default 00000.png, 00001.png, ...
 
         Args:
@@ -82,15 +80,15 @@ class PromptSource(ABC):
             prompts: theirs.
             facts: how they were made, for the metadata of a PNG.
         """
-        for index, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
-            save_png(image, folder / f"{index:05d}.png", {"prompt": prompt.text, "index": str(index), **facts})
+        for index, prompt in enumerate(prompts):
+            save_png(images[index], folder / f"{index:05d}.png", {"prompt": prompt.text, "index": str(index), **facts})
 
-    def read_images(self, folder: Path, prompts: Sequence[Prompt]) -> Tensor:
-        """The inverse: images of any model for these prompts, uint8 [N, 3, H, W].
+    def read_images(self, folder: Path, prompts: Sequence[Prompt]) -> Images:
+        """The inverse: images of any model for these prompts, uint8 [N, 3, H, W], which stay on disk.
 
         Raises:
             FileNotFoundError: no folder, or no picture in it.
-            ValueError: another number of pictures than of prompts, a broken picture, or one of another size.
+            ValueError: another number of pictures than of prompts, a file that is no image, or one of another size.
         """
         files = find_pictures(folder)
         if len(files) != len(prompts):
@@ -98,7 +96,7 @@ class PromptSource(ABC):
                 f"{folder} holds {len(files)} pictures, {self.name or type(self).__name__} has {len(prompts)} prompts: "
                 "one picture a prompt is needed, in the order of their names (or take the first ones with --limit)"
             )
-        return read_pictures(files)
+        return PictureFiles(files)
 
 
 @dataclass

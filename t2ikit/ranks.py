@@ -81,13 +81,6 @@ def from_first(work: Callable[[], Result]) -> Result:
     return result
 
 
-def from_first_kept(work: Callable[[], Result]) -> Result | None:
-    """As :func:`from_first` for a result that is too large to send: the other ranks get None."""
-    kept: list[Result] = []
-    from_first(lambda: kept.append(work()))
-    return kept[0] if kept else None
-
-
 def share(total: int) -> range:
     """This rank's share of ``total`` things: consecutive ones, in the order of the ranks.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import metrics
+from benchmarks.evaluation_memory import evaluate_here
 from t2ikit.metrics.features.pixels import PIPELINES
 from t2ikit.metrics.geneval.rules import judge
 
@@ -34,3 +35,8 @@ def test_geneval_has_the_size_of_the_benchmark() -> None:
     assert len(metadata) == len(detections) == 2212
     answers = {judge(entry, found)[0] for entry, found in zip(metadata, detections, strict=True)}
     assert answers == {True, False}
+
+
+def test_an_evaluation_is_measured_whole() -> None:
+    found = evaluate_here(20, 16)
+    assert found["peak"] > 2**20 and found["frechet_distance"] > 0 and 0 <= found["coverage"] <= 1

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from t2ikit.pictures import find_pictures, image_grid, read_pictures, save_grid, save_png
+from t2ikit.metrics.fingerprint import images_sha256
+from t2ikit.pictures import PictureFiles, find_pictures, image_grid, save_grid, save_png
 
 
 def test_small_images_are_enlarged_and_stay_themselves() -> None:
@@ -32,11 +33,11 @@ def test_a_folder_is_read_in_its_order(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no picture")
     files = find_pictures(tmp_path)
     assert [path.name for path in files] == ["1.PNG", "2.png", "10.png"]
-    assert torch.equal(read_pictures(files), images[[2, 1, 0]])
+    assert torch.equal(PictureFiles(files)[:], images[[2, 1, 0]])
     save_png(images[0], tmp_path / "b.png")
     assert [path.name for path in find_pictures(tmp_path)] == ["1.PNG", "10.png", "2.png", "b.png"]
     Image.new("L", (6, 4), 7).save(tmp_path / "a.png")
-    assert (read_pictures([tmp_path / "a.png"]) == 7).all()
+    assert (PictureFiles([tmp_path / "a.png"])[0] == 7).all()
 
 
 def test_what_is_no_set_of_pictures_is_named(tmp_path: Path) -> None:
@@ -48,7 +49,25 @@ def test_what_is_no_set_of_pictures_is_named(tmp_path: Path) -> None:
     save_png(noise, tmp_path / "0.png")
     save_png(noise[:, :4], tmp_path / "1.png")
     with pytest.raises(ValueError, match=r"1.png has 8 x 4 pixels, .*0.png has 8 x 8"):
-        read_pictures(find_pictures(tmp_path))
+        PictureFiles(find_pictures(tmp_path))
     (tmp_path / "1.png").write_bytes((tmp_path / "0.png").read_bytes()[:-60])
     with pytest.raises(ValueError, match=r"1.png is no whole image"):
-        read_pictures(find_pictures(tmp_path))
+        PictureFiles(find_pictures(tmp_path))[:]
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"1.png is no whole image"):
+        PictureFiles(find_pictures(tmp_path))
+    with pytest.raises(ValueError, match="no pictures"):
+        PictureFiles([])
+
+
+def test_images_on_disk_are_indexed_as_a_tensor(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (7, 3, 4, 6), dtype=torch.uint8)
+    for index, image in enumerate(images):
+        save_png(image, tmp_path / f"{index}.png")
+    stored = PictureFiles(find_pictures(tmp_path))
+    assert (tuple(stored.shape), stored.dtype, len(stored)) == ((7, 3, 4, 6), torch.uint8, 7)
+    for index in (slice(None), slice(2, 5), slice(5, 99), slice(3, 3), slice(None, None, 2), [4, 1, -1], 3, -2):
+        assert torch.equal(stored[index], images[index])
+    assert images_sha256(stored) == images_sha256(images)
+    with pytest.raises(IndexError):
+        stored[7]

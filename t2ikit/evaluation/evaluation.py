@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 import t2ikit
@@ -26,9 +25,10 @@ from t2ikit.evaluation.sampling import Sampling, sample_missing
 from t2ikit.evaluation.scoring import Cost, measured, score_name, score_samples, write_references
 from t2ikit.evaluation.validation import SCORES, validation_losses
 from t2ikit.files import partial_of, publish
-from t2ikit.metrics.base import Metric, Samples, samples_of
+from t2ikit.metrics.base import Metric, Samples, reference_of, samples_of
 from t2ikit.metrics.fingerprint import Score
 from t2ikit.module import TextToImage
+from t2ikit.pictures import Images
 from t2ikit.prompts import Prompt, PromptSource, prompts_hash
 
 MODEL_FIELDS = ("seeds", "sampler", "steps", "guidance", "precision", "weights")
@@ -42,13 +42,13 @@ class Evaluated:
     Attributes:
         scores: every score, on all ranks.
         costs: of sampling, of the validation loss and of each metric, as they were on this rank.
-        images: uint8 [N, 3, H, W] on the first rank, None elsewhere.
+        images: uint8 [N, 3, H, W], on disk; they can be read as long as their folder is there.
         files: what the scores were computed from (verdicts, answers), name -> content, on the first rank.
     """
 
     scores: list[Score]
     costs: list[Cost]
-    images: Tensor | None
+    images: Images
     files: dict[str, bytes]
 
 
@@ -81,7 +81,7 @@ class Evaluation:
     limit: int | None = None
     prompts: list[Prompt] = field(default_factory=list, init=False)
     _states: Sequence[Texts] | None = field(default=None, init=False)
-    _references: ReferenceImages | None = field(default=None, init=False)
+    _reference: ReferenceImages | None = field(default=None, init=False)
 
     def prepare(self, data: DataModule, device: torch.device | str = "cpu", samples: bool = True) -> None:
         """Reads prompts, text states and reference images; they are kept, being the same for every checkpoint.
@@ -100,7 +100,7 @@ class Evaluation:
             if not prompts:
                 raise ValueError(f"callbacks.{self.name}: {type(self.source).__name__} gives no prompt")
             if self.reference is not None:
-                self._references = ReferenceImages(self.reference, self.reference_limit, self.source, data)
+                self._reference = ReferenceImages(self.reference, self.reference_limit, self.source, data)
             ranks.from_first(lambda: self._check(prompts))
             self.prompts = prompts
         if samples and self._states is None:
@@ -140,10 +140,9 @@ class Evaluation:
                 scores += validation_losses(module, data, sampling, weights, step, self.name)
         with measured("sampling", costs):
             sample_missing(module, self._states, sampling, store, self.name)
-        images = ranks.from_first_kept(store.read)
-        mine = store.read(ranks.share(len(self.prompts))) if images is None else None
+        images = ranks.from_first(store.images)
         conditions = {**sampling.conditions(), "weights": weights}
-        of_metrics, files = self._score(images, mine, module.device, conditions, step, costs)
+        of_metrics, files = self._score(images, module.device, conditions, step, costs)
         return Evaluated([*scores, *of_metrics], costs, images, files)
 
     def evaluate_pictures(self, folder: Path, data: DataModule, device: torch.device | None = None) -> Evaluated:
@@ -159,14 +158,12 @@ class Evaluation:
             OtherRankFailed: another rank failed.
         """
         self.prepare(data, samples=False)
-        read: list[Tensor] = []
-        ranks.together(lambda: read.append(self.source.read_images(folder, self.prompts)))
-        share, costs, first = ranks.share(len(self.prompts)), list[Cost](), ranks.this() == 0
-        images, mine = (read[0], None) if first else (None, read[0][share.start : share.stop])
-        scores, files = self._score(images, mine, device or torch.device("cpu"), {}, None, costs)
+        costs: list[Cost] = []
+        images = ranks.from_first(lambda: self.source.read_images(folder, self.prompts))
+        scores, files = self._score(images, device or torch.device("cpu"), {}, None, costs)
         return Evaluated(scores, costs, images, files)
 
-    def keep_images(self, folder: Path, images: Tensor, facts: dict[str, Any]) -> None:
+    def keep_images(self, folder: Path, images: Images, facts: dict[str, Any]) -> None:
         """Writes images as PNG files in the layout of the prompt source; replaces an older folder when all are there.
 
         Args:
@@ -200,14 +197,12 @@ class Evaluation:
             ValueError: the snapshot has no reference, or no metric without a file compares with one.
         """
         self.prepare(data, samples=False)
-        references = self._references
-        if references is None:
+        if self._reference is None:
             raise ValueError(f"callbacks.{self.name} has no reference: set its reference to a split of the data (val)")
-        size, whole = real_images(data, "val", 1).shape[-1], None
-        if ranks.this() == 0:
-            none = torch.empty(0, 3, size, size, dtype=torch.uint8)
-            whole = references.beside(Samples(none), size)
-        files = write_references(folder, whole, lambda total: references.part(total, size, device), self.metrics)
+        size = real_images(data, "val", 1).shape[-1]
+        none = Samples(torch.empty(0, 3, size, size, dtype=torch.uint8))
+        none.reference = self._reference.samples(size, device)
+        files = write_references(folder, none, self.metrics)
         if not files:
             raise ValueError(
                 f"callbacks.{self.name}: no metric compares with the reference images; DistributionMetrics, CMMD and "
@@ -228,15 +223,14 @@ class Evaluation:
         """Has every metric refuse what it cannot score, before anything is sampled."""
         blank = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
         samples = samples_of(blank.expand(len(prompts), -1, -1, -1), prompts)
-        if self._references is not None:
-            samples.reference = blank.expand(self._references.count(), -1, -1, -1)
+        if self._reference is not None:
+            samples.reference = reference_of(blank.expand(len(self._reference), -1, -1, -1))
         for metric in self.metrics:
             metric.check(samples)
 
     def _score(
         self,
-        images: Tensor | None,
-        mine: Tensor | None,
+        images: Images,
         device: torch.device,
         conditions: dict[str, Any],
         step: int | None,
@@ -245,30 +239,17 @@ class Evaluation:
         """The metrics' scores, and their files on the first rank.
 
         Args:
-            images: all of them, on the first rank.
-            mine: this rank's share of them, on the other ranks.
+            images: all of them, on every rank.
             device: of this rank.
             conditions: of the images, for the fingerprints.
             step: optimizer steps of the weights.
             costs: gets a cost for each metric.
         """
-        share, whole, references = ranks.share(len(self.prompts)), None, self._references
-        if images is not None:
-            whole = samples_of(images, self.prompts, device)
-            if references is not None:
-                references.beside(whole, images.shape[-1])
-            mine = images[share.start : share.stop]
-        assert mine is not None
-        part = samples_of(mine, self.prompts[share.start : share.stop], device, share.start)
-        size = mine.shape[-1]
-
-        def reference_part(total: int) -> Samples:
-            assert references is not None
-            return references.part(total, size, device)
-
-        label = f"callbacks.{self.name}"
-        known = self.conditions(conditions)
-        scored = score_samples(part, whole, reference_part, self.metrics, known, step, label, costs)
+        samples = samples_of(images, self.prompts, device)
+        if self._reference is not None:
+            samples.reference = self._reference.samples(images.shape[-1], device)
+        label, known = f"callbacks.{self.name}", self.conditions(conditions)
+        scored = score_samples(samples, self.metrics, known, step, label, costs)
         for cost in costs if ranks.this() == 0 else ():
             tqdm.write(f"{self.name}: {cost}")
         return scored

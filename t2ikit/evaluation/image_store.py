@@ -12,14 +12,15 @@ import io
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from t2ikit.files import write_whole
+from t2ikit.pictures import Images, StoredImages
 
 _IDENTITY = "identity.json"
 
@@ -65,29 +66,16 @@ class ImageStore:
         np.save(content, images.cpu().numpy())
         write_whole(self.folder / f"{first:08d}-{first + len(images):08d}.npy", content.getvalue())
 
-    def read(self, indices: range | None = None) -> Tensor:
-        """Images, uint8 [N, 3, H, W]; by default all. Nothing else is read.
-
-        Args:
-            indices: consecutive ones.
+    def images(self) -> Images:
+        """All images, uint8 [N, 3, H, W], as long as the folder is there.
 
         Raises:
             RuntimeError: some are missing.
         """
-        wanted = range(self.count) if indices is None else indices
-        if self.missing(self.count):
-            raise RuntimeError(f"{self.folder} lacks images of {self.missing(self.count)}")
-        images: Tensor | None = None
-        for first, end, path in self._files():
-            batch = np.load(path, mmap_mode="r")
-            if images is None:
-                images = torch.empty(len(wanted), *batch.shape[1:], dtype=torch.uint8)
-            start, stop = max(first, wanted.start), min(end, wanted.stop)
-            if start < stop:
-                rows = torch.from_numpy(batch[start - first : stop - first].copy())
-                images[start - wanted.start : stop - wanted.start] = rows
-        assert images is not None
-        return images
+        missing = self.missing(self.count)
+        if missing:
+            raise RuntimeError(f"{self.folder} lacks images of {missing}")
+        return _ImagesOfBatches(self.count, self._files())
 
     def discard(self) -> None:
         """Removes the folder."""
@@ -101,3 +89,19 @@ class ImageStore:
             if numbers is not None:
                 batches.append((int(numbers[1]), int(numbers[2]), path))
         return batches
+
+
+class _ImagesOfBatches(StoredImages):
+    """The images of (first, end, file) of every batch."""
+
+    def __init__(self, count: int, files: Sequence[tuple[int, int, Path]]) -> None:
+        super().__init__(count, np.load(files[0][2], mmap_mode="r").shape[2:])
+        self._paths = {index: (index - first, path) for first, end, path in files for index in range(first, end)}
+        self._open: tuple[Path, np.ndarray] | None = None
+
+    def read(self, index: int) -> np.ndarray:
+        """Out of its batch, whose file stays open until another one is needed."""
+        row, path = self._paths[index]
+        if self._open is None or self._open[0] != path:
+            self._open = path, np.load(path, mmap_mode="r")
+        return self._open[1][row]

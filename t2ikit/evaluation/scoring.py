@@ -12,7 +12,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from t2ikit import ranks
-from t2ikit.metrics.base import Metric, Rows, Samples, join
+from t2ikit.metrics.base import Metric, Rows, Samples, join, look
 from t2ikit.metrics.fingerprint import Fingerprint, Score
 
 _STATUS = Path("/proc/self/status")
@@ -68,9 +68,7 @@ def measured(what: str, costs: list[Cost]) -> Iterator[None]:
 
 
 def score_samples(
-    part: Samples,
-    whole: Samples | None,
-    reference_part: Callable[[int], Samples],
+    samples: Samples,
     metrics: Sequence[Metric],
     conditions: Mapping[str, Any],
     step: int | None,
@@ -80,10 +78,7 @@ def score_samples(
     """Computes every metric; every rank must call it.
 
     Args:
-        part: this rank's share of the images (``ranks.share``).
-        whole: all of them and the reference, on the first rank; None elsewhere.
-        reference_part: from the number of reference images this rank's share of them, in the place of the images;
-            called where a metric has not seen them yet.
+        samples: all images, with their reference, on every rank; each reads its share of them.
         metrics: one with a ``name`` has its scores called ``<name>/<score>``, so that two of a kind can
             read the same images.
         conditions: of the images, for the fingerprints: prompts, seeds, sampler, ...
@@ -102,11 +97,11 @@ def score_samples(
     files: dict[str, bytes] = {}
     bar = tqdm(metrics, desc=f"{label}: metrics", leave=False, unit="metric", disable=ranks.this() > 0)
     for metric in bar:
-        bar.set_postfix_str(title_of(metric))
-        with measured(title_of(metric), costs), _exact(), _offloaded(metric):
-            _observe_reference(metric, whole, reference_part)
-            seen = ranks.to_first(lambda: _observe(metric, part))  # noqa: B023  (called here and now)
-            given = ranks.from_first(lambda: _sum_up(metric, whole, seen, conditions, step, label, files))  # noqa: B023
+        bar.set_postfix_str(metric.title)
+        with measured(metric.title, costs), _exact(), _offloaded(metric):
+            for images in metric.sets(samples):
+                _observe(metric, images)
+            given = ranks.from_first(lambda: _sum_up(metric, samples, conditions, step, label, files))  # noqa: B023
         for score in given:
             if score.name in scores:
                 raise ValueError(
@@ -117,15 +112,12 @@ def score_samples(
     return list(scores.values()), files
 
 
-def write_references(
-    folder: Path, whole: Samples | None, reference_part: Callable[[int], Samples], metrics: Sequence[Metric]
-) -> dict[Path, list[str]]:
+def write_references(folder: Path, samples: Samples, metrics: Sequence[Metric]) -> dict[Path, list[str]]:
     """Writes the statistics of the reference under every network of the metrics; every rank must call it.
 
     Args:
         folder: gets a file for each network.
-        whole: no images, and the reference, on the first rank; None elsewhere.
-        reference_part: as in ``score_samples``.
+        samples: no images, and the reference.
         metrics: those that compare with a reference and have no file of it yet are taken.
 
     Returns:
@@ -137,16 +129,12 @@ def write_references(
             continue
         path = folder / metric.statistics_file
         if path not in files:
+            assert samples.reference is not None
             with _exact(), _offloaded(metric):
-                _observe_reference(metric, whole, reference_part)
-                ranks.from_first(lambda: metric.write_statistics(path, whole))  # type: ignore[arg-type]  # noqa: B023
-        files.setdefault(path, []).append(title_of(metric))
+                _observe(metric, samples.reference)
+                ranks.from_first(lambda: metric.write_statistics(path, samples))  # noqa: B023
+        files.setdefault(path, []).append(metric.title)
     return files
-
-
-def title_of(metric: Metric) -> str:
-    """What a metric is called in the log."""
-    return type(metric).__name__ if metric.name is None else f"{metric.name}/{type(metric).__name__}"
 
 
 def score_name(metric: Metric, name: str) -> str:
@@ -154,54 +142,33 @@ def score_name(metric: Metric, name: str) -> str:
     return name if metric.name is None else f"{metric.name}/{name}"
 
 
-def _observe_reference(metric: Metric, whole: Samples | None, reference_part: Callable[[int], Samples]) -> None:
-    """Has all ranks look at the reference images, if the metric needs it and no metric on its network has."""
+def _observe(metric: Metric, samples: Samples) -> None:
+    """Has every rank look at its share of the images, unless a metric of the same key has; the first keeps the rows."""
 
-    def count() -> int:
-        assert whole is not None
-        return len(whole.reference) if whole.reference is not None and metric.lacks_reference(whole) else 0
+    def work() -> Rows | None:
+        known = metric.rows_key() in samples.rows
+        return None if known else look(metric, samples, ranks.share(len(samples)))
 
-    def keep() -> None:
-        assert whole is not None and parts is not None
-        whole.reference_rows[metric.reference_key(whole)] = join(parts)
-
-    unseen = ranks.from_first(count)
-    if unseen:
-        parts = ranks.to_first(lambda: _observe(metric, reference_part(unseen)))
-        ranks.from_first(keep)
-
-
-def _observe(metric: Metric, part: Samples) -> Rows:
-    """The metric's rows of the images, from another metric with the same key if one has looked at them."""
-    key = metric.rows_key()
-    if key not in part.rows:
-        rows = metric.observe(part)
-        if len(rows) != len(part):
-            raise ValueError(
-                f"{title_of(metric)}: observe gives {len(rows)} rows for {len(part)} images, not one an image"
-            )
-        part.rows[key] = rows
-    return part.rows[key]
+    parts = ranks.to_first(work)
+    rows = None if parts is None else join([part for part in parts if part is not None])
+    samples.rows.setdefault(metric.rows_key(), rows)
 
 
 def _sum_up(
     metric: Metric,
-    whole: Samples | None,
-    seen: list[Rows] | None,
+    samples: Samples,
     conditions: Mapping[str, Any],
     step: int | None,
     label: str,
     files: dict[str, bytes],
 ) -> list[Score]:
     """The metric's scores; its files are added to ``files``. On the first rank."""
-    assert whole is not None and seen is not None
-    result = metric.score(whole, join(seen))
-    fingerprint = Fingerprint.from_dict({"metric": type(metric).__name__, **metric.fingerprint_of(whole), **conditions})
+    result = metric.score(samples, samples.rows[metric.rows_key()])
+    described = {"metric": type(metric).__name__, **metric.fingerprint_of(samples), **conditions}
+    fingerprint = Fingerprint.from_dict(described)
     for name, value in result.values.items():
         if not math.isfinite(value):
-            raise ValueError(
-                f"{label}: {name} of {title_of(metric)} is {value}: look at the images and at its settings"
-            )
+            raise ValueError(f"{label}: {name} of {metric.title} is {value}: look at the images and at its settings")
     prefix = "" if metric.name is None else f"{metric.name}_"
     files.update({f"{prefix}{name}": content for name, content in result.files.items()})
     return [

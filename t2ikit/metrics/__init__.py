@@ -2,7 +2,7 @@
 each beside the prompts that it judges. No Lightning here."""
 
 from t2ikit.metrics.alignment.parti import PartiPrompts
-from t2ikit.metrics.base import Metric, Result, Samples
+from t2ikit.metrics.base import Metric, Result, SampleBatch, Samples
 from t2ikit.metrics.distribution.cmmd import cmmd
 from t2ikit.metrics.distribution.coco import CocoCaptions
 from t2ikit.metrics.distribution.distribution import DistributionMetrics
@@ -34,6 +34,7 @@ __all__ = [
     "PartiPrompts",
     "RandomConvFeatures",
     "Result",
+    "SampleBatch",
     "Samples",
     "TIFAPrompts",
     "cmmd",

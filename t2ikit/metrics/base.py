@@ -11,7 +11,7 @@ Shape legend::
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from t2ikit.metrics.features.features import NetworkHolder, check_images
 from t2ikit.metrics.fingerprint import images_sha256
+from t2ikit.pictures import Images
 from t2ikit.prompts import Prompt
 
 CPU = torch.device("cpu")
@@ -52,37 +53,33 @@ class Result:
 
 @dataclass
 class Samples:
-    """The images of one snapshot, or a part of them, with what they were made from, row by row.
+    """A set of images with what they were made from, row by row, and what metrics have seen of them.
+
+    The reference is such a set, too. Give one object with every set that is compared with it: no network looks at the
+    same object twice.
 
     Attributes:
-        images: [N, 3, H, W] uint8, on the CPU.
+        images: [N, 3, H, W] uint8: a tensor on the CPU, or images on disk that are read batch by batch.
         prompts: N prompts.
         metadata: N JSON-able dicts (GenEval's, or the record's).
-        reference: [M, 3, H', W'] uint8 real images, or None for metrics that need none.
-        reference_name: the reference set's name, for the fingerprint.
+        reference: real images [M, 3, H', W'], or None for metrics that need none.
+        name: of a reference set, for the fingerprint.
         device: where networks look at the images.
-        first: index of the first image, where these are a part of a set.
         kind: "generated" or "reference", for messages.
-        rows: what metrics saw of the images, by `Metric.rows_key`.
-        reference_rows: what metrics saw of the reference images, by `Metric.reference_key`, and what they computed of
-            it. Give the same mapping with every set that has this reference, so that no network looks at it twice.
+        rows: what metrics saw of the images, by `Metric.rows_key`, and what they computed of it.
     """
 
-    images: Tensor
+    images: Images
     prompts: list[str] = field(default_factory=list)
     metadata: list[dict[str, Any]] = field(default_factory=list)
-    reference: Tensor | None = None
-    reference_name: str = ""
+    reference: Samples | None = None
+    name: str = ""
     device: torch.device = CPU
-    first: int = 0
     kind: str = "generated"
-    rows: dict[Hashable, Rows] = field(default_factory=dict, repr=False)
-    reference_rows: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    rows: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         check_images(self.images)
-        if self.reference is not None:
-            check_images(self.reference)
         for name, rows in (("prompts", self.prompts), ("metadata", self.metadata)):
             if rows and len(rows) != len(self.images):
                 raise ValueError(f"{len(self.images)} images but {len(rows)} {name}: one row an image is needed")
@@ -91,34 +88,58 @@ class Samples:
         return self.images.shape[0]
 
     @cached_property
-    def reference_sha256(self) -> str | None:
-        """Hash of the reference images: computed once for all metrics, since 50,000 of 256 pixels are 10 GB."""
-        return None if self.reference is None else images_sha256(self.reference)
+    def sha256(self) -> str:
+        """Hash of the images: computed once, since 50,000 of 256 pixels are 10 GB."""
+        return images_sha256(self.images)
 
     def describe_reference(self) -> dict[str, Any]:
         """The part of a fingerprint that the reference gives: its name, hash and size; nothing without one."""
         if self.reference is None:
             return {}
         return {
-            "reference": self.reference_name or None,
+            "reference": self.reference.name or None,
             "num_reference": len(self.reference),
-            "reference_sha256": self.reference_sha256,
+            "reference_sha256": self.reference.sha256,
         }
 
-    def batches(self, size: int, what: str) -> Iterator[Samples]:
-        """Parts of at most ``size`` images, these on the device; a bar (of a set's first part) names ``what``."""
-        with tqdm(total=len(self), desc=what, unit="img", leave=False, disable=self.first > 0, mininterval=1.0) as bar:
-            for start in range(0, len(self), size):
-                rows, first = slice(start, start + size), self.first + start
-                images = self.images[rows].to(self.device, non_blocking=True)
-                yield Samples(images, self.prompts[rows], self.metadata[rows], device=self.device, first=first)
-                bar.update(len(images))
+    def batch(self, start: int, stop: int) -> SampleBatch:
+        """Images ``start`` to ``stop - 1``, on the device."""
+        rows = slice(start, stop)
+        images = self.images[rows].to(self.device, non_blocking=True)
+        return SampleBatch(images, self.prompts[rows], self.metadata[rows], start, self.kind)
 
 
-def samples_of(images: Tensor, prompts: Sequence[Prompt], device: torch.device = CPU, first: int = 0) -> Samples:
-    """Images [N, 3, H, W] with the prompts that they were made from; ``device`` and ``first`` as in `Samples`."""
+@dataclass
+class SampleBatch:
+    """Consecutive images of a set, in memory.
+
+    Attributes:
+        images: [B, 3, H, W] uint8, on the device where networks look at them.
+        prompts: B prompts, or none.
+        metadata: B JSON-able dicts, or none.
+        first: index of the first image in the set.
+        kind: "generated" or "reference", for messages.
+    """
+
+    images: Tensor
+    prompts: list[str] = field(default_factory=list)
+    metadata: list[dict[str, Any]] = field(default_factory=list)
+    first: int = 0
+    kind: str = "generated"
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def samples_of(images: Images, prompts: Sequence[Prompt], device: torch.device = CPU) -> Samples:
+    """Images [N, 3, H, W] with the prompts that they were made from; ``device`` as in `Samples`."""
     texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
-    return Samples(images, texts, metadata, device=device, first=first)
+    return Samples(images, texts, metadata, device=device)
+
+
+def reference_of(images: Images, name: str = "", device: torch.device = CPU) -> Samples:
+    """Real images [M, 3, H, W] to compare others with; ``name`` and ``device`` as in `Samples`."""
+    return Samples(images, name=name, device=device, kind="reference")
 
 
 class Metric(NetworkHolder, ABC):
@@ -128,13 +149,14 @@ class Metric(NetworkHolder, ABC):
         name: put before the names of its scores (``<name>/<score>``), so that two of a kind can read the same images.
         unit: of its scores, such as "percent"; empty for numbers without one.
         less_is_better: names of its scores (without ``name``) of which a smaller value is better, such as distances.
+        batch_size: images that `observe` gets at a time.
         statistics_file: name of the file that `write_statistics` fills. None: the metric does not compare the images
             with those of a reference, so nobody calls `observe` on these.
 
     Example:
         >>> class Brightness(Metric):
-        ...     def observe(self, part):
-        ...         return part.images.double().mean((1, 2, 3))
+        ...     def observe(self, batch):
+        ...         return batch.images.double().mean((1, 2, 3))
         ...
         ...     def score(self, samples, rows):
         ...         return Result({"brightness": float(rows.mean())})
@@ -148,7 +170,13 @@ class Metric(NetworkHolder, ABC):
     name: str | None = None
     unit: str = ""
     less_is_better: Sequence[str] = ()
+    batch_size: int = 64
     statistics_file: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What the metric is called in the log."""
+        return type(self).__name__ if self.name is None else f"{self.name}/{type(self).__name__}"
 
     def check(self, samples: Samples) -> None:
         """Refuses samples that lack something; called before the images are sampled.
@@ -160,52 +188,48 @@ class Metric(NetworkHolder, ABC):
             ValueError: what is missing, and the option to change.
         """
 
-    def observe(self, part: Samples) -> Rows:
+    def observe(self, batch: SampleBatch) -> Rows:
         """What is seen of each image by itself, one row an image; by default nothing.
 
-        Every process calls it on its own part of the images, so a row must not depend on the other images. Rows are
-        sent to the first process: let them be small.
+        Every process sees the batches of its share of the images, so a row must not depend on the other images. Rows
+        are sent to the first process: let them be small.
 
         Args:
-            part: consecutive images of a set, without the reference.
+            batch: at most ``batch_size`` images of a set, generated or of a reference.
         """
-        return [None] * len(part)
+        return [None] * len(batch)
 
     def rows_key(self) -> Hashable:
         """What the rows depend on besides the images: metrics of one key share them. By default none does."""
         return self._key_of_no_other
 
-    def reference_key(self, samples: Samples) -> Hashable:
-        """The key of ``samples.reference_rows`` under which the rows of its reference images are kept."""
-        return self.rows_key(), samples.reference_sha256
-
-    def lacks_reference(self, samples: Samples) -> bool:
-        """Whether `observe` must still see the reference images of the samples, before `score` is called."""
-        if self.statistics_file is None or samples.reference is None:
-            return False
-        return self.reference_key(samples) not in samples.reference_rows
-
     @cached_property
     def _key_of_no_other(self) -> object:
         return object()  # not id(self), which a later metric may get when this one is gone
+
+    def sets(self, samples: Samples) -> list[Samples]:
+        """The sets that `observe` must see: the reference if the metric compares with one, and the images."""
+        if self.statistics_file is None or samples.reference is None:
+            return [samples]
+        return [samples.reference, samples]
 
     @abstractmethod
     def score(self, samples: Samples, rows: Rows) -> Result:
         """The scores of a set of images.
 
         Args:
-            samples: all images, with the rows of the reference where the metric compares with one.
+            samples: all images; the rows of a reference are in ``samples.reference.rows[self.rows_key()]``.
             rows: what ``observe`` gave for them.
         """
 
     def compute(self, samples: Samples) -> Result:
         """All of it in this process: checks the samples, looks at them and at their reference, scores them."""
         self.check(samples)
-        if self.lacks_reference(samples):
-            assert samples.reference is not None
-            reference = Samples(samples.reference, device=samples.device, kind="reference")
-            samples.reference_rows[self.reference_key(samples)] = self.observe(reference)
-        return self.score(samples, self.observe(samples))
+        key = self.rows_key()
+        for seen in self.sets(samples):
+            if key not in seen.rows:
+                seen.rows[key] = look(self, seen, range(len(seen)))
+        return self.score(samples, samples.rows[key])
 
     def write_statistics(self, path: Path, samples: Samples) -> None:
         """Writes the statistics of the reference of ``samples``, whose rows are there."""
@@ -227,8 +251,33 @@ def need_images(count: int, least: int, reason: str, what: str = "generated") ->
         raise ValueError(f"{count} {what} images, but {reason} needs at least {least}: {remedy}")
 
 
+def look(metric: Metric, samples: Samples, share: range) -> Rows:
+    """What a metric sees of consecutive images of a set, batch by batch behind a progress bar: a row an image.
+
+    All that any metric sees goes through here: generated images, references, pictures of a folder.
+
+    Raises:
+        ValueError: ``observe`` gives another number of rows than of images.
+    """
+    if type(metric).observe is Metric.observe:
+        return [None] * len(share)
+    parts: list[Rows] = []
+    label = f"{metric.title}, {samples.kind}"
+    with tqdm(total=len(share), desc=label, unit="img", leave=False, disable=share.start > 0, mininterval=1.0) as bar:
+        for start in range(share.start, share.stop, metric.batch_size):
+            batch = samples.batch(start, min(start + metric.batch_size, share.stop))
+            rows = metric.observe(batch)
+            if len(rows) != len(batch):
+                raise ValueError(
+                    f"{metric.title}: observe gives {len(rows)} rows for {len(batch)} images, not one an image"
+                )
+            parts.append(rows)
+            bar.update(len(batch))
+    return join(parts)
+
+
 def join(parts: Sequence[Rows]) -> Rows:
     """The rows of consecutive parts as those of the whole; empty parts (of any shape) count for nothing."""
-    filled = [part for part in parts if len(part)] or [parts[0]]
+    filled = [part for part in parts if len(part)]
     tensors = [part for part in filled if isinstance(part, Tensor)]
     return torch.cat(tensors) if tensors else [row for part in filled for row in part]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from t2ikit.metrics.base import Metric, Result, Rows, Samples
+from t2ikit.metrics.base import Metric, Result, Rows, SampleBatch, Samples
 from t2ikit.shapes.geometry import SHAPES, TEXTURES, VARIANTS, class_name, inside, local, marked, moments
 from t2ikit.shapes.segments import Segment, segments
 
@@ -109,11 +109,11 @@ class LargestColorShare(Metric):
                 "LargestColorShare: no prompt names the colour of its object: use long captions (data.captions=long)"
             )
 
-    def observe(self, samples: Samples) -> Rows:
+    def observe(self, batch: SampleBatch) -> Rows:
         """Whether the colour is right, or None where the prompt asks for none."""
         return [
             None if color is None else largest_color(image, self.least_purity) == color
-            for image, color in zip(samples.images, _colors(samples), strict=True)
+            for image, color in zip(batch.images, _colors(batch), strict=True)
         ]
 
     def score(self, samples: Samples, rows: Rows) -> Result:
@@ -125,7 +125,7 @@ class LargestColorShare(Metric):
         return {"features": "shapes-detector-1", "metric": "largest_color_share", "least_purity": self.least_purity}
 
 
-def _colors(samples: Samples) -> list[str | None]:
+def _colors(samples: Samples | SampleBatch) -> list[str | None]:
     """The colour that each prompt asks for."""
     colors = []
     for prompt, metadata in zip(samples.prompts, samples.metadata, strict=True):

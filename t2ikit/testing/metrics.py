@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from t2ikit.metrics import Metric, Result, Samples
-from t2ikit.metrics.base import Rows
+from t2ikit.metrics.base import Rows, reference_of
 from t2ikit.shapes.prompts import geneval_prompts
 from t2ikit.shapes.scenes import render, scenes
 from t2ikit.testing.base import (
@@ -37,12 +37,8 @@ def _pictures(count: int, seed: int) -> Tensor:
 def trial_samples() -> Samples:
     """24 small scenes with the prompts of GenEval on shapes, and 30 others as reference."""
     lines = geneval_prompts("simple", 4)
-    return Samples(_pictures(24, 0), [line["prompt"] for line in lines], lines, _pictures(30, 1), "trial")
-
-
-def _part(samples: Samples, start: int, end: int) -> Samples:
-    rows = slice(start, end)
-    return Samples(samples.images[rows], samples.prompts[rows], samples.metadata[rows], first=samples.first + start)
+    reference = reference_of(_pictures(30, 1), "trial")
+    return Samples(_pictures(24, 0), [line["prompt"] for line in lines], lines, reference)
 
 
 def _ready(subject: Subject[Metric]) -> tuple[Metric, Samples]:
@@ -51,20 +47,13 @@ def _ready(subject: Subject[Metric]) -> tuple[Metric, Samples]:
         metric.check(samples)
     except ValueError as refusal:
         raise NotApplicable(f"check refuses the pictures of the trial: {refusal}") from None
-    return metric, _with_reference(metric, samples)
-
-
-def _with_reference(metric: Metric, samples: Samples) -> Samples:
-    """The samples with the rows of their reference, where the metric compares with one."""
-    if metric.lacks_reference(samples):
-        assert samples.reference is not None
-        seen = metric.observe(Samples(samples.reference, kind="reference"))
-        samples.reference_rows[metric.reference_key(samples)] = seen
-    return samples
+    for reference in metric.sets(samples)[:-1]:
+        reference.rows[metric.rows_key()] = metric.observe(reference.batch(0, len(reference)))
+    return metric, samples
 
 
 def _whole(metric: Metric, samples: Samples) -> Rows:
-    return metric.observe(_part(samples, 0, len(samples)))
+    return metric.observe(samples.batch(0, len(samples)))
 
 
 def rows(subject: Subject[Metric]) -> str:
@@ -78,7 +67,7 @@ def rows(subject: Subject[Metric]) -> str:
     )
     expect(not isinstance(whole, Tensor) or whole.device.type == "cpu", "rows must be on the CPU: end with .cpu()")
     for start, end in ((0, 1), (1, 9), (9, len(samples))):
-        chunk = metric.observe(_part(samples, start, end))
+        chunk = metric.observe(samples.batch(start, end))
         expect(
             len(chunk) == end - start, f"observe must give {end - start} rows for as many images; it gave {len(chunk)}"
         )
@@ -121,8 +110,8 @@ def keeps_nothing(subject: Subject[Metric]) -> None:
     before, state = copy.deepcopy((samples.images, samples.prompts, samples.metadata)), _whole(metric, samples)
     with random_state_kept("a metric"):
         first = metric.score(samples, state)
-        others = Samples(_pictures(24, 5), samples.prompts, samples.metadata, samples.reference, "trial")
-        metric.score(_with_reference(metric, others), _whole(metric, others))
+        others = Samples(_pictures(24, 5), samples.prompts, samples.metadata, samples.reference)
+        metric.score(others, _whole(metric, others))
         again = metric.score(samples, _whole(metric, samples))
     sentence = "the same images must have the same scores: keep nothing between calls"
     expect_same(_plain(again), _plain(first), sentence)

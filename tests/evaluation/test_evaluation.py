@@ -19,11 +19,13 @@ from t2ikit.evaluation import Evaluated, Evaluation
 from t2ikit.evaluation.image_store import ImageStore
 from t2ikit.evaluation.sampling import Sampling, identity_of
 from t2ikit.evaluation.validation import SCORES
-from t2ikit.metrics.base import Metric, Result, Rows, Samples
+from t2ikit.metrics.base import CPU, Metric, Result, Rows, SampleBatch, Samples
+from t2ikit.metrics.distribution.cmmd import CMMD
 from t2ikit.metrics.distribution.distribution import DistributionMetrics
+from t2ikit.metrics.distribution.kid import KID
 from t2ikit.metrics.features.features import RandomConvFeatures
 from t2ikit.module import TextToImage
-from t2ikit.pictures import find_pictures, read_pictures
+from t2ikit.pictures import PictureFiles, StoredImages, find_pictures
 from t2ikit.prompts import Encode, Prompt, PromptSource
 from tiny import shallow_cad_i
 
@@ -58,7 +60,7 @@ class Mean(Metric):
         self.name, self.add = name, add
 
     def score(self, samples: Samples, rows: Rows) -> Result:
-        value = float(samples.images.double().mean()) + self.add
+        value = float(samples.images[:].double().mean()) + self.add
         return Result({"mean": value}, {"mean": 0.5}, {"mean.txt": str(value).encode()})
 
     def fingerprint(self) -> dict[str, Any]:
@@ -79,10 +81,14 @@ def module_of(seed: int = 0) -> TextToImage:
 
 
 def evaluate(
-    folder: Path, source: PromptSource | None = None, module: TextToImage | None = None, **sampling: Any
+    folder: Path,
+    source: PromptSource | None = None,
+    module: TextToImage | None = None,
+    metric: Metric | None = None,
+    **sampling: Any,
 ) -> Evaluated:
     settings = Sampling(**{"steps": 3, "guidance": 2.0, "batch_size": 4, **sampling})
-    evaluation = Evaluation("val", source or Numbered(), [Mean()])
+    evaluation = Evaluation("val", source or Numbered(), [metric or Mean()])
     return evaluation.evaluate(module or module_of(), DATA, settings, folder / "drawn", weights="raw", step=7)
 
 
@@ -121,15 +127,14 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
 
 @pytest.mark.parametrize("method", ["ddim", "ddpm"])
 def test_an_image_depends_on_its_number_and_prompt_alone(tmp_path: Path, method: str) -> None:
-    one, three, all_ = (evaluate(tmp_path / str(size), batch_size=size, method=method).images for size in (1, 3, 64))
-    assert one is not None and three is not None and all_ is not None
+    one, three, all_ = (evaluate(tmp_path / str(size), batch_size=size, method=method).images[:] for size in (1, 3, 64))
     assert one.shape == (COUNT, 3, 8, 8) and one.float().std() > 10
     assert (one.int() - three.int()).abs().max() <= 1 and (one.int() - all_.int()).abs().max() <= 1
     assert len({image.numpy().tobytes() for image in one}) == COUNT  # also those of one prompt
-    fewer = evaluate(tmp_path / "fewer", Numbered(5), method=method).images
-    assert fewer is not None and (fewer.int() - one[:5].int()).abs().max() <= 1
-    other = evaluate(tmp_path / "seed", seed=1, method=method).images
-    assert other is not None and (other.int() - one.int()).abs().amax((1, 2, 3)).min() > 20
+    fewer = evaluate(tmp_path / "fewer", Numbered(5), method=method).images[:]
+    assert (fewer.int() - one[:5].int()).abs().max() <= 1
+    other = evaluate(tmp_path / "seed", seed=1, method=method).images[:]
+    assert (other.int() - one.int()).abs().amax((1, 2, 3)).min() > 20
 
 
 def test_an_interrupt_costs_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: list[int]) -> None:
@@ -142,25 +147,34 @@ def test_an_interrupt_costs_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     again = evaluate(tmp_path / "cut")
     # Batches of 4, 4 and 3: the third alone is drawn, 3 steps, guided from the second one on.
     assert calls == full[-len(calls) :] and 3 * len(calls) == len(full) and sum(calls) < sum(full) / 3
-    assert again.images is not None and whole.images is not None
-    assert torch.equal(again.images, whole.images)
+    assert torch.equal(again.images[:], whole.images[:])
     assert [score.value for score in again.scores] == [score.value for score in whole.scores]
+
+
+def test_an_interrupt_while_it_is_scored_costs_no_image(tmp_path: Path, calls: list[int]) -> None:
+    class Kills(Mean):
+        def observe(self, batch: SampleBatch) -> Rows:
+            raise Killed
+
+    with pytest.raises(Killed):
+        evaluate(tmp_path / "cut", metric=Kills())
     calls.clear()
-    evaluate(tmp_path / "cut")  # killed while it was scored: nothing is left to draw
+    again = evaluate(tmp_path / "cut")
     assert not calls
+    assert again.scores[0].value == evaluate(tmp_path / "whole").scores[0].value
 
 
 def test_a_resumed_evaluation_may_have_other_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = evaluate(tmp_path / "whole").images
+    whole = evaluate(tmp_path / "whole").images[:]
     kill_after(monkeypatch, 1)
     with pytest.raises(Killed):
         evaluate(tmp_path / "cut", batch_size=3)
     drawn = ImageStore(tmp_path / "cut" / "drawn", COUNT)
     assert drawn.missing(4) == [range(3, 4), range(4, 8), range(8, 11)]
-    images = evaluate(tmp_path / "cut", batch_size=4).images
-    assert images is not None and whole is not None and (images.int() - whole.int()).abs().max() <= 1
+    images = evaluate(tmp_path / "cut", batch_size=4).images[:]
+    assert (images.int() - whole.int()).abs().max() <= 1
     with pytest.raises(RuntimeError, match="lacks images"):
-        ImageStore(tmp_path / "none", 3).read()
+        ImageStore(tmp_path / "none", 3).images()
 
 
 @pytest.mark.parametrize(
@@ -180,15 +194,14 @@ def test_a_resumed_evaluation_may_have_other_batches(tmp_path: Path, monkeypatch
 def test_stale_images_are_never_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: list[int], change: dict[str, Any]
 ) -> None:
-    undisturbed = evaluate(tmp_path / "new", **change).images
+    undisturbed = evaluate(tmp_path / "new", **change).images[:]
     expected = list(calls)
     kill_after(monkeypatch, 2)
     with pytest.raises(Killed):
         evaluate(tmp_path / "cut")
     calls.clear()
-    images = evaluate(tmp_path / "cut", **change).images
-    assert calls == expected
-    assert images is not None and undisturbed is not None and torch.equal(images, undisturbed)
+    images = evaluate(tmp_path / "cut", **change).images[:]
+    assert calls == expected and torch.equal(images, undisturbed)
 
 
 def test_the_process_and_the_empty_prompt_are_part_of_the_identity() -> None:
@@ -209,7 +222,7 @@ def test_the_process_and_the_empty_prompt_are_part_of_the_identity() -> None:
 def test_a_score_says_what_it_depends_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = evaluate(tmp_path, guidance=1)
     (score,) = found.scores
-    assert found.images is not None and score.value == pytest.approx(float(found.images.double().mean()))
+    assert score.value == pytest.approx(float(found.images[:].double().mean()))
     fingerprint = score.fingerprint
     assert (score.name, score.step, score.standard_error) == ("mean", 7, 0.5)
     assert (fingerprint.sampler, fingerprint.steps, fingerprint.guidance, fingerprint.seeds) == ("ddim", 3, 1.0, "0")
@@ -241,14 +254,13 @@ def test_two_metrics_of_a_kind_need_names(tmp_path: Path) -> None:
 
 def test_pictures_of_another_program_are_scored_as_kept_ones_are(tmp_path: Path) -> None:
     found = evaluate(tmp_path)
-    assert found.images is not None
     evaluation = Evaluation("val", Numbered(), [Mean()])
     evaluation.prepare(DATA, samples=False)
     for _ in range(2):  # the second time it replaces the folder
         evaluation.keep_images(tmp_path / "kept", found.images, {"seed": 0})
     files = find_pictures(tmp_path / "kept")
     assert [path.name for path in files] == [f"{number:05d}.png" for number in range(COUNT)]
-    assert torch.equal(read_pictures(files), found.images)
+    assert torch.equal(PictureFiles(files)[:], found.images[:])
     (ours,), (theirs,) = found.scores, evaluation.evaluate_pictures(tmp_path / "kept", DATA).scores
     assert theirs.value == ours.value and theirs.fingerprint.sampler is None and theirs.step is None
     assert set(ours.fingerprint.differences(theirs.fingerprint)) == {
@@ -261,7 +273,6 @@ def test_pictures_of_another_program_are_scored_as_kept_ones_are(tmp_path: Path)
 
 def test_pictures_are_looked_at_by_all_ranks(tmp_path: Path, two_ranks: TwoRanks) -> None:
     found = evaluate(tmp_path)
-    assert found.images is not None
     evaluation = Evaluation("val", Numbered(), [Mean()])
     evaluation.prepare(DATA, samples=False)
     evaluation.keep_images(tmp_path / "kept", found.images, {"seed": 0})
@@ -269,7 +280,7 @@ def test_pictures_are_looked_at_by_all_ranks(tmp_path: Path, two_ranks: TwoRanks
     def work() -> Any:
         both = [Evaluation("val", Numbered(), [metric]) for metric in (Mean(), Seen())]
         scores = [one.evaluate_pictures(tmp_path / "kept", DATA).scores[0].value for one in both]
-        return scores, len(both[1].metrics[0].seen)  # type: ignore[attr-defined]
+        return scores, both[1].metrics[0].seen  # type: ignore[attr-defined]
 
     value = found.scores[0].value
     for (scores, seen), share in zip(two_ranks(work), (COUNT // 2, COUNT - COUNT // 2), strict=True):
@@ -292,9 +303,13 @@ def test_metrics_refuse_before_anything_is_sampled(
 class Seen(Mean):
     """The mean, of what was seen image by image."""
 
-    def observe(self, part: Samples) -> Rows:
-        self.seen = part.images.double().flatten(1).mean(1)
-        return self.seen
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def observe(self, batch: SampleBatch) -> Rows:
+        self.seen += len(batch)
+        return batch.images.double().flatten(1).mean(1)
 
     def score(self, samples: Samples, rows: Rows) -> Result:
         return Result({"mean": float(torch.as_tensor(rows).mean())})
@@ -304,8 +319,10 @@ class Compared(Mean):
     """How far the mean of the reference is."""
 
     def score(self, samples: Samples, rows: Rows) -> Result:
-        assert samples.reference is not None and samples.reference.shape[1:] == samples.images.shape[1:]
-        return Result({"reference_mean": float(samples.reference.double().mean())})
+        assert samples.reference is not None and tuple(samples.reference.images.shape[1:]) == tuple(
+            samples.images.shape[1:]
+        )
+        return Result({"reference_mean": float(samples.reference.images[:].double().mean())})
 
 
 def test_photos_of_the_prompts_are_a_reference(tmp_path: Path) -> None:
@@ -323,3 +340,52 @@ def test_photos_of_the_prompts_are_a_reference(tmp_path: Path) -> None:
         assert found.scores[0].fingerprint.num_reference == (limit or 3)
     with pytest.raises(ValueError, match="reference: prompts needs prompts with photos of their own"):
         Evaluation("val", Numbered(2), [Compared()], "prompts").prepare(DATA)
+
+
+def measures(features: type[RandomConvFeatures], statistics: str | None = None) -> list[Metric]:
+    """Frechet and PRDC, CMMD and KID, in batches of unlike sizes."""
+    return [
+        DistributionMetrics(features(dim=8), k=3, batch_size=4, reference_statistics=statistics),
+        CMMD(features(dim=8), batch_size=5, reference_statistics=statistics),
+        KID(features(dim=8), subset_size=9, subsets=3, reference_statistics=statistics),
+    ]
+
+
+def test_a_network_looks_once_at_each_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counted(RandomConvFeatures):
+        def __call__(self, images: Tensor) -> Tensor:
+            looks.append(len(images))
+            return super().__call__(images)
+
+    looks: list[int] = []
+    reads: list[int] = []
+    read = StoredImages.__getitem__
+
+    def counted(self: StoredImages, index: Any) -> Tensor:
+        images = read(self, index)
+        reads.append(len(images))
+        return images
+
+    monkeypatch.setattr(StoredImages, "__getitem__", counted)
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randint(0, 256, (20, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    monkeypatch.setattr("t2ikit.evaluation.reference_images.real_images", lambda *_: real)
+    monkeypatch.setattr("t2ikit.evaluation.evaluation.real_images", lambda *_: real)
+    evaluation = Evaluation("val", Numbered(), measures(Counted), "val")
+    evaluation.prepare(DATA, samples=False)
+    for seed, expected in ((1, COUNT + len(real)), (2, COUNT)):  # the reference of a second snapshot is known
+        images = torch.randint(0, 256, (COUNT, 3, 16, 16), dtype=torch.uint8, generator=generator.manual_seed(seed))
+        evaluation.keep_images(tmp_path / "kept", images, {})
+        looks.clear()
+        of_images = evaluation.evaluate_pictures(tmp_path / "kept", DATA).scores
+        assert sum(looks) == expected and len(of_images) == 8
+        assert reads == [4, 4, 3]  # of the pictures no more than a batch is in memory
+        reads.clear()
+    # Statistics from a file take the place of the reference images, and give the same scores.
+    looks.clear()
+    (written,) = Evaluation("val", Numbered(), measures(Counted), "val").write_reference(tmp_path, DATA, CPU)
+    assert sum(looks) == len(real)
+    looks.clear()
+    of_file = Evaluation("val", Numbered(), measures(Counted, str(written)))
+    scores = of_file.evaluate_pictures(tmp_path / "kept", DATA).scores
+    assert sum(looks) == COUNT and [score.value for score in scores] == [score.value for score in of_images]

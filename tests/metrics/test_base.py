@@ -15,12 +15,12 @@ from t2ikit.metrics import (
     Moments,
     RandomConvFeatures,
     Result,
+    SampleBatch,
     Samples,
     prdc,
     prdc_preset,
 )
-from t2ikit.metrics.base import Rows
-from t2ikit.metrics.distribution.reference import extract
+from t2ikit.metrics.base import Rows, look, reference_of
 from t2ikit.metrics.fingerprint import images_sha256
 
 
@@ -46,7 +46,7 @@ def pictures(count: int, seed: int) -> Tensor:
 
 
 def test_scores_are_those_of_the_features() -> None:
-    samples = Samples(pictures(20, 0), reference=pictures(30, 1))
+    samples = Samples(pictures(20, 0), reference=reference_of(pictures(30, 1)))
     scores = DistributionMetrics(MeanColour(), k=3, batch_size=7).compute(samples).values
     real, fake = MeanColour()(pictures(30, 1)), MeanColour()(pictures(20, 0))
     assert list(scores) == ["frechet_distance", "precision", "recall", "density", "coverage"]
@@ -55,39 +55,35 @@ def test_scores_are_those_of_the_features() -> None:
 
 
 def test_the_reference_is_encoded_once_a_network() -> None:
-    features, rows = MeanColour(), {}  # type: ignore[var-annotated]
+    features, reference = MeanColour(), reference_of(pictures(30, 9))
     for seed, metric in enumerate((DistributionMetrics(features, k=3), DistributionMetrics(features, k=4))):
-        metric.compute(Samples(pictures(10, seed), reference=pictures(30, 9), reference_rows=rows))
+        metric.compute(Samples(pictures(10, seed), reference=reference))
     assert features.calls == 1 + 2
-    metric.compute(Samples(pictures(10, 0), reference=pictures(30, 10), reference_rows=rows))
+    metric.compute(Samples(pictures(10, 0), reference=reference_of(pictures(30, 10))))
     assert features.calls == 1 + 2 + 2
-    # Batches of another size may round otherwise.
-    metric = DistributionMetrics(features, k=3, batch_size=32)
-    metric.compute(Samples(pictures(10, 0), reference=pictures(30, 10), reference_rows=rows))
-    assert features.calls == 1 + 2 + 2 + 2
 
 
 def test_fingerprint_names_features_k_and_sets() -> None:
     metric = DistributionMetrics(RandomConvFeatures(dim=8, seed=2), k=4)
     assert metric.fingerprint()["features"] == "random_conv_8_seed2"
-    samples = Samples(pictures(10, 0), reference=pictures(12, 1), reference_name="val")
+    samples = Samples(pictures(10, 0), reference=reference_of(pictures(12, 1), "val"))
     described = metric.fingerprint_of(samples)
     assert (described["k"], described["num_images"], described["num_reference"]) == (4, 10, 12)
     assert described["reference"] == "val"
-    other = Samples(pictures(10, 0), reference=pictures(12, 2), reference_name="val")
+    other = Samples(pictures(10, 0), reference=reference_of(pictures(12, 2), "val"))
     assert described["reference_sha256"] != metric.fingerprint_of(other)["reference_sha256"]
 
 
 def test_presets_bring_their_k() -> None:
     metric = DistributionMetrics(MeanColour(), k=9, preset="imagenet_t2i")
-    samples = Samples(pictures(30, 0), reference=pictures(30, 1))
+    samples = Samples(pictures(30, 0), reference=reference_of(pictures(30, 1)))
     scores = metric.compute(samples).values
     assert scores["density"] == pytest.approx(
         prdc_preset(MeanColour()(pictures(30, 1)), MeanColour()(pictures(30, 0)), "imagenet_t2i")["density"]
     )
     assert metric.fingerprint() == {"features": "mean_colour", "k": 3, "preset": "imagenet_t2i"}
     with pytest.raises(ValueError, match="24 generated images, but k=3 needs at least 25"):
-        metric.compute(Samples(pictures(24, 0), reference=pictures(29, 1)))
+        metric.compute(Samples(pictures(24, 0), reference=reference_of(pictures(29, 1))))
     with pytest.raises(ValueError, match="preset must be one of imagenet_t2i"):
         DistributionMetrics(MeanColour(), preset="dgm")
 
@@ -97,13 +93,14 @@ def test_errors_name_what_to_change() -> None:
     with pytest.raises(ValueError, match="k=5 needs reference images"):
         metric.compute(Samples(pictures(10, 0)))
     with pytest.raises(ValueError, match="6 generated images, but k=5 needs at least 7: raise prompts.limit"):
-        metric.compute(Samples(pictures(6, 0), reference=pictures(10, 1)))
+        metric.compute(Samples(pictures(6, 0), reference=reference_of(pictures(10, 1))))
     with pytest.raises(ValueError, match="6 reference images"):
-        metric.compute(Samples(pictures(7, 0), reference=pictures(6, 1)))
+        metric.compute(Samples(pictures(7, 0), reference=reference_of(pictures(6, 1))))
     broken = pictures(10, 0)
     broken[8, 0, 0, 0] = 255
     with pytest.raises(ValueError, match="not finite for generated image 8"):
-        extract(MeanColour(), Samples(broken), batch_size=3)
+        metric = DistributionMetrics(MeanColour(), batch_size=3)
+        look(metric, Samples(broken), range(5, 10))
     with pytest.raises(ValueError, match="uint8"):
         Samples(torch.zeros(2, 3, 16, 16))
     with pytest.raises(ValueError, match="2 images but 1 prompts"):
@@ -123,7 +120,7 @@ def test_the_reference_is_hashed_once_for_all_metrics(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(base, "images_sha256", counted)
     images = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    samples = Samples(images, reference=images.flip(0), reference_name="val")
+    samples = Samples(images, reference=reference_of(images.flip(0), "val"))
     for k in (2, 3):
         metric = DistributionMetrics(MeanColour(), k=k)
         metric.compute(samples)
@@ -135,18 +132,19 @@ def test_any_metric_may_compare_with_the_reference() -> None:
     class Brighter(Metric):
         statistics_file = "brightness.npz"
 
-        def observe(self, part: Samples) -> Tensor:
-            return part.images.double().mean((1, 2, 3))
+        def observe(self, batch: SampleBatch) -> Tensor:
+            return batch.images.double().mean((1, 2, 3))
 
         def score(self, samples: Samples, rows: Rows) -> Result:
-            reference = samples.reference_rows[self.reference_key(samples)]
+            assert samples.reference is not None
+            reference = samples.reference.rows[self.rows_key()]
             return Result({"brighter": float(torch.as_tensor(rows).mean() - reference.mean())})
 
         def fingerprint(self) -> dict[str, Any]:
             return {}
 
-    samples = Samples(pictures(4, 0), reference=pictures(6, 1))
+    samples = Samples(pictures(4, 0), reference=reference_of(pictures(6, 1)))
     expected = float(pictures(4, 0).double().mean() - pictures(6, 1).double().mean())
     assert Brighter().compute(samples).values["brighter"] == pytest.approx(expected)
     # Without a key of its own, a metric shares its rows with no other, not even with one at the address of a freed one.
-    assert all(Brighter().lacks_reference(samples) for _ in range(20)) and len(samples.reference_rows) == 1
+    assert all(Brighter().rows_key() not in samples.rows for _ in range(20)) and len(samples.rows) == 1

@@ -86,10 +86,10 @@ def test_geneval_images_lie_in_the_official_layout(geneval: Path, tmp_path: Path
     source.write_images(tmp_path / "out", images, prompts, {"steps": "3"})
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["00000", "00001", "00002", "00003"]
     assert (tmp_path / "out" / "00002" / "grid.png").is_file()
-    assert torch.equal(source.read_images(tmp_path / "out", prompts), images)
+    assert torch.equal(source.read_images(tmp_path / "out", prompts)[:], images)
     # A part of the benchmark finds its images in the folder of the whole.
     part = GenEvalPrompts(str(geneval), images_per_prompt=2, tasks=["two_object"])
-    assert torch.equal(part.read_images(tmp_path / "out", part.prompts()), images[4:])
+    assert torch.equal(part.read_images(tmp_path / "out", part.prompts())[:], images[4:])
     with pytest.raises(ValueError, match="set images_per_prompt"):
         source.read_images(tmp_path / "out", GenEvalPrompts(str(geneval), images_per_prompt=3).prompts())
 
@@ -114,9 +114,9 @@ def test_dpg_images_are_grids(tmp_path: Path) -> None:
         images, out = pictures(2 * count), tmp_path / f"out{count}"
         source.write_images(out, images, prompts, {})
         assert sorted(path.name for path in out.iterdir()) == ["a1.png", "b2.png"]
-        assert torch.equal(source.read_images(out, prompts), images)
+        assert torch.equal(source.read_images(out, prompts)[:], images)
         part = DPGPrompts(str(folder), count, limit=1)
-        assert torch.equal(part.read_images(out, part.prompts()), images[:count])
+        assert torch.equal(part.read_images(out, part.prompts())[:], images[:count])
     (out / "b2.png").unlink()
     with pytest.raises(ValueError, match="lacks the grids of 1 prompts, first b2.png"):
         source.read_images(out, prompts)

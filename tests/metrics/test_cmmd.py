@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from t2ikit.metrics import RandomConvFeatures, Samples, cmmd
-from t2ikit.metrics.distribution.cmmd import CMMD, KID, kid
+from t2ikit.metrics.base import reference_of
+from t2ikit.metrics.distribution.cmmd import CMMD
+from t2ikit.metrics.distribution.kid import KID, kid
 
 
 def test_two_points_in_closed_form() -> None:
@@ -56,7 +58,7 @@ def test_errors_name_what_to_change() -> None:
 def test_metrics_of_images() -> None:
     random = torch.Generator().manual_seed(0)
     real, fake = (torch.randint(0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=random) for count in (9, 8))
-    features, samples = RandomConvFeatures(dim=8), Samples(fake, reference=real)
+    features, samples = RandomConvFeatures(dim=8), Samples(fake, reference=reference_of(real))
     assert CMMD(features, batch_size=4).compute(samples).values["cmmd"] == pytest.approx(
         cmmd(features(real), features(fake)), rel=1e-4
     )

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from t2ikit.metrics import DistributionMetrics, RandomConvFeatures, Samples
+from t2ikit.metrics.base import reference_of
 
 
 def noise(count: int, size: tuple[int, int], seed: int = 0) -> torch.Tensor:
@@ -47,7 +48,9 @@ def test_random_features_tell_colours_and_places_apart() -> None:
     metric = DistributionMetrics(RandomConvFeatures())
 
     def distance(one: torch.Tensor, two: torch.Tensor) -> float:
-        return metric.compute(Samples(one + jitter, reference=two + jitter.flip(0))).values["frechet_distance"]
+        return metric.compute(Samples(one + jitter, reference=reference_of(two + jitter.flip(0)))).values[
+            "frechet_distance"
+        ]
 
     same = distance(red, red)
     assert distance(red, blue) > 100 * same

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from t2ikit.metrics import DistributionMetrics, Metric, Moments, RandomConvFeatures, Samples
-from t2ikit.metrics.distribution.cmmd import CMMD, KID
-from t2ikit.metrics.distribution.reference import ReferenceStatistics, extract
+from t2ikit.metrics.base import look, reference_of
+from t2ikit.metrics.distribution.cmmd import CMMD
+from t2ikit.metrics.distribution.kid import KID
+from t2ikit.metrics.distribution.reference import ReferenceStatistics
 from t2ikit.metrics.fingerprint import Fingerprint, compare
 
 FEATURES = RandomConvFeatures(dim=12)
@@ -23,16 +25,15 @@ def pictures(count: int, seed: int) -> Tensor:
 
 
 def with_images() -> Samples:
-    return Samples(pictures(20, 0), reference=pictures(30, 1), reference_name="val")
+    return Samples(pictures(20, 0), reference=reference_of(pictures(30, 1), "val"))
 
 
 def write(path: Path, features: RandomConvFeatures, images: Tensor) -> None:
     """Statistics of these images as ``evaluate --write-reference`` writes them."""
     metric = DistributionMetrics(features, batch_size=7)
-    samples = Samples(images[:0], reference=images, reference_name="val")
-    rows = metric.observe(Samples(images, kind="reference"))
-    samples.reference_rows[metric.reference_key(samples)] = rows
-    metric.write_statistics(path, samples)
+    reference = reference_of(images, "val")
+    reference.rows[metric.rows_key()] = look(metric, reference, range(len(images)))
+    metric.write_statistics(path, Samples(images[:0], reference=reference))
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_moments_alone_give_the_frechet_distance(saved: Path, tmp_path: Path) ->
 def test_statistics_of_others_are_refused(saved: Path, features: Any, reference: Any, message: str) -> None:
     metric = DistributionMetrics(features, reference_statistics=str(saved))
     with pytest.raises(ValueError, match=message):
-        metric.compute(Samples(pictures(20, 0), reference=reference))
+        metric.compute(Samples(pictures(20, 0), reference=None if reference is None else reference_of(reference)))
 
 
 @pytest.mark.parametrize("field", ["features_sha256", "resize"])
@@ -118,7 +119,7 @@ def test_broken_files_are_named(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.npz").write_bytes(saved.read_bytes()[:500])
     with pytest.raises(ValueError, match="cut.npz holds no feature moments"):
         compute(tmp_path / "cut.npz")
-    rows = extract(FEATURES, Samples(pictures(30, 1)), 64)
+    rows = FEATURES(pictures(30, 1))
     ReferenceStatistics(Moments.of(rows, FEATURES.fingerprint()), None).save(tmp_path / "no_set.npz")
     with pytest.raises(ValueError, match="does not say which set it is of"):
         compute(tmp_path / "no_set.npz")

@@ -16,7 +16,7 @@ from t2ikit.diffusion import Denoising
 from t2ikit.diffusion.objectives import Draws, Loss, Needs
 from t2ikit.diffusion.solvers import SOLVERS, Solver
 from t2ikit.diffusion.terms import MainPass, Term
-from t2ikit.metrics import Metric, Result, Samples
+from t2ikit.metrics import Metric, Result, SampleBatch, Samples
 
 ARRAYS = {"features.trial": (16, 32)}
 
@@ -361,8 +361,8 @@ AUGMENTATIONS: list[tuple[str, Callable[[], Any], str]] = [
 class Brightness(Metric):
     """A sound one."""
 
-    def observe(self, part: Samples) -> Tensor:
-        return part.images.double().mean((1, 2, 3))
+    def observe(self, batch: SampleBatch) -> Tensor:
+        return batch.images.double().mean((1, 2, 3))
 
     def score(self, samples: Samples, rows: Any) -> Result:
         return Result({"brightness": float(rows.mean())})
@@ -372,14 +372,14 @@ class Brightness(Metric):
 
 
 class AgainstTheMean(Brightness):
-    def observe(self, part: Samples) -> Tensor:
-        seen = super().observe(part)
+    def observe(self, batch: SampleBatch) -> Tensor:
+        seen = super().observe(batch)
         return seen - seen.mean()
 
 
 class OneRow(Brightness):
-    def observe(self, part: Samples) -> Tensor:
-        return super().observe(part).mean()[None]
+    def observe(self, batch: SampleBatch) -> Tensor:
+        return super().observe(batch).mean()[None]
 
 
 class UnknownLess(Brightness):

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from t2ikit.metrics.base import Metric, Result, Rows, Samples
+from t2ikit.metrics.base import Metric, Result, Rows, SampleBatch, Samples
 from t2ikit.metrics.features.clip import CLIPEncoder
 from t2ikit.metrics.statistics import clustered_error, finite
 
@@ -70,21 +70,10 @@ class PairEncoder(Protocol):
         """[B, D] of B captions."""
 
 
-def observe_cosines(encoder: PairEncoder, part: Samples, batch_size: int, what: str, prefix: str = "") -> Tensor:
-    """Cosine [N] float64 on the CPU of each image of ``part`` with its prompt, batch by batch on its device.
-
-    Args:
-        encoder: of both.
-        part: images with their prompts.
-        batch_size: pairs a pass.
-        what: of the progress bar.
-        prefix: put before every prompt.
-    """
-    cosines = [torch.empty(0, dtype=torch.float64)]
-    for batch in part.batches(batch_size, what):
-        texts = encoder.texts([prefix + prompt for prompt in batch.prompts], part.device)
-        cosines.append(pair_cosines(encoder.images(batch.images), texts, batch.first).cpu())
-    return torch.cat(cosines)
+def observe_cosines(encoder: PairEncoder, batch: SampleBatch, prefix: str = "") -> Tensor:
+    """Cosine [B] float64 on the CPU of each image with its prompt; ``prefix`` is put before every prompt."""
+    texts = encoder.texts([prefix + prompt for prompt in batch.prompts], batch.images.device)
+    return pair_cosines(encoder.images(batch.images), texts, batch.first).cpu()
 
 
 def mean_error(name: str, values: Tensor, prompts: Sequence[str]) -> dict[str, float]:
@@ -123,10 +112,9 @@ class CLIPScore(Metric):
         if not samples.prompts:
             raise ValueError("CLIPScore needs the prompts of the images")
 
-    def observe(self, part: Samples) -> Rows:
-        """Cosines [N] float64."""
-        prefix = HESSEL_PREFIX if self.form == "hessel" else ""
-        return observe_cosines(self.encoder, part, self.batch_size, "CLIPScore", prefix)
+    def observe(self, batch: SampleBatch) -> Rows:
+        """Cosines [B] float64."""
+        return observe_cosines(self.encoder, batch, HESSEL_PREFIX if self.form == "hessel" else "")
 
     def score(self, samples: Samples, rows: Rows) -> Result:
         """``clip_score``; its error has prompts as clusters and is missing for a single prompt."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from t2ikit.metrics.alignment.clip_score import mean_error, observe_cosines
-from t2ikit.metrics.base import Metric, Result, Rows, Samples
+from t2ikit.metrics.base import Metric, Result, Rows, SampleBatch, Samples
 from t2ikit.metrics.features.features import NetworkHolder
 from t2ikit.metrics.features.pixels import describe_pipeline, preprocess_batch
 from t2ikit.pretrained import PretrainedFolder, find_pretrained, load_pretrained
@@ -174,9 +174,9 @@ class JinaCLIPScore(Metric):
         if len(samples) == 0 or not samples.prompts:
             raise ValueError("the Jina-CLIP score needs images and their prompts")
 
-    def observe(self, part: Samples) -> Rows:
-        """Cosines [N] float64."""
-        return observe_cosines(self.encoder, part, self.batch_size, "Jina-CLIP score")
+    def observe(self, batch: SampleBatch) -> Rows:
+        """Cosines [B] float64."""
+        return observe_cosines(self.encoder, batch)
 
     def score(self, samples: Samples, rows: Rows) -> Result:
         """``jina_clip_score``; its error has prompts as clusters and is missing for a single prompt."""

@@ -23,7 +23,7 @@ from torch.nn.functional import normalize
 
 from t2ikit.metrics.alignment.clip_score import mean_error, pair_cosines
 from t2ikit.metrics.alignment.image_reward import image_reward, linear_head, load_image_reward, tokenize
-from t2ikit.metrics.base import Metric, Result, Rows, Samples, join
+from t2ikit.metrics.base import Metric, Result, Rows, SampleBatch, Samples
 from t2ikit.metrics.features.clip import CLIPEncoder
 from t2ikit.metrics.features.pixels import describe_pipeline, preprocess_batch
 from t2ikit.metrics.fingerprint import state_sha256
@@ -83,15 +83,13 @@ class _Reward(Metric):
         if len(samples) == 0 or not samples.prompts:
             raise ValueError(f"{self.score_name} needs images and their prompts")
 
-    def observe(self, part: Samples) -> Rows:
-        """Rewards [N] float64; ValueError where one is not finite."""
-        values = [torch.empty(0, dtype=torch.float64)]
-        for batch in part.batches(self.batch_size, self.score_name):
-            values.append(self._values(batch.images, batch.prompts).double().cpu())
-            broken = (~values[-1].isfinite()).nonzero()
-            if len(broken):
-                raise ValueError(f"{self.score_name} of image {batch.first + int(broken[0])} is not finite")
-        return join(values)
+    def observe(self, batch: SampleBatch) -> Rows:
+        """Rewards [B] float64; ValueError where one is not finite."""
+        values = self._values(batch.images, batch.prompts).double().cpu()
+        broken = (~values.isfinite()).nonzero()
+        if len(broken):
+            raise ValueError(f"{self.score_name} of image {batch.first + int(broken[0])} is not finite")
+        return values
 
     def score(self, samples: Samples, rows: Rows) -> Result:
         """The mean, as ``score_name``; its error has prompts as clusters and is missing for a single prompt."""

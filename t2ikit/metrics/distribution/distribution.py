@@ -51,8 +51,9 @@ class DistributionMetrics(ComparedMetric):
         Raises:
             ValueError: statistics of another network or set.
         """
-        real, fake = self.reference_features(samples), torch.as_tensor(rows)
-        values = {"frechet_distance": self.reference_moments(samples).distance(Moments.of(fake))}
+        reference, fake = self.reference(samples), torch.as_tensor(rows)
+        values = {"frechet_distance": reference.moments.distance(Moments.of(fake))}
+        real = reference.features
         if real is None:
             return Result(values)
         if self.preset is None:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from t2ikit.files import partial_of, publish
-from t2ikit.metrics.base import Metric, Samples, need_images
+from t2ikit.metrics.base import Metric, SampleBatch, Samples, need_images
 from t2ikit.metrics.distribution.frechet import Moments
 from t2ikit.metrics.features.features import FeatureExtractor
 
@@ -78,39 +78,13 @@ class ReferenceStatistics:
         return cls(moments, features)
 
 
-def extract(features: FeatureExtractor, part: Samples, batch_size: int) -> Tensor:
-    """Features [N, D] float32 on the CPU of the images of ``part``, computed batch by batch on its device.
-
-    Args:
-        features: the network.
-        part: generated images, or those of a reference.
-        batch_size: images a pass.
-
-    Raises:
-        ValueError: the features of an image are not finite; the message names the image's index.
-    """
-    kept = [torch.empty(0, features.dim)]
-    for batch in part.batches(batch_size, f"{features.name}, {part.kind}"):
-        rows = features(batch.images).detach().to("cpu", torch.float32)
-        if rows.shape != (len(batch), features.dim):
-            raise ValueError(
-                f"{features.name} gives features {tuple(rows.shape)}, not [B, {features.dim}]: set its dim"
-            )
-        broken = (~rows.isfinite().all(dim=1)).nonzero()
-        if len(broken):
-            index = batch.first + int(broken[0])
-            raise ValueError(f"{features.name} gives features that are not finite for {part.kind} image {index}")
-        kept.append(rows)
-    return torch.cat(kept)
-
-
 @dataclass(eq=False)
 class ComparedMetric(Metric):
     """A metric that compares the features of the generated images with those of a reference set.
 
     Attributes:
         features: the feature network; its name is part of the fingerprint.
-        batch_size: images a pass of the network.
+        batch_size: images a pass of the network; of metrics on one network, the first decides.
         name: put before the scores' names, where a snapshot has two of these (``dinov2/frechet_distance``).
         reference_statistics: file of `write_statistics`, instead of the reference images of the samples. One without
             features serves the Frechet distance alone.
@@ -153,41 +127,51 @@ class ComparedMetric(Metric):
             need_images(len(samples.reference), least, reason, "reference")
 
     def rows_key(self) -> Hashable:
-        """Network, weights and pixels, and the size of its batches, which may move a feature by rounding."""
-        return json.dumps(self.features.fingerprint(), sort_keys=True), self.batch_size
+        """Network, weights and pixels: metrics that agree in them look once."""
+        return json.dumps(self.features.fingerprint(), sort_keys=True)
 
-    def observe(self, part: Samples) -> Tensor:
-        """Features [N, D] float32."""
-        return extract(self.features, part, self.batch_size)
-
-    def reference_moments(self, samples: Samples) -> Moments:
-        """The reference's mean and covariance; ValueError for those of another network or set, naming the field."""
-        if self.path is not None:
-            return self._statistics(samples).moments
-        kept, key = samples.reference_rows, ("moments", self.reference_key(samples))
-        if key not in kept:
-            kept[key] = Moments.of(self._rows(samples))
-        moments: Moments = kept[key]
-        return moments
-
-    def reference_features(self, samples: Samples) -> Tensor | None:
-        """The reference's features [M, D], or None where the file was written without them; ValueError as above."""
-        return self._rows(samples) if self.path is None else self._statistics(samples).features
-
-    def need_features(self, samples: Samples) -> Tensor:
-        """As `reference_features`; ValueError where the file was written without them."""
-        rows = self.reference_features(samples)
-        if rows is None:
-            reason = type(self).__name__
-            raise ValueError(
-                f"{self.path} holds no features, which {reason} needs: write it again with t2ikit evaluate "
-                "--write-reference"
-            )
+    def observe(self, batch: SampleBatch) -> Tensor:
+        """Features [B, D] float32 on the CPU; ValueError where they are not finite, with the image's index."""
+        name = self.features.name
+        rows = self.features(batch.images).detach().to("cpu", torch.float32)
+        if rows.shape != (len(batch), self.features.dim):
+            raise ValueError(f"{name} gives features {tuple(rows.shape)}, not [B, {self.features.dim}]: set its dim")
+        broken = (~rows.isfinite().all(dim=1)).nonzero()
+        if len(broken):
+            index = batch.first + int(broken[0])
+            raise ValueError(f"{name} gives features that are not finite for {batch.kind} image {index}")
         return rows
+
+    def reference(self, samples: Samples) -> ReferenceStatistics:
+        """The reference's moments and features, from the file or from the rows of the reference images.
+
+        Raises:
+            ValueError: a file of another network or set; names the field.
+        """
+        if self.path is not None:
+            return self._checked(samples)
+        assert samples.reference is not None
+        kept, key = samples.reference.rows, ("statistics", self.rows_key())
+        if key not in kept:
+            rows = torch.as_tensor(kept[self.rows_key()])
+            kept[key] = ReferenceStatistics(Moments.of(rows), rows)
+        statistics: ReferenceStatistics = kept[key]
+        return statistics
+
+    def reference_features(self, samples: Samples) -> Tensor:
+        """The reference's features [M, D]; ValueError where the file was written without them."""
+        features = self.reference(samples).features
+        if features is None:
+            raise ValueError(
+                f"{self.path} holds no features, which {type(self).__name__} needs: write it again with "
+                "t2ikit evaluate --write-reference"
+            )
+        return features
 
     def write_statistics(self, path: Path, samples: Samples) -> None:
         """Writes the statistics of the reference of ``samples``, with features and fingerprint."""
-        rows = self._rows(samples)
+        assert samples.reference is not None
+        rows = torch.as_tensor(samples.reference.rows[self.rows_key()])
         moments = Moments(self.features.dim, {**self.features.fingerprint(), **samples.describe_reference()})
         moments.update(rows)
         ReferenceStatistics(moments, rows).save(path)
@@ -210,10 +194,7 @@ class ComparedMetric(Metric):
         assert self.path is not None
         return ReferenceStatistics.load(self.path)
 
-    def _rows(self, samples: Samples) -> Tensor:
-        return torch.as_tensor(samples.reference_rows[self.reference_key(samples)])
-
-    def _statistics(self, samples: Samples) -> ReferenceStatistics:
+    def _checked(self, samples: Samples) -> ReferenceStatistics:
         """The file's, if they are of this network and of the reference of the samples."""
         moments = self._stored.moments
         stored = moments.fingerprint

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from t2ikit.metrics.fingerprint import state_sha256
+from t2ikit.pictures import Images
 
 
 class NetworkHolder:
@@ -50,9 +51,9 @@ class FeatureExtractor(NetworkHolder, ABC):
         """``features`` (the name), ``features_sha256`` (of the weights) and ``resize`` (the pixel pipeline)."""
 
 
-def check_images(images: Tensor, smallest: int = 1) -> None:
+def check_images(images: Images, smallest: int = 1) -> None:
     """ValueError unless ``images`` is [B, 3, H, W] uint8 with H and W at least ``smallest``."""
-    if images.dim() != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+    if len(images.shape) != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
         raise ValueError(f"features need images [B, 3, H, W] uint8; got {tuple(images.shape)} {images.dtype}")
     if min(images.shape[2:]) < smallest:
         raise ValueError(f"images must be at least {smallest} pixels on a side; got {tuple(images.shape[2:])}")

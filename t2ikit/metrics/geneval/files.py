@@ -15,12 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from t2ikit.files import write_whole
 from t2ikit.metrics.base import Samples
 from t2ikit.metrics.geneval.rules import check_metadata
-from t2ikit.pictures import SUFFIXES, read_pictures, save_grid, save_png
+from t2ikit.pictures import SUFFIXES, Images, PictureFiles, save_grid, save_png
 
 RESULT_KEYS = ("filename", "tag", "prompt", "correct", "reason", "metadata", "details")
 
@@ -104,9 +102,9 @@ def write_folder(
         (prompt_folder / "samples").mkdir(parents=True)
         write_whole(prompt_folder / "metadata.jsonl", json.dumps(metadata))
         for index in indices:
-            save_png(samples.images[index].cpu(), paths[index], {"prompt": _text(samples, index), **(facts or {})})
+            save_png(samples.images[index], paths[index], {"prompt": _text(samples, index), **(facts or {})})
         if grid:
-            save_grid(samples.images[indices].cpu(), prompt_folder / "grid.png")
+            save_grid(samples.images[indices], prompt_folder / "grid.png")
     return paths
 
 
@@ -130,7 +128,7 @@ def find_prompt_folders(folder: str | Path) -> list[PromptFolder]:
     return [PromptFolder(path, _metadata(path), _pictures(path)) for path in numbered]
 
 
-def read_images(folder: str | Path, metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+def read_images(folder: str | Path, metadata: Sequence[Mapping[str, Any]]) -> Images:
     """The images of a folder in the official layout for given prompts, found by their metadata.
 
     Args:
@@ -138,7 +136,7 @@ def read_images(folder: str | Path, metadata: Sequence[Mapping[str, Any]]) -> Te
         metadata: one entry an image that is wanted; several of one prompt take its pictures in their order.
 
     Returns:
-        [N, 3, H, W] uint8.
+        [N, 3, H, W] uint8, which stay on disk.
 
     Raises:
         FileNotFoundError, ValueError: see `find_prompt_folders`; a prompt that is not there or has another number of
@@ -157,7 +155,7 @@ def read_images(folder: str | Path, metadata: Sequence[Mapping[str, Any]]) -> Te
         if len(by_metadata[key].pictures) != count:
             pictures = f"{by_metadata[key].folder} holds {len(by_metadata[key].pictures)} pictures"
             raise ValueError(f"{pictures}, {count} are asked for: set images_per_prompt")
-    return read_pictures([prompt.pictures[index] for prompt, index in chosen])
+    return PictureFiles([prompt.pictures[index] for prompt, index in chosen])
 
 
 def results_text(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from t2ikit.metrics.base import Metric, Result, Rows, Samples
+from t2ikit.metrics.base import Metric, Result, Rows, SampleBatch, Samples
 from t2ikit.metrics.geneval.files import metadata_key, picture_names, results_text
 from t2ikit.metrics.geneval.rules import Detections, Rules, check_metadata, keep, verdict
 from t2ikit.metrics.statistics import finite
@@ -97,6 +97,7 @@ class GenEval(Metric):
     rules: Rules | None = None
     name: str | None = None
     unit = "share"
+    batch_size = 1  # the detector takes them one by one
 
     def check(self, samples: Samples) -> None:
         """Refuses samples whose metadata do not belong to GenEval."""
@@ -105,12 +106,11 @@ class GenEval(Metric):
         for index, metadata in enumerate(samples.metadata):
             check_metadata(metadata, f"GenEval, image {index}")
 
-    def observe(self, part: Samples) -> Rows:
+    def observe(self, batch: SampleBatch) -> Rows:
         """Rows of the official results.jsonl, without "filename"."""
         rows, rules = [], self.rules or Rules()
-        for sample in part.batches(1, "GenEval"):
-            (metadata,) = sample.metadata
-            kept = keep(self.detector(sample.images[0]), metadata["tag"], rules)
+        for image, metadata in zip(batch.images, batch.metadata, strict=True):
+            kept = keep(self.detector(image), metadata["tag"], rules)
             correct, reason = verdict(metadata, kept, rules)
             details = {name: [detection.box.tolist() for detection in detections] for name, detections in kept.items()}
             row = {"tag": metadata["tag"], "prompt": metadata["prompt"], "correct": correct, "reason": reason}

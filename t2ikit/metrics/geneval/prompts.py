@@ -7,12 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from t2ikit.files import read_utf8
 from t2ikit.metrics.base import samples_of
 from t2ikit.metrics.geneval.files import read_images, read_metadata, write_folder
 from t2ikit.metrics.geneval.rules import TASKS
+from t2ikit.pictures import Images
 from t2ikit.prompts import BenchmarkPrompts, Prompt
 
 
@@ -57,11 +56,11 @@ class GenEvalPrompts(BenchmarkPrompts):
             raise ValueError(f"{self.path} has no prompt of the tasks {', '.join(self.tasks or ())}: change `tasks`")
         return self.repeated(prompts)
 
-    def write_images(self, folder: Path, images: Tensor, prompts: Sequence[Prompt], facts: Mapping[str, str]) -> None:
+    def write_images(self, folder: Path, images: Images, prompts: Sequence[Prompt], facts: Mapping[str, str]) -> None:
         """Writes the official layout, ``00000/metadata.jsonl`` and ``00000/samples/00000.png``, with a grid each."""
         write_folder(folder, samples_of(images, prompts), facts, grid=self.images_per_prompt > 1)
 
-    def read_images(self, folder: Path, prompts: Sequence[Prompt]) -> Tensor:
+    def read_images(self, folder: Path, prompts: Sequence[Prompt]) -> Images:
         """Images of any model in the official layout; a prompt's folder is found by its metadata."""
         return read_images(folder, [prompt.metadata for prompt in prompts])
 

@@ -20,9 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from t2ikit.files import write_whole
 from t2ikit.metrics.features.features import NetworkHolder
@@ -186,10 +184,6 @@ def ask_all(
     images: Tensor,
     asked: Sequence[Asked],
     folder: Path | None = None,
-    label: str = "judge",
-    *,
-    device: torch.device | str = "cpu",
-    quiet: bool = False,
 ) -> AnswerBook:
     """Answers to all questions: from the book if it has them, else from the model.
 
@@ -197,39 +191,34 @@ def ask_all(
 
     Args:
         answerer: the model.
-        images: [N, 3, H, W] uint8.
+        images: [N, 3, H, W] uint8, on the device where the model runs.
         asked: the questions; equal ones are asked once.
         folder: of the books; None takes ``answers`` in the kit's cache (``$T2IKIT_CACHE``).
-        label: of the progress bar.
-        device: where the model runs.
-        quiet: show no progress bar.
 
     Returns:
         The book, which holds an answer to every question of ``asked``.
     """
     book = AnswerBook(folder or cache_folder() / "answers", answerer, images)
     waiting = list({book.key(question): question for question in asked if question not in book}.values())
-    with tqdm(total=len(waiting), desc=label, unit="question", disable=quiet or None) as bar:
-        try:
-            saved = time.monotonic()
-            for start in range(0, len(waiting), answerer.batch_size):
-                batch = waiting[start : start + answerer.batch_size]
-                for question, answer in zip(batch, _ask(answerer, images, batch, device), strict=True):
-                    book[question] = answer
-                bar.update(len(batch))
-                if time.monotonic() - saved > SAVE_SECONDS:
-                    book.save()
-                    saved = time.monotonic()
-        finally:
-            if waiting:
+    try:
+        saved = time.monotonic()
+        for start in range(0, len(waiting), answerer.batch_size):
+            batch = waiting[start : start + answerer.batch_size]
+            for question, answer in zip(batch, _ask(answerer, images, batch), strict=True):
+                book[question] = answer
+            if time.monotonic() - saved > SAVE_SECONDS:
                 book.save()
+                saved = time.monotonic()
+    finally:
+        if waiting:
+            book.save()
     return book
 
 
-def _ask(answerer: QuestionAnswerer, images: Tensor, asked: Sequence[Asked], device: torch.device | str) -> list[str]:
+def _ask(answerer: QuestionAnswerer, images: Tensor, asked: Sequence[Asked]) -> list[str]:
     """Free answers to one batch, whose questions all have choices or all have none."""
     choices = [list(question.choices) for question in asked if question.choices is not None]
     if choices and len(choices) != len(asked):
         raise ValueError("questions with and without choices cannot be asked together")
-    shown = images[[question.image for question in asked]].to(device)
+    shown = images[[question.image for question in asked]]
     return answerer.free_answers(shown, [question.question for question in asked], choices or None)

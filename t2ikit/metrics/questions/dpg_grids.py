@@ -6,14 +6,16 @@ A grid holds up to four square images of R pixels a side: top left, top right, b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from t2ikit.metrics.base import Samples
 from t2ikit.metrics.questions.metric import images_of_items
-from t2ikit.pictures import find_pictures, read_pictures, save_png
+from t2ikit.pictures import PictureFiles, StoredImages, find_pictures, save_png
 
 
 def split_grid(grid: Tensor, count: int = 4) -> Tensor:
@@ -73,7 +75,7 @@ def write_grids(samples: Samples, folder: str | Path) -> list[Path]:
                 f"item_id {item!r} cannot name a grid: the official scorer reads names up to the first dot"
             )
         files.append(Path(folder) / f"{item}.png")
-        save_png(join_grid(samples.images[indices]).cpu(), files[-1])
+        save_png(join_grid(samples.images[indices]), files[-1])
     return files
 
 
@@ -93,11 +95,32 @@ def read_grids(folder: str | Path, count: int = 4) -> Samples:
     for index, item in enumerate(items):
         if item in items[:index]:
             raise ValueError(f"{paths[index]} and {paths[items.index(item)]} both hold item {item!r}: remove one")
-    grids = read_pictures(paths)
-    images = []
-    for path, grid in zip(paths, grids, strict=True):
-        try:
-            images.append(split_grid(grid, count))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-    return Samples(torch.cat(images), metadata=[{"item_id": item} for item in items for _ in range(count)])
+    grids = PictureFiles(paths)
+    try:
+        split_grid(grids[0], count)  # all are of one size
+    except ValueError as error:
+        raise ValueError(f"{paths[0]}: {error}") from error
+    images = ImagesOfGrids(grids, count, range(count * len(grids)))
+    return Samples(images, metadata=[{"item_id": item} for item in items for _ in range(count)])
+
+
+class ImagesOfGrids(StoredImages):
+    """Some of the images of grids.
+
+    Args:
+        grids: square, of one size.
+        count: images of each, 1 to 4.
+        chosen: indices into all images, those of the first grid first.
+    """
+
+    def __init__(self, grids: PictureFiles, count: int, chosen: Sequence[int]) -> None:
+        side = grids.shape[2] // (1 if count == 1 else 2)
+        super().__init__(len(chosen), (side, side))
+        self.grids = grids
+        self.count = count
+        self.chosen = chosen
+
+    def read(self, index: int) -> np.ndarray:
+        """Cut out of its grid."""
+        grid, place = divmod(self.chosen[index], self.count)
+        return split_grid(self.grids[grid], self.count)[place].numpy()

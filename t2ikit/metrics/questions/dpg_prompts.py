@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from t2ikit.files import read_utf8
 from t2ikit.metrics.base import samples_of
-from t2ikit.metrics.questions.dpg_grids import read_grids, write_grids
+from t2ikit.metrics.questions.dpg_grids import ImagesOfGrids, read_grids, write_grids
 from t2ikit.metrics.questions.metric import images_of_items
+from t2ikit.pictures import Images
 from t2ikit.prompts import BenchmarkPrompts, Prompt
 
 
@@ -54,11 +53,11 @@ class DPGPrompts(BenchmarkPrompts):
             prompts.append(Prompt(text, {"item_id": file.stem}))
         return self.repeated(prompts)
 
-    def write_images(self, folder: Path, images: Tensor, prompts: Sequence[Prompt], facts: Mapping[str, str]) -> None:
+    def write_images(self, folder: Path, images: Images, prompts: Sequence[Prompt], facts: Mapping[str, str]) -> None:
         """Writes one grid a prompt, ``<item_id>.png``; a single image as it is."""
         write_grids(samples_of(images, prompts), folder)
 
-    def read_images(self, folder: Path, prompts: Sequence[Prompt]) -> Tensor:
+    def read_images(self, folder: Path, prompts: Sequence[Prompt]) -> Images:
         """Images of any model as one grid a prompt, ``<item_id>.png``; grids of other items are left alone."""
         read = read_grids(folder, self.images_per_prompt)
         indices = images_of_items(read, "DPGPrompts")
@@ -67,4 +66,5 @@ class DPGPrompts(BenchmarkPrompts):
         if lacking:
             raise ValueError(f"{folder} lacks the grids of {len(lacking)} prompts, first {lacking[0]}.png")
         of_item = {item: iter(images) for item, images in indices.items()}
-        return read.images[[next(of_item[item]) for item in wanted]]
+        assert isinstance(read.images, ImagesOfGrids)
+        return ImagesOfGrids(read.images.grids, self.images_per_prompt, [next(of_item[item]) for item in wanted])

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from t2ikit.metrics.base import Metric, Result, Rows, Samples
+from t2ikit.metrics.base import Metric, Result, Rows, SampleBatch, Samples
 from t2ikit.metrics.questions.answers import AnswerKey, Asked, QuestionAnswerer, ask_all, book_text
 from t2ikit.metrics.statistics import finite
 from t2ikit.pretrained import sha256_of
@@ -71,17 +71,15 @@ class QuestionMetric(Metric):
         if not [question for item in items for question in self.questions_of(item)]:
             raise ValueError(f"{type(self).__name__}: no image has questions in {self.path}")
 
-    def observe(self, part: Samples) -> Rows:
-        """``Answered``: from earlier judgings where the same model was asked about the same image before."""
+    def observe(self, batch: SampleBatch) -> Rows:
+        """``Answered``: from earlier judgings where the same model was asked about the same images before."""
         asked = [
             Asked(image, wanted.text, wanted.choices)
-            for image, metadata in enumerate(part.metadata)
+            for image, metadata in enumerate(batch.metadata)
             for wanted in self.questions_of(str(metadata["item_id"]))
         ]
         folder = None if self.answers is None else Path(self.answers).expanduser()
-        book = ask_all(
-            self.answerer, part.images, asked, folder, self.score_name, device=part.device, quiet=part.first > 0
-        )
+        book = ask_all(self.answerer, batch.images, asked, folder)
         answered = [Answered(image_hash, []) for image_hash in book.image_hashes]
         for question in asked:
             answered[question.image].answers.append((question, book[question]))
