@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from t2ikit.files import partial_of, publish
-
-SUFFIXES = (".png", ".jpg", ".jpeg")
+from t2ikit.photos import SUFFIXES, BadImage, WrongSize, read_rgb
 
 
 def image_grid(images: Tensor, columns: int | None = None, smallest: int = 96, gap: int = 2) -> Tensor:
@@ -69,39 +69,56 @@ def save_png(picture: Tensor, path: Path, text: Mapping[str, str] | None = None)
 
 
 def find_pictures(folder: Path) -> list[Path]:
-    """PNG and JPEG files right in ``folder``, by number where every name is one (2 before 10), else by name.
+    """The pictures right in ``folder`` in the order that their names say: by number, 2 before 10.
 
     Raises:
         FileNotFoundError: no such folder, or no picture in it.
+        ValueError: the names do not say an order; shows two of them.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
     files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
     if not files:
-        raise FileNotFoundError(f"no PNG or JPEG file in {folder}")
-    numbered = all(path.stem.isdecimal() for path in files)
-    return sorted(files, key=lambda path: (int(path.stem) if numbered else 0, path.name))
+        raise FileNotFoundError(f"no picture in {folder}")
+    words = {path: re.split(r"([0-9]+)", path.stem) for path in files}  # text, digits, text, ..., text
+    numbered = sorted(files, key=lambda path: ([_number_or_text(word) for word in words[path]], path.name))
+    remedy = "name them by one pattern with a number that counts from 0 or 1, such as 00000.png"
+    for before, after in pairwise(numbered):
+        if [_number_or_text(word) for word in words[before]] == [_number_or_text(word) for word in words[after]]:
+            raise ValueError(f"{folder}: {before.name} and {after.name} have the same number or name: {remedy}")
+    if len({tuple(parts[::2]) for parts in words.values()}) > 1:
+        for by_number, by_name in zip(numbered, sorted(files, key=lambda path: path.name), strict=True):
+            if by_number != by_name:
+                raise ValueError(
+                    f"{folder}: the names do not say the order of the pictures ({by_number.name} or {by_name.name} "
+                    f"first?): {remedy}"
+                )
+    return numbered
+
+
+def _number_or_text(word: str) -> tuple[int, str]:
+    return (int(word), "") if word.isdigit() else (-1, word)
 
 
 def read_pictures(paths: Sequence[Path]) -> Tensor:
-    """Pictures of one size as [N, 3, H, W] uint8; grey ones are taken to RGB.
+    """Pictures of one size as [N, 3, H, W] uint8, as :func:`t2ikit.photos.read_rgb` reads them.
 
     Raises:
         ValueError: a file that is no whole image, or of another size than the first; names it.
     """
     pictures: Tensor | None = None
+    size: tuple[int, int] | None = None
     for index, path in enumerate(paths):
         try:
-            with Image.open(path) as image:
-                pixels = np.asarray(image.convert("RGB"))
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            pixels = read_rgb(path.read_bytes(), size)
+        except WrongSize as error:
+            raise ValueError(f"{path} has {error} as {paths[0]}: bring all to one size") from error
+        except (BadImage, OSError) as error:
             raise ValueError(f"{path} is no whole image ({error}): write it again") from error
         if pictures is None:
-            pictures = torch.empty(len(paths), 3, *pixels.shape[:2], dtype=torch.uint8)
-        if pixels.shape[:2] != pictures.shape[2:]:
-            sizes = [f"{width} x {height}" for height, width in (pixels.shape[:2], pictures.shape[2:])]
-            raise ValueError(f"{path} has {sizes[0]} pixels, {paths[0]} has {sizes[1]}: bring all to one size")
-        pictures[index] = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+            size = pixels.shape[2], pixels.shape[1]
+            pictures = torch.empty(len(paths), *pixels.shape, dtype=torch.uint8)
+        pictures[index] = torch.from_numpy(pixels)
     if pictures is None:
         raise ValueError("no pictures to read")
     return pictures

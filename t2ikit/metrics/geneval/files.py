@@ -20,7 +20,8 @@ from torch import Tensor
 from t2ikit.files import write_whole
 from t2ikit.metrics.base import Samples
 from t2ikit.metrics.geneval.rules import check_metadata
-from t2ikit.pictures import SUFFIXES, read_pictures, save_grid, save_png
+from t2ikit.photos import SUFFIXES
+from t2ikit.pictures import read_pictures, save_grid, save_png
 
 RESULT_KEYS = ("filename", "tag", "prompt", "correct", "reason", "metadata", "details")
 
