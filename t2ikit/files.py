@@ -117,15 +117,29 @@ def write_whole(path: str | Path, content: bytes | str | Iterable[bytes | memory
 
 
 def read_utf8(file: Path) -> str:
-    """The text of a file.
+    """The text of a file, without the mark that some programs put at its start (U+FEFF).
 
     Raises:
         ValueError: it is no UTF-8 text.
     """
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is no UTF-8 text ({error})") from error
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a UTF-8 file. A line ends at a line feed, or at a carriage return and a line feed, only.
+
+    Python's ``splitlines`` also splits at the separators that stand inside texts from the web, such as U+2028.
+
+    Raises:
+        ValueError: it is no UTF-8 text.
+    """
+    lines = read_utf8(file).split("\n")
+    if not lines[-1]:
+        del lines[-1]
+    return [line.removesuffix("\r") for line in lines]
 
 
 def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
