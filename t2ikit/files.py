@@ -142,6 +142,21 @@ def read_lines(file: Path) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
+def refuse_half_characters(text: str, where: str) -> None:
+    """Refuses text with half of a pair of surrogates, which JSON can say (half an emoji) and UTF-8 cannot.
+
+    Args:
+        text: any.
+        where: file and line, for the message.
+
+    Raises:
+        ValueError: shows the half and where it is.
+    """
+    half = re.search("[\ud800-\udfff]", text)
+    if half is not None:
+        raise ValueError(f"{where} holds half a character, {ascii(half[0])} in {ascii(text[:80])}: write it whole")
+
+
 def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
     """Writes the pieces and returns their SHA-256.
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from t2ikit.files import write_whole
+from t2ikit.files import read_lines, refuse_half_characters, write_whole
 from t2ikit.metrics.base import Samples
 from t2ikit.metrics.geneval.rules import check_metadata
 from t2ikit.photos import SUFFIXES
@@ -229,15 +229,13 @@ def _pictures(folder: Path) -> list[Path]:
 
 def _lines(file: Path) -> list[tuple[int, str]]:
     """Numbers and texts of the lines that are not empty."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no UTF-8 text ({error})") from error
-    return [(line_number, line) for line_number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    return [(line_number, line) for line_number, line in enumerate(read_lines(file), start=1) if line.strip()]
 
 
 def _json(line: str, where: str) -> Any:
     try:
-        return json.loads(line)
+        content = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: expected a JSON object ({error})") from error
+    refuse_half_characters(json.dumps(content, ensure_ascii=False), where)
+    return content
