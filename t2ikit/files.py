@@ -117,15 +117,44 @@ def write_whole(path: str | Path, content: bytes | str | Iterable[bytes | memory
 
 
 def read_utf8(file: Path) -> str:
-    """The text of a file.
+    """The text of a file, without the mark that some programs put at its start (U+FEFF).
 
     Raises:
         ValueError: it is no UTF-8 text.
     """
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is no UTF-8 text ({error})") from error
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a UTF-8 file. A line ends at a line feed, or at a carriage return and a line feed, only.
+
+    Python's ``splitlines`` also splits at the separators that stand inside texts from the web, such as U+2028.
+
+    Raises:
+        ValueError: it is no UTF-8 text.
+    """
+    lines = read_utf8(file).split("\n")
+    if not lines[-1]:
+        del lines[-1]
+    return [line.removesuffix("\r") for line in lines]
+
+
+def refuse_half_characters(text: str, where: str) -> None:
+    """Refuses text with half of a pair of surrogates, which JSON can say (half an emoji) and UTF-8 cannot.
+
+    Args:
+        text: any.
+        where: file and line, for the message.
+
+    Raises:
+        ValueError: shows the half and where it is.
+    """
+    half = re.search("[\ud800-\udfff]", text)
+    if half is not None:
+        raise ValueError(f"{where} holds half a character, {ascii(half[0])} in {ascii(text[:80])}: write it whole")
 
 
 def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> str:

@@ -1,4 +1,5 @@
-"""The bytes of a file to the square of pixels that is stored, and pixels to compressed bytes and back.
+"""The one reader of pictures: the bytes of a file to 8-bit RGB as it is meant to be seen, whole or as a square; and
+pixels to compressed bytes and back.
 
 Photos are decoded in full and resized once, as the papers' data were. Pillow's draft mode would decode a large JPEG at
 a half or a quarter of its size, which is faster and not the same picture: blocks are averaged before the resize.
@@ -7,29 +8,53 @@ a half or a quarter of its size, which is faster and not the same picture: block
 from __future__ import annotations
 
 import io
+import re
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 
-MAX_PIXELS = 2**27
-"""Larger images are taken for bombs: 134 million pixels are 400 MB when decoded."""
+MAX_PIXELS = 2**28
+"""Larger pictures are taken for bombs: 268 million pixels are 1.1 GB when decoded."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")
 """What is decoded. Pillow reads more: an EPS file would start another program, and any bytes may pass for a TGA."""
+
+# fmt: off
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm",
+    ".avif", ".jp2", ".j2k", ".heic", ".heif", ".ico",
+)
+# fmt: on
+"""Endings of names, in lower case, by which a file says that it is a picture. HEIC is refused when it is decoded."""
+
+_LIMIT = threading.Lock()
+_PIXELS_AT_ONCE = 2**22
+_HEIC = re.compile(rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", re.DOTALL)
+_MARKER = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")  # within a scan, FF00 is a byte and FFD0 .. FFD7 belong to the data
+_TEXT = re.compile(rb"[\t\n\r\x20-\x7e]{64}")
+_FILL = np.random.default_rng(0).integers(0, 255, 512, np.uint8).tobytes()
+_PROGRESSIVE = (0xC2, 0xCA)
+_ON_ITS_SIDE = range(5, 9)  # values of EXIF's orientation
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
 
 class BadImage(ValueError):
     """A file that holds no image that can be used; the message is the reason."""
 
 
-def decode(content: bytes, size: int) -> np.ndarray:
-    """The centre square of an image, resized to S x S (bilinear, antialiased).
+class WrongSize(BadImage):
+    """A picture of another size than the one asked for."""
 
-    Grey, palette, CMYK, 16-bit and rotated (EXIF) images become 8-bit RGB as they are meant to be seen; transparency
-    becomes white; of an animation, the first frame counts; colour profiles are ignored. The format is read from the
-    content, not from the name.
+
+def decode(content: bytes, size: int) -> np.ndarray:
+    """The centre square of a picture, resized to S x S (bilinear, antialiased); see :func:`read_rgb`.
 
     Args:
         content: the bytes of the file.
@@ -41,33 +66,49 @@ def decode(content: bytes, size: int) -> np.ndarray:
     Raises:
         BadImage: the reason why there is no image.
     """
-    if not content:
-        raise BadImage("empty file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large images and odd metadata: what cannot be used raises
-            image: Image.Image = Image.open(io.BytesIO(content), formats=_formats())
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise BadImage(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
-            if image.format == "JPEG" and _ends_in_zeros(content):
-                raise BadImage("the file ends in zeros before the image does, as half a download does")
-            image.load()
-            image = _as_rgb(_upright(image))
-    except Image.DecompressionBombError as error:
-        raise BadImage(f"more than {MAX_PIXELS:,} pixels") from error
-    except Image.UnidentifiedImageError as error:
-        raise BadImage("not an image") from error
-    except BadImage:
-        raise
-    except MemoryError:
-        raise  # says nothing about the file
-    except Exception as error:  # decoders of broken files raise whatever they like
-        raise BadImage(" ".join(f"{type(error).__name__}: {error}".split())) from error
+    image = _rgb_image(content, None)
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
-    square = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
-    return _planes(square)
+    return _planes(image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)))
+
+
+def read_rgb(content: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
+    """A whole picture.
+
+    Grey, palette, CMYK, 16-bit and rotated (EXIF) pictures become 8-bit RGB as they are meant to be seen; transparency
+    becomes white; of an animation, the first frame counts; colour profiles are ignored. The format is read from the
+    content, not from the name.
+
+    Args:
+        content: the bytes of the file.
+        size: the (width, height) that it must have, which is compared before anything is decoded.
+
+    Returns:
+        [3, H, W] uint8.
+
+    Raises:
+        WrongSize: it has another size.
+        BadImage: the reason why there is no image.
+    """
+    return _planes(_rgb_image(content, size))
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Width and height of a picture file as :func:`read_rgb` gives it; nothing is decoded.
+
+    Raises:
+        BadImage: the file is no picture.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as stream, _reasons(stream.read(16)):
+        image = _opened(stream)
+        if image.format == "PNG" and "exif" not in image.info:
+            return image.size  # Pillow would decode it, to look behind the pixels
+        try:
+            turned = image.getexif().get(0x0112) in _ON_ITS_SIDE
+        except Exception:  # as where it is read: unreadable EXIF turns nothing
+            turned = False
+        return (image.height, image.width) if turned else (image.width, image.height)
 
 
 def compress(pixels: np.ndarray, codec: str) -> bytes:
@@ -103,6 +144,62 @@ def _planes(image: Image.Image) -> np.ndarray:
     return np.frombuffer(planes, np.uint8).reshape(3, image.height, image.width)
 
 
+def _rgb_image(content: bytes, size: tuple[int, int] | None) -> Image.Image:
+    if not content:
+        raise BadImage("empty file")
+    with _reasons(content):
+        image = _opened(content)
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise BadImage(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
+        if size is not None and sorted(size) != sorted(image.size):
+            raise _wrong_size(image, size)
+        is_jpeg = image.format in ("JPEG", "MPO")
+        if is_jpeg:
+            _refuse_cut(content)
+        image.load()
+        if is_jpeg:
+            _refuse_grey_end(image, content)
+        image = _as_rgb(_upright(image))
+        if size is not None and image.size != size:
+            raise _wrong_size(image, size)
+        return image
+
+
+def _wrong_size(image: Image.Image, size: tuple[int, int]) -> WrongSize:
+    return WrongSize(f"{image.width} x {image.height} pixels, not {size[0]} x {size[1]}")
+
+
+@contextmanager
+def _reasons(content: bytes) -> Iterator[None]:
+    """Turns whatever the decoders raise into BadImage."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata: what cannot be used raises
+            yield
+    except Image.UnidentifiedImageError as error:
+        if _HEIC.match(content):
+            raise BadImage("a HEIC picture, which is not read: convert it to JPEG") from error
+        raise BadImage("not an image") from error
+    except BadImage:
+        raise
+    except MemoryError:
+        raise  # says nothing about the file
+    except Exception as error:  # decoders of broken files raise whatever they like
+        raise BadImage(" ".join(f"{type(error).__name__}: {error}".split())) from error
+
+
+def _opened(content: bytes | BinaryIO) -> Image.Image:
+    """The picture before it is decoded; Pillow's own limit of pixels, which is lower than ours, does not count."""
+    with _LIMIT:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            stream = io.BytesIO(content) if isinstance(content, bytes) else content
+            return Image.open(stream, formats=_formats())
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
 @cache
 def _formats() -> tuple[str, ...]:
     """Those that this Pillow was built with; it takes an unknown name for an error of the file."""
@@ -110,17 +207,104 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _ends_in_zeros(content: bytes) -> bool:
-    """Whether a JPEG lacks its end mark and has zeros instead, which its decoder takes for an image of grey."""
-    if not content.endswith(bytes(16)):
-        return False
-    return content.find(b"\xff\xd9", content.rfind(b"\xff\xda")) < 0  # the end mark, behind the start of the last scan
+# ------------------------------------------------------------------ JPEG files that end too early
+
+
+def _refuse_cut(content: bytes) -> None:
+    """Refuses a JPEG that lacks data behind some point, where its bytes say so.
+
+    Its decoder takes what is missing for grey, or for zero coefficients, and reports nothing.
+
+    Raises:
+        BadImage: zeros or text in place of the rest, or scans that never come.
+    """
+    tail = content.removesuffix(b"\xff\xd9")[-64:]
+    text = _TEXT.fullmatch(tail) is not None and len(set(tail)) > 8
+    if (text or tail.endswith(bytes(16))) and _scans(content)[-1:]:
+        ended = content.endswith(b"\xff\xd9")
+        inside = _scans(content)[-1][2] >= len(content) - 2
+        if inside and text:
+            raise BadImage("the file ends in text before the image does, as a download does that failed half way")
+        if inside and not ended:
+            raise BadImage("the file ends in zeros before the image does, as half a download does")
+    if not _has_all_scans(content):
+        raise BadImage("the file ends before its last scans: it is not complete")
+
+
+def _refuse_grey_end(image: Image.Image, content: bytes) -> None:
+    """Refuses a JPEG whose data end before its last block does: an end mark behind half a file.
+
+    The decoder fills the rest of such a scan with the middle grey. A picture that ends in such a grey, and a
+    progressive one, whose last scan only refines it, is decoded once more with other bytes behind the data of every
+    scan: a complete one does not reach them and stays the same.
+
+    Raises:
+        BadImage: half a file.
+    """
+    corner = image.crop((image.width - 1, image.height - 1, *image.size))
+    grey = image.mode == "CMYK" or abs(corner.convert("L").tobytes()[0] - 128) <= 2
+    if not grey and not image.info.get("progressive"):
+        return
+    pieces, start = [], 0
+    for _, _, end in _scans(content):
+        pieces += [content[start:end], _FILL]
+        start = end
+    other = _opened(b"".join([*pieces, content[start:]]))
+    other.load()
+    if other.size != image.size or ImageChops.difference(image, other).getbbox(alpha_only=False) is not None:
+        raise BadImage("the data end before the image does: half a file")
+
+
+def _segments(content: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, first byte of its content, end) of the segments of a JPEG up to its end mark, scan data left out."""
+    position = 2
+    while (match := _MARKER.search(content, position)) is not None and match.end() + 2 <= len(content):
+        marker, start = content[match.end() - 1], match.end()
+        if marker == 0xD9:
+            return
+        end = start if marker in (0x01, 0xD8) else start + int.from_bytes(content[start : start + 2], "big")
+        yield marker, start, end
+        position = end
+
+
+def _scans(content: bytes) -> list[tuple[int, int, int]]:
+    """(first byte of the header, first byte of the data, end of the data) of every scan of a JPEG."""
+    scans = []
+    for marker, start, end in _segments(content):
+        if marker == 0xDA:
+            behind = _MARKER.search(content, end)
+            scans.append((start, end, behind.start() if behind else len(content)))
+    return scans
+
+
+def _has_all_scans(content: bytes) -> bool:
+    """Whether scans bring every coefficient of every component to its full precision."""
+    precision: dict[int, list[int]] = {}  # of each component: the bits that are missing of its 64 coefficients
+    progressive = False
+    for marker, start, end in _segments(content):
+        if marker in _FRAMES and not precision:
+            progressive = marker in _PROGRESSIVE
+            precision = {content[offset]: [255] * 64 for offset in range(start + 8, end - 2, 3)}
+        elif marker == 0xDA and end <= len(content):
+            count = content[start + 2]
+            first, last, approximation = content[end - 3 : end] if progressive else (0, 63, 0)
+            for component in content[start + 3 : start + 3 + 2 * count : 2]:
+                if component in precision:
+                    precision[component][first : last + 1] = [approximation & 15] * (last + 1 - first)
+            if all(not any(missing) for missing in precision.values()):
+                return True  # of most files, at the first scan: its data are not searched for a marker
+    return False
+
+
+# ------------------------------------------------------------------ any picture to upright 8-bit RGB
 
 
 def _upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF says; unreadable EXIF turns nothing."""
     try:
         ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
     except Exception:  # the pixels are good
         return image
     return image
@@ -130,21 +314,37 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return Image.fromarray(_eight_bits(image)).convert("RGB")
     if image.has_transparency_data:
-        layers = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
+        return _on_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Transparency to white, some rows at a time: the layers of a large picture would take four times its memory."""
+    whole = Image.new("RGB", image.size)
+    rows = max(1, _PIXELS_AT_ONCE // image.width)
+    for top in range(0, image.height, rows):
+        layers = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        white = Image.new("RGBA", layers.size, "white")
+        whole.paste(Image.alpha_composite(white, layers).convert("RGB"), (0, top))
+    return whole
 
 
 def _eight_bits(image: Image.Image) -> np.ndarray:
     """Grey values of more than 8 bits to [H, W] uint8; Pillow's own conversion cuts them off at 255."""
-    values = np.asarray(image).astype(np.float32)
-    if not np.isfinite(values).all() or values.min() < 0 or values.max() > 65535:
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if not np.isfinite(low) or not np.isfinite(high) or low < 0 or high > 65535:
         raise BadImage(f"grey values of mode {image.mode} outside 0 .. 65535")
     if image.mode == "F":
-        scale = 255.0 if values.max() <= 1 else 1.0 if values.max() <= 255 else 255 / 65535
+        scale = 255.0 if high <= 1 else 1.0 if high <= 255 else 255 / 65535
     else:
-        scale = 1.0 if image.mode == "I" and values.max() <= 255 else 255 / 65535
+        scale = 1.0 if image.mode == "I" and high <= 255 else 255 / 65535
     clear = image.info.get("transparency")
-    if isinstance(clear, int):
-        values[values == clear] = 255 / scale
-    return np.rint(values * scale).astype(np.uint8)
+    eight = np.empty(values.shape, np.uint8)
+    rows = max(1, _PIXELS_AT_ONCE // image.width)
+    for top in range(0, image.height, rows):
+        part = values[top : top + rows].astype(np.float32)
+        if isinstance(clear, int):
+            part[part == clear] = 255 / scale
+        eight[top : top + rows] = np.rint(part * scale).astype(np.uint8)
+    return eight

@@ -6,21 +6,22 @@ All are uint8. 50,000 images of 256 pixels are 10 GB, so whoever reads many of t
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from t2ikit.files import partial_of, publish
-
-SUFFIXES = (".png", ".jpg", ".jpeg")
+from t2ikit.photos import SUFFIXES, BadImage, read_rgb, size_of
 
 
 class Images(Protocol):
@@ -124,22 +125,40 @@ def save_png(picture: Tensor, path: Path, text: Mapping[str, str] | None = None)
 
 
 def find_pictures(folder: Path) -> list[Path]:
-    """PNG and JPEG files right in ``folder``, by number where every name is one (2 before 10), else by name.
+    """The pictures right in ``folder`` in the order that their names say: by number, 2 before 10.
 
     Raises:
         FileNotFoundError: no such folder, or no picture in it.
+        ValueError: the names do not say an order; shows two of them.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
     files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
     if not files:
-        raise FileNotFoundError(f"no PNG or JPEG file in {folder}")
-    numbered = all(path.stem.isdecimal() for path in files)
-    return sorted(files, key=lambda path: (int(path.stem) if numbered else 0, path.name))
+        raise FileNotFoundError(f"no picture in {folder}")
+    words = {path: re.split(r"([0-9]+)", path.stem) for path in files}  # text, digits, text, ..., text
+    numbered = sorted(files, key=lambda path: ([_number_or_text(word) for word in words[path]], path.name))
+    remedy = "name them by one pattern with a number that counts from 0 or 1, such as 00000.png"
+    for before, after in pairwise(numbered):
+        if [_number_or_text(word) for word in words[before]] == [_number_or_text(word) for word in words[after]]:
+            raise ValueError(f"{folder}: {before.name} and {after.name} have the same number or name: {remedy}")
+    if len({tuple(parts[::2]) for parts in words.values()}) > 1:
+        for by_number, by_name in zip(numbered, sorted(files, key=lambda path: path.name), strict=True):
+            if by_number != by_name:
+                raise ValueError(
+                    f"{folder}: the names do not say the order of the pictures ({by_number.name} or {by_name.name} "
+                    f"first?): {remedy}"
+                )
+    return numbered
+
+
+def _number_or_text(word: str) -> tuple[int, str]:
+    return (int(word), "") if word.isdigit() else (-1, word)
 
 
 class PictureFiles(StoredImages):
-    """Pictures of one size; grey ones are taken to RGB. The sizes are compared at once, from the heads of the files.
+    """Pictures of one size, as :func:`t2ikit.photos.read_rgb` reads them. The sizes are compared at once, from the
+    heads of the files.
 
     Args:
         paths: at least one.
@@ -153,28 +172,29 @@ class PictureFiles(StoredImages):
         if not paths:
             raise ValueError("no pictures to read")
         self.paths = paths
-        with _opened(paths[0]) as first:
-            width, height = first.size
+        with _named(paths[0]):
+            width, height = size_of(paths[0])
         super().__init__(len(paths), (height, width))
         for path in paths:
-            with _opened(path) as image:
-                if image.size != (width, height):
-                    raise ValueError(
-                        f"{path} has {image.width} x {image.height} pixels, {paths[0]} has {width} x {height}: bring "
-                        "all to one size"
-                    )
+            with _named(path):
+                size = size_of(path)
+            if size != (width, height):
+                raise ValueError(
+                    f"{path} has {size[0]} x {size[1]} pixels, not {width} x {height} as {paths[0]}: bring all to one "
+                    "size"
+                )
 
     def read(self, index: int) -> np.ndarray:
         """Decodes the file."""
-        with _opened(self.paths[index]) as image:
-            return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        path = self.paths[index]
+        with _named(path):
+            return read_rgb(path.read_bytes(), (self.shape[3], self.shape[2]))
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """The image of a file; ValueError that names the file where it cannot be opened or decoded."""
+def _named(path: Path) -> Iterator[None]:
+    """ValueError that names the file where it cannot be read."""
     try:
-        with Image.open(path) as image:
-            yield image
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        yield
+    except (BadImage, OSError) as error:
         raise ValueError(f"{path} is no whole image ({error}): write it again") from error

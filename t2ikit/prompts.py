@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from t2ikit.batch import Texts
+from t2ikit.files import read_lines
 from t2ikit.pictures import Images, PictureFiles, find_pictures, save_png
 
 Encode = Callable[[Sequence[str]], Sequence[Texts]]
@@ -147,14 +148,13 @@ def read_prompts(path: str | Path, option: str) -> list[str]:
         FileNotFoundError: no such file.
         ValueError: there is no prompt in it, or it is no UTF-8 text.
     """
-    file = Path(path)
+    file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"no prompt file {file}: set {option}")
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the prompt file {file} is no UTF-8 text ({error}): set {option}") from error
-    prompts = [line for line in lines if line]
+        prompts = [line.strip() for line in read_lines(file) if line.strip()]
+    except ValueError as error:
+        raise ValueError(f"the prompt file {error}: set {option}") from error
     if not prompts:
         raise ValueError(f"the prompt file {file} holds no prompt")
     return prompts

@@ -15,7 +15,16 @@ import numpy as np
 import pytest
 
 from t2ikit import files
-from t2ikit.files import below, partial_of, publish, recover, write_whole
+from t2ikit.files import (
+    below,
+    partial_of,
+    publish,
+    read_lines,
+    read_utf8,
+    recover,
+    refuse_half_characters,
+    write_whole,
+)
 
 
 def test_text_bytes_and_parts_give_the_same_file(tmp_path: Path) -> None:
@@ -146,3 +155,17 @@ def test_names_that_lead_out_of_a_folder_are_refused(tmp_path: Path, name: str) 
 def test_plain_names_are_joined(tmp_path: Path) -> None:
     for name in ("chunk-0-0.bin", "a/b.json", "..a", "a..b/.c", "ö x"):
         assert below(tmp_path, name) == tmp_path / name
+
+
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbfa red cat\r\nb\xe2\x80\xa8c\x0bd\x0ce\x85\n", b"a red cat\n\n\n"])
+def test_lines_end_at_line_feeds_only_and_have_no_mark(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(content.replace(b"\x85", "\x85".encode()))
+    assert read_lines(path) in (["a red cat", "b\u2028c\x0bd\x0ce\x85"], ["a red cat", "", ""])
+    assert read_utf8(path).startswith("a red")
+
+
+def test_half_a_character_is_shown(tmp_path: Path) -> None:
+    refuse_half_characters("a cat \U0001f431", "prompts.txt")
+    with pytest.raises(ValueError, match=r"line 3 of a.tsv holds half a character, '\\ud83d' in 'a cat \\ud83d'"):
+        refuse_half_characters("a cat \ud83d", "line 3 of a.tsv")

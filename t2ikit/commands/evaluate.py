@@ -57,8 +57,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar="FILE",
         help="experiment of the snapshot (default: that of the checkpoint's run)",
     )
-    images_help = "score the pictures in DIR instead: one per prompt, sorted by name, or in the layout of the "
-    add("--images", type=Path, metavar="DIR", help=images_help + "benchmark of the prompts")
+    images_help = "score the pictures in DIR instead: one per prompt, in the order of the numbers in their names, or "
+    add("--images", type=Path, metavar="DIR", help=images_help + "in the layout of the benchmark of the prompts")
     write_help = "only write the statistics of the reference set, so that no later evaluation computes them"
     add("--write-reference", type=Path, metavar="DIR", help=write_help)
     add("--guidance", type=_weights, metavar="W[,W...]", help="guidance weight; several make a sweep with a figure")

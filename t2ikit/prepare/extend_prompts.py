@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from t2ikit.files import write_whole
+from t2ikit.files import read_lines, refuse_half_characters, write_whole
 from t2ikit.prepare.captions.captioner import tidy
 from t2ikit.prepare.engine.engine import run_work
 from t2ikit.prepare.engine.launch import Launch
@@ -225,10 +225,9 @@ def read_prompt_list(path: str | Path) -> list[str]:
     if not file.is_file():
         raise FileNotFoundError(f"no file of prompts {file}: correct --prompts")
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no UTF-8 text ({error}): correct --prompts") from error
-    lines = text.split("\n")
+        lines = read_lines(file)
+    except ValueError as error:
+        raise ValueError(f"{error}: correct --prompts") from error
     if file.suffix == ".jsonl":
         prompts = [_prompt_of(file, row, line) for row, line in enumerate(lines, start=1) if line.strip()]
     elif file.suffix == ".tsv":
@@ -250,4 +249,5 @@ def _prompt_of(file: Path, line_number: int, line: str) -> str:
         raise ValueError(f"{file}, line {line_number}: no JSON object with a prompt ({error!r})") from error
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(f"{file}, line {line_number}: the prompt is {prompt!r}")
+    refuse_half_characters(prompt, f"{file}, line {line_number}")
     return prompt

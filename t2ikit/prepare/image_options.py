@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+Kind = Literal["auto", "folders", "webdataset", "parquet"]
+"""What a source is, where names and first bytes would say something else."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
@@ -34,7 +37,12 @@ class Sources:
     pip install t2ikit[parquet]); WebDataset tars (a folder, or a pattern in quotes: 'shards/train-{000..146}.tar'). All
     of them also as URLs: s3:// (pip install s3fs), gs:// (gcsfs), hf://, https://.
 
+    What lies in a source and is no photo of it is counted with its reason: files of systems (.DS_Store, Thumbs.db,
+    @eaDir), files in no class folder, samples without a photo. Folders of val may be called val, valid or validation.
+
     Attributes:
+        kind: what the source is, if it is taken for something else: class folders (also inside tars), WebDataset tars,
+            or Parquet files.
         val_source: where the photos of val are, if not in --source, such as ILSVRC2012_img_val.tar.
         val_labels: classes of ImageNet's val photos: ILSVRC2012_devkit_t12.tar.gz, Kaggle's LOC_val_solution.csv, or a
             text file with one wnid, or `photo wnid`, per line; not needed if one of the first two lies beside the
@@ -45,6 +53,7 @@ class Sources:
         label_field: Parquet column, or field of a WebDataset's JSON, that holds the class.
     """
 
+    kind: Kind = "auto"
     val_source: Annotated[str | None, "FOLDER|FILE|PATTERN|URL"] = None
     val_labels: Annotated[str | None, "FILE"] = None
     val_share: float = 0.02

@@ -67,6 +67,9 @@ def prepare_images(
         raise ValueError("--append keeps what is there, --overwrite replaces it: give one of them")
     root = Path(out)
     lists = find_images(source, class_names, val_share, seed, index=root / IMAGES / ".index", **source_options)
+    for images in lists.values() if first_rank() else ():
+        for line in images.left_out.lines(str(images.root)):
+            print(line)
     step = _Step(
         root,
         str(source),

@@ -182,3 +182,50 @@ def test_memory_is_sixteen_bytes_a_line_and_some_for_sorting(tmp_path: Path) -> 
         used.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert (used[1] - used[0]) / 20_000 < 64  # a line has 530 bytes
+
+
+PANDAS = '''{0}\t"He said ""hi"" to the cat"
+{1}\ta plain dog
+{2}\t"""quoted"" start, and a comma"
+{3}\temoji
+'''
+RAW = """{0}\t"hello" she said
+{1}\ta 5" pipe
+{2}\t"all of it"
+{3}\temoji
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "captions"),
+    [
+        (PANDAS, ['He said "hi" to the cat', "a plain dog", '"quoted" start, and a comma', "emoji"]),
+        (RAW, ['"hello" she said', 'a 5" pipe', '"all of it"', "emoji"]),
+        ("".join(f'"{{{k}}}"\t"caption {k}"\n' for k in range(4)), [f"caption {k}" for k in range(4)]),
+    ],
+)
+def test_quotes_of_a_table_mean_what_its_writer_meant(tmp_path: Path, text: str, captions: list[str]) -> None:
+    names = [f"val/{k}.jpg" for k in range(4)]
+    path = tmp_path / "own.tsv"
+    path.write_bytes(b"\xef\xbb\xbf" + text.format(*names).replace("\n", "\r\n").encode())
+    with CaptionTable(path, tmp_path) as table:
+        assert [table.get(name) for name in names] == [(caption,) for caption in captions]
+
+
+def test_keys_match_in_any_unicode_form(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.jsonl", [{"key": "val/cafe\u0301.jpg", "caption": "x"}])
+    with CaptionTable(path, tmp_path) as table:
+        assert table.get("val/caf\u00e9.jpg") == ("x",)
+        assert table.knows(captions_table.hashes_of(["val/caf\u00e9.jpg"])).all()
+
+
+def test_half_an_emoji_is_named(images: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "own.jsonl", [json.dumps({"key": key, "caption": "a cat"}) for key in keys(images)])
+    path.write_text(path.read_text().replace("a cat", "a \\ud83d", 1))
+    with pytest.raises(ValueError, match=r"line 1 of .*own.jsonl holds half a character"):
+        CaptionTable(path, tmp_path)
+    prepare_captions(images)
+    stored = caption_file(images, "val")
+    stored.write_text(stored.read_text().replace("An image", "\\ud83d", 1))
+    with pytest.raises(ValueError, match=r"line 2 of .*val.jsonl is damaged .*half a character"):
+        list(CaptionSet(images, "val"))

@@ -161,7 +161,7 @@ def bad_files() -> dict[str, bytes]:
         "half.png": png[: len(png) // 2],
         "flipped.png": bytes(broken),
         "bomb.png": png_of_size(60_000, 60_000),
-        "large.png": png_of_size(20_000, 7_000),
+        "large.png": png_of_size(20_000, 14_000),
         "zeros.JPEG": bytes(1000),
         "nan.tif": saved(Image.fromarray(np.full((8, 8), np.nan, np.float32)), "TIFF"),
     }

@@ -6,7 +6,7 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from t2ikit.files import read_utf8
+from t2ikit.files import read_lines
 from t2ikit.prompts import BenchmarkPrompts, Prompt
 
 PARTI_COLUMNS = ("Prompt", "Category", "Challenge", "Note")
@@ -28,7 +28,7 @@ class PartiPrompts(BenchmarkPrompts):
         if not file.is_file():
             raise FileNotFoundError(f"no table {file}: set the `path` of PartiPrompts to PartiPrompts.tsv")
         # A quote is a letter like any other: one prompt starts with one.
-        rows = list(csv.reader(read_utf8(file).splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
+        rows = list(csv.reader(read_lines(file), delimiter="\t", quoting=csv.QUOTE_NONE))
         if not rows or tuple(rows[0]) != PARTI_COLUMNS:
             raise ValueError(f"{file}, line 1: expected the columns {', '.join(PARTI_COLUMNS)}, separated by tabs")
         prompts = []

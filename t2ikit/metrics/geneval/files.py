@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t2ikit.files import write_whole
+from t2ikit.files import read_lines, refuse_half_characters, write_whole
 from t2ikit.metrics.base import Samples
 from t2ikit.metrics.geneval.rules import check_metadata
-from t2ikit.pictures import SUFFIXES, Images, PictureFiles, save_grid, save_png
+from t2ikit.photos import SUFFIXES
+from t2ikit.pictures import Images, PictureFiles, save_grid, save_png
 
 RESULT_KEYS = ("filename", "tag", "prompt", "correct", "reason", "metadata", "details")
 
@@ -226,15 +227,13 @@ def _pictures(folder: Path) -> list[Path]:
 
 def _lines(file: Path) -> list[tuple[int, str]]:
     """Numbers and texts of the lines that are not empty."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no UTF-8 text ({error})") from error
-    return [(line_number, line) for line_number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    return [(line_number, line) for line_number, line in enumerate(read_lines(file), start=1) if line.strip()]
 
 
 def _json(line: str, where: str) -> Any:
     try:
-        return json.loads(line)
+        content = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: expected a JSON object ({error})") from error
+    refuse_half_characters(json.dumps(content, ensure_ascii=False), where)
+    return content

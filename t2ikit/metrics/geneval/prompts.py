@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from t2ikit.files import read_utf8
+from t2ikit.files import read_utf8, refuse_half_characters
 from t2ikit.metrics.base import samples_of
 from t2ikit.metrics.geneval.files import read_images, read_metadata, write_folder
 from t2ikit.metrics.geneval.rules import TASKS
@@ -81,7 +81,7 @@ def read_extended(path: str | Path, originals: Sequence[str], option: str) -> li
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"no extended prompts {file}: set {option}")
-    lines = [line.strip() for line in read_utf8(file).rstrip("\n").split("\n")]
+    lines = [line.strip() for line in read_utf8(file).rstrip("\r\n").split("\n")]
     empty = [line_number for line_number, line in enumerate(lines, start=1) if not line]
     if empty:
         raise ValueError(f"{file}, line {empty[0]}: expected the extended text of a prompt; got an empty line")
@@ -109,4 +109,5 @@ def _pairs(file: Path, lines: Iterable[str]) -> Iterable[tuple[str, str]]:
         texts = [row.get(key) for key in ("prompt", "extended")] if isinstance(row, dict) else [None]
         if not all(isinstance(text, str) and text.strip() for text in texts):
             raise ValueError(f"{file}, line {line_number}: expected the texts 'prompt' and 'extended'")
+        refuse_half_characters(str(texts[1]), f"{file}, line {line_number}")
         yield str(texts[0]), str(texts[1]).strip()

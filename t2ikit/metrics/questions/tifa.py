@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from t2ikit.files import read_utf8
 from t2ikit.metrics.base import Result, Rows, Samples
 from t2ikit.metrics.features.clip import TOKENIZER_FILES
 from t2ikit.metrics.features.features import NetworkHolder
@@ -135,7 +136,7 @@ def score(questions: Iterable[Mapping[str, Any] | TIFAQuestion], chosen: Sequenc
 def read_questions(path: str | Path) -> list[TIFAQuestion]:
     """The questions of ``tifa_v1.0_question_answers.json``; ValueError naming the file and what is wrong with it."""
     try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+        rows = json.loads(read_utf8(Path(path)))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON file: {error}") from error
     if not isinstance(rows, list) or not rows:

@@ -18,6 +18,7 @@ from typing import Any
 
 from t2ikit.launch import first_rank
 from t2ikit.prepare.captions.captioner import Decoding
+from t2ikit.prepare.captions.lines import read_row
 from t2ikit.prepare.images import IMAGES
 from t2ikit.prepare.steps import identity, known_parts, tracked, write_lines
 from t2ikit.pretrained import EncoderReference
@@ -140,9 +141,8 @@ class CaptionSet:
     def __iter__(self) -> Iterator[Row]:
         with self.path.open(encoding="utf-8") as stream:
             stream.readline()
-            for line in stream:
-                row = json.loads(line)
-                yield row["key"], tuple(row["captions"])
+            for line_number, line in enumerate(stream, 2):
+                yield read_row(line, self.path, line_number)
 
 
 def caption_file(root: Path, name: str) -> Path:

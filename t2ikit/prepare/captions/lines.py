@@ -10,6 +10,26 @@ from typing import Any
 
 import numpy as np
 
+from t2ikit.files import refuse_half_characters
+
+
+def read_row(line: str | bytes, path: Path, line_number: int) -> tuple[str, tuple[str, ...]]:
+    """Key and captions of a line of a file of captions.
+
+    Raises:
+        ValueError: the line is damaged; names file and line.
+    """
+    try:
+        row = json.loads(line)
+        key, captions = row["key"], tuple(row["captions"])
+        refuse_half_characters("\n".join((key, *captions)), "it")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"line {line_number} of {path} is damaged ({error}): make the file again with t2ikit prepare captions "
+            "--overwrite"
+        ) from error
+    return key, captions
+
 
 class CaptionLines:
     """Rows of a file of captions (``caption_file.py``) by the number of the image; goes to loader processes.
@@ -37,14 +57,7 @@ class CaptionLines:
         Raises:
             ValueError: the line is damaged.
         """
-        try:
-            row = json.loads(self._bytes(index, index + 1))
-            return row["key"], tuple(row["captions"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"line {index + 2} of {self.path} is damaged ({error!r}): make the file again with t2ikit prepare "
-                "captions --overwrite"
-            ) from error
+        return read_row(self._bytes(index, index + 1), self.path, index + 2)
 
     def sha256(self, rows: range) -> str:
         """Hash of some consecutive rows."""

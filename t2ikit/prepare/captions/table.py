@@ -7,6 +7,7 @@ which cannot be read from the middle of a column, is first written to a file of 
 from __future__ import annotations
 
 import json
+import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from t2ikit.files import partial_of
+from t2ikit.files import partial_of, refuse_half_characters
 from t2ikit.prepare.steps import hash_of
 
 SUFFIXES = (".tsv", ".txt", ".jsonl", ".ndjson", ".parquet")
@@ -60,6 +61,7 @@ class CaptionTable:
             if self._spool is not None:
                 _spool_parquet(path, self._spool)
             self._stream = (self._spool or path).open("rb")
+            self._quoted = self._kind == "tsv" and _is_quoted(path)
             self._index()
         except BaseException:
             self.close()
@@ -83,11 +85,11 @@ class CaptionTable:
 
     def get(self, key: str) -> tuple[str, ...] | None:
         """The captions of an image, None where the file has none."""
-        hashed = np.uint64(hash_of(key.encode()))
+        hashed, form = np.uint64(_hash(key)), _one_form(key)
         index = int(np.searchsorted(self._sorted, hashed))
         while index < len(self._sorted) and self._sorted[index] == hashed:
             stored_key, captions = self._read(int(self._order[index]))
-            if stored_key == key:
+            if _one_form(stored_key) == form:
                 return captions
             index += 1  # another key of the same hash
         return None
@@ -96,7 +98,7 @@ class CaptionTable:
         """Which images have captions here.
 
         Args:
-            hashes: [N] uint64, ``hash_of`` their keys.
+            hashes: [N] uint64, ``hashes_of`` their keys.
 
         Returns:
             [N] bool.
@@ -107,7 +109,7 @@ class CaptionTable:
         """The lines, from 0, whose key belongs to none of the images.
 
         Args:
-            hashes: [N] uint64, ``hash_of`` the keys of all images.
+            hashes: [N] uint64, ``hashes_of`` the keys of all images.
         """
         return np.flatnonzero(~np.isin(self._hashes, hashes))
 
@@ -132,7 +134,7 @@ class CaptionTable:
                     f"{self._label(line)} has {len(captions)} captions, the first one {self.columns}: every image "
                     "needs as many, caption i of the same kind for all"
                 )
-            hashes.append(hash_of(key.encode()))
+            hashes.append(_hash(key))
             offsets.append(start)
             start += len(content)
         if not len(hashes):
@@ -147,7 +149,7 @@ class CaptionTable:
         for index in np.flatnonzero(self._sorted[1:] == self._sorted[:-1]):
             first, second = int(self._order[index]), int(self._order[index + 1])
             key = self._read(first)[0]
-            if key == self._read(second)[0]:
+            if _one_form(key) == _one_form(self._read(second)[0]):
                 raise ValueError(
                     f"{self._label(second + 1)} is a second one for {key}, after {self.word} {first + 1}: one "
                     f"{self.word} per image"
@@ -165,22 +167,57 @@ class CaptionTable:
             line = content.decode().rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise ValueError(f"{self._label(line_number)} is not UTF-8 ({error.reason}), as {_OPTION} needs") from error
-        parsed = _tsv_line(line) if self._kind == "tsv" else _json_line(line)
+        parsed = _tsv_line(line, self._quoted) if self._kind == "tsv" else _json_line(line)
         if parsed is None:
             shown = line if len(line) <= 80 else f"{line[:80]}..."
             raise ValueError(
                 f"{self._label(line_number)} is {shown!r}; {_OPTION} needs {_EXPECTED[self._kind]}, with text in it"
             )
+        refuse_half_characters("\n".join((parsed[0], *parsed[1])), self._label(line_number))
         return parsed
 
 
 def hashes_of(keys: Iterable[str]) -> np.ndarray:
-    """[N] uint64: ``hash_of`` each key."""
-    return np.fromiter((hash_of(key.encode()) for key in keys), np.uint64)
+    """[N] uint64: a hash of each key, the same in every Unicode form of it."""
+    return np.fromiter(map(_hash, keys), np.uint64)
 
 
-def _tsv_line(line: str) -> tuple[str, tuple[str, ...]] | None:
+def _hash(key: str) -> int:
+    return hash_of(_one_form(key).encode("utf-8", "surrogatepass"))
+
+
+def _one_form(key: str) -> str:
+    """A key in one Unicode form: a Mac writes and unpacks names in another one than Linux."""
+    return key if key.isascii() else unicodedata.normalize("NFC", key)
+
+
+def _is_quoted(path: Path) -> bool:
+    """Whether a TSV quotes as pandas and spreadsheets do: a field with a quote stands in quotes, and inner ones double.
+
+    In any other file a quote is a letter like any other.
+    """
+    everywhere, doubled = True, False
+    with path.open("rb") as stream:
+        for line in stream:
+            if b'"' not in line:
+                everywhere = False
+                continue
+            for field in line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n").split(b"\t"):
+                everywhere = everywhere and field.startswith(b'"')
+                if b'"' in field:
+                    if len(field) < 2 or not (field.startswith(b'"') and field.endswith(b'"')):
+                        return False
+                    inner = field[1:-1]
+                    if b'"' in inner.replace(b'""', b""):
+                        return False
+                    doubled = doubled or b'"' in inner
+    return doubled or everywhere
+
+
+def _tsv_line(line: str, quoted: bool) -> tuple[str, tuple[str, ...]] | None:
     key, tab, caption = line.partition("\t")
+    if quoted:
+        key, caption = (field[1:-1].replace('""', '"') if field.startswith('"') else field for field in (key, caption))
     if not tab or not key or not caption.strip() or "\t" in caption:
         return None
     return key, (caption.strip(),)

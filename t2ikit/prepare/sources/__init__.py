@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from t2ikit.prepare.image_options import ImageOptions, Sources
+from t2ikit.photos import SUFFIXES
+from t2ikit.prepare.image_options import ImageOptions, Kind, Sources
 from t2ikit.prepare.sources.classes import resolve
 from t2ikit.prepare.sources.files import Files, SourceLost
-from t2ikit.prepare.sources.folder import SPLITS, folder_photos
+from t2ikit.prepare.sources.folder import folder_photos, split_folders
 from t2ikit.prepare.sources.keys import Keys
+from t2ikit.prepare.sources.left_out import LeftOut
 from t2ikit.prepare.sources.parquet import parquet_photos
-from t2ikit.prepare.sources.paths import expand, files_of, is_pattern
+from t2ikit.prepare.sources.paths import SPLITS, expand, files_of, is_pattern
 from t2ikit.prepare.sources.photos import Photos, Reader
 from t2ikit.prepare.sources.tars.listing import tar_photos
 from t2ikit.prepare.steps import hash_of
@@ -49,6 +53,7 @@ class ImageList:
         class_names: name of every class that occurs.
         sha256: of the keys, sizes and classes, whatever the order.
         reader: reads a photo by its position in the source.
+        left_out: what lies in the source and is none of its photos; of val only where val has a source of its own.
     """
 
     root: Path
@@ -58,6 +63,7 @@ class ImageList:
     class_names: dict[int, str]
     sha256: str
     reader: Reader
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -93,6 +99,7 @@ def find_images(
     val_labels: str | None = None,
     label_field: str | None = None,
     index: str | os.PathLike[str] | None = None,
+    kind: Kind = "auto",
 ) -> dict[str, ImageList]:
     """Lists the photos of a source, shuffled: in the order of the folders every chunk would hold one class.
 
@@ -106,6 +113,7 @@ def find_images(
         val_labels: ground truth of ImageNet's validation photos, if it does not lie beside them.
         label_field: column of a Parquet file, or field of a WebDataset's JSON, that holds the class.
         index: folder that keeps the index of tars; without it, it is made again in every call.
+        kind: what the sources are, where names and first bytes would say something else.
 
     Returns:
         The lists of "train" and "val".
@@ -121,11 +129,11 @@ def find_images(
     """
     if not 0 < val_share < 1:
         raise ValueError(f"--val-share must lie between 0 and 1; got {val_share}")
-    index_folder = Path(index) if index is not None else None
+    options = _Options(val_labels, label_field, Path(index) if index is not None else None, kind)
     origins = dict.fromkeys(SPLITS, str(source))
-    by_split = _photos_of(str(source), "--source", val_labels, label_field, index_folder)
+    by_split = _photos_of(str(source), "--source", options)
     if val_source is not None:
-        others = _photos_of(str(val_source), "--val-source", val_labels, label_field, index_folder)
+        others = _photos_of(str(val_source), "--val-source", options)
         if not others:
             raise ValueError(f"{val_source} holds no photos: give --val-source {FORMS}")
         by_split["val"], origins["val"] = others["val" if "val" in others else "train"], str(val_source)
@@ -136,7 +144,7 @@ def find_images(
     resolved = {split: resolve(photos, class_names, origins[split]) for split, photos in by_split.items()}
     kept_positions = {split: np.arange(len(photos)) for split, photos in by_split.items()}
     if "val" not in by_split:
-        by_split["val"], resolved["val"] = by_split["train"], resolved["train"]
+        by_split["val"], resolved["val"] = replace(by_split["train"], left_out=LeftOut()), resolved["train"]
         held_out = _held_out(by_split["train"].keys, val_share, seed)
         kept_positions = {"train": np.flatnonzero(~held_out), "val": np.flatnonzero(held_out)}
     lists = {}
@@ -148,14 +156,31 @@ def find_images(
                 "out another share (--val-share)"
             )
         identity = _identity(photos, class_ids, positions)
-        whole = ImageList(Path(origins[split]), photos.keys, photos.sizes, class_ids, names, identity, photos.reader)
+        whole = ImageList(
+            Path(origins[split]),
+            photos.keys,
+            photos.sizes,
+            class_ids,
+            names,
+            identity,
+            photos.reader,
+            photos.left_out,
+        )
         lists[split] = whole.take(_order(photos, positions, split, seed))
     return lists
 
 
-def _photos_of(
-    source: str, option: str, val_labels: str | None, label_field: str | None, index: Path | None
-) -> dict[str, Photos]:
+@dataclass(frozen=True)
+class _Options:
+    """The options of every source; see :func:`find_images`."""
+
+    val_labels: str | None
+    label_field: str | None
+    index: Path | None
+    kind: Kind
+
+
+def _photos_of(source: str, option: str, options: _Options) -> dict[str, Photos]:
     """The photos of a source, by split; names and first bytes tell its form."""
     if "://" not in source:
         source = os.path.expanduser(source)
@@ -163,17 +188,16 @@ def _photos_of(
     files = files_of(source)
     try:
         if files.is_folder(source):
-            return _in_folder(files, source, val_labels, label_field, index)
+            return _in_folder(files, source, option, options)
         if is_pattern(source) and not files.is_file(source):
             paths = expand(source)
         elif files.is_file(source):
             paths = [source]
         else:
             raise FileNotFoundError(f"there is no folder or file {source}: give {option} {FORMS}")
-        if all(path.endswith(".parquet") for path in paths):
-            return parquet_photos(files, paths, label_field)
-        if all(path.endswith(".tar") for path in paths):
-            return tar_photos(files, paths, val_labels, label_field, index)
+        photos = _of_files(files, paths, options)
+        if photos is not None:
+            return photos
     except SourceLost as error:
         raise ValueError(f"{option}: {error}") from error
     except PermissionError as error:
@@ -186,37 +210,60 @@ def _photos_of(
             f"{packed} is compressed, so that a photo cannot be read by itself: unpack it (gunzip leaves a tar, which "
             f"is enough), and give that with {option}"
         )
-    raise ValueError(f"{paths[0]} has no form that photos can be read from: give {option} {FORMS}")
+    asked = "" if options.kind == "auto" else f" as --kind {options.kind}"
+    raise ValueError(f"{paths[0]} has no form that photos can be read from{asked}: give {option} {FORMS}")
 
 
-def _in_folder(
-    files: Files, root: str, val_labels: str | None, label_field: str | None, index: Path | None
-) -> dict[str, Photos]:
+def _of_files(files: Files, paths: Sequence[str], options: _Options) -> dict[str, Photos] | None:
+    """The photos of Parquet files or of tars; None for anything else."""
+    if options.kind in ("auto", "parquet") and all(path.endswith(".parquet") for path in paths):
+        return parquet_photos(files, paths, options.label_field)
+    if options.kind != "parquet" and all(path.endswith(".tar") for path in paths):
+        return tar_photos(files, paths, options.val_labels, options.label_field, options.index, options.kind)
+    return None
+
+
+def _in_folder(files: Files, root: str, option: str, options: _Options) -> dict[str, Photos]:
     """A folder of class folders, of tars or of Parquet files; unpacked photos are preferred to their tars."""
-    train = f"{root}/train"
-    unpacked = files.is_folder(train) and any(entry.is_folder for entry in files.entries(train))
-    if not unpacked:
-        names = [entry.name for entry in files.entries(root) if not entry.is_folder]
-        imagenet = [name for name in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar") if name in names]
-        if imagenet:
-            return tar_photos(files, [f"{root}/{name}" for name in imagenet], val_labels, label_field, index)
-        shards = sorted(_shards(files, root))
-        if parquet := [path for path in shards if path.endswith(".parquet")]:
-            return parquet_photos(files, parquet, label_field)
-        if shards:
-            return tar_photos(files, shards, val_labels, label_field, index)
-    return folder_photos(files, root, val_labels)
+    if options.kind == "folders" or (options.kind == "auto" and split_folders(files, root)):
+        return folder_photos(files, root, options.val_labels)
+    names = [entry.name for entry in files.visible(root) if not entry.is_folder]
+    imagenet = [name for name in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar") if name in names]
+    shards = [f"{root}/{name}" for name in imagenet] or sorted(_shards(files, root))
+    if options.kind == "parquet" or (options.kind == "auto" and any(path.endswith(".parquet") for path in shards)):
+        shards = [path for path in shards if path.endswith(".parquet")]
+    else:
+        shards = [path for path in shards if path.endswith(".tar")]
+    if not shards and options.kind != "auto":
+        raise ValueError(f"{root} holds no file of --kind {options.kind}: give {option} {FORMS}")
+    if not shards:
+        return folder_photos(files, root, options.val_labels)
+    if not imagenet and options.kind == "auto" and (photo := _loose_photo(files, root)):
+        raise ValueError(
+            f"{root} holds both {shards[0].removeprefix(f'{root}/')} and photos, such as {photo}: say with --kind "
+            "which of them is the source (folders for the photos, webdataset or parquet)"
+        )
+    return _of_files(files, shards, options) or {}
 
 
 def _shards(files: Files, folder: str, depth: int = 2) -> list[str]:
     """Tars and Parquet files in a folder or a few folders below it."""
-    entries = list(files.entries(folder))
+    entries = list(files.visible(folder))
     paths = [f"{folder}/{entry.name}" for entry in entries if entry.name.endswith((".tar", ".parquet"))]
     folders = [entry.name for entry in entries if entry.is_folder]
     if depth and len(folders) <= _FEW:
         for name in folders:
             paths += _shards(files, f"{folder}/{name}", depth - 1)
     return paths
+
+
+def _loose_photo(files: Files, root: str) -> str | None:
+    """A photo in one of the folders beside shards, if there is any."""
+    for folder in (entry.name for entry in files.visible(root) if entry.is_folder):
+        for entry in files.visible(f"{root}/{folder}"):
+            if not entry.is_folder and entry.name.lower().endswith(SUFFIXES):
+                return f"{folder}/{entry.name}"
+    return None
 
 
 def _held_out(keys: Keys, share: float, seed: int) -> np.ndarray:

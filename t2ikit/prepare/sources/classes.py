@@ -7,11 +7,14 @@ since train and val may hold other classes, and not the name, since "crane" and 
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
+from t2ikit.files import read_lines
 from t2ikit.prepare.sources.keys import Keys
 from t2ikit.prepare.sources.photos import Photos
 
@@ -87,27 +90,51 @@ def read_class_names(path: Path) -> dict[str, tuple[int, str]]:
             f"{IMAGENET} if the numbers are those of ImageNet's 1,000 classes"
         )
     classes: dict[str, tuple[int, str]] = {}
-    for class_id, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines()):
+    for class_id, line in enumerate(read_lines(path)):
         folder, tab, name = line.partition("\t")
         if not tab or not folder.strip() or not name.strip():
             raise ValueError(f"line {class_id + 1} of {path} is {line!r}; --class-names needs `folder<TAB>name`")
-        if folder.strip() in classes:
+        if _plain(folder) in classes:
             raise ValueError(f"line {class_id + 1} of {path} names the folder {folder.strip()} a second time")
-        classes[folder.strip()] = class_id, name.strip()
+        classes[_plain(folder)] = class_id, name.strip()
     return classes
+
+
+def _plain(name: str) -> str:
+    """A name of a folder in one Unicode form, without spaces around it: a Mac unpacks other forms than Linux."""
+    return unicodedata.normalize("NFC", name).strip()
 
 
 def _of_texts(texts: tuple[str, ...], class_names: str | None, source: str) -> tuple[np.ndarray, dict[int, str]]:
     from_file = class_names is not None and class_names != IMAGENET
     classes = read_class_names(Path(str(class_names))) if from_file else imagenet_classes()
-    unknown = sorted(text for text in texts if text not in classes)
+    folders: dict[str, str] = {}
+    for text in texts:
+        other = folders.setdefault(_plain(text), text)
+        if other != text:
+            raise ValueError(
+                f"{source} has two class folders that differ only in spaces or in their Unicode form, {ascii(other)} "
+                f"and {ascii(text)}: rename one of them"
+            )
+    unknown = sorted(text for text in texts if _plain(text) not in classes)
     if unknown:
         known = f"is not in {class_names}" if from_file else "is no wnid of ImageNet's 1,000 classes"
         raise ValueError(
             f"{len(unknown)} of {len(texts)} class folders in {source} are unknown, the first one "
-            f"{unknown[0]}, which {known}: name them with --class-names FILE, one `folder<TAB>name` a line"
+            f"{unknown[0]}, which {known}{_alike(unknown[0], classes)}: name them with --class-names FILE, one "
+            "`folder<TAB>name` a line"
         )
-    return np.array([classes[text][0] for text in texts], np.int64), dict(classes.values())
+    return np.array([classes[_plain(text)][0] for text in texts], np.int64), dict(classes.values())
+
+
+def _alike(text: str, known: Iterable[str]) -> str:
+    """A known name that looks like the text, where there is one, with both written so that the difference shows."""
+
+    def letters(name: str) -> str:
+        return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name)).casefold()
+
+    other = next((name for name in known if letters(name) == letters(text) != ""), None)
+    return "" if other is None else f" ({ascii(text)} is not {ascii(other)})"
 
 
 def _of_numbers(photos: Photos, class_names: str | None, source: str) -> list[tuple[int, str]]:

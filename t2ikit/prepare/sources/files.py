@@ -16,6 +16,8 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
+from t2ikit.prepare.sources.left_out import is_of_system
+
 Result = TypeVar("Result")
 
 MAX_FILE_BYTES = 2**28
@@ -44,7 +46,11 @@ class Files(ABC):
 
     @abstractmethod
     def entries(self, folder: str) -> Iterator[Entry]:
-        """What a folder holds, in no order, without hidden names."""
+        """What a folder holds, in no order."""
+
+    def visible(self, folder: str) -> Iterator[Entry]:
+        """What a folder holds, in no order, without what systems put there."""
+        return (entry for entry in self.entries(folder) if not is_of_system(entry.name))
 
     @abstractmethod
     def is_folder(self, path: str) -> bool: ...
@@ -95,8 +101,6 @@ class LocalFiles(Files):
     def entries(self, folder: str) -> Iterator[Entry]:
         with os.scandir(folder) as listed:
             for entry in listed:
-                if entry.name.startswith("."):
-                    continue
                 # A link that leads nowhere is listed, too: it appears among the bad files instead of being left out.
                 link = entry.is_symlink()
                 try:

@@ -4,50 +4,93 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from t2ikit.prepare.sources.files import Files
+from t2ikit.prepare.sources.files import Entry, Files
+from t2ikit.prepare.sources.left_out import OF_SYSTEM, LeftOut, is_of_system
+from t2ikit.prepare.sources.paths import SPLITS, split_of_folder
 from t2ikit.prepare.sources.photos import FileReader, Listing, Photos
 from t2ikit.prepare.sources.truth import Truth, truth_of
 
-SPLITS = ("train", "val")
+NO_CLASS = "in no class folder"
+BESIDE = "beside the folders of train and val"
+
+
+def split_folders(files: Files, root: str) -> dict[str, str]:
+    """The folders of train and val below ``root``, by split; empty where there are none, but class folders.
+
+    Raises:
+        ValueError: two folders of one split.
+    """
+    folders: dict[str, str] = {}
+    for entry in files.visible(root):
+        split = split_of_folder(entry.name)
+        if entry.is_folder and split in SPLITS:
+            if split in folders:
+                names = " and ".join(sorted((folders[split], entry.name)))
+                raise ValueError(f"{root} holds two folders of {split}, {names}: give --source a folder with one")
+            folders[split] = entry.name
+    if "train" not in folders or not any(entry.is_folder for entry in files.visible(f"{root}/{folders['train']}")):
+        return {}
+    return folders
 
 
 def folder_photos(files: Files, root: str, labels: str | None) -> dict[str, Photos]:
-    """The photos of a folder of class folders, or of one with ``train`` and ``val``.
+    """The photos of a folder of class folders, or of one with train and val.
 
     Args:
         files: how the folder is read.
         root: the folder or its URL.
-        labels: the option ``--val-labels``, for a ``val`` without class folders.
+        labels: the option ``--val-labels``, for a val without class folders.
     """
-    splits = {split for split in SPLITS if files.is_folder(f"{root}/{split}")}
-    if not {"train"} & splits:
+    folders = split_folders(files, root)
+    if not folders:
         return {"train": _listed(files, root, "", None)}
-    by_split = {"train": _listed(files, root, "train", None)}
-    if "val" in splits:
-        flat = not any(entry.is_folder for entry in files.entries(f"{root}/val"))
-        by_split["val"] = _listed(files, root, "val", truth_of(labels, f"{root}/val") if flat else None)
+    by_split = {"train": _listed(files, root, folders["train"], None)}
+    if "val" in folders:
+        path = f"{root}/{folders['val']}"
+        flat = not any(entry.is_folder for entry in files.visible(path))
+        by_split["val"] = _listed(files, root, folders["val"], truth_of(labels, path) if flat else None)
+    left_out = by_split["train"].left_out
+    for entry in sorted(files.entries(root)):
+        if entry.name not in folders.values():
+            reason = OF_SYSTEM if is_of_system(entry.name) else BESIDE
+            left_out.add(reason, entry.name, _count(files, root, entry))
     return by_split
 
 
 def _listed(files: Files, root: str, split: str, truth: Truth | None) -> Photos:
-    listing = Listing()
+    listing, left_out = Listing(), LeftOut()
     folder = f"{root}/{split}".rstrip("/")
     prefix = f"{split}/" if split else ""
-    if truth is not None:
-        for entry in sorted(files.entries(folder)):
-            if not entry.is_folder:
-                listing.add(f"{prefix}{entry.name}", entry.size, truth.wnid_of(entry.name))
-    else:
-        for name in sorted(entry.name for entry in files.entries(folder) if entry.is_folder):
-            for path, size in sorted(_below(files, f"{folder}/{name}", f"{prefix}{name}")):
-                listing.add(path, size, name)
-    keys, sizes = listing.keys, listing.sizes
-    return Photos(keys, sizes, listing.labels, FileReader(files, root, keys, sizes), listing.texts)
-
-
-def _below(files: Files, folder: str, key: str) -> Iterator[tuple[str, int]]:
-    for entry in files.entries(folder):
-        if entry.is_folder and not entry.is_link:
-            yield from _below(files, f"{folder}/{entry.name}", f"{key}/{entry.name}")
+    for entry in sorted(files.entries(folder)):
+        key = f"{prefix}{entry.name}"
+        if is_of_system(entry.name):
+            left_out.add(OF_SYSTEM, key, _count(files, folder, entry))
+        elif truth is not None and not entry.is_folder:
+            listing.add(key, entry.size, truth.wnid_of(entry.name))
+        elif entry.is_folder:
+            for path, size in sorted(_below(files, f"{folder}/{entry.name}", key, left_out)):
+                listing.add(path, size, entry.name)
         else:
-            yield f"{key}/{entry.name}", entry.size
+            left_out.add(NO_CLASS, key)
+    keys, sizes = listing.keys, listing.sizes
+    reader = FileReader(files, root, keys, sizes)
+    return Photos(keys, sizes, listing.labels, reader, listing.texts, left_out=left_out)
+
+
+def _below(files: Files, folder: str, key: str, left_out: LeftOut) -> Iterator[tuple[str, int]]:
+    for entry in files.entries(folder):
+        path = f"{key}/{entry.name}"
+        if is_of_system(entry.name):
+            left_out.add(OF_SYSTEM, path, _count(files, folder, entry))
+        elif entry.is_folder and not entry.is_link:
+            yield from _below(files, f"{folder}/{entry.name}", path, left_out)
+        else:
+            yield path, entry.size
+
+
+def _count(files: Files, folder: str, entry: Entry) -> int:
+    """Files that an entry of a folder stands for."""
+    if not entry.is_folder or entry.is_link:
+        return 1
+    path = f"{folder}/{entry.name}"
+    return sum(_count(files, path, inner) for inner in files.entries(path))

@@ -46,8 +46,12 @@ def parquet_photos(files: Files, paths: Sequence[str], field: str | None) -> dic
         if not files.is_file(path):
             raise FileNotFoundError(f"there is no file {path}: --source names it")
         by_split.setdefault(split_of(path) or "train", []).append(path)
-    by_split.pop("test", None)
-    return {split: _listed(files, split, tuple(members), field) for split, members in by_split.items()}
+    tests = by_split.pop("test", [])
+    listed = {split: _listed(files, split, tuple(members), field) for split, members in by_split.items()}
+    if tests and listed:
+        rows = sum(_open(files, path).metadata.num_rows for path in tests)
+        next(iter(listed.values())).left_out.add("of the split test, which is not read", tests[0], rows)
+    return listed
 
 
 def _listed(files: Files, split: str, paths: tuple[str, ...], field: str | None) -> Photos:
@@ -70,6 +74,11 @@ def _listed(files: Files, split: str, paths: tuple[str, ...], field: str | None)
             for class_of_row, facts in zip(labels, photo_paths, strict=True):
                 if class_of_row is None:
                     raise ValueError(f"{path} has no class in row {row} of column {label}: --label-field names another")
+                if not isinstance(class_of_row, (int, str)):
+                    raise ValueError(
+                        f"{path} has {class_of_row!r} as the class in row {row} of column {label}: a class is a whole "
+                        "number or a text; --label-field names another column"
+                    )
                 name = (facts or {}).get("path")
                 listing.add(f"{split}/{shard}/{row:06d}", -1, class_of_row)
                 names_listing.add(f"{split}/{name}" if name else "", -1, 0)
@@ -186,16 +195,14 @@ def _open(files: Files, path: str) -> Any:
 
 def _columns(path: str, schema: Any, field: str | None) -> tuple[str, str, tuple[str, ...] | None]:
     """The columns of photo and class, and the names of the classes."""
-    import pyarrow as pa
-
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     kinds = {name: facts.get("_type") for name, facts in features.items() if isinstance(facts, dict)}
     images = [name for name in schema.names if kinds.get(name) == "Image"] or [
-        column.name for column in schema if _is_struct(column.type) or pa.types.is_binary(column.type)
+        column.name for column in schema if _is_struct(column.type) or _is_bytes(column.type)
     ]
     image = next((name for name in _IMAGE_NAMES if name in images), images[0] if len(images) == 1 else None)
     labels = [name for name in schema.names if kinds.get(name) == "ClassLabel"]
-    plain = [column.name for column in schema if pa.types.is_integer(column.type) or pa.types.is_string(column.type)]
+    plain = [column.name for column in schema if _is_label(column.type)]
     label = field or next(
         (name for name in _LABEL_NAMES if name in labels or name in plain), labels[0] if len(labels) == 1 else None
     )
@@ -214,6 +221,24 @@ def _is_struct(kind: Any) -> bool:
     import pyarrow as pa
 
     return bool(pa.types.is_struct(kind)) and kind.get_field_index("bytes") >= 0
+
+
+def _is_bytes(kind: Any) -> bool:
+    """Bytes as pyarrow, polars or DuckDB write them."""
+    import pyarrow as pa
+
+    types = pa.types
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
+
+
+def _is_label(kind: Any) -> bool:
+    """Whole numbers or text, also as a category of pandas."""
+    import pyarrow as pa
+
+    types = pa.types
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    texts = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return bool(types.is_integer(kind) or texts)
 
 
 def _has_path(kind: Any) -> bool:

@@ -9,8 +9,17 @@ from fnmatch import fnmatchcase
 from t2ikit.prepare.sources.files import Files, LocalFiles
 from t2ikit.prepare.sources.remote import RemoteFiles
 
-_SPLIT = re.compile(r"(?:^|[_.-])(train|validation|valid|val|test)(?=[_.-]|\d|$)")
-_SPLIT_FOLDERS = ("train", "validation", "valid", "val", "test")
+SPLITS = ("train", "val")
+_SPLIT = re.compile(r"(?:^|[_.-])(train|validation|valid|val|test)(?=[_.-]|\d|$)", re.IGNORECASE)
+_SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
 
 
 def files_of(path: str) -> Files:
@@ -40,7 +49,7 @@ def expand(pattern: str) -> list[str]:
             matches.append(path)
             continue
         files = files_of(path)
-        names = sorted(entry.name for entry in files.entries(folder or ".") if fnmatchcase(entry.name, name))
+        names = sorted(entry.name for entry in files.visible(folder or ".") if fnmatchcase(entry.name, name))
         matches += [f"{folder}{slash}{match}" for match in names]
     if not matches:
         raise FileNotFoundError(f"there is no file {pattern}: --source names none")
@@ -55,9 +64,17 @@ def split_of(path: str) -> str:
         ('val', 'train', '')
     """
     folder, _, name = path.rpartition("/")
-    last_folder = folder.rpartition("/")[2]
-    split = [last_folder if last_folder in _SPLIT_FOLDERS else "", *_SPLIT.findall(name)][-1]
-    return {"validation": "val", "valid": "val"}.get(split, split)
+    return [split_of_folder(folder.rpartition("/")[2]), *map(split_of_folder, _SPLIT.findall(name))][-1]
+
+
+def split_of_folder(name: str) -> str:
+    """The split that a folder of this name holds: "train", "val", "test" or nothing.
+
+    Example:
+        >>> split_of_folder("Validation"), split_of_folder("n01440764")
+        ('val', '')
+    """
+    return _SPLIT_FOLDERS.get(name.lower(), "")
 
 
 def is_pattern(path: str) -> bool:

@@ -6,12 +6,13 @@ import errno
 import os
 from abc import ABC, abstractmethod
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from t2ikit.prepare.sources.files import Files, SourceLost, require_photo_size
 from t2ikit.prepare.sources.keys import Keys
+from t2ikit.prepare.sources.left_out import LeftOut
 
 NO_TARGET = "a link to a file that is not in the tar"
 """Why a photo of a tar cannot be read that is such a link."""
@@ -48,6 +49,7 @@ class Photos:
         runs: [R] int64 positions where a run begins that is read at once: its photos stay together in every order.
             Without it, each is read by itself.
         stamp: changes with the content where ``keys`` and ``sizes`` do not.
+        left_out: what lies in the source and is none of its photos.
     """
 
     keys: Keys
@@ -58,6 +60,7 @@ class Photos:
     names: tuple[str, ...] | None = None
     runs: np.ndarray | None = None
     stamp: str = ""
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -27,7 +27,7 @@ class RemoteFiles(Files):
             path = info["name"].rstrip("/")
             name = path.rpartition("/")[2]
             # Some stores list the folder itself as an empty object.
-            if not name.startswith(".") and not folder.rstrip("/").endswith(path):
+            if name not in ("", ".", "..") and not folder.rstrip("/").endswith(path):
                 yield Entry(name, info["type"] == "directory", False, int(info.get("size") or 0))
 
     def is_folder(self, path: str) -> bool:

@@ -90,7 +90,7 @@ def truth_of(labels: str | None, beside: str) -> Truth:
     content = files.read(labels)
     if labels.endswith((".tar.gz", ".tgz", ".tar")):
         return _of_devkit(labels, content)
-    lines = [re.split(r"[\s,;]+", line.strip()) for line in content.decode("utf-8-sig").splitlines() if line.strip()]
+    lines = [re.split(r"[\s,;]+", line.strip()) for line in content.decode("utf-8-sig").split("\n") if line.strip()]
     if lines and all(len(words) == 1 and words[0].isdigit() for words in lines):
         return _of_ids(labels, content, _meta_beside(labels))
     if lines and all(len(words) == 1 and wnid_in(words[0]) == words[0] for words in lines):

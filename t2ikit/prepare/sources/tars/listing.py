@@ -10,33 +10,52 @@ import io
 import json
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from t2ikit.files import write_whole
+from t2ikit.photos import SUFFIXES
+from t2ikit.prepare.image_options import Kind
 from t2ikit.prepare.sources.classes import wnid_in
 from t2ikit.prepare.sources.files import Files
-from t2ikit.prepare.sources.folder import SPLITS
+from t2ikit.prepare.sources.folder import BESIDE, NO_CLASS
 from t2ikit.prepare.sources.keys import Keys
-from t2ikit.prepare.sources.paths import split_of
+from t2ikit.prepare.sources.left_out import OF_SYSTEM, LeftOut, is_of_system
+from t2ikit.prepare.sources.paths import SPLITS, split_of, split_of_folder
 from t2ikit.prepare.sources.photos import Listing, PartReader, Photos
-from t2ikit.prepare.sources.tars.tar import OpenTar, first_member
-from t2ikit.prepare.sources.tars.webdataset import IMAGE_ENDINGS, samples
+from t2ikit.prepare.sources.tars.tar import Member, OpenTar
+from t2ikit.prepare.sources.tars.webdataset import LABEL_ENDINGS, samples, split_ending
 from t2ikit.prepare.sources.truth import Truth, truth_of
 
-_Photo = tuple[str, int, int, int, str | int]
-"""Key, index of the tar, offset, size, label."""
+_Photo = tuple[str, str, int, int, int, str | int]
+"""Split, key, index of the tar, offset, size, label."""
 
-_VERSION = 2
+_VERSION = 3
 """Of the kept index; another one is made anew."""
+
+_EVIDENCE = 16
+"""Photos in class folders after which a tar is taken for one of class folders."""
+_NO_SPLIT = "of a split that is not read"
+
+
+class _Source(NamedTuple):
+    """Tars of one kind and split, and the options that say how they are read."""
+
+    files: Files
+    kind: str
+    split: str
+    paths: tuple[str, ...]
+    truth: Truth | None
+    field: str | None
 
 
 def tar_photos(
-    files: Files, paths: Sequence[str], labels: str | None, field: str | None, index: Path | None
+    files: Files, paths: Sequence[str], labels: str | None, field: str | None, index: Path | None, kind: Kind = "auto"
 ) -> dict[str, Photos]:
     """The photos of tars, by split; those of tars that name none are "train".
 
@@ -46,6 +65,7 @@ def tar_photos(
         labels: the option ``--val-labels``.
         field: the option ``--label-field``.
         index: folder that keeps the index.
+        kind: the option ``--kind``.
 
     Raises:
         FileNotFoundError, ValueError: what is wrong with which file.
@@ -55,138 +75,192 @@ def tar_photos(
             raise FileNotFoundError(f"there is no file {path}: --source names it")
     groups: dict[tuple[str, str], list[str]] = {}
     for path in paths:
-        kind = _kind(files, path, groups)
-        split = {"validation": "val", "tar of tars": "train"}.get(kind, split_of(path))
-        groups.setdefault((kind, split), []).append(path)
+        kind_of_tar = _kind(files, path, groups, kind)
+        split = {"validation": "val", "tar of tars": "train"}.get(kind_of_tar, split_of(path))
+        groups.setdefault((kind_of_tar, split), []).append(path)
     by_split: dict[str, Photos] = {}
-    for (kind, split), members in groups.items():
-        truth = truth_of(labels, members[0]) if kind == "validation" else None
-        for name, photos in _indexed(files, kind, split, tuple(members), truth, field, index).items():
+    for (kind_of_tar, split), members in groups.items():
+        truth = truth_of(labels, members[0]) if kind_of_tar == "validation" else None
+        source = _Source(files, kind_of_tar, split, tuple(members), truth, field)
+        for name, photos in _indexed(source, index).items():
             if name in by_split:
                 raise ValueError(
                     f"{members[0]} and other tars of --source hold photos of {name}, and are not of one kind: give "
                     "tars of one kind with --source, and those of val with --val-source"
                 )
             by_split[name] = photos
-    return {split: photos for split, photos in by_split.items() if split in SPLITS}
+    read = {split: photos for split, photos in by_split.items() if split in SPLITS}
+    for split, photos in by_split.items():
+        if split not in SPLITS and read:
+            next(iter(read.values())).left_out.add(_NO_SPLIT, photos.keys[0], len(photos))
+    return read
 
 
-def _kind(files: Files, path: str, groups: dict[tuple[str, str], list[str]]) -> str:
+def _kind(files: Files, path: str, groups: dict[tuple[str, str], list[str]], asked: Kind) -> str:
+    """What a tar is, by its first members that are photos, labels or tars."""
     if re.fullmatch(r"n\d{8}\.tar", path.rpartition("/")[2]):
         return "class"
     if any(kind == "webdataset" for kind, _ in groups):
         return "webdataset"  # of a thousand shards only the first is opened to see what it is
-    member = first_member(files, path).name
-    if member.endswith(".tar"):
-        return "tar of tars"
-    if member.rpartition("/")[2].startswith("ILSVRC2012_val_"):
-        return "validation"
-    if member.rpartition("/")[2].startswith("ILSVRC2012_test_"):
-        raise ValueError(f"{path} holds the test photos of ImageNet, whose classes are not public: leave it out")
-    if "/" in member and member.lower().endswith(IMAGE_ENDINGS) and _class_folder(member)[1]:
-        with OpenTar(files, path) as tar:
-            names = [member.name for member, _ in zip(tar.members(), range(8), strict=False)]
-        if all(name.lower().endswith(IMAGE_ENDINGS) for name in names):
-            return "folder"
-    return "webdataset"
+    photos, labels, count = set[str](), set[str](), 0
+    with OpenTar(files, path) as tar:
+        for member in tar.members():
+            count += 1
+            name = member.name.rpartition("/")[2]
+            stem, ending = split_ending(member.name)
+            if is_of_system(member.name):
+                continue
+            if ending == ".tar":
+                return "tar of tars"
+            if name.startswith("ILSVRC2012_val_"):
+                return "validation"
+            if name.startswith("ILSVRC2012_test_"):
+                raise ValueError(
+                    f"{path} holds the test photos of ImageNet, whose classes are not public: leave it out"
+                )
+            if asked != "auto":
+                break
+            if ending in LABEL_ENDINGS:
+                labels.add(stem)
+            elif ending in SUFFIXES:
+                photos.add(stem)
+                if not _class_folder(member.name)[2]:
+                    return "webdataset"
+            if photos & labels:
+                return "webdataset"
+            if len(photos) == _EVIDENCE:
+                break
+    if not count:
+        raise ValueError(f"{path} is an empty tar: give another --source")
+    return {"auto": "folder" if photos else "webdataset", "folders": "folder"}.get(asked, "webdataset")
 
 
-def _indexed(
-    files: Files,
-    kind: str,
-    split: str,
-    paths: tuple[str, ...],
-    truth: Truth | None,
-    field: str | None,
-    index: Path | None,
-) -> dict[str, Photos]:
+def _indexed(source: _Source, index: Path | None) -> dict[str, Photos]:
     """The photos by split, from the kept index if the tars are the same as then."""
+    files, paths, truth = source.files, source.paths, source.truth
     stamps = [[path, *files.stamp(path)] for path in paths]
-    inputs = [_VERSION, kind, split, stamps, field, truth and [truth.by_number, truth.by_name]]
-    name = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
+    facts = [source.kind, source.split, stamps, source.field, truth and [truth.by_number, truth.by_name]]
+    name = hashlib.sha256(json.dumps([_VERSION, *facts], sort_keys=True).encode()).hexdigest()[:32]
     kept = index / f"{name}.npz" if index else None
     if kept is not None and kept.is_file():
         return _load(kept, files, paths)
     listings: dict[str, tuple[Listing, array[int], array[int]]] = {}
-    for key, tar_index, offset, size, label in _walk(files, kind, split, paths, truth, field):
-        in_split = kind == "folder" and key.startswith(("train/", "val/"))
-        photo_split = key.partition("/")[0] if in_split else split or "train"
-        listing, tar_indices, offsets = listings.setdefault(photo_split, (Listing(), array("i"), array("q")))
+    left_out = LeftOut()
+    for split, key, tar_index, offset, size, label in _walk(source, left_out):
+        listing, tar_indices, offsets = listings.setdefault(split, (Listing(), array("i"), array("q")))
         listing.add(key, size, label)
         tar_indices.append(tar_index)
         offsets.append(offset)
-    by_split = {}
-    for photo_split, (listing, tar_indices, offsets) in listings.items():
+    by_split: dict[str, Photos] = {}
+    for split, (listing, tar_indices, offsets) in sorted(listings.items(), key=lambda item: item[0] not in SPLITS):
         sizes = listing.sizes
         reader = PartReader(files, paths, np.array(tar_indices, np.int32), np.array(offsets, np.int64), sizes)
-        by_split[photo_split] = Photos(listing.keys, sizes, listing.labels, reader, listing.texts)
+        photos = Photos(listing.keys, sizes, listing.labels, reader, listing.texts)
+        by_split[split] = replace(photos, left_out=LeftOut() if by_split else left_out)
     if kept is not None:
         _save(kept, by_split)
     return by_split
 
 
-def _walk(
-    files: Files, kind: str, split: str, paths: tuple[str, ...], truth: Truth | None, field: str | None
-) -> Iterator[_Photo]:
+def _walk(source: _Source, left_out: LeftOut) -> Iterator[_Photo]:
     """The photos in the order of class folders, so that a tar and its unpacked folder give the same list."""
-    tar_sizes = [files.stamp(path)[0] for path in paths]
+    tar_sizes = [source.files.stamp(path)[0] for path in source.paths]
     total = sum(tar_sizes)
-    prefix = f"{split}/" if split else ""
-    with tqdm(total=total, desc=f"index {split or 'tar'}", unit="B", unit_scale=True, mininterval=0.5) as bar:
-        for tar_index, path in enumerate(paths):
-            with OpenTar(files, path, tar_sizes[tar_index], bar.update) as tar:
-                if kind == "tar of tars":
-                    inner = sorted(member for member in tar.members() if member.name.endswith(".tar"))
+    with tqdm(total=total, desc=f"index {source.split or 'tar'}", unit="B", unit_scale=True, mininterval=0.5) as bar:
+        for tar_index, path in enumerate(source.paths):
+            with OpenTar(source.files, path, tar_sizes[tar_index], bar.update) as tar:
+                if source.kind == "tar of tars":
+                    inner = sorted(_visible(tar.members(), left_out, lambda name: name.endswith(".tar"), "no tar"))
                     bar.reset(total)
                     for member in inner:
                         tar.require_file(member)
                         name, start, size = member
-                        yield from _class_tar(tar, tar_index, prefix, name, start, start + size)
-                elif kind == "class":
-                    yield from _class_tar(tar, tar_index, prefix, path, 0, None)
-                elif kind == "validation" and truth is not None:
-                    photos = ((truth.wnid_of(member.name), member) for member in tar.members())
-                    for wnid, member in sorted(photos):
+                        yield from _class_tar(tar, tar_index, source.split, name, left_out, (start, start + size))
+                elif source.kind == "class":
+                    yield from _class_tar(tar, tar_index, source.split, path, left_out)
+                elif source.kind == "validation" and source.truth is not None:
+                    members = _visible(tar.members(), left_out)
+                    for wnid, member in sorted((source.truth.wnid_of(member.name), member) for member in members):
                         name = member.name.rpartition("/")[2]
-                        yield f"{prefix}{wnid}/{name}", tar_index, member.offset, member.size, wnid
-                elif kind == "folder":
-                    yield from sorted(_folder_members(tar, tar_index, prefix), key=lambda photo: photo[0])
+                        yield "val", f"val/{wnid}/{name}", tar_index, member.offset, member.size, wnid
+                elif source.kind == "folder":
+                    photos = _folder_members(tar, tar_index, source.split, left_out)
+                    yield from sorted(photos, key=lambda photo: photo[1])
                 else:
                     shard = path.rpartition("/")[2].removesuffix(".tar")
-                    for name, member, label in samples(tar, field):
-                        yield f"{prefix}{shard}/{name}", tar_index, member.offset, member.size, label
+                    prefix = f"{source.split}/" if source.split else ""
+                    for name, member, label in samples(tar, source.field, left_out):
+                        key = f"{prefix}{shard}/{name}"
+                        yield source.split or "train", key, tar_index, member.offset, member.size, label
         bar.update(total - bar.n)
 
 
-def _class_tar(tar: OpenTar, tar_index: int, prefix: str, name: str, start: int, end: int | None) -> Iterator[_Photo]:
+def _visible(
+    members: Iterable[Member], left_out: LeftOut, wanted: Callable[[str], bool] = bool, reason: str = ""
+) -> Iterator[Member]:
+    """The members without what systems put there, and of the rest those whose name is wanted; counts the others."""
+    for member in members:
+        if is_of_system(member.name):
+            left_out.add(OF_SYSTEM, member.name)
+        elif not wanted(member.name):
+            left_out.add(reason, member.name)
+        else:
+            yield member
+
+
+def _class_tar(
+    tar: OpenTar, tar_index: int, split: str, name: str, left_out: LeftOut, span: tuple[int, int | None] = (0, None)
+) -> Iterator[_Photo]:
     wnid = name.rpartition("/")[2].removesuffix(".tar")
-    for member in sorted(member for member in tar.members(start, end) if not member.name.startswith(".")):
-        yield f"{prefix}{wnid}/{member.name}", tar_index, member.offset, member.size, wnid
+    prefix = f"{split}/" if split else ""
+    for member in sorted(_visible(tar.members(*span), left_out)):
+        yield split or "train", f"{prefix}{wnid}/{member.name}", tar_index, member.offset, member.size, wnid
 
 
-def _folder_members(tar: OpenTar, tar_index: int, prefix: str) -> Iterator[_Photo]:
-    for member in tar.members():
-        if member.name.rpartition("/")[2].startswith("."):
-            continue
-        key, folder = _class_folder(member.name)
-        if not folder:
-            continue  # a readme
-        if not key.startswith(prefix):
-            key = f"{prefix}{key}"
-        yield key, tar_index, member.offset, member.size, folder
+def _folder_members(tar: OpenTar, tar_index: int, split: str, left_out: LeftOut) -> Iterator[_Photo]:
+    members = [(*_class_folder(member.name), member) for member in _visible(tar.members(), left_out)]
+    _refuse_labels(tar.path, [member.name for *_, member in members])
+    has_splits = any(inner in SPLITS for inner, *_ in members)
+    for inner, key, folder, member in members:
+        if has_splits and not inner:
+            left_out.add(BESIDE, member.name)
+        elif not folder:
+            left_out.add(NO_CLASS, member.name)
+        else:
+            key = key if inner or not split else f"{split}/{key}"
+            yield inner or split or "train", key, tar_index, member.offset, member.size, folder
 
 
-def _class_folder(name: str) -> tuple[str, str]:
-    """The key of ``imagenet/train/n01440764/x.JPEG``, from its split on, and its class folder."""
+def _refuse_labels(path: str, names: Iterable[str]) -> None:
+    """Refuses a tar of class folders that holds labels beside photos, as WebDataset does.
+
+    Raises:
+        ValueError: names the option that says what the tar is.
+    """
+    photos, labels = set(), set()
+    for name in names:
+        stem, ending = split_ending(name)
+        if ending in LABEL_ENDINGS:
+            labels.add(stem)
+        elif ending in SUFFIXES:
+            photos.add(stem)
+    if photos & labels:
+        raise ValueError(
+            f"{path} is taken for a tar of class folders, and holds labels beside photos ({min(photos & labels)}): say "
+            "with --kind webdataset that those are the classes"
+        )
+
+
+def _class_folder(name: str) -> tuple[str, str, str]:
+    """The split of ``imagenet/train/n01440764/x.JPEG``, its key, from the split on, and its class folder."""
     names = name.split("/")
-    for split in SPLITS:
-        if split in names[:-2]:
-            names = names[names.index(split) :]
-            return "/".join(names), names[1]
+    for index, folder in enumerate(names[:-2]):
+        if split := split_of_folder(folder):
+            return split, "/".join(names[index:]), names[index + 1]
     wnid = next((name for name in names[:-1] if wnid_in(name) == name), None)
     if wnid is not None:
-        return "/".join(names[names.index(wnid) :]), wnid
-    return name, names[-2] if len(names) > 1 else ""
+        return "", "/".join(names[names.index(wnid) :]), wnid
+    return "", name, names[-2] if len(names) > 1 else ""
 
 
 def _save(path: Path, by_split: dict[str, Photos]) -> None:
@@ -206,6 +280,8 @@ def _save(path: Path, by_split: dict[str, Photos]) -> None:
         }
     content = io.BytesIO()
     arrays["texts"] = np.frombuffer(json.dumps(texts).encode(), np.uint8)
+    left_out = {split: photos.left_out.reasons for split, photos in by_split.items()}
+    arrays["left_out"] = np.frombuffer(json.dumps(left_out).encode(), np.uint8)
     np.savez(content, **arrays)
     write_whole(path, content.getvalue())
 
@@ -213,11 +289,14 @@ def _save(path: Path, by_split: dict[str, Photos]) -> None:
 def _load(path: Path, files: Files, paths: tuple[str, ...]) -> dict[str, Photos]:
     by_split = {}
     with np.load(path) as stored:
+        reasons = json.loads(stored["left_out"].tobytes())
         for split, texts in json.loads(stored["texts"].tobytes()).items():
             values = {
                 name: stored[f"{split}.{name}"] for name in ("text", "starts", "sizes", "labels", "numbers", "offsets")
             }
             reader = PartReader(files, paths, values["numbers"], values["offsets"], values["sizes"])
             keys = Keys(values["text"], values["starts"])
-            by_split[split] = Photos(keys, values["sizes"], values["labels"], reader, texts and tuple(texts))
+            left_out = LeftOut({reason: (count, first) for reason, (count, first) in reasons[split].items()})
+            texts = texts and tuple(texts)
+            by_split[split] = Photos(keys, values["sizes"], values["labels"], reader, texts, left_out=left_out)
     return by_split

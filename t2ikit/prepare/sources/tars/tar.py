@@ -216,15 +216,3 @@ def _folders_of(path: str) -> Iterator[str]:
     """The folders above a path, the nearest first."""
     while path := posixpath.dirname(path):
         yield path
-
-
-def first_member(files: Files, path: str) -> Member:
-    """The first file of a tar.
-
-    Raises:
-        ValueError: no tar, or an empty one.
-    """
-    with OpenTar(files, path) as tar:
-        for member in tar.members():
-            return member
-    raise ValueError(f"{path} is an empty tar: give another --source")

@@ -1,0 +1,242 @@
+"""A source is counted whole: its members are photos, labels of photos, or left out with a reason."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from t2ikit.cli import main
+from t2ikit.prepare.sources import ImageList, find_images
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+NAMES = "cat\tcat\ndog\tdog\n"
+Members = dict[str, bytes | str]
+
+
+def packed(path: Path, members: Members) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            facts = tarfile.TarInfo(name)
+            content = content.encode() if isinstance(content, str) else content
+            facts.size = len(content)
+            tar.addfile(facts, io.BytesIO(content))
+    return path
+
+
+def unpacked(folder: Path, members: Members) -> Path:
+    for name, content in members.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return folder
+
+
+def found(source: Path, tmp_path: Path, **options: Any) -> dict[str, ImageList]:
+    names = tmp_path / "names.tsv"
+    if not names.exists():
+        names.write_text(NAMES)
+    return find_images(str(source), str(names), 0.3, **options)
+
+
+def left_out(lists: dict[str, ImageList]) -> int:
+    return sum(len(images.left_out) for images in lists.values())
+
+
+def keys(images: ImageList) -> list[str]:
+    return sorted(images.keys)
+
+
+CLASS_FOLDERS: Members = {
+    f"{split}/{name}/{number}{ending}": f"{split}{name}{number}"
+    for split in ("train", "val")
+    for name in ("cat", "dog")
+    for number, ending in enumerate((".JPEG", ".jfif", ".jp2", ".heic", ""))
+}
+DEBRIS: Members = {
+    ".DS_Store": "1",
+    "._train": "1",
+    "train/Thumbs.db": "1",
+    "train/cat/.DS_Store": "1",
+    "train/cat/._0.JPEG": "1",
+    "train/cat/@eaDir/0.JPEG/SYNOPHOTO_THUMB_M.jpg": "1",
+    "val/dog/Desktop.ini": "1",
+    "__MACOSX/train/cat/._0.JPEG": "1",
+    "README.md": "1",
+    "train/labels.txt": "1",
+    "test/cat/0.JPEG": "1",
+}
+
+
+@pytest.mark.parametrize("as_tar", [False, True])
+def test_what_systems_leave_behind_is_no_photo(tmp_path: Path, as_tar: bool) -> None:
+    members = {**DEBRIS, **CLASS_FOLDERS}
+    source = packed(tmp_path / "all.tar", members) if as_tar else unpacked(tmp_path / "all", members)
+    lists = found(source, tmp_path)
+    for split in ("train", "val"):
+        assert keys(lists[split]) == sorted(name for name in CLASS_FOLDERS if name.startswith(split))
+    assert left_out(lists) == len(DEBRIS)
+
+
+def test_what_is_left_out_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 20)).save(buffer, "JPEG")
+    photos: Members = {name: buffer.getvalue() for name in CLASS_FOLDERS if name.endswith((".JPEG", ".jfif"))}
+    source = packed(tmp_path / "all.tar", {**DEBRIS, **CLASS_FOLDERS, **photos})
+    names = tmp_path / "names.tsv"
+    names.write_text(NAMES)
+    words = ["prepare", "images", "--source", source, "--out", tmp_path / "o", "--size", "16", "--workers", "0"]
+    assert main([*map(str, words), "--class-names", str(names)]) == 0
+    printed = capsys.readouterr().out
+    assert "8 left out: of the system, not of the source (first .DS_Store)" in printed
+    assert printed.count("4 images of 2 classes, 6 files could not be used") == 2
+
+
+@pytest.mark.parametrize("name", ["validation", "valid", "Val", "VALIDATION"])
+@pytest.mark.parametrize("as_tar", [False, True])
+def test_every_name_of_val_is_val(tmp_path: Path, name: str, as_tar: bool) -> None:
+    members: Members = {f"Train/cat/{k}.jpg": "x" for k in range(4)} | {f"{name}/dog/{k}.jpg": "x" for k in range(3)}
+    source = packed(tmp_path / "all.tar", members) if as_tar else unpacked(tmp_path / "all", members)
+    lists = found(source, tmp_path)
+    assert keys(lists["val"]) == sorted(key for key in members if key.startswith(name))
+    assert (len(lists["train"]), len(lists["val"])) == (4, 3)
+
+
+def test_two_folders_of_val_are_refused(tmp_path: Path) -> None:
+    names = ("train/cat/1.jpg", "val/cat/1.jpg", "validation/cat/1.jpg")
+    source = unpacked(tmp_path / "all", dict.fromkeys(names, "x"))
+    with pytest.raises(ValueError, match="two folders of val, val and validation"):
+        found(source, tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    (tmp_path / "names.tsv").write_text("train\ttrain\nbus\tbus\n")
+    names = [f"{name}/{k}.jpg" for name in ("train", "bus") for k in range(9)]
+    lists = found(unpacked(tmp_path / "all", dict.fromkeys(names, "x")), tmp_path)
+    assert len(lists["train"]) + len(lists["val"]) == 18
+
+
+def sample(name: str, ending: str = "jpg") -> Members:
+    return {f"{name}.{ending}": name, f"{name}.cls": str(int(name.replace(".", "")) % 2)}
+
+
+PHOTO_ENDINGS = ["jpg", "jfif", "jpe", "JPEG", "jp2", "heic", "tiff", "avif", "webp"]
+
+
+def total(lists: dict[str, ImageList]) -> dict[str, int]:
+    """Content of every photo -> its class."""
+    return {images.read(k).decode(): int(images.class_ids[k]) for images in lists.values() for k in range(len(images))}
+
+
+@pytest.mark.parametrize("order", ["together", "photos first", "labels first", "shuffled"])
+@pytest.mark.parametrize("dots", [False, True])
+def test_every_sample_of_a_webdataset_is_read(tmp_path: Path, order: str, dots: bool) -> None:
+    samples: Members = {}
+    for number in range(30):
+        name = f"22.{number:02d}" if dots else f"{number:03d}"
+        samples |= sample(name, PHOTO_ENDINGS[number % len(PHOTO_ENDINGS)])
+    names = list(samples)
+    if order == "shuffled":
+        np.random.default_rng(0).shuffle(names)
+    elif order != "together":
+        names.sort(key=lambda name: name.endswith(".cls") == (order == "photos first"))
+    lists = found(packed(tmp_path / "a.tar", {name: samples[name] for name in names}), tmp_path)
+    read = total(lists)
+    assert len(read) == 30 and left_out(lists) == 0
+    assert all(class_id == int(name.replace(".", "")) % 2 for name, class_id in read.items())
+
+
+def test_the_rest_of_a_webdataset_is_counted(tmp_path: Path) -> None:
+    rest: Members = {
+        "000.seg.png": "mask",
+        "001.txt": "a cat",
+        "090.cls": "1",
+        "091.txt": "no photo",
+        "._000.jpg": "1",
+        ".DS_Store": "1",
+    }
+    members: Members = {"README": "1"}
+    for number in range(20):
+        members |= sample(f"{number:03d}")
+    lists = found(packed(tmp_path / "a.tar", {**members, **rest}), tmp_path)
+    assert len(total(lists)) == 20
+    assert left_out(lists) == len(rest) + 1
+    assert {reason for images in lists.values() for reason in images.left_out.reasons} == {
+        "a further picture of a sample",
+        "labels without a photo",
+        "neither photo nor label (.txt)",
+        "neither photo nor label (no ending)",
+        "of the system, not of the source",
+    }
+
+
+def test_the_kept_index_counts_too(tmp_path: Path) -> None:
+    source = packed(tmp_path / "all.tar", {**DEBRIS, **CLASS_FOLDERS})
+    counts = [left_out(found(source, tmp_path, index=tmp_path / "index")) for _ in range(2)]
+    assert counts == [len(DEBRIS)] * 2
+
+
+def test_kind_says_what_a_source_is(tmp_path: Path) -> None:
+    photos: Members = {f"cat/{k:03d}.jpg": "x" for k in range(30)}
+    labels: Members = {f"cat/{k:03d}.cls": str(k % 2) for k in range(30)}
+    tar = packed(tmp_path / "all.tar", {**photos, **labels})
+    with pytest.raises(ValueError, match="--kind webdataset"):
+        found(tar, tmp_path)
+    assert sum(map(len, found(tar, tmp_path, kind="webdataset").values())) == 30
+    folder = unpacked(tmp_path / "both", photos)
+    packed(folder / "a.tar", {**photos, **labels})
+    with pytest.raises(ValueError, match="holds both a.tar and photos, such as cat/0.*--kind"):
+        found(folder, tmp_path)
+    assert keys(found(folder, tmp_path, kind="folders")["train"])[0].startswith("cat/")
+    assert keys(found(folder, tmp_path, kind="webdataset")["train"])[0].startswith("all/cat/") is False
+    with pytest.raises(ValueError, match="no file of --kind parquet"):
+        found(folder, tmp_path, kind="parquet")
+
+
+@pytest.mark.parametrize("form", ["composed", "decomposed"])
+@pytest.mark.parametrize("space", ["", " "])
+def test_class_folders_match_in_any_unicode_form(tmp_path: Path, form: str, space: str) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    in_file, on_disk = (composed, decomposed) if form == "composed" else (decomposed, composed)
+    (tmp_path / "names.tsv").write_bytes(b"\xef\xbb\xbf" + f"{in_file}\tcaf\u00e9\r\ndog\tdog\r\n".encode())
+    names = [f"{name}/{k}.jpg" for name in (on_disk + space, "dog") for k in range(9)]
+    lists = found(unpacked(tmp_path / "all", dict.fromkeys(names, "x")), tmp_path)
+    assert lists["train"].class_names == {0: "caf\u00e9", 1: "dog"}
+
+
+def test_names_that_differ_too_little_or_too_much_are_shown(tmp_path: Path) -> None:
+    both = {"cat/1.jpg": "x", "cat /2.jpg": "x", "dog/1.jpg": "x"}
+    with pytest.raises(ValueError, match="differ only in spaces or in their Unicode form, 'cat' and 'cat '"):
+        found(unpacked(tmp_path / "both", both), tmp_path)
+    with pytest.raises(ValueError, match=r"Cat, which is not in .*\('Cat' is not 'cat'\)"):
+        found(unpacked(tmp_path / "case", {"Cat/1.jpg": "x", "dog/1.jpg": "x"}), tmp_path)
+
+
+@pytest.mark.parametrize("photo_type", [pa.binary(), pa.large_binary(), pa.binary_view()])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pa.array(["cat", "dog"] * 10, pa.large_string()),
+        pa.array(["cat", "dog"] * 10, pa.string_view()),
+        pa.array(["cat", "dog"] * 10).dictionary_encode(),
+        pa.array(["cat", "dog"] * 10, pa.large_string()).dictionary_encode(),
+        pa.array([0, 1] * 10, pa.uint8()),
+        pa.array([0, 1] * 10).dictionary_encode(),
+    ],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_parquet_of_other_writers(tmp_path: Path, photo_type: Any, labels: Any, nested: bool) -> None:
+    photos = pa.array([str(k).encode() for k in range(20)], photo_type)
+    if nested:
+        photos = pa.StructArray.from_arrays([photos, pa.array([f"{k}.jpg" for k in range(20)])], ["bytes", "path"])
+    folder = tmp_path / "data"
+    folder.mkdir()
+    pq.write_table(pa.table({"image": photos, "label": labels}), folder / "train-00000-of-00001.parquet")
+    assert total(found(folder, tmp_path)) == {str(k): k % 2 for k in range(20)}

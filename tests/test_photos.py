@@ -1,0 +1,89 @@
+"""JPEG files that are not complete: every way in which half a file comes to pass is refused, and whole ones are not."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from t2ikit.photos import BadImage, decode, read_rgb
+
+END = b"\xff\xd9"
+HTML = b"<html><body>504 Gateway Timeout</body></html>\n" * 8
+
+
+def photo(mode: str = "RGB") -> Image.Image:
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8))
+    return coarse.resize((160, 120), Image.Resampling.BICUBIC).convert(mode)
+
+
+def jpeg(image: Image.Image, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+KINDS = {
+    "baseline": jpeg(photo()),
+    "fine": jpeg(photo(), quality=97, subsampling=0),
+    "grey": jpeg(photo("L")),
+    "inks": jpeg(photo("CMYK")),
+    "restarts": jpeg(photo(), restart_marker_blocks=4),
+    "progressive": jpeg(photo(), progressive=True),
+    "progressive grey": jpeg(photo("L"), progressive=True, quality=95),
+    "small codes": jpeg(photo(), optimize=True),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0.4, 0.6, 0.8, 0.95])
+@pytest.mark.parametrize("rest", [b"", END, HTML, bytes(4096), HTML + END], ids=["cut", "end", "html", "zeros", "both"])
+def test_a_part_of_a_file_is_refused(kind: str, share: float, rest: bytes) -> None:
+    content = KINDS[kind]
+    data = content.index(b"\xff\xda")
+    cut = data + 14 + int(share * (len(content) - data - 16))
+    with pytest.raises(BadImage):
+        decode(content[:cut] + rest, 16)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_headers_alone_are_refused(kind: str) -> None:
+    content = KINDS[kind]
+    start = content.index(b"\xff\xda")
+    end = start + 2 + int.from_bytes(content[start + 2 : start + 4], "big")
+    with pytest.raises(BadImage):
+        decode(content[:end] + END, 16)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("behind", [b"", b"\0" * 64, HTML], ids=["nothing", "zeros", "text"])
+def test_a_whole_file_is_read_whatever_follows_its_end(kind: str, behind: bytes) -> None:
+    content = KINDS[kind]
+    expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).transpose(2, 0, 1)
+    assert np.array_equal(read_rgb(content + behind), expected)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"optimize": True}, {"restart_marker_blocks": 2}])
+def test_a_grey_picture_is_no_half(mode: str, options: dict[str, Any]) -> None:
+    content = jpeg(Image.new("RGB", (100, 60), (128, 128, 128)).convert(mode), **options)
+    assert (read_rgb(content) == 128).all()
+
+
+def test_large_pictures_are_read_and_bombs_are_not() -> None:
+    buffer = io.BytesIO()
+    Image.new("1", (16000, 15000), 1).save(buffer, "PNG")
+    assert (decode(buffer.getvalue(), 8) == 255).all()
+    buffer = io.BytesIO()
+    Image.new("1", (20000, 14000)).save(buffer, "PNG")
+    with pytest.raises(BadImage, match="20000 x 14000 pixels, more than"):
+        decode(buffer.getvalue(), 8)
+
+
+def test_a_heic_picture_is_called_by_its_name() -> None:
+    with pytest.raises(BadImage, match="HEIC"):
+        decode(b"\0\0\0\x18ftypheic" + bytes(64), 8)
