@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -53,23 +52,26 @@ class WrongSize(BadImage):
     """A picture of another size than the one asked for."""
 
 
-def decode(content: bytes, size: int) -> np.ndarray:
-    """The centre square of a picture, resized to S x S (bilinear, antialiased); see :func:`read_rgb`.
+def decode(content: bytes, size: int | tuple[int, int]) -> np.ndarray:
+    """The centre of a picture, as large as its aspect allows, resized (bilinear, antialiased); see :func:`read_rgb`.
 
     Args:
         content: the bytes of the file.
-        size: S in pixels.
+        size: (H, W) in pixels, or S of a square.
 
     Returns:
-        [3, S, S] uint8.
+        [3, H, W] uint8.
 
     Raises:
         BadImage: the reason why there is no image.
     """
     image = _rgb_image(content, None)
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    return _planes(image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)))
+    height, width = (size, size) if isinstance(size, int) else size
+    across = min(image.width, image.height * width / height)
+    down = min(image.height, image.width * height / width)
+    left, top = (image.width - across) / 2, (image.height - down) / 2
+    box = (left, top, left + across, top + down)
+    return _planes(image.resize((width, height), Image.Resampling.BILINEAR, box=box))
 
 
 def read_rgb(content: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -93,15 +95,15 @@ def read_rgb(content: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
     return _planes(_rgb_image(content, size))
 
 
-def size_of(path: Path) -> tuple[int, int]:
-    """Width and height of a picture file as :func:`read_rgb` gives it; nothing is decoded.
+def size_of(file: BinaryIO) -> tuple[int, int]:
+    """Width and height of a picture as :func:`read_rgb` gives it; nothing is decoded.
 
     Raises:
         BadImage: the file is no picture.
         OSError: it cannot be read.
     """
-    with path.open("rb") as stream, _reasons(stream.read(16)):
-        image = _opened(stream)
+    with _reasons(file.read(16)):
+        image = _opened(file)
         if image.format == "PNG" and "exif" not in image.info:
             return image.size  # Pillow would decode it, to look behind the pixels
         try:

@@ -172,12 +172,10 @@ class PictureFiles(StoredImages):
         if not paths:
             raise ValueError("no pictures to read")
         self.paths = paths
-        with _named(paths[0]):
-            width, height = size_of(paths[0])
+        width, height = _size_of(paths[0])
         super().__init__(len(paths), (height, width))
         for path in paths:
-            with _named(path):
-                size = size_of(path)
+            size = _size_of(path)
             if size != (width, height):
                 raise ValueError(
                     f"{path} has {size[0]} x {size[1]} pixels, not {width} x {height} as {paths[0]}: bring all to one "
@@ -189,6 +187,11 @@ class PictureFiles(StoredImages):
         path = self.paths[index]
         with _named(path):
             return read_rgb(path.read_bytes(), (self.shape[3], self.shape[2]))
+
+
+def _size_of(path: Path) -> tuple[int, int]:
+    with _named(path), path.open("rb") as file:
+        return size_of(file)
 
 
 @contextmanager

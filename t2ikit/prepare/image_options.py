@@ -17,6 +17,9 @@ class ImageOptions:
         seed: decides the order of the photos.
         strict: stop at the first file that cannot be used.
         picture_format: how the images are stored; `raw` is read fastest, a lossless PNG or WebP takes less disk.
+        bucket: sizes of aspect buckets, in place of --size, such as 256x256 320x192 192x320: each photo goes to the
+            one whose aspect is nearest to its own, DIR/images/<split>/<width over height>; snapshots use the first of
+            the names, 1.00 before others. Several values, or given several times.
         append: add the photos that are new in the source at the end of the set; the images that it has stay as they
             are, and their photos are not read again; captions, cutmix and encode then process the new ones only.
     """
@@ -24,6 +27,7 @@ class ImageOptions:
     seed: int = 0
     strict: bool = False
     picture_format: Literal["raw", "png", "webp"] = "raw"
+    bucket: Annotated[tuple[str, ...] | None, "HEIGHTxWIDTH"] = None
     append: bool = False
 
 

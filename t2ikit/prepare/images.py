@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from t2ikit.launch import first_rank
 from t2ikit.photos import BadImage, decode
+from t2ikit.prepare.buckets import bucket_shapes, dealt
 from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.engine.shards import Rejected, Results
 from t2ikit.prepare.engine.work import HostWork
@@ -41,13 +42,14 @@ def prepare_images(
     seed: int = ImageOptions.seed,
     strict: bool = ImageOptions.strict,
     picture_format: str = ImageOptions.picture_format,
+    bucket: Sequence[str] | None = None,
     append: bool = ImageOptions.append,
     launch: Launch = ON_THIS_CPU,
     shard_size: int | None = None,
     overwrite: bool = False,
     **source_options: Any,
 ) -> dict[str, Manifest]:
-    """Writes the image sets ``out/images/train`` and ``out/images/val``.
+    """Writes the image sets ``out/images/train`` and ``out/images/val``, or those of aspect buckets below these.
 
     The arguments are the options of ``t2ikit prepare images``; its ``--help`` explains them.
 
@@ -66,6 +68,8 @@ def prepare_images(
     if append and overwrite:
         raise ValueError("--append keeps what is there, --overwrite replaces it: give one of them")
     root = Path(out)
+    shapes = bucket_shapes(bucket or ())
+    _refuse_mixture(root, shapes)
     lists = find_images(source, class_names, val_share, seed, index=root / IMAGES / ".index", **source_options)
     for images in lists.values() if first_rank() else ():
         for line in images.left_out.lines(str(images.root)):
@@ -73,16 +77,38 @@ def prepare_images(
     step = _Step(
         root,
         str(source),
-        size,
+        (size, size),
         seed,
         strict,
         append,
         "" if picture_format == "raw" else picture_format,
+        shapes,
         launch,
         shard_size,
         overwrite,
     )
-    return {split: step.run(split, images) for split, images in lists.items()}
+    if not shapes:
+        return {split: step.run(split, images) for split, images in lists.items()}
+    index = root / IMAGES / ".index"
+    dealt_lists = {split: dealt(images, shapes, index, split, launch) for split, images in lists.items()}
+    return {
+        f"{split}/{name}": replace(step, size=shapes[name]).run(f"{split}/{name}", images)
+        for split, of_buckets in dealt_lists.items()
+        for name, images in of_buckets.items()
+    }
+
+
+def _refuse_mixture(root: Path, shapes: Mapping[str, tuple[int, int]]) -> None:
+    """A data set has one shape, or the same buckets in every split.
+
+    Raises:
+        FileExistsError: it has others; names ``--bucket``.
+    """
+    before = [name.partition("/")[2] for name in set_names(root / IMAGES)]
+    strange = sorted(set(before) - set(shapes or ("",)))
+    if strange:
+        had = f"the buckets {', '.join(strange)}" if any(strange) else "images of one size, without buckets"
+        raise FileExistsError(f"{root / IMAGES} has {had}: give the same --bucket as before, or choose another --out")
 
 
 @dataclass(frozen=True)
@@ -91,11 +117,12 @@ class _Step:
 
     root: Path
     source: str
-    size: int
+    size: tuple[int, int]
     seed: int
     strict: bool
     append: bool
     codec: str
+    buckets: Mapping[str, tuple[int, int]]
     launch: Launch
     shard_size: int | None
     overwrite: bool
@@ -103,10 +130,11 @@ class _Step:
     def run(self, split: str, images: ImageList) -> Manifest:
         """Makes the set of one split, or appends to it."""
         folder = self.root / IMAGES / split
-        digest = sha256_of_json([images.sha256, images.class_names, self.seed])
+        inputs = [images.sha256, images.class_names, self.seed]
+        digest = sha256_of_json([*inputs, list(self.buckets)] if self.buckets else inputs)
         wanted = Manifest(
             kind="pixels",
-            image_shape=(3, self.size, self.size),
+            image_shape=(3, *self.size),
             image_codec=self.codec,
             source=self.source,
             versions=versions("pillow"),
@@ -119,14 +147,14 @@ class _Step:
             elif self.append:
                 images = unlisted(images, folder, len(hashes_before))
                 hashes = [*hashes_before, digest] if len(images) else hashes_before
-        options = {"image_shape": "--size", "image_codec": "--picture-format"}
+        options = {"image_shape": "--bucket" if self.buckets else "--size", "image_codec": "--picture-format"}
         part = parts_done(folder, wanted, hashes, self.overwrite, options, lambda: _inputs_that_differ(images, folder))
         if part == len(hashes):
             if first_rank() and (folder / list_name(0)).is_file():  # an earlier call may have been killed before it
                 _list_bad(folder, part)
             print(f"{folder}: up to date")
             return Manifest.read(folder)
-        bytes_each = 3 * self.size**2 + _METADATA_BYTES
+        bytes_each = 3 * self.size[0] * self.size[1] + _METADATA_BYTES
         require_disk(self.root, len(images), bytes_each, str(folder), work_folder(folder, part))
         work = _Decoding(images, self.size, self.strict, digest, self.codec)
         shard_size = shard_size_of(bytes_each, self.shard_size)
@@ -149,7 +177,7 @@ class _Step:
 class _Decoding(HostWork):
     """Photos to records."""
 
-    def __init__(self, images: ImageList, size: int, strict: bool, digest: str, codec: str) -> None:
+    def __init__(self, images: ImageList, size: tuple[int, int], strict: bool, digest: str, codec: str) -> None:
         self.images = images
         self.size = size
         self.strict = strict

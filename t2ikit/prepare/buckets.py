@@ -1,0 +1,121 @@
+"""Aspect buckets of photos: each photo goes to the bucket whose aspect is nearest to its own.
+
+A bucket is an image set of its own, ``images/train/0.75``, named by its width over its height.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from t2ikit.files import write_whole
+from t2ikit.photos import BadImage, size_of
+from t2ikit.prepare.engine.engine import run_work
+from t2ikit.prepare.engine.launch import Launch
+from t2ikit.prepare.engine.work import HostWork
+from t2ikit.prepare.sources import ImageList
+from t2ikit.prepare.steps import sha256_of_json
+
+_PATIENCE = 600.0
+_UNKNOWN = (0, 0)
+_SHAPE = struct.Struct("<II")
+
+
+def bucket_shapes(sizes: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """(H, W) of the buckets by their names, in the order of ``sizes``.
+
+    Args:
+        sizes: ``HEIGHTxWIDTH`` each, in pixels.
+
+    Raises:
+        ValueError: one is no size, or two have the same aspect; names ``--bucket``.
+
+    Example:
+        >>> bucket_shapes(["256x256", "320x192"])
+        {'1.00': (256, 256), '0.60': (320, 192)}
+    """
+    shapes: dict[str, tuple[int, int]] = {}
+    for size in sizes:
+        match = re.fullmatch(r"([0-9]+)x([0-9]+)", size)
+        height, width = (int(match[1]), int(match[2])) if match else (0, 0)
+        if min(height, width) < 4:
+            raise ValueError(f"--bucket expects HEIGHTxWIDTH of at least 4 pixels each, such as 256x256; got {size!r}")
+        name = f"{width / height:.2f}"
+        if name in shapes:
+            raise ValueError(f"--bucket {size} has the aspect {name} of another bucket: give each aspect once")
+        shapes[name] = height, width
+    return shapes
+
+
+def dealt(
+    images: ImageList, shapes: Mapping[str, tuple[int, int]], index: Path, label: str, launch: Launch
+) -> dict[str, ImageList]:
+    """The photos of every bucket, in their order; a photo that cannot be read goes to the first, which lists it as bad.
+
+    The sizes of the photos are read once, from their heads, and kept.
+
+    Args:
+        images: of one split.
+        shapes: (H, W) of the buckets, by name.
+        index: folder where the sizes are kept.
+        label: of the progress bar.
+        launch: processes that read.
+
+    Raises:
+        ValueError: a bucket gets no photo.
+    """
+    sizes = _sizes(images, index, label, launch).astype(np.float64)
+    aspects = np.log([width / height for height, width in shapes.values()])
+    known = sizes.min(axis=1) > 0
+    aspect = np.log(np.divide(sizes[:, 0], sizes[:, 1], out=np.ones(len(sizes)), where=known))
+    nearest = np.where(known, np.abs(aspect[:, None] - aspects).argmin(axis=1), 0)
+    lists = {}
+    for bucket, (name, (height, width)) in enumerate(shapes.items()):
+        chosen = np.flatnonzero(nearest == bucket)
+        if not len(chosen):
+            raise ValueError(f"{label}: no photo is nearest to the aspect of --bucket {height}x{width}: leave it out")
+        lists[name] = images.take(chosen)
+    return lists
+
+
+def _sizes(images: ImageList, index: Path, label: str, launch: Launch) -> np.ndarray:
+    """Width and height of every photo, [N, 2] uint32; 0 where it cannot be read."""
+    order = sha256_of_json([images.sha256, [images.keys[position] for position in range(len(images))]])
+    path = index / f"sizes-{order[:16]}-{len(images)}.npy"
+    if not path.is_file():
+        results = run_work(_Measuring(images, order), index / f".{path.stem}.work", launch, f"sizes of {label}")
+        if results.chief:
+            content = io.BytesIO()
+            np.save(content, np.array([_SHAPE.unpack(result) for result in results], np.uint32).reshape(-1, 2))
+            write_whole(path, content.getvalue())
+        results.discard()
+    until = time.monotonic() + _PATIENCE  # the chief writes it
+    while not path.is_file():
+        if time.monotonic() > until:
+            raise ValueError(f"{path} was not written by the first process: --out must be shared by all machines")
+        time.sleep(0.2)
+    sizes: np.ndarray = np.load(path, allow_pickle=False)
+    return sizes
+
+
+class _Measuring(HostWork):
+    """Photos to their sizes."""
+
+    def __init__(self, images: ImageList, digest: str) -> None:
+        self.images = images
+        self.identity = sha256_of_json([digest, len(images), "sizes"])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def load(self, index: int) -> bytes:
+        try:
+            return _SHAPE.pack(*size_of(io.BytesIO(self.images.read(index))))
+        except (BadImage, OSError):
+            return _SHAPE.pack(*_UNKNOWN)
