@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 from dataclasses import is_dataclass
@@ -14,6 +16,11 @@ import pytest
 import torch
 
 from t2ikit.denoisers import CADI, Denoiser, DiTI
+from t2ikit.files import write_whole
+from t2ikit.records.chunks import Chunk, ChunkBuffer
+from t2ikit.records.record import Record
+from t2ikit.records.record_set import RecordSet
+from t2ikit.records.writing import extend_set
 
 Network = TypeVar("Network", bound=Denoiser)
 EXPERIMENT = """
@@ -72,6 +79,30 @@ def assert_same(first: Any, second: Any, name: str = "") -> None:
             assert_same(value, second[key], f"{name} {key}")
     else:
         assert torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second, name
+
+
+def record_of_version_1(record: Record) -> bytes:
+    """As the first version of the format wrote an image without states."""
+    details = json.dumps({"captions": list(record.captions), "metadata": record.metadata}).encode()
+    offset = 40 + record.image.nbytes
+    codes = (0, 0, len(record.captions), 0, 0)
+    header = struct.pack("<4sHBBHHI4III", b"T2IR", 1, *codes, *record.image.shape, 0, offset, len(details))
+    return header + record.image.tobytes() + details
+
+
+def to_version_1(folder: Path) -> dict[str, Any]:
+    """Turns a set of images into one of the first version of the format; the content of its manifest."""
+    records = RecordSet(folder)
+    path = folder.with_name("shard.bin")
+    digest = write_whole(path, ChunkBuffer(record_of_version_1(record) for record in records).content())
+    chunk = Chunk("", len(records), path.stat().st_size, digest)
+    written = extend_set(folder, [(path, chunk)], records.manifest, overwrite=True)
+    path.unlink()
+    manifest: dict[str, Any] = {**json.loads(written.to_json()), "version": 1, "text_dim": 0, "text_encoder": None}
+    for name in ("image_codec", "texts", "further", "parts"):
+        del manifest[name]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return manifest
 
 
 def enter(folder: Path, patch: pytest.MonkeyPatch, files: dict[str, str]) -> Path:

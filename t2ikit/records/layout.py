@@ -72,13 +72,15 @@ class Layout:
         captions_count: captions whose states are stored: all of a record, or none.
 
     Raises:
-        ValueError: an unknown kind of storage, an array that comes twice, or the captions of a text encoder are not
-            0, 1, ... or others than those of another encoder.
+        ValueError: too many arrays, an unknown kind of storage, an array that comes twice, or the captions of a text
+            encoder are not 0, 1, ... or others than those of another encoder.
     """
 
     def __init__(self, entries: Sequence[tuple[str, str, int]]) -> None:
         text = json.dumps([list(entry) for entry in entries], ensure_ascii=False, separators=(",", ":")).encode()
         self.block = _CHECKSUM.pack(zlib.crc32(text)) + text
+        if len(self.block) >= 2**16:
+            raise ValueError(f"a record of {len(entries)} arrays: their names take more than 64 kB")
         self.columns: dict[str, Column] = {}
         count = 0
         for name, storage, axes in entries:

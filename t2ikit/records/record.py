@@ -67,9 +67,9 @@ class Record:
         else:
             known = isinstance(image, Compressed)
         if not known:
-            found = f"{image.shape} {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
+            given = f"{image.shape} {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
             raise ValueError(
-                f"a stored image is [3, H, W] uint8 or [2, C, H, W] float16 (mean, std), or compressed; got {found}"
+                f"a stored image is [3, H, W] uint8 or [2, C, H, W] float16 (mean, std), or compressed; got {given}"
             )
         texts = self.layout.texts
         for encoder, captions in texts.items():

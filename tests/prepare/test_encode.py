@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+import tiny
 from t2ikit.encoders import LatentSpace, TextEncoder, build_small_t5
 from t2ikit.prepare.captions.caption_file import CaptionSet
 from t2ikit.prepare.captions.captions import prepare_captions
 from t2ikit.prepare.captions.lines import CaptionLines
+from t2ikit.prepare.check.check import prepare_check
 from t2ikit.prepare.encode.caption_encoder import CaptionEncoder
 from t2ikit.prepare.encode.encode import prepare_encode
 from t2ikit.prepare.encode.encoders import Encoded, Encoders
@@ -160,6 +162,27 @@ def test_the_option_that_differs_is_named(prepared: Path, change: dict[str, Any]
     options = {"autoencoder": "pixels", "text_encoder": "small", "text_dim": 32}
     with pytest.raises(FileExistsError, match=f"made from other inputs: {named}.*--overwrite"):
         prepare_encode(prepared, **{**options, **change})
+
+
+def test_a_data_set_of_the_first_version_is_encoded_anew_from_its_images(prepared: Path) -> None:
+    """Its photos may be gone: images and captions stay as they are."""
+    options = {"autoencoder": "pixels", "text_encoder": "small", "text_dim": 32}
+    expected = [record.to_bytes() for record in RecordSet(prepared / "train")]
+    shutil.rmtree(prepared / "captions")
+    for name in ("train", "val", "train_cmall"):
+        images = tiny.to_version_1(prepared / "images" / name)
+        encoder = {"name": "text_encoder", "revision": None, "sha256": "ab"}
+        old = {**images, "text_dim": 32, "text_encoder": encoder}
+        (prepared / name / "manifest.json").write_text(json.dumps(old))
+    prepare_captions(prepared)
+    before = {path: path.read_bytes() for path in prepared.glob("images/*/*")}
+    with pytest.raises(ValueError, match=f"earlier version(.|\n)*prepare encode --out {prepared} --overwrite"):
+        prepare_encode(prepared, **options)
+    assert any("earlier version" in finding for finding in prepare_check(prepared))
+    prepare_encode(prepared, **options, overwrite=True)
+    assert [record.to_bytes() for record in RecordSet(prepared / "train")] == expected
+    assert {path: path.read_bytes() for path in prepared.glob("images/*/*")} == before
+    assert prepare_check(prepared) == []
 
 
 def test_small_encoder_that_lacks_words_is_refused(prepared: Path, tmp_path: Path) -> None:

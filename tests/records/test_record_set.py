@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import shutil
-import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import tiny
 from t2ikit.files import write_whole
 from t2ikit.pretrained import EncoderReference
 from t2ikit.records.chunks import Chunk, ChunkBuffer
@@ -372,32 +372,16 @@ def test_a_set_is_extended_without_a_copy(tmp_path: Path) -> None:
     assert made.count == 3 and made.parts == (Part(3, 1, "one"),) and not (target / "list.tsv").exists()
 
 
-def record_of_version_1(record: Record) -> bytes:
-    """As the first version of the format wrote an image without states."""
-    details = json.dumps({"captions": list(record.captions), "metadata": record.metadata}).encode()
-    offset = 40 + record.image.nbytes
-    codes = (0, 0, len(record.captions), 0, 0)
-    header = struct.pack("<4sHBBHHI4III", b"T2IR", 1, *codes, *record.image.shape, 0, offset, len(details))
-    return header + record.image.tobytes() + details
-
-
 def test_images_of_version_1_are_read_and_its_encoded_sets_refused(tmp_path: Path) -> None:
-    records = [Record({"image": make_record(index).image}, (), {"key": str(index)}) for index in range(5)]
-    chunk = ChunkBuffer(record_of_version_1(record) for record in records)
-    path = tmp_path / "shard.bin"
-    written = Chunk("", 5, 0, write_whole(path, chunk.content()))
     target = tmp_path / "images" / "train"
-    extend_set(target, [(path, replace(written, size=path.stat().st_size))], Manifest("pixels", (3, 8, 8)))
-    manifest = json.loads((target / "manifest.json").read_text())
-    before = {**manifest, "version": 1, "text_dim": 0, "text_encoder": None}
-    for name in ("image_codec", "texts", "further", "parts"):
-        del before[name]
-    (target / "manifest.json").write_text(json.dumps(before))
+    records = [Record({"image": make_record(index).image}, (), {"key": str(index)}) for index in range(5)]
+    write_set(target, records, Manifest("pixels", (3, 8, 8)))
+    before = tiny.to_version_1(target)
     stored = RecordSet(target)
     assert stored.manifest.parts == (Part(5, 1, ""),) and stored.manifest.texts == {}
     for mine, theirs in zip(stored, records, strict=True):
         assert_equal(mine, theirs)
-    content = record_of_version_1(records[0])
+    content = tiny.record_of_version_1(records[0])
     for damaged in (
         content[:30],
         content[:-1],

@@ -47,7 +47,9 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
     """Shows a default where there is one: also 0, which argparse takes for an absent one if it is compared by value."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        absent = action.default in (None, "") or action.default is False
+        absent = action.default in (None, "", ()) or action.default is False
+        if isinstance(action.default, list):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
         return action.help if absent else super()._get_help_string(action)
 
 
