@@ -152,8 +152,9 @@ class TextToImage(Learner, L.LightningModule):
         if self.start is not None and stage == "fit" and self.trainer.ckpt_path is None:
             self.started_from = start_from(self.denoiser, self.start)
             self.trainer.print("starts from", ", ".join(filter(None, self.started_from.values())))
-        self.unconditional = data.unconditional()
-        self._check_pooled(self.unconditional)
+        empty = data.unconditional()
+        self._check_pooled(empty)
+        self.unconditional = empty
         # A plugin of 16-bit weights would cast the stored batch as well, noise quantile and posterior included; the
         # denoiser casts what it needs, and the rest of a step is in fp32.
         self.trainer.precision_plugin.convert_input = _unchanged  # type: ignore[method-assign]
