@@ -300,7 +300,7 @@ class TextToImage(Learner, L.LightningModule):
             self.process,
             noise,
             text,
-            uncond if uncond is not None else self.objective.empty_prompt(noise.device),
+            uncond if uncond is not None else self._empty_prompt(noise.device),
             steps=steps,
             guidance=guidance,
             method=method,
@@ -309,6 +309,12 @@ class TextToImage(Learner, L.LightningModule):
             progress=progress,
         )
         return self.space.images(x_0)
+
+    def _empty_prompt(self, device: torch.device) -> Texts:
+        empty = self.unconditional
+        if empty is not None and each_text(empty)[0].mask.device == device:
+            return empty
+        return self.objective.empty_prompt(device)
 
     def _threshold(self) -> Threshold:
         """The bound of the space on estimates of x_0, where the process bounds them at all."""

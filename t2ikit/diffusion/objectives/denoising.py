@@ -115,7 +115,10 @@ class Denoising(Objective):
             drop = torch.from_numpy(next(columns))
             return text.replace(drop.to(text.mask.device, non_blocking=True), empty)
 
-        return map_texts(replaced, batch.text, self.empty_prompt(batch.latents.device))
+        substitutes = self.unconditional  # on its device already, but in the first step
+        if substitutes is None or each_text(substitutes)[0].mask.device != batch.latents.device:
+            substitutes = self.empty_prompt(batch.latents.device)
+        return map_texts(replaced, batch.text, substitutes)
 
     def kept(self, slot: int, count: int, rng: Keyed) -> Tensor | None:
         """[B] bool on the CPU: which samples are self-conditioned; None if none ever is.
