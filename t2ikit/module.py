@@ -154,6 +154,7 @@ class TextToImage(Learner, L.LightningModule):
             self.trainer.print("starts from", ", ".join(filter(None, self.started_from.values())))
         empty = data.unconditional()
         self._check_pooled(empty)
+        self.objective.check_texts(empty)
         self.unconditional = empty
         # A plugin of 16-bit weights would cast the stored batch as well, noise quantile and posterior included; the
         # denoiser casts what it needs, and the rest of a step is in fp32.
