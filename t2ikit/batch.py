@@ -145,8 +145,18 @@ Texts = Text | tuple[Text, ...]
 
 
 def each_text(texts: Texts) -> tuple[Text, ...]:
-    """The text of every encoder."""
-    return (texts,) if isinstance(texts, Text) else texts
+    """The text of every encoder.
+
+    Raises:
+        ValueError: something else than texts.
+    """
+    if isinstance(texts, Text):
+        return (texts,)
+    if not isinstance(texts, tuple) or not all(isinstance(text, Text) for text in texts):
+        raise ValueError(
+            f"a Text was expected, or a tuple with one for each of several text encoders; got a {type(texts).__name__}"
+        )
+    return texts
 
 
 def map_texts(function: Callable[..., Text], *texts: Texts) -> Texts:

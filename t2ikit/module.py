@@ -157,9 +157,10 @@ class TextToImage(Learner, L.LightningModule):
         if self.start is not None and stage == "fit" and self.trainer.ckpt_path is None:
             self.started_from = start_from(self.denoiser, self.start)
             self.trainer.print("starts from", ", ".join(filter(None, self.started_from.values())))
-        empty_prompt: Texts = data.unconditional()
-        self._check_pooled(empty_prompt)
-        self.unconditional = empty_prompt
+        empty = data.unconditional()
+        self._check_pooled(empty)
+        self.objective.check_texts(empty)
+        self.unconditional = empty
         # A plugin of 16-bit weights would cast the stored batch as well, noise quantile and posterior included; the
         # denoiser casts what it needs, and the rest of a step is in fp32.
         self.trainer.precision_plugin.convert_input = _unchanged  # type: ignore[method-assign]
@@ -305,7 +306,7 @@ class TextToImage(Learner, L.LightningModule):
             self.process,
             noise,
             text,
-            uncond if uncond is not None else self.objective.empty_prompt(noise.device),
+            uncond if uncond is not None else self._empty_prompt(noise.device),
             steps=steps,
             guidance=guidance,
             method=method,
@@ -314,6 +315,12 @@ class TextToImage(Learner, L.LightningModule):
             progress=progress,
         )
         return self.space.images(x_0)
+
+    def _empty_prompt(self, device: torch.device) -> Texts:
+        empty = self.unconditional
+        if empty is not None and each_text(empty)[0].mask.device == device:
+            return empty
+        return self.objective.empty_prompt(device)
 
     def _threshold(self) -> Threshold:
         """The bound of the space on estimates of x_0, where the process bounds them at all."""

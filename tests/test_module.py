@@ -201,3 +201,29 @@ def test_a_clock_alone_ends_a_run_only_with_a_schedule_that_has_no_end() -> None
     constant = tiny()
     constant._trainer = SimpleNamespace(estimated_stepping_batches=float("inf"))
     assert constant.configure_optimizers()["optimizer"].param_groups[0]["lr"] == 1e-3
+
+
+def test_a_step_with_the_texts_of_two_encoders() -> None:
+    """The texts of a batch are a tuple; one step over two batches has the losses of each."""
+    torch.manual_seed(0)
+    denoiser = shallow_cad_i(in_channels=3, text_dim=[8, 5], pooled_dim=4)
+    module = TextToImage(denoiser, Denoising(text_drop=0.3, text_drop_each=[0.2, 0.4]), PixelSpace())
+
+    def texts(rows: int) -> tuple[Text, Text]:
+        first, second = torch.randn(rows, 3, 8), torch.randn(rows, 2, 5)
+        return (
+            Text(first, torch.ones(rows, 3, dtype=torch.bool), torch.randn(rows, 4)),
+            Text(second, torch.ones(rows, 2, dtype=torch.bool)),
+        )
+
+    module.unconditional = texts(1)
+    numbers = torch.arange(6)
+    whole = Batch(torch.randn(6, 3, 4, 4), texts(6), torch.linspace(0.1, 0.9, 6), numbers, numbers)
+    module.eval()
+    together = module.training_step((whole,), 0)["step"].loss
+    split = module.training_step((whole.part(0, 2), whole.part(2, 6)), 0)["step"].loss
+    torch.testing.assert_close(split, together)
+    module._check_pooled(module.unconditional)
+    with pytest.raises(ValueError, match="pooled vectors have 4 numbers, the denoiser takes 7.*pooled_dim"):
+        module.denoiser.pooled_dim = 7
+        module._check_pooled(module.unconditional)

@@ -314,10 +314,12 @@ class Denoiser(nn.Module, ABC):
         wanted = (self.text_dim,) if isinstance(self.text_dim, int) else self.text_dim
         widths = tuple(encoded.embeddings.shape[2] for encoded in texts)
         if len(texts) != len(wanted):
-            number = "one text encoder" if len(wanted) == 1 else f"{len(wanted)} text encoders"
-            raise ValueError(f"the text of {number} was expected (option text_dim), got that of {len(texts)}")
+            encoders = "one text encoder" if len(wanted) == 1 else f"{len(wanted)} text encoders"
+            raise ValueError(f"the text of {encoders} was expected (option text_dim), got that of {len(texts)}")
         if widths != wanted:
-            raise ValueError(f"text states of width {_and(wanted)} were expected (option text_dim), got {_and(widths)}")
+            raise ValueError(
+                f"text states of width {_listed(wanted)} were expected (option text_dim), got {_listed(widths)}"
+            )
         text_rows(text)
         return texts
 
@@ -354,7 +356,7 @@ class Denoiser(nn.Module, ABC):
             )
 
 
-def _and(widths: Sequence[int]) -> str:
+def _listed(widths: Sequence[int]) -> str:
     return " and ".join(map(str, widths))
 
 

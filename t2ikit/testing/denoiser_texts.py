@@ -46,10 +46,9 @@ def several_texts(subject: Subject[Denoiser]) -> str:
     if "several_texts" not in denoiser.supports:
         raise NotApplicable('supports has no "several_texts"')
     widths = denoiser.text_dim
-    expect(
-        isinstance(widths, tuple) and len(widths) > 1,
-        f'a denoiser that supports "several_texts" must say the width of each in text_dim, a tuple; it is {widths!r}',
-    )
+    if isinstance(widths, int) or len(widths) < 2:
+        sentence = 'a denoiser that supports "several_texts" must say the width of each in text_dim, a tuple'
+        raise AssertionError(f"{sentence}; it is {widths!r}")
     texts, other = each_text(inputs.text), each_text(trial_text(denoiser, 4, 5, seed=77))
     plain = output(denoiser, inputs)
     for index, text in enumerate(texts):

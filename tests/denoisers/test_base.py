@@ -296,6 +296,8 @@ def test_the_wrong_number_of_texts_is_refused(build: Callable[..., Denoiser]) ->
     text = inputs()[2]
     with pytest.raises(ValueError, match=r"one text encoder.*text_dim.*that of 2"):
         build().encode_text((text, text))
+    with pytest.raises(ValueError, match="a Text was expected, or a tuple.*got a Tensor"):
+        build().encode_text(text.embeddings)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="2 text encoders.*that of 1"):
         build(text_dim=[24, 6]).encode_text(text)
     with pytest.raises(ValueError, match="width 24 and 6 were expected.*got 24 and 24"):

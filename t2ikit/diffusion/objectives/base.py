@@ -115,6 +115,16 @@ class Objective(nn.Module, ABC):
     def validation(self, denoiser: Denoiser, batch: Batch, rng: Keyed) -> Tensor:
         """The loss of held-out records, loss_B [B], of the denoiser alone: fixed noise, full text, no term."""
 
+    def check_texts(self, texts: Texts) -> None:
+        """Refuses options that do not fit the text encoders of the data; called at setup.
+
+        Args:
+            texts: the empty prompt by every text encoder.
+
+        Raises:
+            ValueError: names the option.
+        """
+
     def empty_prompt(self, device: torch.device) -> Texts:
         """The encoding of the empty prompt by every text encoder on ``device``, one row.
 

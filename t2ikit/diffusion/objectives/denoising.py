@@ -98,22 +98,14 @@ class Denoising(Objective):
         )
 
     def conditioning(self, batch: Batch, rng: Keyed) -> Texts:
-        """The texts of a batch after the conditioning drop, of all text encoders together and of each alone.
-
-        Raises:
-            ValueError: ``text_drop_each`` has another number of entries than there are text encoders.
-        """
-        texts, rates, count = each_text(batch.text), self.text_drop_each, len(batch)
-        if rates and len(rates) != len(texts):
-            raise ValueError(
-                f"text_drop_each has {len(rates)} probabilities, the data has {len(texts)} text encoders: give one for "
-                "each, in the order of the manifest"
-            )
+        """The texts of a batch after the conditioning drop, of all text encoders together and of each alone."""
+        self.check_texts(batch.text)
+        rates, count, encoders = self.text_drop_each, len(batch), len(each_text(batch.text))
         if self.text_drop == 0.0 and not any(rates):
             return batch.text
-        dropped = [rng.uniforms("drop", batch.slot, count)[:, 0] < self.text_drop] * len(texts)
+        dropped = [rng.uniforms("drop", batch.slot, count)[:, 0] < self.text_drop] * encoders
         if rates:
-            alone = rng.uniforms("drop each", batch.slot, count, len(texts)) < np.array(rates)
+            alone = rng.uniforms("drop each", batch.slot, count, encoders) < np.array(rates)
             dropped = [together | column for together, column in zip(dropped, alone.T, strict=True)]
         columns = iter(dropped)
 
@@ -121,7 +113,19 @@ class Denoising(Objective):
             drop = torch.from_numpy(next(columns))
             return text.replace(drop.to(text.mask.device, non_blocking=True), empty)
 
-        return map_texts(replaced, batch.text, self.empty_prompt(batch.latents.device))
+        substitutes = self.unconditional  # on its device already, but in the first step
+        if substitutes is None or each_text(substitutes)[0].mask.device != batch.latents.device:
+            substitutes = self.empty_prompt(batch.latents.device)
+        return map_texts(replaced, batch.text, substitutes)
+
+    def check_texts(self, texts: Texts) -> None:
+        """Refuses a ``text_drop_each`` with another number of entries than there are text encoders."""
+        encoders = len(each_text(texts))
+        if self.text_drop_each and len(self.text_drop_each) != encoders:
+            raise ValueError(
+                f"model.init_args.objective.init_args.text_drop_each has {len(self.text_drop_each)} probabilities, the "
+                f"data has {encoders} text encoders: give one for each, in the order of the manifest"
+            )
 
     def kept(self, slot: int, count: int, rng: Keyed) -> Tensor | None:
         """[B] bool on the CPU: which samples are self-conditioned; None if none ever is.
