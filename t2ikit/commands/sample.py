@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2ikit.commands.arguments import METHOD_HELP, add_trust, positive
+from t2ikit.commands.arguments import METHOD_HELP, add_trust, expanded, finite, positive
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "SHA-256 as text metadata.",
     )
     add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT", type=Path, help="step-*.ckpt of a run, or its folder for the newest one")
+    add(
+        "checkpoint", metavar="CHECKPOINT", type=expanded, help="step-*.ckpt of a run, or its folder for the newest one"
+    )
     prompts = parser.add_mutually_exclusive_group(required=True)
     prompts.add_argument("--prompt", action="append", metavar="TEXT", help="the prompt of an image; may be repeated")
     prompts.add_argument("--prompts", metavar="FILE", help="a text file with one prompt per line")
@@ -35,11 +37,16 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, metavar="N", help="seed of the noise (%(default)s)")
     add("--steps", type=positive, default=50, metavar="N", help="steps of the sampler (%(default)s)")
     add("--method", default="ddim", help=f"{METHOD_HELP} (%(default)s)")
-    add("--guidance", type=float, default=2.0, metavar="W", help="w of (1 + w) cond - w uncond (%(default)s)")
+    add("--guidance", type=finite, default=2.0, metavar="W", help="w of (1 + w) cond - w uncond (%(default)s)")
     add("--negative", metavar="TEXT", help="prompt that guidance moves away from, instead of the empty one")
     out_help = "folder for 00000.png, ...; replaces files of these names (%(default)s)"
-    add("--out", type=Path, default=Path("samples"), metavar="DIR", help=out_help)
-    add("--grid", type=Path, metavar="FILE", help="also write all images as one PNG; with --count, one row per prompt")
+    add("--out", type=expanded, default=Path("samples"), metavar="DIR", help=out_help)
+    add(
+        "--grid",
+        type=expanded,
+        metavar="FILE",
+        help="also write all images as one PNG; with --count, one row per prompt",
+    )
     add("--batch-size", type=positive, default=16, metavar="N", help="images sampled at once (%(default)s)")
     weights_help = "the averaged weights, or the raw ones of the last step (%(default)s)"
     add("--weights", choices=("ema", "raw"), default="ema", help=weights_help)

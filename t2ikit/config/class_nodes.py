@@ -5,6 +5,7 @@ So the message of a mistake names the very key; jsonargparse on the whole tree w
 
 from __future__ import annotations
 
+import copy
 import importlib
 import pkgutil
 from argparse import ArgumentError
@@ -18,6 +19,7 @@ from jsonargparse import ArgumentParser, Namespace
 from t2ikit.config.compose import CLASS_KEYS, ConfigError, nearest
 from t2ikit.config.messages import explain, located
 from t2ikit.config.origins import NONE_BUT_KNOWN, Origins
+from t2ikit.config.values import numbers_as_text, odd_number
 
 # Exceptions of a constructor over a mistake of the user; any other is a defect and keeps its traceback.
 USER_ERRORS: tuple[type[Exception], ...] = (ValueError, TypeError, FileNotFoundError, ImportError)
@@ -188,10 +190,14 @@ def parse(cls: type, arguments: dict[str, Any], key: str) -> Namespace:
     Raises:
         ConfigError: a wrong type or a missing argument.
     """
+    arguments = numbers_as_text(cls, arguments)
     try:
-        return class_parser(cls).parse_object({"it": arguments})
+        typed = class_parser(cls).parse_object({"it": copy.deepcopy(arguments)})  # which changes lists in place
     except (ArgumentError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(explain(str(error), key)) from None
+    if fault := odd_number(arguments, typed.get("it"), key):
+        raise ConfigError(fault)
+    return typed
 
 
 class _Unsaid(Exception):

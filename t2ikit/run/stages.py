@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from t2ikit.callbacks import Checkpoint
 from t2ikit.checkpoints.runs import find_checkpoint, newest_checkpoint
 from t2ikit.config.class_nodes import accepted, find_class
 from t2ikit.config.compose import ConfigError, Override, compose, nearest, stages_of
 from t2ikit.config.origins import Origins
+from t2ikit.config.values import to_yaml
 from t2ikit.files import write_whole
 from t2ikit.launch import first_rank
 from t2ikit.run.experiment import Plan, check
@@ -185,7 +184,7 @@ class Tree:
 
 
 def _train(plan: Plan, folder: RunFolder, request: Request) -> int:
-    text = yaml.safe_dump(plan.config, sort_keys=False, allow_unicode=True, width=120)
+    text = to_yaml(plan.config)
     return train(plan, text, folder, request.allow if folder.checkpoint else (), request.command)
 
 
