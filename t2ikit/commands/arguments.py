@@ -33,6 +33,11 @@ def finite(text: str) -> float:
     return value
 
 
+def method(name: str) -> str:
+    """The name of a sampler in lower case, in which all are known, or a class path as it is."""
+    return name if "." in name else name.lower()
+
+
 def expanded(path: str) -> Path:
     """A path of the command line; ``~`` is expanded, which the shell leaves alone in ``--out=~/data``."""
     return Path(path).expanduser()

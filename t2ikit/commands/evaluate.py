@@ -6,9 +6,10 @@ import argparse
 import math
 from typing import Any
 
-from t2ikit.commands.arguments import METHOD_HELP, add_trust, expanded, positive
+from t2ikit.commands.arguments import METHOD_HELP, add_trust, expanded, method, positive
 from t2ikit.commands.overrides import take_overrides
 from t2ikit.config.compose import ConfigError
+from t2ikit.files import require_folder
 
 __all__ = ["add_parser", "run", "take_overrides"]
 
@@ -62,7 +63,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--write-reference", type=expanded, metavar="DIR", help=write_help)
     add("--guidance", type=_weights, metavar="W[,W...]", help="guidance weight; several make a sweep with a figure")
     add("--steps", type=positive, metavar="N", help="steps of the sampler (default: the snapshot's, here and below)")
-    add("--method", help=METHOD_HELP)
+    add("--method", type=method, help=METHOD_HELP)
     add("--seed", type=int, metavar="N", help="seed of the noise")
     add("--batch-size", type=positive, metavar="N", help="images sampled at once on each device")
     add("--limit", type=positive, metavar="N", help="take the first N prompts only")
@@ -105,6 +106,9 @@ def _check(args: argparse.Namespace) -> None:
         given = [name for name in SAMPLING if getattr(args, name) is not None]
         if given:
             raise ConfigError(f"--{given[0].replace('_', '-')} is an option of sampling, which --{option} leaves out")
+    for option in ("out", "write_reference"):
+        if getattr(args, option) is not None:
+            require_folder(getattr(args, option), f"--{option.replace('_', '-')}")
     for override in args.overrides:
         if override.key.split(".")[0] not in ("data", "callbacks") and override.key != "trainer.precision":
             raise ConfigError(

@@ -12,6 +12,7 @@ from t2ikit.commands.arguments import expanded
 from t2ikit.commands.overrides import take_overrides
 from t2ikit.config.compose import ConfigError, Override, compose, stages_of
 from t2ikit.config.values import to_yaml
+from t2ikit.files import require_folder
 
 HELP = """usage: {prog} EXPERIMENT.yaml [--KEY VALUE | --KEY=VALUE ...] [--resume last|PATH] [--stage NAME]
                                [--allow KEY] [--trust NAME] [--print_config] [--debug]
@@ -104,6 +105,10 @@ def main(arguments: Sequence[str], prog: str) -> int:
     words += ["--stage", request.stage] if request.stage else []
     words += [word for name in request.trust for word in ("--trust", name)]
     command = f"{prog} {shlex.join([str(request.path), *words])}"
+    try:
+        require_folder(Path(plan.config["run"]["directory"]) / plan.name / "version_0", "run.directory")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if request.allow and request.resume is None:
         raise ConfigError("--allow says what may differ from the checkpoint of a --resume: give --resume too")
     if stages:
