@@ -40,6 +40,28 @@ def below(folder: Path, name: str) -> Path:
     return folder / name
 
 
+def require_folder(path: Path, option: str) -> None:
+    """Refuses a folder that cannot be made or written, before work whose results would be lost.
+
+    Args:
+        path: the folder; it need not exist.
+        option: what names it, for the message.
+
+    Raises:
+        ValueError: a file stands there or above it, this user may not write there, or the name is too long.
+    """
+    existing = path.absolute()
+    try:
+        while not existing.exists():
+            existing = existing.parent
+    except OSError as error:
+        raise ValueError(f"{option} {path}: {error.strerror}: choose another folder") from error
+    if not existing.is_dir():
+        raise ValueError(f"{option} {path}: {existing} is a file, no folder: choose another one")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"{option} {path}: this user may not write to {existing}: choose another folder")
+
+
 def partial_of(path: Path) -> Path:
     """A name next to ``path`` for its unfinished content; no other process takes the same one."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")

@@ -1,6 +1,8 @@
 """Arguments that several commands share."""
 
 import argparse
+import math
+from pathlib import Path
 
 from t2ikit.config.origins import TRUST_HELP
 
@@ -17,6 +19,28 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is less than 1")
     return value
+
+
+def finite(text: str) -> float:
+    """A number that is neither infinite nor NaN.
+
+    Raises:
+        ArgumentTypeError: it is one of these.
+    """
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is no finite number")
+    return value
+
+
+def method(name: str) -> str:
+    """The name of a sampler in lower case, in which all are known, or a class path as it is."""
+    return name if "." in name else name.lower()
+
+
+def expanded(path: str) -> Path:
+    """A path of the command line; ``~`` is expanded, which the shell leaves alone in ``--out=~/data``."""
+    return Path(path).expanduser()
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:

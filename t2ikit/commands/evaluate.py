@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
-from pathlib import Path
 from typing import Any
 
-from t2ikit.commands.arguments import METHOD_HELP, add_trust, positive
+from t2ikit.commands.arguments import METHOD_HELP, add_trust, expanded, method, positive
 from t2ikit.commands.overrides import take_overrides
 from t2ikit.config.compose import ConfigError
+from t2ikit.files import require_folder
 
 __all__ = ["add_parser", "run", "take_overrides"]
 
@@ -49,21 +49,21 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     checkpoint_help = "step-*.ckpt of a run, or its folder for the newest one"
-    add("checkpoint", metavar="CHECKPOINT", type=Path, nargs="?", help=checkpoint_help)
+    add("checkpoint", metavar="CHECKPOINT", type=expanded, nargs="?", help=checkpoint_help)
     add("--snapshot", required=True, metavar="NAME", help="the snapshot: its key in the experiment's callbacks")
     add(
         "--experiment",
-        type=Path,
+        type=expanded,
         metavar="FILE",
         help="experiment of the snapshot (default: that of the checkpoint's run)",
     )
     images_help = "score the pictures in DIR instead: one per prompt, in the order of the numbers in their names, or "
-    add("--images", type=Path, metavar="DIR", help=images_help + "in the layout of the benchmark of the prompts")
+    add("--images", type=expanded, metavar="DIR", help=images_help + "in the layout of the benchmark of the prompts")
     write_help = "only write the statistics of the reference set, so that no later evaluation computes them"
-    add("--write-reference", type=Path, metavar="DIR", help=write_help)
+    add("--write-reference", type=expanded, metavar="DIR", help=write_help)
     add("--guidance", type=_weights, metavar="W[,W...]", help="guidance weight; several make a sweep with a figure")
     add("--steps", type=positive, metavar="N", help="steps of the sampler (default: the snapshot's, here and below)")
-    add("--method", help=METHOD_HELP)
+    add("--method", type=method, help=METHOD_HELP)
     add("--seed", type=int, metavar="N", help="seed of the noise")
     add("--batch-size", type=positive, metavar="N", help="images sampled at once on each device")
     add("--limit", type=positive, metavar="N", help="take the first N prompts only")
@@ -72,11 +72,11 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     add("--devices", type=positive, metavar="N", help="devices of this machine that sample and score (1)")
     add("--num-nodes", type=positive, metavar="N", help="machines, each started with this command (1)")
-    add("--compare", type=Path, metavar="DIR", help="a run, or a folder with scores/, to compare the scores with")
+    add("--compare", type=expanded, metavar="DIR", help="a run, or a folder with scores/, to compare the scores with")
     varied_help = "fields of the fingerprints that may differ in the comparison, e.g. guidance,steps"
     add("--varied", type=_names, default=(), metavar="FIELD[,FIELD...]", help=varied_help)
     add_trust(parser)
-    add("--out", type=Path, metavar="DIR", help="default: RUN/evaluations/NAME; for --images evaluations/NAME")
+    add("--out", type=expanded, metavar="DIR", help="default: RUN/evaluations/NAME; for --images evaluations/NAME")
     return parser
 
 
@@ -106,6 +106,9 @@ def _check(args: argparse.Namespace) -> None:
         given = [name for name in SAMPLING if getattr(args, name) is not None]
         if given:
             raise ConfigError(f"--{given[0].replace('_', '-')} is an option of sampling, which --{option} leaves out")
+    for option in ("out", "write_reference"):
+        if getattr(args, option) is not None:
+            require_folder(getattr(args, option), f"--{option.replace('_', '-')}")
     for override in args.overrides:
         if override.key.split(".")[0] not in ("data", "callbacks") and override.key != "trainer.precision":
             raise ConfigError(

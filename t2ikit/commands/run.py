@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+from t2ikit.commands.arguments import expanded
 from t2ikit.commands.overrides import take_overrides
 from t2ikit.config.compose import ConfigError, Override, compose, stages_of
+from t2ikit.config.values import to_yaml
+from t2ikit.files import require_folder
 
 HELP = """usage: {prog} EXPERIMENT.yaml [--KEY VALUE | --KEY=VALUE ...] [--resume last|PATH] [--stage NAME]
                                [--allow KEY] [--trust NAME] [--print_config] [--debug]
@@ -19,7 +21,8 @@ Trains what an experiment file describes and writes to runs/<experiment>/version
 checkpoints/, TensorBoard events, metrics.csv, samples/.
 
 options:
-  --KEY VALUE       overrides one key, e.g. --trainer.max_steps 100; the value is YAML. Below a class the word init_args
+  --KEY VALUE       overrides one key, e.g. --trainer.max_steps 100. A value is a plain number, true, false or null,
+                    YAML where it begins with a bracket or a quote, else text, whole. Below a class the word init_args
                     may be left out: --data.root DIR is --data.init_args.root DIR. Changing a class drops the arguments
                     of the old one: --model.denoiser t2ikit.denoisers.DiTI. null drops a callback: --callbacks.ema null
   --resume last     resumes the newest version that holds a complete checkpoint, in its folder
@@ -95,7 +98,7 @@ def main(arguments: Sequence[str], prog: str) -> int:
 
         print("\n".join(describe(plan)))
         return 0
-    text = yaml.safe_dump(plan.config, sort_keys=False, allow_unicode=True, width=120)
+    text = to_yaml(plan.config)
     if request.print_config:
         print(text, end="")
         return 0
@@ -103,6 +106,10 @@ def main(arguments: Sequence[str], prog: str) -> int:
     words += ["--stage", request.stage] if request.stage else []
     words += [word for name in request.trust for word in ("--trust", name)]
     command = f"{prog} {shlex.join([str(request.path), *words])}"
+    try:
+        require_folder(Path(plan.config["run"]["directory"]) / plan.name / "version_0", "run.directory")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if request.allow and request.resume is None:
         raise ConfigError("--allow says what may differ from the checkpoint of a --resume: give --resume too")
     if stages:
@@ -148,8 +155,9 @@ def read_arguments(arguments: Sequence[str], prog: str) -> Request:
         )
     if not paths and "help" not in flags:
         raise ConfigError(f"which experiment? {prog} EXPERIMENT.yaml")
-    path = Path(paths[0]) if paths else None
+    path = expanded(paths[0]) if paths else None
     resume, stage = (values[name][-1] if values[name] else None for name in ("resume", "stage"))
+    resume = resume and os.path.expanduser(resume)
     return Request(
         path,
         tuple(overrides),

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2ikit.commands.arguments import METHOD_HELP, add_trust, positive
+from t2ikit.commands.arguments import METHOD_HELP, add_trust, expanded, finite, method, positive
+from t2ikit.files import require_folder
 
 if TYPE_CHECKING:
     import torch
@@ -28,19 +29,26 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "SHA-256 as text metadata.",
     )
     add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT", type=Path, help="step-*.ckpt of a run, or its folder for the newest one")
+    add(
+        "checkpoint", metavar="CHECKPOINT", type=expanded, help="step-*.ckpt of a run, or its folder for the newest one"
+    )
     prompts = parser.add_mutually_exclusive_group(required=True)
     prompts.add_argument("--prompt", action="append", metavar="TEXT", help="the prompt of an image; may be repeated")
     prompts.add_argument("--prompts", metavar="FILE", help="a text file with one prompt per line")
     add("--count", type=positive, default=1, metavar="N", help="images per prompt (%(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the noise (%(default)s)")
     add("--steps", type=positive, default=50, metavar="N", help="steps of the sampler (%(default)s)")
-    add("--method", default="ddim", help=f"{METHOD_HELP} (%(default)s)")
-    add("--guidance", type=float, default=2.0, metavar="W", help="w of (1 + w) cond - w uncond (%(default)s)")
+    add("--method", type=method, default="ddim", help=f"{METHOD_HELP} (%(default)s)")
+    add("--guidance", type=finite, default=2.0, metavar="W", help="w of (1 + w) cond - w uncond (%(default)s)")
     add("--negative", metavar="TEXT", help="prompt that guidance moves away from, instead of the empty one")
     out_help = "folder for 00000.png, ...; replaces files of these names (%(default)s)"
-    add("--out", type=Path, default=Path("samples"), metavar="DIR", help=out_help)
-    add("--grid", type=Path, metavar="FILE", help="also write all images as one PNG; with --count, one row per prompt")
+    add("--out", type=expanded, default=Path("samples"), metavar="DIR", help=out_help)
+    add(
+        "--grid",
+        type=expanded,
+        metavar="FILE",
+        help="also write all images as one PNG; with --count, one row per prompt",
+    )
     add("--batch-size", type=positive, default=16, metavar="N", help="images sampled at once (%(default)s)")
     weights_help = "the averaged weights, or the raw ones of the last step (%(default)s)"
     add("--weights", choices=("ema", "raw"), default="ema", help=weights_help)
@@ -62,15 +70,29 @@ def run(args: argparse.Namespace) -> int:
     from t2ikit.run.experiment import find_method, origins_of
     from t2ikit.run.trained import find_device, load_trained
 
+    _check_output(args)
     origins = origins_of(trusted=args.trust)
-    method = find_method(args.method, origins)
+    solver = find_method(args.method, origins)
     if args.negative is not None and args.guidance == 0.0:
         raise ValueError("--negative acts through guidance: give --guidance another value than 0")
     prompts = args.prompt or read_prompts(args.prompts, "--prompts")
     device = find_device(args.device)
     trained = load_trained(args.checkpoint, args.weights, args.autoencoder, origins=origins)
-    _sample(args, trained, method, [prompt for prompt in prompts for _ in range(args.count)], device)
+    _sample(args, trained, solver, [prompt for prompt in prompts for _ in range(args.count)], device)
     return 0
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    """Refuses places that cannot take the images, before any is sampled.
+
+    Raises:
+        ValueError: names the option.
+    """
+    require_folder(args.out, "--out")
+    if args.grid is not None:
+        if args.grid.is_dir() or args.grid.suffix.lower() != ".png":
+            raise ValueError(f"--grid {args.grid}: it is a PNG file: give a name that ends with .png, such as grid.png")
+        require_folder(args.grid.parent, "--grid")
 
 
 def _sample(

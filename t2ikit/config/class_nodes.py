@@ -5,6 +5,7 @@ So the message of a mistake names the very key; jsonargparse on the whole tree w
 
 from __future__ import annotations
 
+import copy
 from argparse import ArgumentError
 from contextlib import suppress
 from dataclasses import dataclass, is_dataclass
@@ -18,6 +19,7 @@ from t2ikit.config.compose import CLASS_KEYS, ConfigError, nearest
 from t2ikit.config.imports import ImportGuard, find_class
 from t2ikit.config.messages import explain, located
 from t2ikit.config.origins import NONE_BUT_KNOWN, Origins
+from t2ikit.config.values import numbers_as_text, odd_number
 
 # Exceptions of a constructor over a mistake of the user; any other is a defect and keeps its traceback.
 USER_ERRORS: tuple[type[Exception], ...] = (ValueError, TypeError, FileNotFoundError, ImportError)
@@ -156,15 +158,18 @@ def parse(cls: type, arguments: dict[str, Any], key: str, origins: Origins, clas
     Raises:
         ConfigError: a wrong type or a missing argument, or a class that may not be named.
     """
+    arguments = numbers_as_text(cls, arguments)
     below = f"{key}.init_args" if class_path else key
     parser, guard = class_parser(cls), ImportGuard(cls, arguments, below, origins)
     try:
         with guard.watching():
-            typed = parser.parse_object({"it": arguments})
+            typed = parser.parse_object({"it": copy.deepcopy(arguments)})  # which changes lists in place
     except (ArgumentError, ValueError, TypeError, KeyError) as error:
         guard.raise_refusal(str(error))
         raise ConfigError(explain(str(error), below)) from None
     guard.raise_refusal()
+    if fault := odd_number(arguments, typed.get("it"), below):
+        raise ConfigError(fault)
     return Component(key, cls, class_path, typed, guard)
 
 

@@ -26,6 +26,9 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from t2ikit.config.values import read_value, with_home
+
+_TEXT_KEYS = ("run.name", "run.directory")
 TOP_KEYS = ("extends", "seed_everything", "model", "data", "trainer", "callbacks", "loggers", "stages", "run")
 RUN_KEYS = ("directory", "name")
 CLASS_KEYS = ("class_path", "init_args")
@@ -51,18 +54,16 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Override:
-    """``--key value`` of the command line; YAML gives the value its type."""
+    """``--key value`` of the command line; :func:`~t2ikit.config.values.read_value` says what the value means."""
 
     key: str
     text: str
 
     @property
     def value(self) -> Any:
-        """The value as YAML reads it: ``3`` an int, ``1e-3`` a float, ``[1, 2]`` a list, ``null`` None."""
-        try:
-            return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={self.text}"]))["value"]  # type: ignore[call-overload, index]
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise ConfigError(f"--{self.key}: {self.text!r} is no YAML value ({_first_line(error)})") from None
+        """``3`` an int, ``1e-3`` a float, ``[1, 2]`` a list, ``null`` None, anything else text."""
+        value = read_value(self.text)
+        return value if isinstance(value, str) or self.key not in _TEXT_KEYS else self.text
 
 
 def compose(path: str | Path, overrides: Sequence[Override] = (), stage: str | None = None) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def changed(config: dict[str, Any], overrides: Sequence[Override] = ()) -> dict[
     _check_shape(config, "the experiment")
     for group in ("callbacks", "loggers"):
         config[group] = {name: node for name, node in (config.get(group) or {}).items() if node is not None}
-    return _interpolate(config)
+    return {key: with_home(value) for key, value in _interpolate(config).items()}
 
 
 def shipped_experiments() -> Path:

@@ -70,6 +70,8 @@ def prepare_images(
     root = Path(out)
     shapes = bucket_shapes(bucket or ())
     _refuse_mixture(root, shapes)
+    if Path(source).is_dir() and root.resolve().is_relative_to(Path(source).resolve()):
+        raise ValueError(f"--out {root} lies inside --source {source}: what is written there would be taken for photos")
     lists = find_images(source, class_names, val_share, seed, index=root / IMAGES / ".index", **source_options)
     for images in lists.values() if first_rank() else ():
         for line in images.left_out.lines(str(images.root)):

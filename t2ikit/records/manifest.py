@@ -179,11 +179,6 @@ class Manifest:
         """What encoded the captions, in the order of ``texts``."""
         return tuple(text.encoder for text in self.texts.values() if text.encoder is not None)
 
-    @property
-    def text_encoder(self) -> EncoderReference | None:
-        """The first text encoder, None for a set without states."""
-        return next(iter(self.text_encoders), None)
-
     def faults(self, record: Record) -> Iterator[str]:
         """What a record lacks, has beyond what is described here, or has in another shape or kind of storage."""
         described = dict(self.arrays)

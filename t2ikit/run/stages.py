@@ -18,13 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import yaml
 from lightning.pytorch import Trainer
 from torch import distributed
 
 from t2ikit import ranks
 from t2ikit.config.compose import ConfigError, nearest
 from t2ikit.config.origins import Origins
+from t2ikit.config.values import to_yaml
 from t2ikit.launch import first_rank
 from t2ikit.run.experiment import Plan
 from t2ikit.run.folder import FOLDER_VARIABLE, RunFolder, launch_id, new_version, rank_folder
@@ -105,7 +105,7 @@ def _next(tree: Tree, version: Version, name: str) -> tuple[Path | None, RunFold
 
 
 def _train(plan: Plan, folder: RunFolder, request: Request) -> int:
-    text = yaml.safe_dump(plan.config, sort_keys=False, allow_unicode=True, width=120)
+    text = to_yaml(plan.config)
     allow = [key for key in request.allow if not key.startswith(REFERENCE)]
     return train(plan, text, folder, allow if folder.checkpoint else (), request.command)
 

@@ -18,9 +18,9 @@ EPILOG = """examples:
   python -m t2ikit.testing repa.Repa --width 64 --array features.dinov2=16,384
   python -m t2ikit.testing ddim
 
---KEY VALUE are options of the class, written as in an experiment: the value is YAML, and below a class init_args may be
-left out. Give small sizes: everything is computed on the CPU, most of it several times. Each check says "passed",
-"failed" with a sentence on what to change, or "does not apply" with its reason.
+--KEY VALUE are options of the class, written as in an experiment: lists and mappings stand in brackets, and below a
+class init_args may be left out. Give small sizes: everything is computed on the CPU, most of it several times. Each
+check says "passed", "failed" with a sentence on what to change, or "does not apply" with its reason.
 
 Objectives and terms are tried with a small CAD-I for x [4, 8, 8] as denoiser: 16 image tokens of width 64, and as many
 blocks as their taps ask for. An array of a record that they read is [16, 64] a sample unless --array says otherwise.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from t2ikit.commands.prepare import captions, check, cutmix, encode, extend, images, shapes
+from t2ikit.files import require_folder
 from t2ikit.launch import first_rank
 from t2ikit.prepare.captions.service import KEPT
 
@@ -45,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     """
     try:
         with _first_rank_speaks():
+            if isinstance(getattr(args, "out", None), Path):
+                require_folder(args.out if args.prepare_command != "extend" else args.out.parent, "--out")
             return int(args.prepare_run(args))
     except (ValueError, OSError, RuntimeError) as error:
         message = _message(error, getattr(args, "out", None))

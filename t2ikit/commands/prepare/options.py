@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import docstring_parser
 
+from t2ikit.commands.arguments import expanded, finite
+
 # As SETTINGS of t2ikit.augment.cutmix, which loads torch, and whose source must stay: it is in the hash of shapes sets.
 Setting = Literal["cm2", "cm4", "cm9", "cm16", "cmall"]
 TextFile = Annotated[Path | None, "FILE"]
@@ -135,7 +137,8 @@ def _argument(field: Field[Any], hint: Any, default: Any) -> tuple[list[str], di
         hint = next(kind for kind in inner if kind is not NoneType)
     if hint is bool:
         return names, {"action": "store_true"}
-    return names, {**settings, "type": expanded if hint is Path else hint}
+    kinds = {Path: expanded, str: os.path.expanduser, float: finite}
+    return names, {**settings, "type": kinds.get(hint, hint)}
 
 
 def _kinds(options: Any) -> tuple[type, ...]:
@@ -147,11 +150,6 @@ def values_of(options: type, args: argparse.Namespace) -> dict[str, Any]:
     """What was parsed, by the name of the field."""
     values = {field.name: getattr(args, field.name) for field in fields(options)}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-
-
-def expanded(path: str) -> Path:
-    """A path of the command line; ``~`` is expanded, which the shell leaves alone in ``--out=~/data``."""
-    return Path(path).expanduser()
 
 
 def refuse_unused(options: type, args: argparse.Namespace, reason: str, *names: str) -> None:

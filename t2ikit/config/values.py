@@ -1,0 +1,118 @@
+"""Values of an experiment: what a word of the command line means, and text that YAML would take for something else.
+
+YAML has more numbers than people write: 0100 is 64, 12:30 is 750, and a # ends a text. Here a value of the command line
+is a number, ``true``, ``false`` or ``null`` only where it plainly looks like one; in brackets, braces or quotes it is
+YAML; anything else is text, whole.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from contextlib import suppress
+from typing import Any, get_type_hints
+
+import yaml
+
+_INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"-?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
+_CONSTANTS = {"null": None, "Null": None, "NULL": None, "true": True, "True": True, "false": False, "False": False}
+_LIKE_A_NUMBER = re.compile(r"[-+]?[0-9_.:]*[0-9][0-9_.:]*([eE][-+]?[0-9]+)?")
+"""Text that one of the loaders of YAML may take for a number."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose plain scalars mean what :func:`read_value` says."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML that quotes text which a loader may take for a number."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+_Loader.add_implicit_resolver("!plain", re.compile(r".*", re.DOTALL), None)  # type: ignore[no-untyped-call]
+_Loader.add_constructor("!plain", lambda _, node: _plain_value(node.value) if node.value else None)
+
+
+def _quoted_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if _LIKE_A_NUMBER.fullmatch(text) else None)
+
+
+_Dumper.add_representer(str, _quoted_text)
+
+
+def read_value(text: str) -> Any:
+    """What a value on the command line means.
+
+    Example:
+        >>> [read_value(text) for text in ("3", "1e-3", "null", "[1, 2]", "'3'", "My Photos #2", "0100", "12:30")]
+        [3, 0.001, None, [1, 2], '3', 'My Photos #2', '0100', '12:30']
+    """
+    if text.lstrip()[:1] in ("[", "{", "'", '"'):
+        with suppress(yaml.YAMLError):  # text that begins with a bracket
+            return yaml.load(text, Loader=_Loader)
+    return _plain_value(text)
+
+
+def _plain_value(text: str) -> Any:
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    return float(text) if _FLOAT.fullmatch(text) else text
+
+
+def to_yaml(config: dict[str, Any]) -> str:
+    """An experiment as a file that reads back the same: a run called 1e-4 is not called 0.0001 then."""
+    return yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def with_home(node: Any) -> Any:
+    """A copy with ``~`` at the start of a text, which is a path, replaced by the home of the user."""
+    if isinstance(node, dict):
+        return {key: with_home(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [with_home(value) for value in node]
+    return os.path.expanduser(node) if isinstance(node, str) and node.startswith("~") else node
+
+
+def numbers_as_text(cls: type, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a class with whole numbers as text where it takes text: a folder may be called 2026."""
+    try:
+        hints = get_type_hints(cls if hasattr(cls, "__dataclass_fields__") else cls.__init__)  # type: ignore[misc]
+    except Exception:  # a hint that is imported for type checks only
+        return arguments
+    texts = {name for name, hint in hints.items() if hint in (str, str | None)}
+    return {name: str(value) if type(value) is int and name in texts else value for name, value in arguments.items()}
+
+
+def odd_number(given: Any, typed: Any, key: str) -> str:
+    """What is wrong where text became a number and is no plain one (0100, 12:30, 1_000), or a number is not finite.
+
+    Args:
+        given: a value of the experiment.
+        typed: the same after the type of its option was applied.
+        key: its path.
+
+    Returns:
+        The message, or nothing.
+    """
+    if isinstance(given, dict):
+        faults = (odd_number(value, _item(typed, name), f"{key}.{name}") for name, value in given.items())
+        return next(filter(None, faults), "")
+    if isinstance(given, (list, tuple)):
+        faults = (odd_number(value, _item(typed, index), f"{key}.{index}") for index, value in enumerate(given))
+        return next(filter(None, faults), "")
+    if not isinstance(typed, (int, float)) or isinstance(typed, bool):
+        return ""
+    if isinstance(given, str) and not (_INTEGER.fullmatch(given) or _FLOAT.fullmatch(given)):
+        return f"{key}: {given!r} is no plain number; YAML takes it for {typed}"
+    return "" if math.isfinite(typed) else f"{key}: expected a finite number, got {typed}"
+
+
+def _item(typed: Any, name: Any) -> Any:
+    try:
+        return typed[name]
+    except (TypeError, KeyError, IndexError):
+        return None

@@ -1,0 +1,79 @@
+"""What values mean: plain numbers, whole text, paths with a home, and files that read back the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from t2ikit.config.class_nodes import parse
+from t2ikit.config.compose import ConfigError, Override, compose
+from t2ikit.config.values import to_yaml
+
+
+class Options:
+    def __init__(
+        self,
+        text: str = "",
+        maybe: str | None = None,
+        whole: int = 0,
+        real: float = 0.0,
+        many: list[int] | None = None,
+        words: dict[str, Any] | None = None,
+    ) -> None: ...
+
+
+def value(key: str, text: str) -> Any:
+    return parse(Options, {key: Override(key, text).value}, "it").it[key]
+
+
+TEXTS = ["My Photos #2", "0100", "12:30", "2026", "1_000", "yes", "a: b", "- x", "nan", "[x", "@a", "?", "%d"]
+
+
+@pytest.mark.parametrize("key", ["text", "maybe"])
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_arrives_whole(key: str, text: str) -> None:
+    assert value(key, text) == text
+
+
+@pytest.mark.parametrize("text", ["0100", "12:30", "1_000", "0x10", "+5", "1:0:0"])
+@pytest.mark.parametrize("key", ["whole", "real"])
+def test_a_number_that_is_no_plain_one_is_refused(key: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=rf"it.{key}: "):
+        value(key, text)
+
+
+@pytest.mark.parametrize("text", [".nan", "nan", ".inf", "-.inf", "inf", "1e999"])
+def test_a_number_that_is_not_finite_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"it.real: "):
+        value("real", text)
+
+
+@pytest.mark.parametrize(("text", "number"), [("3", 3.0), ("-1", -1.0), ("1e-4", 1e-4), ("5.", 5.0), ("2E3", 2000.0)])
+def test_plain_numbers_are_numbers(text: str, number: float) -> None:
+    assert value("real", text) == number
+
+
+def test_lists_hold_plain_numbers_too() -> None:
+    assert value("many", "[1, 20]") == [1, 20]
+    assert value("words", "{a: 1e-3, b: My Photos, c: }") == {"a": 1e-3, "b": "My Photos", "c": None}
+    with pytest.raises(ConfigError, match=r"it.many"):
+        value("many", "[1, 0100]")
+
+
+@pytest.mark.parametrize("name", ["1e-4", "0100", "12:30", "2.50", "1_0", "yes", "null", "~", "a #2", "1.", "\u00e9"])
+def test_text_is_the_same_after_a_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / "e.yaml").write_text(to_yaml({"run": {"name": name}, "other": [name]}), encoding="utf-8")
+    assert OmegaConf.to_container(OmegaConf.load(tmp_path / "e.yaml")) == {"run": {"name": name}, "other": [name]}
+
+
+def test_a_home_is_expanded_in_every_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "e.yaml").write_text("data: {init_args: {root: ~/photos, many: [~/a, b]}}\nrun: {directory: ~/runs}")
+    config = compose(tmp_path / "e.yaml", [Override("model.start.checkpoint", "~/x.ckpt")])
+    home = f"{tmp_path}/home"
+    assert config["data"]["init_args"] == {"root": f"{home}/photos", "many": [f"{home}/a", "b"]}
+    assert config["run"]["directory"] == f"{home}/runs"
+    assert config["model"]["init_args"]["start"]["checkpoint"] == f"{home}/x.ckpt"
