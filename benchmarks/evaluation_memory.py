@@ -24,6 +24,7 @@ from torch import Tensor
 from benchmarks.base import Benchmark, Measurement, Settings, reached
 from benchmarks.snapshots import RecordsOfImages, perturbed
 from t2ikit.denoisers import CADI
+from t2ikit.batch import Text
 from t2ikit.evaluation import Evaluation
 from t2ikit.evaluation.image_store import ImageStore
 from t2ikit.evaluation.sampling import Sampling, identity_of
@@ -43,8 +44,8 @@ class _Texts(PromptSource):
     def prompts(self) -> list[Prompt]:
         return [Prompt(f"picture {index}") for index in range(self.count)]
 
-    def states(self, prompts: Sequence[Prompt], encode: Encode) -> list[Tensor]:
-        return [torch.ones(1, TEXT_DIM)] * len(prompts)
+    def states(self, prompts: Sequence[Prompt], encode: Encode) -> list[Text]:
+        return [Text.from_rows([torch.ones(1, TEXT_DIM)])] * len(prompts)
 
 
 def _pictures(seed: int, count: int, size: int) -> Iterator[tuple[int, Tensor]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -163,7 +164,9 @@ class TextToImage(Learner, L.LightningModule):
         self.unconditional = empty
         # A plugin of 16-bit weights would cast the stored batch as well, noise quantile and posterior included; the
         # denoiser casts what it needs, and the rest of a step is in fp32.
-        self.trainer.precision_plugin.convert_input = _unchanged  # type: ignore[method-assign]
+        plugin = self.trainer.precision_plugin
+        plugin.convert_input = _unchanged  # type: ignore[method-assign]
+        plugin.convert_module = partial(_narrowed, plugin.convert_module, self.objective)  # type: ignore[method-assign]
 
     def check_manifest(self, manifest: Manifest) -> None:
         """Refuses prepared data that does not fit denoiser and space; keeps the manifest for the checkpoint."""
@@ -341,7 +344,7 @@ class TextToImage(Learner, L.LightningModule):
         if trainer.max_steps == -1 and trainer.max_epochs == -1:
             self.learning_rate.factor(1, math.inf)
         terms = (term for term in self.objective.modules() if isinstance(term, Term) and term.until is not None)
-        if isinstance(trainer.strategy, DDPStrategy) and any(p.requires_grad for t in terms for p in t.parameters()):
+        if any(p.requires_grad for t in terms for p in t.parameters()) and isinstance(trainer.strategy, DDPStrategy):
             trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -400,3 +403,13 @@ def _widths(text_dim: int | Sequence[int]) -> tuple[int, ...]:
 
 def _unchanged(data: Any) -> Any:
     return data
+
+
+def _narrowed(convert: Callable[[nn.Module], nn.Module], objective: nn.Module, module: nn.Module) -> nn.Module:
+    """``module`` as a plugin converts it, but what the objective trains stays in fp32 beside 16-bit weights."""
+    kept = [(parameter, parameter.data) for parameter in objective.parameters() if parameter.requires_grad]
+    converted = convert(module)
+    for parameter, data in kept:
+        if parameter.dtype.itemsize < data.dtype.itemsize:
+            parameter.data = data
+    return converted

@@ -37,6 +37,17 @@ class Projected(Term):
         return (mapped - main.target.movedim(1, -1)).square().flatten(1).mean(1)
 
 
+class Wide(Term):
+    '''Reads the output in fp32 by parameters of its own, and does not ask for their dtype.'''
+
+    def __init__(self, weight: float = 1.0, until: int | None = None):
+        super().__init__(weight, until)
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, main):
+        return self.layer(main.output.float().movedim(1, -1)).square().flatten(1).mean(1)
+
+
 class Stop(Callback):
     '''Kills the process at the step of the variable KILL.'''
 
@@ -155,3 +166,21 @@ def test_two_micro_batches_make_the_step_of_one_of_twice_the_size(folder: Path) 
     moments = [[state["exp_avg"] for state in end["optimizer_states"][0]["state"].values()] for end in ends]
     for first, second in zip(*moments, strict=True):  # running means of the gradients
         torch.testing.assert_close(second, first, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "Lamb"])
+def test_a_term_beside_weights_of_16_bits_trains_its_parameters_in_fp32_and_resumes(
+    folder: Path, optimizer: str
+) -> None:
+    term = "{wide: {class_path: parts.Wide}}"
+    words = ["run", "terms.yaml", "--trainer.precision", "bf16-true", "--model.optimizer", f"t2ikit.optim.{optimizer}"]
+    words += ["--model.objective.terms", term]
+    assert cli.main(words) == 0
+    run = folder / "runs" / "terms" / "version_0"
+    straight = end_of(run)
+    dtypes = {name: value.dtype for name, value in straight["state_dict"].items() if value.is_floating_point()}
+    assert all(
+        dtype == (torch.float32 if name.startswith("objective.") else torch.bfloat16) for name, dtype in dtypes.items()
+    )
+    assert cli.main([*words, "--resume", str(run / "checkpoints" / "step-00000002.ckpt")]) == 0
+    assert unequal(straight, end_of(run)) == []

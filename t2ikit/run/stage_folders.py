@@ -46,7 +46,7 @@ class Version:
 
 
 def finish(folder: Path, plan: Plan) -> None:
-    """Keeps that a stage has come to its end, by which experiment; one that was finished already stays as it is."""
+    """Records that a stage is finished, with its last checkpoint and experiment; an earlier record stays."""
     if not is_finished(folder):
         newest = newest_checkpoint(folder)
         content = {"checkpoint": None if newest is None else newest.name, "experiment": plan.config}
@@ -111,9 +111,9 @@ def _newest_without(tree: Tree, stage: str, existing: Sequence[Path]) -> Version
 
 
 def differences(tree: Tree, version: Version, name: str) -> Differences:
-    """What the experiment says of a finished stage otherwise than what was trained: (before, now) by key.
+    """What differs between a finished stage and what the experiment says of it now: (before, now) by key.
 
-    Where the run lies, and which checkpoints it keeps, is not compared.
+    The folder of the run and the steps of kept checkpoints are not compared.
     """
     source = tree.source(name)
     start = None if source is None else _source_checkpoint(version.path, source)

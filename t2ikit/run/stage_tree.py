@@ -162,10 +162,10 @@ class Tree:
         arguments = config["model"].setdefault("init_args", {})
         position = list(self.stages).index(name)
         overlay = self.stages[name].get("model") or {}
-        said = "start" in (overlay.get("init_args") or {} if isinstance(overlay, dict) else {})
+        in_overlay = "start" in (overlay.get("init_args") or {} if isinstance(overlay, dict) else {})
         overridden = any(o.key.startswith(("model.start", "model.init_args.start")) for o in self.request.overrides)
         takes = "start" in accepted(find_class(config["model"]["class_path"], "model.class_path", self.origins))
-        if position > 0 and takes and not said and not overridden:
+        if position > 0 and takes and not in_overlay and not overridden:
             before = list(self.stages)[position - 1]
             arguments["start"] = {"checkpoint": f"{REFERENCE}{before}", "weights": "auto"}
         return config
