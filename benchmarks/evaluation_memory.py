@@ -1,8 +1,8 @@
 """Peak memory of an evaluation by the number of its pictures: they stay on disk, so it should hardly grow.
 
 ``python -m benchmarks evaluation_memory --full``. The pictures are rendered shapes of 256 pixels, each scene in its
-eight mirror images, in the folder of an evaluation whose sampling is done; the reference are other such pictures, as
-many but at most 5,000. What is measured is what follows sampling: the embedded features, Frechet distance and PRDC.
+eight mirror images, in the folder of an evaluation whose sampling is done; the reference are 1,000 other such
+pictures, which go the same way. What is measured follows sampling: the embedded features, Frechet distance, PRDC.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from t2ikit.prompts import Encode, Prompt, PromptSource
 from t2ikit.shapes.scenes import render, scenes
 
 ROOT = Path(__file__).parents[1]
-SIZE, TEXT_DIM, MOST_REFERENCE = 256, 8, 5_000
+SIZE, TEXT_DIM, REFERENCE = 256, 8, 1_000
 GIGABYTE = 1e9
 
 
@@ -57,12 +57,13 @@ def _pictures(seed: int, count: int, size: int) -> Iterator[tuple[int, Tensor]]:
         yield first, torch.stack([*turned, *(view.flip(2) for view in turned)])[: count - first]
 
 
-def evaluate_here(count: int, size: int = SIZE) -> dict[str, float]:
+def evaluate_here(count: int, size: int = SIZE, reference: int = REFERENCE) -> dict[str, float]:
     """Renders the pictures and evaluates them in this process.
 
     Args:
         count: of the pictures.
         size: their pixels.
+        reference: how many they are compared with.
 
     Returns:
         ``rendering`` and ``seconds``, by the clock, ``cpu`` seconds; ``peak``, bytes resident at most; the scores.
@@ -75,7 +76,7 @@ def evaluate_here(count: int, size: int = SIZE) -> dict[str, float]:
         started = time.perf_counter()
         images, real = (
             ImageStore(Path(folder) / "images", count),
-            ImageStore(Path(folder) / "real", reference_of(count)),
+            ImageStore(Path(folder) / "real", reference),
         )
         images.open(identity_of(module, source.states(source.prompts(), list), sampling))
         for seed, store in enumerate((images, real)):
@@ -94,11 +95,6 @@ def evaluate_here(count: int, size: int = SIZE) -> dict[str, float]:
     return {"rendering": rendering, "seconds": seconds, "cpu": cpu, "peak": peak, **scores}
 
 
-def reference_of(count: int) -> int:
-    """How many pictures ``count`` of them are compared with."""
-    return min(count, MOST_REFERENCE)
-
-
 def _measure(settings: Settings) -> Iterator[Measurement]:
     smallest = 0.0
     for count in (1_000, 10_000, 50_000) if settings.full else (100, 1_000):
@@ -109,7 +105,7 @@ def _measure(settings: Settings) -> Iterator[Measurement]:
             raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
         found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
         smallest = smallest or found["peak"]
-        label = f"evaluation of {count:,} pictures of {SIZE} against {reference_of(count):,}"
+        label = f"evaluation of {count:,} pictures of {SIZE} against {REFERENCE:,}"
         note = (
             f"{found['seconds']:,.0f} s, {found['cpu']:,.0f} s of a core; rendering before {found['rendering']:,.0f} s"
         )

@@ -38,5 +38,5 @@ def test_geneval_has_the_size_of_the_benchmark() -> None:
 
 
 def test_an_evaluation_is_measured_whole() -> None:
-    found = evaluate_here(20, 16)
+    found = evaluate_here(20, 16, 20)
     assert found["peak"] > 2**20 and found["frechet_distance"] > 0 and 0 <= found["coverage"] <= 1

@@ -261,7 +261,8 @@ def look(metric: Metric, samples: Samples, share: range) -> Rows:
     """
     if type(metric).observe is Metric.observe:
         return [None] * len(share)
-    parts: list[Rows] = []
+    table: Tensor | None = None
+    listed: list[Any] = []
     label = f"{metric.title}, {samples.kind}"
     with tqdm(total=len(share), desc=label, unit="img", leave=False, disable=share.start > 0, mininterval=1.0) as bar:
         for start in range(share.start, share.stop, metric.batch_size):
@@ -271,9 +272,14 @@ def look(metric: Metric, samples: Samples, share: range) -> Rows:
                 raise ValueError(
                     f"{metric.title}: observe gives {len(rows)} rows for {len(batch)} images, not one an image"
                 )
-            parts.append(rows)
+            if isinstance(rows, Tensor):
+                if table is None:  # one block: many small ones between the large ones of a network fragment the memory
+                    table = torch.empty(len(share), *rows.shape[1:], dtype=rows.dtype)
+                table[start - share.start :][: len(rows)] = rows
+            else:
+                listed += rows
             bar.update(len(batch))
-    return join(parts)
+    return listed if table is None else table
 
 
 def join(parts: Sequence[Rows]) -> Rows:
