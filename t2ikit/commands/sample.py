@@ -133,7 +133,9 @@ def _sample(
 
 def _encode(trained: TrainedModel, prompts: Sequence[str], name: str | None, device: torch.device) -> dict[str, Tensor]:
     """Text -> its states [L, D] on the CPU; encodes each text by itself, so that the others cannot change it."""
-    encoder = trained.text_encoder(name, device)
+    from t2ikit.encoders.limits import with_remarks
+
+    (encoder,) = with_remarks([trained.text_encoder(name, device)], prompts)
     return {prompt: encoder.encode([prompt])[0].cpu() for prompt in dict.fromkeys(prompts)}
 
 

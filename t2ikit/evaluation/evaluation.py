@@ -18,6 +18,7 @@ from tqdm import tqdm
 import t2ikit
 from t2ikit import ranks
 from t2ikit.data.datamodule import DataModule
+from t2ikit.encoders.limits import with_remarks
 from t2ikit.encoders.text import load_encoder
 from t2ikit.evaluation.image_store import ImageStore
 from t2ikit.evaluation.reference_images import ReferenceImages, real_images
@@ -289,4 +290,5 @@ def encode(texts: Sequence[str], data: DataModule, device: torch.device | str = 
     if reference is None:
         raise ValueError(f"the data in {data.folder} has no text states: run `t2ikit prepare encode`")
     remedy = "bring the same weights or run `t2ikit prepare encode` again"
-    return load_encoder(reference, Path(data.folder), remedy, device=device).encode_all(texts)
+    (encoder,) = with_remarks([load_encoder(reference, Path(data.folder), remedy, device=device)], texts)
+    return encoder.encode_all(texts)

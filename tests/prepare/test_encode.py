@@ -161,6 +161,15 @@ def test_the_option_that_differs_is_named(prepared: Path, change: dict[str, Any]
         prepare_encode(prepared, **{**options, **change})
 
 
+def test_captions_that_are_cut_are_counted(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"autoencoder": "pixels", "text_encoder": "small", "text_dim": 32, "overwrite": True}
+    prepare_encode(prepared, max_tokens=5, **options)  # "An image of crane" and the end token
+    printed = capsys.readouterr().out
+    assert "val: " in printed and "val: 6 captions" not in printed
+    cut = len(RecordSet(prepared / "train_cmall"))  # of two classes: "An image of crane and tench"
+    assert f"train_cmall: {cut} captions are longer than 5 tokens and cut, first 'An image of " in printed
+
+
 def test_small_encoder_that_lacks_words_is_refused(prepared: Path, tmp_path: Path) -> None:
     rows = [(record.metadata["key"], "a zebra") for record in RecordSet(prepared / "images/val")]
     (tmp_path / "t.tsv").write_text("".join(f"{key}\t{text}\n" for key, text in rows))

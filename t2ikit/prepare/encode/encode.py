@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from t2ikit.encoders.autoencoders import DEFAULT_AUTOENCODER
+from t2ikit.encoders.limits import cut_texts
 from t2ikit.encoders.text import DEFAULT_TEXT_ENCODER, MAX_TOKENS, TextEncoder, build_small_t5
 from t2ikit.launch import first_rank
 from t2ikit.prepare.captions.caption_file import CaptionSet
@@ -99,7 +100,13 @@ def prepare_encode(
     promised = 0.0
     for plan in plans.values():
         promised += plan.require_disk(root, promised)
-    return {name: plan.run(encoders, launch, shard_size, overwrite) for name, plan in plans.items()}
+    manifests = {name: plan.run(encoders, launch, shard_size, overwrite) for name, plan in plans.items()}
+    for name, manifest in manifests.items() if first_rank() else ():
+        if manifest.max_tokens == manifest.token_limit and plans[name].done < len(plans[name].parts):
+            count, first = cut_texts(encoders.texts, (text for _, texts in captions[name] for text in texts))
+            if count:
+                print(f"{name}: {count:,} captions are longer than {max_tokens} tokens and cut, first {first[:60]!r}")
+    return manifests
 
 
 def _matching_captions(root: Path, name: str) -> CaptionSet:
