@@ -192,7 +192,7 @@ def _refuse_grey_end(image: Image.Image, content: bytes) -> None:
         BadImage: half a file.
     """
     corner = image.crop((image.width - 1, image.height - 1, *image.size))
-    grey = image.mode == "CMYK" or abs(int(corner.convert("L").getpixel((0, 0))) - 128) <= 2
+    grey = image.mode == "CMYK" or abs(int(np.asarray(corner.convert("L"))[0, 0]) - 128) <= 2
     if not grey and not image.info.get("progressive"):
         return
     pieces, start = [], 0

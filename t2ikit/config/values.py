@@ -31,7 +31,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Loader.yaml_implicit_resolvers = {}
-_Loader.add_implicit_resolver("!plain", re.compile(r".*", re.DOTALL), None)  # type: ignore[no-untyped-call]
+_Loader.add_implicit_resolver("!plain", re.compile(r".*", re.DOTALL), None)
 _Loader.add_constructor("!plain", lambda _, node: _plain_value(node.value) if node.value else None)
 
 

@@ -11,7 +11,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -170,7 +169,8 @@ def find_images(
     return lists
 
 
-class _Options(NamedTuple):
+@dataclass(frozen=True)
+class _Options:
     """The options of every source; see :func:`find_images`."""
 
     val_labels: str | None
