@@ -23,8 +23,8 @@ from torch import Tensor
 
 from benchmarks.base import Benchmark, Measurement, Settings, reached
 from benchmarks.snapshots import RecordsOfImages, perturbed
-from t2ikit.denoisers import CADI
 from t2ikit.batch import Text
+from t2ikit.denoisers import CADI
 from t2ikit.evaluation import Evaluation
 from t2ikit.evaluation.image_store import ImageStore
 from t2ikit.evaluation.sampling import Sampling, identity_of

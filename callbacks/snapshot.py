@@ -32,7 +32,7 @@ from t2ikit.diffusion.samplers import find_solver
 from t2ikit.diffusion.solvers import Solver
 from t2ikit.evaluation import Evaluated, Evaluation
 from t2ikit.evaluation.sampling import Sampling
-from t2ikit.files import write_whole
+from t2ikit.files import below, write_whole
 from t2ikit.metrics.base import Metric
 from t2ikit.metrics.fingerprint import write_files, write_scores
 from t2ikit.module import TextToImage
@@ -96,6 +96,7 @@ class Snapshot(L.Callback):
         for option, value in counts.items():
             if value is not None and value < 1:
                 raise ValueError(f"callbacks.{name}: {option} must be at least 1, got {value}")
+        below(Path("samples"), name)  # refuses a name that leads out of the run's folder
         find_solver(method)  # refuses an unknown one
         self.name = name
         self.every_n_steps = every_n_steps

@@ -136,10 +136,12 @@ def _encode(
     trained: TrainedModel, prompts: Sequence[str], names: Sequence[str] | None, device: torch.device
 ) -> dict[str, Texts]:
     """Prompt -> its text states, one row on the CPU; encodes each by itself, so that the others cannot change it."""
+    from t2ikit.encoders.limits import with_remarks
     from t2ikit.encoders.text import encode_prompts
 
     unique = list(dict.fromkeys(prompts))
-    return dict(zip(unique, encode_prompts(trained.text_encoders(names, device), unique, batch_size=1), strict=True))
+    encoders = with_remarks(trained.text_encoders(names, device), unique)
+    return dict(zip(unique, encode_prompts(encoders, unique, batch_size=1), strict=True))
 
 
 def _settings(args: argparse.Namespace, trained: TrainedModel) -> dict[str, str]:

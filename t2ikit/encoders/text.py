@@ -146,13 +146,6 @@ class TextEncoder:
         """Tokens of each prompt with its special tokens, after the cut to ``max_tokens``."""
         return [len(ids) for ids in self._ids(prompts)]
 
-    def count_cut(self, prompts: Sequence[str]) -> int:
-        """How many prompts are longer than ``max_tokens``, so that their ends are lost."""
-        if not prompts:
-            return 0
-        full = [text for text, length in zip(prompts, self.lengths(prompts), strict=True) if length >= self.max_tokens]
-        return sum(len(ids) > self.max_tokens for ids in self.tokenizer(full).input_ids) if full else 0
-
     def unknown_words(self, prompt: str) -> list[str]:
         """Parts of a prompt that the vocabulary does not hold; the tokens that replace them all look alike."""
         if not self.tokenizer.is_fast:  # ByT5's: every byte is known
@@ -275,10 +268,6 @@ def encode_prompts(encoders: Iterable[TextEncoder], prompts: Sequence[str], batc
     """
     columns = []
     for encoder in encoders:
-        cut = encoder.count_cut(prompts)
-        if cut:
-            known = f"{encoder.reference.name} takes at most {encoder.max_tokens} tokens"
-            tqdm.write(f"{known}: {cut} of {len(prompts)} prompts are longer and lose their ends")
         columns.append(encoder.encode_rows(prompts, batch_size))
     return list(columns[0]) if len(columns) == 1 else list(zip(*columns, strict=True))
 

@@ -18,6 +18,7 @@ import t2ikit
 from t2ikit import ranks
 from t2ikit.batch import Texts
 from t2ikit.data.datamodule import DataModule
+from t2ikit.encoders.limits import with_remarks
 from t2ikit.encoders.text import encode_prompts, load_encoder
 from t2ikit.evaluation.image_store import ImageStore
 from t2ikit.evaluation.reference_images import ReferenceImages, real_images
@@ -272,4 +273,4 @@ def encode(texts: Sequence[str], data: DataModule, device: torch.device | str = 
         raise ValueError(f"the data in {data.folder} has no text states: run `t2ikit prepare encode`")
     remedy = "bring the same weights or run `t2ikit prepare encode` again"
     loaded = (load_encoder(reference, Path(data.folder), remedy, device=device) for reference in references)
-    return encode_prompts(loaded, texts)
+    return encode_prompts(with_remarks(loaded, texts), texts)

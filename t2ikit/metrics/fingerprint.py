@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from t2ikit.files import write_whole
+from t2ikit.files import below, write_whole
 from t2ikit.pictures import Images
 
 
@@ -175,14 +175,14 @@ def read_score(path: str | Path) -> Score:
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """Writes what scores were made of, the ``files`` of the metrics' results, each whole or not at all."""
     for name, content in files.items():
-        write_whole(folder / name, content)
+        write_whole(below(folder, name), content)
 
 
 def write_scores(folder: Path, scores: Sequence[Score]) -> None:
     """One file a score, ``<folder>/<name>.json``; score files of other names are removed."""
     kept = set()
     for score in scores:
-        path = folder / f"{score.name}.json"
+        path = below(folder, f"{score.name}.json")
         write_score(path, score)
         kept.add(path)
     for path in set(folder.rglob("*.json")) - kept:

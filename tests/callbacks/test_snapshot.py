@@ -13,10 +13,12 @@ from PIL import Image
 
 import tiny
 from t2ikit import cli
+from t2ikit.callbacks import Snapshot
 from t2ikit.callbacks.metrics_csv import read_metrics
 from t2ikit.evaluation.image_store import ImageStore
 from t2ikit.evaluation.validation import SCORES
 from t2ikit.metrics.fingerprint import read_scores
+from t2ikit.prompts import PromptFile
 
 EXPERIMENT = """
 extends: [tiny.yaml]
@@ -194,3 +196,9 @@ def test_two_ranks_score_as_one_and_fail_together(folder: Path) -> None:
     assert done.returncode != 0 and "ValueError: a metric that fails" in done.stderr
     assert "OtherRankFailed: rank 0 failed: ValueError: a metric that fails" in done.stderr
     assert not (folders[1] / "scores" / "step-00000002").exists()
+
+
+@pytest.mark.parametrize("name", ["../val", "/tmp/val", "a/../b", ""])
+def test_a_name_that_leads_out_of_the_run_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="no plain name of a file below samples"):
+        Snapshot(PromptFile("prompts.txt"), name=name)

@@ -14,6 +14,7 @@ from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 
 from t2ikit.encoders import build_small_t5
+from t2ikit.encoders.limits import cut_texts
 from t2ikit.encoders.text import TextEncoder, encode_prompts, load_encoder, split_layer
 
 TEXTS = ["An image of crane.", "", "a red circle, left of two blue squares", "an image"]
@@ -171,14 +172,15 @@ def test_rows_of_many_prompts(maker: Callable[[Path], str], made: Any) -> None:
 def test_long_prompts_lose_their_end(maker: Callable[[Path], str], made: Any) -> None:
     encoder = TextEncoder.load(made(maker), max_tokens=6)
     texts = ["an image of crane", "an", ""]
-    assert encoder.lengths(texts)[0] == 6 and encoder.count_cut(texts) == 1 and encoder.count_cut([]) == 0
+    assert encoder.lengths(texts)[0] == 6 and cut_texts(encoder, texts) == (1, texts[0])
+    assert cut_texts(encoder, []) == (0, "")
     whole = TextEncoder.load(made(maker))
     kept = 5 if maker is byt5 or encoder.pooled_dim else 6  # then the end token
     first = encoder.tokenizer(texts[0]).input_ids[:kept]
     assert encoder._ids(texts)[0][:kept] == first
     if encoder.pooled_dim:
         assert whole.max_tokens == 77 and whole.lengths(["image " * 100]) == [77]
-        assert whole.count_cut(["image " * 100, "image"]) == 1
+        assert cut_texts(whole, ["image " * 100, "image"])[0] == 1
     else:
         torch.testing.assert_close(whole.encode(["an"])[0], encoder.encode(["an"])[0])
 

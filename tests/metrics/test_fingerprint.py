@@ -17,7 +17,9 @@ from t2ikit.metrics.fingerprint import (
     images_sha256,
     read_score,
     state_sha256,
+    write_files,
     write_score,
+    write_scores,
 )
 
 ONE = Fingerprint(reference="val", num_images=200, steps=25, guidance=1.5, features="net", extra={"k": 5})
@@ -68,3 +70,12 @@ def test_hashes_see_content_and_order() -> None:
     state = {"a": torch.ones(2), "b": torch.zeros(3, dtype=torch.int64)}
     assert state_sha256(state) == state_sha256(dict(reversed(state.items())))
     assert state_sha256(state) != state_sha256({**state, "a": torch.ones(2, dtype=torch.float64)})
+
+
+def test_names_of_scores_and_details_stay_in_their_folder(tmp_path: Path) -> None:
+    for name in ("../x", "/x", "a/../../x"):
+        with pytest.raises(ValueError, match="no plain name of a file below"):
+            write_files(tmp_path / "details", {name: b""})
+        with pytest.raises(ValueError, match="no plain name of a file below"):
+            write_scores(tmp_path / "scores", [Score(name, 1.0, ONE)])
+    assert list(tmp_path.rglob("x*")) == []

@@ -185,6 +185,15 @@ def test_a_data_set_of_the_first_version_is_encoded_anew_from_its_images(prepare
     assert prepare_check(prepared) == []
 
 
+def test_captions_that_are_cut_are_counted(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"autoencoder": "pixels", "text_encoder": "small", "text_dim": 32, "overwrite": True}
+    prepare_encode(prepared, max_tokens=5, **options)  # "An image of crane" and the end token
+    printed = capsys.readouterr().out
+    assert "val: " in printed and "val: 6 captions" not in printed
+    cut = len(RecordSet(prepared / "train_cmall"))  # of two classes: "An image of crane and tench"
+    assert f"train_cmall: {cut} captions are longer than the 5 tokens that " in printed
+
+
 def test_small_encoder_that_lacks_words_is_refused(prepared: Path, tmp_path: Path) -> None:
     rows = [(record.metadata["key"], "a zebra") for record in RecordSet(prepared / "images/val")]
     (tmp_path / "t.tsv").write_text("".join(f"{key}\t{text}\n" for key, text in rows))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from t2ikit.encoders.limits import cut_texts
 from t2ikit.encoders.text import TextEncoder
 from t2ikit.pretrained import EncoderReference
-from t2ikit.records.manifest import TextSource
+from t2ikit.records.manifest import Manifest, TextSource
 from t2ikit.records.states import States, groups, quantise_states
 
 EncodedTexts = tuple[list[Tensor], Tensor | None]
@@ -127,6 +128,15 @@ class CaptionEncoder:
             states, vectors = with_vectors(texts)
             return states, vectors
         return self.encoder.encode(texts), None
+
+    @property
+    def limit(self) -> int:
+        """Tokens that it takes of a caption."""
+        return (self._encoder or self.encoder).max_tokens
+
+    def cut(self, texts: Iterable[str], manifest: Manifest) -> tuple[int, str]:
+        """How many captions of an encoded set are longer than it takes, and the first of them; needs no weights."""
+        return cut_texts(self._encoder or self.encoder, texts) if manifest.max_tokens >= self.limit else (0, "")
 
     def bytes_of(self, texts: Sequence[str]) -> int:
         """Size of the stored states of some texts; needs no weights."""

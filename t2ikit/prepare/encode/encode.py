@@ -109,7 +109,17 @@ def prepare_encode(
     promised = 0.0
     for plan in plans.values():
         promised += plan.require_disk(root, promised)
-    return {name: plan.run(encoders, launch, shard_size, overwrite) for name, plan in plans.items()}
+    manifests = {name: plan.run(encoders, launch, shard_size, overwrite) for name, plan in plans.items()}
+    for name, plan in plans.items() if first_rank() else ():
+        if plan.done < len(plan.parts):
+            for encoder in texts:
+                count, first = encoder.cut((text for _, row in captions[name] for text in row), manifests[name])
+                if count:
+                    print(
+                        f"{name}: {count:,} captions are longer than the {encoder.limit} tokens that {encoder.name} "
+                        f"takes and are cut, first {first[:60]!r}"
+                    )
+    return manifests
 
 
 def _revisions(given: str | Sequence[str], names: Sequence[str]) -> Sequence[str | None]:

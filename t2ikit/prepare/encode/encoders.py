@@ -110,8 +110,8 @@ class Encoders:
         """
         shape = images.image_shape
         if self.space is not None:
-            side = shape[-1] // self.space.downsampling
-            shape = (2, self.space.channels, side, side)
+            height, width = (size // self.space.downsampling for size in shape[-2:])
+            shape = (2, self.space.channels, height, width)
         return Manifest(
             kind="pixels" if self.space is None else "latents",
             image_shape=shape,
