@@ -47,6 +47,7 @@ def with_remarks(encoders: Iterable[TextEncoder], prompts: Sequence[str]) -> Ite
             words = list(dict.fromkeys(chain.from_iterable(unknown)))
             print(
                 f"{len(unknown):,} of {len(unique):,} prompts hold words that the text encoder "
-                f"{encoder.reference.name} does not know and takes for one and the same, such as {', '.join(map(repr, words[:_SHOWN]))}"
+                f"{encoder.reference.name} does not know and takes for one and "
+                f"the same, such as {', '.join(map(repr, words[:_SHOWN]))}"
             )
         yield encoder
