@@ -237,7 +237,7 @@ ODD: dict[str, Good | Bad] = {
     "zeros.jpg": Bad(with_file(bytes(1000)), "not an image"),
     "noise.jpg": Bad(with_file(np.random.default_rng(0).bytes(5000)), "not an image"),
     "film.jpg": Bad(with_file(b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + bytes(500)), "not an image"),
-    "Thumbs.db": Bad(with_file(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500)), "not an image"),
+    "catalog.db": Bad(with_file(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500)), "not an image"),
 }  # fmt: skip
 
 

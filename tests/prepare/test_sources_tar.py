@@ -272,11 +272,11 @@ def test_links_in_a_tar_are_the_files_that_they_name(
     for split, images in find_images(folder).items():
         from_tar = find_images(tmp_path / "a.tar")[split]
         assert from_tar.keys == images.keys and from_tar.sha256 == images.sha256
-    sets = [prepare_images(str(source), tmp_path / source.stem, 16) for source in (folder, tmp_path / "a.tar")]
+    sets = [prepare_images(str(source), tmp_path / "out" / source.stem, 16) for source in (folder, tmp_path / "a.tar")]
     chunks = [made["train"].chunk_sha256["chunk-0-0.bin"] for made in sets]
     assert chunks[0] == chunks[1] and sets[0]["train"].count == 16
     assert capsys.readouterr().out.count(", 3 files could not be used") == 2
-    bad = (tmp_path / "a/images/bad_train.tsv").read_text().splitlines()
+    bad = (tmp_path / "out/a/images/bad_train.tsv").read_text().splitlines()
     assert sorted(bad) == [
         f"train/n02012849/{name}.JPEG\tcannot be read: a link to a file that is not in the tar"
         for name in ("circle", "missing", "outside")
