@@ -63,7 +63,7 @@ class RecordsOfImages:
 
     def view(self, index: int) -> Any:
         """The record at ``index``."""
-        return SimpleNamespace(image=lambda: self.images[index].numpy())
+        return SimpleNamespace(array=lambda name: self.images[index].numpy())
 
 
 def _measure(settings: Settings) -> list[Measurement]:

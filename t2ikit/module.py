@@ -150,8 +150,8 @@ class TextToImage(Learner, L.LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
             raise ValueError("TextToImage needs a data module: set `data` in the experiment")
-        for records in reversed(data.record_sets("train")):  # the manifest of the first bucket is kept
-            self.check_manifest(records.manifest)
+        for manifest in reversed(data.manifests):  # that of the first bucket is kept
+            self.check_manifest(manifest)
         self.check_needs(data.manifest)
         if self.objective.needs.arrays:
             data.read_arrays(self.objective.needs.arrays)

@@ -50,6 +50,7 @@ def stored(slot: int) -> StoredBatch:
 class Stripes(L.LightningDataModule):
     source_names = ("raw",)
     manifest = Manifest("pixels", (3, 4, 4), texts={"t5": TextSource(8)})
+    manifests = (manifest,)
 
     def unconditional(self) -> Text:
         return Text(torch.ones(1, 1, 8), torch.ones(1, 1, dtype=torch.bool))

@@ -80,6 +80,7 @@ class Records(L.LightningDataModule):
         super().__init__()
         self.batches, self.tokens = batches, tokens
         self.manifest = Manifest("pixels", (3, 4, 4), texts={"t5": TextSource(TEXT_DIM)})
+        self.manifests = (self.manifest,)
 
     def unconditional(self) -> Text:
         return Text(torch.ones(1, 1, TEXT_DIM), torch.ones(1, 1, dtype=torch.bool))

@@ -177,6 +177,11 @@ class DataModule(LightningDataModule):
         """What the training set holds; of buckets, the first."""
         return self.record_set("train").manifest
 
+    @property
+    def manifests(self) -> tuple[Manifest, ...]:
+        """What the training set holds, one a bucket."""
+        return tuple(records.manifest for records in self.record_sets("train"))
+
     def read_arrays(self, names: Collection[str]) -> None:
         """Lets every batch hold these arrays of its records, too; the module asks for those that its objective needs.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from t2ikit.encoders.limits import cut_texts, with_remarks
-from t2ikit.encoders.text import TextEncoder, build_small_t5
+from t2ikit.encoders.small_t5 import build_small_t5
+from t2ikit.encoders.text import TextEncoder
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 
 from t2ikit.encoders import build_small_t5
-from t2ikit.encoders.limits import cut_texts
+from t2ikit.encoders.limits import cut_texts, with_remarks
 from t2ikit.encoders.text import TextEncoder, encode_prompts, load_encoder, split_layer
 
 TEXTS = ["An image of crane.", "", "a red circle, left of two blue squares", "an image"]
@@ -223,12 +223,12 @@ def test_prompts_by_several_encoders(made: Any, capsys: pytest.CaptureFixture[st
             loaded.append(maker.__name__)
             yield TextEncoder.load(made(maker), max_tokens=20)
 
-    rows = encode_prompts(encoders(), TEXTS)
+    rows = encode_prompts(with_remarks(encoders(), TEXTS), TEXTS)
     assert loaded == ["byt5", "clip"] and len(rows) == len(TEXTS)
     first, second = rows[1]
     assert first.embeddings.shape == (1, 1, WIDTH) and first.pooled is None
     assert second.embeddings.shape == (1, 2, WIDTH) and second.pooled.shape == (1, WIDTH)
-    assert "takes at most 20 tokens: 1 of 4 prompts are longer" in capsys.readouterr().out
+    assert "1 of 4 prompts are longer than the 20 tokens that the text encoder" in capsys.readouterr().out
     (alone,) = encode_prompts([TextEncoder.load(made(byt5))], ["an image"])
     assert alone.embeddings.shape == (1, 9, WIDTH)  # no tuple
 

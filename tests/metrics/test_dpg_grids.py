@@ -53,7 +53,7 @@ def test_what_is_no_grid(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"odd.png: a DPG-Bench grid is square with an even side; got 5 x 5"):
         read_grids(tmp_path)
     Image.new("RGB", (5, 5)).save(tmp_path / "odd.1.png")
-    with pytest.raises(ValueError, match="both hold item 'odd'"):
+    with pytest.raises(ValueError, match="the names do not say the order of the pictures"):
         read_grids(tmp_path)
     (tmp_path / "odd.1.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"odd\.1\.png"):

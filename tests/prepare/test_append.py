@@ -67,8 +67,10 @@ def test_new_photos_go_behind_the_others(
     prepare_captions(out)
     prepare_cutmix(out, "cmall")
     encoded: list[str] = []
-    encode_texts = TextEncoder.encode
-    monkeypatch.setattr(TextEncoder, "encode", lambda self, texts: encoded.extend(texts) or encode_texts(self, texts))
+    encode_texts = TextEncoder.encode_pooled
+    monkeypatch.setattr(
+        TextEncoder, "encode_pooled", lambda self, texts: encoded.extend(texts) or encode_texts(self, texts)
+    )
     encode(out)
     assert 2 <= len([text for text in encoded if text]) <= 1 + NEW  # the new captions, once a set
     after = states_of(out)
