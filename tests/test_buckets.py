@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import tiny
 from t2ikit import cli
@@ -95,7 +96,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_killed_run_on_buckets_ends_as_an_undisturbed_one(
-    ranks: int, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ranks: int,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = enter(tmp_path, monkeypatch, root)
     assert run(ranks, "--run.name", "whole") == 0
@@ -108,6 +113,13 @@ def test_a_killed_run_on_buckets_ends_as_an_undisturbed_one(
     rows, rows_found = (read_metrics(path / "metrics.csv") for path in (whole, killed))
     assert rows["train/loss"] == rows_found["train/loss"] and len(rows["train/loss"]) == 9
     assert rows["val/loss_fixed_t"] == rows_found["val/loss_fixed_t"]
+    if ranks == 1:
+        words = ["sample", str(killed), "--prompt", "a red circle", "--steps", "2", "--method", "euler"]
+        assert cli.main([*words, "--size", "12x20"]) == 0
+        with Image.open("samples/00000.png") as image:
+            assert image.size == (20, 12) and image.info["size"] == "12x20"
+        assert cli.main([*words, "--size", "16x20"]) == 2
+        assert "the denoiser takes 16x16, 12x20, 20x12" in capsys.readouterr().err
 
 
 def test_each_shape_is_compiled_once(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

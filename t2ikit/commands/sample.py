@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2ikit.commands.arguments import METHOD_HELP, add_trust, expanded, finite, method, positive
+from t2ikit.commands.arguments import METHOD_HELP, add_trust, expanded, finite, method, positive, size
 from t2ikit.files import require_folder
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--method", type=method, default="ddim", help=f"{METHOD_HELP} (%(default)s)")
     add("--guidance", type=finite, default=2.0, metavar="W", help="w of (1 + w) cond - w uncond (%(default)s)")
     add("--negative", metavar="TEXT", help="prompt that guidance moves away from, instead of the empty one")
+    size_help = "height and width of x_0, one of those that the denoiser takes (its input_size, then other_sizes)"
+    add("--size", type=size, metavar="HEIGHTxWIDTH", help=f"{size_help}; latents are an eighth of the pixels")
     out_help = "folder for 00000.png, ...; replaces files of these names (%(default)s)"
     add("--out", type=expanded, default=Path("samples"), metavar="DIR", help=out_help)
     add(
@@ -113,7 +115,8 @@ def _sample(
     settings = _settings(args, trained)
     args.out.mkdir(parents=True, exist_ok=True)
     grid: list[Tensor] = []
-    sampling = Sampling(args.steps, method, args.guidance, args.seed, args.batch_size)
+    sampling = Sampling(args.steps, method, args.guidance, args.seed, args.batch_size, size=args.size)
+    sampling.shape(module.denoiser)
     indices = range(len(prompts))
     batches = [indices[start : start + args.batch_size] for start in indices[:: args.batch_size]]
     rows, uncond = [states[prompt] for prompt in prompts], states[negative]
@@ -155,6 +158,7 @@ def _settings(args: argparse.Namespace, trained: TrainedModel) -> dict[str, str]
         "method": args.method,
         "guidance": str(args.guidance),
         "weights": args.weights,
+        **({} if args.size is None else {"size": f"{args.size[0]}x{args.size[1]}"}),
         "checkpoint": trained.checkpoint.name,
         "checkpoint_sha256": trained.sha256,
         "text_encoder_sha256": ", ".join(reference.sha256 for reference in trained.manifest.text_encoders),

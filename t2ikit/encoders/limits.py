@@ -20,7 +20,10 @@ def cut_texts(encoder: TextEncoder, texts: Iterable[str]) -> tuple[int, str]:
         nonlocal count, first
         for text, length in zip(batch, encoder.lengths(batch) if batch else (), strict=True):
             # One of just as many tokens is not cut.
-            if length == encoder.max_tokens and len(encoder.tokenizer(text, verbose=False).input_ids) > length:
+            if (
+                length == encoder.max_tokens
+                and len(encoder.tokenizer(text, verbose=False, split_special_tokens=True).input_ids) > length
+            ):
                 count, first = count + 1, first or text
         batch.clear()
 

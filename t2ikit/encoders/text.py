@@ -150,7 +150,7 @@ class TextEncoder:
         """Parts of a prompt that the vocabulary does not hold; the tokens that replace them all look alike."""
         if not self.tokenizer.is_fast:  # ByT5's: every byte is known
             return []
-        encoding = self.tokenizer(prompt, return_offsets_mapping=True)
+        encoding = self.tokenizer(prompt, return_offsets_mapping=True, split_special_tokens=True)
         spans = zip(encoding.input_ids, encoding.offset_mapping, strict=True)
         unknown = self.tokenizer.unk_token_id  # CLIP's is its end token, which covers no part of the prompt
         return [prompt[start:end] for token, (start, end) in spans if token == unknown and start < end]
@@ -214,7 +214,9 @@ class TextEncoder:
         return cast("int | None", self.tokenizer.eos_token_id if padding is None else padding)
 
     def _ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        ids = self.tokenizer(list(prompts), truncation=True, max_length=self.max_tokens).input_ids
+        # Special tokens that are written in a prompt, such as </s>, are text.
+        options = {"truncation": True, "max_length": self.max_tokens, "split_special_tokens": True}
+        ids = self.tokenizer(list(prompts), **options).input_ids
         return [row or [self._padding] for row in ids]
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from t2ikit import ranks, rng
 from t2ikit.batch import Text, Texts, each_text, map_texts, text_rows
 from t2ikit.checkpoints import filled
+from t2ikit.denoisers import Denoiser
 from t2ikit.diffusion import Guidance
 from t2ikit.diffusion.guidance import loaded
 from t2ikit.diffusion.samplers import find_solver
@@ -37,6 +38,7 @@ class Sampling:
         seed: key of the noise.
         batch_size: images sampled at once on each rank; changes them by rounding at most.
         precision: as the Trainer names it; "bf16-..." samples under bfloat16 autocast.
+        size: (H, W) of x_0, one that the denoiser takes beside its ``input_size``; None takes that.
     """
 
     steps: int = 50
@@ -45,11 +47,26 @@ class Sampling:
     seed: int = 0
     batch_size: int = 64
     precision: str = "32-true"
+    size: tuple[int, int] | None = None
 
     @property
     def bf16(self) -> bool:
         """Whether the network runs under bfloat16 autocast."""
         return self.precision.startswith("bf16")
+
+    def shape(self, denoiser: Denoiser) -> tuple[int, int, int]:
+        """(C, H, W) of the noise of an image.
+
+        Raises:
+            ValueError: the denoiser takes no x of this size.
+        """
+        if self.size is None:
+            return denoiser.input_shape
+        shape = (denoiser.input_shape[0], *self.size)
+        if shape not in denoiser.shapes:
+            sizes = ", ".join(f"{height}x{width}" for _, height, width in denoiser.shapes)
+            raise ValueError(f"size {self.size[0]}x{self.size[1]}: the denoiser takes {sizes} (its other_sizes)")
+        return shape
 
     def with_weight(self, weight: float) -> Sampling:
         """The same with another guidance weight w."""
@@ -65,13 +82,14 @@ class Sampling:
 
     def conditions(self) -> dict[str, Any]:
         """The fields of a score's fingerprint: all but the batch size."""
-        return {
+        conditions = {
             "seeds": str(self.seed),
             "sampler": find_solver(self.method).name,
             "steps": self.steps,
             "guidance": describe_guidance(self.guidance),
             "precision": self.precision,
         }
+        return conditions if self.size is None else {**conditions, "size": list(self.size)}
 
 
 def describe_guidance(guidance: float | Guidance) -> float | str:
@@ -109,7 +127,7 @@ def identity_of(module: TextToImage, states: Sequence[Texts], sampling: Sampling
         "space": space.description(),
         "autoencoder": getattr(getattr(space, "reference", None), "sha256", None),
         "texts_sha256": texts.hexdigest(),
-        "shape": list(module.denoiser.input_shape),
+        "shape": list(sampling.shape(module.denoiser)),
     }
 
 
@@ -198,7 +216,7 @@ def sample_batch(
     """
     text, device, seed = map_texts(lambda *rows: Text.join(rows), *states), module.device, sampling.seed
     count = text_rows(text)
-    noise = rng.normal(seed, "snapshot", first, count, module.denoiser.input_shape)
+    noise = rng.normal(seed, "snapshot", first, count, sampling.shape(module.denoiser))
     generators = [
         torch.Generator(device).manual_seed(rng.derived_seed(seed, "snapshot steps", first + row))
         for row in range(count)

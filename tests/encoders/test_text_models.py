@@ -169,6 +169,17 @@ def test_rows_of_many_prompts(maker: Callable[[Path], str], made: Any) -> None:
 
 
 @every
+def test_special_tokens_in_a_prompt_are_text(maker: Callable[[Path], str], made: Any) -> None:
+    encoder = TextEncoder.load(made(maker))
+    special = encoder.tokenizer.eos_token
+    assert special
+    (plain,), (ids,) = encoder._ids(["an image"]), encoder._ids([f"an {special} image"])
+    assert ids.count(encoder.tokenizer.eos_token_id) == plain.count(encoder.tokenizer.eos_token_id)
+    assert len(ids) > len(plain)
+    assert encoder._ids([""])[0]
+
+
+@every
 def test_long_prompts_lose_their_end(maker: Callable[[Path], str], made: Any) -> None:
     encoder = TextEncoder.load(made(maker), max_tokens=6)
     texts = ["an image of crane", "an", ""]
