@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from t2ikit.config.class_nodes import parse
 from t2ikit.config.compose import ConfigError, Override, compose
+from t2ikit.config.origins import NONE_BUT_KNOWN
 from t2ikit.config.values import to_yaml
 
 
@@ -26,7 +27,7 @@ class Options:
 
 
 def value(key: str, text: str) -> Any:
-    return parse(Options, {key: Override(key, text).value}, "it").it[key]
+    return parse(Options, {key: Override(key, text).value}, "it", NONE_BUT_KNOWN).arguments.it[key]
 
 
 TEXTS = ["My Photos #2", "0100", "12:30", "2026", "1_000", "yes", "a: b", "- x", "nan", "[x", "@a", "?", "%d"]
