@@ -61,15 +61,11 @@ class BucketSchedule:
 
     def bucket(self, slot: int) -> int:
         """The bucket that a global slot of the run belongs to."""
-        if len(self.steps) == 1:
-            return 0
         epoch, step = divmod(slot // self.global_batch, self.steps_per_epoch)
         return int(self._epoch(epoch).buckets[step])
 
     def served(self, bucket: int, slot: int) -> int:
         """How many slots of the run before ``slot`` belong to a bucket: the position of the run in its set."""
-        if len(self.steps) == 1:
-            return slot
         epoch, step = divmod(slot // self.global_batch, self.steps_per_epoch)
         steps = self._epoch(epoch)
         served = (epoch * self.steps[bucket] + int(steps.before[step, bucket])) * self.global_batch

@@ -147,24 +147,27 @@ class Source:
         records: the set.
         order: in which its records are visited.
         period: slots after which an epoch of the set ends.
-        schedule: which slots of the run belong to its bucket.
+        schedule: which slots of the run belong to its bucket; None for a set that every slot belongs to.
         bucket: index of the bucket.
     """
 
     records: RecordSet
     order: RecordOrder
     period: int
-    schedule: BucketSchedule
+    schedule: BucketSchedule | None = None
     bucket: int = 0
 
     def place(self, slot: int) -> tuple[int, int]:
         """Epoch of the set, and position in it, at which the run is at a global slot."""
-        return divmod(self.schedule.served(self.bucket, slot), self.period)
+        return divmod(self._served(slot), self.period)
 
     def index(self, first: int, rows: np.ndarray) -> np.ndarray:
         """The records, [n] int64, of the slots ``first + rows`` [n] int64 of one step, where ``first`` is the first."""
-        slots = self.schedule.served(self.bucket, first) + rows
+        slots = self._served(first) + rows
         return self.order.index(slots // self.period, slots % self.period)
+
+    def _served(self, slot: int) -> int:
+        return slot if self.schedule is None else self.schedule.served(self.bucket, slot)
 
 
 class Prefetcher:

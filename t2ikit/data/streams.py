@@ -230,7 +230,8 @@ class TrainingStream:
             order_name = name if len(self.schedule.steps) == 1 else f"{name} of bucket {bucket}"
             order = RecordOrder(records.chunk_sizes, seed, order_name, shuffle_window)
             period = self.schedule.steps[bucket] * self.schedule.global_batch if records is raw else len(records)
-            sources.append(Source(records, order, period, self.schedule, bucket))
+            schedule = self.schedule if len(self.schedule.steps) > 1 else None
+            sources.append(Source(records, order, period, schedule, bucket))
         return sources
 
     def __len__(self) -> int:
@@ -254,15 +255,18 @@ class TrainingStream:
         source, u = source_and_quantile(uniforms, self.gates)
         rows = np.arange(self.micro_batch)
         index = np.empty(self.micro_batch, dtype=np.int64)
-        for which, entry in enumerate(self.sources[self.schedule.bucket(first)]):
+        for which, entry in enumerate(self.sources[self._bucket(first)]):
             mine = source == which
             index[mine] = entry.index(first, rows[mine])
         return first, source, u, index, uniforms[:, 2]
 
+    def _bucket(self, slot: int) -> int:
+        return 0 if len(self.sources) == 1 else self.schedule.bucket(slot)
+
     def __getitem__(self, micro_batch: int) -> StoredBatch:
         first, source, u, index, uniforms = self.plan(micro_batch)
         self._prefetcher.move(first)
-        bucket, which_of = self.schedule.bucket(first), source.tolist()
+        bucket, which_of = self._bucket(first), source.tolist()
         sets, choices = [entry.records for entry in self.sources[bucket]], self.captions[bucket]
         views = [sets[which].view(record) for which, record in zip(which_of, index.tolist(), strict=True)]
         captions = [

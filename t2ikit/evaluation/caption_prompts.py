@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from t2ikit.batch import Texts
 from t2ikit.data.datamodule import DataModule
+from t2ikit.data.streams import read_batch
 from t2ikit.prompts import Encode, Prompt, PromptSource, check_count
 from t2ikit.records.record_set import RecordSet
-from t2ikit.records.states import as_text
 
 
 @dataclass
@@ -70,4 +72,5 @@ class _StoredStates(Sequence[Texts]):
             return [self[k] for k in range(*index.indices(self.length))]
         if not 0 <= index < self.length:
             raise IndexError(index)
-        return as_text([captions[0] for captions in self.records[index].texts.values()])
+        at = np.array([index])
+        return read_batch([self.records.view(index)], [0], 0, at * 0, at * 0.0, at, 1).text()

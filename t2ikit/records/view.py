@@ -14,7 +14,7 @@ import numpy as np
 
 from t2ikit.records.compressed import Compressed
 from t2ikit.records.layout import DAMAGED, QUANTISED, Column, Layout, parsed_layout
-from t2ikit.records.states import Tokens, groups
+from t2ikit.records.states import GROUP, Tokens
 
 MAGIC = b"T2IR"
 VERSION = 2
@@ -82,7 +82,7 @@ class RecordView:
                 size = prod(numbers[first + 1 : end_of_sizes]) * type_of_numbers.itemsize
             elif storage == QUANTISED:
                 width = numbers[first + 2]
-                size = numbers[first + 1] * (width + groups(width) * _SCALE.itemsize)
+                size = numbers[first + 1] * (width + -(-width // GROUP) * _SCALE.itemsize)
             else:
                 size = numbers[end_of_sizes]
             if not size:
@@ -157,7 +157,7 @@ class RecordView:
     def _quantised(self, column: Column) -> tuple[np.ndarray, np.ndarray]:
         offset, length, width = self._numbers[column.first : column.end]
         values = np.frombuffer(self._buffer, np.int8, length * width, offset)
-        count = groups(width)
+        count = -(-width // GROUP)
         scales = np.frombuffer(self._buffer, _SCALE, length * count, offset + length * width)
         return values.reshape(length, width), scales.reshape(length, count)
 
