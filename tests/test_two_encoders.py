@@ -1,4 +1,4 @@
-"""Two text encoders, one with pooled vectors, on the whole way of the data: prepare, train, resume, sample, evaluate."""
+"""Two text encoders, one with pooled vectors, from photos to scores: prepare, train, resume, sample, evaluate."""
 
 from __future__ import annotations
 
