@@ -145,7 +145,7 @@ class Snapshot(L.Callback):
             )
         self.evaluation.prepare(trainer.datamodule, pl_module.device)
         pl_module.space.load()
-        self.sampling = self.sampling.filled(pl_module.device)
+        self.sampling = self.sampling.filled(pl_module.device, pl_module.origins)
         pl_module.run_log.scores[self.name] = self.history
         step = trainer.global_step
         interrupted = step > 0 and self._due(step) and step not in self.history

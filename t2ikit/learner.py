@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import t2ikit
+from t2ikit.config.origins import Origins
 from t2ikit.optim.precision import wide_dtype, widened
 
 
@@ -140,10 +141,12 @@ class Learner:
         averages: of the weights of ``network``; set by the EMA callback.
         run_log: what has been logged.
         experiment: the resolved experiment that it is a part of; a checkpoint holds it, so that it explains itself.
+        origins: which modules class paths may name, also those in the checkpoint of a weaker network.
     """
 
     averages: Averages | None = None
     experiment: dict[str, Any] | None = None
+    origins: Origins | None = None
 
     def __init__(self) -> None:
         super().__init__()

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from t2ikit import ranks, rng
 from t2ikit.batch import Text, Texts, each_text, map_texts, text_rows
 from t2ikit.checkpoints import filled
+from t2ikit.config.origins import Origins
 from t2ikit.denoisers import Denoiser
 from t2ikit.diffusion import Guidance
 from t2ikit.diffusion.guidance import loaded
@@ -74,11 +75,14 @@ class Sampling:
             return replace(self, guidance=replace(self.guidance, weight=weight))
         return replace(self, guidance=weight)
 
-    def filled(self, device: torch.device | str) -> Sampling:
-        """The same with a weaker denoiser that is there, where guidance names one by its checkpoint; on ``device``."""
+    def filled(self, device: torch.device | str, origins: Origins | None = None) -> Sampling:
+        """The same with a weaker denoiser that is there, where guidance names one by its checkpoint; on ``device``.
+
+        ``origins``: which modules the class paths of that checkpoint may name.
+        """
         if not isinstance(self.guidance, Guidance) or self.guidance.weaker is None:
             return self
-        return replace(self, guidance=replace(self.guidance, weaker=filled(self.guidance.weaker).to(device)))
+        return replace(self, guidance=replace(self.guidance, weaker=filled(self.guidance.weaker, origins).to(device)))
 
     def conditions(self) -> dict[str, Any]:
         """The fields of a score's fingerprint: all but the batch size."""

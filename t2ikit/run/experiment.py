@@ -159,7 +159,7 @@ def build(plan: Plan, folder: Path, step: int = 0) -> Experiment:
     if isinstance(start, Start) and step == 0:  # a missing checkpoint is refused before data and weights are read
         start.path()
     if isinstance(model, Learner):
-        model.experiment = plan.config
+        model.experiment, model.origins = plan.config, plan.origins
     callbacks = {name: component.build(USER_ERRORS) for name, component in plan.callbacks.items()}
     nodes = loggers_of(plan.config["loggers"], folder, step, plan.origins)
     loggers = [component.build(USER_ERRORS) for component in nodes.values()]

@@ -176,7 +176,7 @@ def _model(
     trained.module.unconditional = data.unconditional()
     trained.module.space.load()  # refuses a missing one before the work, not after it
     trained.module.to(device)
-    snapshot.sampling = snapshot.sampling.filled(device)
+    snapshot.sampling = snapshot.sampling.filled(device, origins)
     return trained
 
 

@@ -16,6 +16,10 @@ from t2ikit.config.class_nodes import check_component
 from t2ikit.config.compose import Override, shipped_experiments
 from t2ikit.config.imports import find_class
 from t2ikit.config.origins import Origins
+from t2ikit.denoisers import DiTI
+from t2ikit.denoisers.saved import SavedDenoiser
+from t2ikit.diffusion import Guidance
+from t2ikit.evaluation.sampling import Sampling
 from t2ikit.run.experiment import Plan, check, origins_of
 
 STRANGER = """
@@ -303,3 +307,20 @@ def test_comparing_two_classes_imports_no_part_of_a_strange_package(stranger: Pa
     __import__("loaded_package")
     merged = merge(arguments("loaded_package.Thing", a=1), {"class_path": "loaded_package.part.Thing"})
     assert merged == {"class_path": "loaded_package.part.Thing"} and not stranger.exists()
+
+
+def test_a_weaker_network_may_come_from_a_trusted_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--trust`` of the command reaches the checkpoint that guidance names."""
+    (tmp_path / "installed").mkdir()
+    (tmp_path / "installed" / "distant_network.py").write_text("from t2ikit.denoisers import DiTI as Network\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "installed"))
+    checkpoint = tmp_path / "step-00000001.ckpt"
+    node = arguments("distant_network.Network", input_size=4, hidden_size=32, depth=1, num_heads=2, text_dim=8)
+    state = {f"denoiser.{name}": value for name, value in DiTI(**node["init_args"]).state_dict().items()}
+    model = arguments("t2ikit.module.TextToImage", denoiser=node)
+    torch.save({"experiment": {"model": model}, "state_dict": state}, checkpoint)
+    sampling = Sampling(guidance=Guidance(2.0, weaker=SavedDenoiser(str(checkpoint), "raw")))
+    with pytest.raises(ConfigError, match="--trust distant_network"):
+        sampling.filled("cpu")
+    guidance = sampling.filled("cpu", Origins(trusted=("distant_network",))).guidance
+    assert isinstance(guidance, Guidance) and isinstance(guidance.weaker, DiTI)
