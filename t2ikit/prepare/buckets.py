@@ -10,6 +10,7 @@ import re
 import struct
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,8 +81,20 @@ def dealt(
         chosen = np.flatnonzero(nearest == bucket)
         if not len(chosen):
             raise ValueError(f"{label}: no photo is nearest to the aspect of --bucket {height}x{width}: leave it out")
-        lists[name] = images.take(chosen)
+        photos = images.take(chosen)
+        lists[name] = replace(photos, sha256=_identity(photos))
     return lists
+
+
+def _identity(photos: ImageList) -> str:
+    """Of the photos of one bucket, whatever their order: photos that are added to another bucket do not change it.
+
+    Where the source does not tell their sizes, that of the whole source, which covers the content of its files.
+    """
+    if (photos.sizes < 0).any():
+        return photos.sha256
+    facts = zip(photos.keys, photos.sizes.tolist(), photos.class_ids.tolist(), strict=True)
+    return sha256_of_json(sorted(facts))
 
 
 def _sizes(images: ImageList, index: Path, label: str, launch: Launch) -> np.ndarray:

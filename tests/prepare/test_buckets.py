@@ -70,6 +70,24 @@ def test_photos_go_to_the_nearest_aspect_and_train_in_one_shape_a_step(
     assert {tuple(batch.image.shape[2:]) for batch in data.train_dataloader()} == {(16, 16), (20, 12), (12, 20)}
 
 
+def test_a_photo_that_comes_later_changes_its_bucket_alone(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "data"
+    assert prepare(photos, root, "--bucket", *BUCKETS) == 0
+    counts = {name: len(RecordSet(root / "images/train" / name)) for name in bucket_shapes(BUCKETS)}
+    for index in range(6):  # some of them go to val
+        Image.new("RGB", (40, 40)).save(photos / "n01440764" / f"new_{index}.png")
+    assert prepare(photos, root, "--bucket", *BUCKETS) != 0
+    assert "--append if photos were added to the source" in capsys.readouterr().err
+    assert prepare(photos, root, "--bucket", *BUCKETS, "--append") == 0
+    after = {name: len(RecordSet(root / "images/train" / name)) for name in bucket_shapes(BUCKETS)}
+    assert after.pop("1.00") > counts.pop("1.00") and after == counts
+    capsys.readouterr()
+    assert prepare(photos, root, "--bucket", *BUCKETS) == 0
+    assert capsys.readouterr().out.count("up to date") == 6
+
+
 def test_a_bucket_takes_as_much_of_the_middle_as_its_aspect_allows() -> None:
     picture = np.zeros((40, 80, 3), np.uint8)
     picture[:, 8:72] = 200  # the middle of 60 x 40, and what its resizing reaches
