@@ -18,7 +18,8 @@ class TrainingLog(L.Callback):
     Logged every ``trainer.log_every_n_steps`` optimizer steps, means over the samples since the last time:
     ``train/loss``, ``train/loss/<source>``, ``train/loss_t/<bin>``, ``train/share/<source>`` (how often a source was
     used), ``train/learning_rate`` and ``train/images_per_second`` (evaluation time not counted). Where the objective
-    has terms, also ``train/loss/<part>`` of the denoising loss and of each term.
+    has terms, also ``train/loss/<part>`` of the denoising loss and of each term. ``trainer.log_every_n_steps`` 0 logs
+    nothing of it.
 
     Raises:
         ValueError: a part of the loss has the name of a source.
@@ -73,8 +74,8 @@ class TrainingLog(L.Callback):
         self._images += loss_B.shape[0] * trainer.world_size
         if len(output.parts) > 1:
             self._sum_parts(output.parts)
-        step = trainer.global_step
-        if step != self._last_logged and step % trainer.log_every_n_steps == 0:
+        step, interval = trainer.global_step, trainer.log_every_n_steps
+        if interval and step != self._last_logged and step % interval == 0:
             self._last_logged = step
             self._log(trainer, pl_module, step)
 

@@ -11,6 +11,7 @@ import math
 import os
 import re
 from contextlib import suppress
+from enum import Enum
 from typing import Any, get_type_hints
 
 import yaml
@@ -40,6 +41,8 @@ def _quoted_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(str, _quoted_text)
+# Defaults of other libraries may be members of an enumeration.
+_Dumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 
 
 def read_value(text: str) -> Any:
