@@ -41,8 +41,6 @@ def _quoted_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(str, _quoted_text)
-# Defaults of other libraries may be members of an enumeration.
-_Dumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 
 
 def read_value(text: str) -> Any:
@@ -69,6 +67,15 @@ def _plain_value(text: str) -> Any:
 def to_yaml(config: dict[str, Any]) -> str:
     """An experiment as a file that reads back the same: a run called 1e-4 is not called 0.0001 then."""
     return yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def plain(node: Any) -> Any:
+    """A copy with members of enumerations, as defaults of other libraries may be, replaced by their values."""
+    if isinstance(node, dict):
+        return {key: plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [plain(value) for value in node]
+    return node.value if isinstance(node, Enum) else node
 
 
 def with_home(node: Any) -> Any:

@@ -36,6 +36,7 @@ from t2ikit.config.compose import INHERITED, ConfigError, merge, nearest
 from t2ikit.config.imports import find_class
 from t2ikit.config.messages import located
 from t2ikit.config.origins import Origins, importable
+from t2ikit.config.values import plain
 from t2ikit.diffusion.samplers import find_solver
 from t2ikit.diffusion.solvers import Solver
 from t2ikit.learner import Learner
@@ -162,7 +163,7 @@ def check(config: dict[str, Any], origins: Origins = ORIGINS) -> Plan:
         "loggers": loggers,
         "run": config["run"],
     }
-    return Plan(name, kept, trainer, model, data, callbacks, origins)
+    return Plan(name, plain(kept), trainer, model, data, callbacks, origins)
 
 
 def build(plan: Plan, folder: Path, step: int = 0) -> Experiment:
