@@ -17,8 +17,10 @@ class TrainingLog(L.Callback):
 
     Logged every ``trainer.log_every_n_steps`` optimizer steps, means over the samples since the last time:
     ``train/loss``, ``train/loss/<source>``, ``train/loss_t/<bin>``, ``train/share/<source>`` (how often a source was
-    used), ``train/learning_rate`` and ``train/images_per_second`` (evaluation time not counted). Where the objective
-    has terms, also ``train/loss/<part>`` of the denoising loss and of each term.
+    used), ``train/learning_rate`` (that of this step) and ``train/images_per_second`` (evaluation time not counted).
+    Where the objective
+    has terms, also ``train/loss/<part>`` of the denoising loss and of each term. ``trainer.log_every_n_steps`` 0 logs
+    nothing of it.
 
     Raises:
         ValueError: a part of the loss has the name of a source.
@@ -31,6 +33,7 @@ class TrainingLog(L.Callback):
         self._loaded: Tensor | None = None
         self._loaded_parts: dict[str, Tensor] = {}
         self._last_logged = -1
+        self._rate = 0.0
         self._images = 0
         self._since = 0.0
         self._evaluated = 0.0
@@ -58,6 +61,11 @@ class TrainingLog(L.Callback):
         self._last_logged = trainer.global_step
         self._restart_clock(pl_module)
 
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self._rate = optimizer.param_groups[0]["lr"]  # after the step it is that of the next one
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -73,8 +81,8 @@ class TrainingLog(L.Callback):
         self._images += loss_B.shape[0] * trainer.world_size
         if len(output.parts) > 1:
             self._sum_parts(output.parts)
-        step = trainer.global_step
-        if step != self._last_logged and step % trainer.log_every_n_steps == 0:
+        step, interval = trainer.global_step, trainer.log_every_n_steps
+        if interval and step != self._last_logged and step % interval == 0:
             self._last_logged = step
             self._log(trainer, pl_module, step)
 
@@ -102,7 +110,7 @@ class TrainingLog(L.Callback):
         values = {
             **loss_means(table, trainer.datamodule.source_names),
             **self._part_means(trainer),
-            "train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "train/learning_rate": self._rate,
             "train/images_per_second": self._images / max(seconds, 1e-9),
         }
         pl_module.run_log.log(trainer, values, step)

@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 import t2ikit
 from t2ikit.config import ConfigError
 from t2ikit.config.compose import nearest
+from t2ikit.launch import check_launch
 
 # Each but `run` is a module with add_parser(subparsers) and run(args) -> exit status; of one with take_overrides(words)
 # `--a.b value` is taken out of the words, as args.overrides.
@@ -99,7 +100,10 @@ def _dispatch(command: str, rest: Sequence[str], prog: str) -> int:
     given = argparse.Namespace()
     if hasattr(module, "take_overrides"):
         rest, given.overrides = module.take_overrides(rest)
-    return int(module.run(parser.parse_args([command, *rest], given)) or 0)
+    parsed = parser.parse_args([command, *rest], given)
+    if command == "prepare":
+        check_launch()
+    return int(module.run(parsed) or 0)
 
 
 def _usage() -> str:

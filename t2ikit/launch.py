@@ -23,3 +23,40 @@ def first_rank(environment: Mapping[str, str] = os.environ) -> bool:
         (False, True)
     """
     return all(environment.get(name, "0") in ("", "0") for name in _VARIABLES)
+
+
+def check_launch(environment: Mapping[str, str] = os.environ) -> None:
+    """Refuses variables of a launch that is over: this process would wait for others that nobody started.
+
+    Raises:
+        ValueError: names the variable and what to do.
+    """
+    unset = "unset it, or start every process by torchrun, srun or with MASTER_ADDR and MASTER_PORT"
+    others_known = any(environment.get(name) for name in ("MASTER_ADDR", "MASTER_PORT"))
+    for name in ("RANK", "NODE_RANK", "LOCAL_RANK"):
+        value = environment.get(name, "")
+        if value not in ("", "0") and not others_known:
+            raise ValueError(f"{name}={value} is set in the environment, but no launcher started this process: {unset}")
+    rank, size = environment.get("RANK", ""), environment.get("WORLD_SIZE", "")
+    if rank.isdecimal() and size.isdecimal() and int(rank) >= int(size):
+        raise ValueError(f"RANK={rank} is set in the environment, but there are WORLD_SIZE={size} processes: {unset}")
+    _check_slurm(environment)
+
+
+def _check_slurm(environment: Mapping[str, str]) -> None:
+    """Refuses variables of SLURM where srun did not start this process; those of one task alone do no harm."""
+    if any(environment.get(name) for name in ("SLURM_STEP_ID", "SLURM_STEPID")):
+        return  # srun started this process, or one that did
+    tasks, rank = environment.get("SLURM_NTASKS", ""), environment.get("SLURM_PROCID", "")
+    start = "start the command by srun, or unset the variables of SLURM"
+    if rank not in ("", "0"):
+        raise ValueError(f"SLURM_PROCID={rank} is set in the environment, but srun did not start this process: {start}")
+    if not tasks or environment.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        return  # Lightning does not look at SLURM then
+    if tasks != "1":
+        raise ValueError(
+            f"SLURM_NTASKS={tasks} is set in the environment, but srun did not start this process: {start}"
+        )
+    for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"):
+        if not environment.get(name):
+            raise ValueError(f"SLURM_NTASKS={tasks} is set in the environment, but {name} is not: {start}")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from t2ikit.launch import first_rank
+from t2ikit import cli
+from t2ikit.launch import check_launch, first_rank
 from t2ikit.run import folder as run_folder
 
 
@@ -42,3 +43,52 @@ def test_the_second_machine_of_a_cluster_follows_the_run_folder(
     monkeypatch.setenv("NODE_RANK", "1")
     second = run_folder.choose(str(tmp_path), "e", None)
     assert (first.path, first.created, second.created) == (second.path, True, False)
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({"RANK": "1"}, "RANK=1"),
+        ({"NODE_RANK": "2"}, "NODE_RANK=2"),
+        ({"LOCAL_RANK": "3", "WORLD_SIZE": "4"}, "LOCAL_RANK=3"),
+        ({"RANK": "1", "WORLD_SIZE": "1", "MASTER_ADDR": "host"}, "RANK=1"),
+        ({"SLURM_PROCID": "1"}, "SLURM_PROCID=1"),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "7"}, "SLURM_PROCID=1"),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}, "SLURM_NTASKS=2"),
+        ({"SLURM_NTASKS": "1"}, "SLURM_PROCID is not"),
+    ],
+)
+def test_variables_of_a_launch_that_is_over_are_refused(environment: dict[str, str], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        check_launch(environment)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"RANK": "", "LOCAL_RANK": "0", "NODE_RANK": "0"},
+        {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "host", "TORCHELASTIC_RUN_ID": "a"},
+        {"NODE_RANK": "1", "MASTER_ADDR": "host"},  # started by hand on the second machine
+        {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"},
+        {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NTASKS": "1"},  # sbatch, one task
+        {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "bash"},
+    ],
+)
+def test_a_launch_that_runs_is_taken(environment: dict[str, str]) -> None:
+    check_launch(environment)
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"])
+def test_run_and_prepare_name_the_variable_before_any_work(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for variable in [v for v in os.environ if v.startswith(("SLURM_", "MASTER_"))]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv(name, "1")
+    experiment = Path(__file__).parent.parent / "experiments" / "quickstart.yaml"
+    for words in (["run", str(experiment)], ["prepare", "captions", "--out", "data"]):
+        assert cli.main(words) == 2
+        assert f"{name}=1 is set in the environment" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -148,7 +148,7 @@ def test_term_sampler_weighting_law_schedule_prompts_logger_and_a_callback_that_
     series = read_metrics(run / "metrics.csv")
     assert [step for step, _ in series["train/loss/small"]] == [1, 2]  # until 2
     assert [step for step, _ in series["val/loss_fixed_t"]] == [1, 2]  # the second is no better: it stops
-    assert [rate for _, rate in series["train/learning_rate"]][0] == pytest.approx(0.002 * 0.5**2)
+    assert [rate for _, rate in series["train/learning_rate"]][0] == pytest.approx(0.002 * 0.5)
     scores = (run / "samples" / "val" / "scores" / "step-00000002").glob("*.json")
     lines = (run / "lines.txt").read_text()
     assert "max_steps 9" in lines and "val/loss_fixed_t" in lines and list(scores)

@@ -13,6 +13,7 @@ from t2ikit.commands.overrides import take_overrides
 from t2ikit.config.compose import ConfigError, Override, compose, stages_of
 from t2ikit.config.values import to_yaml
 from t2ikit.files import require_folder
+from t2ikit.launch import check_launch
 
 HELP = """usage: {prog} EXPERIMENT.yaml [--KEY VALUE | --KEY=VALUE ...] [--resume last|PATH] [--stage NAME]
                                [--allow KEY] [--trust NAME] [--print_config] [--debug]
@@ -107,6 +108,7 @@ def main(arguments: Sequence[str], prog: str) -> int:
     words += [word for name in request.trust for word in ("--trust", name)]
     command = f"{prog} {shlex.join([str(request.path), *words])}"
     try:
+        check_launch()
         require_folder(Path(plan.config["run"]["directory"]) / plan.name / "version_0", "run.directory")
     except ValueError as error:
         raise ConfigError(str(error)) from error

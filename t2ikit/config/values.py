@@ -11,6 +11,7 @@ import math
 import os
 import re
 from contextlib import suppress
+from enum import Enum
 from typing import Any, get_type_hints
 
 import yaml
@@ -66,6 +67,15 @@ def _plain_value(text: str) -> Any:
 def to_yaml(config: dict[str, Any]) -> str:
     """An experiment as a file that reads back the same: a run called 1e-4 is not called 0.0001 then."""
     return yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def plain(node: Any) -> Any:
+    """A copy with members of enumerations, as defaults of other libraries may be, replaced by their values."""
+    if isinstance(node, dict):
+        return {key: plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [plain(value) for value in node]
+    return node.value if isinstance(node, Enum) else node
 
 
 def with_home(node: Any) -> Any:

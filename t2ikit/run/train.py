@@ -35,6 +35,15 @@ class _Started(Callback):
     def __init__(self, config: dict[str, Any]) -> None:
         self.seen, self._parameters = False, dict(flatten(config))
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ends a resumed run at the step where ``trainer.max_epochs`` ends an undisturbed one.
+
+        Lightning counts an epoch as done that a run left in its middle, and one as not done whose last step was saved.
+        """
+        if trainer.ckpt_path is not None and trainer.max_epochs not in (None, -1):
+            trainer.fit_loop.epoch_loop.max_steps = int(trainer.estimated_stepping_batches)
+            trainer.fit_loop.max_epochs = -1
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers:
             logger.log_hyperparams(self._parameters)
@@ -78,11 +87,20 @@ def train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comman
             written.append(write_config(folder.path, head + text, resumed=not folder.created))
         status = _fit(experiment, folder, command, plan.config)
     if first_rank() and status == 0:
+        if folder.checkpoint is not None and experiment.trainer.global_step == step:
+            print(f"No step was made: {_end(experiment.trainer, step)}")
         print(f"Run folder: {folder.path}")
         for line in contents(folder.path):
             print(f"  {line}")
         print(f"Curves and images: tensorboard --logdir {folder.path.parent}")
     return status
+
+
+def _end(trainer: Trainer, step: int) -> str:
+    """Why a resumed run has made no step."""
+    if 0 < trainer.max_steps <= step:
+        return f"the checkpoint has made all {trainer.max_steps} steps of trainer.max_steps or trainer.max_epochs"
+    return f"a limit of time (trainer.max_time) or a callback ended the run at step {step}"
 
 
 @contextlib.contextmanager

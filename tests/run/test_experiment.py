@@ -39,6 +39,10 @@ def model(**arguments: Any) -> dict[str, Any]:
     return {"model": {"init_args": arguments}}
 
 
+def lightning_callback(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"class_path": f"lightning.pytorch.callbacks.{name}", "init_args": arguments}
+
+
 def test_defaults_are_kept_beside_the_run() -> None:
     plan = checked(**model(space=[4, 5], sizes={"a": 2}, nets=[{"class_path": "tiny_parts.Curve"}]))
     assert plan.config["model"]["init_args"] == {
@@ -123,6 +127,8 @@ BAD_NODES = [
     ({"trainer": {"precision": "bf16-mixd"}}, "nearest known: 'bf16-mixed'"),
     ({"callbacks": {"gte": {"init_args": {"tau": 1}}}}, "of this name to change; nearest known: 'gate'"),
     ({"trainer": {"callbacks": []}}, "trainer.callbacks: name callbacks in the mapping"),
+    ({"trainer": {"limit_test_batches": 3}}, "trainer.limit_test_batches: has no effect"),
+    ({"trainer": {"log_every_n_steps": -1}}, "trainer.log_every_n_steps: must be at least 1, or 0"),
     ({"trainer": {"logger": False}}, "trainer.logger: name loggers in the mapping"),
     ({"seed_everything": "x"}, "seed_everything: expected an int"),
     ({"run": {"name": "a/b"}}, "run.name: expected the plain name of a folder"),
@@ -152,6 +158,22 @@ BAD_VALUES = [
     ({"trainer": {"accelerator": "tpu"}}, "trainer: "),
     ({"trainer": {"accelerator": "abacus"}}, "trainer: "),
     ({"trainer": {"max_steps": -1, "max_epochs": -1}}, "trainer.max_steps: the run would never end"),
+    ({"trainer": {"val_check_interval": 2}}, "trainer.val_check_interval: has no effect"),
+    ({"trainer": {"check_val_every_n_epoch": 2}}, "trainer.check_val_every_n_epoch: has no effect"),
+    ({"trainer": {"limit_val_batches": 0}}, "trainer.limit_val_batches: has no effect"),
+    ({"trainer": {"num_sanity_val_steps": 2}}, "trainer.num_sanity_val_steps: has no effect"),
+    (
+        {"callbacks": {"sum": lightning_callback("GradientAccumulationScheduler", scheduling={4: 2})}},
+        "callbacks.sum: GradientAccumulationScheduler would change how many samples a step has",
+    ),
+    (
+        {"callbacks": {"size": lightning_callback("BatchSizeFinder")}},
+        "callbacks.size: BatchSizeFinder would change how many samples a step has",
+    ),
+    (
+        {"callbacks": {"rate": lightning_callback("LearningRateFinder")}},
+        "callbacks.rate: LearningRateFinder would replace the learning rate",
+    ),
     (
         {"callbacks": {"gate": {"init_args": {"tau": 1}}}, "data": {"init_args": {"batch_size": 8}}},
         "callbacks.gate: tau 1 and batch size 8 contradict each other",
@@ -165,6 +187,16 @@ def test_refused_when_built(tmp_path: Path, changes: dict[str, Any], message: st
     with pytest.raises(ConfigError) as refusal:
         build(plan, tmp_path)
     assert str(refusal.value).startswith(message)
+
+
+def test_a_model_that_validates_takes_the_options_of_lightning_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = checked(trainer={"limit_val_batches": 3, "num_sanity_val_steps": 0})
+    with pytest.raises(ConfigError, match="limit_val_batches"):
+        build(plan, tmp_path)
+    monkeypatch.setattr(find_class("tiny_parts.Model", "x"), "validation_step", lambda self, batch: None)
+    assert build(plan, tmp_path).trainer.limit_val_batches == 3
 
 
 def test_a_defect_keeps_its_type(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
