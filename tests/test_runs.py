@@ -137,19 +137,10 @@ def test_a_folder_in_which_another_process_trains_is_refused(folder: Path, capfd
     run = folder / "runs" / "small" / "version_0"
     (run / "finished").unlink()
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
-    program = (
-        "import sys, time; from pathlib import Path; from t2ikit.run.lock import lock\n"
-        "lock(Path(sys.argv[1])); print(flush=True); time.sleep(60)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", program, str(run)], stdout=subprocess.PIPE)
-    assert process.stdout is not None and process.stdout.readline()
-    try:
+    with tiny.locked(run):
         for resume in ("last", "auto", str(run)):
             assert cli.main([*few, "--resume", resume]) == 2
             assert "version_0: another process trains in this run folder" in capfd.readouterr().err
-    finally:
-        process.kill()
-        process.wait()
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
     assert cli.main([*few, "--trainer.max_steps", "3", "--resume", "last"]) == 0
 
