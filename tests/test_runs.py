@@ -115,6 +115,54 @@ def test_a_killed_run_goes_on_bit_for_bit(straight: Path, killed: Path, capfd: p
         assert torch.equal(weight, of_killed[name])
 
 
+def test_the_same_command_goes_on(killed: Path, straight: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A new run beside a killed one names the command that goes on; that one finishes it, and then begins another."""
+    versions = killed.parent
+    few = ["run", "small.yaml", "--callbacks.val", "null", "--callbacks.geneval", "null", "--trainer.max_steps", "1"]
+    assert cli.main(few) == 0
+    first = capfd.readouterr().out.splitlines()[0]
+    assert "runs/small/version_0 has not ended (step " in first and "run small.yaml" in first
+    assert first.endswith("--resume auto")
+    assert cli.main(["run", "small.yaml", "--resume", "auto"]) == 0
+    assert numbers(killed) == numbers(straight)
+    assert sorted(path.name for path in versions.iterdir()) == ["version_0", "version_1"]
+    assert cli.main([*few, "--resume", "auto"]) == 0
+    assert sorted(path.name for path in versions.iterdir()) == ["version_0", "version_1", "version_2"]
+    assert "has not ended" not in capfd.readouterr().out
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    few = ["run", "small.yaml", "--callbacks.val", "null", "--callbacks.geneval", "null"]
+    assert cli.main([*few, "--trainer.max_steps", "2"]) == 0
+    run = folder / "runs" / "small" / "version_0"
+    (run / "finished").unlink()
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    with tiny.locked(run):
+        for resume in ("last", "auto", str(run)):
+            assert cli.main([*few, "--resume", resume]) == 2
+            assert "version_0: another process trains in this run folder" in capfd.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
+    assert cli.main([*few, "--trainer.max_steps", "3", "--resume", "last"]) == 0
+
+
+def test_a_fork_and_a_trial_leave_the_run_as_it_is(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    few = ["run", "small.yaml", "--callbacks.val", "null", "--callbacks.geneval", "null"]
+    assert cli.main([*few, "--trainer.max_steps", "4"]) == 0
+    run = folder / "runs" / "small" / "version_0"
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    fork = [*few, "--resume", str(run / "checkpoints" / "step-00000002.ckpt"), "--run.name", "fork"]
+    assert cli.main(fork) == 2
+    assert "Add --fork" in capfd.readouterr().err and not (folder / "runs" / "fork").exists()
+    assert cli.main([*fork, "--fork", "--trainer.max_steps", "4"]) == 0
+    forked = numbers(folder / "runs" / "fork" / "version_0")["train/loss"]
+    assert forked == [row for row in numbers(run)["train/loss"] if row[0] > 2]
+    assert cli.main([*few, "--trainer.fast_dev_run", "true"]) == 0
+    assert (folder / "runs" / "small" / "fast_dev_run_0").is_dir() and not (run.parent / "version_1").exists()
+    assert cli.main([*few, "--trainer.fast_dev_run", "true", "--resume", "last"]) == 2
+    assert cli.main([*few, "--fork"]) == 2
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
+
+
 def test_going_back_keeps_what_it_leaves_and_takes_new_options(folder: Path) -> None:
     """Resumed from an older checkpoint, with dropout on: the same losses; later checkpoints are kept aside."""
     plain = ["run", "small.yaml", "--callbacks.val", "null", "--callbacks.geneval", "null"]

@@ -281,6 +281,40 @@ def test_a_stage_that_is_trained_already_says_where(two: Path, capsys: pytest.Ca
     assert (two / "runs/two/version_0/b/finished").exists()
 
 
+def test_auto_goes_on_with_a_version_that_has_not_ended(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    version = two / "runs/two/version_0"
+    (version / "b/finished").unlink()
+    assert cli.main(["run", "two.yaml", "--resume", "auto"]) == 0
+    assert (version / "b/finished").exists() and "stage a: finished before" in capsys.readouterr().out
+    shutil.rmtree(version / "b")
+    assert cli.main(["run", "two.yaml"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("runs/two/version_0 has not ended") and first.endswith("--resume auto")
+    assert cli.main(["run", "two.yaml", "--resume", "auto", "--stage", "b"]) == 0
+    assert (version / "b/finished").exists()
+    assert sorted(path.name for path in (two / "runs/two").iterdir()) == ["version_0", "version_1"]
+
+
+def test_a_stage_that_another_process_trains_is_left_alone(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = two / "runs/two/version_0/b"
+    shutil.rmtree(stage / "checkpoints")  # without one, a stage that nobody trains is set aside
+    with tiny.locked(stage):
+        for resume in ("last", "auto"):
+            assert cli.main(["run", "two.yaml", "--resume", resume]) == 2
+            assert "version_0/b: another process trains in this run folder" in capsys.readouterr().err
+    assert sorted(path.name for path in stage.parent.iterdir()) == ["a", "b"]
+
+
+def test_stages_go_on_under_their_name_only(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files(two / "runs")
+    for given in ("runs/two/version_0", "runs/two/version_0/b/checkpoints/step-00000002.ckpt"):
+        assert cli.main(["run", "two.yaml", "--resume", given, "--run.name", "fork"]) == 2
+        assert "Add --fork" in capsys.readouterr().err
+    assert cli.main(["run", "two.yaml", "--resume", "last", "--fork"]) == 2
+    assert "copy its version" in capsys.readouterr().err
+    assert files(two / "runs") == before
+
+
 def test_steps_that_others_start_from_are_kept_beside_those_of_the_user(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,8 @@ import signal
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -131,3 +133,19 @@ def killed(variable: str, *words: str) -> None:
     command = [sys.executable, "-m", "t2ikit", *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Another process trains in a run folder meanwhile."""
+    program = (
+        "import sys, time; from pathlib import Path; from t2ikit.run.lock import lock\n"
+        "lock(Path(sys.argv[1])); print(flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None and process.stdout.readline()
+        yield
+    finally:
+        process.kill()
+        process.wait()

@@ -1,12 +1,18 @@
-"""The checkpoints of a run folder: which are complete, which is the newest, and which experiment made them."""
+"""The checkpoints of a run folder: which are complete, which is the newest or the last, which experiment made them."""
 
 from __future__ import annotations
 
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from t2ikit.config.compose import ConfigError, nearest
+from t2ikit.files import write_whole
+
+FINISHED = "finished"
 
 
 def is_complete(checkpoint: Path) -> bool:
@@ -44,9 +50,11 @@ def find_checkpoint(path: Path, option: str) -> Path:
     """
     path = path.expanduser()
     if path.is_dir() and path.suffix != ".ckpt":
-        newest = newest_checkpoint(path.parent if path.name == "checkpoints" else path)
+        newest = newest_checkpoint(path.absolute().parent if path.absolute().name == "checkpoints" else path)
         if newest is None:
-            raise ConfigError(f"{option} {path}: no complete checkpoint in {path}")
+            inside = sorted(file.parent.parent for file in path.glob("*/checkpoints/*.ckpt") if is_complete(file))
+            hint = f"; name one of the runs in it, such as {inside[-1]}" if inside else ""
+            raise ConfigError(f"{option} {path}: no complete checkpoint in {path}{hint}")
         return newest
     if not path.exists():
         others = [str(file) for file in path.parent.glob("*.ckpt")] if path.parent.is_dir() else []
@@ -54,6 +62,23 @@ def find_checkpoint(path: Path, option: str) -> Path:
     if not is_complete(path):
         raise ConfigError(f"{option} {path}: not a complete checkpoint (cut off, or not written by torch)")
     return path
+
+
+def finish(folder: Path, config: dict[str, Any]) -> None:
+    """Records that a run has come to its end, with its last checkpoint and its experiment; an earlier record stays."""
+    if not is_finished(folder):
+        newest = newest_checkpoint(folder)
+        content = {"checkpoint": None if newest is None else newest.name, "experiment": config}
+        write_whole(folder / FINISHED, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run or a stage has come to its end, and has not been trained again from an earlier checkpoint since."""
+    if not (folder / FINISHED).exists():
+        return False
+    newest = newest_checkpoint(folder)
+    last: str | None = yaml.safe_load((folder / FINISHED).read_text())["checkpoint"]
+    return last == (None if newest is None else newest.name)
 
 
 def latest_config(folder: Path) -> Path:

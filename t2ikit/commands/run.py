@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from t2ikit.commands.arguments import expanded
 from t2ikit.commands.overrides import take_overrides
@@ -15,11 +16,11 @@ from t2ikit.config.values import to_yaml
 from t2ikit.files import require_folder
 from t2ikit.launch import check_launch
 
-HELP = """usage: {prog} EXPERIMENT.yaml [--KEY VALUE | --KEY=VALUE ...] [--resume last|PATH] [--stage NAME]
-                               [--allow KEY] [--trust NAME] [--print_config] [--debug]
+HELP = """usage: {prog} EXPERIMENT.yaml [--KEY VALUE | --KEY=VALUE ...] [--resume last|auto|PATH] [--stage NAME]
+                               [--fork] [--allow KEY] [--trust NAME] [--print_config] [--debug]
 
 Trains what an experiment file describes and writes to runs/<experiment>/version_<N>/: config.yaml (resolved),
-checkpoints/, TensorBoard events, metrics.csv, samples/.
+checkpoints/, TensorBoard events, metrics.csv, samples/; at its end the file finished.
 
 options:
   --KEY VALUE       overrides one key, e.g. --trainer.max_steps 100. A value is a plain number, true, false or null,
@@ -27,7 +28,9 @@ options:
                     may be left out: --data.root DIR is --data.init_args.root DIR. Changing a class drops the arguments
                     of the old one: --model.denoiser t2ikit.denoisers.DiTI. null drops a callback: --callbacks.ema null
   --resume last     resumes the newest version that holds a complete checkpoint, in its folder
-  --resume PATH     resumes from a checkpoint (or the newest one of a run folder)
+  --resume auto     resumes the newest version that has not ended, or begins a new one: for jobs that are requeued
+  --resume PATH     resumes from a checkpoint (or the newest one of a run folder), in the folder of its run
+  --fork            resumes in a new version below run.directory/run.name and leaves the folder of --resume as it is
   --stage NAME      trains that stage only, of an experiment with `stages`; without it all of them, one after the other
   --allow KEY       lets KEY differ from the checkpoint of --resume; a refusal names the keys. Repeatable.
                     stages.NAME keeps a trained stage as it is, although the experiment now says something else of it
@@ -47,7 +50,7 @@ keys of an experiment: extends (a list of parents, later wins), seed_everything,
 loggers (mappings of names), stages (overlays by name), run (directory, name). ${{data.init_args.size}} takes the value
 of another key."""
 
-FLAGS, VALUES = ("print_config", "help"), ("resume", "stage", "allow", "trust")
+FLAGS, VALUES = ("print_config", "help", "fork"), ("resume", "stage", "allow", "trust")
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ class Request:
     Attributes:
         path: the experiment; None where only help is asked for.
         overrides: in their order.
-        resume: "last", a path, or None.
+        resume: "last", "auto", a path, or None.
+        fork: whether it resumes in a new version.
         stage: the one stage that is trained; None trains all.
         allow: what may differ from the checkpoint.
         trust: modules that the experiment may name though they are not ours.
@@ -67,6 +71,7 @@ class Request:
     path: Path | None
     overrides: tuple[Override, ...] = ()
     resume: str | None = None
+    fork: bool = False
     stage: str | None = None
     allow: tuple[str, ...] = ()
     trust: tuple[str, ...] = ()
@@ -112,19 +117,38 @@ def main(arguments: Sequence[str], prog: str) -> int:
         require_folder(Path(plan.config["run"]["directory"]) / plan.name / "version_0", "run.directory")
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if request.allow and request.resume is None:
-        raise ConfigError("--allow says what may differ from the checkpoint of a --resume: give --resume too")
+    _refuse_options_of_resume(request, plan.trainer)
     if stages:
         from t2ikit.run.stage_tree import Request as Stages
         from t2ikit.run.stages import train_stages
 
+        if request.fork:
+            raise ConfigError(
+                "--fork: an experiment with stages has several run folders: copy its version and resume the copy, or "
+                "start from a checkpoint of it with model.init_args.start"
+            )
         asked = Stages(request.path, request.overrides, request.stage, request.resume, request.allow, command)
         return train_stages(asked, origins)
-    from t2ikit.run.folder import choose
+    from t2ikit.run.folder import TRIAL, choose, print_unfinished, unfinished
     from t2ikit.run.train import train
 
-    folder = choose(plan.config["run"]["directory"], plan.name, request.resume)
+    directory, trial = plan.config["run"]["directory"], bool(plan.trainer.get("fast_dev_run"))
+    if request.resume is None and not trial:
+        print_unfinished(unfinished(Path(directory) / plan.name), command)
+    kind = TRIAL if trial else "version"
+    folder = choose(directory, plan.name, request.resume, fork=request.fork, kind=kind)
     return train(plan, text, folder, request.allow, command)
+
+
+def _refuse_options_of_resume(request: Request, trainer: Mapping[str, Any]) -> None:
+    if request.allow and request.resume is None:
+        raise ConfigError("--allow says what may differ from the checkpoint of a --resume: give --resume too")
+    if request.fork and request.resume in (None, "auto"):
+        raise ConfigError(
+            "--fork goes on from a checkpoint in a new folder: name it with --resume last or --resume PATH"
+        )
+    if trainer.get("fast_dev_run") and request.resume is not None:
+        raise ConfigError("trainer.fast_dev_run tries an experiment from its start: leave out --resume")
 
 
 def read_arguments(arguments: Sequence[str], prog: str) -> Request:
@@ -164,6 +188,7 @@ def read_arguments(arguments: Sequence[str], prog: str) -> Request:
         path,
         tuple(overrides),
         resume,
+        "fork" in flags,
         stage,
         tuple(values["allow"]),
         tuple(values["trust"]),

@@ -6,20 +6,26 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from t2ikit.checkpoints.runs import find_checkpoint, newest_checkpoint
+import yaml
+
+from t2ikit.checkpoints.runs import find_checkpoint, is_finished, latest_config, newest_checkpoint, step_in_name
 from t2ikit.config.compose import ConfigError, nearest
 from t2ikit.files import write_whole
 from t2ikit.launch import first_rank
+from t2ikit.run.lock import is_locked
 
 # Lightning starts the other ranks of a machine by running the same command again: they find the choice here.
 FOLDER_VARIABLE = "T2IKIT_RUN_FOLDER"
 CHECKPOINT_VARIABLE = "T2IKIT_RUN_CHECKPOINT"
 MARKER = ".launch"
 WAIT_SECONDS = 120.0
+TRIAL = "fast_dev_run"
+"""Versions of a trial (``trainer.fast_dev_run``) are called so, and no resume takes them for a run."""
 
 
 @dataclass(frozen=True)
@@ -31,32 +37,88 @@ class RunFolder:
     created: bool
 
 
-def choose(directory: str, name: str, resume: str | None) -> RunFolder:
+def choose(directory: str, name: str, resume: str | None, *, fork: bool = False, kind: str = "version") -> RunFolder:
     """The folder of this run, the same for all of its ranks.
 
     Args:
         directory, name: ``run.directory`` and ``run.name`` of the experiment.
-        resume: None for a new version; ``last`` for the newest version that holds a complete checkpoint; or a
-            checkpoint (or the folder of one), whose run folder is continued if it is in one.
+        resume: None for a new version; ``last`` for the newest version that holds a complete checkpoint; ``auto`` for
+            the newest of these that has not ended, or a new version; or a checkpoint (or the folder of one), whose run
+            folder is continued if it is in one.
+        fork: whether the run goes on from that checkpoint in a new version, and leaves the old folder as it is.
+        kind: first word of the name of a new folder.
 
     Raises:
-        ConfigError: nothing to resume from, or an incomplete checkpoint.
+        ConfigError: nothing to resume from, an incomplete checkpoint, or one of a run of another name without ``fork``.
     """
     if FOLDER_VARIABLE in os.environ:  # a rank that Lightning started
         return rank_folder()
     versions = Path(directory) / name
-    checkpoint_path = None
-    if resume is not None:
-        checkpoint_path = _last(versions) if resume == "last" else find_checkpoint(Path(resume), "--resume")
+    checkpoint_path = _requested_checkpoint(versions, resume)
+    if checkpoint_path is not None and not fork:
         folder = checkpoint_path.parent.parent
         if checkpoint_path.parent.name == "checkpoints" and (folder / "config.yaml").is_file():
+            refuse_other_place(folder, versions)
             return RunFolder(folder, checkpoint_path, False)
     if not first_rank():
-        return RunFolder(_follow(versions, launch_id()), checkpoint_path, False)
-    folder = new_version(versions)
+        return RunFolder(_follow(versions, launch_id(), kind), checkpoint_path, False)
+    folder = new_version(versions, kind)
     if launch_id():
         write_whole(folder / MARKER, launch_id())
     return RunFolder(folder, checkpoint_path, True)
+
+
+def _requested_checkpoint(versions: Path, resume: str | None) -> Path | None:
+    if resume is None:
+        return None
+    if resume == "last":
+        return _last(versions)
+    if resume != "auto":
+        path = find_checkpoint(Path(resume), "--resume")
+        return path if len(path.parts) > 2 else path.absolute()  # from inside of its run folder
+    folder = unfinished(versions)
+    return None if folder is None else newest_checkpoint(folder)
+
+
+def refuse_other_place(folder: Path, versions: Path) -> None:
+    """Refuses to go on in the folder of a run that has another name or directory than the experiment now says.
+
+    A folder that was moved, or whose experiment says the same of a path from elsewhere, is none.
+
+    Args:
+        folder: a version of a run.
+        versions: ``run.directory`` / ``run.name`` of the experiment.
+
+    Raises:
+        ConfigError: names ``--fork``.
+    """
+    if folder.resolve().parent == versions.resolve():
+        return
+    with suppress(OSError, yaml.YAMLError, KeyError, TypeError):
+        run = yaml.safe_load(latest_config(folder).read_text())["run"]
+        if Path(run["directory"]) / run["name"] == versions:
+            return
+    raise ConfigError(
+        f"--resume: {folder} is a run of {folder.resolve().parent}, and run.directory and run.name say {versions} now. "
+        f"Add --fork to go on in a new version in {versions}, or set them as they were to go on in the old folder"
+    )
+
+
+def unfinished(versions: Path) -> Path | None:
+    """The newest version that holds a complete checkpoint and has not come to its end."""
+    for folder in _newest_first(versions):
+        if newest_checkpoint(folder) is not None and not is_finished(folder):
+            return folder
+    return None
+
+
+def print_unfinished(folder: Path | None, command: str) -> None:
+    """Says, before another run begins, that one of this experiment has not ended, and how to go on with it."""
+    if folder is None or not first_rank() or any(map(is_locked, (folder, *folder.glob("*/")))):
+        return
+    newest = newest_checkpoint(folder)
+    step = "" if newest is None else f" (step {step_in_name(newest)})"
+    print(f"{folder} has not ended{step}; this is a new run. To go on with that one: {command} --resume auto")
 
 
 def rank_folder() -> RunFolder:
@@ -71,9 +133,9 @@ def launch_id(environment: Mapping[str, str] = os.environ) -> str:
     return ":".join(environment[variable] for variable in variables if variable in environment)
 
 
-def version_number(folder: Path) -> int:
+def version_number(folder: Path, kind: str = "version") -> int:
     """3 for ``version_3``; -1 for any other name."""
-    match = re.fullmatch(r"version_(\d+)", folder.name)
+    match = re.fullmatch(rf"{kind}_(\d+)", folder.name)
     return int(match[1]) if match else -1
 
 
@@ -100,11 +162,13 @@ def tell_ranks(folder: RunFolder) -> Iterator[None]:
         os.environ.pop(CHECKPOINT_VARIABLE, None)
 
 
+def _newest_first(versions: Path) -> list[Path]:
+    folders = (folder for folder in versions.glob("version_*") if version_number(folder) >= 0)
+    return sorted(folders, key=version_number, reverse=True)
+
+
 def _last(versions: Path) -> Path:
-    folders = sorted(
-        (folder for folder in versions.glob("version_*") if version_number(folder) >= 0), key=version_number
-    )
-    for folder in reversed(folders):
+    for folder in _newest_first(versions):
         checkpoint = newest_checkpoint(folder)
         if checkpoint is not None:
             return checkpoint
@@ -113,12 +177,12 @@ def _last(versions: Path) -> Path:
     raise ConfigError(f"--resume last: no version in {versions} holds a complete checkpoint{other}")
 
 
-def new_version(versions: Path) -> Path:
-    """Makes the folder of the next version."""
+def new_version(versions: Path, kind: str = "version") -> Path:
+    """Makes the folder of the next version; of another kind one that no ``--resume last`` takes."""
     versions.mkdir(parents=True, exist_ok=True)
-    version = max((version_number(folder) for folder in versions.iterdir()), default=-1) + 1
+    version = max((version_number(folder, kind) for folder in versions.iterdir()), default=-1) + 1
     while True:
-        folder = versions / f"version_{version}"
+        folder = versions / f"{kind}_{version}"
         try:
             folder.mkdir()
         except FileExistsError:  # another run has just made this version
@@ -127,11 +191,11 @@ def new_version(versions: Path) -> Path:
         return folder
 
 
-def _follow(versions: Path, launch: str) -> Path:
+def _follow(versions: Path, launch: str, kind: str) -> Path:
     """Waits for the version that rank 0 of this launch makes."""
     since = time.time() - WAIT_SECONDS
     while time.time() < since + 2 * WAIT_SECONDS:
-        for folder in sorted(versions.glob("version_*"), key=version_number, reverse=True):
+        for folder in sorted(versions.glob(f"{kind}_*"), key=partial(version_number, kind=kind), reverse=True):
             marker = folder / MARKER
             if marker.is_file() and marker.stat().st_mtime >= since and marker.read_text() == launch:
                 return folder

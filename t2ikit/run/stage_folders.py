@@ -10,13 +10,12 @@ from typing import Any
 import yaml
 
 from t2ikit.checkpoints.files import read_weights
-from t2ikit.checkpoints.runs import find_checkpoint, newest_checkpoint, step_in_name
+from t2ikit.checkpoints.runs import FINISHED, find_checkpoint, is_finished, newest_checkpoint, step_in_name
 from t2ikit.config.compose import ConfigError, flatten
-from t2ikit.files import write_whole
 from t2ikit.pretrained import sha256_of
-from t2ikit.run.experiment import Plan
-from t2ikit.run.folder import RunFolder, version_number
-from t2ikit.run.stage_tree import FINISHED, REFERENCE, Source, Tree, is_finished
+from t2ikit.run.folder import RunFolder, refuse_other_place, version_number
+from t2ikit.run.lock import unlock
+from t2ikit.run.stage_tree import REFERENCE, Source, Tree
 
 START = "model.init_args.start.checkpoint"
 MAX_STEPS = "trainer.max_steps"
@@ -45,26 +44,25 @@ class Version:
         return self.begins(tree, name) is None
 
 
-def finish(folder: Path, plan: Plan) -> None:
-    """Records that a stage is finished, with its last checkpoint and experiment; an earlier record stays."""
-    if not is_finished(folder):
-        newest = newest_checkpoint(folder)
-        content = {"checkpoint": None if newest is None else newest.name, "experiment": plan.config}
-        write_whole(folder / FINISHED, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))
-
-
-def requested_version(tree: Tree, versions: Path) -> Version | None:
+def requested_version(tree: Tree, versions: Path, names: Sequence[str]) -> Version | None:
     """The existing version that the command line means; None for a new one.
 
+    Args:
+        tree: of the experiment.
+        versions: where its versions are.
+        names: of the stages that are trained.
+
     Raises:
-        ConfigError: there is no such version, or ``--resume`` and ``--stage`` mean different stages.
+        ConfigError: there is no such version, it is one of a run of another name, or ``--resume`` and ``--stage`` mean
+            different stages.
     """
     request = tree.request
-    existing = sorted(
-        (folder for folder in versions.glob("version_*") if any((folder / name).is_dir() for name in tree.stages)),
-        key=version_number,
-    )
-    if request.resume is None:
+    existing = _existing(tree, versions)
+    if request.resume == "auto":
+        unfinished = unfinished_version(tree, versions, names)
+        if unfinished is not None:
+            return Version(unfinished, None)
+    if request.resume in (None, "auto"):
         return _newest_without(tree, request.only, existing) if request.only and existing else None
     if request.resume == "last":
         if not existing:
@@ -72,6 +70,7 @@ def requested_version(tree: Tree, versions: Path) -> Version | None:
         return Version(existing[-1], None)
     path = Path(request.resume)
     if any((path / name).is_dir() for name in tree.stages):
+        refuse_other_place(path, versions)
         return Version(path, None)
     checkpoint = find_checkpoint(path, "--resume")
     stage = checkpoint.parent.parent
@@ -84,7 +83,22 @@ def requested_version(tree: Tree, versions: Path) -> Version | None:
             f"--resume {path} is a checkpoint of stage {stage.name}, and --stage names {request.only}: give --stage "
             f"{stage.name}, or --resume {stage.parent} to go on with stage {request.only} of this version"
         )
+    refuse_other_place(stage.parent, versions)
     return Version(stage.parent, checkpoint)
+
+
+def _existing(tree: Tree, versions: Path) -> list[Path]:
+    """The versions that hold a stage, oldest first."""
+    folders = (folder for folder in versions.glob("version_*") if any((folder / name).is_dir() for name in tree.stages))
+    return sorted(folders, key=version_number)
+
+
+def unfinished_version(tree: Tree, versions: Path, names: Sequence[str]) -> Path | None:
+    """The newest version in which a stage has begun and one of ``names`` has not come to its end."""
+    for version in reversed(_existing(tree, versions)):
+        if not all(is_finished(version / name) for name in names):
+            return version
+    return None
 
 
 def _newest_without(tree: Tree, stage: str, existing: Sequence[Path]) -> Version | None:
@@ -227,5 +241,6 @@ def folder_of(path: Path, checkpoint: Path | None) -> RunFolder:
     if path.exists():
         count = sum(1 for _ in path.parent.glob(f"{path.name}.left-*"))
         path.rename(path.with_name(f"{path.name}.left-{count + 1}"))
+        unlock(path)
     path.mkdir(parents=True)
     return RunFolder(path, None, True)

@@ -8,17 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from t2ikit.callbacks import Checkpoint
-from t2ikit.checkpoints.runs import find_checkpoint, newest_checkpoint
+from t2ikit.checkpoints.runs import find_checkpoint, is_finished, newest_checkpoint
 from t2ikit.config.class_nodes import accepted
 from t2ikit.config.compose import ConfigError, Override, compose, nearest, stages_of
 from t2ikit.config.imports import find_class
 from t2ikit.config.origins import Origins
 from t2ikit.run.experiment import Plan, check
 
-FINISHED = "finished"
 REFERENCE = "stages."
 
 
@@ -30,7 +27,7 @@ class Request:
         path: the experiment.
         overrides: for every stage; those below ``stages.NAME`` for that one.
         only: one stage, or None for all of them.
-        resume: None for a new version; "last"; or a version, a stage folder or a checkpoint in one.
+        resume: None for a new version; "last"; "auto"; or a version, a stage folder or a checkpoint in one.
         allow: keys that may differ from the checkpoint that is resumed; ``stages.NAME`` lets a begun stage stay as it
             is though the experiment says another thing of it.
         command: as the user would type it again, without --resume.
@@ -191,12 +188,3 @@ class Tree:
         raise ConfigError(
             f"stages.{name}: another stage starts from its step {min(steps)}, but it keeps no checkpoints"
         )
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether a stage has come to its end, and has not been trained again from an earlier checkpoint since."""
-    if not (folder / FINISHED).exists():
-        return False
-    newest = newest_checkpoint(folder)
-    last: str | None = yaml.safe_load((folder / FINISHED).read_text())["checkpoint"]
-    return last == (None if newest is None else newest.name)

@@ -1,7 +1,7 @@
 """An experiment in stages: overlays that are trained one after the other, each in a folder of its own.
 
     runs/<experiment>/<version>/<stage>/          a run folder like any other
-    runs/<experiment>/<version>/<stage>/finished  written at the end of the stage: its last checkpoint, its experiment
+    runs/<experiment>/<version>/<stage>/finished  written at the end, as of any run: last checkpoint, experiment
 
 A stage starts from the end of the one before, unless its ``model.init_args.start`` names another or is null: so stages
 are a tree. ``--resume last`` skips a finished stage only while the experiment still says of it what was trained.
@@ -27,9 +27,10 @@ from t2ikit.config.origins import Origins
 from t2ikit.config.values import to_yaml
 from t2ikit.launch import first_rank
 from t2ikit.run.experiment import Plan
-from t2ikit.run.folder import FOLDER_VARIABLE, RunFolder, launch_id, new_version, rank_folder
+from t2ikit.run.folder import FOLDER_VARIABLE, TRIAL, RunFolder, launch_id, new_version, print_unfinished, rank_folder
+from t2ikit.run.lock import lock
 from t2ikit.run.loggers import quiet
-from t2ikit.run.stage_folders import Version, finish, folder_of, refuse_changed, requested_version
+from t2ikit.run.stage_folders import Version, folder_of, refuse_changed, requested_version, unfinished_version
 from t2ikit.run.stage_tree import REFERENCE, Request, Tree
 from t2ikit.run.train import train
 
@@ -67,8 +68,6 @@ def train_stages(request: Request, origins: Origins) -> int:
             status = _train(plan, folder, request)
         if status != 0:
             return status
-        if first_rank():
-            finish(folder.path, plan)
         gc.collect()  # a Trainer and its model refer to each other: two stages would lie in the memory of a GPU
     return 0
 
@@ -84,13 +83,21 @@ def _version(tree: Tree, plans: dict[str, Plan], names: list[str]) -> Version:
     """The version that is trained, which is made if it is a new one; nothing in it has changed yet."""
     plan = plans[names[0]]
     versions = Path(plan.config["run"]["directory"]) / plan.name
-    version = requested_version(tree, versions)
+    trial = any(plan.trainer.get("fast_dev_run") for plan in plans.values())
+    version = requested_version(tree, versions, names)
     if version is not None:
+        if trial:
+            raise ConfigError(
+                f"--stage {tree.request.only}: trainer.fast_dev_run keeps nothing, and this stage would go to "
+                f"{version.path}: leave out --stage"
+            )
         refuse_changed(tree, version, names)
         return version
     if tree.request.only is not None:
         tree.start(tree.request.only, versions)  # refuses, if it needs another stage
-    return Version(new_version(versions), None)
+    if tree.request.resume is None and not trial:
+        print_unfinished(unfinished_version(tree, versions, names), tree.request.command)
+    return Version(new_version(versions, TRIAL if trial else "version"), None)
 
 
 def _next(tree: Tree, version: Version, name: str) -> tuple[Path | None, RunFolder] | None:
@@ -101,6 +108,8 @@ def _next(tree: Tree, version: Version, name: str) -> tuple[Path | None, RunFold
         return None
     start = tree.start(name, version.path)
     print(f"stage {name}: {folder}")
+    if folder.exists():
+        lock(folder)  # before what another process may be writing there is kept aside
     return start, folder_of(folder, version.checkpoint)
 
 

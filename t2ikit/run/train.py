@@ -15,11 +15,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.trainer.states import TrainerStatus
 
 import t2ikit
-from t2ikit.checkpoints.runs import latest_config, newest_checkpoint, step_of
+from t2ikit.checkpoints.runs import finish, latest_config, newest_checkpoint, step_of
 from t2ikit.config.compose import ConfigError, flatten
 from t2ikit.launch import first_rank
 from t2ikit.run.experiment import USER_ERRORS, Experiment, Plan, build
 from t2ikit.run.folder import RunFolder, contents, tell_ranks, write_config
+from t2ikit.run.lock import lock, unlock
 from t2ikit.run.loggers import quiet
 
 INTERRUPTED = 130
@@ -66,8 +67,21 @@ def train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comman
         The exit status.
 
     Raises:
-        ConfigError: what the run cannot do, and which option to change.
+        ConfigError: what the run cannot do, and which option to change; or another process trains in its folder.
     """
+    if not first_rank():
+        return _train(plan, text, folder, allow, command)
+    lock(folder.path)
+    try:
+        status = _train(plan, text, folder, allow, command)
+        if status == 0 and folder.path.exists():
+            finish(folder.path, plan.config)
+        return status
+    finally:
+        unlock(folder.path)
+
+
+def _train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], command: str) -> int:
     quiet()
     if plan.config["seed_everything"] is not None:
         seed_everything(plan.config["seed_everything"], workers=True, verbose=False)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import zipfile
 from pathlib import Path
@@ -9,10 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from t2ikit.checkpoints.runs import is_complete, latest_config, newest_checkpoint
+from t2ikit.checkpoints.runs import finish, is_complete, latest_config, newest_checkpoint
 from t2ikit.config import ConfigError
 from t2ikit.run import folder as run_folder
 from t2ikit.run.folder import choose, write_config
+from t2ikit.run.lock import is_locked, lock, unlock
 
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_JOB_ID", "SLURM_STEP_ID", "MASTER_ADDR", "MASTER_PORT")
 
@@ -83,10 +88,90 @@ def test_last_never_starts_anew(tmp_path: Path) -> None:
 
 
 def test_a_path_goes_on_in_its_run(tmp_path: Path) -> None:
-    path = checkpoint(tmp_path / "other" / "version_0", "step-00000003.ckpt")
+    path = checkpoint(tmp_path / "e" / "version_0", "step-00000003.ckpt")
     for given in (path, path.parent, path.parent.parent):
         chosen = choose(str(tmp_path), "e", str(given))
         assert (chosen.path, chosen.checkpoint, chosen.created) == (path.parent.parent, path, False)
+
+
+@pytest.mark.parametrize(("inside", "given"), [("checkpoints", "step-00000003.ckpt"), ("checkpoints", "."), (".", ".")])
+def test_a_path_from_inside_of_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str, given: str
+) -> None:
+    path = checkpoint(tmp_path / "e" / "version_0", "step-00000003.ckpt")
+    monkeypatch.chdir(path.parents[1] / inside)
+    chosen = choose(str(tmp_path), "e", given)
+    assert chosen.checkpoint is not None and chosen.checkpoint.samefile(path)
+    assert chosen.path.samefile(path.parents[1]) and not chosen.created
+
+
+def test_a_run_of_another_name_is_forked_or_refused(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "e" / "version_0", "step-00000003.ckpt")
+    for directory, name in ((tmp_path, "fork"), (tmp_path / "elsewhere", "e")):
+        with pytest.raises(ConfigError, match="Add --fork to go on in a new version"):
+            choose(str(directory), name, str(path))
+        assert not (directory / name / "version_0" / "config.yaml").exists()
+        fork = choose(str(directory), name, str(path), fork=True)
+        assert fork == run_folder.RunFolder(directory / name / "version_0", path, True)
+    assert choose(str(tmp_path), "e", "last", fork=True).path.name == "version_1"
+
+
+def test_a_run_folder_that_was_moved_goes_on_where_it_is(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "e" / "version_0", "step-00000003.ckpt")
+    (path.parents[1] / "config.yaml").write_text("run: {directory: runs, name: e}")
+    assert choose("runs", "e", str(path)).path == path.parents[1]
+
+
+def test_auto_goes_on_with_the_newest_unfinished_version_or_begins_one(tmp_path: Path) -> None:
+    runs = tmp_path / "e"
+    assert choose(str(tmp_path), "e", "auto") == run_folder.RunFolder(runs / "version_0", None, True)
+    for number in (0, 9, 10):
+        checkpoint(runs / f"version_{number}", "step-00000001.ckpt")
+    (runs / "version_11" / "checkpoints").mkdir(parents=True)
+    finish(runs / "version_10", {})
+    assert choose(str(tmp_path), "e", "auto").path.name == "version_9"
+    checkpoint(runs / "version_10", "step-00000002.ckpt")  # it was given more steps
+    assert choose(str(tmp_path), "e", "auto").path.name == "version_10"
+    for number in (0, 9, 10):
+        finish(runs / f"version_{number}", {})
+    assert choose(str(tmp_path), "e", "auto") == run_folder.RunFolder(runs / "version_12", None, True)
+
+
+def test_no_resume_takes_a_trial_for_a_run(tmp_path: Path) -> None:
+    trial = choose(str(tmp_path), "e", None, kind=run_folder.TRIAL)
+    checkpoint(trial.path, "step-00000001.ckpt")
+    assert choose(str(tmp_path), "e", "auto").path.name == "version_0"
+    assert choose(str(tmp_path), "e", None, kind=run_folder.TRIAL).path.name == "fast_dev_run_1"
+
+
+def test_a_folder_of_runs_says_which_ones(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "e" / "version_0", "step-00000003.ckpt")
+    with pytest.raises(ConfigError, match=rf"name one of the runs in it, such as {path.parents[1]}"):
+        choose(str(tmp_path), "e", str(tmp_path / "e"))
+
+
+def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:
+    """The lock ends with its process, though a child that was forked from it lives on, as a loader's worker does."""
+    program = (
+        "import os, sys, time; from pathlib import Path; from t2ikit.run.lock import lock\n"
+        "lock(Path(sys.argv[1]))\nchild = os.fork()\nif child: print(child, flush=True)\ntime.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    try:
+        assert is_locked(tmp_path)
+        with pytest.raises(ConfigError, match=f"{tmp_path}: another process trains in this run folder"):
+            lock(tmp_path)
+        process.kill()
+        process.wait()
+        assert not is_locked(tmp_path)
+        lock(tmp_path)
+        lock(tmp_path)
+        unlock(tmp_path)
+    finally:
+        process.kill()
+        os.kill(child, signal.SIGKILL)
 
 
 def test_a_path_elsewhere_gets_a_new_version(tmp_path: Path) -> None:

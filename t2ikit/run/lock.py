@@ -1,0 +1,64 @@
+"""One training at a time in a run folder: a lock that ends with its process, however that ends.
+
+It is a POSIX record lock and no ``flock``: the workers of a loader, which are forked and outlive a killed run by some
+seconds, do not inherit it. Only the first rank of a run takes it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+from pathlib import Path
+from typing import IO
+
+from t2ikit.config.compose import ConfigError
+
+LOCK = ".lock"
+_locks: dict[Path, IO[bytes]] = {}
+
+
+def lock(folder: Path) -> None:
+    """Locks a run folder until ``unlock`` or the end of this process; a folder that it has locked stays so.
+
+    A file system without locks gives none, and the run goes on.
+
+    Raises:
+        ConfigError: another process trains there.
+    """
+    key = folder.resolve()
+    if key in _locks:
+        return
+    try:
+        file = (folder / LOCK).open("ab")
+    except OSError as error:
+        raise ConfigError(f"{folder}: this run folder cannot be written to ({error.strerror})") from error
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            return
+        raise ConfigError(
+            f"{folder}: another process trains in this run folder. Wait until it ends, or leave out --resume to begin "
+            "another run"
+        ) from error
+    _locks[key] = file
+
+
+def unlock(folder: Path) -> None:
+    """Ends the lock of this process on a run folder, if it has one."""
+    file = _locks.pop(folder.resolve(), None)
+    if file is not None:
+        file.close()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process trains in a run folder."""
+    if folder.resolve() in _locks or not (folder / LOCK).exists():
+        return False
+    try:
+        lock(folder)
+    except ConfigError:
+        return True
+    unlock(folder)
+    return False
