@@ -62,7 +62,8 @@ class Component:
             cls, first = refused[0] if refused else (self.cls, error)
             if not isinstance(first, user_errors):
                 raise first from None
-            raise ConfigError(located(f"{self.key} ({cls.__name__})", first)) from first
+            reason = self.guard.reason(str(first))
+            raise reason or ConfigError(located(f"{self.key} ({cls.__name__})", first)) from first
 
     def node(self) -> dict[str, Any]:
         """The class node with every default, as plain YAML; a default that YAML cannot say is left out."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from jsonargparse import Namespace, _typehints
 
-from t2ikit.config.compose import ConfigError, nearest
+from t2ikit.config.compose import LIBRARIES, ConfigError, nearest
 from t2ikit.config.origins import NONE_BUT_KNOWN, Forbidden, Origins
 
 # What jsonargparse 4 does without a guard.
@@ -89,7 +89,7 @@ def _import_module(module_name: str, key: str) -> Any:
         if isinstance(outer, type):
             return outer
         raise ConfigError(f"{key}: no module '{missing}'{_nearest_module(missing)}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # sys.exit() at its top would end the command without a word
         raise ConfigError(f"{key}: importing {module_name} fails: {type(error).__name__}: {error}") from error
 
 
@@ -104,6 +104,7 @@ class ImportGuard:
         self.cls, self.arguments, self.key, self.origins = cls, arguments, key, origins
         self._refusals: list[tuple[str, ConfigError | None]] = []
         self._known: set[str] = set()
+        self._found: dict[str, type] = {}
         self._defaults: list[Any] = []
 
     @contextmanager
@@ -140,6 +141,21 @@ class ImportGuard:
             if re.search(rf"(Got|Given) value: .*\b{name}\b", message):
                 raise refusal or _without_module(name, self._key_of(name), self.origins)
 
+    def reason(self, message: str) -> ConfigError | None:
+        """Why a class path that was left as text, where a name is taken too, is none of the classes that fit there.
+
+        Args:
+            message: of what refuses the text, in which it stands in quotes.
+        """
+        for name, refusal in self._refusals:
+            if refusal is not None and repr(name) in message:
+                return refusal
+        for name, found in self._found.items():
+            if repr(name) in message:
+                fault = "is abstract" if inspect.isabstract(found) else "is not of the kind that is wanted here"
+                return ConfigError(f"{self._key_of(name)}: {name} {fault}: {message}")
+        return None
+
     def _find(self, name: Any, check_path: bool = True) -> Any:
         """In place of jsonargparse's ``import_object``."""
         if name in self._known or any(name in _strings(default) for default in self._defaults):
@@ -155,6 +171,7 @@ class ImportGuard:
             self._refusals.append((name, error))
             raise
         self._known.add(name)
+        self._found[name] = found
         return found
 
     def _path_of(self, value: Any) -> Any:
@@ -223,6 +240,7 @@ def _nearest_module(missing: str) -> str:
         search = importlib.import_module(parent).__path__ if parent else None
     except (ImportError, AttributeError):
         return ""
-    prefix = f"{parent}." if parent else ""
-    known = [prefix + module.name for module in pkgutil.iter_modules(search)] if parent else ["t2ikit", "lightning"]
-    return nearest(missing, known)
+    if not parent:
+        places = "beside the experiment of a run and in the current folder"
+        return f"{nearest(missing, LIBRARIES)}; a file {missing}.py is looked for {places}"
+    return nearest(missing, [f"{parent}.{module.name}" for module in pkgutil.iter_modules(search)])

@@ -105,7 +105,8 @@ def sample(
         x_0 [B, C, H, W], at least fp32; with ``trajectory`` also [K + 1, B, C, H, W], from the noise to x_0.
 
     Raises:
-        ValueError: unknown method or threshold, rows that do not fit, or guidance without ``uncond``.
+        ValueError: unknown method or threshold, rows that do not fit, guidance without ``uncond``, or a solver that
+            does not yield once a step.
     """
     solver = find_solver(method)
     rule = guidance if isinstance(guidance, Guidance) else Guidance(float(guidance))
@@ -128,11 +129,16 @@ def sample(
             x0 = bound(x0)
             return x0, (x - grid.alpha[node] * x0) / grid.sigma[node]
 
-        path = [x]
+        path, done = [x], 0
         for done, reached in enumerate(solver.steps(estimate, grid, x, _normal(generators)), start=1):
+            if done > steps:
+                break
             path = [*path, reached] if trajectory else [reached]
             if progress is not None:
                 progress(done, steps)
+    if done != steps:
+        came = f"more than {steps}" if done > steps else str(done)
+        raise ValueError(f"method {solver.name}: yields x after each of the {steps} steps, but {came} came")
     return (path[-1], torch.stack(path)) if trajectory else path[-1]
 
 

@@ -50,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except SystemExit as error:  # with 0 nothing would seem to have failed
+        print(f"error: {args.class_path}: its constructor ends the process, sys.exit({error.code!r})", file=sys.stderr)
+        return 2
     from rich.console import Console
 
     report.show(Console())

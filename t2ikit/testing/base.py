@@ -123,11 +123,11 @@ def _run(check: Check[Tried], subject: Subject[Tried]) -> Outcome:
         return Outcome(check.name, "does not apply", str(reason))
     except AssertionError as failure:
         return Outcome(check.name, "failed", str(failure) or _located(failure))
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # one that leaves the process would leave with the status of success
         return Outcome(check.name, "failed", _located(error))
 
 
-def _located(error: Exception) -> str:
+def _located(error: BaseException) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"raised {type(error).__name__}: {error} ({Path(frame.filename).name}, line {frame.lineno})"
 

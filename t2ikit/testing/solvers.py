@@ -5,6 +5,7 @@ For x_0 ~ N(0, s^2) every x_t is normal, and the sampling ODE takes each quantil
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import torch
@@ -94,10 +95,11 @@ def states(subject: Subject[Solver]) -> str:
             t = times[node : node + 1]
             return process.split(x, NormalDenoiser(process, STD)(x, t.expand(len(x)), None).output, t)
 
-        path = list(solver.steps(estimate, Grid.of(process, times), x, lambda x: torch.zeros_like(x)))
+        path = list(islice(solver.steps(estimate, Grid.of(process, times), x, lambda x: torch.zeros_like(x)), 7))
+        came = str(len(path)) if len(path) < 7 else "more"
         expect(
             len(path) == 6,
-            f"6 states were expected of 6 steps, x after each, the last one x_0; {len(path)} came: yield once a step",
+            f"6 states were expected of 6 steps, x after each, the last one x_0; {came} came: yield once a step",
         )
         fits = all(state.shape == x.shape and bool(state.isfinite().all()) for state in path)
         expect(fits, f"every state must be finite and [{', '.join(map(str, x.shape))}] as x")

@@ -20,7 +20,7 @@ from t2ikit.denoisers import DiTI
 from t2ikit.denoisers.saved import SavedDenoiser
 from t2ikit.diffusion import Guidance
 from t2ikit.evaluation.sampling import Sampling
-from t2ikit.run.experiment import Plan, check, origins_of
+from t2ikit.run.experiment import Plan, build, check, origins_of
 
 STRANGER = """
 from pathlib import Path
@@ -228,6 +228,41 @@ def test_a_class_path_as_plain_text_where_a_name_is_taken_too(stranger: Path) ->
     assert checked(("callbacks.val.method", "heun")).config["callbacks"]["val"]["init_args"]["method"] == "heun"
     process = checked(("model.objective.process.t_distribution", "mine.Law")).config["model"]["init_args"]
     assert process["objective"]["init_args"]["process"]["init_args"]["t_distribution"] == {"class_path": "mine.Law"}
+
+
+METHOD = "callbacks.val.init_args.method: "
+LAW = "model.init_args.objective.init_args.process.init_args.t_distribution: "
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("callbacks.val.method", "mine.Nope", METHOD + "mine has no class 'Nope'"),
+        ("callbacks.val.method", "nowhere.Steps", METHOD + "no module 'nowhere'"),
+        ("callbacks.val.method", "mine.Half", METHOD + "mine.Half is abstract: unknown sampling method"),
+        ("callbacks.val.method", "mine.Other", METHOD + "mine.Other is not of the kind that is wanted here: unknown"),
+        ("callbacks.val.method", "broken.Steps", METHOD + "importing broken fails: SystemExit: 3"),
+        ("model.objective.process.t_distribution", "mine.Nope", LAW + "mine has no class 'Nope'"),
+    ],
+)
+def test_a_class_path_as_plain_text_that_fits_nothing_is_refused_for_its_own_reason(
+    stranger: Path, key: str, text: str, message: str
+) -> None:
+    mine("from t2ikit.diffusion.solvers import Solver\nclass Half(Solver):\n    pass\nclass Other:\n    pass\n")
+    Path("broken.py").write_text("import sys\nsys.exit(3)\n")
+    with pytest.raises(ConfigError) as refusal:
+        build(checked((key, text)), Path("run"))
+    assert str(refusal.value).startswith(message)
+
+
+def test_a_module_that_ends_the_process_is_refused_and_a_missing_one_says_where_it_is_looked_for(
+    stranger: Path,
+) -> None:
+    mine("import sys\nsys.exit(0)\n")
+    with pytest.raises(ConfigError, match="weighting: importing mine fails: SystemExit: 0"):
+        checked(("model.objective.weighting", "mine.Flat"))
+    with pytest.raises(ConfigError, match="no module 'nowhere'.* nowhere.py is looked for beside the experiment"):
+        checked(("model.objective.weighting", "nowhere.Flat"))
 
 
 @pytest.mark.parametrize(

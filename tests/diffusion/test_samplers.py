@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from t2ikit.diffusion import GaussianDiffusion, Guidance, RectifiedFlow, sample
+from t2ikit.diffusion.solvers import Solver
 
 METHODS = ("ddim", "ddpm", "euler", "heun", "dpmpp_2m")
 
@@ -193,3 +194,13 @@ def test_errors_say_what_was_expected(make: Any) -> None:
     refuse("text has 3 rows", text=make.text(1, 2, 3))
     refuse("threshold", threshold=("clamp", -1.0))
     refuse("give sample a Text", text=denoiser.encode_text(text), guidance=Guidance(1.0, weaker=make.bookkeeping()))
+
+
+@pytest.mark.parametrize(("states", "message"), [(0, "but 0 came"), (3, "but 3 came"), (9, "but more than 4 came")])
+def test_a_solver_that_does_not_yield_once_a_step_is_refused(make: Any, states: int, message: str) -> None:
+    class Miscounts(Solver):
+        def steps(self, estimate: Any, grid: Any, x: Tensor, normal: Any) -> Any:
+            yield from [x] * states
+
+    with pytest.raises(ValueError, match=f"Miscounts: yields x after each of the 4 steps, {message}"):
+        sample(make.bookkeeping(), GaussianDiffusion(), _noise(1), make.text(0.1), steps=4, method=Miscounts())

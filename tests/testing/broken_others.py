@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -252,6 +253,17 @@ class OneStateShort(Based):
         yield from list(super().steps(*args))[:-1]
 
 
+class Endless(Based):
+    def steps(self, *args: Any) -> Any:
+        while True:
+            yield args[2]
+
+
+class LeavesTheProcess(Based):
+    def steps(self, *args: Any) -> Any:
+        sys.exit(0)
+
+
 class OtherNode(Based):
     def steps(self, estimate: Any, *args: Any) -> Any:
         yield from super().steps(lambda x, node, step: estimate(x, node + 1, step), *args)
@@ -278,6 +290,9 @@ class GlobalSolver(Based):
 SOLVER_FAULTS: list[tuple[str, Callable[[], Any], str]] = [
     ("description", Anonymous, "name must be the same text in every process"),
     ("states", OneStateShort, "5 came"),
+    ("states", Endless, "more came"),
+    ("repeats", Endless, "yields x after each of the 4 steps, but more than 4 came"),
+    ("states", LeavesTheProcess, "raised SystemExit: 0"),
     ("states", OtherNode, "nodes and steps 0 to K - 1|must be finite"),
     ("closed form", StopsEarly, "the error must fall with the steps"),
     ("rows independent", StepOfTheBatch, "must not depend on the others of its batch"),

@@ -125,7 +125,12 @@ def test_the_command_tries_a_class_of_ones_own(
     shown = capsys.readouterr().out
     assert re.search(r"rows and slots kept .* failed", shown) and "3 passed, 1 failed" in shown
     assert re.search("rows and slots kept: every row must come back once, .*batch.part", shown)
+    (tmp_path / "leaves_trial.py").write_text(
+        "import sys\nfrom mirror_trial import Mirror\n"
+        "class Leaves(Mirror):\n    def __init__(self):\n        sys.exit(0)\n"
+    )
     for words, message in (
+        (["leaves_trial.Leaves"], "its constructor ends the process, sys.exit(0)"),
         (["mirror_trial.Miror"], "nearest known: 'Mirror'"),
         (["mirror_trial.Mirror", "--slots", "1"], "takes no 'slots'"),
         (["mirror_trial.Mirror", "--start"], "--start needs a value"),
