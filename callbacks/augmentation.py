@@ -93,6 +93,11 @@ class CutMix(AugmentationCallback):
             raise ValueError(f"setting {self.setting} is not built; add it: --data.settings [{self.setting}]")
 
     def register(self, data: DataModule, module: TextToImage) -> None:
+        if data.bucket_count > 1:
+            raise ValueError(
+                "callbacks.cutmix: the data has aspect buckets, and the settings of CutMix are defined on square "
+                "images of one size: leave it out (--callbacks.cutmix null)"
+            )
         try:
             mixed = data.record_set(self.folder)
         except FileNotFoundError as error:

@@ -131,6 +131,15 @@ def test_each_shape_is_compiled_once(root: Path, tmp_path: Path, monkeypatch: py
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(SHAPES)
 
 
+def test_cutmix_refuses_buckets(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    enter(tmp_path, monkeypatch, root)
+    cutmix = "{class_path: t2ikit.callbacks.CutMix, init_args: {setting: cmall}}"
+    assert cli.main(["run", "buckets.yaml", "--callbacks.cutmix", cutmix]) != 0
+    assert "the data has aspect buckets, and the settings of CutMix are defined on square" in capsys.readouterr().err
+
+
 def test_a_denoiser_of_one_size_refuses_the_buckets(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

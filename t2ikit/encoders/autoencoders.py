@@ -264,7 +264,7 @@ class LatentSpace(ImageSpace):
         if images.shape[-1] % step or images.shape[-2] % step:
             raise ValueError(
                 f"{self.autoencoder} needs images whose sides are multiples of {step}; got {tuple(images.shape[-2:])}. "
-                "Prepare them with another --size"
+                "Prepare them with another --size or --bucket"
             )
         model = self.model.to(images.device)
         means, stds = [], []

@@ -150,7 +150,14 @@ class _Step:
                 images = unlisted(images, folder, len(hashes_before))
                 hashes = [*hashes_before, digest] if len(images) else hashes_before
         options = {"image_shape": "--bucket" if self.buckets else "--size", "image_codec": "--picture-format"}
-        part = parts_done(folder, wanted, hashes, self.overwrite, options, lambda: _inputs_that_differ(images, folder))
+        part = parts_done(
+            folder,
+            wanted,
+            hashes,
+            self.overwrite,
+            options,
+            lambda: _inputs_that_differ(images, folder, bool(self.buckets)),
+        )
         if part == len(hashes):
             if first_rank() and (folder / list_name(0)).is_file():  # an earlier call may have been killed before it
                 _list_bad(folder, part)
@@ -215,10 +222,10 @@ class _Decoding(HostWork):
         return Rejected(reason.replace("\t", " ").replace("\n", " "))
 
 
-def _inputs_that_differ(images: ImageList, folder: Path) -> str:
+def _inputs_that_differ(images: ImageList, folder: Path, buckets: bool) -> str:
     """Which options give other photos, or the same ones in another order."""
     if same_photos(images, folder, len(Manifest.read(folder).parts)):
-        return "--seed differs"
+        return "--seed or the order of --bucket differs" if buckets else "--seed differs"
     return (
         "the photos or their classes differ (--source, --val-source, --val-labels, --val-share, --class-names, "
         "--label-field, or --seed if it holds val out; --append if photos were added to the source)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from itertools import chain
@@ -309,3 +310,10 @@ def set_names(folder: str | os.PathLike[str]) -> list[str]:
     root = Path(folder)
     manifests = chain(root.glob(f"[!.]*/{MANIFEST_NAME}"), root.glob(f"[!.]*/[!.]*/{MANIFEST_NAME}"))
     return sorted(path.parent.relative_to(root).as_posix() for path in manifests)
+
+
+def root_and_name(folder: Path) -> tuple[Path, str]:
+    """The folder that holds the splits, and the name of a set below it: ``train``, or ``train/1.00`` of a bucket."""
+    if re.fullmatch(r"[0-9]+\.[0-9]{2}", folder.name):
+        return folder.parents[1], f"{folder.parent.name}/{folder.name}"
+    return folder.parent, folder.name

@@ -22,7 +22,7 @@ import numpy as np
 
 from t2ikit.pretrained import sha256_of
 from t2ikit.records.chunks import INDEX_NAME, open_chunk, read_index
-from t2ikit.records.manifest import MANIFEST_NAME, Manifest
+from t2ikit.records.manifest import MANIFEST_NAME, Manifest, root_and_name
 from t2ikit.records.record import Record
 from t2ikit.records.states import States, Tokens
 from t2ikit.records.view import RecordView
@@ -161,7 +161,9 @@ class RecordSet:
         """
         path = self.folder / EMPTY_PROMPT_NAME
         if not path.is_file():
-            raise ValueError(f"{self.folder} has no text states: run t2ikit prepare encode --out {self.folder.parent}")
+            raise ValueError(
+                f"{self.folder} has no text states: run t2ikit prepare encode --out {root_and_name(self.folder)[0]}"
+            )
         with np.load(path, allow_pickle=False) as arrays:
             return {
                 name: States(
@@ -196,9 +198,9 @@ class RecordSet:
                 "See what is damaged where the set was made: t2ikit prepare check DIR\n"
                 f"Then copy it to {self.address} again"
             )
-        root, step = self.folder.parent, "encode"
+        (root, name), step = root_and_name(self.folder), "encode"
         if root.name == "images":  # an image set, not yet encoded: photos, or the CutMix images of a setting
-            _, _, setting = self.folder.name.partition("_")
+            _, _, setting = name.partition("_")
             root, step = root.parent, f"cutmix --setting {setting}" if setting else "images --source IMAGE_FOLDER"
         return (
             f"See what is damaged with: t2ikit prepare check {self.folder}\n"

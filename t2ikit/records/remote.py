@@ -272,7 +272,8 @@ def read_manifest(remote: RemoteFolder) -> Manifest:
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"there is no prepared set in {remote}: {error}.\n"
-            "Point --data.root at an address that holds train/ and val/; prepare them on a machine of yours and copy "
+            "Point --data.root at an address that holds train/ and val/ (of aspect buckets, such as train/1.00/, their "
+            "names belong in data.buckets); prepare them on a machine of yours and copy "
             f"DIR there:\n{PREPARE_COMMANDS}"
         ) from error
     return Manifest.read(remote)

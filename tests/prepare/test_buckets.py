@@ -13,6 +13,7 @@ from t2ikit import cli
 from t2ikit.data.datamodule import DataModule
 from t2ikit.photos import decode
 from t2ikit.prepare.buckets import bucket_shapes
+from t2ikit.prepare.check.record import BaseImages
 from t2ikit.prepare.images import prepare_images
 from t2ikit.records.record_set import RecordSet
 
@@ -60,10 +61,17 @@ def test_photos_go_to_the_nearest_aspect_and_train_in_one_shape_a_step(
     assert bad == ["n01443537/broken.png\tnot an image"]
     assert prepare(photos, root, "--bucket", *BUCKETS) == 0
     assert capsys.readouterr().out.count("up to date") == 6
+    assert prepare(photos, root, "--bucket", BUCKETS[0], BUCKETS[2], BUCKETS[1]) != 0
+    assert "--seed or the order of --bucket differs" in capsys.readouterr().err
     assert cli.main(["prepare", "captions", "--out", str(root)]) == 0
     encoders = ["--autoencoder", "pixels", "--text-encoder", "small", "--text-dim", "16"]
     assert cli.main(["prepare", "encode", "--out", str(root), *encoders]) == 0
     assert cli.main(["prepare", "check", str(root)]) == 0
+    folder = root / "train" / "1.00"
+    assert RecordSet(folder).repair().endswith(f"t2ikit prepare encode --out {root}")
+    assert RecordSet(root / "images/train/1.00").repair().endswith(f"images --source IMAGE_FOLDER --out {root}")
+    originals = BaseImages.of(folder, RecordSet(folder).manifest).originals
+    assert originals is not None and originals.folder == root / "images/train/1.00"
     data = DataModule(str(root), batch_size=2, num_workers=0)
     data.setup("fit")
     assert data.bucket_names == ("1.00", "0.60", "1.67")

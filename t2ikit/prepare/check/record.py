@@ -12,7 +12,7 @@ import torch
 
 from t2ikit.augment.cutmix import SINGLE_SETTINGS, compose, fits
 from t2ikit.records.compressed import Compressed
-from t2ikit.records.manifest import MANIFEST_NAME, Manifest
+from t2ikit.records.manifest import MANIFEST_NAME, Manifest, root_and_name
 from t2ikit.records.record import Record
 from t2ikit.records.record_set import RecordSet
 from t2ikit.records.states import Tokens
@@ -38,9 +38,10 @@ class BaseImages:
         """Finds them beside the set; none for latents, which show no pixels."""
         if manifest.kind != "pixels":
             return cls()
+        root, name = root_and_name(folder)
         plain = folder.with_name(folder.name.removesuffix(f"_{manifest.setting}"))
         return cls(
-            _opened(folder.parent / "images" / folder.name, manifest),
+            _opened(root / "images" / name, manifest),
             _opened(plain, manifest) if manifest.setting is not None and plain != folder else None,
         )
 
