@@ -221,13 +221,21 @@ class Evaluation:
         return {"prompts": name, "prompts_sha256": prompts_hash(self.prompts), **sampling}
 
     def _check(self, prompts: Sequence[Prompt]) -> None:
-        """Has every metric refuse what it cannot score, before anything is sampled."""
+        """Has every metric refuse what it cannot score, before anything is sampled.
+
+        Raises:
+            ValueError: what a metric lacks: samples, a package, or weights.
+        """
         blank = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
         samples = samples_of(blank.expand(len(prompts), -1, -1, -1), prompts)
         if self._reference is not None:
             samples.reference = reference_of(blank.expand(len(self._reference), -1, -1, -1))
         for metric in self.metrics:
             metric.check(samples)
+            try:
+                metric.fingerprint()  # reads the weights, without which the first snapshot would end a run
+            except (ImportError, OSError) as error:
+                raise ValueError(f"callbacks.{self.name}: {metric.title} cannot be computed: {error}") from error
 
     def _score(
         self,
