@@ -400,3 +400,11 @@ def test_a_metric_without_its_package_or_weights_is_refused_before_anything_is_s
     evaluation = Evaluation("val", Numbered(), [Mean(), Lacking()])
     with pytest.raises(ValueError, match=rf"callbacks\.val: Lacking cannot be computed: {error}"):
         evaluation.prepare(DATA)
+
+
+@pytest.mark.parametrize("names", [True, "mean"])
+def test_less_is_better_that_lists_no_names_is_refused_before_anything_is_sampled(names: Any) -> None:
+    metric = Mean()
+    metric.less_is_better = names
+    with pytest.raises(ValueError, match=r"callbacks\.val: less_is_better of Mean must list the names"):
+        Evaluation("val", Numbered(), [metric]).prepare(DATA)
