@@ -67,7 +67,7 @@ class Checkpoint(LightningCheckpoint):
     def save(self, trainer: L.Trainer) -> None:
         """Writes the present state if this step has none yet; every rank must call it. ``fast_dev_run`` writes none."""
         step = trainer.global_step
-        if step == self._last_step or trainer.fast_dev_run:  # type: ignore[attr-defined]  # nothing to go on from
+        if step == self._last_step or trainer.fast_dev_run:  # nothing to go on from
             return
         self._last_step = step
         refuse_broken_weights(trainer)

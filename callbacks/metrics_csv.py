@@ -67,6 +67,7 @@ class MetricsCSV(Logger):
         text = self.path.read_text()
         complete = text[: text.rfind("\n") + 1]
         rows = list(csv.reader(io.StringIO(complete)))
+        _check_rows(self.path, rows)
         kept = io.StringIO()
         writer = csv.writer(kept, lineterminator="\n")
         writer.writerow(HEADER)
@@ -79,13 +80,26 @@ def read_metrics(path: str | Path) -> dict[str, list[tuple[int, float]]]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is not a ``metrics.csv``.
+        ValueError: the file is not a ``metrics.csv``, or a line is damaged.
     """
     with open(path, newline="") as file:
         rows = list(csv.reader(file))
     if not rows or tuple(rows[0]) != HEADER:
         raise ValueError(f"{path} is not a metrics.csv of a run: its first line must be {','.join(HEADER)}")
     series: dict[str, list[tuple[int, float]]] = {}
+    _check_rows(path, rows)
     for step, name, value in rows[1:]:
         series.setdefault(name, []).append((int(step), float(value)))
     return series
+
+
+def _check_rows(path: str | Path, rows: list[list[str]]) -> None:
+    """ValueError for a line after the first that is not ``step,name,value``, with its number."""
+    for index, row in enumerate(rows[1:], 2):
+        try:
+            step, _, value = row
+            int(step), float(value)
+        except ValueError as error:
+            raise ValueError(
+                f"{path}: line {index} is damaged ({','.join(row)[:80]!r}), it is not {','.join(HEADER)}: remove it"
+            ) from error

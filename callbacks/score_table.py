@@ -35,22 +35,27 @@ class ScoreTable(L.Callback):
         first = min(min(history) for history in histories.values())
         last = max(max(history) for history in histories.values())
         networks: set[str] = set()
-        table = Table(title="Scores (EMA weights)")
+        table = Table(title="Scores" if getattr(pl_module, "averages", None) is None else "Scores (EMA weights)")
         table.add_column("score")
-        table.add_column(f"step {first}", justify="right")
-        table.add_column(f"step {last}", justify="right")
+        columns = sorted({first, last})
+        for step in columns:
+            table.add_column(f"step {step}", justify="right")
         refused: dict[str, list[str]] = {}
         for snapshot, history in histories.items():
             steps = min(history), max(history)
             before, after = (read_scores(scores_folder(trainer, snapshot, step)) for step in steps)
             networks |= {score.fingerprint.features for score in after.values() if score.fingerprint.features}
             for name, value in history[steps[1]].items():
-                reason = _unlike(before.get(name), after.get(name)) if name in history[steps[0]] else None
-                if reason is not None:
-                    refused.setdefault(reason, []).append(f"{snapshot}/{name}")
-                earlier = history[steps[0]].get(name) if reason is None else None
                 later = shown(after[name]) if name in after else f"{value:.4g}"
-                table.add_row(f"{snapshot}/{name}", "-" if earlier is None else f"{earlier:.4g}", later)
+                only = len(history) == 1  # a snapshot of one step is shown once, under its step
+                unlike = None if only or name not in history[steps[0]] else _unlike(before.get(name), after.get(name))
+                if unlike is not None:
+                    refused.setdefault(unlike, []).append(f"{snapshot}/{name}")
+                earlier = None if only or unlike is not None else history[steps[0]].get(name)
+                cells = ["-" if earlier is None else f"{earlier:.4g}", later]
+                if only and steps[0] == first:
+                    cells.reverse()
+                table.add_row(f"{snapshot}/{name}", *cells[: len(columns)])
         console = Console(width=100)
         console.print(table)
         for line in (f"Features: {', '.join(sorted(networks))}." if networks else "", self.note):

@@ -18,9 +18,8 @@ class TrainingLog(L.Callback):
     Logged every ``trainer.log_every_n_steps`` optimizer steps, means over the samples since the last time:
     ``train/loss``, ``train/loss/<source>``, ``train/loss_t/<bin>``, ``train/share/<source>`` (how often a source was
     used), ``train/learning_rate`` (that of this step) and ``train/images_per_second`` (evaluation time not counted).
-    Where the objective
-    has terms, also ``train/loss/<part>`` of the denoising loss and of each term. ``trainer.log_every_n_steps`` 0 logs
-    nothing of it.
+    Where the objective has terms, also ``train/loss/<part>`` of the denoising loss and of each term.
+    ``trainer.log_every_n_steps`` 0 logs nothing of it.
 
     Raises:
         ValueError: a part of the loss has the name of a source.

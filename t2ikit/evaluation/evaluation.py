@@ -6,7 +6,7 @@ Shapes: N images of an evaluation, uint8 [N, 3, H, W].
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -221,13 +221,27 @@ class Evaluation:
         return {"prompts": name, "prompts_sha256": prompts_hash(self.prompts), **sampling}
 
     def _check(self, prompts: Sequence[Prompt]) -> None:
-        """Has every metric refuse what it cannot score, before anything is sampled."""
+        """Has every metric refuse what it cannot score, before anything is sampled.
+
+        Raises:
+            ValueError: what a metric lacks: samples, a package, or weights.
+        """
         blank = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
         samples = samples_of(blank.expand(len(prompts), -1, -1, -1), prompts)
         if self._reference is not None:
             samples.reference = reference_of(blank.expand(len(self._reference), -1, -1, -1))
         for metric in self.metrics:
             metric.check(samples)
+            names = metric.less_is_better
+            if isinstance(names, str) or not isinstance(names, Collection):
+                raise ValueError(
+                    f"callbacks.{self.name}: less_is_better of {metric.title} must list the names of its scores of "
+                    f"which a smaller value is better, such as ('distance',); got {names!r}"
+                )
+            try:
+                metric.fingerprint()  # reads the weights, without which the first snapshot would end a run
+            except (ImportError, OSError) as error:
+                raise ValueError(f"callbacks.{self.name}: {metric.title} cannot be computed: {error}") from error
 
     def _score(
         self,

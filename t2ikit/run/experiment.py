@@ -12,16 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import (
-    BatchSizeFinder,
-    Checkpoint,
-    GradientAccumulationScheduler,
-    LearningRateFinder,
-    Timer,
-)
+from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from t2ikit.checkpoints.start import Start
 from t2ikit.config import class_nodes
@@ -40,6 +33,7 @@ from t2ikit.config.values import plain
 from t2ikit.diffusion.samplers import find_solver
 from t2ikit.diffusion.solvers import Solver
 from t2ikit.learner import Learner
+from t2ikit.run.trainer_options import count_from_this_start, refuse_callbacks, refuse_option, refuse_validation
 
 # Exceptions of a constructor over a mistake of the user; any other is a defect and keeps its traceback.
 USER_ERRORS: tuple[type[Exception], ...] = (*class_nodes.USER_ERRORS, MisconfigurationException)
@@ -67,28 +61,6 @@ TRAINER_OURS = {
     "default_root_dir": "set run.directory and run.name",
     "logger": "name loggers in the mapping `loggers` at the top of the experiment",
 }
-
-# Options of the Trainer for a validation loop, which a model without `validation_step` has not.
-VALIDATION = ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches", "num_sanity_val_steps")
-
-# Options of the Trainer for loops that a run does not have.
-OTHER_LOOPS = {"limit_test_batches": "tests", "limit_predict_batches": "predicts"}
-
-# Callbacks of Lightning that change the samples of a step or the optimizer behind the experiment's back.
-REFUSED_CALLBACKS: dict[type[Callback], str] = {
-    GradientAccumulationScheduler: "would change how many samples a step has; data.init_args.batch_size says how many, "
-    "in trainer.accumulate_grad_batches micro-batches",
-    BatchSizeFinder: "would change how many samples a step has; set data.init_args.batch_size, and "
-    "trainer.accumulate_grad_batches where they do not fit the memory at once",
-    LearningRateFinder: "would replace the learning rate of the experiment; set that of model.init_args.optimizer",
-}
-
-
-class StartTimer(Timer):
-    """``trainer.max_time``: counts from this start of a run, not from its first one."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing: the time of earlier starts does not count."""
 
 
 @dataclass(frozen=True)
@@ -194,17 +166,12 @@ def build(plan: Plan, folder: Path, step: int = 0) -> Experiment:
     nodes = loggers_of(plan.config["loggers"], folder, step, plan.origins)
     loggers = [component.build(USER_ERRORS) for component in nodes.values()]
     options = dict(plan.trainer)
-    if not is_overridden("validation_step", model):
-        _refuse_validation(options)
+    refuse_validation(options, model)
     # Without a checkpoint callback Lightning would add one: only the callbacks of the experiment write files.
     options.setdefault("enable_checkpointing", any(isinstance(callback, Checkpoint) for callback in callbacks.values()))
     try:
         trainer = Trainer(**options, callbacks=list(callbacks.values()), logger=loggers, default_root_dir=str(folder))
-        if options.get("max_time") is not None:
-            named = list(callbacks.values())
-            others = [entry for entry in trainer.callbacks if not isinstance(entry, Timer) or entry in named]  # type: ignore[attr-defined]
-            timer = StartTimer(options["max_time"], interval="step")
-            trainer.callbacks = [timer, *others]  # type: ignore[attr-defined]
+        count_from_this_start(trainer, options.get("max_time"), list(callbacks.values()))
     except USER_ERRORS as error:
         raise ConfigError(located("trainer", error)) from error
     experiment = Experiment(trainer, model, data, callbacks)
@@ -223,10 +190,7 @@ def validate(experiment: Experiment) -> None:
     trainer = experiment.trainer
     if trainer.max_steps == -1 and trainer.max_epochs == -1 and not _timed(trainer):
         raise ConfigError("trainer.max_steps: the run would never end; set the number of optimizer steps")
-    for name, callback in experiment.callbacks.items():
-        for refused, reason in REFUSED_CALLBACKS.items():
-            if isinstance(callback, refused):
-                raise ConfigError(f"callbacks.{name}: {type(callback).__name__} {reason}")
+    refuse_callbacks(experiment.callbacks)
     batch = getattr(experiment.data, "batch_size", None)
     micro_batches = trainer.world_size * trainer.accumulate_grad_batches
     if isinstance(batch, int) and batch % micro_batches:
@@ -245,16 +209,6 @@ def validate(experiment: Experiment) -> None:
             refuse(experiment)
         except ValueError as error:
             raise ConfigError(located(key, error)) from error
-
-
-def _refuse_validation(options: dict[str, Any]) -> None:
-    """Refuses what would have no effect: snapshots validate a run, not Lightning's validation loop."""
-    for name in VALIDATION:
-        if options.get(name) is not None:
-            raise ConfigError(
-                f"trainer.{name}: has no effect, since the model has no `validation_step`: snapshots validate this "
-                "run; set every_n_steps, at_start and prompts.init_args.limit of a Snapshot in `callbacks`"
-            )
 
 
 def _timed(trainer: Trainer) -> bool:
@@ -303,10 +257,7 @@ def _check_trainer(options: dict[str, Any], origins: Origins) -> dict[str, Any]:
             raise ConfigError(f"trainer.{name}: {TRAINER_OURS[name]}")
         if name not in known:
             raise ConfigError(f"trainer: unknown key '{name}'{nearest(name, known)}")
-        if name in OTHER_LOOPS and value is not None:
-            raise ConfigError(f"trainer.{name}: has no effect, since a run never {OTHER_LOOPS[name]}: leave it out")
-        if name == "log_every_n_steps" and isinstance(value, int) and value < 0:
-            raise ConfigError(f"trainer.{name}: must be at least 1, or 0 to log no training values, not {value}")
+        refuse_option(name, value)
         check_below(value, f"trainer.{name}", origins)
     # Only nested classes (a strategy, a plugin) are built here, not the Trainer.
     typed = parse(Trainer, options, "trainer", origins).build(USER_ERRORS, whole=False)

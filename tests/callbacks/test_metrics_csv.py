@@ -34,3 +34,13 @@ def test_another_csv_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"metrics\.csv"):
         read_metrics(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize("line", ["4,loss", "four,loss,1.0", "4,loss,1.0,2.0", "4,loss,1.0.0"])
+def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text(f"step,name,value\n2,loss,1.0\n{line}\n6,loss,1.0\n")
+    with pytest.raises(ValueError, match=r"metrics\.csv: line 3 is damaged"):
+        read_metrics(path)
+    with pytest.raises(ValueError, match="line 3 is damaged"):
+        MetricsCSV(str(tmp_path), step=2).log_metrics({"loss": 1.0}, step=3)

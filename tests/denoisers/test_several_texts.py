@@ -34,14 +34,20 @@ def inputs(rows: int = 4) -> tuple[Tensor, Tensor, tuple[Text, Text]]:
 
 
 @every
-def test_what_either_mask_hides_changes_no_digit(build: Callable[..., Denoiser]) -> None:
+@pytest.mark.parametrize("value", [1e4, float("nan"), float("inf")])
+def test_what_either_mask_hides_changes_no_digit(build: Callable[..., Denoiser], value: float) -> None:
     denoiser = awake(build(**TWO)).eval()
     x, level, texts = inputs()
     expected = denoiser(x, level, denoiser.encode_text(texts)).output
     for index, text in enumerate(texts):
-        garbage = torch.where(text.mask[..., None], text.embeddings, 1e4)
+        garbage = torch.where(text.mask[..., None], text.embeddings, value)
         hidden = tuple(replace(text, embeddings=garbage) if k == index else other for k, other in enumerate(texts))
-        assert torch.equal(denoiser(x, level, denoiser.encode_text(hidden)).output, expected)
+        output = denoiser(x, level, denoiser.encode_text(hidden)).output
+        assert torch.equal(output, expected)
+        denoiser.zero_grad()
+        output.sum().backward()
+        gradients = [parameter.grad for parameter in denoiser.parameters() if parameter.grad is not None]
+        assert gradients and all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 @every

@@ -389,3 +389,22 @@ def test_a_network_looks_once_at_each_image(tmp_path: Path, monkeypatch: pytest.
     of_file = Evaluation("val", Numbered(), measures(Counted, str(written)))
     scores = of_file.evaluate_pictures(tmp_path / "kept", DATA).scores
     assert sum(looks) == COUNT and [score.value for score in scores] == [score.value for score in of_images]
+
+
+@pytest.mark.parametrize("error", [ImportError("pip install seldom"), OSError("no weights at hub/x")])
+def test_a_metric_without_its_package_or_weights_is_refused_before_anything_is_sampled(error: Exception) -> None:
+    class Lacking(Mean):
+        def fingerprint(self) -> dict[str, Any]:
+            raise error
+
+    evaluation = Evaluation("val", Numbered(), [Mean(), Lacking()])
+    with pytest.raises(ValueError, match=rf"callbacks\.val: Lacking cannot be computed: {error}"):
+        evaluation.prepare(DATA)
+
+
+@pytest.mark.parametrize("names", [True, "mean"])
+def test_less_is_better_that_lists_no_names_is_refused_before_anything_is_sampled(names: Any) -> None:
+    metric = Mean()
+    metric.less_is_better = names
+    with pytest.raises(ValueError, match=r"callbacks\.val: less_is_better of Mean must list the names"):
+        Evaluation("val", Numbered(), [metric]).prepare(DATA)

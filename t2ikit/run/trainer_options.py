@@ -1,0 +1,96 @@
+"""Options and callbacks of Lightning that a run refuses, since they would have no effect, or another than it seems."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    Timer,
+)
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from t2ikit.config.compose import ConfigError
+
+# Options of the Trainer for a validation loop, which a model without `validation_step` has not.
+VALIDATION = ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches", "num_sanity_val_steps")
+
+# Options of the Trainer for loops that a run does not have.
+OTHER_LOOPS = {"limit_test_batches": "tests", "limit_predict_batches": "predicts"}
+
+# Callbacks of Lightning that change the samples of a step or the optimizer behind the experiment's back.
+REFUSED_CALLBACKS: dict[type[Callback], str] = {
+    GradientAccumulationScheduler: "would change how many samples a step has; data.init_args.batch_size says how many, "
+    "in trainer.accumulate_grad_batches micro-batches",
+    BatchSizeFinder: "would change how many samples a step has; set data.init_args.batch_size, and "
+    "trainer.accumulate_grad_batches where they do not fit the memory at once",
+    LearningRateFinder: "would replace the learning rate of the experiment; set that of model.init_args.optimizer",
+}
+
+
+class StartTimer(Timer):
+    """``trainer.max_time``: counts from this start of a run, not from its first one."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing: the time of earlier starts does not count."""
+
+
+def count_from_this_start(
+    trainer: Trainer, max_time: str | timedelta | dict[str, int] | None, named: Sequence[Callback]
+) -> None:
+    """Puts a timer of this start in the place of Lightning's, which goes on where the checkpoint of a resume was.
+
+    Args:
+        trainer: whose callbacks are changed.
+        max_time: ``trainer.max_time``.
+        named: callbacks of the experiment; a timer among them counts all starts.
+    """
+    if max_time is not None:
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        others = [entry for entry in callbacks if not isinstance(entry, Timer) or entry in named]
+        trainer.callbacks = [StartTimer(max_time, interval="step"), *others]  # type: ignore[attr-defined]
+
+
+def refuse_option(name: str, value: Any) -> None:
+    """Refuses an option of the Trainer that has no effect in a run, or a meaningless value.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    if name in OTHER_LOOPS and value is not None:
+        raise ConfigError(f"trainer.{name}: has no effect, since a run never {OTHER_LOOPS[name]}: leave it out")
+    if name == "log_every_n_steps" and isinstance(value, int) and value < 0:
+        raise ConfigError(f"trainer.{name}: must be at least 1, or 0 to log no training values, not {value}")
+
+
+def refuse_validation(options: Mapping[str, Any], model: LightningModule) -> None:
+    """Refuses what would have no effect: snapshots validate a run, not Lightning's validation loop.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    if is_overridden("validation_step", model):
+        return
+    for name in VALIDATION:
+        if options.get(name) is not None:
+            raise ConfigError(
+                f"trainer.{name}: has no effect, since the model has no `validation_step`: snapshots validate this "
+                "run; set every_n_steps, at_start and prompts.init_args.limit of a Snapshot in `callbacks`"
+            )
+
+
+def refuse_callbacks(callbacks: Mapping[str, Callback]) -> None:
+    """Refuses the callbacks of Lightning in ``REFUSED_CALLBACKS``.
+
+    Raises:
+        ConfigError: names the callback of the experiment.
+    """
+    for name, callback in callbacks.items():
+        for refused, reason in REFUSED_CALLBACKS.items():
+            if isinstance(callback, refused):
+                raise ConfigError(f"callbacks.{name}: {type(callback).__name__} {reason}")
