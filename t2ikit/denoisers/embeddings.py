@@ -150,11 +150,11 @@ def text_projection(text_dim: int | tuple[int, ...], width: int) -> Linear | nn.
 def project_texts(projection: Linear | nn.ModuleList, texts: Sequence[Text]) -> tuple[list[Tensor], Tensor]:
     """Tokens of every text by ``text_projection``, [B, L_i, D] each, and the mask [B, sum L_i] of all of them.
 
-    Padded states count as zeros, whatever they are: a NaN among them would spread, as 0 times NaN is NaN.
+    Padded states that are not finite count as zeros: a NaN among them would spread, as 0 times NaN is NaN.
     """
     layers = cast("list[Linear]", [projection] if isinstance(projection, Linear) else list(projection))
-    tokens = [
-        layer(text.embeddings.masked_fill(~text.mask[..., None], 0.0).to(layer.weight.dtype))
-        for layer, text in zip(layers, texts, strict=True)
-    ]
+    tokens = []
+    for layer, text in zip(layers, texts, strict=True):
+        states = torch.where(text.mask[..., None], text.embeddings, text.embeddings.nan_to_num(0.0, 0.0, 0.0))
+        tokens.append(layer(states.to(layer.weight.dtype)))
     return tokens, texts[0].mask if len(texts) == 1 else torch.cat([text.mask for text in texts], dim=1)

@@ -36,6 +36,7 @@ class TrialData:
     """Keeps the streams that a callback registers; there is no prepared set."""
 
     batch_size = BATCH_SIZE
+    bucket_count = 1
     folder = Path("data")
 
     def __init__(self) -> None:
