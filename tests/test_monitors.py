@@ -66,11 +66,8 @@ def best(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(best: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of ``best``, which is the current folder."""
-    shutil.copytree(best, tmp_path / "copy")
-    monkeypatch.chdir(tmp_path / "copy")
-    monkeypatch.setattr(sys, "path", list(sys.path))
     sys.modules.pop("seen", None)  # of an earlier test, from another folder
-    return tmp_path / "copy"
+    return tiny.current(shutil.copytree(best, tmp_path / "copy"), monkeypatch)
 
 
 def test_a_run_resumes_bit_for_bit_from_what_modelcheckpoint_kept_for_a_score(folder: Path) -> None:

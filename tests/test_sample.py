@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -57,9 +56,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same as the current folder."""
-    monkeypatch.chdir(trained)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    return trained
+    return tiny.current(trained, monkeypatch)
 
 
 RUN = Path("runs/small/version_0")

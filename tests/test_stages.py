@@ -148,11 +148,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def two(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of ``finished``, which is the current folder."""
-    shutil.copytree(finished, tmp_path / "two")
-    monkeypatch.chdir(tmp_path / "two")
-    monkeypatch.setattr(sys, "path", list(sys.path))
     sys.modules.pop("stop", None)  # of an earlier test, from another folder
-    return tmp_path / "two"
+    return tiny.current(shutil.copytree(finished, tmp_path / "two"), monkeypatch)
 
 
 def edited(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:

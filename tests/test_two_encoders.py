@@ -112,9 +112,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same as the current folder."""
-    monkeypatch.chdir(trained)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    return trained
+    return tiny.current(trained, monkeypatch)
 
 
 def test_both_encoders_are_in_the_set(folder: Path) -> None:

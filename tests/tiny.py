@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import struct
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -115,10 +117,28 @@ def enter(folder: Path, patch: pytest.MonkeyPatch, files: dict[str, str]) -> Pat
         patch: undoes the change of folder, and what a run adds to ``sys.path``.
         files: their text by name; experiments say ``extends: [tiny.yaml]``.
     """
-    patch.chdir(folder)
-    patch.setattr(sys, "path", list(sys.path))
+    current(folder, patch)
     for name, text in {"tiny.yaml": EXPERIMENT, **files}.items():
         (folder / name).write_text(text)
+    return folder
+
+
+def packed(path: Path, members: dict[str, bytes | str]) -> Path:
+    """Writes a tar of these members, by name; text as UTF-8."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            facts = tarfile.TarInfo(name)
+            content = content.encode() if isinstance(content, str) else content
+            facts.size = len(content)
+            tar.addfile(facts, io.BytesIO(content))
+    return path
+
+
+def current(folder: Path, patch: pytest.MonkeyPatch) -> Path:
+    """Makes an existing ``folder`` the current one; ``patch`` undoes that, and what a run adds to ``sys.path``."""
+    patch.chdir(folder)
+    patch.setattr(sys, "path", list(sys.path))
     return folder
 
 

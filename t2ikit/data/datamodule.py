@@ -22,7 +22,7 @@ from t2ikit.data.resume import TRAIN, Continuation, check_allowed
 from t2ikit.data.streams import TrainingStream, check_weights
 from t2ikit.records.checked import VERIFY, Verify, open_set
 from t2ikit.records.fits import OWN_TEXT_ENCODER, check_buckets, check_fits, check_text_encoder
-from t2ikit.records.manifest import MANIFEST_NAME, Manifest
+from t2ikit.records.manifest import MANIFEST_NAME, Manifest, set_names
 from t2ikit.records.record_set import RecordSet
 from t2ikit.records.remote import RemoteFolder, is_remote, open_remote_set, read_manifest
 from t2ikit.records.states import as_text
@@ -143,8 +143,7 @@ class DataModule(LightningDataModule):
         train = self.folder / "train"
         if (train / MANIFEST_NAME).is_file():
             return ()
-        names = (path.parent.name for path in train.glob(f"[!.]*/{MANIFEST_NAME}"))
-        return tuple(sorted(names, key=lambda name: (name != "1.00", name)))
+        return tuple(sorted(set_names(train), key=lambda name: (name != "1.00", name)))
 
     @property
     def bucket_count(self) -> int:

@@ -169,7 +169,8 @@ class EvaluationStream:
         arrays: as of :class:`TrainingStream`.
 
     Raises:
-        ValueError: the batch size is below 1, or a set lacks text states or an array.
+        ValueError: the batch size is below 1, or a set lacks text states or one of further ``arrays``, which are
+            looked at where some are asked for.
     """
 
     def __init__(

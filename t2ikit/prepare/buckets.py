@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import re
 import struct
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +20,8 @@ from t2ikit.prepare.engine.engine import run_work
 from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.engine.work import HostWork
 from t2ikit.prepare.sources import ImageList
-from t2ikit.prepare.steps import sha256_of_json
+from t2ikit.prepare.steps import sha256_of_json, wait_for
 
-_PATIENCE = 600.0
 _UNKNOWN = (0, 0)
 _SHAPE = struct.Struct("<II")
 
@@ -108,11 +106,7 @@ def _sizes(images: ImageList, index: Path, label: str, launch: Launch) -> np.nda
             np.save(content, np.array([_SHAPE.unpack(result) for result in results], np.uint32).reshape(-1, 2))
             write_whole(path, content.getvalue())
         results.discard()
-    until = time.monotonic() + _PATIENCE  # the chief writes it
-    while not path.is_file():
-        if time.monotonic() > until:
-            raise ValueError(f"{path} was not written by the first process: --out must be shared by all machines")
-        time.sleep(0.2)
+    wait_for(path)
     sizes: np.ndarray = np.load(path, allow_pickle=False)
     return sizes
 

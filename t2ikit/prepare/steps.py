@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from pathlib import Path
@@ -18,6 +19,8 @@ from t2ikit.records.chunks import chunk_name
 from t2ikit.records.manifest import Manifest
 
 Item = TypeVar("Item")
+
+_PATIENCE = 600.0  # seconds that one process waits for what another makes
 
 
 def identity(manifest: Manifest, parts: int | None = None) -> str:
@@ -80,6 +83,19 @@ def require_disk(
             "space, or choose another --out"
         )
     return max(needed - written, 0.0)
+
+
+def wait_for(path: Path) -> None:
+    """Waits until the first process has made a file or a folder.
+
+    Raises:
+        ValueError: it was not made; names ``--out``.
+    """
+    until = time.monotonic() + _PATIENCE
+    while not path.exists():
+        if time.monotonic() > until:
+            raise ValueError(f"{path} was not built by the first process: --out must be shared by all machines")
+        time.sleep(0.2)
 
 
 def tracked(items: Iterable[Item], total: int, label: str, unit: str = "img") -> Iterator[Item]:

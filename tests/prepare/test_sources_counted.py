@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import tiny
 from t2ikit.cli import main
 from t2ikit.prepare.sources import ImageList, find_images
 
@@ -19,16 +19,6 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 NAMES = "cat\tcat\ndog\tdog\n"
 Members = dict[str, bytes | str]
-
-
-def packed(path: Path, members: Members) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            facts = tarfile.TarInfo(name)
-            content = content.encode() if isinstance(content, str) else content
-            facts.size = len(content)
-            tar.addfile(facts, io.BytesIO(content))
-    return path
 
 
 def unpacked(folder: Path, members: Members) -> Path:
@@ -78,7 +68,7 @@ DEBRIS: Members = {
 @pytest.mark.parametrize("as_tar", [False, True])
 def test_what_systems_leave_behind_is_no_photo(tmp_path: Path, as_tar: bool) -> None:
     members = {**DEBRIS, **CLASS_FOLDERS}
-    source = packed(tmp_path / "all.tar", members) if as_tar else unpacked(tmp_path / "all", members)
+    source = tiny.packed(tmp_path / "all.tar", members) if as_tar else unpacked(tmp_path / "all", members)
     lists = found(source, tmp_path)
     for split in ("train", "val"):
         assert keys(lists[split]) == sorted(name for name in CLASS_FOLDERS if name.startswith(split))
@@ -89,7 +79,7 @@ def test_what_is_left_out_is_printed(tmp_path: Path, capsys: pytest.CaptureFixtu
     buffer = io.BytesIO()
     Image.new("RGB", (20, 20)).save(buffer, "JPEG")
     photos: Members = {name: buffer.getvalue() for name in CLASS_FOLDERS if name.endswith((".JPEG", ".jfif"))}
-    source = packed(tmp_path / "all.tar", {**DEBRIS, **CLASS_FOLDERS, **photos})
+    source = tiny.packed(tmp_path / "all.tar", {**DEBRIS, **CLASS_FOLDERS, **photos})
     names = tmp_path / "names.tsv"
     names.write_text(NAMES)
     words = ["prepare", "images", "--source", source, "--out", tmp_path / "o", "--size", "16", "--workers", "0"]
@@ -103,7 +93,7 @@ def test_what_is_left_out_is_printed(tmp_path: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize("as_tar", [False, True])
 def test_every_name_of_val_is_val(tmp_path: Path, name: str, as_tar: bool) -> None:
     members: Members = {f"Train/cat/{k}.jpg": "x" for k in range(4)} | {f"{name}/dog/{k}.jpg": "x" for k in range(3)}
-    source = packed(tmp_path / "all.tar", members) if as_tar else unpacked(tmp_path / "all", members)
+    source = tiny.packed(tmp_path / "all.tar", members) if as_tar else unpacked(tmp_path / "all", members)
     lists = found(source, tmp_path)
     assert keys(lists["val"]) == sorted(key for key in members if key.startswith(name))
     assert (len(lists["train"]), len(lists["val"])) == (4, 3)
@@ -147,7 +137,7 @@ def test_every_sample_of_a_webdataset_is_read(tmp_path: Path, order: str, dots: 
         np.random.default_rng(0).shuffle(names)
     elif order != "together":
         names.sort(key=lambda name: name.endswith(".cls") == (order == "photos first"))
-    lists = found(packed(tmp_path / "a.tar", {name: samples[name] for name in names}), tmp_path)
+    lists = found(tiny.packed(tmp_path / "a.tar", {name: samples[name] for name in names}), tmp_path)
     read = total(lists)
     assert len(read) == 30 and left_out(lists) == 0
     assert all(class_id == int(name.replace(".", "")) % 2 for name, class_id in read.items())
@@ -165,7 +155,7 @@ def test_the_rest_of_a_webdataset_is_counted(tmp_path: Path) -> None:
     members: Members = {"README": "1"}
     for number in range(20):
         members |= sample(f"{number:03d}")
-    lists = found(packed(tmp_path / "a.tar", {**members, **rest}), tmp_path)
+    lists = found(tiny.packed(tmp_path / "a.tar", {**members, **rest}), tmp_path)
     assert len(total(lists)) == 20
     assert left_out(lists) == len(rest) + 1
     assert {reason for images in lists.values() for reason in images.left_out.reasons} == {
@@ -178,7 +168,7 @@ def test_the_rest_of_a_webdataset_is_counted(tmp_path: Path) -> None:
 
 
 def test_the_kept_index_counts_too(tmp_path: Path) -> None:
-    source = packed(tmp_path / "all.tar", {**DEBRIS, **CLASS_FOLDERS})
+    source = tiny.packed(tmp_path / "all.tar", {**DEBRIS, **CLASS_FOLDERS})
     counts = [left_out(found(source, tmp_path, index=tmp_path / "index")) for _ in range(2)]
     assert counts == [len(DEBRIS)] * 2
 
@@ -186,12 +176,12 @@ def test_the_kept_index_counts_too(tmp_path: Path) -> None:
 def test_kind_says_what_a_source_is(tmp_path: Path) -> None:
     photos: Members = {f"cat/{k:03d}.jpg": "x" for k in range(30)}
     labels: Members = {f"cat/{k:03d}.cls": str(k % 2) for k in range(30)}
-    tar = packed(tmp_path / "all.tar", {**photos, **labels})
+    tar = tiny.packed(tmp_path / "all.tar", {**photos, **labels})
     with pytest.raises(ValueError, match="--kind webdataset"):
         found(tar, tmp_path)
     assert sum(map(len, found(tar, tmp_path, kind="webdataset").values())) == 30
     folder = unpacked(tmp_path / "both", photos)
-    packed(folder / "a.tar", {**photos, **labels})
+    tiny.packed(folder / "a.tar", {**photos, **labels})
     with pytest.raises(ValueError, match="holds both a.tar and photos, such as cat/0.*--kind"):
         found(folder, tmp_path)
     assert keys(found(folder, tmp_path, kind="folders")["train"])[0].startswith("cat/")

@@ -1,11 +1,9 @@
 """Parquet folders of the Hub, WebDataset shards, and sources behind a URL."""
 
 import errno
-import io
 import json
 import pickle
 import shutil
-import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import fsspec
 import numpy as np
 import pytest
 
+import tiny
 from t2ikit.cli import main
 from t2ikit.prepare.sources import ImageList, SourceLost, find_images
 from t2ikit.prepare.sources.classes import imagenet_classes
@@ -188,17 +187,6 @@ def test_too_many_open_files_are_no_bad_photos(hub: Path, photos: Path, monkeypa
             images.read(0)
 
 
-def shard(path: Path, members: dict[str, bytes | str]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            facts = tarfile.TarInfo(name)
-            content = content.encode() if isinstance(content, str) else content
-            facts.size = len(content)
-            tar.addfile(facts, io.BytesIO(content))
-    return path
-
-
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
     folder = tmp_path / "wds"
@@ -206,8 +194,10 @@ def shards(tmp_path: Path) -> Path:
         members: dict[str, bytes | str] = {}
         for k in range(3 * number, 3 * number + 3):
             members |= {f"{k:05d}.cls": str(k % 5), f"{k:05d}.jpg": photo(k), f"{k:05d}.txt": "no caption of ours"}
-        shard(folder / f"set-train-{number:03d}.tar", members)
-    shard(folder / "set-val-000.tar", {"a.png": photo(3), "a.json": '{"label": 2}', "b.webp": b"b", "b.cls": "4\n"})
+        tiny.packed(folder / f"set-train-{number:03d}.tar", members)
+    tiny.packed(
+        folder / "set-val-000.tar", {"a.png": photo(3), "a.json": '{"label": 2}', "b.webp": b"b", "b.cls": "4\n"}
+    )
     return folder
 
 
@@ -227,12 +217,12 @@ def test_webdataset(shards: Path) -> None:
 
 
 def test_webdataset_named_by_wnid_is_imagenet(tmp_path: Path) -> None:
-    tar = shard(
+    tar = tiny.packed(
         tmp_path / "imagenet-train-0.tar",
         {f"n02012849_{k}.{e}": c for k in range(9) for e, c in (("jpg", photo(k)), ("cls", "134"))},
     )
     assert find_images(tar, val_share=0.3)["train"].class_names == {134: "crane"}
-    words = shard(
+    words = tiny.packed(
         tmp_path / "words.tar", {f"{k}.{e}": c for k in range(9) for e, c in (("jpg", photo(k)), ("cls", "n02012849"))}
     )
     assert find_images(words, val_share=0.3)["train"].class_names == {134: "crane"}
@@ -251,11 +241,11 @@ def test_webdataset_named_by_wnid_is_imagenet(tmp_path: Path) -> None:
 )
 def test_webdataset_refusals(tmp_path: Path, members: dict[str, bytes | str], field: str | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        find_images(shard(tmp_path / "a.tar", members), "imagenet", label_field=field)
+        find_images(tiny.packed(tmp_path / "a.tar", members), "imagenet", label_field=field)
 
 
 def test_webdataset_fields_and_odd_names(tmp_path: Path) -> None:
-    tar = shard(
+    tar = tiny.packed(
         tmp_path / "a.tar",
         {
             "./x/1.seg.png": b"mask", "./x/1.jpg": b"one", "./x/1.json": '{"kind": "3", "label": 9}',

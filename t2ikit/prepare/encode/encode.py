@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -24,7 +23,7 @@ from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.engine.shards import Results
 from t2ikit.prepare.images import IMAGES, image_sets
 from t2ikit.prepare.sets import add_part, parts_done, shard_size_of, work_folder
-from t2ikit.prepare.steps import identity, known_parts, part_ranges, require_disk, sha256_of_json
+from t2ikit.prepare.steps import identity, known_parts, part_ranges, require_disk, sha256_of_json, wait_for
 from t2ikit.records.manifest import Manifest
 from t2ikit.records.record_set import RecordSet
 
@@ -48,7 +47,6 @@ _OPTIONS = {
 _METADATA_BYTES = 400
 _SAMPLED = 256
 _REMEMBERED_CAPTIONS = 4096
-_PATIENCE = 600.0
 
 
 FIRST_DEVICE = Launch(devices=1, batch_size=32)
@@ -151,7 +149,7 @@ def _small_text_encoder(root: Path, captions: dict[str, CaptionSet], dim: int, s
     """Builds ``out/text_encoder`` for the words of all captions, or checks that the existing one knows them."""
     folder = root / TEXT_ENCODER_FOLDER
     if not first_rank():
-        _wait_for(folder)
+        wait_for(folder)
         return
     if folder.is_dir() and not overwrite:
         encoder = TextEncoder.load(str(folder))
@@ -169,15 +167,6 @@ def _small_text_encoder(root: Path, captions: dict[str, CaptionSet], dim: int, s
         return
     build_small_t5(folder, _texts(captions), dim=dim, seed=seed, overwrite=overwrite)
     print(f"{folder}: a small T5 for the words of the captions (random weights)")
-
-
-def _wait_for(folder: Path) -> None:
-    """The first rank builds it."""
-    until = time.monotonic() + _PATIENCE
-    while not folder.is_dir():
-        if time.monotonic() > until:
-            raise ValueError(f"{folder} was not built by the first process: --out must be shared by all machines")
-        time.sleep(0.2)
 
 
 def _texts(captions: dict[str, CaptionSet]) -> Iterator[str]:
