@@ -2,6 +2,7 @@
 
 from t2ikit.callbacks.augmentation import AugmentationCallback, CutMix
 from t2ikit.callbacks.checkpoint import Checkpoint
+from t2ikit.callbacks.checkpoint_files import CheckpointFiles
 from t2ikit.callbacks.crop import Crop
 from t2ikit.callbacks.ema import EMA
 from t2ikit.callbacks.guard import NonFiniteGuard
@@ -15,6 +16,7 @@ __all__ = [
     "EMA",
     "AugmentationCallback",
     "Checkpoint",
+    "CheckpointFiles",
     "Crop",
     "CutMix",
     "MetricsCSV",

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from t2ikit.checkpoints.saving import fault_of, is_complete
 from t2ikit.denoisers import Denoiser
 from t2ikit.denoisers.adopt import listed_faults
 
@@ -19,13 +20,15 @@ from t2ikit.denoisers.adopt import listed_faults
 def read_weights(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     """The content of a ``.safetensors`` file, or of a PyTorch checkpoint (read without running code from it).
 
+    A checkpoint of a run is compared with its hash, which reads all of it.
+
     Args:
         path: the file.
         mmap: read a tensor of a checkpoint from the disk when it is used: what is not needed costs no memory.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not such a file.
+        ValueError: not such a file, or a damaged one.
     """
     path = Path(path)
     if not path.is_file():
@@ -33,6 +36,9 @@ def read_weights(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return cast(dict[str, Any], load_file(path))
+        fault = fault_of(path) if is_complete(path) else None  # torch reads its older format, and says what it cannot
+        if fault is not None:
+            raise ValueError(f"{path} is not a readable weight file: {fault}")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise ValueError(f"{path} is not a readable weight file: {error}") from error

@@ -3,33 +3,46 @@
 from __future__ import annotations
 
 import re
-import zipfile
+import warnings
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from t2ikit.checkpoints.saving import fault_of, is_complete
 from t2ikit.config.compose import ConfigError, nearest
 from t2ikit.files import write_whole
+from t2ikit.launch import first_rank
 
 FINISHED = "finished"
 
 
-def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint is whole: torch's zip archive with its directory at the end, or a folder of shards."""
-    if checkpoint.is_dir():
-        return any(checkpoint.iterdir())
-    try:
-        with zipfile.ZipFile(checkpoint) as archive:
-            return any(entry.endswith("data.pkl") for entry in archive.namelist())
-    except (zipfile.BadZipFile, OSError):
-        return False
-
-
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The complete checkpoint of the highest step in ``<folder>/checkpoints``; without a step in the name, by age."""
-    complete = [path for path in (folder / "checkpoints").glob("*.ckpt") if is_complete(path)]
-    return max(complete, key=lambda path: (step_in_name(path), path.stat().st_mtime), default=None)
+    """The complete checkpoint of the highest step in ``<folder>/checkpoints``; without a step in the name, by age.
+
+    Its bytes are not compared with their hash: :func:`good_checkpoint` does.
+    """
+    return next(filter(is_complete, _newest_first(folder)), None)
+
+
+def good_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of ``<folder>/checkpoints`` that is as it was written; warns of worse ones after it."""
+    bad: list[str] = []
+    for path in _newest_first(folder):
+        fault = fault_of(path)
+        if fault is None:
+            if bad and first_rank():
+                warnings.warn(f"{'; '.join(bad)}. The one before is taken: {path}", stacklevel=2)
+            return path
+        bad.append(f"{path}: {fault}")
+    if bad and first_rank():
+        warnings.warn(f"{'; '.join(bad)}. There is no good one in this folder", stacklevel=2)
+    return None
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    paths = (folder / "checkpoints").glob("*.ckpt")
+    return sorted(paths, key=lambda path: (step_in_name(path), path.stat().st_mtime), reverse=True)
 
 
 def step_in_name(checkpoint: Path) -> int:
@@ -39,18 +52,18 @@ def step_in_name(checkpoint: Path) -> int:
 
 
 def find_checkpoint(path: Path, option: str) -> Path:
-    """A complete checkpoint: the one given, or the newest of the run folder (or its ``checkpoints``) given.
+    """A good checkpoint: the one given, or the newest of the run folder (or its ``checkpoints``) given.
 
     Args:
         path: of a checkpoint or of a folder.
         option: what the user gave it by, for the message.
 
     Raises:
-        ConfigError: there is none, or it is not complete.
+        ConfigError: there is none, or it is cut off, damaged or of another step than its name says.
     """
     path = path.expanduser()
     if path.is_dir() and path.suffix != ".ckpt":
-        newest = newest_checkpoint(path.absolute().parent if path.absolute().name == "checkpoints" else path)
+        newest = good_checkpoint(_run_of(path))
         if newest is None:
             inside = sorted(file.parent.parent for file in path.glob("*/checkpoints/*.ckpt") if is_complete(file))
             hint = f"; name one of the runs in it, such as {inside[-1]}" if inside else ""
@@ -59,9 +72,17 @@ def find_checkpoint(path: Path, option: str) -> Path:
     if not path.exists():
         others = [str(file) for file in path.parent.glob("*.ckpt")] if path.parent.is_dir() else []
         raise ConfigError(f"{option} {path}: no such file{nearest(str(path), others)}")
-    if not is_complete(path):
-        raise ConfigError(f"{option} {path}: not a complete checkpoint (cut off, or not written by torch)")
+    fault = fault_of(path)
+    if fault is not None:
+        good = next((other for other in _newest_first(_run_of(path.parent)) if fault_of(other) is None), None)
+        raise ConfigError(f"{option} {path}: {fault}{'' if good is None else f'. The newest good one is {good}'}")
     return path
+
+
+def _run_of(folder: Path) -> Path:
+    """The run folder that a folder is, or whose ``checkpoints`` it is."""
+    named = folder if folder.name else folder.absolute()
+    return named.parent if named.name == "checkpoints" else folder
 
 
 def finish(folder: Path, config: dict[str, Any]) -> None:

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from t2ikit.callbacks import CheckpointFiles
 from t2ikit.checkpoints.start import Start
 from t2ikit.config import class_nodes
 from t2ikit.config.class_nodes import (
@@ -171,6 +173,8 @@ def build(plan: Plan, folder: Path, step: int = 0) -> Experiment:
     options.setdefault("enable_checkpointing", any(isinstance(callback, Checkpoint) for callback in callbacks.values()))
     try:
         trainer = Trainer(**options, callbacks=list(callbacks.values()), logger=loggers, default_root_dir=str(folder))
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the experiment names no other
+            trainer.strategy.checkpoint_io = CheckpointFiles()
         count_from_this_start(trainer, options.get("max_time"), list(callbacks.values()))
     except USER_ERRORS as error:
         raise ConfigError(located("trainer", error)) from error

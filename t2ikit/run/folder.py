@@ -13,7 +13,14 @@ from pathlib import Path
 
 import yaml
 
-from t2ikit.checkpoints.runs import find_checkpoint, is_finished, latest_config, newest_checkpoint, step_in_name
+from t2ikit.checkpoints.runs import (
+    find_checkpoint,
+    good_checkpoint,
+    is_finished,
+    latest_config,
+    newest_checkpoint,
+    step_in_name,
+)
 from t2ikit.config.compose import ConfigError, nearest
 from t2ikit.files import write_whole
 from t2ikit.launch import first_rank
@@ -44,7 +51,8 @@ def choose(directory: str, name: str, resume: str | None, *, fork: bool = False,
         directory, name: ``run.directory`` and ``run.name`` of the experiment.
         resume: None for a new version; ``last`` for the newest version that holds a complete checkpoint; ``auto`` for
             the newest of these that has not ended, or a new version; or a checkpoint (or the folder of one), whose run
-            folder is continued if it is in one.
+            folder is continued if it is in one. A damaged checkpoint of a version is warned of, and the one before it
+            is taken; one that is named is refused.
         fork: whether the run goes on from that checkpoint in a new version, and leaves the old folder as it is.
         kind: first word of the name of a new folder.
 
@@ -77,7 +85,7 @@ def _requested_checkpoint(versions: Path, resume: str | None) -> Path | None:
         path = find_checkpoint(Path(resume), "--resume")
         return path if len(path.parts) > 2 else path.absolute()  # from inside of its run folder
     folder = unfinished(versions)
-    return None if folder is None else newest_checkpoint(folder)
+    return None if folder is None else good_checkpoint(folder)
 
 
 def refuse_other_place(folder: Path, versions: Path) -> None:
@@ -169,7 +177,7 @@ def _newest_first(versions: Path) -> list[Path]:
 
 def _last(versions: Path) -> Path:
     for folder in _newest_first(versions):
-        checkpoint = newest_checkpoint(folder)
+        checkpoint = good_checkpoint(folder)
         if checkpoint is not None:
             return checkpoint
     known = [folder.name for folder in versions.parent.glob("*") if folder.is_dir()] if versions.parent.is_dir() else []

@@ -10,7 +10,14 @@ from typing import Any
 import yaml
 
 from t2ikit.checkpoints.files import read_weights
-from t2ikit.checkpoints.runs import FINISHED, find_checkpoint, is_finished, newest_checkpoint, step_in_name
+from t2ikit.checkpoints.runs import (
+    FINISHED,
+    find_checkpoint,
+    good_checkpoint,
+    is_finished,
+    newest_checkpoint,
+    step_in_name,
+)
 from t2ikit.config.compose import ConfigError, flatten
 from t2ikit.pretrained import sha256_of
 from t2ikit.run.folder import RunFolder, refuse_other_place, version_number
@@ -235,7 +242,7 @@ def folder_of(path: Path, checkpoint: Path | None) -> RunFolder:
     """
     if checkpoint is not None and checkpoint.parent.parent.resolve() == path.resolve():
         return RunFolder(path, checkpoint, False)
-    newest = newest_checkpoint(path)
+    newest = good_checkpoint(path)
     if newest is not None:
         return RunFolder(path, newest, False)
     if path.exists():

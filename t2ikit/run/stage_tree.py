@@ -140,7 +140,7 @@ class Tree:
                 f"stage {name} starts from {source}, and stage {source.stage} is not finished in {version}: train it "
                 f"first, with --stage {source.stage}, or with all others (leave out --stage)"
             )
-        return newest
+        return find_checkpoint(newest, f"stages.{name}: start: {source}:")
 
     def with_sources(self, names: Sequence[str]) -> list[str]:
         """The given stages and those that they start from, near and far, in the order of the experiment."""

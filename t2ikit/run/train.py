@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.trainer.states import TrainerStatus
 
 import t2ikit
+from t2ikit.callbacks.checkpoint_files import failure_of
 from t2ikit.checkpoints.runs import finish, latest_config, newest_checkpoint, step_of
 from t2ikit.config.compose import ConfigError, flatten
 from t2ikit.launch import first_rank
@@ -25,6 +26,8 @@ from t2ikit.run.loggers import quiet
 
 INTERRUPTED = 130
 """Exit status of an interrupt, as the shell counts it."""
+NOT_SAVED = 1
+"""Exit status of a run whose last checkpoint could not be written."""
 
 
 class _Started(Callback):
@@ -174,7 +177,10 @@ def _fit(experiment: Experiment, folder: RunFolder, command: str, config: dict[s
         return INTERRUPTED
     finally:
         signal.signal(signal.SIGINT, interrupt)
-    return 0
+    failure = failure_of(trainer)
+    if failure is not None:
+        print(f"The run came to its end, but {failure}. Make room, then: {command} --resume auto", file=sys.stderr)
+    return 0 if failure is None else NOT_SAVED
 
 
 def _refusal(error: Exception, checkpoint: str | None) -> ConfigError | None:

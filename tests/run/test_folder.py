@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from t2ikit.checkpoints.runs import finish, is_complete, latest_config, newest_checkpoint
+from t2ikit.checkpoints.runs import finish, is_complete, latest_config, newest_checkpoint, step_in_name
 from t2ikit.config import ConfigError
 from t2ikit.run import folder as run_folder
 from t2ikit.run.folder import choose, write_config
@@ -31,7 +31,7 @@ def _lone_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def checkpoint(folder: Path, name: str) -> Path:
     path = folder / "checkpoints" / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"global_step": 1}, path)
+    torch.save({"global_step": max(0, step_in_name(path))}, path)
     write_config(folder, "a: 1", resumed=False)
     return path
 
