@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from argparse import Namespace
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,15 @@ class MetricsCSV(Logger):
     Args:
         folder: the run folder; the file is ``<folder>/metrics.csv``.
         step: at which the run resumes: it goes on in the same file, and its first line takes out those of later steps
-            and a torn last one. A resume that is refused loses none.
+            and a torn last one. A resume that is refused loses none. What is logged of this step once more, such as a
+            snapshot that was interrupted, takes the place of what was.
     """
 
     def __init__(self, folder: str, step: int = 0) -> None:
         super().__init__()
         self.path = Path(folder) / "metrics.csv"
-        self._rewind_to = step or None
+        self._resumed_at = step or None
+        self._rewound = False
 
     @property
     def name(self) -> str:
@@ -53,15 +56,16 @@ class MetricsCSV(Logger):
         for name, value in metrics.items():
             writer.writerow((0 if step is None else step, name, repr(float(value))))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self._rewind_to is not None:
-            self._take_out_after(self._rewind_to)
-            self._rewind_to = None
+        if self._resumed_at is not None and (not self._rewound or step == self._resumed_at):
+            self._take_out(self._resumed_at, metrics.keys() if step == self._resumed_at else ())
+            self._rewound = True
         with open(self.path, "ab") as file:
             if file.tell() == 0:
                 file.write((",".join(HEADER) + "\n").encode())
             file.write(lines.getvalue().encode())
 
-    def _take_out_after(self, step: int) -> None:
+    def _take_out(self, step: int, names: Collection[str]) -> None:
+        """Takes out the lines after ``step``, and those of ``step`` with these names."""
         if not self.path.exists():
             return
         text = self.path.read_text()
@@ -71,7 +75,7 @@ class MetricsCSV(Logger):
         kept = io.StringIO()
         writer = csv.writer(kept, lineterminator="\n")
         writer.writerow(HEADER)
-        writer.writerows(row for row in rows[1:] if int(row[0]) <= step)
+        writer.writerows(row for row in rows[1:] if int(row[0]) < step or (int(row[0]) == step and row[1] not in names))
         write_whole(self.path, kept.getvalue())
 
 

@@ -7,10 +7,16 @@ An ``Evaluation`` samples and scores; the callback decides when, with which weig
     samples/NAME/details/step-00000500/               what the scores were made of: verdicts, answers
     samples/NAME/step-00000500/                       all images, with ``keep_images``
     samples/NAME/step-00000500.sampling/               unfinished images: an interrupted snapshot continues with them
+    samples/NAME/newest.json                           what the newest snapshot gave, and a hash of what it depends on
+
+The checkpoint of a step is written before its snapshot. A run that goes on from it takes the snapshot first; or what
+``newest.json`` says, if that snapshot was finished with the very same weights and settings.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shutil
 import time
@@ -31,6 +37,7 @@ from t2ikit.diffusion import Guidance
 from t2ikit.diffusion.samplers import find_solver
 from t2ikit.diffusion.solvers import Solver
 from t2ikit.evaluation import Evaluated, Evaluation
+from t2ikit.evaluation.image_store import IDENTITY, identity_text
 from t2ikit.evaluation.sampling import Sampling
 from t2ikit.files import below, write_whole
 from t2ikit.metrics.base import Metric
@@ -38,6 +45,8 @@ from t2ikit.metrics.fingerprint import write_files, write_scores
 from t2ikit.module import TextToImage
 from t2ikit.pictures import save_grid
 from t2ikit.prompts import PromptSource
+
+_NEWEST = "newest.json"
 
 
 class Snapshot(L.Callback):
@@ -148,8 +157,9 @@ class Snapshot(L.Callback):
         self.sampling = self.sampling.filled(pl_module.device, pl_module.origins)
         pl_module.run_log.scores[self.name] = self.history
         step = trainer.global_step
-        interrupted = step > 0 and self._due(step) and step not in self.history
-        if interrupted or (self.at_start and step == 0):
+        if step in self.history or (step > 0 and self._known(trainer, pl_module)):
+            return
+        if self._due(step) or (self.at_start and step == 0):
             self.run(trainer, pl_module)
 
     def on_train_batch_end(
@@ -176,25 +186,63 @@ class Snapshot(L.Callback):
         """
         started = time.perf_counter()
         step = trainer.global_step
-        averages = pl_module.averages
-        weights = "raw" if averages is None else f"ema {self.ema_decay or averages.decays[0]}"
         with isolate_rng(), pl_module.averaged(self.ema_decay):
             evaluated = self.evaluation.evaluate(
                 pl_module,
                 trainer.datamodule,
-                replace(self.sampling, precision=str(trainer.precision)),
+                self._sampling(trainer),
                 self.folder(trainer) / f"{_label(step)}.sampling",
-                weights=weights,
+                weights=self._weights(pl_module),
                 step=step,
             )
         scores = {score.name: score.value for score in evaluated.scores}  # plain numbers: they go into every checkpoint
-        self.history[step] = scores
-        ranks.from_first(lambda: self._publish(trainer, step, evaluated, weights))
-        pl_module.run_log.log(trainer, self._values(evaluated), step)
+        values = self._values(evaluated)
+        identity = ranks.from_first(lambda: self._publish(trainer, step, evaluated, self._weights(pl_module)))
+        self._take(trainer, pl_module, step, scores, values)
+        known = json.dumps({"step": step, "identity_sha256": identity, "scores": scores, "values": values})
+        ranks.from_first(lambda: write_whole(self.folder(trainer) / _NEWEST, known))
         pl_module.run_log.evaluation_seconds += time.perf_counter() - started
+        return scores
+
+    def _take(
+        self,
+        trainer: L.Trainer,
+        pl_module: TextToImage,
+        step: int,
+        scores: dict[str, float],
+        values: dict[str, float],
+    ) -> None:
+        """Keeps the scores of a step, logs values, and has other callbacks look at them."""
+        self.history[step] = scores
+        pl_module.run_log.log(trainer, values, step)
         for callback in trainer.callbacks:
             callback.on_validation_end(trainer, pl_module)  # a snapshot is the validation of a run: EarlyStopping looks
-        return scores
+
+    def _known(self, trainer: L.Trainer, pl_module: TextToImage) -> bool:
+        """Takes what the newest snapshot gave, if it is that of this step, of the same weights and settings."""
+        path = self.folder(trainer) / _NEWEST
+
+        def of_this_step() -> dict[str, Any] | None:
+            known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+            if known.get("step") != trainer.global_step:
+                return None
+            with pl_module.averaged(self.ema_decay):
+                identity = self.evaluation.identity(pl_module, self._sampling(trainer))
+            return known if known["identity_sha256"] == _sha256(identity_text(identity)) else None
+
+        known = ranks.from_first(of_this_step)
+        if known is None:
+            return False
+        self._take(trainer, pl_module, trainer.global_step, known["scores"], known["values"])
+        return True
+
+    def _sampling(self, trainer: L.Trainer) -> Sampling:
+        return replace(self.sampling, precision=str(trainer.precision))
+
+    def _weights(self, pl_module: TextToImage) -> str:
+        """Which weights are sampled, for the fingerprints."""
+        averages = pl_module.averages
+        return "raw" if averages is None else f"ema {self.ema_decay or averages.decays[0]}"
 
     def _values(self, evaluated: Evaluated) -> dict[str, float]:
         """What is logged: scores, and the seconds of each part of the work."""
@@ -234,9 +282,10 @@ class Snapshot(L.Callback):
         write_scores(scores, evaluated.scores)
         return picture
 
-    def _publish(self, trainer: L.Trainer, step: int, evaluated: Evaluated, weights: str) -> None:
-        """Writes the files of a snapshot, removes its unfinished images, and shows its grid."""
+    def _publish(self, trainer: L.Trainer, step: int, evaluated: Evaluated, weights: str) -> str:
+        """Writes the files of a snapshot, removes unfinished images, shows the grid; the SHA-256 of its identity."""
         folder, label, prompts = self.folder(trainer), _label(step), self.evaluation.prompts
+        identity = _sha256((folder / f"{label}.sampling" / IDENTITY).read_text())
         facts = {**self.sampling.conditions(), "weights": weights, "step": step}
         picture = self.write(
             evaluated,
@@ -258,6 +307,11 @@ class Snapshot(L.Callback):
                 logger.experiment.add_text(f"{self.name}/prompts", listed, global_step=step)
             elif hasattr(logger, "log_image"):  # Weights & Biases and others
                 logger.log_image(f"{self.name}/grid", [picture], step=step, caption=["\n".join(texts)])
+        return identity
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _label(step: int) -> str:

@@ -6,19 +6,86 @@ hour, where a group for gradients gives up after ten minutes.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import torch
 from torch import distributed
+
+from t2ikit import stopping
 
 Result = TypeVar("Result")
 _PATIENCE = timedelta(days=7)
+_KEY = "t2ikit/stop"
+_LOOK_SECONDS = 1.0
 _groups: dict[int, tuple[Any, Any]] = {}
 
 
 class OtherRankFailed(RuntimeError):
     """Work failed on another rank, which raises the error itself."""
+
+
+class Largest:
+    """The largest number of all ranks, without a rank or an accelerator waiting: begun at one call, read at the next.
+
+    Every rank must call it equally often, and :meth:`close` at the end.
+    """
+
+    def __init__(self) -> None:
+        self._number = torch.zeros(1, dtype=torch.int32)
+        self._work: Any = None
+
+    def of(self, number: int) -> int:
+        """The largest number of the call before, 0 at the first one; of a lone process, that of this call."""
+        if count() == 1:
+            return number
+        largest = self.close()
+        self._number.fill_(number)
+        self._work = distributed.all_reduce(self._number, distributed.ReduceOp.MAX, group=_group(), async_op=True)
+        return largest
+
+    def close(self) -> int:
+        """The largest number of the last call."""
+        if self._work is None:
+            return 0
+        self._work.wait()
+        self._work = None
+        return int(self._number.item())
+
+
+class _Look:
+    """When this rank last asked the others.
+
+    Attributes:
+        at: seconds of the monotonic clock.
+        told: whether the others know that this rank was asked to stop.
+    """
+
+    at = 0.0
+    told = False
+
+
+def stop_if_asked() -> None:
+    """Stops long work of :func:`together`, :func:`to_first` or :func:`from_first` that a signal to any rank ends.
+
+    Ranks need not call it equally often: all stop where the work of all would end. The others are asked once a second.
+
+    Raises:
+        Stopped: on the ranks that learn of it.
+    """
+    signal, now = stopping.asked(), time.monotonic()
+    reason = None if signal is None else signal.name
+    if count() > 1 and (now - _Look.at >= _LOOK_SECONDS or (reason is not None and not _Look.told)):
+        store, _Look.at = distributed.distributed_c10d._get_default_store(), now
+        if reason is not None:
+            store.set(_KEY, reason)
+            _Look.told = True
+        elif store.check([_KEY]):
+            reason = store.get(_KEY).decode()
+    if reason is not None:
+        raise stopping.Stopped(reason)
 
 
 def count() -> int:
@@ -42,6 +109,7 @@ def together(work: Callable[[], Result]) -> list[Result]:
 
     Raises:
         OtherRankFailed: on the ranks where ``work`` went well, if it failed on another; names rank and error.
+        Stopped: on all of them, if a signal ended it on another.
 
     Example:
         >>> together(lambda: this())
@@ -93,19 +161,30 @@ def share(total: int) -> range:
 
 def _all_well(work: Callable[[], Result]) -> Result:
     """The result of ``work`` on this rank, if it went well on all; else raises on all."""
-    result, failure, mine = None, "", None
+    result: Any = None
+    failure, mine = ("", False), None
     try:
         result = work()
     except BaseException as error:  # an interrupt too: the others must not wait for this rank
-        failure, mine = f"{type(error).__name__}: {error}", error
+        stopped = isinstance(error, stopping.Stopped)
+        failure, mine = (str(error) if stopped else f"{type(error).__name__}: {error}", stopped), error
     failures: list[Any] = [None] * count()
     distributed.all_gather_object(failures, failure, group=_group())
     if mine is not None:
+        mine.on_all_ranks = True  # type: ignore[attr-defined]
         raise mine
-    for rank, message in enumerate(failures):
+    for rank, (message, stopped) in enumerate(failures):
+        if stopped:
+            raise stopping.Stopped(message)
         if message:
             raise OtherRankFailed(f"rank {rank} failed: {message}")
-    return result  # type: ignore[return-value]
+    return result  # type: ignore[no-any-return]
+
+
+def failed_together(error: BaseException) -> bool:
+    """Whether every rank raises because of this error: in work that they do together, or stopped together."""
+    together = isinstance(error, OtherRankFailed | stopping.Stopped) or getattr(error, "on_all_ranks", False)
+    return count() == 1 or together
 
 
 def _running() -> bool:

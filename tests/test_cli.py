@@ -115,20 +115,28 @@ def test_checkpoint_does_not_change_the_experiment(run: Run, tmp_path: Path, mon
     assert seen == [0.01, 0.777]
 
 
-def test_interrupt_says_how_to_go_on(run: Run, tmp_path: Path) -> None:
-    stop = "{class_path: tiny_parts.Stop, init_args: {at: 3}}"
-    done = run("run", "e.yaml", "--callbacks.stop", stop)
-    path = "runs/e/version_0/checkpoints/step-00000002.ckpt"  # Lightning calls checkpoint callbacks last
-    assert done.status == 130 and "Interrupted at step 3. " in done.err and "Traceback" not in done.err
-    assert f"Resume with: t2ikit run e.yaml --callbacks.stop '{stop}' --resume {path}\n" in done.err
-    assert run("run", "e.yaml", "--resume", path).status == 0
-    assert sorted(losses(tmp_path / "runs" / "e" / "version_0")) == [0, 1, 2, 3]
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_saves_and_says_how_to_go_on(run: Run, tmp_path: Path, name: str) -> None:
+    stop = f"{{class_path: tiny_parts.Stop, init_args: {{at: 3, how: {name}}}}}"
+    done = run("run", "e.yaml", "--callbacks.save.every", "2", "--callbacks.stop", stop)
+    again = f"t2ikit run e.yaml --callbacks.save.every 2 --callbacks.stop '{stop}' --resume auto\n"
+    assert done.status == 75 and done.err.endswith(f"\nStopped by {name} at step 3. Go on with: {again}")
+    folder = tmp_path / "runs/e/version_0"
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "step-00000002.ckpt",
+        "step-00000003.ckpt",
+    ]
+    assert run("run", "e.yaml", "--resume", "auto").status == 0
+    assert sorted(losses(folder)) == [0, 1, 2, 3]
+    done = run("run", "e.yaml", "--callbacks.save", "null", "--callbacks.stop", stop)
+    assert done.status == 75 and "step 3. Nothing was saved: the experiment has no checkpoint callback." in done.err
 
 
 def test_an_error_in_the_middle_keeps_run_and_traceback(run: Run, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a defect in the middle"):
         run("run", "e.yaml", "--callbacks.stop", "{class_path: tiny_parts.Stop, init_args: {at: 2, how: error}}")
-    assert (tmp_path / "runs/e/version_0/checkpoints/step-00000001.ckpt").is_file()
+    names = [path.name for path in (tmp_path / "runs/e/version_0/checkpoints").iterdir()]
+    assert names == ["step-00000001.ckpt"]  # the error came before the end of step 2
 
 
 def test_print_config_and_help(run: Run, tmp_path: Path) -> None:

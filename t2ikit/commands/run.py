@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from t2ikit import stopping
 from t2ikit.commands.arguments import expanded
 from t2ikit.commands.overrides import take_overrides
 from t2ikit.config.compose import ConfigError, Override, compose, stages_of
 from t2ikit.config.values import to_yaml
 from t2ikit.files import require_folder
-from t2ikit.launch import check_launch
+from t2ikit.launch import check_launch, first_rank
 
 HELP = """usage: {prog} EXPERIMENT.yaml [--KEY VALUE | --KEY=VALUE ...] [--resume last|auto|PATH] [--stage NAME]
                                [--fork] [--allow KEY] [--trust NAME] [--print_config] [--debug]
@@ -39,6 +41,13 @@ options:
   --print_config    prints the resolved experiment with every default, and stops
   --debug           shows the traceback of an error
   --help            shows this help; after a file, every option of its classes as well
+
+exit status:
+  0   the run has come to its end
+  2   it is refused
+  75  it has stopped and is not finished: the same command with --resume auto goes on
+SIGTERM, SIGUSR1 or Ctrl+C stop a run at the end of a step, or in a snapshot, whose images so far stay; a checkpoint of
+this step is written. Ctrl+C again ends it at once.
 
 examples:
   {prog} experiments/quickstart.yaml
@@ -80,12 +89,21 @@ class Request:
 
 
 def main(arguments: Sequence[str], prog: str) -> int:
-    """Runs an experiment; returns the exit status.
+    """Runs an experiment; returns the exit status: 0 when it has come to its end, 75 when a signal has stopped it.
 
     Raises:
         ConfigError: the experiment is refused, before any data is touched.
     """
-    request = read_arguments(arguments, prog)
+    with stopping.handled():
+        try:
+            return _run(read_arguments(arguments, prog), prog)
+        except stopping.Stopped as error:
+            if first_rank():
+                print(f"\nStopped by {error.reason} before the first step.", file=sys.stderr)
+            return stopping.STATUS
+
+
+def _run(request: Request, prog: str) -> int:
     if request.help:
         print(HELP.format(prog=prog))
     if request.path is None:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from t2ikit.batch import StoredBatch
 from t2ikit.data.streams import TrainingStream, check_arrays, read_batch
 from t2ikit.records.record_set import RecordSet
+from t2ikit.stopping import only_by_parent
 
 
 def _unchanged(batch: Any) -> Any:
@@ -33,6 +34,7 @@ def _read(
         num_workers=num_workers,
         pin_memory=pin_memory,
         collate_fn=_unchanged,
+        worker_init_fn=only_by_parent,
     )
 
 

@@ -22,7 +22,7 @@ from t2ikit.encoders.limits import with_remarks
 from t2ikit.encoders.text import encode_prompts, load_encoder
 from t2ikit.evaluation.image_store import ImageStore
 from t2ikit.evaluation.reference_images import ReferenceImages, real_images
-from t2ikit.evaluation.sampling import Sampling, sample_missing
+from t2ikit.evaluation.sampling import Sampling, identity_of, sample_missing
 from t2ikit.evaluation.scoring import Cost, measured, score_name, score_samples, write_references
 from t2ikit.evaluation.validation import SCORES, validation_losses
 from t2ikit.files import partial_of, publish
@@ -145,6 +145,11 @@ class Evaluation:
         conditions = {**sampling.conditions(), "weights": weights}
         of_metrics, files = self._score(images, module.device, conditions, step, costs)
         return Evaluated([*scores, *of_metrics], costs, images, files)
+
+    def identity(self, module: TextToImage, sampling: Sampling) -> dict[str, Any]:
+        """What the images of the present weights depend on, see :func:`identity_of`; after :meth:`prepare`."""
+        assert self._states is not None
+        return identity_of(module, self._states, sampling)
 
     def evaluate_pictures(self, folder: Path, data: DataModule, device: torch.device | None = None) -> Evaluated:
         """Scores pictures of any model, one for each prompt, in the layout of the prompt source.

@@ -22,7 +22,12 @@ from torch import Tensor
 from t2ikit.files import write_whole
 from t2ikit.pictures import Images, StoredImages
 
-_IDENTITY = "identity.json"
+IDENTITY = "identity.json"
+
+
+def identity_text(identity: dict[str, Any]) -> str:
+    """What images depend on, as the file holds it."""
+    return json.dumps(identity, indent=2, sort_keys=True) + "\n"
 
 
 class ImageStore:
@@ -39,8 +44,8 @@ class ImageStore:
 
     def open(self, identity: dict[str, Any]) -> None:
         """Keeps the images of this identity, removes any other file. One process calls it, before the others go on."""
-        path = self.folder / _IDENTITY
-        text = json.dumps(identity, indent=2, sort_keys=True) + "\n"
+        path = self.folder / IDENTITY
+        text = identity_text(identity)
         if not path.is_file() or path.read_text() != text:
             self.discard()
             write_whole(path, text)

@@ -149,6 +149,7 @@ def sample_missing(
 
     Raises:
         OtherRankFailed: another rank failed.
+        Stopped: a signal to any rank has ended it; images that are stored are not sampled again.
     """
 
     def open_store() -> list[range]:
@@ -184,15 +185,22 @@ def sample_batches(
 
     Yields:
         The indices of a batch and its images, [B, 3, H, W] uint8 on the CPU.
+
+    Raises:
+        Stopped: a signal to any rank has ended it; the batch that it is at is lost.
     """
     total, disable = len(batches) * sampling.steps, ranks.this() > 0
     with tqdm(total=total, desc=label, unit="step", leave=False, disable=disable, mininterval=1.0) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.update(1)
+            if done < total:  # a whole batch is stored first
+                ranks.stop_if_asked()
+
         for indices in batches:
+            ranks.stop_if_asked()
             rows = [states[index] for index in indices]
-            yield (
-                indices,
-                sample_batch(module, rows, indices.start, sampling, uncond, lambda done, total: bar.update(1)),
-            )
+            yield indices, sample_batch(module, rows, indices.start, sampling, uncond, progress)
 
 
 def sample_batch(

@@ -89,6 +89,7 @@ def _means(
         bar = tqdm(loader, desc=label, leave=False, disable=ranks.this() > 0, mininterval=1.0)
         with torch.autocast(module.device.type, dtype=torch.bfloat16, enabled=sampling.bf16):
             for index, stored in enumerate(bar):
+                ranks.stop_if_asked()
                 if index % share == mine:
                     losses = module.validation_losses(stored.to(module.device), names)
                     totals = totals + torch.stack([losses[name].double().sum() for name in names])

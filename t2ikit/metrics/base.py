@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from t2ikit import ranks
 from t2ikit.metrics.features.features import NetworkHolder, check_images
 from t2ikit.metrics.fingerprint import images_sha256
 from t2ikit.pictures import Images
@@ -258,6 +259,7 @@ def look(metric: Metric, samples: Samples, share: range) -> Rows:
 
     Raises:
         ValueError: ``observe`` gives another number of rows than of images.
+        Stopped: a signal to any rank has ended it.
     """
     if type(metric).observe is Metric.observe:
         return [None] * len(share)
@@ -266,6 +268,7 @@ def look(metric: Metric, samples: Samples, share: range) -> Rows:
     label = f"{metric.title}, {samples.kind}"
     with tqdm(total=len(share), desc=label, unit="img", leave=False, disable=share.start > 0, mininterval=1.0) as bar:
         for start in range(share.start, share.stop, metric.batch_size):
+            ranks.stop_if_asked()
             batch = samples.batch(start, min(start + metric.batch_size, share.stop))
             rows = metric.observe(batch)
             if len(rows) != len(batch):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,22 +12,55 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.callbacks import Checkpoint
+from torch.multiprocessing import ProcessExitedException
 
 import t2ikit
+from t2ikit import stopping
 from t2ikit.callbacks.checkpoint_files import failure_of
-from t2ikit.checkpoints.runs import finish, latest_config, newest_checkpoint, step_of
+from t2ikit.checkpoints.runs import finish, is_finished, latest_config, newest_checkpoint, step_in_name, step_of
 from t2ikit.config.compose import ConfigError, flatten
 from t2ikit.launch import first_rank
 from t2ikit.run.experiment import USER_ERRORS, Experiment, Plan, build
-from t2ikit.run.folder import RunFolder, contents, tell_ranks, write_config
+from t2ikit.run.folder import FOLDER_VARIABLE, RunFolder, contents, tell_ranks, write_config
 from t2ikit.run.lock import lock, unlock
 from t2ikit.run.loggers import quiet
+from t2ikit.run.rank_processes import leave_with_parent, prepare_ranks, say_dead, wait_for_ranks
+from t2ikit.run.stopping import stop_by_ourselves
 
-INTERRUPTED = 130
-"""Exit status of an interrupt, as the shell counts it."""
 NOT_SAVED = 1
 """Exit status of a run whose last checkpoint could not be written."""
+
+
+class _Resumed(Callback):
+    """Where a resumed run ends; the first of the callbacks.
+
+    Args:
+        step: at which it resumes; Lightning knows that only later.
+    """
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+        self._last: int | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ends a resumed run at the step where ``trainer.max_epochs`` ends an undisturbed one.
+
+        Lightning counts an epoch as done that a run left in its middle, and one as not done whose last step was saved.
+        It enters no run that has made its last step; but what follows that step, such as a snapshot, may be missing.
+        """
+        if trainer.ckpt_path is None:
+            return
+        loop = trainer.fit_loop.epoch_loop
+        if trainer.max_epochs not in (None, -1):
+            loop.max_steps = int(trainer.estimated_stepping_batches)
+            trainer.fit_loop.max_epochs = -1
+        if 0 < loop.max_steps <= self._step:
+            self._last, loop.max_steps = loop.max_steps, self._step + 1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._last is not None:
+            trainer.fit_loop.epoch_loop.max_steps = self._last
 
 
 class _Started(Callback):
@@ -38,15 +71,6 @@ class _Started(Callback):
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.seen, self._parameters = False, dict(flatten(config))
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ends a resumed run at the step where ``trainer.max_epochs`` ends an undisturbed one.
-
-        Lightning counts an epoch as done that a run left in its middle, and one as not done whose last step was saved.
-        """
-        if trainer.ckpt_path is not None and trainer.max_epochs not in (None, -1):
-            trainer.fit_loop.epoch_loop.max_steps = int(trainer.estimated_stepping_batches)
-            trainer.fit_loop.max_epochs = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers:
@@ -72,6 +96,9 @@ def train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comman
     Raises:
         ConfigError: what the run cannot do, and which option to change; or another process trains in its folder.
     """
+    stopping.before_first_step()
+    if FOLDER_VARIABLE in os.environ:
+        leave_with_parent()
     if not first_rank():
         return _train(plan, text, folder, allow, command)
     lock(folder.path)
@@ -92,7 +119,7 @@ def _train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comma
         step = step_of(folder.checkpoint) if folder.checkpoint is not None else 0
         experiment = build(plan, folder.path, step)
         _allow(experiment, allow)
-        if 0 < experiment.trainer.max_steps <= step:
+        if 0 < experiment.trainer.max_steps <= step and (folder.created or is_finished(folder.path)):
             print(f"{folder.checkpoint} has made {step} of {experiment.trainer.max_steps} steps: nothing left to train")
             _discard(folder)
             return 0
@@ -102,7 +129,7 @@ def _train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comma
                 _print_changes(plan.config, latest_config(folder.path))
             head = f"# t2ikit {t2ikit.__version__}: {' '.join(command.split())}\n"
             written.append(write_config(folder.path, head + text, resumed=not folder.created))
-        status = _fit(experiment, folder, command, plan.config)
+        status = _fit(experiment, folder, step, command, plan.config)
     if first_rank() and status == 0:
         if folder.checkpoint is not None and experiment.trainer.global_step == step:
             print(f"No step was made: {_end(experiment.trainer, step)}")
@@ -153,34 +180,54 @@ def _allow(experiment: Experiment, keys: Sequence[str]) -> None:
         raise ConfigError(str(error)) from error
 
 
-def _fit(experiment: Experiment, folder: RunFolder, command: str, config: dict[str, Any]) -> int:
-    """Trains to the end or an interrupt; the exit status."""
+def _fit(experiment: Experiment, folder: RunFolder, step: int, command: str, config: dict[str, Any]) -> int:
+    """Trains to the end or until it is stopped; the exit status."""
     started, trainer = _Started(config), experiment.trainer
-    trainer.callbacks.append(started)  # type: ignore[attr-defined]
-    interrupt = signal.getsignal(signal.SIGINT)
+    stop = stop_by_ourselves(trainer)
+    trainer.callbacks = [_Resumed(step), *trainer.callbacks, started]  # type: ignore[attr-defined]
+    prepare_ranks(trainer, lambda error: stop.on_exception(trainer, experiment.model, error))
     path = None if folder.checkpoint is None else str(folder.checkpoint)
     try:
         with tell_ranks(folder):
             # Plain types only, so that a checkpoint from elsewhere can run no code.
             trainer.fit(experiment.model, datamodule=experiment.data, ckpt_path=path, weights_only=True)
+    except stopping.Stopped as error:
+        return _stopped(error.reason, experiment, folder, command)
+    except ProcessExitedException as error:  # a rank that was forked
+        if error.exit_code == stopping.STATUS:
+            return _stopped(getattr(stopping.asked(), "name", "a signal"), experiment, folder, command)
+        say_dead(f"rank {error.error_index} of this machine", int(error.exit_code))
+        return 1
     except Exception as error:
+        signal = stopping.asked()
+        if signal is not None and not started.seen:  # another rank has left before the first step
+            return _stopped(signal.name, experiment, folder, command)
         refusal = None if started.seen else _refusal(error, path)
         if refusal is None:
             raise
         raise refusal from error
-    except SystemExit:  # Lightning turns an interrupt into status 1
-        if trainer.state.status != TrainerStatus.INTERRUPTED:
-            raise
-        newest = newest_checkpoint(folder.path)
-        again = f"Resume with: {command} --resume {newest}" if newest else "There is no checkpoint yet to resume from."
-        print(f"\nInterrupted at step {trainer.global_step}. {again}", file=sys.stderr)
-        return INTERRUPTED
-    finally:
-        signal.signal(signal.SIGINT, interrupt)
     failure = failure_of(trainer)
     if failure is not None:
         print(f"The run came to its end, but {failure}. Make room, then: {command} --resume auto", file=sys.stderr)
     return 0 if failure is None else NOT_SAVED
+
+
+def _stopped(reason: str, experiment: Experiment, folder: RunFolder, command: str) -> int:
+    """Says after which step the run has stopped and how to go on; the exit status."""
+    wait_for_ranks(experiment.trainer)
+    if first_rank():
+        newest = newest_checkpoint(folder.path)
+        saved = 0 if newest is None else step_in_name(newest)
+        step = max(experiment.trainer.global_step, saved)
+        said = f"Stopped by {reason} at step {step}."
+        if newest is not None:
+            older = "" if saved == step else f" (its newest checkpoint is of step {saved})"
+            print(f"\n{said} Go on with: {command} --resume auto{older}", file=sys.stderr)
+        else:
+            writing = any(isinstance(callback, Checkpoint) for callback in experiment.callbacks.values())
+            why = "" if step == 0 or writing else ": the experiment has no checkpoint callback"
+            print(f"\n{said} Nothing was saved{why}.", file=sys.stderr)
+    return stopping.STATUS
 
 
 def _refusal(error: Exception, checkpoint: str | None) -> ConfigError | None:

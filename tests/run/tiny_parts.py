@@ -139,20 +139,18 @@ class Save(Checkpoint):
 
 
 class Stop(Callback):
-    """Interrupts the run, or breaks it.
+    """Stops the run by a signal, or breaks it.
 
     Args:
         at: the step.
-        how: interrupt or error.
+        how: error, or the name of a signal.
     """
 
-    def __init__(self, at: int, how: str = "interrupt") -> None:
+    def __init__(self, at: int, how: str = "SIGTERM") -> None:
         self.at, self.how = at, how
 
     def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
         if trainer.global_step == self.at:
             if self.how == "error":
                 raise ValueError("a defect in the middle")
-            if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background jobs inherit it
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.raise_signal(signal.SIGINT)  # in this thread: os.kill may be served a step later
+            signal.raise_signal(signal.Signals[self.how])  # in this thread: os.kill may be served a step later

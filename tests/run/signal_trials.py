@@ -1,0 +1,191 @@
+"""Tries of a run with two ranks that a signal stops at a random moment, and goes on; a table of how each ended.
+
+    python tests/run/signal_trials.py [TRIES] [SEED]
+
+Run by ``nox -s signals``. Exits 1 if a try hangs, ends with another status than 75, or does not go on.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+EXPERIMENT = """
+extends: [quickstart.yaml]
+model:
+  init_args:
+    denoiser:
+      init_args: {data_dim: 16, num_latents: 4, latent_dim: 16, num_blocks: 1, num_layers: 1, patch_size: 4}
+data: {init_args: {count: 64, val_count: 16, batch_size: 8, num_workers: WORKERS}}
+trainer: {accelerator: cpu, log_every_n_steps: 1, max_steps: 100000, accumulate_grad_batches: 2}
+callbacks:
+  geneval: null
+  table: null
+  checkpoint: {init_args: {every_n_steps: 40}}
+  val:
+    init_args:
+      {prompts: {init_args: {limit: 48}}, metrics: [], reference: null, batch_size: 2, steps: 20, every_n_steps: 25}
+"""
+LIMIT_SECONDS = 30.0
+RANKS = ["--trainer.devices", "2", "--trainer.strategy"]
+LAUNCHES = {
+    "ddp": [],
+    "ddp_fork": [],
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"],
+}
+
+
+@dataclass
+class Try:
+    """How one try ended.
+
+    Attributes:
+        launch: which launcher started the ranks.
+        target: launcher, rank 1, or all.
+        name: of the signal.
+        phase: what the run was doing.
+        status: exit status of the launcher; None if it had to be killed.
+        seconds: from the signal to the end of the last process.
+        said: the last line of the run.
+    """
+
+    launch: str
+    target: str
+    name: str
+    phase: str
+    status: int | None
+    seconds: float
+    said: str
+
+    @property
+    def well(self) -> bool:
+        """Whether it stopped in time and with the status promised; torchrun makes a 1 of every status."""
+        wanted = (75,) if self.launch != "torchrun" else (75, 1)
+        return self.status in wanted and self.seconds < LIMIT_SECONDS and "Stopped by" in self.said
+
+
+def processes(group: int) -> dict[int, str]:
+    """Processes of a process group and their command lines, without those that have ended."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, of_group = (path / "stat").read_text().rsplit(")", 1)[1].split()[:3]
+            if int(of_group) == group and state != "Z":
+                found[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def phase_of(folder: Path, log: Path) -> str:
+    """What a run is doing, by its files."""
+    if list(folder.glob("runs/*/version_0/samples/val/*.sampling")):
+        return "snapshot"
+    return "steps" if list(folder.glob("runs/*/version_0/metrics.csv")) else "setup"
+
+
+def command_of(launch: str) -> list[str]:
+    strategy = "ddp" if launch == "torchrun" else launch
+    words = ["run", "small.yaml", *RANKS, strategy, "--resume", "auto"]
+    return [sys.executable, "-m", *LAUNCHES[launch], "t2ikit", *words]
+
+
+def attempt(folder: Path, launch: str, target: str, name: str, delay: float, phase: str) -> Try:
+    """Starts a run, waits for a phase and ``delay`` seconds more, signals, and waits for the end of all processes."""
+    folder.mkdir()
+    workers = "1" if target == "all" else "0"
+    (folder / "small.yaml").write_text(EXPERIMENT.replace("WORKERS", workers))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "T2IKIT_CACHE": str(folder.parent / "cache")}
+    log = folder / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command_of(launch),
+            cwd=folder,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    wanted = time.monotonic() + 120
+    while phase != "setup" and time.monotonic() < wanted and process.poll() is None and phase_of(folder, log) != phase:
+        time.sleep(0.05)
+    time.sleep(delay)
+    actual, begun = phase_of(folder, log), time.monotonic()
+    number = signal.Signals[name]
+    members = processes(process.pid)
+    others = [pid for pid, line in members.items() if pid != process.pid and "t2ikit run" in line]
+    if target == "all":
+        os.killpg(process.pid, number)
+    else:
+        os.kill(max(others) if target == "rank 1" and others else process.pid, number)
+    status: int | None = None
+    try:
+        status = process.wait(90)
+        while processes(process.pid) and time.monotonic() < begun + 90:
+            time.sleep(0.1)
+    except subprocess.TimeoutExpired:
+        pass
+    seconds = time.monotonic() - begun
+    if status is None or processes(process.pid):
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    lines = [line for line in log.read_text(errors="replace").splitlines() if "Stopped by" in line]
+    return Try(
+        launch,
+        target,
+        name,
+        actual,
+        status,
+        seconds,
+        (lines or log.read_text(errors="replace").splitlines()[-1:] or [""])[-1],
+    )
+
+
+def plan(tries: int, seed: int) -> list[tuple[str, str, str, float, str]]:
+    """Launch, target, signal, delay and phase of each try: every combination in turn, at random moments."""
+    chance = random.Random(seed)
+    combinations = [
+        (launch, target, name, phase)
+        for launch in LAUNCHES
+        for target in ("launcher", "rank 1", "all")
+        for name in ("SIGTERM", "SIGUSR1", "SIGINT")
+        for phase in ("setup", "steps", "snapshot")
+        # torchrun passes neither SIGUSR1 on, nor the status of one rank alone
+        if launch != "torchrun" or (name == "SIGTERM" and target == "all")
+    ]
+    chance.shuffle(combinations)
+    chosen = (combinations * (tries // len(combinations) + 1))[:tries]
+    return [
+        (launch, target, name, chance.uniform(1.0, 12.0) if phase == "setup" else chance.uniform(0.0, 1.5), phase)
+        for launch, target, name, phase in chosen
+    ]
+
+
+def main(tries: int, seed: int) -> int:
+    """Prints a row for each try; 1 if one failed."""
+    failed = 0
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
+    with tempfile.TemporaryDirectory() as folder:
+        print(f"{'launch':9} {'to':9} {'signal':8} {'during':9} {'status':>6} {'seconds':>8}  well")
+        for index, (launch, target, name, delay, phase) in enumerate(plan(tries, seed)):
+            done = attempt(Path(folder) / str(index), launch, target, name, delay, phase)
+            failed += not done.well
+            print(
+                f"{done.launch:9} {done.target:9} {done.name:8} {done.phase:9} {done.status!s:>6} {done.seconds:8.1f}  "
+                f"{'yes' if done.well else 'NO: ' + done.said[:200]}",
+                flush=True,
+            )
+    print(f"{tries - failed} of {tries} tries stopped as promised")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    numbers = [int(word) for word in sys.argv[1:]]
+    sys.exit(main(numbers[0] if numbers else 50, numbers[1] if len(numbers) > 1 else 0))
