@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from t2ikit import rng
-from t2ikit.augment.crop import ASPECTS, Aspect, coordinates, cropped_rows, cut, sides, window_corners, window_size
+from t2ikit.augment.crop import ASPECTS, Aspect, coordinates, cropped, cut, sides, window_corners, window_size
 from t2ikit.batch import Batch
 from t2ikit.callbacks.augmentation import AugmentationCallback
 from t2ikit.data.datamodule import DataModule
@@ -28,7 +28,7 @@ class Crop(AugmentationCallback):
 
     Args:
         p: share of the images that are cropped, in [0, 1]; exact in the long run, and in every micro-batch where it
-            gives a whole number.
+            gives a whole number. The slot alone says which ones, whatever the ranks and micro-batches.
         aspect: "square" windows, or "free" ones whose height and width are chosen independently.
 
     Raises:
@@ -70,16 +70,14 @@ class Crop(AugmentationCallback):
     def augment(self, batch: Batch) -> tuple[Batch, ...]:
         if batch.window is not None:
             raise ValueError("callbacks.crop: the batch shows windows already; keep one of the callbacks that crop")
-        whole = len(batch) - cropped_rows(batch.slot, len(batch), self.p)
-        parts = []
-        if whole:
-            parts.append(batch.part(0, whole))
-        if whole < len(batch):
-            parts.append(self._cropped(batch.part(whole, len(batch))))
-        return tuple(parts)
+        chosen = cropped(batch.slots, self.p)
+        if not chosen.any():
+            return (batch,)
+        windows = self._cropped(batch.rows(chosen.nonzero()[0]))
+        return (windows,) if chosen.all() else (batch.rows((~chosen).nonzero()[0]), windows)
 
     def _cropped(self, batch: Batch) -> Batch:
-        step = batch.slot // self._step_slots
+        step = int(batch.slots[0]) // self._step_slots
         size = window_size(self._grid, rng.uniforms(self._seed, "crop size", step, 1, 2)[0], self.aspect)
         numbers = rng.uniforms(self._seed, "crop place", batch.slot, len(batch), 2)
         corners = torch.from_numpy(window_corners(self._grid, size, numbers))

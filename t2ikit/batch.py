@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -329,7 +330,8 @@ class Batch(Movable):
         source: [B] int64, which stream a sample came from.
         index: [B] int64, the record's index in that stream.
         window: [B, 4] float32 (x0, y0, x1, y1) in [0, 1], the part of the image that is seen; None = all of it.
-        slot: global slot of the first row; the key of every random number of the batch (``t2ikit.rng``).
+        slot: the key of every random number of the batch (``t2ikit.rng``): the global slot of the first row, where the
+            slots of the rows are consecutive, or those of all rows, [B] int64.
         extra: [B, ...] by name, the arrays of the records that the objective named; of whole images.
     """
 
@@ -339,15 +341,27 @@ class Batch(Movable):
     source: Tensor
     index: Tensor
     window: Tensor | None = None
-    slot: int = 0
+    slot: int | np.ndarray = 0
     extra: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.t.shape[0]
 
+    @property
+    def slots(self) -> np.ndarray:
+        """[B] int64, the global slots of the rows."""
+        return self.slot if isinstance(self.slot, np.ndarray) else np.arange(self.slot, self.slot + len(self))
+
     def part(self, start: int, end: int) -> Batch:
         """Rows ``start`` .. ``end - 1``, with the slots that they have in the whole: random numbers stay theirs."""
-        rows = slice(start, end)
+        slot = self.slot[start:end] if isinstance(self.slot, np.ndarray) else self.slot + start
+        return self._at(slice(start, end), slot)
+
+    def rows(self, index: np.ndarray) -> Batch:
+        """The rows at ``index`` [K] int64, in that order, with the slots that they have in the whole."""
+        return self._at(torch.from_numpy(index).to(self.t.device, non_blocking=True), self.slots[index])
+
+    def _at(self, rows: Tensor | slice, slot: int | np.ndarray) -> Batch:
         return Batch(
             self.latents[rows],
             map_texts(lambda text: text.rows(rows), self.text),
@@ -355,6 +369,6 @@ class Batch(Movable):
             self.source[rows],
             self.index[rows],
             None if self.window is None else self.window[rows],
-            self.slot + start,
+            slot,
             {name: array[rows] for name, array in self.extra.items()},
         )

@@ -3,8 +3,8 @@
     StoredBatch --on_after_batch_transfer--> Batch --batch transforms--> Batch, ... --objective--> Loss --> StepOutput
 
 Every random number of a step is a pure function of (seed, purpose, global slot), so that gradient accumulation, more
-ranks or a resumed run take the same numbers (``t2ikit.rng``). One thing depends on how a batch is split: from 10
-samples a micro-batch up, self-conditioning keeps a fixed number of each micro-batch, which gives static shapes.
+ranks or a resumed run take the same numbers (``t2ikit.rng``). Dropout alone depends on how a batch is split: its masks
+belong to a micro-batch.
 
 Longer than other files: it is the one place where data, denoiser, objective, space, optimizer and checkpoint meet.
 """
@@ -248,7 +248,7 @@ class TextToImage(Learner, L.LightningModule):
             torch.compiler.cudagraph_mark_step_begin()
         keyed, step = self.rng, self.global_step
         if self._drops:  # dropout takes from the global generator: keyed, so that a resumed run takes the same
-            torch.manual_seed(keyed.derived_seed("dropout", parts[0].slot))
+            torch.manual_seed(keyed.derived_seed("dropout", int(parts[0].slots[0])))
         loss = self.compiled or self.objective
         losses = [loss(self.denoiser, part, self.objective.draw(part, keyed, step)) for part in parts]
         loss_B = joined([part.loss_B for part in losses])

@@ -21,7 +21,11 @@ from torch import Tensor
 BLOCK = 8
 """Slots that share one generator in :func:`normal`."""
 
+Slots = int | np.ndarray
+"""The slots of a batch: the first one, where they are consecutive, or all of them, [B] int64."""
+
 _WORDS = 4  # 64-bit words that one Philox counter gives
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio, odd
 
 
 def key(seed: int, purpose: str, *indices: int) -> int:
@@ -35,28 +39,65 @@ def derived_seed(seed: int, purpose: str, index: int = 0) -> int:
     return key(seed, purpose, index) >> 65
 
 
-def uniforms(seed: int, purpose: str, first_slot: int, count: int, columns: int = 1) -> np.ndarray:
-    """Uniform numbers for ``count`` consecutive slots.
+def slots_of(slot: Slots, count: int) -> np.ndarray:
+    """All slots of ``count`` samples, [count] int64.
+
+    Raises:
+        ValueError: a negative slot or count, or another number of slots.
+    """
+    slots = slot if isinstance(slot, np.ndarray) else np.arange(slot, slot + max(count, 0), dtype=np.int64)
+    if count < 0 or slots.shape != (count,) or (count and slots.min() < 0):
+        raise ValueError(f"need a first slot >= 0 or count >= 0 slots; got slot {slot}, count {count}")
+    return slots
+
+
+def uniforms(seed: int, purpose: str, slot: Slots, count: int, columns: int = 1) -> np.ndarray:
+    """Uniform numbers for ``count`` slots.
 
     Args:
         seed: seed of the run.
         purpose: what the numbers are for.
-        first_slot: first slot, at least 0.
+        slot: the first of consecutive slots, at least 0; or all slots, [count] int64, which lie close together.
         count: number of slots.
         columns: numbers a slot.
 
     Returns:
-        [count, columns] float64 in [0, 1). Row i depends only on (seed, purpose, first_slot + i); more columns leave
-        the first ones as they are.
+        [count, columns] float64 in [0, 1). Each row depends only on (seed, purpose, its slot); more columns leave the
+        first ones as they are.
+
+    Raises:
+        ValueError: a negative slot or count, another number of slots, or no column.
     """
-    if first_slot < 0 or count < 0 or columns < 1:
-        raise ValueError(f"need first_slot >= 0, count >= 0, columns >= 1; got {first_slot}, {count}, {columns}")
+    slots = slots_of(slot, count)
+    if columns < 1:
+        raise ValueError(f"need columns >= 1; got {columns}")
+    first = int(slots.min()) if count else 0
+    span = int(slots.max()) + 1 - first if count else 0
     blocks = []
     for block in range(-(-columns // _WORDS)):
-        philox = np.random.Philox(key=key(seed, purpose), counter=first_slot + (block << 64))
-        blocks.append(philox.random_raw(count * _WORDS).reshape(count, _WORDS))
-    words = np.concatenate(blocks, axis=1)[:, :columns]
+        philox = np.random.Philox(key=key(seed, purpose), counter=first + (block << 64))
+        blocks.append(philox.random_raw(span * _WORDS).reshape(span, _WORDS))
+    words = np.concatenate(blocks, axis=1)[slots - first, :columns]
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def share(seed: int, purpose: str, slot: Slots, count: int, rate: float) -> np.ndarray:
+    """Which of ``count`` slots belong to a share of all slots that is spread evenly.
+
+    Slot s belongs to it where the fractional part of s / (golden ratio) + offset lies below ``rate``; seed and purpose
+    give the offset. Such numbers fill [0, 1) as evenly as any sequence (Weyl 1916), also where only every second or
+    third slot is looked at. So the share is exact in the long run, and near it in every batch.
+
+    Args:
+        seed, purpose, slot, count: as in :func:`uniforms`.
+        rate: the share, in [0, 1].
+
+    Returns:
+        [count] bool.
+    """
+    offset = np.uint64(key(seed, purpose) & 0xFFFFFFFFFFFFFFFF)
+    fractions = slots_of(slot, count).astype(np.uint64) * _GOLDEN + offset  # of 2**64, which is where it wraps
+    return (fractions >> np.uint64(11)).astype(np.float64) * 2.0**-53 < rate
 
 
 def permutation(seed: int, purpose: str, epoch: int, size: int, stream: int = 0) -> np.ndarray:
@@ -71,38 +112,47 @@ def permutation(seed: int, purpose: str, epoch: int, size: int, stream: int = 0)
 def normal(
     seed: int,
     purpose: str,
-    first_slot: int,
+    slot: Slots,
     count: int,
     shape: Sequence[int],
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Standard normal numbers for ``count`` consecutive slots.
+    """Standard normal numbers for ``count`` slots.
 
     Made in aligned blocks of 8 slots, each with a generator seeded by (seed, purpose, block): any split of the slots
     over ranks or micro-batches gives the same numbers, on devices of one kind.
 
+    Args:
+        seed, purpose, slot, count: as in :func:`uniforms`.
+        shape: of the numbers of one slot.
+        device: where they are made.
+
     Returns:
         [count, *shape] float32 on ``device``.
+
+    Raises:
+        ValueError: a negative slot or count, or another number of slots.
     """
-    if first_slot < 0 or count < 0:
-        raise ValueError(f"need first_slot >= 0 and count >= 0; got {first_slot}, {count}")
-    first_block = first_slot // BLOCK
-    blocks = -(-(first_slot + count) // BLOCK) - first_block if count else 0
+    slots = slots_of(slot, count)
+    blocks = np.unique(slots // BLOCK)
     generator = torch.Generator(device=device)
     # An odd factor makes the map from block to seed one to one, also in the 32 bits that the CPU generator uses.
     bits = key(seed, purpose)
     offset, factor = bits & 0xFFFFFFFFFFFFFFFF, (bits >> 64) | 1
-    values = torch.empty(blocks, BLOCK, *shape, dtype=torch.float32, device=device)
-    for i in range(blocks):
-        generator.manual_seed((offset + factor * (first_block + i)) & 0xFFFFFFFFFFFFFFFF)
-        values[i].normal_(generator=generator)
-    skip = first_slot - first_block * BLOCK
-    return values.flatten(0, 1)[skip : skip + count]
+    values = torch.empty(len(blocks), BLOCK, *shape, dtype=torch.float32, device=device)
+    for row, block in enumerate(blocks.tolist()):
+        generator.manual_seed((offset + factor * block) & 0xFFFFFFFFFFFFFFFF)
+        values[row].normal_(generator=generator)
+    numbers = values.flatten(0, 1)
+    if not isinstance(slot, np.ndarray):  # consecutive: no copy
+        return numbers[slot % BLOCK : slot % BLOCK + count]
+    index = np.searchsorted(blocks, slots // BLOCK) * BLOCK + slots % BLOCK
+    return numbers.index_select(0, torch.from_numpy(index).to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
 class Keyed:
-    """The random numbers of one run: :func:`uniforms`, :func:`normal` and :func:`derived_seed` with its seed.
+    """The random numbers of one run: the functions of this file with its seed.
 
     Attributes:
         seed: of the run.
@@ -110,15 +160,19 @@ class Keyed:
 
     seed: int
 
-    def uniforms(self, purpose: str, first_slot: int, count: int, columns: int = 1) -> np.ndarray:
+    def uniforms(self, purpose: str, slot: Slots, count: int, columns: int = 1) -> np.ndarray:
         """[count, columns] float64 in [0, 1); see :func:`uniforms`."""
-        return uniforms(self.seed, purpose, first_slot, count, columns)
+        return uniforms(self.seed, purpose, slot, count, columns)
+
+    def share(self, purpose: str, slot: Slots, count: int, rate: float) -> np.ndarray:
+        """[count] bool; see :func:`share`."""
+        return share(self.seed, purpose, slot, count, rate)
 
     def normal(
-        self, purpose: str, first_slot: int, count: int, shape: Sequence[int], device: torch.device | str = "cpu"
+        self, purpose: str, slot: Slots, count: int, shape: Sequence[int], device: torch.device | str = "cpu"
     ) -> Tensor:
         """[count, *shape] float32; see :func:`normal`."""
-        return normal(self.seed, purpose, first_slot, count, shape, device)
+        return normal(self.seed, purpose, slot, count, shape, device)
 
     def derived_seed(self, purpose: str, index: int = 0) -> int:
         """In [0, 2**63); see :func:`derived_seed`."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from t2ikit.batch import Batch, StepOutput, StoredBatch, StoredText, Text
 from t2ikit.diffusion import Denoising
+from t2ikit.diffusion.objectives import Draws
 from t2ikit.encoders import PixelSpace
 from t2ikit.module import TextToImage
 from t2ikit.records.manifest import Manifest, TextSource
-from t2ikit.rng import Keyed
 from tiny import shallow_cad_i
 
 OBJECTIVE = ("process", "text_drop", "self_condition_rate", "weighting", "terms")
@@ -84,7 +85,7 @@ def test_no_noise_bin_is_refused() -> None:
 @pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])
 def test_accumulation_is_one_batch(rate: float) -> None:
     module = tiny(self_condition_rate=rate, text_drop=0.3)
-    whole, parts = gradients(module, [9]), gradients(module, [2, 4, 3])
+    whole, parts = gradients(module, [17]), gradients(module, [2, 4, 11])
     assert len(whole) == len(parts) > 20
     for a, b in zip(whole, parts):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
@@ -103,12 +104,31 @@ def test_a_step_is_a_pure_function_of_its_slots() -> None:
     assert not torch.equal(first, other)
 
 
-def test_self_conditioning_keeps_a_fixed_number_from_ten_up() -> None:
-    objective, rng = Denoising(self_condition_rate=0.9), Keyed(0)
-    for count in (10, 64, 100):
-        assert {int(objective.kept(slot, count, rng).sum()) for slot in range(0, 2000, 100)} == {round(0.9 * count)}
-    share = torch.cat([objective.kept(slot, 8, rng) for slot in range(0, 16000, 8)]).float().mean()
-    assert abs(float(share) - 0.9) < 0.01
+def test_the_slot_says_which_samples_are_self_conditioned_whatever_the_batch() -> None:
+    module = tiny(self_condition_rate=0.9)
+    [whole] = module.on_after_batch_transfer(stored(0, 64), 0)
+    draws = module.objective.draw(whole, module.rng, 0)
+    assert draws.keep is not None and draws.most == 60 and 57 <= draws.keep.sum() <= 58
+    rows = np.array([3, 40, 41, 9])
+    for part, expected in ((whole.part(5, 17), draws.keep[5:17]), (whole.rows(rows), draws.keep[rows])):
+        keep = module.objective.draw(part, module.rng, 0).keep
+        assert keep is not None and torch.equal(keep, expected)
+
+
+@pytest.mark.parametrize(
+    ("keep", "most", "expected"),
+    [
+        ([True, False, True, True], 3, [0, 2, 3]),
+        ([True, False, True, False], 3, [0, 2, 2]),
+        ([True, True, True, True], 3, None),  # more than there is room for
+        ([False] * 4, 3, None),
+        ([True, False, True, True], 4, None),  # no row less than the batch has
+    ],
+)
+def test_compiled_code_gets_kept_rows_in_one_shape(keep: list[bool], most: int, expected: list[int] | None) -> None:
+    draws = Draws(torch.zeros(4, 1), Text(torch.zeros(4, 1, 1), torch.ones(4, 1)), torch.tensor(keep), most=most)
+    given = draws.static(torch.device("cpu")).keep
+    assert given is not None and given.tolist() == (keep if expected is None else expected)
 
 
 def test_text_drop_replaces_by_the_empty_prompt_alone() -> None:

@@ -40,8 +40,31 @@ def test_uniforms_are_uniform_and_unrelated() -> None:
 def test_far_slots_work() -> None:
     assert rng.uniforms(0, "source", 10**12, 3).shape == (3, 1)
     assert rng.uniforms(0, "source", 5, 0).shape == (0, 1)
-    with pytest.raises(ValueError, match="first_slot"):
+    with pytest.raises(ValueError, match="first slot >= 0"):
         rng.uniforms(0, "source", -1, 3)
+
+
+def test_numbers_of_slots_that_are_not_consecutive_are_those_of_the_slots() -> None:
+    slots, places = np.array([13, 11, 40, 20, 21]), [2, 0, 29, 9, 10]
+    assert np.array_equal(rng.uniforms(3, "drop", slots, 5, 6), rng.uniforms(3, "drop", 11, 30, 6)[places])
+    assert torch.equal(rng.normal(3, "noise", slots, 5, (4, 2)), rng.normal(3, "noise", 11, 30, (4, 2))[places])
+    assert np.array_equal(rng.share(3, "keep", slots, 5, 0.4), rng.share(3, "keep", 11, 30, 0.4)[places])
+    assert rng.uniforms(3, "drop", slots[:0], 0).shape == (0, 1)
+    with pytest.raises(ValueError, match="count 4"):
+        rng.uniforms(3, "drop", slots, 4)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_a_share_is_exact_in_the_long_run_and_even_in_every_batch(rate: float) -> None:
+    chosen = rng.share(0, "keep", 10**12, 200_000, rate)
+    for every in (1, 2, 5):  # also of the slots that another share leaves
+        rows = chosen[::every]
+        assert abs(rows.sum() - rate * len(rows)) < 8
+        for count in (10, 64, 1024):
+            sums = np.convolve(rows, np.ones(count), "valid")
+            assert np.abs(sums - rate * count).max() < 5
+    other = rng.share(0, "other", 10**12, 200_000, rate)
+    assert rate in (0.0, 1.0) or not np.array_equal(chosen, other)
 
 
 def test_permutation_changes_with_the_epoch_and_the_stream() -> None:

@@ -14,6 +14,7 @@ All windows of a batch have one size, so that it stays a dense tensor.
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Literal, get_args
 
 import numpy as np
@@ -116,10 +117,18 @@ def cut(x: Tensor, corners: Tensor, size: tuple[int, int], patch_size: int) -> T
     return x[batch, channels, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def cropped_rows(slot: int, count: int, p: float) -> int:
-    """How many of ``count`` slots from ``slot`` on are cropped: their share is p, exact in the long run.
+def cropped(slots: np.ndarray, p: float) -> np.ndarray:
+    """Which slots are cropped: slot s where floor((s + 1) p) > floor(s p), so every second one at p = 0.5.
 
-    The same for every micro-batch where ``p * count`` is whole, so that shapes are static.
+    Their share is p, exact in the long run. Of B consecutive slots as many are cropped wherever they begin, if p B is
+    whole: then shapes are static.
+
+    Args:
+        slots: [B] int64.
+        p: in [0, 1]; taken as the nearest fraction with a denominator of at most a million.
+
+    Returns:
+        [B] bool.
     """
-    # Rounded first: 10 * 0.3 must be 3, not 2.999...
-    return int(np.floor(round((slot + count) * p, 6)) - np.floor(round(slot * p, 6)))
+    ratio = Fraction(p).limit_denominator(10**6)
+    return slots * ratio.numerator % ratio.denominator + ratio.numerator >= ratio.denominator

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from t2ikit.batch import Batch, Text
@@ -125,17 +126,24 @@ def not_in_place(subject: Subject[AugmentationCallback]) -> None:
 
 
 def rows_kept(subject: Subject[AugmentationCallback]) -> str:
-    """Every row comes back once, with its slot, and what belongs to it."""
-    transform, batch = _transform(subject), _batch()
-    chunks = sorted(transform(batch), key=lambda chunk: chunk.slot)
-    slots = [chunk.slot + row for chunk in chunks for row in range(len(chunk))]
+    """Every row comes back once, with its slot, and what belongs to it; also of slots that are not consecutive."""
+    transform = _transform(subject)
+    _same_rows(transform, _batch().rows(np.array([0, 3, 4, 7, 10])))
+    chunks = _same_rows(transform, _batch())
+    return f"{len(chunks)} batches of {', '.join(str(len(chunk)) for chunk in chunks)} rows"
+
+
+def _same_rows(transform: Callable[[Batch], tuple[Batch, ...]], batch: Batch) -> tuple[Batch, ...]:
+    chunks = transform(batch)
+    slots = np.concatenate([chunk.slots for chunk in chunks])
+    order = torch.from_numpy(slots.argsort(kind="stable"))
     expect(
-        slots == list(range(batch.slot, batch.slot + len(batch))),
-        f"every row must come back once, with its slot, {batch.slot} to {batch.slot + len(batch) - 1}; the slots are "
-        f"{slots}: split by batch.part(start, end), which keeps them",
+        np.array_equal(slots[order], batch.slots),
+        f"every row must come back once, with its slot, of {batch.slots.tolist()}; the slots are {slots.tolist()}: "
+        "split by batch.part(start, end) or batch.rows(index), which keep them",
     )
     for name in ("source", "index"):
-        joined = torch.cat([getattr(chunk, name) for chunk in chunks])
+        joined = torch.cat([getattr(chunk, name) for chunk in chunks])[order]
         expect_same(joined, getattr(batch, name), f"{name} must stay that of the row's slot: keep the order of rows")
     for name, array in batch.extra.items():
         for chunk in chunks:
@@ -144,9 +152,9 @@ def rows_kept(subject: Subject[AugmentationCallback]) -> str:
                 f"arrays of the records must stay with their rows, but {name} is gone or has other rows: pass extra",
             )
         if all(chunk.extra[name].shape[1:] == array.shape[1:] for chunk in chunks):
-            joined = torch.cat([chunk.extra[name] for chunk in chunks])
+            joined = torch.cat([chunk.extra[name] for chunk in chunks])[order]
             expect_same(joined, array, "arrays of the records must stay with their rows: split by batch.part")
-    return f"{len(chunks)} batches of {', '.join(str(len(chunk)) for chunk in chunks)} rows"
+    return chunks
 
 
 def well_formed(subject: Subject[AugmentationCallback]) -> None:

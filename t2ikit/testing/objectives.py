@@ -9,6 +9,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -131,17 +132,19 @@ def keyed(subject: Subject[Objective]) -> None:
 
 
 def split(subject: Subject[Objective]) -> None:
-    """A batch in two parts has the same losses."""
+    """A batch in two parts has the same losses; also where a part is every second row, as Crop leaves them."""
     objective, denoiser = _ready(subject)
     if compares_rows(objective):
         raise NotApplicable("a term says compares_rows")
     batch = _batch(subject, objective)
-    losses = [_loss(objective, denoiser, chunk).loss_B for chunk in (batch.part(0, 2), batch.part(2, 6))]
     sentence = (
-        "a batch in two parts must have the losses of the whole: key the numbers of each row by its slot, batch.slot + "
-        "row, and compare no rows (or say compares_rows)"
+        "a batch in two parts must have the losses of the whole: key the numbers of each row by its slot, by handing "
+        "batch.slot and len(batch) to rng, and compare no rows (or say compares_rows)"
     )
-    expect_same(torch.cat(losses), _loss(objective, denoiser, batch).loss_B, sentence, ROUNDING)
+    whole = _loss(objective, denoiser, batch).loss_B
+    for parts in ((np.arange(2), np.arange(2, 6)), (np.array([0, 2, 4]), np.array([1, 3, 5]))):
+        losses = [_loss(objective, denoiser, batch.rows(rows)).loss_B for rows in parts]
+        expect_same(torch.cat(losses), whole[torch.from_numpy(np.concatenate(parts))], sentence, ROUNDING)
 
 
 # ------------------------------------------------------------------ the loss

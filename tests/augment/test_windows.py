@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from t2ikit import rng
-from t2ikit.augment.crop import coordinates, cropped_rows, cut, sides, window_corners, window_size
+from t2ikit.augment.crop import coordinates, cropped, cut, sides, window_corners, window_size
 
 
 def test_a_side_is_more_than_half_of_the_grid_but_not_all() -> None:
@@ -53,9 +53,13 @@ def test_a_window_is_a_slice_and_its_coordinates_say_which(patch_size: int) -> N
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.3, 0.5, 2 / 3, 1.0])
-@pytest.mark.parametrize("count", [1, 3, 10, 64])
-def test_the_share_is_exact_in_the_long_run(p: float, count: int) -> None:
-    rows = [cropped_rows(slot, count, p) for slot in range(0, 300 * count, count)]
-    assert all(0 <= number <= count for number in rows) and abs(sum(rows) - 300 * count * p) < 1
-    if abs(p * count - round(p * count)) < 1e-9:
-        assert set(rows) == {round(p * count)}  # static shapes
+def test_the_share_is_exact_in_the_long_run(p: float) -> None:
+    for first in (0, 10**10 + 7):
+        chosen = cropped(np.arange(first, first + 19_200), p)
+        assert abs(chosen.sum() - 19_200 * p) < 1
+        for count in (1, 3, 10, 64):
+            rows = np.convolve(chosen, np.ones(count), "valid")
+            assert np.abs(rows - p * count).max() < 1
+            if abs(p * count - round(p * count)) < 1e-9:
+                assert set(rows) == {round(p * count)}  # static shapes
+    assert cropped(np.array([5, 0, 3]), 0.5).tolist() == [True, False, True]

@@ -39,9 +39,14 @@ class SameNoise(Denoising):
         return super().draw(replace(batch, slot=0), rng, step)
 
 
+class ConsecutiveSlots(Denoising):
+    def draw(self, batch: Batch, *args: Any) -> Draws:
+        return super().draw(replace(batch, slot=int(batch.slots[0])), *args)
+
+
 class NoiseOfTheBatch(Denoising):
     def draw(self, batch: Batch, *args: Any) -> Draws:
-        generator = torch.Generator().manual_seed(batch.slot)
+        generator = torch.Generator().manual_seed(int(batch.slots[0]))
         noise = torch.randn(batch.latents.shape, generator=generator)
         return replace(super().draw(batch, *args), noise=noise)
 
@@ -124,6 +129,7 @@ OBJECTIVES: list[tuple[str, Callable[[], Any], str]] = [
     ("random numbers by slot", GlobalNoise, "draw must leave the global random state"),
     ("random numbers by slot", SameNoise, "another slot must give other noise"),
     ("batch in two parts", NoiseOfTheBatch, "key the numbers of each row by its slot"),
+    ("batch in two parts", ConsecutiveSlots, "key the numbers of each row by its slot"),
     ("loss", OneNumber, r"loss_B must be \[6\]"),
     ("loss", HalfPrecision, "half must be.*float16"),
     ("pure call", ChangesTheBatch, "change nothing in place"),

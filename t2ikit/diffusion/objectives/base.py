@@ -22,9 +22,6 @@ from t2ikit.diffusion.processes import Process
 from t2ikit.diffusion.terms.base import Needs
 from t2ikit.rng import Keyed
 
-STATIC_ROWS = 10
-"""From this many rows of a batch up the number of self-conditioned ones is fixed."""
-
 
 @dataclass
 class Draws(Movable):
@@ -35,23 +32,28 @@ class Draws(Movable):
         text: the conditioning, after the conditioning drop.
         keep: [B] bool on the CPU, which samples are self-conditioned; None: no first pass.
         terms: names of the terms that are on at this step.
+        most: the number of rows that compiled code computes in the first pass; ``keep`` has hardly ever more. 0: all.
     """
 
     noise: Tensor
     text: Texts
     keep: Tensor | None = None
     terms: tuple[str, ...] = ()
+    most: int = 0
 
     def static(self, device: torch.device) -> Draws:
         """The same for compiled code: ``keep`` on ``device``, in a form whose shape does not depend on its values.
 
-        From STATIC_ROWS rows up that is the index [R] int64 of the kept rows, whose number is fixed. Fewer rows
-        keep any number of themselves: then the mask, with which all of them go through the first pass.
+        That is the index [most] int64 of the kept rows, the last of them repeated. Where ``most`` is no less than the
+        batch, or ``keep`` has more rows or none, it is the mask, with which all rows go through the first pass.
         """
         if self.keep is None:
             return self
-        few = len(self.keep) < STATIC_ROWS
-        return replace(self, keep=self.keep.to(device) if few else kept_rows(self.keep, device))
+        index = self.keep.nonzero().flatten()
+        if not 1 <= len(index) <= self.most < len(self.keep):
+            return replace(self, keep=self.keep.to(device))
+        repeated = index[-1:].expand(self.most - len(index))
+        return replace(self, keep=kept_rows(torch.cat([index, repeated]), device))
 
 
 @dataclass
@@ -96,7 +98,7 @@ class Objective(nn.Module, ABC):
         """Every random number of this batch; no global random state is read or changed.
 
         Args:
-            batch: on its device; its first slot keys the numbers, so that they do not depend on how a step is split.
+            batch: on its device; its slots key the numbers, so that they do not depend on how a step is split.
             rng: the keyed random numbers of the run.
             step: optimizer steps done.
         """
