@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.base import Benchmark, Measurement, Settings, cpu_seconds, reached
 from t2ikit.metrics import Moments, frechet_distance
-from t2ikit.metrics.distribution.prdc import prdc
+from t2ikit.metrics.distribution.precision_recall import prdc
 from t2ikit.metrics.features.pixels import PIPELINES, preprocess
 from t2ikit.metrics.geneval.metric import summarize
 from t2ikit.metrics.geneval.rules import COLORS, TASKS, judge

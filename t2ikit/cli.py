@@ -10,8 +10,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
 import t2ikit
-from t2ikit.config import ConfigError
-from t2ikit.config.compose import nearest
+from t2ikit.config.compose import ConfigError, nearest
 from t2ikit.launch import check_launch
 
 # Each but `run` is a module with add_parser(subparsers) and run(args) -> exit status; of one with take_overrides(words)

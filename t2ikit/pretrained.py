@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -173,7 +174,7 @@ def sha256_of(file: Path) -> str:
 
 def cache_folder() -> Path:
     """Where the kit keeps what it can make again: ``$T2IKIT_CACHE``, or ``~/.cache/t2ikit``."""
-    return Path(os.environ.get("T2IKIT_CACHE", "~/.cache/t2ikit")).expanduser()
+    return Path(os.environ.get("T2IKIT_CACHE") or "~/.cache/t2ikit").expanduser()
 
 
 def _looks_like_path(name: str) -> bool:
@@ -226,7 +227,8 @@ def _recorded_sums(name: str, commit: str, files: Sequence[Path]) -> dict[str, s
         record[file.name] = {"sha256": sums[file.name], "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
         changed = True
     if changed:
-        write_whole(record_file, json.dumps(record, indent=2, sort_keys=True))
+        with suppress(OSError):  # a cache that cannot be written: they are computed again
+            write_whole(record_file, json.dumps(record, indent=2, sort_keys=True))
     return sums
 
 

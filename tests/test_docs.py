@@ -13,7 +13,7 @@ import torch
 from t2ikit.batch import Text
 from t2ikit.cli import COMMANDS
 from t2ikit.commands.run import read_arguments
-from t2ikit.config import compose
+from t2ikit.config.compose import compose
 from t2ikit.metrics import Samples
 from t2ikit.run.experiment import check
 

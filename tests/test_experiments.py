@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from t2ikit.config import ConfigError, compose
+from t2ikit.config.compose import ConfigError, compose
 from t2ikit.run.experiment import check
 
 FOLDER = Path(__file__).parent.parent / "experiments"

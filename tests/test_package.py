@@ -7,8 +7,11 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import import_module
 from importlib.metadata import entry_points, version
 from pathlib import Path
+from pkgutil import iter_modules, walk_packages
+from types import ModuleType
 
 import pytest
 
@@ -83,12 +86,24 @@ def test_wheel_stands_alone(wheel: Path, tmp_path: Path) -> None:
 import sys
 sys.path.insert(0, {str(tmp_path / "site")!r})
 sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
-import t2ikit, t2ikit.config
+import t2ikit
+from t2ikit.config.compose import compose
 from importlib.util import find_spec
 assert t2ikit.__file__.startswith({str(tmp_path)!r}), t2ikit.__file__
 assert find_spec("t2ikit.callbacks").origin.startswith({str(tmp_path)!r})
-config = t2ikit.config.compose("mine.yaml")
+config = compose("mine.yaml")
 assert config["trainer"]["max_steps"] == 7 and "ema" in config["callbacks"], config
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_no_name_is_a_module_and_something_else() -> None:
+    """``t2ikit.metrics.prdc`` is the function, whatever has been imported before."""
+    for package in [
+        t2ikit.__name__,
+        *(module.name for module in walk_packages(t2ikit.__path__, "t2ikit.") if module.ispkg),
+    ]:
+        imported = import_module(package)
+        for module in iter_modules(imported.__path__):
+            assert isinstance(getattr(imported, module.name, imported), ModuleType), f"{package}.{module.name}"

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+import tiny
 from t2ikit.cli import main
 from t2ikit.commands.sample import _check_output
 from t2ikit.commands.sample import add_parser as add_sample
 from t2ikit.files import require_folder
+from t2ikit.pretrained import cache_folder
 
 
 def test_a_folder_that_can_be_made_or_written(tmp_path: Path) -> None:
@@ -30,6 +32,20 @@ def test_a_folder_that_cannot_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(ValueError, match="run.directory .*may not write to"):
         require_folder(tmp_path / "a", "run.directory")
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.enter(tmp_path, monkeypatch, {})
+    monkeypatch.setenv("T2IKIT_CACHE", "")  # as if it were not set
+    monkeypatch.setenv("HOME", f"{tmp_path}/home")
+    assert cache_folder() == tmp_path / "home" / ".cache" / "t2ikit"
+    (tmp_path / "home").touch()
+    assert main(["run", "tiny.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert "data.root (by default below $T2IKIT_CACHE" in error and f"{tmp_path}/home is a file" in error
+    assert not list(tmp_path.glob("runs/*"))
 
 
 def sample_options(*words: str) -> argparse.Namespace:

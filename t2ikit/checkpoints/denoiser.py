@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from t2ikit.checkpoints.files import load_weights, read_weights
+from t2ikit.checkpoints.foreign import refuse_foreign
 from t2ikit.checkpoints.runs import find_checkpoint
 from t2ikit.config.class_nodes import check_component
 from t2ikit.config.compose import ConfigError
@@ -42,10 +43,10 @@ def load_denoiser(
     content = read_weights(path, mmap=True)
     model = stored_experiment(content, path)["model"]
     node = (model.get("init_args") or {}).get("denoiser")
-    if node is None or "state_dict" not in content:
+    if node is None:
         raise ValueError(f"checkpoint {path}: not a checkpoint of a text-to-image run (`t2ikit run`)")
     built: Denoiser = check_component(f"{path}: denoiser", node, Denoiser, origins=origins or Origins()).build()
-    load_weights(built, stored_weights(content, weights, decay)[0])
+    load_weights(built, stored_weights(content, path, weights, decay)[0])
     return built.eval().requires_grad_(False)
 
 
@@ -62,9 +63,7 @@ def stored_experiment(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it holds none, or one whose model is no class with arguments.
     """
-    experiment = content.get("experiment")
-    if not isinstance(experiment, dict):
-        raise ConfigError(f"checkpoint {path}: it holds no experiment, so not a checkpoint of a run (`t2ikit run`)")
+    experiment = refuse_foreign(content, path, "checkpoint")["experiment"]
     model = experiment.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("init_args") or {}, dict):
         raise ConfigError(
@@ -74,12 +73,13 @@ def stored_experiment(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def stored_weights(
-    content: Mapping[str, Any], weights: Weights, decay: float | None = None
+    content: Mapping[str, Any], path: Path, weights: Weights, decay: float | None = None
 ) -> tuple[dict[str, Tensor], str]:
     """The weights of the denoiser in a checkpoint, with averages in place of what they average.
 
     Args:
         content: of the checkpoint.
+        path: its file, for messages.
         weights: "ema" for the averages of the EMA callback, "raw" for the weights themselves, "auto" for the averages
             where there are any, as a snapshot of the run takes them.
         decay: which profile of the averages; None takes the first.
@@ -98,11 +98,11 @@ def stored_weights(
     profiles = content.get("callbacks", {}).get("EMA", {}).get("profiles") or {}
     if weights == "ema" and not profiles:
         raise ValueError(
-            "this checkpoint holds no averaged weights (no EMA callback): take the raw ones (--weights raw)"
+            f"checkpoint {path} holds no averaged weights (no EMA callback): take the raw ones (--weights raw)"
         )
     if weights == "raw" or not profiles:
         return state, "raw"
     profile = next(iter(profiles)) if decay is None else str(decay)
     if profile not in profiles:
-        raise ValueError(f"this checkpoint has no averages of decay {decay}, only of {', '.join(profiles)}")
+        raise ValueError(f"checkpoint {path} has no averages of decay {decay}, only of {', '.join(profiles)}")
     return state | profiles[profile], f"ema {profile}"

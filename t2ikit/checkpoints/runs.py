@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from t2ikit.checkpoints.foreign import TRAINING, reason_of, refuse_foreign
 from t2ikit.checkpoints.saving import fault_of, is_complete
 from t2ikit.config.compose import ConfigError, nearest
 from t2ikit.files import write_whole
@@ -110,8 +111,12 @@ def latest_config(folder: Path) -> Path:
     return folder / (f"config.resume-{resume - 1}.yaml" if resume > 1 else "config.yaml")
 
 
-def step_of(checkpoint: Path) -> int:
+def step_of(checkpoint: Path, explained: bool = True) -> int:
     """Optimizer steps that a checkpoint of a run has made; of a folder of shards, as its name says.
+
+    Args:
+        checkpoint: complete.
+        explained: whether it must hold its experiment, as those of every module of the kit do.
 
     Raises:
         ConfigError: it is no checkpoint of a run.
@@ -121,7 +126,8 @@ def step_of(checkpoint: Path) -> int:
     import torch  # here: looking for checkpoints needs none
 
     try:
-        return int(torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"])
+        content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"--resume {checkpoint}: not a checkpoint of a run ({reason})") from error
+        raise ConfigError(f"--resume {checkpoint}: not a checkpoint of a run ({reason_of(error)})") from error
+    needs = (*TRAINING, "experiment") if explained else TRAINING
+    return int(refuse_foreign(content, checkpoint, "--resume", needs)["global_step"])

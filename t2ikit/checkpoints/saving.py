@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from t2ikit.checkpoints.foreign import kind_of_file
 from t2ikit.files import partial_of, publish, recover
 
 _MARK = b"t2ikit sha256 "
@@ -133,7 +134,7 @@ def _fault_of(checkpoint: Path, *changed: int) -> str | None:
     if _is_damaged(checkpoint):
         return "the file is damaged: its bytes have another SHA-256 than those that were written"
     if not is_complete(checkpoint):
-        return "not a complete checkpoint (cut off, or not written by torch)"
+        return f"not a complete checkpoint ({kind_of_file(checkpoint)})"
     named = _STEP.search(checkpoint.stem)
     if named is None:
         return None

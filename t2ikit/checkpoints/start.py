@@ -13,6 +13,7 @@ from typing import Literal
 
 from t2ikit.checkpoints.denoiser import Weights, stored_weights
 from t2ikit.checkpoints.files import read_weights
+from t2ikit.checkpoints.foreign import refuse_foreign
 from t2ikit.checkpoints.runs import find_checkpoint
 from t2ikit.config.compose import ConfigError
 from t2ikit.denoisers import Denoiser
@@ -71,11 +72,9 @@ def start_from(denoiser: Denoiser, start: Start) -> dict[str, str]:
         ValueError: weights that do not fit, named; nothing is changed then.
     """
     path = start.path()
-    content = read_weights(path, mmap=True)
-    if "state_dict" not in content:
-        raise ValueError(f"model.init_args.start: {path} is not a checkpoint of a run (`t2ikit run`)")
-    weights, label = stored_weights(content, start.weights)
+    content = refuse_foreign(read_weights(path, mmap=True), path, "model.init_args.start")
     try:
+        weights, label = stored_weights(content, path, start.weights)
         changes = denoiser.adopt(weights, start.fit, start.take)
     except ValueError as error:
         raise ValueError(f"model.init_args.start: {path}: {error}") from error

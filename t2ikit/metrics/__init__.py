@@ -7,7 +7,7 @@ from t2ikit.metrics.distribution.cmmd import cmmd
 from t2ikit.metrics.distribution.coco import CocoCaptions
 from t2ikit.metrics.distribution.distribution import DistributionMetrics
 from t2ikit.metrics.distribution.frechet import Moments, frechet_distance
-from t2ikit.metrics.distribution.prdc import prdc, prdc_preset
+from t2ikit.metrics.distribution.precision_recall import prdc, prdc_preset
 from t2ikit.metrics.features.features import FeatureExtractor, RandomConvFeatures
 from t2ikit.metrics.fingerprint import Fingerprint
 from t2ikit.metrics.geneval import GenEval, GenEvalPrompts

@@ -21,6 +21,7 @@ from t2ikit.callbacks.checkpoint_files import failure_of
 from t2ikit.checkpoints.runs import finish, is_finished, latest_config, newest_checkpoint, step_in_name, step_of
 from t2ikit.config.compose import ConfigError, flatten
 from t2ikit.launch import first_rank
+from t2ikit.learner import Learner
 from t2ikit.run.experiment import USER_ERRORS, Experiment, Plan, build
 from t2ikit.run.folder import FOLDER_VARIABLE, RunFolder, contents, tell_ranks, write_config
 from t2ikit.run.lock import lock, unlock
@@ -116,7 +117,8 @@ def _train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comma
     if plan.config["seed_everything"] is not None:
         seed_everything(plan.config["seed_everything"], workers=True, verbose=False)
     with _removed_if_refused(folder) as written:
-        step = step_of(folder.checkpoint) if folder.checkpoint is not None else 0
+        explained = issubclass(plan.model.cls, Learner)
+        step = step_of(folder.checkpoint, explained) if folder.checkpoint is not None else 0
         experiment = build(plan, folder.path, step)
         _allow(experiment, allow)
         if 0 < experiment.trainer.max_steps <= step and (folder.created or is_finished(folder.path)):
@@ -238,9 +240,15 @@ def _refusal(error: Exception, checkpoint: str | None) -> ConfigError | None:
     if not isinstance(error, RuntimeError) or not lines or "loading state_dict" not in lines[0]:
         return None
     return ConfigError(
-        f"--resume {checkpoint}: its weights are those of another network ({lines[1].strip()}). Set "
+        f"--resume {checkpoint}: its weights are those of another network ({_shortened(lines[1].strip())}). Set "
         "model.init_args.denoiser as it was, or leave out --resume"
     )
+
+
+def _shortened(names: str) -> str:
+    """The first of the names of weights that torch lists, and how many there are."""
+    listed = names.split(", ")
+    return names if len(listed) <= 4 else f"{', '.join(listed[:4])}, ... {len(listed)} in all"
 
 
 def _print_changes(config: dict[str, Any], path: Path) -> None:

@@ -126,13 +126,13 @@ def load_trained(
     content = read_weights(path, mmap=True)
     config = stored_experiment(content, path)
     stored = training_manifest(content)
-    if stored is None or not {"state_dict", "global_step"} <= content.keys():
+    if stored is None or "global_step" not in content:
         raise ValueError(f"checkpoint {path}: not a checkpoint of a text-to-image run (`t2ikit run`)")
-    module = _build(config, autoencoder, origins)
+    module = _build(config, path, autoencoder, origins)
     module.on_load_checkpoint(content)
     manifest = Manifest.from_json(stored)
     module.check_manifest(manifest)
-    state, label = stored_weights(content, weights, decay)
+    state, label = stored_weights(content, path, weights, decay)
     load_weights(module.denoiser, state)
     module.eval().requires_grad_(False)
     return TrainedModel(module, manifest, config, sha256_of(path), path, int(content["global_step"]), label, origins)
@@ -152,7 +152,7 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
-def _build(config: dict[str, Any], autoencoder: str | None, origins: Origins) -> TextToImage:
+def _build(config: dict[str, Any], path: Path, autoencoder: str | None, origins: Origins) -> TextToImage:
     node = config["model"]
     if autoencoder is not None:
         space = {"autoencoder": autoencoder, "revision": None}
@@ -161,7 +161,7 @@ def _build(config: dict[str, Any], autoencoder: str | None, origins: Origins) ->
         module = check_component("model", node, LightningModule, origins=origins).build()
     except ConfigError as error:
         if autoencoder is None or "autoencoder" not in str(error):
-            raise
+            raise ConfigError(f"checkpoint {path}: {error}") from error
         raise ConfigError(f"--autoencoder {autoencoder}: the model of this checkpoint has none ({error})") from error
     if not isinstance(module, TextToImage):
         raise ConfigError(f"model: {type(module).__name__} is no t2ikit.module.TextToImage, which samples images")

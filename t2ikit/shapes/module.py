@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from t2ikit.data.datamodule import DataModule
+from t2ikit.files import require_folder
 from t2ikit.pretrained import cache_folder
 from t2ikit.shapes.prompts import Difficulty
 
@@ -55,13 +57,20 @@ class ShapesData(DataModule):
         super().__post_init__()
 
     def find_data(self) -> None:
-        """Nothing to find: what is not there is rendered."""
+        """What is not there is rendered: refuses a folder that cannot take it.
+
+        Raises:
+            ValueError: names ``data.root``.
+        """
+        if isinstance(self.folder, Path) and not self.folder.is_dir():
+            require_folder(self.folder, "data.root (by default below $T2IKIT_CACHE or ~/.cache/t2ikit)")
 
     def prepare_data(self) -> None:
         """Renders, captions and encodes the data where it does not exist yet."""
         # Imported here: the renderer and the small text encoder are not needed to stream prepared data.
         from t2ikit.shapes.dataset import build_shapes
 
+        self.find_data()
         build_shapes(
             self.folder,
             self.size,

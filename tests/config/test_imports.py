@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from t2ikit.checkpoints import load_denoiser
-from t2ikit.config import ConfigError, compose, merge
 from t2ikit.config.class_nodes import check_component
-from t2ikit.config.compose import Override, shipped_experiments
+from t2ikit.config.compose import ConfigError, Override, compose, merge, shipped_experiments
 from t2ikit.config.imports import find_class
 from t2ikit.config.origins import Origins
 from t2ikit.denoisers import DiTI

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from lightning.pytorch import Trainer
 
-from t2ikit.config import ConfigError, merge
 from t2ikit.config.class_nodes import accepted, class_parser
+from t2ikit.config.compose import ConfigError, merge
 from t2ikit.config.imports import find_class
 from t2ikit.config.messages import explain
 from t2ikit.run.describe import describe

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from t2ikit.checkpoints.runs import finish, is_complete, latest_config, newest_checkpoint, step_in_name
-from t2ikit.config import ConfigError
+from t2ikit.config.compose import ConfigError
 from t2ikit.run import folder as run_folder
 from t2ikit.run.folder import choose, write_config
 from t2ikit.run.lock import is_locked, lock, unlock

@@ -14,7 +14,7 @@ import torch
 
 from t2ikit.metrics.base import Result, Rows, Samples
 from t2ikit.metrics.distribution.frechet import Moments
-from t2ikit.metrics.distribution.prdc import PRESETS, prdc, prdc_preset
+from t2ikit.metrics.distribution.precision_recall import PRESETS, prdc, prdc_preset
 from t2ikit.metrics.distribution.reference import ComparedMetric
 
 
@@ -25,7 +25,7 @@ class DistributionMetrics(ComparedMetric):
     Attributes:
         k: neighbour that gives the radius of precision, recall, density and coverage.
         preset: a published way to compute those four instead ("imagenet_t2i", "dgm_eval", "synthreal"; see
-            ``t2ikit.metrics.distribution.prdc.PRESETS``), which brings its own k.
+            ``t2ikit.metrics.distribution.precision_recall.PRESETS``), which brings its own k.
     """
 
     k: int = 5

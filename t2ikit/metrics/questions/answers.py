@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
-from t2ikit.files import write_whole
+from t2ikit.files import require_folder, write_whole
 from t2ikit.metrics.features.features import NetworkHolder
 from t2ikit.metrics.fingerprint import images_sha256
 from t2ikit.pretrained import cache_folder
@@ -198,7 +198,9 @@ def ask_all(
     Returns:
         The book, which holds an answer to every question of ``asked``.
     """
-    book = AnswerBook(folder or cache_folder() / "answers", answerer, images)
+    folder = folder or cache_folder() / "answers"
+    require_folder(folder, "the folder of answers (by default below $T2IKIT_CACHE or ~/.cache/t2ikit)")
+    book = AnswerBook(folder, answerer, images)
     waiting = list({book.key(question): question for question in asked if question not in book}.values())
     try:
         saved = time.monotonic()

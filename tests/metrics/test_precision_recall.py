@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from t2ikit.metrics import prdc as prdc_function
-from t2ikit.metrics.distribution import nearest
-from t2ikit.metrics.distribution.prdc import BLOCK_ENTRIES, PRESETS, prdc, prdc_preset
+from t2ikit.metrics.distribution import nearest, precision_recall
+from t2ikit.metrics.distribution.precision_recall import BLOCK_ENTRIES, PRESETS, prdc, prdc_preset
 
 NAMES = ("precision", "recall", "density", "coverage")
 
@@ -53,8 +51,7 @@ def test_equals_the_definition(count: int, other: int, width: int, k: int) -> No
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, k: int) -> None:
     real, fake = clouds(130, 170, 8)
     whole = prdc(real, fake, k)
-    # The package exports the function under the module's name, so the module is fetched where Python keeps it.
-    monkeypatch.setattr(sys.modules["t2ikit.metrics.distribution.prdc"], "BLOCK_ENTRIES", 170 * 3)
+    monkeypatch.setattr(precision_recall, "BLOCK_ENTRIES", 170 * 3)
     assert prdc(real, fake, k) == whole
     assert BLOCK_ENTRIES > 170 * 170
 
@@ -70,15 +67,14 @@ def test_the_order_of_the_rows_changes_nothing(monkeypatch: pytest.MonkeyPatch, 
         real = np.vstack([real, real[:40]])  # and rows that are there twice
     else:
         real = real[np.argsort(distances if order == "near first" else -distances)]
-    module = sys.modules["t2ikit.metrics.distribution.prdc"]
-    monkeypatch.setattr(module, "BLOCK_ENTRIES", len(real) * 7)
+    monkeypatch.setattr(precision_recall, "BLOCK_ENTRIES", len(real) * 7)
     monkeypatch.setattr(nearest, "FEW", few)
     assert list(prdc(real, fake, 5).values()) == pytest.approx(by_definition(real, fake, 5), abs=1e-12)
 
 
 def test_a_distance_within_a_set_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     count, width, blocks = 600, 16, 20
-    monkeypatch.setattr(sys.modules["t2ikit.metrics.distribution.prdc"], "BLOCK_ENTRIES", count * count // blocks)
+    monkeypatch.setattr(precision_recall, "BLOCK_ENTRIES", count * count // blocks)
     real, fake = (torch.from_numpy(rows) for rows in clouds(count, count, width))
     with FlopCounterMode(display=False) as counter:
         prdc(real, fake)
@@ -100,14 +96,13 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_memory_is_that_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["t2ikit.metrics.distribution.prdc"]
     real, fake = (torch.from_numpy(rows) for rows in clouds(2000, 2000, 8))
-    monkeypatch.setattr(module, "BLOCK_ENTRIES", 2**16)
-    monkeypatch.setattr(module, "PAIR_ENTRIES", 2**14)
+    monkeypatch.setattr(precision_recall, "BLOCK_ENTRIES", 2**16)
+    monkeypatch.setattr(precision_recall, "PAIR_ENTRIES", 2**14)
     with LargestTensor() as largest:
         prdc(real, fake)
     # A block of float32, and what grows with N alone: features, and the nearest of each row with their places.
-    assert largest.bytes <= max(4 * 2**16, 2000 * 8 * 8, 2000 * 2 * (5 + 1 + module.SPARE) * 8)
+    assert largest.bytes <= max(4 * 2**16, 2000 * 8 * 8, 2000 * 2 * (5 + 1 + precision_recall.SPARE) * 8)
 
 
 def test_equals_the_prdc_package(capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,7 +182,7 @@ def test_errors_name_what_to_change(change: dict[str, int | str], message: str) 
     if "nan" in change:
         fake[int(change["nan"]), 1] = np.nan
     with pytest.raises(ValueError, match=message):
-        prdc_function(real, fake, k=int(change.get("k", 5)), distance=str(change.get("distance", "euclidean")))
+        prdc(real, fake, k=int(change.get("k", 5)), distance=str(change.get("distance", "euclidean")))
 
 
 def test_sample_vectors(sample_data: Path) -> None:
