@@ -23,6 +23,11 @@ WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 _SETTING_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja")  # the last one: chat templates
 _BLOCK = 1 << 22
 
+EMBEDDED = "embedded:"
+"""How the names of models begin that are shipped with the kit."""
+
+_EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
+
 
 @dataclass(frozen=True)
 class EncoderReference:
@@ -60,7 +65,8 @@ def find_pretrained(name: str, revision: str | None, option: str, extra_files: S
     """Finds a model's folder, bringing it from the Hub where it is not local, and hashes its weights.
 
     Args:
-        name: a local folder, or a repository of the Hub such as ``google/flan-t5-xl``.
+        name: a local folder, a repository of the Hub such as ``google/flan-t5-xl``, or a model that is shipped with the
+            kit, such as ``embedded:shapes-full``.
         revision: branch, tag or commit of the repository; None is its main branch. Not for local folders.
         option: the option that gives ``name``, for the error message.
         extra_files: further files that go into the hash where they exist (a tokenizer decides the output, too).
@@ -73,7 +79,7 @@ def find_pretrained(name: str, revision: str | None, option: str, extra_files: S
         ValueError: a revision for a local folder, a folder without weights, or weights of a recorded revision that
             are not what they were.
     """
-    folder = Path(name).expanduser()
+    folder = _embedded(name, option) if name.startswith(EMBEDDED) else Path(name).expanduser()
     if folder.is_dir():
         if revision is not None:
             raise ValueError(f"{name} is a local folder, which has no revision {revision!r}: leave the revision out")
@@ -175,6 +181,15 @@ def sha256_of(file: Path) -> str:
 def cache_folder() -> Path:
     """Where the kit keeps what it can make again: ``$T2IKIT_CACHE``, or ``~/.cache/t2ikit``."""
     return Path(os.environ.get("T2IKIT_CACHE") or "~/.cache/t2ikit").expanduser()
+
+
+def _embedded(name: str, option: str) -> Path:
+    folder = _EMBEDDED_FOLDER / name.removeprefix(EMBEDDED)
+    shipped = sorted(path.parent.name for path in _EMBEDDED_FOLDER.glob("*/config.json"))
+    if folder.name not in shipped or folder.parent != _EMBEDDED_FOLDER:
+        names = ", ".join(EMBEDDED + model for model in shipped)
+        raise FileNotFoundError(f"{name} is not shipped with the kit; give one of {names} with {option}")
+    return folder
 
 
 def _looks_like_path(name: str) -> bool:

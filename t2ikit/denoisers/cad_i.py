@@ -135,6 +135,12 @@ class CADI(Denoiser):
             positions, as high and as wide as the largest of all; an image has those in the middle.
         pooled_dim: width of the pooled vectors of all text encoders together, whose projection, zero at first, is added
             to the embedding of the noise level; 0 ignores them.
+        spread_start: start latents and positions at standard deviation 1 and the bias of the patch embedding at 0.35,
+            in place of the paper's 0.02, 0.02 and 0, at which tokens are nearly the same for hundreds of steps: the
+            latents beside one token of the noise level, the positions beside data tokens of unit variance, whose
+            LayerNorm without that bias also takes away the length of a patch. 2.8 M parameters on latents of simple
+            shapes, 600 steps: loss 0.66 for 0.86 at step 500, GenEval's single object 0.60 for 0.00, colors 0.73 for
+            0.19 or 0.23. Unknown for the paper's sizes.
 
     Raises:
         ValueError: sizes that do not divide; the message names the option.
@@ -180,6 +186,7 @@ class CADI(Denoiser):
         window_tokens: bool = False,
         other_sizes: Sequence[tuple[int, int]] = (),
         pooled_dim: int = 0,
+        spread_start: bool = False,
     ) -> None:
         super().__init__()
         self.grids = tuple(grid_of(size, patch_size) for size in (input_size, *other_sizes))
@@ -193,6 +200,7 @@ class CADI(Denoiser):
         self.text_dim, self.pooled_dim = text_widths(text_dim), pooled_dim
         self.num_registers, self.coherence = num_registers, coherence
         self.checkpoint_blocks, self.level_kind = checkpoint_blocks, check_level_kind(level_kind)
+        self.spread_start = spread_start
 
         self.patch_extractor = PatchEmbed(in_channels, data_dim, patch_size)
         self.data_ln = LayerNorm(data_dim)
@@ -233,6 +241,10 @@ class CADI(Denoiser):
         for table in (self.data_pos_embedding, self.latents, self.text_registers, self.coherence_positional_embedding):
             if table is not None:
                 truncated_normal_(table)
+        if self.spread_start:
+            nn.init.normal_(self.data_pos_embedding)
+            nn.init.normal_(self.latents)
+            nn.init.normal_(self.patch_extractor.bias, std=0.35)
         # Zero weight and bias: the network starts without self-conditioning.
         nn.init.zeros_(self.ln_previous.weight)
         nn.init.zeros_(self.ln_previous.bias)

@@ -9,21 +9,23 @@ Shapes: [B, 3, H, W] images, [B, C, h, w] x_0, [B, 2, C, h, w] stored posteriors
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from t2ikit.pretrained import EncoderReference, load_pretrained
+from t2ikit.pretrained import EncoderReference, find_pretrained, load_pretrained
 
 DEFAULT_AUTOENCODER = "stabilityai/sd-vae-ft-ema"
 SCALAR_FACTOR = 0.18215
 CHANNEL_MEANS = (5.81, 3.25, 0.12, -2.15)
 CHANNEL_STDS = (4.17, 4.62, 3.71, 3.28)
 CHANNELWISE_STD = 0.5
+Normalisation = Literal["scalar", "channelwise", "autoencoder"]
 _OPTION = "--autoencoder DIR of `t2ikit prepare encode`, or `autoencoder` of LatentSpace in the experiment"
 
 
@@ -127,11 +129,13 @@ class LatentSpace(ImageSpace):
     """Normalised latents of a KL autoencoder. The autoencoder is loaded when it is first used, not before.
 
     Attributes:
-        autoencoder: a folder in the format of diffusers, or a repository of the Hub.
+        autoencoder: a folder in the format of diffusers, a repository of the Hub, or "embedded:shapes-full", that of
+            the embedded data set.
         revision: commit, tag or branch of the repository.
         normalisation: "scalar" multiplies by 0.18215; "channelwise" gives every channel mean 0 and standard deviation
-            0.5.
-        channels: C of the latents.
+            0.5, by the statistics of the default autoencoder; "autoencoder" gives every channel mean 0 and standard
+            deviation 1, by ``latents_mean`` and ``latents_std`` in the autoencoder's ``config.json``.
+        channels: C of the latents; 0 takes that of the autoencoder once it is loaded.
         batch_size: images that are encoded or decoded at once.
 
     Raises:
@@ -140,21 +144,22 @@ class LatentSpace(ImageSpace):
 
     autoencoder: str = DEFAULT_AUTOENCODER
     revision: str | None = None
-    normalisation: Literal["scalar", "channelwise"] = "scalar"
+    normalisation: Normalisation = "scalar"
     channels: int = 4
     batch_size: int = 16
     stochastic = True
 
     def __post_init__(self) -> None:
-        if self.normalisation not in ("scalar", "channelwise"):
-            raise ValueError(f"unknown normalisation {self.normalisation!r}; choose scalar or channelwise")
+        if self.normalisation not in get_args(Normalisation):
+            raise ValueError(f"unknown normalisation {self.normalisation!r}; choose scalar, channelwise or autoencoder")
         if self.normalisation == "channelwise" and self.channels != len(CHANNEL_MEANS):
             raise ValueError(
                 f"the channelwise normalisation is known for {len(CHANNEL_MEANS)} channels, not {self.channels}: "
                 "choose normalisation scalar"
             )
-        self.std = 1.0 if self.normalisation == "scalar" else CHANNELWISE_STD
+        self.std = CHANNELWISE_STD if self.normalisation == "channelwise" else 1.0
         self._loaded: tuple[Any, EncoderReference] | None = None
+        self._statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
         self._stored: EncoderReference | None = None
 
     @property
@@ -185,6 +190,7 @@ class LatentSpace(ImageSpace):
             from diffusers import AutoencoderKL
 
             model, source = load_pretrained(AutoencoderKL, self.autoencoder, self.revision, _OPTION)
+            self.channels = self.channels or model.config.latent_channels
             if model.config.latent_channels != self.channels:
                 raise ValueError(
                     f"{self.autoencoder} has {model.config.latent_channels} latent channels, not {self.channels}: "
@@ -224,18 +230,39 @@ class LatentSpace(ImageSpace):
             )
 
     def normalise(self, raw: Tensor) -> Tensor:
-        """Latents [..., C, h, w] as the autoencoder gives them, to x_0 of the same shape."""
+        """Latents [..., C, h, w] as the autoencoder gives them, to x_0 of the same shape.
+
+        Raises:
+            ValueError: ``normalisation`` is "autoencoder", and the autoencoder has no statistics for C channels.
+        """
         if self.normalisation == "scalar":
             return raw * SCALAR_FACTOR
-        means, stds = _channel_statistics(raw.dtype, raw.device)
-        return CHANNELWISE_STD * (raw - means) / stds
+        means, stds = _channel_statistics(*self._channel_numbers(), raw.dtype, raw.device)
+        return self.std * (raw - means) / stds
 
     def denormalise(self, x_0: Tensor) -> Tensor:
         """The inverse of ``normalise``."""
         if self.normalisation == "scalar":
             return x_0 / SCALAR_FACTOR
-        means, stds = _channel_statistics(x_0.dtype, x_0.device)
-        return x_0 / CHANNELWISE_STD * stds + means
+        means, stds = _channel_statistics(*self._channel_numbers(), x_0.dtype, x_0.device)
+        return x_0 / self.std * stds + means
+
+    def _channel_numbers(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of every channel; reads the autoencoder's configuration, not its weights."""
+        if self.normalisation == "channelwise":
+            return CHANNEL_MEANS, CHANNEL_STDS
+        if self._statistics is None:
+            folder = find_pretrained(self.autoencoder, self.revision, _OPTION).folder
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            means, stds = (tuple(config.get(name) or ()) for name in ("latents_mean", "latents_std"))
+            if not len(means) == len(stds) == self.channels:
+                raise ValueError(
+                    f"config.json of {self.autoencoder} gives latents_mean for {len(means)} and latents_std for "
+                    f"{len(stds)} channels, LatentSpace has {self.channels}: choose normalisation scalar, or set "
+                    "`channels` of LatentSpace"
+                )
+            self._statistics = means, stds
+        return self._statistics
 
     def x_0(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
         """[B, 2, C, h, w] posterior mean and standard deviation to normalised latents [B, C, h, w] float32."""
@@ -287,10 +314,10 @@ class LatentSpace(ImageSpace):
 
 
 @cache
-def _channel_statistics(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Means and standard deviations [C, 1, 1], made once: numbers of Python reach a GPU by a host sync."""
+def _channel_statistics(
+    means: tuple[float, ...], stds: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """As tensors [C, 1, 1], made once: numbers of Python reach a GPU by a host sync."""
     with torch.inference_mode(False):
-        means, stds = (
-            torch.tensor(values, dtype=dtype, device=device).view(-1, 1, 1) for values in (CHANNEL_MEANS, CHANNEL_STDS)
-        )
-    return means, stds
+        first, second = (torch.tensor(values, dtype=dtype, device=device).view(-1, 1, 1) for values in (means, stds))
+    return first, second

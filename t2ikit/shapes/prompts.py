@@ -11,6 +11,7 @@ from t2ikit.metrics.geneval.rules import TASKS
 from t2ikit.prompts import Prompt, PromptSource
 from t2ikit.rng import permutation
 from t2ikit.shapes.captions import NUMBERS, plural, with_article
+from t2ikit.shapes.extension import extended_prompt
 from t2ikit.shapes.geometry import class_name
 from t2ikit.shapes.scenes import COLORS_OF, SHAPES_OF, TEXTURES_OF
 
@@ -56,15 +57,20 @@ class ShapesGenEvalPrompts(PromptSource):
     Args:
         per_task: prompts of each task.
         difficulty: which shapes, textures and colours; None takes those of the data.
-        seed: which combinations.
+        seed: which combinations, and which facts extend them.
+        extended: lengthen every prompt into a caption like those of the training, which also names colours, places and
+            background: what was not asked for is random. The verdict asks for the same as without.
     """
 
-    def __init__(self, per_task: int = 32, difficulty: Difficulty | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, per_task: int = 32, difficulty: Difficulty | None = None, seed: int = 0, extended: bool = False
+    ) -> None:
         if per_task < 1:
             raise ValueError(f"ShapesGenEvalPrompts: per_task must be at least 1, got {per_task}")
         self.per_task = per_task
         self.difficulty = difficulty
         self.seed = seed
+        self.extended = extended
 
     def prompts(self) -> list[Prompt]:
         """The prompts, task by task.
@@ -76,7 +82,11 @@ class ShapesGenEvalPrompts(PromptSource):
             raise ValueError(
                 "ShapesGenEvalPrompts: set difficulty, or take that of the data: with_data(data).prompts()"
             )
-        return [Prompt(line["prompt"], line) for line in geneval_prompts(self.difficulty, self.per_task, self.seed)]
+        lines = geneval_prompts(self.difficulty, self.per_task, self.seed)
+        if not self.extended:
+            return [Prompt(line["prompt"], line) for line in lines]
+        texts = [extended_prompt(line, self.difficulty, self.seed, index) for index, line in enumerate(lines)]
+        return [Prompt(text, line) for text, line in zip(texts, lines, strict=True)]
 
     def with_data(self, data: DataModule) -> PromptSource:
         """These prompts in the difficulty of the data, unless one was given.
@@ -85,7 +95,7 @@ class ShapesGenEvalPrompts(PromptSource):
             ValueError: the data is not the embedded data set, and no difficulty was given.
         """
         difficulty = self.difficulty or source_difficulty(data.manifest.source)
-        return ShapesGenEvalPrompts(self.per_task, difficulty, self.seed)
+        return ShapesGenEvalPrompts(self.per_task, difficulty, self.seed, self.extended)
 
 
 def source_name(difficulty: str) -> str:

@@ -293,3 +293,21 @@ def test_a_training_step_costs_what_the_arithmetic_says() -> None:
     # Forward and backward, and on nine of ten samples a forward without the text path.
     expected = 3 * (encode + forward) + 0.9 * forward
     assert step.get_total_flops() == pytest.approx(expected, rel=0.01)
+
+
+def test_spread_start_changes_three_tensors_and_sets_the_tokens_apart() -> None:
+    def built(**options: bool) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        return dict(cad_i(data_dim=64, num_latents=32, **options).state_dict())
+
+    before, spread = built(), built(spread_start=True)
+    assert {name for name in before if not torch.equal(before[name], spread[name])} == {
+        "data_pos_embedding",
+        "latents",
+        "patch_extractor.bias",
+    }
+    assert not before["patch_extractor.bias"].any()
+    assert before["latents"].std() < 0.025 and before["data_pos_embedding"].std() < 0.025
+    assert spread["latents"].std() == pytest.approx(1, abs=0.1)
+    assert spread["data_pos_embedding"].std() == pytest.approx(1, abs=0.1)
+    assert spread["patch_extractor.bias"].std() == pytest.approx(0.35, abs=0.1)

@@ -1,11 +1,13 @@
 """Image spaces, on a tiny AutoencoderKL of the real class in the real format."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from t2ikit.encoders.autoencoders import LatentSpace, PixelSpace, _channel_statistics
+from t2ikit.encoders.autoencoders import CHANNEL_MEANS, CHANNEL_STDS, LatentSpace, PixelSpace, _channel_statistics
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +61,28 @@ def test_channelwise_normalisation() -> None:
     torch.testing.assert_close(space.normalise(means.view(1, 4, 1, 1) + 4.17), 0.5 * (4.17 / stds).view(1, 4, 1, 1))
     with pytest.raises(ValueError, match="4 channels, not 8"):
         LatentSpace("not-needed", normalisation="channelwise", channels=8)
-    with pytest.raises(ValueError, match="scalar or channelwise"):
+    with pytest.raises(ValueError, match="scalar, channelwise or autoencoder"):
         LatentSpace("not-needed", normalisation="whitened")  # type: ignore[arg-type]
+
+
+def test_normalisation_by_the_statistics_of_the_autoencoder(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="latents_mean for 0 .* choose normalisation scalar"):
+        LatentSpace(str(folder), normalisation="autoencoder").normalise(torch.zeros(1, 4, 2, 2))
+    shutil.copytree(folder, tmp_path / "own")
+    config = json.loads((folder / "config.json").read_text())
+    statistics = {"latents_mean": [1.0, 2.0, 3.0, 4.0], "latents_std": [0.5, 1.0, 2.0, 4.0]}
+    (tmp_path / "own" / "config.json").write_text(json.dumps(config | statistics))
+    space = LatentSpace(str(tmp_path / "own"), normalisation="autoencoder")
+    raw = torch.tensor([1.5, 3.0, 5.0, 8.0]).view(1, 4, 1, 1)
+    torch.testing.assert_close(space.normalise(raw), torch.ones(1, 4, 1, 1))
+    torch.testing.assert_close(space.denormalise(torch.ones(1, 4, 1, 1)), raw)
+    assert space.std == 1.0 and space._loaded is None  # the statistics alone need no weights
+
+
+def test_embedded_names_are_refused_by_name() -> None:
+    for name in ("embedded:nothing", "embedded:../encoders"):
+        with pytest.raises(FileNotFoundError, match="not shipped with the kit.*--autoencoder"):
+            LatentSpace(name).load()
 
 
 def test_encode_is_the_posterior_in_one_pass(folder: Path) -> None:
@@ -123,5 +145,6 @@ def test_channel_statistics_are_put_on_a_device_once_and_serve_training_after_in
     raw = torch.randn(1, 4, 2, 2)
     with torch.inference_mode():
         space.normalise(raw)
-    first, again = (_channel_statistics(torch.float32, torch.device("cpu")) for _ in range(2))
+    numbers = CHANNEL_MEANS, CHANNEL_STDS
+    first, again = (_channel_statistics(*numbers, torch.float32, torch.device("cpu")) for _ in range(2))
     assert first[0] is again[0] and first[1] is again[1] and not first[0].is_inference()

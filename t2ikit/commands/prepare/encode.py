@@ -15,7 +15,8 @@ class Encode(Chunked):
     """Encodes every image set with its captions into DIR/train, DIR/val, DIR/train_<setting>.
 
     Attributes:
-        autoencoder: `pixels` to store pixels, or an AutoencoderKL from the Hub or from a local folder.
+        autoencoder: `pixels` to store pixels, or an AutoencoderKL from the Hub or from a local folder, or
+            `embedded:shapes-full`, that of the embedded data set.
         autoencoder_revision: commit, tag or branch on the Hub.
         text_encoder: `small` to build a T5 with random weights for the words of the captions, or a text encoder from
             the Hub or from a folder; given several times, for a denoiser that reads several, in its order.

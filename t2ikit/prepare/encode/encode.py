@@ -100,7 +100,7 @@ def prepare_encode(
             texts.append(CaptionEncoder(name, revision, options))
     space = None
     if autoencoder != PIXELS:
-        space = LatentSpace(autoencoder, autoencoder_revision, batch_size=launch.batch_size)
+        space = LatentSpace(autoencoder, autoencoder_revision, channels=0, batch_size=launch.batch_size)
     encoders = Encoders(space, texts, options, launch.batch_size, picture_format if keep_picture else "")
     # What is wrong with the last set, or the disk, is found before the first one takes a day.
     plans = {name: _Plan.of(root, name, lines, encoders, overwrite) for name, lines in captions.items()}

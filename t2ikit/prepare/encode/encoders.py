@@ -8,7 +8,7 @@ Shapes: [B, 3, S, S] uint8 images, [B, 2, C, h, w] float16 posteriors, [T, D] st
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -91,7 +91,7 @@ class Encoders:
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "device": torch.device("cpu")}
         if self.space is not None:
-            state["space"] = LatentSpace(self.space.autoencoder, self.space.revision, batch_size=self.batch_size)
+            state["space"] = replace(self.space)  # without weights
         return state
 
     @property
