@@ -1,4 +1,4 @@
-"""The project's checks: ``nox -s tests``, ``long``, ``lint``, ``types``, ``docs``, ``quickstart``.
+"""The project's checks: ``nox -s tests``, ``long``, ``verify``, ``lint``, ``types``, ``docs``, ``quickstart``.
 
 ``lint`` and ``types`` read an installed wheel with the working folder outside the repository: the editable mapping of
 ``callbacks/`` to ``t2ikit.callbacks`` is invisible to import-linter and mypy.
@@ -73,3 +73,10 @@ def quickstart(session: nox.Session) -> None:
     """The README's first command, in an environment of its own."""
     session.install("-e", ".")
     session.run("lightning", "run", "experiments/quickstart.yaml", *session.posargs)
+
+
+@nox.session
+def verify(session: nox.Session) -> None:
+    """Kills and resumes a short run of every kind of experiment: `t2ikit verify-resume`, about 15 minutes."""
+    session.install("-e", ".[dev]")
+    session.run("python", "tests/verify_kinds.py", *session.posargs)

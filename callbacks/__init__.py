@@ -10,6 +10,7 @@ from t2ikit.callbacks.metrics_csv import MetricsCSV
 from t2ikit.callbacks.progress import StepProgress
 from t2ikit.callbacks.score_table import ScoreTable
 from t2ikit.callbacks.snapshot import Snapshot
+from t2ikit.callbacks.step_records import StepRecords
 from t2ikit.callbacks.training_log import TrainingLog
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "ScoreTable",
     "Snapshot",
     "StepProgress",
+    "StepRecords",
     "TrainingLog",
 ]

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from t2ikit import ranks
 from t2ikit.batch import StepOutput
 
 
@@ -29,8 +30,7 @@ class TrainingLog(L.Callback):
         super().__init__()
         self._sums: Tensor | None = None
         self._parts: dict[str, Tensor] = {}
-        self._loaded: Tensor | None = None
-        self._loaded_parts: dict[str, Tensor] = {}
+        self._loaded: list[dict[str, Any]] = []
         self._last_logged = -1
         self._rate = 0.0
         self._images = 0
@@ -42,21 +42,26 @@ class TrainingLog(L.Callback):
         return "TrainingLog"
 
     def state_dict(self) -> dict[str, Any]:
+        """The sums of the first rank, and those of the others: added in another order, the means would differ."""
         if self._sums is None:
             return {}
         parts = {"parts": {name: sums.cpu() for name, sums in self._parts.items()}} if self._parts else {}
-        return {"sums": self._sums.cpu(), **parts}
+        own = {"sums": self._sums.cpu(), **parts}
+        first, *others = ranks.together(lambda: own)
+        return {**first, "others": others} if others else first
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded, self._loaded_parts = state_dict.get("sums"), state_dict.get("parts", {})
+        self._loaded = [state_dict, *state_dict.get("others", ())] if state_dict else []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         rows, bins = len(trainer.datamodule.source_names), int(getattr(pl_module, "noise_bins", 1))
         self._sums = torch.zeros(2, rows, bins, dtype=torch.float64, device=pl_module.device)
-        # The stored sums are those of rank 0: only it takes them back, the others start the interval anew.
-        if trainer.is_global_zero and self._loaded is not None and self._loaded.shape == self._sums.shape:
-            self._sums.copy_(self._loaded)
-            self._parts = {name: sums.to(pl_module.device) for name, sums in self._loaded_parts.items()}
+        if len(self._loaded) == trainer.world_size:
+            self._add(self._loaded[trainer.global_rank])
+        elif trainer.is_global_zero:  # of another number of ranks
+            for state in self._loaded:
+                self._add(state)
+        self._loaded = []
         self._last_logged = trainer.global_step
         self._restart_clock(pl_module)
 
@@ -84,6 +89,15 @@ class TrainingLog(L.Callback):
         if interval and step != self._last_logged and step % interval == 0:
             self._last_logged = step
             self._log(trainer, pl_module, step)
+
+    def _add(self, state: dict[str, Any]) -> None:
+        """Adds the stored sums of a rank, unless they are of other sources or bins."""
+        assert self._sums is not None
+        if state["sums"].shape == self._sums.shape:
+            self._sums += state["sums"].to(self._sums.device)
+            for name, sums in state.get("parts", {}).items():
+                sums = sums.to(self._sums.device)
+                self._parts[name] = sums if name not in self._parts else self._parts[name] + sums
 
     def _sum_parts(self, parts: dict[str, Tensor]) -> None:
         """Adds every part, [B], to its sum and count [2]; a part that is off is not there."""

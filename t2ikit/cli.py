@@ -20,6 +20,10 @@ COMMANDS = {
     "sample": ("images of a trained model, from prompts", "t2ikit.commands.sample"),
     "evaluate": ("scores of a trained model, or of pictures of any other", "t2ikit.commands.evaluate"),
     "prepare": ("photos to encoded records: images, cutmix, captions, encode, check, ...", "t2ikit.commands.prepare"),
+    "verify-resume": (
+        "kill and resume a short run, and compare it with an undisturbed one",
+        "t2ikit.commands.verify_resume",
+    ),
 }
 
 
@@ -106,7 +110,7 @@ def _dispatch(command: str, rest: Sequence[str], prog: str) -> int:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<10}{summary}" for name, (summary, _) in COMMANDS.items()]
+    lines = [f"  {name:<15}{summary}" for name, (summary, _) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: t2ikit COMMAND ...      (t2ikit COMMAND --help says more)",
