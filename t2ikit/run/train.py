@@ -21,6 +21,7 @@ from t2ikit.launch import first_rank
 from t2ikit.learner import Learner
 from t2ikit.run.experiment import USER_ERRORS, Experiment, Plan, build
 from t2ikit.run.folder import RunFolder, contents, tell_ranks, write_config
+from t2ikit.run.kept import KeepEncoder, keep
 from t2ikit.run.lock import lock, unlock
 from t2ikit.run.loggers import quiet
 
@@ -101,6 +102,7 @@ def _train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comma
                 _print_changes(plan.config, latest_config(folder.path))
             head = f"# t2ikit {t2ikit.__version__}: {' '.join(command.split())}\n"
             written.append(write_config(folder.path, head + text, resumed=not folder.created))
+            written += keep(folder.path, plan.config, command, folder.checkpoint, folder.created)
         status = _fit(experiment, folder, command, plan.config)
     if first_rank() and status == 0:
         if folder.checkpoint is not None and experiment.trainer.global_step == step:
@@ -127,7 +129,7 @@ def _removed_if_refused(folder: RunFolder) -> Iterator[list[Path]]:
         yield written
     except ConfigError:
         for path in written:  # the last config is what `evaluate` reads and the next resume is compared with
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         _discard(folder)
         raise
 
@@ -155,7 +157,7 @@ def _allow(experiment: Experiment, keys: Sequence[str]) -> None:
 def _fit(experiment: Experiment, folder: RunFolder, command: str, config: dict[str, Any]) -> int:
     """Trains to the end or an interrupt; the exit status."""
     started, trainer = _Started(config), experiment.trainer
-    trainer.callbacks.append(started)  # type: ignore[attr-defined]
+    trainer.callbacks += [started, KeepEncoder()]  # type: ignore[attr-defined]
     interrupt = signal.getsignal(signal.SIGINT)
     path = None if folder.checkpoint is None else str(folder.checkpoint)
     try:
