@@ -1,4 +1,4 @@
-"""Puts the files of the repository that the pages link to beside the pages, so that every link of the site leads somewhere.
+"""Puts the files of the repository that the pages link to beside the pages: every link of the site leads somewhere.
 
 mkdocs knows the files below ``docs/`` only. A page's ``../t2ikit/batch.py`` becomes ``repository/t2ikit/batch.py``, a
 copy; a Markdown file becomes a page, whose links are those of its own folder.

@@ -73,7 +73,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--devices", type=positive, metavar="N", help="devices of this machine that sample and score (1)")
     add("--num-nodes", type=positive, metavar="N", help="machines, each started with this command (1)")
     add("--compare", type=expanded, metavar="DIR", help="a run, or a folder with scores/, to compare the scores with")
-    varied_help = "fields of the fingerprints that may differ in the comparison, e.g. guidance,steps (steps of the sampler)"
+    varied_help = "fields of the fingerprints that may differ in the comparison, e.g. guidance,steps (of the sampler)"
     add("--varied", type=_names, default=(), metavar="FIELD[,FIELD...]", help=varied_help)
     add_trust(parser)
     add("--out", type=expanded, metavar="DIR", help="default: RUN/evaluations/NAME; for --images evaluations/NAME")
