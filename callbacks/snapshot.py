@@ -50,7 +50,7 @@ _NEWEST = "newest.json"
 
 
 class Snapshot(L.Callback):
-    """Samples images with the EMA weights and scores them.
+    """Samples images with the averaged weights, or the raw ones where none are averaged, and scores them.
 
     Image i depends on (seed, i, prompt) alone: not on the batch size, nor on the number of ranks. The training state is
     left as it was.

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -250,6 +251,23 @@ def test_mistake_in_the_quickstart(run: Run, tmp_path: Path, arguments: list[str
     assert refused.status == 2
     assert message in refused.err.splitlines()[-1] and "Traceback" not in refused.err
     assert not list(tmp_path.glob("runs/*"))
+
+
+def test_help_of_an_experiment_names_the_classes_that_may_stand_there(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: [quickstart.yaml]")
+    lines = run("run", "mine.yaml", "--help").out.splitlines()
+
+    def said_of(option: str) -> str:
+        return next(after for line, after in pairwise(lines) if line.startswith(f"  --{option} ["))
+
+    assert said_of("model.denoiser") == "      one of t2ikit.denoisers.CADI, t2ikit.denoisers.DiTI, a class of your own"
+    assert "one of ddim, ddpm, euler, heun, dpmpp_2m, a class of your own" in said_of("callbacks.val.method")
+    metrics = said_of("callbacks.val.metrics")
+    for metric in ("DistributionMetrics", "GenEval", "distribution.kid.KID", "alignment.rewards.ImageReward"):
+        assert f"t2ikit.metrics.{metric}" in metrics
+    assert "t2ikit.metrics.Metric," not in metrics  # abstract
+    [callbacks] = [line for line in lines if line.startswith("callbacks.NAME: one of ")]
+    assert "t2ikit.callbacks.EMA" in callbacks and "t2ikit.callbacks.CutMix" in callbacks
 
 
 def test_checkpoint_that_is_none(run: Run, tmp_path: Path) -> None:

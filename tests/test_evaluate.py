@@ -245,6 +245,8 @@ def test_mistakes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         ([*val, "--compare", tmp_path], "no scores of val in it; give a run"),
         ([*val, "--guidance", "1,2", "--compare", RUN], "give --guidance one weight"),
         ([*val, "--varied", "steps"], "give --compare DIR"),
+        ([*val, "--compare", str(RUN), "--varied", "step"], "scores of any two steps of training may be compared"),
+        ([*val, "--compare", str(RUN), "--varied", "stepz"], "nearest known: 'steps'; the fields are"),
         (["nowhere", *val[1:]], "checkpoint nowhere: no such file"),
         ([*val, "--device", "abacus"], "--device abacus: "),
         ([*val, "--device", "cpu:0", "--devices", "2"], "--device cpu:0 is one device"),

@@ -182,6 +182,8 @@ def test_no_data_set_is_needed_but_its_text_encoder(
     shutil.copytree(RUN, tmp_path / "run")
     encoder = shutil.copytree("data/text_encoder", tmp_path / "t5")
     monkeypatch.chdir(tmp_path)
+    assert np.array_equal(before, sample(*words, out=tmp_path / "kept", checkpoint=Path("run")))
+    shutil.rmtree("run/text_encoder")
     message = refused(capsys, "run", *words)
     assert "no text encoder text_encoder, nor in the data root data" in message and "--text-encoder" in message
     assert not (tmp_path / "samples").exists()

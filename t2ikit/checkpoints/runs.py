@@ -16,6 +16,8 @@ from t2ikit.files import write_whole
 from t2ikit.launch import first_rank
 
 FINISHED = "finished"
+PLUGINS = "plugins"
+"""Folder of a run for the sources of the user's own classes; of a resume with others: ``plugins.resume-N``."""
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -109,6 +111,20 @@ def latest_config(folder: Path) -> Path:
     while (folder / f"config.resume-{resume}.yaml").is_file():
         resume += 1
     return folder / (f"config.resume-{resume - 1}.yaml" if resume > 1 else "config.yaml")
+
+
+def run_folder_of(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint is of; the folder of the file where it lies in none."""
+    checkpoint = checkpoint if len(checkpoint.parts) > 2 else checkpoint.absolute()
+    return next((folder.parent for folder in checkpoint.parents if folder.name == "checkpoints"), checkpoint.parent)
+
+
+def kept_plugins(folder: Path) -> Path | None:
+    """The last sources of plug-ins that a run folder keeps; None if it keeps none."""
+    resumes = [path for path in folder.glob(f"{PLUGINS}.resume-[0-9]*") if path.is_dir()]
+    if resumes:
+        return max(resumes, key=lambda path: int(path.name.rpartition("-")[2]))
+    return folder / PLUGINS if (folder / PLUGINS).is_dir() else None
 
 
 def step_of(checkpoint: Path, explained: bool = True) -> int:

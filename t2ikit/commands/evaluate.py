@@ -67,13 +67,13 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--seed", type=int, metavar="N", help="seed of the noise")
     add("--batch-size", type=positive, metavar="N", help="images sampled at once on each device")
     add("--limit", type=positive, metavar="N", help="take the first N prompts only")
-    add("--weights", choices=("ema", "raw"), help="averaged weights, or the raw ones of the last step")
+    add("--weights", choices=("ema", "raw"), help="averaged weights, or the raw ones (averaged, where there are any)")
     add("--autoencoder", metavar="FOLDER_OR_ID", help="the autoencoder of the training data, if it has moved")
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     add("--devices", type=positive, metavar="N", help="devices of this machine that sample and score (1)")
     add("--num-nodes", type=positive, metavar="N", help="machines, each started with this command (1)")
     add("--compare", type=expanded, metavar="DIR", help="a run, or a folder with scores/, to compare the scores with")
-    varied_help = "fields of the fingerprints that may differ in the comparison, e.g. guidance,steps"
+    varied_help = "fields of the fingerprints that may differ in the comparison, e.g. guidance,steps (of the sampler)"
     add("--varied", type=_names, default=(), metavar="FIELD[,FIELD...]", help=varied_help)
     add_trust(parser)
     add("--out", type=expanded, metavar="DIR", help="default: RUN/evaluations/NAME; for --images evaluations/NAME")

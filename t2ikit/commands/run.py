@@ -22,7 +22,8 @@ HELP = """usage: {prog} EXPERIMENT.yaml [--KEY VALUE | --KEY=VALUE ...] [--resum
                                [--fork] [--allow KEY] [--trust NAME] [--print_config] [--debug]
 
 Trains what an experiment file describes and writes to runs/<experiment>/version_<N>/: config.yaml (resolved),
-checkpoints/, TensorBoard events, metrics.csv, samples/; at its end the file finished.
+checkpoints/, TensorBoard events, metrics.csv, samples/, environment.yaml (command, commit, versions), the sources of
+plug-ins in plugins/; at its end the file finished.
 
 options:
   --KEY VALUE       overrides one key, e.g. --trainer.max_steps 100. A value is a plain number, true, false or null,

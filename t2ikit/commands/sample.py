@@ -68,18 +68,20 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError, FileNotFoundError, ValueError: what is missing or wrong, and what to change.
     """
+    from t2ikit.checkpoints.runs import find_checkpoint
     from t2ikit.prompts import read_prompts
     from t2ikit.run.experiment import find_method, origins_of
     from t2ikit.run.trained import find_device, load_trained
 
     _check_output(args)
-    origins = origins_of(trusted=args.trust)
+    checkpoint = find_checkpoint(args.checkpoint, "checkpoint")
+    origins = origins_of(trusted=args.trust, checkpoint=checkpoint)
     solver = find_method(args.method, origins)
     if args.negative is not None and args.guidance == 0.0:
         raise ValueError("--negative acts through guidance: give --guidance another value than 0")
     prompts = args.prompt or read_prompts(args.prompts, "--prompts")
     device = find_device(args.device)
-    trained = load_trained(args.checkpoint, args.weights, args.autoencoder, origins=origins)
+    trained = load_trained(checkpoint, args.weights, args.autoencoder, origins=origins)
     _sample(args, trained, solver, [prompt for prompt in prompts for _ in range(args.count)], device)
     return 0
 

@@ -214,24 +214,24 @@ class ImportGuard:
 
     def _key_of(self, name: Any) -> str:
         """The key of the value that names a class."""
-        keys = (key for key, value in _leaves(self.arguments, self.key) if value == name)
+        keys = (key for key, value in leaves(self.arguments, self.key) if value == name)
         return next(keys, self.key)
 
 
-def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
     """(key, value) of everything below a value that is neither a mapping nor a list."""
     if isinstance(value, (Mapping, Namespace)):
         for name, below in value.items():
-            yield from _leaves(below, f"{key}.{name}")
+            yield from leaves(below, f"{key}.{name}")
     elif isinstance(value, (list, tuple)):
         for index, below in enumerate(value):
-            yield from _leaves(below, f"{key}.{index}")
+            yield from leaves(below, f"{key}.{index}")
     else:
         yield key, value
 
 
 def _strings(value: Any) -> set[str]:
-    return {leaf for _, leaf in _leaves(value, "") if isinstance(leaf, str)}
+    return {leaf for _, leaf in leaves(value, "") if isinstance(leaf, str)}
 
 
 def _nearest_module(missing: str) -> str:

@@ -18,6 +18,10 @@ TRUST_HELP = (
 """Of ``--trust``."""
 
 
+SHOWN = 100
+"""Lines of a kept source that a refusal shows."""
+
+
 class Forbidden(ConfigError):
     """A name that may not be used, whatever else would be right with it."""
 
@@ -33,11 +37,13 @@ class Origins:
         packages: searched for a class that is named without its module, to suggest its full path.
         folders: whose files may be named, beside those of the current folder.
         trusted: names of further modules, as ``--trust`` gives them.
+        kept: folder of the plug-ins that a run has kept, which may come from elsewhere: used where they are trusted.
     """
 
     packages: tuple[str, ...] = ()
     folders: tuple[Path, ...] = ()
     trusted: tuple[str, ...] = ()
+    kept: Path | None = None
 
     def of_library(self, module: str) -> bool:
         """Whether a module is of the kit or of a known library, and not trusted by its name."""
@@ -56,7 +62,10 @@ class Origins:
         top = module.partition(".")[0]
         if _within(module, (*LIBRARIES, *self.trusted)):
             return
-        if _homes(top) <= {folder.resolve() for folder in (Path.cwd(), *self.folders)}:
+        found = homes(top)
+        if not found and self.kept is not None:
+            self._refuse_kept(self.kept, top, where)
+        if found <= {folder.resolve() for folder in (Path.cwd(), *self.folders)}:
             return
         raise Forbidden(
             f"{where}: '{module}' is neither a module of the kit or of a library that it knows "
@@ -64,17 +73,48 @@ class Origins:
             f"its code. If you trust it: --trust {top}"
         )
 
+    def _refuse_kept(self, folder: Path, top: str, where: str) -> None:
+        """Refuses a module of which there is only what the run has kept, and shows that."""
+        source = _source(folder, top)
+        if source is None:
+            return
+        lines = source.read_text(encoding="utf-8", errors="replace").splitlines()
+        more = f"\n    ... and {len(lines) - SHOWN} lines more" if len(lines) > SHOWN else ""
+        shown = "\n".join(f"    {printable(line)}" for line in lines[:SHOWN])
+        raise Forbidden(
+            f"{where}: '{top}' is no file of the current folder. The run has kept its source, and importing it runs "
+            f"its code:\n{shown}{more}\nThat is {source}, with what it imports beside it. If you trust it: "
+            f"--trust {top}"
+        )
+
 
 NONE_BUT_KNOWN = Origins()
 """The kit, its libraries and the current folder."""
 
 
-def importable(*folders: Path, packages: Sequence[str] = (), trusted: Sequence[str] = ()) -> Origins:
-    """Makes modules of the current folder and of ``folders`` importable; returns where classes may come from."""
-    for folder in (Path.cwd(), *folders):
+def importable(
+    *folders: Path, packages: Sequence[str] = (), trusted: Sequence[str] = (), kept: Path | None = None
+) -> Origins:
+    """Makes modules of the current folder and of ``folders`` importable; returns where classes may come from.
+
+    Those of ``kept`` come after all others, and only where one of them is trusted.
+    """
+    plugins = () if kept is None or not any(_source(kept, name) for name in trusted) else (kept,)
+    for folder in (Path.cwd(), *folders, *plugins):
         if str(folder.resolve()) not in sys.path:
             sys.path.append(str(folder.resolve()))
-    return Origins(tuple(packages), tuple(folders), tuple(trusted))
+    return Origins(tuple(packages), tuple(folders), tuple(trusted), kept)
+
+
+def _source(folder: Path, top: str) -> Path | None:
+    """The file of a module or a package in a folder of plug-ins."""
+    top = top.partition(".")[0]
+    return next((path for path in (folder / f"{top}.py", folder / top / "__init__.py") if path.is_file()), None)
+
+
+def printable(line: str) -> str:
+    """A line of a file from elsewhere, without what a terminal would obey."""
+    return "".join(character if character.isprintable() or character == "\t" else "\ufffd" for character in line)
 
 
 def _within(module: str, names: Sequence[str]) -> bool:
@@ -82,7 +122,7 @@ def _within(module: str, names: Sequence[str]) -> bool:
     return any(module == name or module.startswith(f"{name}.") for name in names)
 
 
-def _homes(top: str) -> set[Path]:
+def homes(top: str) -> set[Path]:
     """The folders that hold a top-level module, found without importing it; empty if there is no such module.
 
     A package without ``__init__.py`` may lie in several.

@@ -122,7 +122,9 @@ def compare(first: Fingerprint, second: Fingerprint, varied: Collection[str] = (
         UnlikeFingerprints: naming every other field that differs with both values.
     """
     differences = {
-        name: pair for name, pair in first.differences(second).items() if name.removeprefix("extra.") not in varied
+        name: pair
+        for name, pair in first.differences(second).items()
+        if not {name, name.removeprefix("extra.")} & set(varied)
     }
     if differences:
         listed = "; ".join(f"{name}: {mine!r} and {theirs!r}" for name, (mine, theirs) in differences.items())

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from t2ikit.callbacks import CheckpointFiles
+from t2ikit.checkpoints.runs import kept_plugins, run_folder_of
 from t2ikit.checkpoints.start import Start
 from t2ikit.config import class_nodes
 from t2ikit.config.class_nodes import (
@@ -35,6 +36,7 @@ from t2ikit.config.values import plain
 from t2ikit.diffusion.samplers import find_solver
 from t2ikit.diffusion.solvers import Solver
 from t2ikit.learner import Learner
+from t2ikit.run.kept import print_unlike
 from t2ikit.run.trainer_options import count_from_this_start, refuse_callbacks, refuse_option, refuse_validation
 
 # Exceptions of a constructor over a mistake of the user; any other is a defect and keeps its traceback.
@@ -268,14 +270,18 @@ def _check_trainer(options: dict[str, Any], origins: Origins) -> dict[str, Any]:
     return {name: typed[name] for name in options}
 
 
-def origins_of(*folders: Path, trusted: Sequence[str] = ()) -> Origins:
+def origins_of(*folders: Path, trusted: Sequence[str] = (), checkpoint: Path | None = None) -> Origins:
     """Makes the user's own modules importable, those in the current folder and in the given ones.
 
     Args:
         folders: whose files the experiment may name.
         trusted: further modules, as ``--trust`` names them.
+        checkpoint: whose run has kept the plug-ins that are used where there are no others and they are trusted.
     """
-    return importable(*folders, packages=PACKAGES, trusted=trusted)
+    kept = None if checkpoint is None else kept_plugins(run_folder_of(checkpoint))
+    if kept is not None:
+        print_unlike(kept)
+    return importable(*folders, packages=PACKAGES, trusted=trusted, kept=kept)
 
 
 def find_method(method: str, origins: Origins) -> str | Solver:

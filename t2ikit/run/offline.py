@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from t2ikit import ranks
 from t2ikit.callbacks import Snapshot
 from t2ikit.checkpoints import read_weights
 from t2ikit.checkpoints.denoiser import stored_experiment
-from t2ikit.checkpoints.runs import find_checkpoint
+from t2ikit.checkpoints.runs import find_checkpoint, run_folder_of
 from t2ikit.config.class_nodes import check_component
 from t2ikit.config.compose import ConfigError, changed, compose, nearest
 from t2ikit.config.imports import find_class
@@ -53,10 +54,12 @@ def evaluate(args: argparse.Namespace) -> None:
     else:
         config = changed(stored_experiment(read_weights(checkpoint, mmap=True), checkpoint), args.overrides)
     # Files of a run folder may come from elsewhere: only an experiment that the user names brings its own.
-    origins = origins_of(*([experiment.parent] if args.experiment else []), trusted=args.trust)
+    origins = origins_of(*([experiment.parent] if args.experiment else []), trusted=args.trust, checkpoint=checkpoint)
     snapshot = _snapshot(config, args.snapshot, experiment, origins)
     snapshot.evaluation.limit = args.limit
     others = None if args.compare is None else find_scores(args.compare, args.snapshot, "--compare")
+    if others is not None:
+        _check_varied(args.varied, others)
     sampling = _sampling(args, snapshot, config, origins)
     device = _launch(args)
     data = _data(config, origins)
@@ -70,7 +73,7 @@ def evaluate(args: argparse.Namespace) -> None:
         _report(where, evaluated.scores, others, args)
         return
     trained = _model(args, checkpoint, snapshot, data, device, origins)
-    run_folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    run_folder = run_folder_of(checkpoint)
     where = (args.out or run_folder / "evaluations" / args.snapshot) / _label(args, trained.step)
     if args.guidance is None or len(args.guidance) == 1:
         sampling = sampling if args.guidance is None else sampling.with_weight(args.guidance[0])
@@ -95,21 +98,38 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def _snapshot(config: dict[str, Any], name: str, experiment: Path, origins: Origins) -> Snapshot:
     """The snapshot of that name, built."""
-    known = []
-    for key, node in config["callbacks"].items():
-        class_path = node if isinstance(node, str) else node.get("class_path")
-        if issubclass(find_class(class_path, f"callbacks.{key}.class_path", origins), Snapshot):
-            known.append(key)
-    if name not in known:
+    callbacks = config.get("callbacks") or {}
+
+    def is_snapshot(key: str) -> bool:
+        class_path = callbacks[key] if isinstance(callbacks[key], str) else callbacks[key].get("class_path")
+        return issubclass(find_class(class_path, f"callbacks.{key}.class_path", origins), Snapshot)
+
+    if name not in callbacks or not is_snapshot(name):
+        known = []
+        for key in callbacks:
+            with suppress(ConfigError):  # a plug-in that is not trusted
+                known += [key] if is_snapshot(key) else []
         listed = f"; it has {', '.join(known)}" if known else ""
         raise ConfigError(f"--snapshot {name}: no snapshot of that name in {experiment}{listed}{_near(name, known)}")
-    built: Snapshot = check_component(f"callbacks.{name}", config["callbacks"][name], Callback, name, origins).build()
+    built: Snapshot = check_component(f"callbacks.{name}", callbacks[name], Callback, name, origins).build()
     return built
 
 
-def _near(name: str, known: Sequence[str]) -> str:
+def _near(name: str, known: Collection[str]) -> str:
     close = nearest(name, known)
     return close if close.startswith("; nearest") else ""
+
+
+def _check_varied(varied: Sequence[str], others: Found) -> None:
+    """Refuses a word of ``--varied`` that is no field of a fingerprint and would have no effect."""
+    fields = {field for score in others.scores.values() for field in score.fingerprint.named()} | {*MODEL_FIELDS}
+    for name in varied:
+        if name.removeprefix("extra.") not in fields:
+            hint = ": scores of any two steps of training may be compared" if name == "step" else ""
+            raise ConfigError(
+                f"--varied {name}: no field of the fingerprints of {others.details.parent}{hint}{_near(name, fields)}; "
+                f"the fields are {', '.join(sorted(fields))}"
+            )
 
 
 def _sampling(args: argparse.Namespace, snapshot: Snapshot, config: dict[str, Any], origins: Origins) -> Sampling:

@@ -24,6 +24,7 @@ from t2ikit.launch import first_rank
 from t2ikit.learner import Learner
 from t2ikit.run.experiment import USER_ERRORS, Experiment, Plan, build
 from t2ikit.run.folder import FOLDER_VARIABLE, RunFolder, contents, tell_ranks, write_config
+from t2ikit.run.kept import KeepEncoder, keep
 from t2ikit.run.lock import lock, unlock
 from t2ikit.run.loggers import quiet
 from t2ikit.run.rank_processes import leave_with_parent, prepare_ranks, say_dead, wait_for_ranks
@@ -131,6 +132,7 @@ def _train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comma
                 _print_changes(plan.config, latest_config(folder.path))
             head = f"# t2ikit {t2ikit.__version__}: {' '.join(command.split())}\n"
             written.append(write_config(folder.path, head + text, resumed=not folder.created))
+            written += keep(folder.path, plan.config, command, folder.checkpoint, folder.created)
         status = _fit(experiment, folder, step, command, plan.config)
     if first_rank() and status == 0:
         if folder.checkpoint is not None and experiment.trainer.global_step == step:
@@ -157,7 +159,7 @@ def _removed_if_refused(folder: RunFolder) -> Iterator[list[Path]]:
         yield written
     except ConfigError:
         for path in written:  # the last config is what `evaluate` reads and the next resume is compared with
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         _discard(folder)
         raise
 
@@ -186,7 +188,7 @@ def _fit(experiment: Experiment, folder: RunFolder, step: int, command: str, con
     """Trains to the end or until it is stopped; the exit status."""
     started, trainer = _Started(config), experiment.trainer
     stop = stop_by_ourselves(trainer)
-    trainer.callbacks = [_Resumed(step), *trainer.callbacks, started]  # type: ignore[attr-defined]
+    trainer.callbacks = [_Resumed(step), *trainer.callbacks, started, KeepEncoder()]  # type: ignore[attr-defined]
     prepare_ranks(trainer, lambda error: stop.on_exception(trainer, experiment.model, error))
     path = None if folder.checkpoint is None else str(folder.checkpoint)
     try:

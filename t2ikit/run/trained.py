@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from t2ikit.checkpoints import load_weights, read_weights
 from t2ikit.checkpoints.denoiser import Weights, stored_experiment, stored_weights
-from t2ikit.checkpoints.runs import find_checkpoint
+from t2ikit.checkpoints.runs import find_checkpoint, run_folder_of
 from t2ikit.config.class_nodes import check_component
 from t2ikit.config.compose import ConfigError, merge
 from t2ikit.config.origins import Origins
@@ -20,6 +20,7 @@ from t2ikit.data.resume import training_manifest
 from t2ikit.encoders.text import TextEncoder, load_encoder
 from t2ikit.module import TextToImage
 from t2ikit.pretrained import sha256_of
+from t2ikit.records.fits import OWN_TEXT_ENCODER
 from t2ikit.records.manifest import Manifest
 from t2ikit.run.experiment import ORIGINS
 
@@ -73,7 +74,7 @@ class TrainedModel:
                 f"--text-encoder is given {len(names)} times, the training data has {len(references)} text encoders: "
                 f"name each, in the order of {', '.join(reference.name for reference in references)}"
             )
-        root = self._data_root() if names is None else None
+        root = self._encoder_root() if names is None else None
         remedy = "give the one of the training data with --text-encoder"
         for index, reference in enumerate(references):
             name = None if names is None else names[index]
@@ -85,6 +86,11 @@ class TrainedModel:
                     f"no text encoder {name or reference.name}{searched}: give the folder or the repository of the one "
                     f"that the training data was encoded with (SHA-256 {reference.sha256[:12]}...) with --text-encoder"
                 ) from error
+
+    def _encoder_root(self) -> Path | None:
+        """The run folder where it keeps the encoder that was built for its data, else the data root."""
+        run_folder = run_folder_of(self.checkpoint)
+        return run_folder if (run_folder / OWN_TEXT_ENCODER).is_dir() else self._data_root()
 
     def _data_root(self) -> Path | None:
         """The data root of the experiment. Its data module says it, since ShapesData derives one from its options."""

@@ -1,0 +1,162 @@
+"""What a run keeps to be understood and sampled elsewhere: plug-ins, versions, the text encoder of its data.
+
+``environment.yaml`` says what the run was made with, ``plugins/`` holds the sources of the user's own classes, and
+``text_encoder/`` the small text encoder that was built for its data set. A resume adds ``environment.resume-N.yaml``,
+and ``plugins.resume-N/`` where a source has changed.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+import t2ikit
+from t2ikit.checkpoints.runs import PLUGINS, kept_plugins, run_folder_of
+from t2ikit.config.compose import LIBRARIES
+from t2ikit.config.imports import leaves
+from t2ikit.config.origins import homes
+from t2ikit.files import partial_of, publish, recover, write_whole
+from t2ikit.records.fits import OWN_TEXT_ENCODER
+
+_INSTALLED = ("site-packages", "dist-packages")
+
+
+class KeepEncoder(Callback):
+    """Copies the text encoder that was built for the data set into the run folder, so that sampling needs no data."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        root = getattr(trainer.datamodule, "folder", None)  # type: ignore[attr-defined]
+        if root is None or not trainer.is_global_zero:
+            return
+        source, target = Path(os.fspath(root)) / OWN_TEXT_ENCODER, Path(trainer.default_root_dir) / OWN_TEXT_ENCODER
+        recover(target)
+        if source.is_dir() and not target.exists():
+            partial = partial_of(target)
+            shutil.copytree(source, partial)
+            publish(partial, target)
+
+
+def keep(folder: Path, config: dict[str, Any], command: str, checkpoint: Path | None, created: bool) -> list[Path]:
+    """Writes the versions and the plug-ins of a run, and says which plug-ins have changed since its checkpoint.
+
+    Args:
+        folder: of the run.
+        config: its resolved experiment, of which every class is imported.
+        command: as the user typed it.
+        checkpoint: with which it goes on.
+        created: whether the folder is new.
+
+    Returns:
+        What was written.
+    """
+    sources = plugin_sources(config)
+    before = None if checkpoint is None else kept_plugins(run_folder_of(checkpoint))
+    changed = before is not None and _print_changed(sources, before)
+    number = len(list(folder.glob("environment*.yaml")))
+    suffix = "" if created or number == 0 else f".resume-{number}"
+    written = [folder / f"environment{suffix}.yaml"]
+    content = yaml.safe_dump(environment(command), sort_keys=False, allow_unicode=True, width=120)
+    write_whole(written[0], content)
+    if sources and (changed or kept_plugins(folder) is None):
+        for name, source in sources.items():
+            write_whole(folder / f"{PLUGINS}{suffix}" / name, source.read_bytes())
+        written.append(folder / f"{PLUGINS}{suffix}")
+    return written
+
+
+def print_unlike(kept: Path) -> None:
+    """Says which files of the current folder are not the plug-ins of the same name that a run has kept."""
+    for path in sorted(kept.rglob("*.py")):
+        here = Path(path.relative_to(kept))
+        if here.is_file() and here.read_bytes() != path.read_bytes():
+            print(f"note: {here} is not what the run was trained with, {path}", file=sys.stderr)
+
+
+def plugin_sources(config: dict[str, Any]) -> dict[str, Path]:
+    """The source files of the modules that an experiment names and that are none of the kit's or a known library.
+
+    With those that have been imported from the same folder; an installed package is not copied, its version is known.
+
+    Args:
+        config: a resolved experiment, of which every class is imported.
+
+    Returns:
+        File by its path in the folder of the module, such as ``mine.py`` or ``package/part.py``.
+    """
+    named = {str(value).partition(".")[0] for _, value in leaves(config, "") if _is_class(value)}
+    folders = {home for name in named - set(LIBRARIES) for home in homes(name) if not set(home.parts) & {*_INSTALLED}}
+    folders -= {Path(sys.base_prefix)}
+    sources = {}
+    for name, module in sorted(sys.modules.copy().items()):
+        file = getattr(module, "__file__", None)
+        top = name.partition(".")[0]
+        if file and file.endswith(".py") and top not in LIBRARIES and name != "__main__" and homes(top) & folders:
+            path = Path(*name.split("."))
+            sources[str(path / "__init__.py" if hasattr(module, "__path__") else f"{path}.py")] = Path(file)
+    return sources
+
+
+def _is_class(value: Any) -> bool:
+    module, _, name = str(value).rpartition(".")
+    return isinstance(getattr(sys.modules.get(module), name, None), type)
+
+
+def environment(command: str) -> dict[str, Any]:
+    """The command of a run, and the versions of what runs it."""
+    packages = {distribution.metadata["Name"]: distribution.version for distribution in distributions()}
+    return {
+        "command": " ".join(command.split()),
+        "folder": str(Path.cwd()),
+        "t2ikit": t2ikit.__version__,
+        "commit": _commit(Path(t2ikit.__file__)),
+        "commit_of_folder": _commit(Path.cwd()),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": dict(sorted(packages.items(), key=lambda package: package[0].lower())),
+    }
+
+
+def _commit(path: Path) -> str | None:
+    """The commit of the git checkout that holds a file or a folder; "changed" where tracked files differ from it."""
+    folder = path if path.is_dir() else path.parent
+    git = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(folder)]
+
+    def asked(*words: str) -> str:
+        done = subprocess.run([*git, *words], capture_output=True, text=True, timeout=20, check=True)
+        return done.stdout.strip()
+
+    try:
+        if path.is_file():  # an environment inside somebody's checkout is no part of it
+            asked("ls-files", "--error-unmatch", path.name)
+        return asked("rev-parse", "HEAD") + (", changed" if asked("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _print_changed(sources: dict[str, Path], before: Path) -> bool:
+    """Says which plug-ins are not as they were kept; whether there is one."""
+    changed = list(_changed(sources, before))
+    for name, said in changed:
+        print(f"  changed: plug-in {name}: {said}")
+    return bool(changed)
+
+
+def _changed(sources: dict[str, Path], before: Path) -> Iterator[tuple[str, str]]:
+    kept = {str(path.relative_to(before)): path for path in sorted(before.rglob("*.py"))}
+    for name in sorted({*sources, *kept}):
+        if name not in sources:
+            yield name, f"no longer used; it was {kept[name]}"
+        elif name not in kept:
+            yield name, "new"
+        elif sources[name].read_bytes() != kept[name].read_bytes():
+            yield name, f"{sources[name]} is not what the checkpoint was trained with, {kept[name]}"
