@@ -10,15 +10,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.trainer.states import TrainerStatus
 
 import t2ikit
 from t2ikit.callbacks.checkpoint_files import failure_of
-from t2ikit.checkpoints.runs import finish, latest_config, newest_checkpoint, step_of
+from t2ikit.checkpoints.runs import finish, newest_checkpoint, step_of
 from t2ikit.config.compose import ConfigError, flatten
 from t2ikit.launch import first_rank
+from t2ikit.run.changes import Changes
 from t2ikit.run.experiment import USER_ERRORS, Experiment, Plan, build
 from t2ikit.run.folder import RunFolder, contents, tell_ranks, write_config
 from t2ikit.run.lock import lock, unlock
@@ -91,7 +91,8 @@ def _train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comma
     with _removed_if_refused(folder) as written:
         step = step_of(folder.checkpoint) if folder.checkpoint is not None else 0
         experiment = build(plan, folder.path, step)
-        _allow(experiment, allow)
+        changes = Changes(plan, folder.checkpoint, allow)
+        experiment.trainer.callbacks.append(changes)  # type: ignore[attr-defined]
         if 0 < experiment.trainer.max_steps <= step:
             print(f"{folder.checkpoint} has made {step} of {experiment.trainer.max_steps} steps: nothing left to train")
             _discard(folder)
@@ -99,7 +100,8 @@ def _train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comma
         if first_rank():
             if folder.checkpoint is not None:
                 print(f"Resuming from {folder.checkpoint}")
-                _print_changes(plan.config, latest_config(folder.path))
+                for change in changes.listed:
+                    print(f"  changed: {change.key}: {change.before!r} -> {change.now!r}")
             head = f"# t2ikit {t2ikit.__version__}: {' '.join(command.split())}\n"
             written.append(write_config(folder.path, head + text, resumed=not folder.created))
         status = _fit(experiment, folder, command, plan.config)
@@ -139,18 +141,6 @@ def _discard(folder: RunFolder) -> None:
         shutil.rmtree(folder.path)
         with contextlib.suppress(OSError):  # it holds other versions
             folder.path.parent.rmdir()
-
-
-def _allow(experiment: Experiment, keys: Sequence[str]) -> None:
-    if not keys:
-        return
-    allow = getattr(experiment.data, "allow", None)
-    if allow is None:
-        raise ConfigError(f"--allow {keys[0]}: {type(experiment.data).__name__} compares nothing with the checkpoint")
-    try:
-        allow(keys)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
 
 
 def _fit(experiment: Experiment, folder: RunFolder, command: str, config: dict[str, Any]) -> int:
@@ -194,13 +184,3 @@ def _refusal(error: Exception, checkpoint: str | None) -> ConfigError | None:
         f"--resume {checkpoint}: its weights are those of another network ({lines[1].strip()}). Set "
         "model.init_args.denoiser as it was, or leave out --resume"
     )
-
-
-def _print_changes(config: dict[str, Any], path: Path) -> None:
-    """Prints what differs from the experiment as it was kept at ``path``."""
-    if not path.is_file():
-        return
-    before, now = dict(flatten(yaml.safe_load(path.read_text()))), dict(flatten(config))
-    for key in sorted({*before, *now}):
-        if before.get(key) != now.get(key):
-            print(f"  changed: {key}: {before.get(key)!r} -> {now.get(key)!r}")
