@@ -170,7 +170,7 @@ class Checkpoint(LightningCheckpoint):
         free = shutil.disk_usage(next(parent for parent in folder.absolute().parents if parent.exists())).free
         if free < count * size:
             warnings.warn(
-                f"the disk of {folder} has {free / 1e6:,.0f} MB free; a checkpoint takes about {size / 1e6:,.0f} MB, "
+                f"the disk of {folder} has {free / 1e6:,.1f} MB free; a checkpoint takes about {size / 1e6:,.1f} MB, "
                 f"and {count} more are to lie there at once (keep is {self.keep}): make room, or the run goes on "
                 "without those that do not fit",
                 stacklevel=2,

@@ -38,7 +38,8 @@ class CheckpointFiles(TorchCheckpointIO):
             self.failure = f"the checkpoint {path} could not be written ({error.strerror})"
             older = max(filter(is_complete, path.parent.glob("*.ckpt")), key=step_in_name, default=None)
             newest = "there is none yet" if older is None else f"the newest one stays {older}"
-            warnings.warn(f"{self.failure}: {newest}. The run goes on: make room on that disk", stacklevel=2)
+            # Of this line: a warning of its caller, which is Lightning, is not shown.
+            warnings.warn(f"{self.failure}: {newest}. The run goes on: make room on that disk", stacklevel=1)
         else:
             self.failure = None
 

@@ -176,7 +176,7 @@ def test_going_back_keeps_what_it_leaves_and_takes_new_options(folder: Path) -> 
     assert numbers(run) == first
     kept = sorted(str(path.relative_to(run / "checkpoints")) for path in run.rglob("*.ckpt"))
     assert kept == ["left-at-00000004/step-00000008.ckpt", "step-00000004.ckpt", "step-00000008.ckpt"]
-    assert cli.main([*plain, "--resume", str(older), "--model.optimizer.lr", "0.02"]) == 0
+    assert cli.main([*plain, "--resume", str(older), "--model.optimizer.lr", "0.02", "--allow", "model.optimizer"]) == 0
     rates = dict(numbers(run)["train/learning_rate"])
     for step, rate in first["train/learning_rate"]:
         assert rates[step] == pytest.approx(rate * (10 if step > 4 else 1))
@@ -187,26 +187,40 @@ def test_going_back_keeps_what_it_leaves_and_takes_new_options(folder: Path) -> 
 def test_a_refused_resume_leaves_no_experiment_behind(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     plain = ["run", "small.yaml", "--callbacks.val", "null", "--callbacks.geneval", "null"]
     assert cli.main([*plain, "--trainer.max_steps", "2"]) == 0
-    assert cli.main([*plain, "--resume", "last", "--model.denoiser.num_latents", "8"]) == 2
+    other = [*plain, "--resume", "last", "--model.denoiser.num_latents", "8"]
+    assert cli.main(other) == 2
     printed = capfd.readouterr()
-    assert "num_latents: 4 -> 8" in printed.out
+    assert "changed: model.denoiser.num_latents: 4 -> 8" in printed.out
+    assert printed.err.endswith("accept the change with --allow model.denoiser.num_latents\n")
+    assert cli.main([*other, "--allow", "model.denoiser.num_latents"]) == 2
+    printed = capfd.readouterr()
     assert "another network (size mismatch for denoiser.latents" in printed.err
     assert [path.name for path in (folder / "runs" / "small" / "version_0").glob("config*")] == ["config.yaml"]
 
 
-def test_a_resume_with_another_seed_is_refused_until_it_is_allowed(
+def test_a_resume_that_would_be_another_run_is_refused_until_that_is_allowed(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """One list and one message for what the experiment and what the data say; what decides nothing is only listed."""
     plain = ["run", "small.yaml", "--callbacks.val", "null", "--callbacks.geneval", "null"]
     assert cli.main([*plain, "--trainer.max_steps", "2"]) == 0
     run = folder / "runs" / "small" / "version_0"
     first = numbers(run)["train/loss"]
-    other = [*plain, "--trainer.max_steps", "4", "--resume", "last", "--data.seed", "1"]
+    free = ["--trainer.max_steps", "4", "--data.num_workers", "0", "--trainer.accumulate_grad_batches", "2"]
+    free += ["--callbacks.checkpoint.keep", "5", "--model.noise_bins", "5"]
+    deciding = ["--data.seed", "1", "--model.optimizer.lr", "0.01", "--trainer.gradient_clip_val", "0.5"]
+    deciding += ["--callbacks.ema.warmup", "false", "--callbacks.cutmix.tau", "0.5"]
+    other = [*plain, *free, "--resume", "last", *deciding]
     assert cli.main(other) == 2
-    printed = capfd.readouterr().err
-    assert "data.seed was 0 and is 1 now. Set it as it was, or accept the change with --allow data.seed" in printed
+    printed = capfd.readouterr()
+    assert "changed: callbacks.checkpoint.keep: " in printed.out and "changed: model.noise_bins: 10 -> 5" in printed.out
+    message = printed.err.splitlines()[-1]
+    assert "data.seed was 0 and is 1 now" in message and "stream cmall had the quantile" in message
+    keys = ["callbacks.ema.warmup", "model.optimizer.lr", "trainer.gradient_clip_val", "data.seed", "gates"]
+    assert message.endswith(" ".join(f"--allow {key}" for key in keys))
     assert numbers(run)["train/loss"] == first
-    assert cli.main([*other, "--allow", "data.seed"]) == 0
+    allow = [word for key in ("callbacks.ema", *keys[1:]) for word in ("--allow", key)]
+    assert cli.main([*other, *allow]) == 0
     losses = numbers(run)["train/loss"]
     assert losses[:2] == first and [step for step, _ in losses] == [1, 2, 3, 4]
 

@@ -35,7 +35,8 @@ options:
   --resume PATH     resumes from a checkpoint (or the newest one of a run folder), in the folder of its run
   --fork            resumes in a new version below run.directory/run.name and leaves the folder of --resume as it is
   --stage NAME      trains that stage only, of an experiment with `stages`; without it all of them, one after the other
-  --allow KEY       lets KEY differ from the checkpoint of --resume; a refusal names the keys. Repeatable.
+  --allow KEY       lets KEY, or all below it, differ from the checkpoint of --resume (model.optimizer.lr, data.seed); a
+                    refusal names the keys; steps, devices, logging and snapshots need none. Repeatable.
                     stages.NAME keeps a trained stage as it is, although the experiment now says something else of it
   --trust NAME      lets class paths name the module NAME, which is not ours, of a known library, or a file beside the
                     experiment or in the current folder. Importing it runs its code. Repeatable

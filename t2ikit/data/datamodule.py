@@ -18,7 +18,7 @@ from t2ikit.batch import Text
 from t2ikit.data.gate import Gate, shares
 from t2ikit.data.loaders import EvaluationLoader, EvaluationStream, PositionLoader, batches_per_pass, count_anew
 from t2ikit.data.order import SHUFFLE_WINDOW
-from t2ikit.data.resume import TRAIN, Continuation, check_allowed
+from t2ikit.data.resume import TRAIN, Continuation
 from t2ikit.data.streams import TrainingStream, check_weights
 from t2ikit.records.checked import VERIFY, Verify, open_set
 from t2ikit.records.fits import OWN_TEXT_ENCODER, check_buckets, check_fits, check_text_encoder
@@ -97,7 +97,7 @@ class DataModule(LightningDataModule):
         self.arrays: tuple[str, ...] = ("image",)
         # Names by the index in ``StoredBatch.source``; a plain list, since a step asks for it.
         self.source_names = ["raw"]
-        self.allowed: frozenset[str] = frozenset()
+        self.allowed: frozenset[str] = frozenset()  # what ``--allow`` lets differ from the checkpoint of a resume
         self._sets: dict[tuple[str, int], RecordSet] = {}
         self._train_loader: PositionLoader | None = None
         self._slot: int | None = None  # where the next training loader begins
@@ -224,11 +224,6 @@ class DataModule(LightningDataModule):
             check_fits(train, records, name)
         self.gates.append(gate)
         self.source_names.append(name)
-
-    def allow(self, keys: Collection[str]) -> None:
-        """Lets what ``--allow`` names differ from the checkpoint of the resume; ValueError for an unknown key."""
-        check_allowed(keys)
-        self.allowed = frozenset(keys)
 
     def continuation(self) -> Continuation:
         """What decides the rest of the run, and the position that it has reached."""

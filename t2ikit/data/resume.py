@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from t2ikit.config.compose import nearest
 from t2ikit.data.gate import Gate
 from t2ikit.records.manifest import Manifest
 
@@ -24,7 +25,7 @@ ALLOWED = (
     APPENDED,
     RECORDS,
 )
-"""What ``--allow`` lets differ between a checkpoint and the run that goes on from it."""
+"""What ``--allow`` lets differ between the data of a checkpoint and of the run that goes on from it."""
 
 # Named first, since they explain why the records differ.
 _CONTENT = ("captions", "setting", "source", "count", "source_sha256")
@@ -77,15 +78,16 @@ class Continuation:
         buckets = tuple(state.get("buckets", ()))
         return Continuation(**{**state, "gates": gates, "manifests": manifests, "buckets": buckets})
 
-    def check(self, now: Continuation, allow: Collection[str] = ()) -> None:
-        """Refuses to resume a run that would train on other records than the run of the checkpoint would have done.
+    def check(self, now: Continuation, allow: Collection[str] = (), changes: Collection[tuple[str, str]] = ()) -> None:
+        """Refuses to resume a run whose rest would not be that of the run of the checkpoint.
 
         Encoders, shapes and formats must never change, since the network was trained on them. Other entries of a
         manifest, such as the folder of its images, may change as long as the records stay the same.
 
         Args:
             now: of the present run; its position is not compared.
-            allow: keys of ``ALLOWED`` that may differ.
+            allow: keys that may differ, or parents of them.
+            changes: what else differs, of the experiment: key and what is said of it.
 
         Raises:
             ValueError: lists everything that differs and is not allowed, with the options that let it pass.
@@ -97,16 +99,7 @@ class Continuation:
                     f"{_set_name(name)} is not of the kind that the checkpoint was trained on ({unlike}; here: the "
                     "checkpoint): set --data.root as it was, or begin a new run"
                 )
-        refused = [(key, text) for key, text in self._differences(now) if key not in allow]
-        if RECORDS in allow:
-            refused = [(key, text) for key, text in refused if key != APPENDED]
-        if refused:
-            options = " ".join(f"--allow {key}" for key in dict.fromkeys(key for key, _ in refused))
-            raise ValueError(
-                "the resumed run would train on other records than the run of the checkpoint: "
-                + "; ".join(text for _, text in refused)
-                + f". Set it as it was, or accept the change with {options}"
-            )
+        refuse([*changes, *self._differences(now)], [*allow, APPENDED] if RECORDS in allow else allow)
 
     def _differences(self, now: Continuation) -> Iterator[tuple[str, str]]:
         """(key of ``ALLOWED``, what differs) for everything that differs."""
@@ -153,11 +146,35 @@ def training_manifest(checkpoint: Mapping[str, Any]) -> str | None:
     return checkpoint.get("data_manifest")
 
 
-def check_allowed(keys: Collection[str]) -> None:
-    """ValueError for a key that ``--allow`` does not know."""
+def refuse(changes: Collection[tuple[str, str]], allow: Collection[str]) -> None:
+    """Refuses what differs from a checkpoint and is not allowed.
+
+    Args:
+        changes: key and what is said of it.
+        allow: keys that may differ; one allows all keys below it.
+
+    Raises:
+        ValueError: lists them, with the options that let them pass.
+    """
+    refused = [(key, text) for key, text in changes if not any(f"{key}.".startswith(f"{name}.") for name in allow)]
+    if refused:
+        options = " ".join(f"--allow {key}" for key in dict.fromkeys(key for key, _ in refused))
+        raise ValueError(
+            "the rest of the resumed run would not be that of the run of the checkpoint: "
+            + "; ".join(text for _, text in refused)
+            + f". Set it as it was, or accept the change with {options}"
+        )
+
+
+def check_allowed(keys: Collection[str], experiment: Collection[str] = ()) -> None:
+    """ValueError for a key of ``--allow`` that is neither one of the data nor of the experiment, nor above one."""
+    known = [*ALLOWED, *experiment]
     for key in keys:
-        if key not in ALLOWED:
-            raise ValueError(f"--allow {key}: what may differ on a resume is one of {', '.join(ALLOWED)}")
+        if not any(f"{name}.".startswith(f"{key}.") for name in known):
+            raise ValueError(
+                f"--allow {key}: what may differ on a resume is a key of the experiment, or one of {', '.join(ALLOWED)}"
+                f"{nearest(key, known)}"
+            )
 
 
 def _set_name(name: str) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint
 from torch.multiprocessing import ProcessExitedException
@@ -18,10 +17,11 @@ from torch.multiprocessing import ProcessExitedException
 import t2ikit
 from t2ikit import stopping
 from t2ikit.callbacks.checkpoint_files import failure_of
-from t2ikit.checkpoints.runs import finish, is_finished, latest_config, newest_checkpoint, step_in_name, step_of
+from t2ikit.checkpoints.runs import finish, is_finished, newest_checkpoint, step_in_name, step_of
 from t2ikit.config.compose import ConfigError, flatten
 from t2ikit.launch import first_rank
 from t2ikit.learner import Learner
+from t2ikit.run.changes import Changes
 from t2ikit.run.experiment import USER_ERRORS, Experiment, Plan, build
 from t2ikit.run.folder import FOLDER_VARIABLE, RunFolder, contents, tell_ranks, write_config
 from t2ikit.run.kept import KeepEncoder, keep
@@ -121,7 +121,8 @@ def _train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comma
         explained = issubclass(plan.model.cls, Learner)
         step = step_of(folder.checkpoint, explained) if folder.checkpoint is not None else 0
         experiment = build(plan, folder.path, step)
-        _allow(experiment, allow)
+        changes = Changes(plan, folder.checkpoint, allow)
+        experiment.trainer.callbacks.append(changes)  # type: ignore[attr-defined]
         if 0 < experiment.trainer.max_steps <= step and (folder.created or is_finished(folder.path)):
             print(f"{folder.checkpoint} has made {step} of {experiment.trainer.max_steps} steps: nothing left to train")
             _discard(folder)
@@ -129,7 +130,8 @@ def _train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comma
         if first_rank():
             if folder.checkpoint is not None:
                 print(f"Resuming from {folder.checkpoint}")
-                _print_changes(plan.config, latest_config(folder.path))
+                for change in changes.listed:
+                    print(f"  changed: {change.key}: {change.before!r} -> {change.now!r}")
             head = f"# t2ikit {t2ikit.__version__}: {' '.join(command.split())}\n"
             written.append(write_config(folder.path, head + text, resumed=not folder.created))
             written += keep(folder.path, plan.config, command, folder.checkpoint, folder.created)
@@ -170,18 +172,6 @@ def _discard(folder: RunFolder) -> None:
         shutil.rmtree(folder.path)
         with contextlib.suppress(OSError):  # it holds other versions
             folder.path.parent.rmdir()
-
-
-def _allow(experiment: Experiment, keys: Sequence[str]) -> None:
-    if not keys:
-        return
-    allow = getattr(experiment.data, "allow", None)
-    if allow is None:
-        raise ConfigError(f"--allow {keys[0]}: {type(experiment.data).__name__} compares nothing with the checkpoint")
-    try:
-        allow(keys)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
 
 
 def _fit(experiment: Experiment, folder: RunFolder, step: int, command: str, config: dict[str, Any]) -> int:
@@ -251,13 +241,3 @@ def _shortened(names: str) -> str:
     """The first of the names of weights that torch lists, and how many there are."""
     listed = names.split(", ")
     return names if len(listed) <= 4 else f"{', '.join(listed[:4])}, ... {len(listed)} in all"
-
-
-def _print_changes(config: dict[str, Any], path: Path) -> None:
-    """Prints what differs from the experiment as it was kept at ``path``."""
-    if not path.is_file():
-        return
-    before, now = dict(flatten(yaml.safe_load(path.read_text()))), dict(flatten(config))
-    for key in sorted({*before, *now}):
-        if before.get(key) != now.get(key):
-            print(f"  changed: {key}: {before.get(key)!r} -> {now.get(key)!r}")

@@ -107,7 +107,7 @@ def fit(
     module = Tiny()
     values = {"batch_size": 16, "num_workers": workers, "seed": 3, "eval_batch_size": 4, **(data or {})}
     data_module = DataModule(str(root), **values)
-    data_module.allow(allow)
+    data_module.allowed = frozenset(allow)
     trainer.fit(module, datamodule=data_module, ckpt_path=checkpoint)
     return module, trainer
 

@@ -1,0 +1,148 @@
+"""What differs between the experiment of a checkpoint and the one that goes on from it, and what of it is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from t2ikit.callbacks import EMA, AugmentationCallback, CutMix
+from t2ikit.checkpoints import read_weights
+from t2ikit.checkpoints.runs import latest_config
+from t2ikit.config.compose import ConfigError, flatten
+from t2ikit.config.imports import find_class
+from t2ikit.data import DataModule
+from t2ikit.data.resume import Continuation, check_allowed, refuse
+from t2ikit.module import TextToImage
+from t2ikit.run.experiment import Plan
+
+# Of TextToImage: not used on a resume, without effect on the numbers, or compared by its hash (the space).
+FREE_OF_MODEL = ("model.start", "model.compile", "model.noise_bins", "model.space")
+# Of a data module that keeps no Continuation.
+FREE_OF_DATA = ("data.num_workers", "data.pin_memory")
+DECIDING_OF_TRAINER = (
+    "precision",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "limit_train_batches",
+    "overfit_batches",
+    "sync_batchnorm",
+    "plugins",
+)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One key of the experiment that differs; ``init_args`` is left out of it, as on the command line.
+
+    Attributes:
+        key: of the value, or of the class if that differs.
+        before: in the checkpoint.
+        now: in this experiment.
+        decides: whether the rest of the run would be another.
+    """
+
+    key: str
+    before: Any
+    now: Any
+    decides: bool
+
+
+class Changes(Callback):
+    """The differences of a resume: refuses those of the experiment and of its data in one list.
+
+    As a callback, since augmentations add their streams to the data in their ``setup``; the weights come after it.
+
+    Args:
+        plan: the experiment that goes on.
+        checkpoint: from which; None for a new run, which differs from nothing.
+        allow: keys that may differ.
+
+    Raises:
+        ConfigError: ``allow`` has a key that nothing is called.
+    """
+
+    def __init__(self, plan: Plan, checkpoint: Path | None, allow: Sequence[str]) -> None:
+        self.plan, self.allow = plan, allow
+        content = {} if checkpoint is None or checkpoint.is_dir() else read_weights(checkpoint, mmap=True)
+        # Not the content, whose file would take its room on the disk until the run ends.
+        self._data: dict[str, Any] | None = content.get(plan.data.cls.__qualname__)
+        self.before = {} if checkpoint is None else _experiment(content, checkpoint)
+        pairs = _differing(self.before, plan.config) if self.before else ()
+        self.listed = [Change(key, before, now, self._decides(key)) for key, before, now in pairs]
+        try:
+            check_allowed(allow, {_short(key) for node in (self.before, plan.config) for key, _ in flatten(node)})
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses what differs and is not allowed.
+
+        Raises:
+            ValueError: lists it, with the options that let it pass.
+        """
+        deciding = [(c.key, f"{c.key} was {c.before!r} and is {c.now!r} now") for c in self.listed if c.decides]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, DataModule) and self._data is not None:
+            data.allowed = frozenset(self.allow)
+            Continuation.from_state(self._data).check(data.continuation(), self.allow, deciding)
+        else:
+            refuse(deciding, self.allow)
+
+    def _decides(self, key: str) -> bool:
+        group, _, rest = key.partition(".")
+        name = rest.partition(".")[0]
+        if group == "model":
+            return not (issubclass(self.plan.model.cls, TextToImage) and key.startswith(FREE_OF_MODEL))
+        if group == "data":
+            compared = issubclass(self.plan.data.cls, DataModule) and key != "data"  # by its Continuation
+            return not compared and key not in FREE_OF_DATA
+        if group == "trainer":
+            return name in DECIDING_OF_TRAINER
+        if group == "callbacks":
+            cls = self._callback(name)
+            return issubclass(cls, (EMA, AugmentationCallback)) and not issubclass(cls, CutMix)  # its gate is compared
+        return key == "seed_everything"
+
+    def _callback(self, name: str) -> type:
+        """The class of a callback of either experiment; ``object`` for one that is not there any more."""
+        if name in self.plan.callbacks:
+            return self.plan.callbacks[name].cls
+        with suppress(ConfigError):
+            node = self.before["callbacks"][name]
+            return find_class(node["class_path"], f"callbacks.{name}.class_path", self.plan.origins)
+        return object
+
+
+def _experiment(content: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """The experiment in a checkpoint; of a module that keeps none in it, the one beside it."""
+    stored = content.get("experiment")
+    with suppress(OSError, yaml.YAMLError):
+        stored = stored or yaml.safe_load(latest_config(checkpoint.parent.parent).read_text())
+    return stored if isinstance(stored, dict) else {}
+
+
+def _differing(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key, before, now) of what differs; where a class differs it stands for its arguments."""
+    if not isinstance(before, Mapping) or not isinstance(now, Mapping):
+        if before != now:
+            yield _short(key), _name(before), _name(now)
+    elif before.get("class_path") != now.get("class_path"):
+        yield _short(key), _name(before), _name(now)
+    else:
+        for name in sorted({*before, *now}):
+            yield from _differing(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+
+
+def _name(node: Any) -> Any:
+    return node["class_path"] if isinstance(node, Mapping) and "class_path" in node else node
+
+
+def _short(key: str) -> str:
+    """A key as it may be typed: without ``init_args``, and a class by the key of its node."""
+    return ".".join(part for part in key.split(".") if part != "init_args").removesuffix(".class_path")
