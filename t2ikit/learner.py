@@ -15,9 +15,6 @@ from t2ikit.batch import StepOutput
 from t2ikit.config.origins import Origins
 from t2ikit.optim.precision import wide_dtype, widened
 
-MOST_MICRO_BATCHES = 64
-"""Outputs that are kept at most, where nobody clears them."""
-
 
 class Averages:
     """One or several averages of the trainable floating-point weights of a network, which keeps its own weights.
@@ -144,7 +141,8 @@ class Learner:
     Attributes:
         averages: of the weights of ``network``; set by the EMA callback.
         run_log: what has been logged.
-        step_outputs: of every micro-batch of the present step; whoever reads them before the update clears them too.
+        step_outputs: of every micro-batch since a callback that reads them before the update has set it to []; None
+            keeps none.
         skipped_step: the last step of which no update was made, since its loss or gradient was not finite.
         experiment: the resolved experiment that it is a part of; a checkpoint holds it, so that it explains itself.
         origins: which modules class paths may name, also those in the checkpoint of a weaker network.
@@ -157,12 +155,13 @@ class Learner:
     def __init__(self) -> None:
         super().__init__()
         self.run_log = RunLog()
-        self.step_outputs: list[StepOutput] = []
+        self.step_outputs: list[StepOutput] | None = None
         self.skipped_step: int | None = None
 
     def step_result(self, loss: Tensor, output: StepOutput) -> dict[str, Any]:
         """What a training step returns: the loss that is minimised, and the output for callbacks."""
-        self.step_outputs = [*self.step_outputs[-MOST_MICRO_BATCHES:], output]
+        if self.step_outputs is not None:
+            self.step_outputs.append(output)
         return {"loss": loss, "step": output}
 
     @property

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, nn
 
@@ -43,10 +43,9 @@ class Finder(Callback):
         self.forward: list[str] = []
         self.backward: list[str] = []
         self.losses: list[float] = []
-        self._module: Any = None
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._module = pl_module
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        pl_module.step_outputs = []
         for name, parameter in pl_module.named_parameters():
             if not bool(parameter.detach().isfinite().all()):
                 self.forward.append(f"{name} (a weight of before the step)")
