@@ -63,10 +63,9 @@ class EMA(L.Callback):
             self._loaded = None
         self._seen = trainer.global_step
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         assert self._averages is not None
         if trainer.global_step > self._seen:  # only after an optimizer step, not after every accumulated micro-batch
             self._seen = trainer.global_step
-            self._averages.update()
+            if pl_module.skipped_step != trainer.global_step:
+                self._averages.update()

@@ -24,6 +24,7 @@ COMMANDS = {
         "kill and resume a short run, and compare it with an undisturbed one",
         "t2ikit.commands.verify_resume",
     ),
+    "replay": ("make a step again that was refused, and find the first bad value", "t2ikit.commands.replay"),
 }
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import t2ikit
+from t2ikit.batch import StepOutput
 from t2ikit.config.origins import Origins
 from t2ikit.optim.precision import wide_dtype, widened
 
@@ -135,11 +136,14 @@ class RunLog:
 class Learner:
     """A base beside ``LightningModule``: ``class MyModule(Learner, LightningModule)``.
 
-    ``training_step`` returns ``{"loss": loss, "step": StepOutput(...)}``.
+    ``training_step`` returns :meth:`step_result`.
 
     Attributes:
         averages: of the weights of ``network``; set by the EMA callback.
         run_log: what has been logged.
+        step_outputs: of every micro-batch since a callback that reads them before the update has set it to []; None
+            keeps none.
+        skipped_step: the last step of which no update was made, since its loss or gradient was not finite.
         experiment: the resolved experiment that it is a part of; a checkpoint holds it, so that it explains itself.
         origins: which modules class paths may name, also those in the checkpoint of a weaker network.
     """
@@ -151,6 +155,14 @@ class Learner:
     def __init__(self) -> None:
         super().__init__()
         self.run_log = RunLog()
+        self.step_outputs: list[StepOutput] | None = None
+        self.skipped_step: int | None = None
+
+    def step_result(self, loss: Tensor, output: StepOutput) -> dict[str, Any]:
+        """What a training step returns: the loss that is minimised, and the output for callbacks."""
+        if self.step_outputs is not None:
+            self.step_outputs.append(output)
+        return {"loss": loss, "step": output}
 
     @property
     def network(self) -> nn.Module:

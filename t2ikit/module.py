@@ -253,7 +253,7 @@ class TextToImage(Learner, L.LightningModule):
         losses = [loss(self.denoiser, part, self.objective.draw(part, keyed, step)) for part in parts]
         loss_B = joined([part.loss_B for part in losses])
         logged = {name: joined([part.parts[name].detach() for part in losses]) for name in losses[0].parts}
-        return {"loss": loss_B.mean(), "step": StepOutput(loss_B.detach(), logged, parts)}
+        return self.step_result(loss_B.mean(), StepOutput(loss_B.detach(), logged, parts))
 
     @torch.no_grad()
     def validation_losses(self, stored: StoredBatch, names: Sequence[str] = ("loss",)) -> dict[str, Tensor]:

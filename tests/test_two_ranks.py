@@ -16,7 +16,7 @@ from t2ikit.callbacks.metrics_csv import read_metrics
 EXPERIMENT = """
 extends: [tiny.yaml]
 trainer: {max_steps: 4}
-callbacks: {val: null, geneval: null, table: null, guard: {init_args: {every_n_steps: 1}}}
+callbacks: {val: null, geneval: null, table: null}
 """
 POISON = '''
 """Breaks one image of the second rank, and notes why a rank stopped."""

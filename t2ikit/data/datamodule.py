@@ -135,6 +135,11 @@ class DataModule(LightningDataModule):
             except FileNotFoundError as error:
                 warnings.warn(f"{error}: training can do without, prompts of snapshots cannot", stacklevel=2)
 
+    @property
+    def train_loader(self) -> PositionLoader | None:
+        """The loader of the present fit, which knows the position; None before there is one."""
+        return self._train_loader
+
     @cached_property
     def bucket_names(self) -> tuple[str, ...]:
         """Names of the aspect buckets, in their order; none where every set of the root has one shape."""

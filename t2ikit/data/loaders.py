@@ -83,6 +83,10 @@ class PositionLoader:
             self._position += 1
             yield batch
 
+    def move(self, micro_batches: int) -> None:
+        """Moves the position on, or back by a negative number; a pass that is under way stays as it is."""
+        self._position += micro_batches
+
     def state_dict(self) -> dict[str, Any]:
         """The position, as it goes into the checkpoint."""
         return {"slot": self.slot}
