@@ -42,6 +42,13 @@ class WatchedRanks(_SubprocessScriptLauncher):
             except subprocess.TimeoutExpired:
                 process.kill()
 
+    def say_dead(self) -> None:
+        """Says which ranks are gone, where this one fails because of them."""
+        time.sleep(0.5)
+        for rank, process in enumerate(self.procs, start=1):
+            if process.poll() not in (None, 0, stopping.STATUS):
+                say_dead(f"rank {rank} of this machine", process.returncode)
+
     def _forward(self, number: int) -> None:
         self.kill(signal.Signals(number))
 
@@ -95,6 +102,13 @@ def wait_for_ranks(trainer: Trainer) -> None:
     launcher = trainer.strategy.launcher
     if isinstance(launcher, WatchedRanks):
         launcher.wait()
+
+
+def say_dead_ranks(trainer: Trainer) -> None:
+    """Says which of the ranks that this process has started are gone, before an error of its own is raised."""
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, WatchedRanks):
+        launcher.say_dead()
 
 
 def leave_with_parent(environment: Mapping[str, str] = os.environ) -> None:
