@@ -24,6 +24,10 @@ GRACE_SECONDS = 10.0
 class WatchedRanks(_SubprocessScriptLauncher):
     """Starts a process for each further rank of this machine, as Lightning's does, and says which one died."""
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._said: set[int] = set()
+
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
         if not self.cluster_environment.creates_processes_externally:
@@ -44,9 +48,9 @@ class WatchedRanks(_SubprocessScriptLauncher):
 
     def say_dead(self) -> None:
         """Says which ranks are gone, where this one fails because of them."""
-        time.sleep(0.5)
+        time.sleep(1.0)  # for the other thread, which may see it as well
         for rank, process in enumerate(self.procs, start=1):
-            if process.poll() not in (None, 0, stopping.STATUS):
+            if rank not in self._said and process.poll() not in (None, 0, stopping.STATUS):
                 say_dead(f"rank {rank} of this machine", process.returncode)
 
     def _forward(self, number: int) -> None:
@@ -64,6 +68,7 @@ class WatchedRanks(_SubprocessScriptLauncher):
         if process.returncode == stopping.STATUS:
             stopping.ask()
         elif process.returncode:
+            self._said.add(rank)
             say_dead(f"rank {rank} of this machine", process.returncode)
             time.sleep(GRACE_SECONDS)
             self.kill(signal.SIGKILL)
