@@ -98,7 +98,7 @@ def prepare_ranks(trainer: Trainer, save: Callable[[BaseException], None]) -> No
                 save(error)
                 raise
 
-        launcher._wrapping_function = of_rank  # type: ignore[method-assign]
+        launcher._wrapping_function = of_rank  # type: ignore[method-assign, assignment]
         stopping.own(lambda number: launcher.kill(signal.Signals(number)))
 
 
