@@ -1,4 +1,4 @@
-"""The project's checks: ``nox -s tests``, ``long``, ``verify``, ``lint``, ``types``, ``docs``, ``quickstart``.
+"""The project's checks: ``nox -s tests``, ``long``, ``verify``, ``signals``, ``lint``, ``types``, ``docs``, ``quickstart``.
 
 ``lint`` and ``types`` read an installed wheel with the working folder outside the repository: the editable mapping of
 ``callbacks/`` to ``t2ikit.callbacks`` is invisible to import-linter and mypy.
@@ -40,6 +40,13 @@ def long(session: nox.Session) -> None:
     """The tests that take minutes: kills at 20 moments, memory of 21,000 images."""
     session.install("-e", ".[dev]")
     session.run("pytest", "-q", "-s", "-m", "long", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def signals(session: nox.Session) -> None:
+    """50 runs of two ranks that a signal stops at random moments, as a table; half an hour on two cores."""
+    session.install("-e", ".")
+    session.run("python", "tests/signal_trials.py", *(session.posargs or ["50"]))
 
 
 @nox.session

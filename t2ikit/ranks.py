@@ -178,7 +178,7 @@ def _all_well(work: Callable[[], Result]) -> Result:
             raise stopping.Stopped(message)
         if message:
             raise OtherRankFailed(f"rank {rank} failed: {message}")
-    return result  # type: ignore[no-any-return]
+    return result
 
 
 def failed_together(error: BaseException) -> bool:

@@ -136,6 +136,33 @@ def test_a_signal_saves_and_says_how_to_go_on(run: Run, tmp_path: Path, name: st
     assert done.status == 75 and "step 3. Nothing was saved: the experiment has no checkpoint callback." in done.err
 
 
+def test_slurm_queues_a_stopped_run_again(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job file of the docs under a played SLURM: one task, SIGUSR1 in its third step, then the same job again."""
+    programs = {
+        "srun": 'shift; exec env SLURM_NTASKS=1 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_STEP_ID=0 "$@"',
+        "scontrol": f'echo "$@" >> {tmp_path}/requeued',
+        "t2ikit": f'exec {sys.executable} -m t2ikit "$@"',
+    }
+    for name, text in programs.items():
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{text}\n")
+        path.chmod(0o755)
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "t2ikit", "SLURM_NNODES": "1", "SLURM_NTASKS_PER_NODE": "1"}
+    environment = {**os.environ, **job, "SLURM_JOB_NODELIST": "localhost"}
+    environment["PATH"] = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    shutil.copy(PARTS, tmp_path)
+    script = Path(__file__).parent.parent / "docs" / "launch" / "slurm.sbatch"
+    stop = "{class_path: tiny_parts.Stop, init_args: {at: 3, how: SIGUSR1}}"
+    command = ["bash", str(script), "e.yaml", "--callbacks.stop", stop]
+    first, second = (subprocess.run(command, env=environment, capture_output=True, text=True) for _ in range(2))
+    assert first.returncode == 75 and "Stopped by SIGUSR1 at step 3." in first.stderr, first.stderr[-2000:]
+    assert second.returncode == 0, second.stderr[-2000:]
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+    assert sorted(losses(tmp_path / "runs/e/version_0")) == [0, 1, 2, 3]
+    assert not list(tmp_path.rglob("hpc_ckpt*"))
+
+
 def test_an_error_in_the_middle_keeps_run_and_traceback(run: Run, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a defect in the middle"):
         run("run", "e.yaml", "--callbacks.stop", "{class_path: tiny_parts.Stop, init_args: {at: 2, how: error}}")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import signal_trials
 
 import tiny
 from t2ikit import cli
@@ -120,3 +121,34 @@ def test_a_stage_for_another_number_of_ranks_is_refused(folder: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode != 0 and "stages.b: 2 ranks are started" in done.stderr and "--stage b" in done.stderr
     assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("launch", "target", "name", "phase"),
+    [
+        ("ddp", "rank 1", "SIGTERM", "snapshot"),
+        ("ddp", "all", "SIGUSR1", "steps"),
+        pytest.param("ddp_fork", "launcher", "SIGINT", "snapshot", marks=pytest.mark.long),
+        pytest.param("torchrun", "all", "SIGTERM", "steps", marks=pytest.mark.long),
+    ],
+)
+def test_a_signal_to_any_rank_stops_both(tmp_path: Path, launch: str, target: str, name: str, phase: str) -> None:
+    """More tries, at random moments: ``nox -s signals``."""
+    assert signal_trials.attempt(tmp_path / "try", launch, target, name, 0.3, phase).failure == ""
+
+
+@pytest.mark.parametrize("target", ["rank 1", pytest.param("launcher", marks=pytest.mark.long)])
+def test_a_dead_rank_ends_the_other(tmp_path: Path, target: str) -> None:
+    done = signal_trials.attempt(tmp_path / "try", "ddp", target, "SIGKILL", 0.5, "steps")
+    assert done.seconds < 60
+    if target == "rank 1":
+        assert done.status == 1 and "rank 1 of this machine was killed by SIGKILL" in done.said
+    else:
+        assert "rank 0 of this machine is gone" in done.said or "Connection" in done.said
+
+
+def test_processes_that_would_train_alone_are_refused(folder: Path) -> None:
+    command = [sys.executable, "-m", *TORCHRUN, "run", "small.yaml", "--trainer.devices", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode != 0 and "trainer.devices: 2 processes were started, and each would train" in done.stderr
+    assert not list(folder.glob("runs/*/*"))

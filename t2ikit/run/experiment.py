@@ -37,7 +37,13 @@ from t2ikit.diffusion.samplers import find_solver
 from t2ikit.diffusion.solvers import Solver
 from t2ikit.learner import Learner
 from t2ikit.run.kept import print_unlike
-from t2ikit.run.trainer_options import count_from_this_start, refuse_callbacks, refuse_option, refuse_validation
+from t2ikit.run.trainer_options import (
+    count_from_this_start,
+    refuse_callbacks,
+    refuse_option,
+    refuse_ranks,
+    refuse_validation,
+)
 
 # Exceptions of a constructor over a mistake of the user; any other is a defect and keeps its traceback.
 USER_ERRORS: tuple[type[Exception], ...] = (*class_nodes.USER_ERRORS, MisconfigurationException)
@@ -196,6 +202,7 @@ def validate(experiment: Experiment) -> None:
     trainer = experiment.trainer
     if trainer.max_steps == -1 and trainer.max_epochs == -1 and not _timed(trainer):
         raise ConfigError("trainer.max_steps: the run would never end; set the number of optimizer steps")
+    refuse_ranks(trainer)
     refuse_callbacks(experiment.callbacks)
     batch = getattr(experiment.data, "batch_size", None)
     micro_batches = trainer.world_size * trainer.accumulate_grad_batches

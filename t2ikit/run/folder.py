@@ -136,8 +136,12 @@ def rank_folder() -> RunFolder:
 
 
 def launch_id(environment: Mapping[str, str] = os.environ) -> str:
-    """What ranks started from outside (torchrun, srun) have in common; empty for a lone process."""
-    variables = ("SLURM_JOB_ID", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
+    """What ranks started from outside (torchrun, srun) have in common; empty for a lone process.
+
+    A job that SLURM has requeued keeps its numbers but for that of the restart, and so do ranks that torchrun restarts.
+    """
+    slurm = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+    variables = (*slurm, "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT")
     return ":".join(environment[variable] for variable in variables if variable in environment)
 
 

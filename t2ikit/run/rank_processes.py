@@ -24,6 +24,10 @@ GRACE_SECONDS = 10.0
 class WatchedRanks(_SubprocessScriptLauncher):
     """Starts a process for each further rank of this machine, as Lightning's does, and says which one died."""
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._said: set[int] = set()
+
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
         if not self.cluster_environment.creates_processes_externally:
@@ -42,6 +46,13 @@ class WatchedRanks(_SubprocessScriptLauncher):
             except subprocess.TimeoutExpired:
                 process.kill()
 
+    def say_dead(self) -> None:
+        """Says which ranks are gone, where this one fails because of them."""
+        time.sleep(1.0)  # for the other thread, which may see it as well
+        for rank, process in enumerate(self.procs, start=1):
+            if rank not in self._said and process.poll() not in (None, 0, stopping.STATUS):
+                say_dead(f"rank {rank} of this machine", process.returncode)
+
     def _forward(self, number: int) -> None:
         self.kill(signal.Signals(number))
 
@@ -57,6 +68,7 @@ class WatchedRanks(_SubprocessScriptLauncher):
         if process.returncode == stopping.STATUS:
             stopping.ask()
         elif process.returncode:
+            self._said.add(rank)
             say_dead(f"rank {rank} of this machine", process.returncode)
             time.sleep(GRACE_SECONDS)
             self.kill(signal.SIGKILL)
@@ -86,7 +98,7 @@ def prepare_ranks(trainer: Trainer, save: Callable[[BaseException], None]) -> No
                 save(error)
                 raise
 
-        launcher._wrapping_function = of_rank  # type: ignore[method-assign]
+        launcher._wrapping_function = of_rank  # type: ignore[method-assign, assignment]
         stopping.own(lambda number: launcher.kill(signal.Signals(number)))
 
 
@@ -95,6 +107,13 @@ def wait_for_ranks(trainer: Trainer) -> None:
     launcher = trainer.strategy.launcher
     if isinstance(launcher, WatchedRanks):
         launcher.wait()
+
+
+def say_dead_ranks(trainer: Trainer) -> None:
+    """Says which of the ranks that this process has started are gone, before an error of its own is raised."""
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, WatchedRanks):
+        launcher.say_dead()
 
 
 def leave_with_parent(environment: Mapping[str, str] = os.environ) -> None:

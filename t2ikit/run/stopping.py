@@ -57,7 +57,8 @@ class StopAtStep(Callback):
         batches = trainer.fit_loop._data_fetcher
         if not self._whole or batches is None or not ranks.failed_together(exception):
             return
-        if batches.fetched != trainer.fit_loop.epoch_loop.batch_progress.current.processed:
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+        if batches.fetched != progress.processed:
             return
         try:
             save(trainer)
@@ -72,8 +73,9 @@ def save(trainer: Trainer) -> None:
     ours = [callback for callback in writing if isinstance(callback, Checkpoint)]
     for callback in ours:
         callback.save(trainer)
+    trial = trainer.fast_dev_run  # type: ignore[attr-defined]
     path = Path(trainer.default_root_dir) / "checkpoints" / f"step-{trainer.global_step:08d}.ckpt"
-    if ours or not writing or trainer.fast_dev_run or path.exists():
+    if ours or not writing or trial or path.exists():
         return
     refuse_broken_weights(trainer)
     partial = path.with_name(path.name + ".partial")

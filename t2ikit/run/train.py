@@ -23,11 +23,11 @@ from t2ikit.launch import first_rank
 from t2ikit.learner import Learner
 from t2ikit.run.changes import Changes
 from t2ikit.run.experiment import USER_ERRORS, Experiment, Plan, build
-from t2ikit.run.folder import FOLDER_VARIABLE, RunFolder, contents, tell_ranks, write_config
+from t2ikit.run.folder import FOLDER_VARIABLE, MARKER, RunFolder, contents, tell_ranks, write_config
 from t2ikit.run.kept import KeepEncoder, keep
 from t2ikit.run.lock import lock, unlock
 from t2ikit.run.loggers import quiet
-from t2ikit.run.rank_processes import leave_with_parent, prepare_ranks, say_dead, wait_for_ranks
+from t2ikit.run.rank_processes import leave_with_parent, prepare_ranks, say_dead, say_dead_ranks, wait_for_ranks
 from t2ikit.run.stopping import stop_by_ourselves
 
 NOT_SAVED = 1
@@ -75,6 +75,8 @@ class _Started(Callback):
         self.seen, self._parameters = False, dict(flatten(config))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:  # all ranks have found the folder; those of another launch must not
+            (Path(trainer.default_root_dir) / MARKER).unlink(missing_ok=True)
         for logger in trainer.loggers:
             logger.log_hyperparams(self._parameters)
 
@@ -196,6 +198,7 @@ def _fit(experiment: Experiment, folder: RunFolder, step: int, command: str, con
         signal = stopping.asked()
         if signal is not None and not started.seen:  # another rank has left before the first step
             return _stopped(signal.name, experiment, folder, command)
+        say_dead_ranks(trainer)
         refusal = None if started.seen else _refusal(error, path)
         if refusal is None:
             raise

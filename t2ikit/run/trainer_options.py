@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
@@ -13,6 +14,7 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     Timer,
 )
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from t2ikit.config.compose import ConfigError
@@ -31,6 +33,9 @@ REFUSED_CALLBACKS: dict[type[Callback], str] = {
     "trainer.accumulate_grad_batches where they do not fit the memory at once",
     LearningRateFinder: "would replace the learning rate of the experiment; set that of model.init_args.optimizer",
 }
+
+# What the names of those strategies of Lightning begin with that a run refuses.
+SHARDED, SPAWNING = ("fsdp", "deepspeed"), ("ddp_spawn",)
 
 
 class StartTimer(Timer):
@@ -64,8 +69,43 @@ def refuse_option(name: str, value: Any) -> None:
     """
     if name in OTHER_LOOPS and value is not None:
         raise ConfigError(f"trainer.{name}: has no effect, since a run never {OTHER_LOOPS[name]}: leave it out")
+    if name == "strategy" and isinstance(value, str):
+        _refuse_strategy(value.startswith(SPAWNING), value.startswith(SHARDED), value)
     if name == "log_every_n_steps" and isinstance(value, int) and value < 0:
         raise ConfigError(f"trainer.{name}: must be at least 1, or 0 to log no training values, not {value}")
+
+
+def refuse_ranks(trainer: Trainer) -> None:
+    """Refuses a strategy that a run cannot use, and processes that would each train alone.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    strategy, name = trainer.strategy, type(trainer.strategy).__name__
+    method = strategy._start_method if isinstance(strategy, DDPStrategy) else None
+    sharded = isinstance(strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy)
+    _refuse_strategy(method in ("spawn", "forkserver"), sharded, name)
+    launch = trainer._accelerator_connector.cluster_environment
+    if isinstance(launch, LightningEnvironment) or not launch.creates_processes_externally:
+        return
+    if launch.world_size() > 1 and trainer.world_size == 1:
+        raise ConfigError(
+            f"trainer.devices: {launch.world_size()} processes were started, and each would train alone: set "
+            "trainer.devices to the processes of a machine and trainer.num_nodes to the machines, or start one process"
+        )
+
+
+def _refuse_strategy(spawning: bool, sharded: bool, name: str) -> None:
+    if spawning:
+        raise ConfigError(
+            f"trainer.strategy: {name} sends the whole run to new processes by pickle, which an experiment does not "
+            "allow: write ddp (a process is started for each device), or ddp_fork where only CPUs are used"
+        )
+    if sharded:
+        raise ConfigError(
+            f"trainer.strategy: {name} gives each device a part of the weights; averages, checkpoints, hashes and "
+            "snapshots of a run read whole ones: write ddp"
+        )
 
 
 def refuse_validation(options: Mapping[str, Any], model: LightningModule) -> None:

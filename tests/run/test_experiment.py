@@ -189,6 +189,25 @@ def test_refused_when_built(tmp_path: Path, changes: dict[str, Any], message: st
     assert str(refusal.value).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        ("ddp_spawn", "trainer.strategy: ddp_spawn sends the whole run to new processes by pickle"),
+        (
+            {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"start_method": "spawn"}},
+            "trainer.strategy: DDPStrategy sends the whole run",
+        ),
+        ("fsdp", "trainer.strategy: fsdp gives each device a part of the weights"),
+        ("deepspeed_stage_2", "trainer.strategy: deepspeed_stage_2 gives each device a part of the weights"),
+    ],
+    ids=str,
+)
+def test_strategies_that_a_run_cannot_use_are_refused(tmp_path: Path, strategy: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        build(checked(trainer={"strategy": strategy, "devices": 2}), tmp_path)
+    assert str(refusal.value).startswith(message) and str(refusal.value).count("write ddp") == 1
+
+
 def test_a_model_that_validates_takes_the_options_of_lightning_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
