@@ -1,4 +1,4 @@
-"""The project's checks: ``nox -s tests``, ``long``, ``verify``, ``signals``, ``lint``, ``types``, ``docs``, ``quickstart``.
+"""The project's checks: ``nox -s`` tests, long, verify, signals, lint, types, docs, quickstart, wheel.
 
 ``lint`` and ``types`` read an installed wheel with the working folder outside the repository: the editable mapping of
 ``callbacks/`` to ``t2ikit.callbacks`` is invisible to import-linter and mypy.
@@ -13,16 +13,22 @@ nox.options.sessions = ["lint", "types", "tests"]
 nox.options.reuse_existing_virtualenvs = True
 
 
-def install_wheel(session: nox.Session, *tools: str) -> None:
-    """Builds the wheel and installs it without what it depends on: the checks only read the source."""
+def build_wheel(session: nox.Session, *tools: str) -> Path:
+    """Builds the wheel in a folder of the session outside the sources, with further tools installed."""
     folder = Path(session.create_tmp()).resolve()
     for old in folder.glob("*.whl"):
         old.unlink()
     session.install("build", *tools)
     session.run("python", "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT), silent=True)
     (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def install_wheel(session: nox.Session, *tools: str) -> None:
+    """Builds the wheel and installs it without what it depends on: the checks only read the source."""
+    wheel = build_wheel(session, *tools)
     session.install("--no-deps", "--force-reinstall", str(wheel))
-    session.chdir(folder)
+    session.chdir(wheel.parent)
 
 
 @nox.session
@@ -87,3 +93,17 @@ def verify(session: nox.Session) -> None:
     """Kills and resumes a short run of every kind of experiment: `t2ikit verify-resume`, about 15 minutes."""
     session.install("-e", ".[dev]")
     session.run("python", "tests/verify_kinds.py", *session.posargs)
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """The wheel with what it asks for, in an environment and a folder of its own: help, and the smallest run."""
+    built = build_wheel(session)
+    session.install(str(built))
+    session.chdir(built.parent)
+    small = "--data.count 64 --data.val_count 16 --data.batch_size 8 --trainer.max_steps 2 --callbacks.geneval null"
+    snapshot = "--callbacks.val.prompts.limit 8 --callbacks.val.steps 2 --run.name wheel"
+    Path("tiny.yaml").write_text("extends: [quickstart.yaml]\n")
+    session.run("t2ikit", "--help", silent=True)
+    environment = {"T2IKIT_CACHE": str(built.parent / "cache"), "OMP_NUM_THREADS": "1"}
+    session.run("lightning", "run", "tiny.yaml", *small.split(), *snapshot.split(), env=environment)

@@ -71,7 +71,7 @@ def test_run_writes_what_it_promises(run: Run, tmp_path: Path) -> None:
     assert "Run folder: runs/e/version_0" in done.out and "tensorboard --logdir runs/e" in done.out
     assert "runs/e/version_0/config.yaml" in done.out and "runs/e/version_0/checkpoints/" in done.out
     names = {path.name.split(".")[0] for path in folder.glob("[!.]*")}
-    assert names == {"config", "checkpoints", "events", "metrics", "finished"}
+    assert names == {"config", "environment", "plugins", "checkpoints", "events", "metrics", "finished"}
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["model"]["init_args"]["lr"] == 0.05 and config["trainer"]["max_steps"] == 3
     assert (folder / "config.yaml").read_text().startswith("# t2ikit ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import re
 import shutil
 import subprocess
 import sys
@@ -76,6 +77,14 @@ def test_wheel_holds_every_file(wheel: Path) -> None:
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert inside == expected
     assert any("licenses/LICENSE" in name for name in zipfile.ZipFile(wheel).namelist())
+
+
+def test_metadata_names_authors_and_no_link_that_leads_nowhere(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        text = archive.read(name).decode()
+    assert "\nAuthor: The t2ikit authors\n" in text
+    assert "mine.yaml" in text and not re.findall(r"\]\((?!https?:)", text)
 
 
 def test_wheel_stands_alone(wheel: Path, tmp_path: Path) -> None:
