@@ -53,7 +53,7 @@ class _Started(Callback):
         self.seen = True
 
 
-def train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], command: str) -> int:
+def train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], command: str, again: str = "") -> int:
     """Builds the run and trains it; a run that is refused leaves no folder behind.
 
     Args:
@@ -62,6 +62,7 @@ def train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comman
         folder: where it is trained, and from which checkpoint it goes on.
         allow: keys that may differ from the checkpoint that is resumed.
         command: as the user would type it again, without --resume.
+        again: the command that goes on after an interrupt; by default ``command`` with --resume.
 
     Returns:
         The exit status.
@@ -70,10 +71,10 @@ def train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comman
         ConfigError: what the run cannot do, and which option to change; or another process trains in its folder.
     """
     if not first_rank():
-        return _train(plan, text, folder, allow, command)
+        return _train(plan, text, folder, allow, command, again)
     lock(folder.path)
     try:
-        status = _train(plan, text, folder, allow, command)
+        status = _train(plan, text, folder, allow, command, again)
         if status == 0 and folder.path.exists():
             finish(folder.path, plan.config)
         return status
@@ -81,7 +82,7 @@ def train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comman
         unlock(folder.path)
 
 
-def _train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], command: str) -> int:
+def _train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], command: str, again: str) -> int:
     quiet()
     if plan.config["seed_everything"] is not None:
         seed_everything(plan.config["seed_everything"], workers=True, verbose=False)
@@ -99,7 +100,7 @@ def _train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comma
                 _print_changes(plan.config, latest_config(folder.path))
             head = f"# t2ikit {t2ikit.__version__}: {' '.join(command.split())}\n"
             written.append(write_config(folder.path, head + text, resumed=not folder.created))
-        status = _fit(experiment, folder, command, plan.config)
+        status = _fit(experiment, folder, again or f"{command} --resume", plan.config)
     if first_rank() and status == 0:
         if folder.checkpoint is not None and experiment.trainer.global_step == step:
             print(f"No step was made: {_end(experiment.trainer, step)}")
@@ -150,8 +151,8 @@ def _allow(experiment: Experiment, keys: Sequence[str]) -> None:
         raise ConfigError(str(error)) from error
 
 
-def _fit(experiment: Experiment, folder: RunFolder, command: str, config: dict[str, Any]) -> int:
-    """Trains to the end or an interrupt; the exit status."""
+def _fit(experiment: Experiment, folder: RunFolder, again: str, config: dict[str, Any]) -> int:
+    """Trains to the end or an interrupt; the exit status. ``again`` ends with --resume where it wants a checkpoint."""
     started, trainer = _Started(config), experiment.trainer
     trainer.callbacks.append(started)  # type: ignore[attr-defined]
     interrupt = signal.getsignal(signal.SIGINT)
@@ -169,8 +170,9 @@ def _fit(experiment: Experiment, folder: RunFolder, command: str, config: dict[s
         if trainer.state.status != TrainerStatus.INTERRUPTED:
             raise
         newest = newest_checkpoint(folder.path)
-        again = f"Resume with: {command} --resume {newest}" if newest else "There is no checkpoint yet to resume from."
-        print(f"\nInterrupted at step {trainer.global_step}. {again}", file=sys.stderr)
+        resume = f"{again} {newest}" if again.endswith("--resume") else again
+        hint = f"Resume with: {resume}" if newest else "There is no checkpoint yet to resume from."
+        print(f"\nInterrupted at step {trainer.global_step}. {hint}", file=sys.stderr)
         return INTERRUPTED
     finally:
         signal.signal(signal.SIGINT, interrupt)
