@@ -17,6 +17,7 @@ from t2ikit.launch import check_launch
 # `--a.b value` is taken out of the words, as args.overrides.
 COMMANDS = {
     "run": ("train what an experiment file describes", "t2ikit.commands.run"),
+    "sweep": ("train the cells of an experiment's sweep that are missing; their table", "t2ikit.commands.sweep"),
     "sample": ("images of a trained model, from prompts", "t2ikit.commands.sample"),
     "evaluate": ("scores of a trained model, or of pictures of any other", "t2ikit.commands.evaluate"),
     "prepare": ("photos to encoded records: images, cutmix, captions, encode, check, ...", "t2ikit.commands.prepare"),

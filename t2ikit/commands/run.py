@@ -58,8 +58,8 @@ examples:
   {prog} experiments/cad_i_cmall.yaml --help
 
 keys of an experiment: extends (a list of parents, later wins), seed_everything, model, data, trainer, callbacks and
-loggers (mappings of names), stages (overlays by name), run (directory, name). ${{data.init_args.size}} takes the value
-of another key."""
+loggers (mappings of names), stages (overlays by name), sweep (grids of overlays, of `t2ikit sweep`), run (directory,
+name). ${{data.init_args.size}} takes the value of another key."""
 
 FLAGS, VALUES = ("print_config", "help", "fork"), ("resume", "stage", "allow", "trust")
 

@@ -29,7 +29,8 @@ from omegaconf.errors import (
 from t2ikit.config.values import read_value, with_home
 
 _TEXT_KEYS = ("run.name", "run.directory")
-TOP_KEYS = ("extends", "seed_everything", "model", "data", "trainer", "callbacks", "loggers", "stages", "run")
+TOP_KEYS = ("extends", "seed_everything", "model", "data", "trainer", "callbacks", "loggers", "stages", "sweep", "run")
+_OF_THE_FILE = ("stages.", "sweep.")
 RUN_KEYS = ("directory", "name")
 CLASS_KEYS = ("class_path", "init_args")
 LIBRARIES = ("t2ikit", "lightning", "torch", "torchmetrics", "torchvision", "timm", "diffusers", "transformers")
@@ -66,17 +67,23 @@ class Override:
         return value if isinstance(value, str) or self.key not in _TEXT_KEYS else self.text
 
 
-def compose(path: str | Path, overrides: Sequence[Override] = (), stage: str | None = None) -> dict[str, Any]:
+def compose(
+    path: str | Path,
+    overrides: Sequence[Override] = (),
+    stage: str | None = None,
+    overlays: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
     """The resolved experiment: every parent merged in order, then the file, the overrides, and interpolation, once.
 
     Args:
         path: the experiment file.
         overrides: from left to right; a key below a class node reaches its ``init_args`` (``data.root``).
         stage: name of one of its ``stages``, whose overlay comes over the file and below the overrides.
+        overlays: further ones, of a cell of its sweep, in their order.
 
     Returns:
-        Plain dictionaries and lists with the keys of ``TOP_KEYS`` except ``extends`` and ``stages``; dropped callbacks
-        and loggers are gone.
+        Plain dictionaries and lists with the keys of ``TOP_KEYS`` except ``extends``, ``stages`` and ``sweep``; dropped
+        callbacks and loggers are gone.
 
     Raises:
         ConfigError: a missing file, a circle, broken YAML, an unknown top-level key or stage, an interpolation of a
@@ -84,10 +91,13 @@ def compose(path: str | Path, overrides: Sequence[Override] = (), stage: str | N
     """
     config, others = _read_whole(path, overrides)
     stages = config.pop("stages", None) or {}
+    config.pop("sweep", None)
     if stage is not None:
         if stage not in stages:
             raise ConfigError(f"--stage {stage}: {path} has no such stage{nearest(stage, stages)}")
         config = _over(config, stages[stage] or {})
+    for overlay in overlays:
+        config = _over(config, overlay)
     return changed(config, others)
 
 
@@ -101,14 +111,24 @@ def stages_of(path: str | Path, overrides: Sequence[Override] = ()) -> dict[str,
     for name, overlay in stages.items():
         if not str(name).isidentifier() or name in ("checkpoints", "samples"):
             raise ConfigError(f"{path}: stages.{name}: the name of a stage is letters, digits and underscores")
-        if not isinstance(overlay or {}, dict) or {"extends", "stages", "run"} & set(overlay or {}):
-            raise ConfigError(f"{path}: stages.{name}: expected keys of an experiment but extends, stages and run")
-        _check_shape(overlay or {}, f"{path}: stages.{name}")
+        check_overlay(overlay, f"{path}: stages.{name}")
     return {str(name): overlay or {} for name, overlay in stages.items()}
 
 
+def check_overlay(overlay: Any, where: str) -> None:
+    """Refuses an overlay of a stage or a cell that is no part of an experiment."""
+    if not isinstance(overlay or {}, dict) or {"extends", "stages", "sweep", "run"} & set(overlay or {}):
+        raise ConfigError(f"{where}: expected keys of an experiment but extends, stages, sweep and run")
+    _check_shape(overlay or {}, where)
+
+
+def part_of(path: str | Path, key: str, overrides: Sequence[Override] = ()) -> Any:
+    """``stages`` or ``sweep`` of an experiment as its files say it; None without."""
+    return _read_whole(path, overrides)[0].get(key)
+
+
 def _read_whole(path: str | Path, overrides: Sequence[Override]) -> tuple[dict[str, Any], list[Override]]:
-    """The experiment with its stages, to which overrides of ``stages`` are applied; and the other overrides."""
+    """The experiment with stages and sweep, to which the overrides of these are applied; and the other overrides."""
     path = Path(path)
     if not path.is_file():
         shipped = Path(os.path.relpath(shipped_experiments()))
@@ -120,9 +140,9 @@ def _read_whole(path: str | Path, overrides: Sequence[Override]) -> tuple[dict[s
     config = _over(DEFAULTS, _load(path, ()))
     config["run"].setdefault("name", path.stem)
     for override in overrides:
-        if override.key.startswith("stages."):
+        if override.key.startswith(_OF_THE_FILE):
             config = _apply(config, override)
-    return config, [override for override in overrides if not override.key.startswith("stages.")]
+    return config, [override for override in overrides if not override.key.startswith(_OF_THE_FILE)]
 
 
 def changed(config: dict[str, Any], overrides: Sequence[Override] = ()) -> dict[str, Any]:
@@ -259,7 +279,7 @@ def _check_shape(config: dict[str, Any], where: str) -> None:
             raise ConfigError(f"{where}: {key} is {{class_path: ..., init_args: ...}}, got {config[key]!r}")
     if isinstance(config.get("callbacks"), list):
         raise ConfigError(f"{where}: callbacks is a mapping of names, {{ema: {{class_path: ...}}, ...}}, not a list")
-    for key in ("trainer", "callbacks", "loggers", "stages", "run"):
+    for key in ("trainer", "callbacks", "loggers", "stages", "sweep", "run"):
         if not isinstance(config.get(key) or {}, dict):
             raise ConfigError(f"{where}: {key} is a mapping, got {config[key]!r}")
     for key in config.get("run") or {}:

@@ -84,7 +84,7 @@ class _Started(Callback):
         self.seen = True
 
 
-def train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], command: str) -> int:
+def train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], command: str, again: str = "") -> int:
     """Builds the run and trains it; a run that is refused leaves no folder behind.
 
     Args:
@@ -93,6 +93,7 @@ def train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comman
         folder: where it is trained, and from which checkpoint it goes on.
         allow: keys that may differ from the checkpoint that is resumed.
         command: as the user would type it again, without --resume.
+        again: the command that goes on after an interrupt; by default ``command`` with --resume.
 
     Returns:
         The exit status.
@@ -104,10 +105,10 @@ def train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comman
     if FOLDER_VARIABLE in os.environ:
         leave_with_parent()
     if not first_rank():
-        return _train(plan, text, folder, allow, command)
+        return _train(plan, text, folder, allow, command, again)
     lock(folder.path)
     try:
-        status = _train(plan, text, folder, allow, command)
+        status = _train(plan, text, folder, allow, command, again)
         if status == 0 and folder.path.exists():
             finish(folder.path, plan.config)
         return status
@@ -115,7 +116,7 @@ def train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comman
         unlock(folder.path)
 
 
-def _train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], command: str) -> int:
+def _train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], command: str, again: str) -> int:
     quiet()
     if plan.config["seed_everything"] is not None:
         seed_everything(plan.config["seed_everything"], workers=True, verbose=False)
@@ -136,8 +137,12 @@ def _train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comma
                     print(f"  changed: {change.key}: {change.before!r} -> {change.now!r}")
             head = f"# t2ikit {t2ikit.__version__}: {' '.join(command.split())}\n"
             written.append(write_config(folder.path, head + text, resumed=not folder.created))
+<<<<<<< HEAD
             written += keep(folder.path, plan.config, command, folder.checkpoint, folder.created)
         status = _fit(experiment, folder, step, command, plan.config)
+=======
+        status = _fit(experiment, folder, again or f"{command} --resume", plan.config)
+>>>>>>> wf
     if first_rank() and status == 0:
         if folder.checkpoint is not None and experiment.trainer.global_step == step:
             print(f"No step was made: {_end(experiment.trainer, step)}")
@@ -176,8 +181,25 @@ def _discard(folder: RunFolder) -> None:
             folder.path.parent.rmdir()
 
 
+<<<<<<< HEAD
 def _fit(experiment: Experiment, folder: RunFolder, step: int, command: str, config: dict[str, Any]) -> int:
     """Trains to the end or until it is stopped; the exit status."""
+=======
+def _allow(experiment: Experiment, keys: Sequence[str]) -> None:
+    if not keys:
+        return
+    allow = getattr(experiment.data, "allow", None)
+    if allow is None:
+        raise ConfigError(f"--allow {keys[0]}: {type(experiment.data).__name__} compares nothing with the checkpoint")
+    try:
+        allow(keys)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _fit(experiment: Experiment, folder: RunFolder, again: str, config: dict[str, Any]) -> int:
+    """Trains to the end or an interrupt; the exit status. ``again`` ends with --resume where it wants a checkpoint."""
+>>>>>>> wf
     started, trainer = _Started(config), experiment.trainer
     stop = stop_by_ourselves(trainer)
     trainer.callbacks = [_Resumed(step), *trainer.callbacks, started, KeepEncoder()]  # type: ignore[attr-defined]
@@ -214,6 +236,7 @@ def _stopped(reason: str, experiment: Experiment, folder: RunFolder, command: st
     wait_for_ranks(experiment.trainer)
     if first_rank():
         newest = newest_checkpoint(folder.path)
+<<<<<<< HEAD
         saved = 0 if newest is None else step_in_name(newest)
         step = max(experiment.trainer.global_step, saved)
         said = f"Stopped by {reason} at step {step}."
@@ -225,6 +248,15 @@ def _stopped(reason: str, experiment: Experiment, folder: RunFolder, command: st
             why = "" if step == 0 or writing else ": the experiment has no checkpoint callback"
             print(f"\n{said} Nothing was saved{why}.", file=sys.stderr)
     return stopping.STATUS
+=======
+        resume = f"{again} {newest}" if again.endswith("--resume") else again
+        hint = f"Resume with: {resume}" if newest else "There is no checkpoint yet to resume from."
+        print(f"\nInterrupted at step {trainer.global_step}. {hint}", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+    return 0
+>>>>>>> wf
 
 
 def _refusal(error: Exception, checkpoint: str | None) -> ConfigError | None:

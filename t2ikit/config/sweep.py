@@ -1,0 +1,149 @@
+"""``sweep`` of an experiment: grids of overlays, whose combinations are the cells.
+
+sweep:
+  scores: [geneval/overall]                  # columns of the table; without it all scores
+  grids:
+    rates:
+      seeds: [0, 1, 2]                       # seed_everything of each repetition; without it [0]
+      axes:
+        rate: {low: OVERLAY, high: OVERLAY}  # null is the experiment as it is
+        network: {cad: OVERLAY, dit: OVERLAY}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from t2ikit.config.compose import ConfigError, Override, check_overlay, compose, nearest, part_of
+
+_NAME = re.compile(r"[A-Za-z0-9_]+")
+_PLACE = {"data": ("root", "num_workers"), "trainer": ("accelerator", "devices", "num_nodes", "strategy")}
+"""Options that say where a cell is trained, and not what."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep.
+
+    Attributes:
+        grid: name of its grid.
+        values: the value of each axis, by name.
+        seed: ``seed_everything``.
+        overlays: what makes it of the experiment, in order.
+    """
+
+    grid: str
+    values: Mapping[str, str]
+    seed: int
+    overlays: tuple[dict[str, Any], ...]
+
+    @property
+    def name(self) -> str:
+        """Of its folder and its file of scores, such as "rates-low-cad-seed0"."""
+        return "-".join([self.grid, *self.values.values(), f"seed{self.seed}"])
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The cells of an experiment in their order.
+
+    Attributes:
+        path: of the experiment.
+        overrides: over every cell.
+        cells: by name.
+        scores: names of the scores that the table shows; empty for all.
+    """
+
+    path: Path
+    overrides: tuple[Override, ...]
+    cells: Mapping[str, Cell]
+    scores: tuple[str, ...]
+
+    def cell(self, name: str) -> Cell:
+        """The cell of a name.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if name not in self.cells:
+            raise ConfigError(f"--cell {name}: {self.path} has no such cell{nearest(name, self.cells)}")
+        return self.cells[name]
+
+    def compose(self, cell: Cell) -> dict[str, Any]:
+        """The resolved experiment of a cell, which runs in ``<run.directory>/<run.name>/<cell>/version_<N>``."""
+        config = compose(self.path, self.overrides, overlays=cell.overlays)
+        run = config["run"]
+        return {**config, "run": {"directory": str(Path(run["directory"]) / run["name"]), "name": cell.name}}
+
+    def digest(self, config: Mapping[str, Any]) -> str:
+        """SHA-256 of what a cell trains, wherever it is trained."""
+        decides = {key: value for key, value in config.items() if key not in ("run", "loggers")}
+        for key, names in _PLACE.items():
+            node = dict(decides.get(key) or {})
+            options = node.get("init_args", {}) if key == "data" else node
+            options = {name: value for name, value in options.items() if name not in names}
+            decides[key] = {**node, "init_args": options} if key == "data" else options
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def sweep_of(path: Path, overrides: Sequence[Override] = ()) -> Sweep:
+    """The sweep of an experiment.
+
+    Raises:
+        ConfigError: it has none, or something in it is no grid; names the key.
+    """
+    sweep = part_of(path, "sweep", overrides)
+    if not sweep:
+        raise ConfigError(f"{path}: has no `sweep`: grids, each with axes of overlays")
+    if part_of(path, "stages", overrides):
+        raise ConfigError(f"{path}: has `stages` and `sweep`; cells are trained in one stage: take one of them out")
+    _check_keys(sweep, ("grids", "scores"), f"{path}: sweep")
+    scores = sweep.get("scores") or []
+    if not isinstance(scores, list) or not all(isinstance(name, str) for name in scores):
+        raise ConfigError(f"{path}: sweep.scores: expected names of scores, such as [geneval/overall], got {scores!r}")
+    grids = sweep.get("grids")
+    if not isinstance(grids, dict) or not grids:
+        raise ConfigError(f"{path}: sweep.grids: expected grids by name, got {grids!r}")
+    cells = [cell for name, grid in grids.items() for cell in _cells(f"{path}: sweep.grids.{name}", name, grid)]
+    return Sweep(path, tuple(overrides), {cell.name: cell for cell in cells}, tuple(scores))
+
+
+def _cells(where: str, name: Any, grid: Any) -> Iterator[Cell]:
+    _check_name(name, where)
+    if not isinstance(grid, dict):
+        raise ConfigError(f"{where}: expected axes and seeds, got {grid!r}")
+    _check_keys(grid, ("axes", "seeds"), where)
+    seeds = grid.get("seeds", [0])
+    if not isinstance(seeds, list) or not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
+        raise ConfigError(f"{where}.seeds: expected numbers from 0 up, such as [0, 1, 2], got {seeds!r}")
+    axes = grid.get("axes") or {}
+    for axis, values in axes.items() if isinstance(axes, dict) else [("", None)]:
+        _check_name(axis, f"{where}.axes.{axis}")
+        if not isinstance(values, dict) or not values:
+            raise ConfigError(f"{where}.axes.{axis}: expected overlays by name, got {values!r}")
+        for value, overlay in values.items():
+            _check_name(value, f"{where}.axes.{axis}.{value}")
+            check_overlay(overlay, f"{where}.axes.{axis}.{value}")
+    for values in itertools.product(*axes.values()):
+        chosen = dict(zip(axes, values, strict=True))
+        overlays = tuple(axes[axis][value] or {} for axis, value in chosen.items())
+        for seed in dict.fromkeys(seeds):
+            yield Cell(name, chosen, seed, (*overlays, {"seed_everything": seed}))
+
+
+def _check_name(name: Any, where: str) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigError(f"{where}: names of grids, axes and values are letters, digits and underscores, in quotes")
+
+
+def _check_keys(node: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for key in node:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key '{key}'{nearest(str(key), known)}")

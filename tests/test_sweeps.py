@@ -1,0 +1,203 @@
+"""Sweeps: cells killed inside and between, two schedulers at once, scores that count as done, the table."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import tiny
+from t2ikit import cli
+from t2ikit.callbacks.metrics_csv import read_metrics
+from t2ikit.config import ConfigError
+from t2ikit.config.sweep import sweep_of
+from t2ikit.metrics.fingerprint import read_score
+from t2ikit.run import sweeps
+from t2ikit.run.experiment import Plan, check, origins_of
+from t2ikit.run.folder import RunFolder
+from t2ikit.run.sweep_scores import CellScores, mean_and_interval, table
+from t2ikit.run.sweeps import ELSEWHERE
+
+STOP = """
+import os, signal
+from lightning import Callback
+
+class Stop(Callback):
+    '''Kills the process at step KILL.'''
+
+    def on_train_batch_end(self, trainer, *args):
+        if os.environ.get("KILL") == str(trainer.global_step):
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+EXPERIMENT = """
+extends: [tiny.yaml]
+trainer: {max_steps: 3}
+callbacks:
+  val:
+    init_args: {prompts: {init_args: {limit: 4}}, metrics: [t2ikit.shapes.LargestColorShare], at_start: false, steps: 2}
+  geneval: null
+  table: null
+  cutmix: null
+  checkpoint: {init_args: {every_n_steps: 1}}
+  stop: stop.Stop
+data: {init_args: {settings: []}}
+sweep:
+  scores: [val/loss, val/largest_color_share]
+  grids:
+    rate:
+      seeds: [0, 1]
+      axes: {rate: {low: {model: {init_args: {optimizer: {init_args: {lr: 0.0001}}}}}, same: null}}
+"""
+NAMES = ["rate-low-seed0", "rate-low-seed1", "rate-same-seed0", "rate-same-seed1"]
+RUNS = Path("runs") / "recipe"
+SCORES = Path("recipe.scores")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    sys.modules.pop("stop", None)  # of an earlier test, from another folder
+    return tiny.enter(tmp_path, monkeypatch, {"recipe.yaml": EXPERIMENT, "stop.py": STOP})
+
+
+def versions(cell: str) -> list[str]:
+    return sorted(path.name for path in (RUNS / cell).glob("version_*"))
+
+
+def finish(cell: str, experiment: str) -> None:
+    """The scores of a cell, as if it had been trained elsewhere."""
+    CellScores(experiment, {"val/loss": 0.5}, {}, 3, 1.0, {}).write(SCORES / f"{cell}.json")
+
+
+def digests() -> dict[str, str]:
+    sweep = sweep_of(Path("recipe.yaml"))
+    return {name: sweep.digest(sweep.compose(cell)) for name, cell in sweep.cells.items()}
+
+
+def test_a_killed_cell_goes_on_and_the_missing_ones_are_trained(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tiny.killed("2", "sweep", "recipe.yaml", "--cell", NAMES[0])
+    assert versions(NAMES[0]) == ["version_0"] and not SCORES.exists()
+    assert cli.main(["sweep", "recipe.yaml", "--list"]) == 0
+    assert f"{NAMES[0]}   left at step 1\n{NAMES[1]}   missing" in capfd.readouterr().out
+    (RUNS / NAMES[1]).mkdir()
+    with tiny.locked(RUNS / NAMES[1]):
+        assert cli.main(["sweep", "recipe.yaml", "--cell", NAMES[1]]) == ELSEWHERE
+        assert cli.main(["sweep", "recipe.yaml", "--list"]) == 0
+        assert f"{NAMES[1]}   running" in capfd.readouterr().out
+    finish(NAMES[1], digests()[NAMES[1]])
+    finish(NAMES[3], digests()[NAMES[3]])
+    assert cli.main(["sweep", "recipe.yaml", "--jobs", "2"]) == 0
+    assert versions(NAMES[0]) == versions(NAMES[2]) == ["version_0"] and not versions(NAMES[3])
+    trained = read_metrics(RUNS / NAMES[0] / "version_0" / "metrics.csv")["train/loss"]
+    assert [step for step, _ in trained] == [1, 2, 3]  # it went on
+    assert json.loads((SCORES / f"{NAMES[0]}.json").read_text())["cpu_seconds"] is None
+    content = json.loads((SCORES / f"{NAMES[2]}.json").read_text())
+    assert content["cpu_seconds"] > 0 and content["step"] == 3
+    assert content["scores"].keys() >= {"val/loss", "val/largest_color_share"}
+    assert content["fingerprints"].keys() >= {"val/loss", "val/largest_color_share"}
+    conditions = read_score(next(RUNS.glob(f"{NAMES[0]}/*/samples/val/scores/*/loss.json"))).fingerprint
+    # The validation loss is keyed by the run's seed, which a sweep varies.
+    assert content["fingerprints"]["val/loss"] == replace(conditions, seeds=None).hash() != conditions.hash()
+    shown = capfd.readouterr().out
+    assert "4 of 4 cells are done" in shown and "rate same" in shown
+    assert "output in" in shown and (RUNS / NAMES[2] / "output.log").is_file()
+
+
+def test_processes_beside_each_other_train_no_cell_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(plan: Plan, text: str, run: RunFolder, *others: object) -> int:
+        with Path("trained").open("a") as file:
+            file.write(f"{plan.name}\n")
+        time.sleep(0.2)
+        (run.path / "metrics.csv").write_text("step,name,value\n3,val/loss,0.5\n")
+        return 0
+
+    monkeypatch.setattr(sweeps, "train", train)
+    sweep, origins = sweep_of(Path("recipe.yaml")), origins_of(folder)
+    for cell in sweep.cells.values():
+        check(sweep.compose(cell), origins)  # loads what the processes would each load
+        assert sweeps.place_of(sweep, cell).state() == "missing"
+    children = []
+    for _ in range(3):
+        child = os.fork()
+        if child == 0:
+            while any(sweeps.run_cell(sweep, name, None, origins, "") for name in NAMES):
+                pass
+            os._exit(0)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    assert sorted(Path("trained").read_text().split()) == NAMES
+    assert {path.stem for path in SCORES.iterdir()} == {*NAMES}
+
+
+def test_committed_scores_count_as_done_until_the_experiment_changes(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, digest in digests().items():
+        finish(name, digest)
+    assert cli.main(["sweep", "recipe.yaml"]) == 0
+    assert not RUNS.exists() and "4 of 4 cells are done" in capfd.readouterr().out
+    # Where it runs does not matter, what it trains does.
+    moved = ["--data.root=elsewhere", "--trainer.devices=2", "--data.num_workers=3", "--run.directory=other"]
+    assert cli.main(["sweep", "recipe.yaml", "--list", *moved]) == 0
+    assert cli.main(["sweep", "recipe.yaml", "--trainer.max_steps", "4"]) == 2
+    assert "is of another experiment than the file (or an override)" in capfd.readouterr().err
+
+
+def test_a_cell_that_fails_leaves_the_others(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    text = EXPERIMENT.replace("same: null", "same: {trainer: {max_steps: -1}}").replace("seeds: [0, 1]", "seeds: [0]")
+    Path("recipe.yaml").write_text(text)
+    finish(NAMES[0], digests()[NAMES[0]])
+    assert cli.main(["sweep", "recipe.yaml"]) == 1
+    shown = capfd.readouterr()
+    assert "rate-same-seed0: ended with status 2" in shown.err and "the run would never end" in shown.err
+    assert "1 of 2 cells are done" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("seeds: [0, 1]", "seeds: 3", r"sweep.grids.rate.seeds: expected numbers"),
+        ("axes: {rate: {low:", "axes: {rate: {0.1:", r"axes.rate.0.1: names of grids"),
+        ("same: null", "same: {run: {name: x}}", r"axes.rate.same: expected keys of an experiment"),
+        ("same: null", "same: {modle: {}}", r"unknown key 'modle'"),
+        ("    rate:\n", "    rate:\n      seed: 1\n", r"sweep.grids.rate: unknown key 'seed'.*seeds"),
+        ("sweep:", "stages: {a: null}\nsweep:", r"`stages` and `sweep`"),
+    ],
+)
+def test_refusals(folder: Path, before: str, after: str, message: str) -> None:
+    assert before in EXPERIMENT
+    Path("recipe.yaml").write_text(EXPERIMENT.replace(before, after, 1))
+    with pytest.raises(ConfigError, match=message):
+        sweep_of(Path("recipe.yaml"))
+
+
+def test_an_experiment_without_a_sweep_is_refused(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sweep", "tiny.yaml"]) == 2
+    assert "has no `sweep`" in capfd.readouterr().err
+    assert cli.main(["sweep", "recipe.yaml", "--cell", "rate-lwo-seed0"]) == 2
+    assert "nearest known: 'rate-low-seed0'" in capfd.readouterr().err
+
+
+def test_the_table_gives_means_with_intervals_and_keeps_unlike_scores_apart(folder: Path) -> None:
+    assert mean_and_interval([1.0]) == (1.0, None)
+    mean, half = mean_and_interval([1.0, 2.0, 3.0])
+    assert mean == 2.0 and half == pytest.approx(2.4841, abs=1e-4)  # 4.3027 / sqrt(3), Student's t of 2 degrees
+    sweep = sweep_of(Path("recipe.yaml"))
+    share = "val/largest_color_share"
+    done = {
+        name: CellScores("", {"val/loss": float(index), share: 0.5}, {share: "x" if index < 2 else "y"}, 3, None, {})
+        for index, name in enumerate(NAMES)
+    }
+    lines = [[entry.strip() for entry in line.strip("|").split("|")] for line in table(sweep, done).splitlines()]
+    assert lines[0] == ["cell", "seeds", "val/loss", share]
+    assert lines[2] == ["rate low", "2", "0.5 ± 6.35", "0.5 ± 0 a"]
+    assert lines[3] == ["rate same", "2", "2.5 ± 6.35", "0.5 ± 0 b"]
+    assert "not comparable" in lines[-1][0]
+    done[NAMES[1]] = CellScores("", {share: 0.5}, {share: "z"}, 3, None, {})
+    assert "measured otherwise between seeds" in table(sweep, done)
