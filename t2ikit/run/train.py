@@ -93,7 +93,7 @@ def train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comman
         folder: where it is trained, and from which checkpoint it goes on.
         allow: keys that may differ from the checkpoint that is resumed.
         command: as the user would type it again, without --resume.
-        again: the command that goes on after an interrupt; by default ``command`` with --resume.
+        again: the command that goes on after a signal; by default ``command`` with --resume auto.
 
     Returns:
         The exit status.
@@ -137,12 +137,8 @@ def _train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comma
                     print(f"  changed: {change.key}: {change.before!r} -> {change.now!r}")
             head = f"# t2ikit {t2ikit.__version__}: {' '.join(command.split())}\n"
             written.append(write_config(folder.path, head + text, resumed=not folder.created))
-<<<<<<< HEAD
             written += keep(folder.path, plan.config, command, folder.checkpoint, folder.created)
-        status = _fit(experiment, folder, step, command, plan.config)
-=======
-        status = _fit(experiment, folder, again or f"{command} --resume", plan.config)
->>>>>>> wf
+        status = _fit(experiment, folder, step, again or f"{command} --resume auto", plan.config)
     if first_rank() and status == 0:
         if folder.checkpoint is not None and experiment.trainer.global_step == step:
             print(f"No step was made: {_end(experiment.trainer, step)}")
@@ -181,25 +177,8 @@ def _discard(folder: RunFolder) -> None:
             folder.path.parent.rmdir()
 
 
-<<<<<<< HEAD
-def _fit(experiment: Experiment, folder: RunFolder, step: int, command: str, config: dict[str, Any]) -> int:
-    """Trains to the end or until it is stopped; the exit status."""
-=======
-def _allow(experiment: Experiment, keys: Sequence[str]) -> None:
-    if not keys:
-        return
-    allow = getattr(experiment.data, "allow", None)
-    if allow is None:
-        raise ConfigError(f"--allow {keys[0]}: {type(experiment.data).__name__} compares nothing with the checkpoint")
-    try:
-        allow(keys)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
-def _fit(experiment: Experiment, folder: RunFolder, again: str, config: dict[str, Any]) -> int:
-    """Trains to the end or an interrupt; the exit status. ``again`` ends with --resume where it wants a checkpoint."""
->>>>>>> wf
+def _fit(experiment: Experiment, folder: RunFolder, step: int, again: str, config: dict[str, Any]) -> int:
+    """Trains to the end or until it is stopped; the exit status. ``again`` is the command that goes on."""
     started, trainer = _Started(config), experiment.trainer
     stop = stop_by_ourselves(trainer)
     trainer.callbacks = [_Resumed(step), *trainer.callbacks, started, KeepEncoder()]  # type: ignore[attr-defined]
@@ -210,16 +189,16 @@ def _fit(experiment: Experiment, folder: RunFolder, again: str, config: dict[str
             # Plain types only, so that a checkpoint from elsewhere can run no code.
             trainer.fit(experiment.model, datamodule=experiment.data, ckpt_path=path, weights_only=True)
     except stopping.Stopped as error:
-        return _stopped(error.reason, experiment, folder, command)
+        return _stopped(error.reason, experiment, folder, again)
     except ProcessExitedException as error:  # a rank that was forked
         if error.exit_code == stopping.STATUS:
-            return _stopped(getattr(stopping.asked(), "name", "a signal"), experiment, folder, command)
+            return _stopped(getattr(stopping.asked(), "name", "a signal"), experiment, folder, again)
         say_dead(f"rank {error.error_index} of this machine", int(error.exit_code))
         return 1
     except Exception as error:
         signal = stopping.asked()
         if signal is not None and not started.seen:  # another rank has left before the first step
-            return _stopped(signal.name, experiment, folder, command)
+            return _stopped(signal.name, experiment, folder, again)
         say_dead_ranks(trainer)
         refusal = None if started.seen else _refusal(error, path)
         if refusal is None:
@@ -227,36 +206,26 @@ def _fit(experiment: Experiment, folder: RunFolder, again: str, config: dict[str
         raise refusal from error
     failure = failure_of(trainer)
     if failure is not None:
-        print(f"The run came to its end, but {failure}. Make room, then: {command} --resume auto", file=sys.stderr)
+        print(f"The run came to its end, but {failure}. Make room, then: {again}", file=sys.stderr)
     return 0 if failure is None else NOT_SAVED
 
 
-def _stopped(reason: str, experiment: Experiment, folder: RunFolder, command: str) -> int:
+def _stopped(reason: str, experiment: Experiment, folder: RunFolder, again: str) -> int:
     """Says after which step the run has stopped and how to go on; the exit status."""
     wait_for_ranks(experiment.trainer)
     if first_rank():
         newest = newest_checkpoint(folder.path)
-<<<<<<< HEAD
         saved = 0 if newest is None else step_in_name(newest)
         step = max(experiment.trainer.global_step, saved)
         said = f"Stopped by {reason} at step {step}."
         if newest is not None:
             older = "" if saved == step else f" (its newest checkpoint is of step {saved})"
-            print(f"\n{said} Go on with: {command} --resume auto{older}", file=sys.stderr)
+            print(f"\n{said} Go on with: {again}{older}", file=sys.stderr)
         else:
             writing = any(isinstance(callback, Checkpoint) for callback in experiment.callbacks.values())
             why = "" if step == 0 or writing else ": the experiment has no checkpoint callback"
             print(f"\n{said} Nothing was saved{why}.", file=sys.stderr)
     return stopping.STATUS
-=======
-        resume = f"{again} {newest}" if again.endswith("--resume") else again
-        hint = f"Resume with: {resume}" if newest else "There is no checkpoint yet to resume from."
-        print(f"\nInterrupted at step {trainer.global_step}. {hint}", file=sys.stderr)
-        return INTERRUPTED
-    finally:
-        signal.signal(signal.SIGINT, interrupt)
-    return 0
->>>>>>> wf
 
 
 def _refusal(error: Exception, checkpoint: str | None) -> ConfigError | None:
