@@ -30,7 +30,8 @@ class NonFiniteGuard(L.Callback):
 
     The verdict is made on the device. The host waits for it, once a step, after the clipping of gradients is queued:
     the device still works on that when the host goes on to queue the update. Keeping a second copy of weights and
-    moments on the device in order not to wait would move about 120 bytes a parameter in every step.
+    moments on the device in order not to wait would move about 120 bytes a parameter in every step (by arithmetic; what
+    the wait costs on an accelerator is not measured yet).
 
     With a gradient scaler (16-bit floats, ``16-mixed``) gradients are left to it, since it skips overflows by design.
 

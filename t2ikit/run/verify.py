@@ -62,7 +62,8 @@ def verify_resume(request: Request, keep: bool) -> int:
     """
     origins = origins_of(request.path.parent, trusted=request.trust)
     stages = list(stages_of(request.path, request.overrides))
-    plans = {name: check(compose(request.path, request.overrides, name), origins) for name in stages or [None]}
+    names: list[str | None] = [*stages] or [None]
+    plans = {name: check(compose(request.path, request.overrides, name), origins) for name in names}
     changes = _changes(request, plans, origins)
     print(f"Changed for this test: {' '.join(f'--{change.key} {change.text}' for change in changes)}")
     folder, command = request.folder, _command(request, changes)
