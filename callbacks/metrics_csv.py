@@ -1,9 +1,13 @@
-"""A logger that appends every value of a run to ``metrics.csv``: one line per value, so nothing is ever rewritten."""
+"""A logger that appends every value of a run to ``metrics.csv``: one line per value, so nothing is ever rewritten.
+
+Where the disk is full the lines wait in memory for the next ones: the run goes on.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+import warnings
 from argparse import Namespace
 from collections.abc import Collection
 from pathlib import Path
@@ -32,6 +36,8 @@ class MetricsCSV(Logger):
         self.path = Path(folder) / "metrics.csv"
         self._resumed_at = step or None
         self._rewound = False
+        self._unwritten = b""
+        self._full = False
 
     @property
     def name(self) -> str:
@@ -59,16 +65,49 @@ class MetricsCSV(Logger):
         if self._resumed_at is not None and (not self._rewound or step == self._resumed_at):
             self._take_out(self._resumed_at, metrics.keys() if step == self._resumed_at else ())
             self._rewound = True
-        with open(self.path, "ab") as file:
-            if file.tell() == 0:
-                file.write((",".join(HEADER) + "\n").encode())
-            file.write(lines.getvalue().encode())
+        self._unwritten += lines.getvalue().encode()
+        try:
+            self._append(self._unwritten)
+        except OSError as error:
+            if not self._full:
+                warnings.warn(f"{self.path} could not be written ({error.strerror}): its lines wait", stacklevel=1)
+            self._full = True
+        else:
+            self._unwritten, self._full = b"", False
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Tries a last time to write what still waits, and says what is lost."""
+        if not self._unwritten:
+            return
+        try:
+            self._append(self._unwritten)
+        except OSError as error:
+            lines = self._unwritten.count(b"\n")
+            warnings.warn(f"{lines} lines of {self.path} are lost ({error.strerror})", stacklevel=1)
+        self._unwritten = b""
+
+    def _append(self, lines: bytes) -> None:
+        """Appends all of these lines or none.
+
+        Raises:
+            OSError: none could be written.
+        """
+        with open(self.path, "ab", buffering=0) as file:
+            size = file.tell()
+            content = memoryview(lines if size else (",".join(HEADER) + "\n").encode() + lines)
+            try:
+                while content:
+                    content = content[file.write(content) :]
+            except OSError:
+                file.truncate(size)
+                raise
 
     def _take_out(self, step: int, names: Collection[str]) -> None:
         """Takes out the lines after ``step``, and those of ``step`` with these names."""
         if not self.path.exists():
             return
-        text = self.path.read_text()
+        text = self.path.read_bytes().decode(errors="replace")
         complete = text[: text.rfind("\n") + 1]
         rows = list(csv.reader(io.StringIO(complete)))
         _check_rows(self.path, rows)
@@ -86,7 +125,7 @@ def read_metrics(path: str | Path) -> dict[str, list[tuple[int, float]]]:
         FileNotFoundError: no such file.
         ValueError: the file is not a ``metrics.csv``, or a line is damaged.
     """
-    with open(path, newline="") as file:
+    with open(path, newline="", errors="replace") as file:
         rows = list(csv.reader(file))
     if not rows or tuple(rows[0]) != HEADER:
         raise ValueError(f"{path} is not a metrics.csv of a run: its first line must be {','.join(HEADER)}")

@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 import t2ikit
 from t2ikit.config.compose import ConfigError, nearest
 from t2ikit.launch import check_launch
+from t2ikit.stopping import Failed
 
 # Each but `run` is a module with add_parser(subparsers) and run(args) -> exit status; of one with take_overrides(words)
 # `--a.b value` is taken out of the words, as args.overrides.
@@ -55,6 +56,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "t2ikit") -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Failed as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except BrokenPipeError:  # the reader of our output has enough, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -42,6 +42,10 @@ class Stopped(SystemExit):
         return self.reason
 
 
+class Failed(Exception):
+    """What a disk, a folder or the system did to a run after its first step: no defect, and no option to change."""
+
+
 class _State:
     """Of this process.
 

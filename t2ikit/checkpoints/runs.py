@@ -101,7 +101,10 @@ def is_finished(folder: Path) -> bool:
     if not (folder / FINISHED).exists():
         return False
     newest = newest_checkpoint(folder)
-    last: str | None = yaml.safe_load((folder / FINISHED).read_text())["checkpoint"]
+    try:
+        last: str | None = yaml.safe_load((folder / FINISHED).read_text())["checkpoint"]
+    except (ValueError, yaml.YAMLError, KeyError, TypeError):  # damaged: `--resume auto` sees what is left to do
+        return False
     return last == (None if newest is None else newest.name)
 
 

@@ -42,7 +42,11 @@ class KeepEncoder(Callback):
         recover(target)
         if source.is_dir() and not target.exists():
             partial = partial_of(target)
-            shutil.copytree(source, partial)
+            try:
+                shutil.copytree(source, partial)
+            except shutil.Error as error:  # the reasons of all files
+                shutil.rmtree(partial, ignore_errors=True)
+                raise OSError(str(error.args[0][0][2])) from error
             publish(partial, target)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -28,6 +29,11 @@ class TensorBoard(TensorBoardLogger):
     def __init__(self, folder: str, step: int = 0) -> None:
         path, purge = Path(folder), step + 1 if step else None
         super().__init__(str(path.parent), name="", version=path.name, default_hp_metric=False, purge_step=purge)
+        self._full = False
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """As Lightning's; a full disk does not end the run, and another file begins when there is room again."""
+        self._try(lambda: super(TensorBoard, self).log_metrics(metrics, step))
 
     def save(self) -> None:
         """Events only: what Lightning would put into hparams.yaml is in config.yaml.
@@ -35,7 +41,23 @@ class TensorBoard(TensorBoardLogger):
         A file begins with the first value: one of a resume that is refused would hide the values after its step.
         """
         if self._experiment is not None:
-            self.experiment.flush()
+            self._try(self.experiment.flush)
+
+    def finalize(self, status: str) -> None:
+        """Closes the file."""
+        if self._experiment is not None:
+            self._try(lambda: super(TensorBoard, self).finalize(status))
+
+    def _try(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except OSError as error:
+            self._experiment = None  # its thread has ended
+            if not self._full:
+                warnings.warn(f"TensorBoard misses values ({error.strerror}): metrics.csv will hold them", stacklevel=1)
+            self._full = True
+        else:
+            self._full = False
 
 
 def quiet() -> None:

@@ -100,6 +100,7 @@ def train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comman
 
     Raises:
         ConfigError: what the run cannot do, and which option to change; or another process trains in its folder.
+        Failed: a full disk, a missing folder or a killed process ended it after its first step.
     """
     stopping.before_first_step()
     if FOLDER_VARIABLE in os.environ:
@@ -200,8 +201,12 @@ def _fit(experiment: Experiment, folder: RunFolder, step: int, again: str, confi
         if signal is not None and not started.seen:  # another rank has left before the first step
             return _stopped(signal.name, experiment, folder, again)
         say_dead_ranks(trainer)
-        refusal = None if started.seen else _refusal(error, path)
-        if refusal is None:
+        reason = _from_outside(error)
+        if started.seen and reason is not None:
+            at = f"The run ended at step {trainer.global_step}"
+            raise stopping.Failed(f"{reason}. {at}; go on with: {again}") from error
+        refusal = None if started.seen else _refusal(error, path) or (reason and ConfigError(reason))
+        if not refusal:
             raise
         raise refusal from error
     failure = failure_of(trainer)
@@ -226,6 +231,19 @@ def _stopped(reason: str, experiment: Experiment, folder: RunFolder, again: str)
             why = "" if step == 0 or writing else ": the experiment has no checkpoint callback"
             print(f"\n{said} Nothing was saved{why}.", file=sys.stderr)
     return stopping.STATUS
+
+
+def _from_outside(error: Exception) -> str | None:
+    """What a disk, a folder or the system did to a run, in one line; None for a defect of a program."""
+    if isinstance(error, OSError):
+        lines = [line for line in str(error).splitlines() if line.strip()]  # a loader's worker sends its traceback
+        return lines[-1] if lines else type(error).__name__
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error) and "killed" in str(error):
+        return (
+            "a process that reads the data was killed, often by the system for lack of memory: lower data.num_workers "
+            f"({str(error).strip()})"
+        )
+    return None
 
 
 def _refusal(error: Exception, checkpoint: str | None) -> ConfigError | None:
