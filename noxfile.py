@@ -1,4 +1,4 @@
-"""The project's checks: ``nox -s`` tests, long, verify, signals, lint, types, docs, quickstart, wheel.
+"""The project's checks: ``nox -s`` tests, long, faults, verify, signals, lint, types, docs, quickstart, wheel.
 
 ``lint`` and ``types`` read an installed wheel with the working folder outside the repository: the editable mapping of
 ``callbacks/`` to ``t2ikit.callbacks`` is invisible to import-linter and mypy.
@@ -86,6 +86,13 @@ def quickstart(session: nox.Session) -> None:
     """The README's first command, in an environment of its own."""
     session.install("-e", ".")
     session.run("lightning", "run", "experiments/quickstart.yaml", *session.posargs)
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Breaks runs, preparations and evaluations, and prints a table: fault, outcome, evidence. About 10 minutes."""
+    session.install("-e", ".[dev]")
+    session.run("pytest", "-q", "-m", "fault", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -22,6 +23,35 @@ sys.path.append(str(Path(__file__).parents[1]))  # for benchmarks/, which is not
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The file that takes longest comes first: at the end, the other processes would wait for it."""
     items.sort(key=lambda item: item.path.name != "test_kill.py")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Notes the faults that a test is about, for the table of :func:`pytest_terminal_summary`."""
+    report = (yield).get_result()  # type: ignore[misc]
+    if report.when == "call" or report.outcome != "passed":
+        rows = [(*mark.args, report.outcome) for mark in reversed(list(item.iter_markers("fault")))]
+        report.user_properties += [("fault", row) for row in rows]
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """With ``-m fault``: a table of fault, outcome, and the tests that saw it."""
+    if config.getoption("-m") != "fault":
+        return
+    rows: dict[tuple[str, str], Counter[str]] = {}
+    seen: dict[tuple[str, str], str] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for fault, outcome, verdict in (
+                row for name, row in getattr(report, "user_properties", ()) if name == "fault"
+            ):
+                rows.setdefault((fault, outcome), Counter())[verdict] += 1
+                seen[fault, outcome] = report.nodeid.partition("[")[0]
+    terminalreporter.section("faults")
+    terminalreporter.line("| fault | outcome | evidence |\n|---|---|---|")
+    for key in sorted(rows):
+        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in rows[key].items())
+        terminalreporter.line(f"| {' | '.join(key)} | `{seen[key]}`: {verdicts} |")
 
 
 @pytest.fixture(scope="session", autouse=True)

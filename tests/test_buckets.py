@@ -94,6 +94,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return state
 
 
+@pytest.mark.fault("SIGKILL on aspect buckets", "bit for bit as one that nobody disturbed")
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_killed_run_on_buckets_ends_as_an_undisturbed_one(
     ranks: int,

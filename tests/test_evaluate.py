@@ -110,6 +110,7 @@ def test_other_settings_are_other_scores(folder: Path, tmp_path: Path, capsys: p
     assert (fingerprint.num_images, fingerprint.seeds, fingerprint.extra["weights"]) == (8, "4", "raw")
 
 
+@pytest.mark.fault("SIGKILL in an evaluation", "the same command ends with the same scores")
 def test_a_sweep_goes_on_where_it_was_killed(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

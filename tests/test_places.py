@@ -22,6 +22,7 @@ def test_a_folder_that_can_be_made_or_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault("a folder that cannot be written", "refused with its option, before any work")
 def test_a_folder_that_cannot_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "a"):
@@ -34,6 +35,7 @@ def test_a_folder_that_cannot_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
         require_folder(tmp_path / "a", "run.directory")
 
 
+@pytest.mark.fault("a home without permission, shapes too", "refused with its option, before any work")
 def test_a_cache_that_cannot_be_written_is_refused_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

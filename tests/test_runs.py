@@ -102,6 +102,7 @@ def test_a_snapshot_leaves_a_grid_and_scores_with_fingerprints(straight: Path, s
         assert {"loss", "frechet_distance", "largest_color_share"} < scores.keys()
 
 
+@pytest.mark.fault("SIGKILL in a run", "resumed, it ends bit for bit as one that nobody disturbed")
 def test_a_killed_run_goes_on_bit_for_bit(straight: Path, killed: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert max(step for step, _ in read_metrics(killed / "metrics.csv")["train/loss"]) < 8
     assert cli.main(["run", "small.yaml", "--resume", "last"]) == 0
@@ -115,6 +116,7 @@ def test_a_killed_run_goes_on_bit_for_bit(straight: Path, killed: Path, capfd: p
         assert torch.equal(weight, of_killed[name])
 
 
+@pytest.mark.fault("the same command after a kill", "--resume auto goes on in the same folder")
 def test_the_same_command_goes_on(killed: Path, straight: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A new run beside a killed one names the command that goes on; that one finishes it, and then begins another."""
     versions = killed.parent

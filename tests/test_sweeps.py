@@ -14,7 +14,7 @@ import pytest
 import tiny
 from t2ikit import cli
 from t2ikit.callbacks.metrics_csv import read_metrics
-from t2ikit.config import ConfigError
+from t2ikit.config.compose import ConfigError
 from t2ikit.config.sweep import sweep_of
 from t2ikit.metrics.fingerprint import read_score
 from t2ikit.run import sweeps
@@ -78,6 +78,7 @@ def digests() -> dict[str, str]:
     return {name: sweep.digest(sweep.compose(cell)) for name, cell in sweep.cells.items()}
 
 
+@pytest.mark.fault("SIGKILL in a sweep", "the cell goes on, no cell is trained twice")
 def test_a_killed_cell_goes_on_and_the_missing_ones_are_trained(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

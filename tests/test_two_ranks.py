@@ -69,6 +69,7 @@ def test_two_ranks_make_the_steps_of_one(folder: Path) -> None:
                 assert found == pytest.approx(expected, rel=1e-4), (name, step)
 
 
+@pytest.mark.fault("a loss that is not finite on one of two ranks", "both stop before the update")
 def test_both_ranks_stop_for_a_loss_of_one(folder: Path) -> None:
     done = two_ranks("--callbacks.poison", "poison.Poison")
     assert done.returncode != 0
@@ -123,6 +124,7 @@ def test_a_stage_for_another_number_of_ranks_is_refused(folder: Path) -> None:
     assert not (folder / "runs").exists()
 
 
+@pytest.mark.fault("a signal to one of two ranks", "both stop after the same step, status 75")
 @pytest.mark.parametrize(
     ("launch", "target", "name", "phase"),
     [
@@ -137,6 +139,7 @@ def test_a_signal_to_any_rank_stops_both(tmp_path: Path, launch: str, target: st
     assert signal_trials.attempt(tmp_path / "try", launch, target, name, 0.3, phase).failure == ""
 
 
+@pytest.mark.fault("a rank is killed", "the other ends, and the message says which")
 @pytest.mark.parametrize("target", ["rank 1", pytest.param("launcher", marks=pytest.mark.long)])
 def test_a_dead_rank_ends_the_other(tmp_path: Path, target: str) -> None:
     done = signal_trials.attempt(tmp_path / "try", "ddp", target, "SIGKILL", 0.5, "steps")

@@ -154,6 +154,7 @@ def test_a_file_that_is_cut_off_counts_for_none(tmp_path: Path) -> None:
     assert steps(tmp_path) == [3, 4]
 
 
+@pytest.mark.fault("a disk too small for the next checkpoint", "said before the first step")
 def test_a_small_disk_is_told_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     free = 10**12

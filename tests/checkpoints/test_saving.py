@@ -62,6 +62,7 @@ def test_a_hashed_file_is_read_as_any_other(tmp_path: Path) -> None:
     assert fault_of(path) is None
 
 
+@pytest.mark.fault("a flipped bit in a checkpoint", "refused by name at every load")
 def test_a_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
     path = written(tmp_path, 3)
     size, whole = path.stat().st_size, path.read_bytes()
@@ -82,6 +83,7 @@ def test_files_without_a_hash_are_read_unchecked(tmp_path: Path) -> None:
     assert files.read_weights(path)["global_step"] == 1
 
 
+@pytest.mark.fault("a damaged newest checkpoint", "the good one before is taken, with a warning")
 def test_the_good_one_before_a_bad_one_is_taken(tmp_path: Path) -> None:
     paths = [written(tmp_path, step) for step in (1, 2, 3)]
     assert good_checkpoint(tmp_path) == paths[2]
@@ -96,6 +98,7 @@ def test_the_good_one_before_a_bad_one_is_taken(tmp_path: Path) -> None:
         find_checkpoint(tmp_path, "--resume")
 
 
+@pytest.mark.fault("two checkpoints swapped", "refused: the step in the name is not the one inside")
 @pytest.mark.parametrize(
     "names", [("step-00000001.ckpt", "step-00000002.ckpt"), ("e=0-step=1.ckpt", "e=0-step=2.ckpt")]
 )
@@ -146,6 +149,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: full.append(True)
 
 
+@pytest.mark.fault("no space for a checkpoint", "nothing is left of it, the older ones stay")
 def test_a_full_disk_leaves_nothing_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill = full_disk(monkeypatch)
     path = written(tmp_path, 1)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -17,7 +18,6 @@ from PIL import Image
 from t2ikit import cli
 from t2ikit.callbacks.metrics_csv import read_metrics
 
-Evidence = Callable[[str, str, str], None]
 PLUGIN = """
 import os, shutil, signal
 from lightning.pytorch import Callback
@@ -115,44 +115,51 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_worker_of_the_loader_is_killed(faulty: Path, evidence: Evidence) -> None:
+@pytest.mark.fault("a worker of the loader is killed", "the run ends with the command that goes on, which ends it")
+@pytest.mark.long
+def test_a_worker_of_the_loader_is_killed(faulty: Path) -> None:
     done = run("run", "short.yaml", "--data.num_workers", "2", *at(5, "kill a worker"))
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "lower data.num_workers" in done.stderr and "--resume auto" in done.stderr
     assert run("run", "short.yaml", "--resume", "auto").returncode == 0
     assert [step for step, _ in losses()] == list(range(1, 9))
-    evidence("a worker of the loader is killed", "the run ends with the command that goes on, which ends it", "8 steps")
 
 
-def test_the_data_vanish(photos: Path, capsys: pytest.CaptureFixture[str], evidence: Evidence) -> None:
+@pytest.mark.fault("the data folder is moved away", "named; with the folder back the same command goes on")
+@pytest.mark.long
+def test_the_data_vanish(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["run", "photo.yaml", "--data.num_workers", "2"]
     assert cli.main([*words, *at(4, "rename", "root")]) == 1
     said = capsys.readouterr().err
-    assert "No such file or directory: 'root/" in said and "--resume auto" in said
+    assert re.search("No such file or directory: .*root", said) and "--resume auto" in said, said[-1000:]
     Path("root.gone").rename("root")
     assert cli.main([*words, "--callbacks.at", "null", "--resume", "auto"]) == 0
     assert [step for step, _ in losses("photo")] == list(range(1, 9))
-    evidence("the data folder is moved away", "named; with the folder back the same command goes on", "8 steps")
 
 
-def test_the_clock_goes_backwards(folder: Path, monkeypatch: pytest.MonkeyPatch, evidence: Evidence) -> None:
+@pytest.mark.fault("the clock goes backwards", "nothing changes")
+def test_the_clock_goes_backwards(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.main(["run", "short.yaml", "--run.name", "whole"]) == 0
     start, calls = time.time(), count()
     monkeypatch.setattr(time, "time", lambda: start - 3600 * next(calls))
     assert cli.main(["run", "short.yaml", "--callbacks.checkpoint.every", "1 s"]) == 0
     assert losses() == losses("whole")
-    evidence("the clock goes backwards", "nothing changes", "8 losses are equal bit for bit")
 
 
-def test_the_disk_is_full_at_the_start(folder: Path, evidence: Evidence) -> None:
+@pytest.mark.fault("the disk is full at the start", "refused, and no folder stays")
+def test_the_disk_is_full_at_the_start(folder: Path) -> None:
     with small_disk(folder / "runs", "200k"):
         done = run("run", "short.yaml")
         assert done.returncode == 2 and "No space left on device" in done.stderr and "Traceback" not in done.stderr
         assert not list((folder / "runs").rglob("version_*"))
-    evidence("the disk is full at the start", "refused, and no folder stays", "status 2")
 
 
-def test_the_disk_fills_up(faulty: Path, evidence: Evidence) -> None:
+@pytest.mark.fault(
+    "the disk fills up in a run",
+    "the run goes on and warns; the older checkpoint stays; status 1; with room the same command ends it",
+)
+@pytest.mark.long
+def test_the_disk_fills_up(faulty: Path) -> None:
     with small_disk(faulty / "runs", "3000k"):
         done = run("run", "short.yaml", *at(3, "fill", "runs/filler"))
         newest = "runs/short/version_0/checkpoints/step-00000002.ckpt"
@@ -162,14 +169,11 @@ def test_the_disk_fills_up(faulty: Path, evidence: Evidence) -> None:
         Path("runs/filler").unlink()
         assert run("run", "short.yaml", "--resume", "auto").returncode == 0
         assert [step for step, _ in losses()] == list(range(1, 9))
-    evidence(
-        "the disk fills up in a run",
-        "the run goes on and warns; the older checkpoint stays; status 1; with room the same command ends it",
-        "8 steps",
-    )
 
 
-def test_damaged_files_of_a_run(folder: Path, capsys: pytest.CaptureFixture[str], evidence: Evidence) -> None:
+@pytest.mark.fault("garbage in metrics.csv", "the line is named before a step is made; nothing is overwritten")
+@pytest.mark.fault("garbage in config.yaml, environment.yaml, finished", "the run goes on from its checkpoint")
+def test_damaged_files_of_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["run", "short.yaml", "--resume", "runs/short/version_0", "--trainer.max_steps"]
     assert cli.main(["run", "short.yaml", "--trainer.max_steps", "4"]) == 0
     metrics = folder / "runs/short/version_0/metrics.csv"
@@ -185,20 +189,19 @@ def test_damaged_files_of_a_run(folder: Path, capsys: pytest.CaptureFixture[str]
     (folder / "runs/short/version_0/finished").write_bytes(b"\xff{]:")
     assert cli.main(["run", "short.yaml", "--resume", "auto", "--trainer.max_steps", "10"]) == 0
     assert [step for step, _ in losses()] == list(range(1, 11))
-    evidence("garbage in metrics.csv", "the line is named before a step is made; nothing is overwritten", "status 2")
-    evidence("garbage in config.yaml, environment.yaml, finished", "the run goes on from its checkpoint", "10 steps")
 
 
-def test_files_of_a_killed_process_are_removed(folder: Path, evidence: Evidence) -> None:
+@pytest.mark.fault("a .partial file of a killed process", "removed when the run goes on")
+def test_files_of_a_killed_process_are_removed(folder: Path) -> None:
     assert cli.main(["run", "short.yaml", "--trainer.max_steps", "4"]) == 0
     left = folder / "runs/short/version_0/checkpoints" / ".step-00000006.ckpt.99999999-0badcafe.partial"
     left.write_bytes(bytes(1000))
     assert cli.main(["run", "short.yaml", "--resume", "last"]) == 0
     assert not left.exists()
-    evidence("a .partial file of a killed process", "removed when the run goes on", "it is gone")
 
 
-def test_text_that_is_not_utf8(folder: Path, capsys: pytest.CaptureFixture[str], evidence: Evidence) -> None:
+@pytest.mark.fault("an experiment or prompts that are not UTF-8", "refused with the name of the file")
+def test_text_that_is_not_utf8(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "latin.yaml").write_bytes("extends: [short.yaml]\n# für\n".encode("latin-1"))
     (folder / "prompts.txt").write_bytes("ein grüner Kreis\n".encode("latin-1"))
     assert cli.main(["run", "latin.yaml"]) == 2
@@ -206,10 +209,10 @@ def test_text_that_is_not_utf8(folder: Path, capsys: pytest.CaptureFixture[str],
     assert cli.main(["run", "short.yaml", "--trainer.max_steps", "2"]) == 0
     assert cli.main(["sample", "runs/short/version_0", "--prompts", "prompts.txt", "--steps", "2"]) == 2
     assert "prompts.txt" in capsys.readouterr().err
-    evidence("an experiment or prompts that are not UTF-8", "refused with the name of the file", "status 2")
 
 
-def test_sets_that_are_too_small(folder: Path, capsys: pytest.CaptureFixture[str], evidence: Evidence) -> None:
+@pytest.mark.fault("no photos, or fewer than a batch", "refused with the option to change")
+def test_sets_that_are_too_small(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "empty").mkdir()
     assert cli.main(["prepare", "images", "--source", "empty", "--out", "out"]) == 2
     assert "no photos: empty" in capsys.readouterr().err
@@ -219,5 +222,4 @@ def test_sets_that_are_too_small(folder: Path, capsys: pytest.CaptureFixture[str
     sizes = ["--data.val_count", "3", "--callbacks.val.prompts.limit", "8", "--callbacks.val.steps", "2"]
     assert cli.main(["run", "tiny.yaml", "--trainer.max_steps", "2", *snapshot, *sizes]) in (0, 2)
     said = capsys.readouterr().err
-    evidence("no photos, or fewer than a batch", "refused with the option to change", "status 2")
     assert "Traceback" not in said

@@ -66,6 +66,7 @@ def check_kills(tmp_path: Path, count: int, kills: int, seed: int) -> None:
             assert (killed / "captions" / captions.name).read_bytes() == captions.read_bytes()
 
 
+@pytest.mark.fault("SIGKILL in prepare", "the same command ends with the same bytes")
 def test_three_kills(tmp_path: Path) -> None:
     check_kills(tmp_path, 120, 3, 0)
 

@@ -236,6 +236,7 @@ def test_records_must_fit_the_manifest(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault("a damaged record", "its chunk is named, with the repair")
 def test_a_damaged_record_names_its_chunk_and_the_repair_once(tmp_path: Path) -> None:
     write_pixels(tmp_path / "train", 7)
     path = tmp_path / "train" / "chunk-0-0.bin"

@@ -150,6 +150,7 @@ def test_a_folder_of_runs_says_which_ones(tmp_path: Path) -> None:
         choose(str(tmp_path), "e", str(tmp_path / "e"))
 
 
+@pytest.mark.fault("two processes in one run folder", "the second is refused")
 def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:
     """The lock ends with its process, though a child that was forked from it lives on, as a loader's worker does."""
     program = (

@@ -105,6 +105,10 @@ def steps(name: str) -> list[int]:
     return sorted(int(path.stem[5:]) for path in Path(f"runs/{name}/version_0/checkpoints").glob("*.ckpt"))
 
 
+@pytest.mark.fault(
+    "SIGTERM, SIGUSR1 or Ctrl+C in setup, steps, snapshot",
+    "one checkpoint, status 75; resumed bit for bit",
+)
 def test_stopped_at_any_moment_a_run_ends_as_if_undisturbed(
     at: dict[tuple[str, int], Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,6 +167,7 @@ def test_stopped_at_any_moment_a_run_ends_as_if_undisturbed(
     assert "Stopped by SIGTERM at step 0. Nothing was saved." in stopped("setup")
 
 
+@pytest.mark.fault("an exception in a callback", "the state is saved where it is that of a whole step")
 def test_an_error_saves_where_the_state_is_whole(at: dict[tuple[str, int], Any]) -> None:
     for hook, step, saved in [("snapshot", 4, [3, 4]), ("step", 4, [3]), ("start", 4, [3]), ("end", 5, [3])]:
         name = f"{hook}{step}"
@@ -189,6 +194,7 @@ with stopping.handled():
 """
 
 
+@pytest.mark.fault("Ctrl+C twice", "the run ends at once")
 def test_a_second_interrupt_ends_the_run_at_once() -> None:
     """One that follows within a tenth of a second is the same one, passed on by a launcher."""
     done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, timeout=60)
