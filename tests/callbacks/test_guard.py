@@ -18,7 +18,7 @@ def verdict(losses: list[float], gradient: float = 1.0, scaler: Any = None) -> b
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     plugin = SimpleNamespace(scaler=scaler)
     trainer = SimpleNamespace(global_step=4, optimizers=[optimizer], precision_plugin=plugin)
-    guard = NonFiniteGuard()
+    guard = NonFiniteGuard(every_n_steps=1)
     guard.on_train_start(trainer, module)
     for loss in losses:
         guard.on_train_batch_start(trainer, module, None, 0)
