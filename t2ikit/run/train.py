@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -236,8 +237,10 @@ def _stopped(reason: str, experiment: Experiment, folder: RunFolder, again: str)
 def _from_outside(error: Exception) -> str | None:
     """What a disk, a folder or the system did to a run, in one line; None for a defect of a program."""
     if isinstance(error, OSError):
-        lines = [line for line in str(error).splitlines() if line.strip()]  # a loader's worker sends its traceback
-        return lines[-1] if lines else type(error).__name__
+        said = str(error)
+        if said.startswith("Caught "):  # a loader's worker sends its traceback, which ends with the name of the error
+            said = re.split(rf"\n(?:\w+\.)*{type(error).__name__}: ", said)[-1]
+        return " ".join(said.split()) or type(error).__name__
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error) and "killed" in str(error):
         return (
             "a process that reads the data was killed, often by the system for lack of memory: lower data.num_workers "

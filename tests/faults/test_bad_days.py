@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 import time
@@ -131,7 +130,7 @@ def test_the_data_vanish(photos: Path, capsys: pytest.CaptureFixture[str]) -> No
     words = ["run", "photo.yaml", "--data.num_workers", "2"]
     assert cli.main([*words, *at(4, "rename", "root")]) == 1
     said = capsys.readouterr().err
-    assert re.search("No such file or directory: .*root", said) and "--resume auto" in said, said[-1000:]
+    assert "root/train" in said and "--resume auto" in said, said[-1000:]
     Path("root.gone").rename("root")
     assert cli.main([*words, "--callbacks.at", "null", "--resume", "auto"]) == 0
     assert [step for step, _ in losses("photo")] == list(range(1, 9))
