@@ -11,13 +11,13 @@ import yaml
 
 from t2ikit.checkpoints.files import read_weights
 from t2ikit.checkpoints.runs import (
-    FINISHED,
     find_checkpoint,
+    finish_record,
     good_checkpoint,
     is_finished,
     newest_checkpoint,
-    step_in_name,
 )
+from t2ikit.checkpoints.saving import step_in_name
 from t2ikit.config.compose import ConfigError, flatten
 from t2ikit.pretrained import sha256_of
 from t2ikit.run.folder import RunFolder, refuse_other_place, version_number
