@@ -15,8 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from t2ikit.callbacks.checkpoint_files import failure_of
 from t2ikit.callbacks.checkpoint_rules import BestScores, StepClock, seconds_of
-from t2ikit.checkpoints.runs import step_in_name
-from t2ikit.checkpoints.saving import is_complete
+from t2ikit.checkpoints.saving import is_complete, step_in_name
 
 
 class Checkpoint(LightningCheckpoint):

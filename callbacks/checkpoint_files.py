@@ -9,8 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from t2ikit.checkpoints.runs import step_in_name
-from t2ikit.checkpoints.saving import fault_of, is_complete, write_checkpoint
+from t2ikit.checkpoints.saving import fault_of, is_complete, step_in_name, write_checkpoint
 
 
 class CheckpointFiles(TorchCheckpointIO):

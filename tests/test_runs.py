@@ -209,7 +209,7 @@ def test_a_resume_that_would_be_another_run_is_refused_until_that_is_allowed(
     run = folder / "runs" / "small" / "version_0"
     first = numbers(run)["train/loss"]
     free = ["--trainer.max_steps", "4", "--data.num_workers", "0", "--trainer.accumulate_grad_batches", "2"]
-    free += ["--callbacks.checkpoint.keep", "5", "--model.noise_bins", "5"]
+    free += ["--callbacks.checkpoint.keep", "5", "--model.noise_bins", "5", "--callbacks.guard.policy", "skip"]
     deciding = ["--data.seed", "1", "--model.optimizer.lr", "0.01", "--trainer.gradient_clip_val", "0.5"]
     deciding += ["--callbacks.ema.warmup", "false", "--callbacks.cutmix.tau", "0.5"]
     other = [*plain, *free, "--resume", "last", *deciding]

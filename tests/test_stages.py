@@ -194,6 +194,15 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any]], object], list[str], list[str
         ["last", "--stage", "b"],
         ["finished stage a", "seed_everything was 0, now 9", "--allow stages.a"],
     ),
+    (
+        "what decides the data and the averages",
+        lambda stages: stages["a"].update(
+            data={"init_args": {"seed": 3, "num_workers": 0}},
+            callbacks={**stages["a"]["callbacks"], "ema": {"init_args": {"warmup": False}}},
+        ),
+        ["last"],
+        ["callbacks.ema.warmup was True, now False", "data.seed was 0, now 3"],
+    ),
     ("fewer steps", lambda stages: stages["a"]["trainer"].update(max_steps=3), ["last"], ["was 4, now 3"]),
     ("renamed", rename_a, ["last"], ["has a stage a, which two.yaml lacks", "--allow stages.a"]),
     ("reordered", reorder, ["last"], ["finished stage b", "a/checkpoints/step-00000002.ckpt"]),
@@ -257,6 +266,16 @@ def test_a_finished_stage_goes_on_to_more_steps_and_what_started_from_its_end_is
     assert cli.main(["run", "two.yaml", "--resume", "last", "--allow", "stages.b"]) == 0
     assert "stage b: finished before" in capsys.readouterr().out
     assert (two / "runs/two/version_0/a/checkpoints/step-00000008.ckpt").exists()
+
+
+def test_what_decides_nothing_may_change_about_a_finished_stage(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files(two / "runs" / "two")
+    free = ["--callbacks.checkpoint.keep", "5", "--callbacks.guard.policy", "skip"]
+    free += ["--data.num_workers", "0", "--trainer.log_every_n_steps", "2", "--trainer.accumulate_grad_batches", "2"]
+    assert cli.main(["run", "two.yaml", "--resume", "last", *free]) == 0
+    said = capsys.readouterr().out
+    assert "stage a: finished before" in said and "stage b: finished before" in said
+    assert files(two / "runs" / "two") == before
 
 
 def test_a_stage_that_was_killed_after_its_extension_began_is_not_taken_for_finished(two: Path) -> None:

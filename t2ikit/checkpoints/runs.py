@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from t2ikit.checkpoints.foreign import TRAINING, reason_of, refuse_foreign
-from t2ikit.checkpoints.saving import fault_of, is_complete
+from t2ikit.checkpoints.saving import fault_of, is_complete, step_in_name
 from t2ikit.config.compose import ConfigError, nearest
 from t2ikit.files import write_whole
 from t2ikit.launch import first_rank
@@ -44,14 +44,11 @@ def good_checkpoint(folder: Path) -> Path | None:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    paths = (folder / "checkpoints").glob("*.ckpt")
-    return sorted(paths, key=lambda path: (step_in_name(path), path.stat().st_mtime), reverse=True)
-
-
-def step_in_name(checkpoint: Path) -> int:
-    """1000 of ``step-00001000.ckpt``; -1 of a name that does not end with a number."""
-    digits = re.search(r"(\d+)$", checkpoint.stem)
-    return int(digits[1]) if digits else -1
+    dated = []
+    for path in (folder / "checkpoints").glob("*.ckpt"):
+        with suppress(OSError):  # a link to nothing, or a file that the run has just removed
+            dated.append((step_in_name(path), path.stat().st_mtime, path))
+    return [path for *_, path in sorted(dated, reverse=True)]
 
 
 def find_checkpoint(path: Path, option: str) -> Path:
@@ -98,14 +95,18 @@ def finish(folder: Path, config: dict[str, Any]) -> None:
 
 def is_finished(folder: Path) -> bool:
     """Whether a run or a stage has come to its end, and has not been trained again from an earlier checkpoint since."""
-    if not (folder / FINISHED).exists():
-        return False
+    record = finish_record(folder)
     newest = newest_checkpoint(folder)
+    return record is not None and record["checkpoint"] == (None if newest is None else newest.name)
+
+
+def finish_record(folder: Path) -> dict[str, Any] | None:
+    """What :func:`finish` wrote; None if there is nothing, or something else."""
     try:
-        last: str | None = yaml.safe_load((folder / FINISHED).read_text())["checkpoint"]
-    except (ValueError, yaml.YAMLError, KeyError, TypeError):  # damaged: `--resume auto` sees what is left to do
-        return False
-    return last == (None if newest is None else newest.name)
+        record = yaml.safe_load((folder / FINISHED).read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return record if isinstance(record, dict) and {"checkpoint", "experiment"} <= record.keys() else None
 
 
 def latest_config(folder: Path) -> Path:

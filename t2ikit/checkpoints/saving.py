@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from t2ikit.checkpoints.foreign import kind_of_file
+from t2ikit.checkpoints.foreign import kind_of_file, reason_of
 from t2ikit.files import partial_of, publish, recover
 
 _MARK = b"t2ikit sha256 "
@@ -22,8 +22,10 @@ _COMMENT = len(_MARK) + 2 * hashlib.sha256().digest_size
 _END = b"PK\5\6"
 _END_SIZE = 22
 """Bytes of the last record of a zip archive (APPNOTE 4.3.16); its last two are the length of the comment after it."""
-_STEP = re.compile(r"(?:^|[-_])step[-=](\d+)$")
-"""The step in a name of ours, ``step-00001000.ckpt``, and of Lightning, ``epoch=2-step=1000.ckpt``."""
+_TAIL = _END_SIZE + 2**16
+"""The last record of a zip archive lies within these last bytes: its comment is at most 64 KiB long."""
+_STEP = re.compile(r"(?:^|[-_])step[-=](\d+)(?:-v\d+)?$")
+"""The step in a name of ours, ``step-00001000.ckpt``, and of Lightning, ``epoch=2-step=1000-v1.ckpt``."""
 
 
 class _HashedFile:
@@ -128,6 +130,12 @@ def fault_of(checkpoint: Path) -> str | None:
     return _fault_of(checkpoint, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
+def step_in_name(checkpoint: Path) -> int:
+    """1000 of ``step-00001000.ckpt`` or ``epoch=2-step=1000.ckpt``; -1 of a name that says no step."""
+    named = _STEP.search(checkpoint.stem)
+    return int(named[1]) if named else -1
+
+
 @lru_cache
 def _fault_of(checkpoint: Path, *changed: int) -> str | None:
     """As :func:`fault_of`; ``changed`` differs when the file does."""
@@ -135,32 +143,33 @@ def _fault_of(checkpoint: Path, *changed: int) -> str | None:
         return "the file is damaged: its bytes have another SHA-256 than those that were written"
     if not is_complete(checkpoint):
         return f"not a complete checkpoint ({kind_of_file(checkpoint)})"
-    named = _STEP.search(checkpoint.stem)
-    if named is None:
+    named = step_in_name(checkpoint)
+    if named < 0:
         return None
     import torch
 
     try:
         content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
         inside = int(content["global_step"])
-    except Exception:  # not a checkpoint of a run: whoever reads it says so
-        return None
-    return None if inside == int(named[1]) else f"its name says step {int(named[1])}, but step {inside} is inside"
+    except Exception as error:
+        return f"its name is that of a checkpoint of step {named}, but it is none of a run ({reason_of(error)})"
+    return None if inside == named else f"its name says step {named}, but step {inside} is inside"
 
 
 def _is_damaged(checkpoint: Path) -> bool:
     """Whether a file has a hash, and its bytes have another one.
 
-    Mark and length of the comment are each a sign of a hash, so that damage to one of them does not hide it.
+    Mark and length of the comment are each a sign of a hash, wherever the file ends now: neither damage to one of them
+    nor bytes that are cut off or added behind them hide it.
     """
     size = checkpoint.stat().st_size
-    if size < _END_SIZE + _COMMENT:
+    if size < _END_SIZE:
         return False
     with checkpoint.open("rb") as stream:
-        stream.seek(size - _COMMENT - _END_SIZE)
-        end, comment = stream.read(_END_SIZE), stream.read(_COMMENT)
-        announced = end.startswith(_END) and end.endswith(_COMMENT.to_bytes(2, "little"))
-        if not announced and not comment.startswith(_MARK):
+        stream.seek(max(0, size - _TAIL))
+        tail = stream.read(_TAIL)
+        last = tail[tail.rfind(_END) :]
+        if last[_END_SIZE - 2 : _END_SIZE] != _COMMENT.to_bytes(2, "little") and _MARK not in tail:
             return False
         stream.seek(0)
         digest, rest = hashlib.sha256(), size - _COMMENT
@@ -170,4 +179,4 @@ def _is_damaged(checkpoint: Path) -> bool:
             rest -= len(block)
             if not block:  # cut off meanwhile
                 return True
-    return comment != _MARK + digest.hexdigest().encode()
+    return tail[-_COMMENT:] != _MARK + digest.hexdigest().encode()

@@ -21,10 +21,12 @@ from t2ikit.data.resume import Continuation, check_allowed, refuse
 from t2ikit.module import TextToImage
 from t2ikit.run.experiment import Plan
 
-# Of TextToImage: not used on a resume, without effect on the numbers, or compared by its hash (the space).
-FREE_OF_MODEL = ("model.start", "model.compile", "model.noise_bins", "model.space")
-# Of a data module that keeps no Continuation.
-FREE_OF_DATA = ("data.num_workers", "data.pin_memory")
+# Of TextToImage: without effect on the numbers; and on a resume, where a start is not used and the hash of the space is
+# compared.
+FREE_OF_MODEL, COMPARED_OF_MODEL = ("model.compile", "model.noise_bins"), ("model.start", "model.space")
+# Names of options of any data module, and of ours.
+FREE_OF_DATA = ("num_workers", "pin_memory")
+FREE_OF_OUR_DATA = (*FREE_OF_DATA, "eval_batch_size", "verify", "cache_dir", "cache_gb", "storage_options")
 DECIDING_OF_TRAINER = (
     "precision",
     "gradient_clip_val",
@@ -34,11 +36,15 @@ DECIDING_OF_TRAINER = (
     "sync_batchnorm",
     "plugins",
 )
+ENDS_OF_TRAINER = ("max_steps", "min_steps", "max_epochs", "min_epochs", "max_time")
 
 
 @dataclass(frozen=True)
 class Change:
     """One key of the experiment that differs; ``init_args`` is left out of it, as on the command line.
+
+    What an experiment does about a step that is not finite (``callbacks.guard``) decides nothing: a run that it has
+    stopped goes on with ``policy: skip``, and until such a step comes all policies make the same steps.
 
     Attributes:
         key: of the value, or of the class if that differs.
@@ -73,8 +79,7 @@ class Changes(Callback):
         # Not the content, whose file would take its room on the disk until the run ends.
         self._data: dict[str, Any] | None = content.get(plan.data.cls.__qualname__)
         self.before = {} if checkpoint is None else _experiment(content, checkpoint)
-        pairs = _differing(self.before, plan.config) if self.before else ()
-        self.listed = [Change(key, before, now, self._decides(key)) for key, before, now in pairs]
+        self.listed = differing(self.before, plan) if self.before else []
         try:
             check_allowed(allow, {_short(key) for node in (self.before, plan.config) for key, _ in flatten(node)})
         except ValueError as error:
@@ -94,29 +99,44 @@ class Changes(Callback):
         else:
             refuse(deciding, self.allow)
 
-    def _decides(self, key: str) -> bool:
-        group, _, rest = key.partition(".")
-        name = rest.partition(".")[0]
-        if group == "model":
-            return not (issubclass(self.plan.model.cls, TextToImage) and key.startswith(FREE_OF_MODEL))
-        if group == "data":
-            compared = issubclass(self.plan.data.cls, DataModule) and key != "data"  # by its Continuation
-            return not compared and key not in FREE_OF_DATA
-        if group == "trainer":
-            return name in DECIDING_OF_TRAINER
-        if group == "callbacks":
-            cls = self._callback(name)
-            return issubclass(cls, (EMA, AugmentationCallback)) and not issubclass(cls, CutMix)  # its gate is compared
-        return key == "seed_everything"
 
-    def _callback(self, name: str) -> type:
-        """The class of a callback of either experiment; ``object`` for one that is not there any more."""
-        if name in self.plan.callbacks:
-            return self.plan.callbacks[name].cls
-        with suppress(ConfigError):
-            node = self.before["callbacks"][name]
-            return find_class(node["class_path"], f"callbacks.{name}.class_path", self.plan.origins)
-        return object
+def differing(before: dict[str, Any], plan: Plan, *, ended: bool = False) -> list[Change]:
+    """What differs between an earlier experiment and that of ``plan``, and whether it would make another run.
+
+    Args:
+        before: the earlier experiment.
+        plan: the present one.
+        ended: the run has come to its end and nothing is loaded: where it ends, its start and its data count, too.
+    """
+    pairs = list(_pairs(before, plan.config))
+    return [Change(key, old, new, _decides(key, before, plan, ended)) for key, old, new in pairs]
+
+
+def _decides(key: str, before: Mapping[str, Any], plan: Plan, ended: bool) -> bool:
+    group, _, rest = key.partition(".")
+    name = rest.partition(".")[0]
+    if group == "model":
+        free = FREE_OF_MODEL if ended else (*FREE_OF_MODEL, *COMPARED_OF_MODEL)
+        return not (issubclass(plan.model.cls, TextToImage) and key.startswith(free))
+    if group == "data":
+        ours = issubclass(plan.data.cls, DataModule) and key != "data"
+        free = FREE_OF_OUR_DATA if ours else FREE_OF_DATA
+        return name not in free and (ended or not ours)  # a Continuation compares ours
+    if group == "trainer":
+        return name in DECIDING_OF_TRAINER or (ended and name in ENDS_OF_TRAINER)
+    if group == "callbacks":
+        cls = _callback(name, before, plan)
+        return issubclass(cls, (EMA, AugmentationCallback)) and (ended or not issubclass(cls, CutMix))  # or by its gate
+    return key == "seed_everything"
+
+
+def _callback(name: str, before: Mapping[str, Any], plan: Plan) -> type:
+    """The class of a callback of either experiment; ``object`` for one that is not there any more."""
+    if name in plan.callbacks:
+        return plan.callbacks[name].cls
+    with suppress(ConfigError):
+        return find_class(before["callbacks"][name]["class_path"], f"callbacks.{name}.class_path", plan.origins)
+    return object
 
 
 def _experiment(content: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
@@ -127,7 +147,7 @@ def _experiment(content: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
     return stored if isinstance(stored, dict) else {}
 
 
-def _differing(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+def _pairs(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(key, before, now) of what differs; where a class differs it stands for its arguments."""
     if not isinstance(before, Mapping) or not isinstance(now, Mapping):
         if before != now:
@@ -136,7 +156,7 @@ def _differing(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any,
         yield _short(key), _name(before), _name(now)
     else:
         for name in sorted({*before, *now}):
-            yield from _differing(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+            yield from _pairs(before.get(name), now.get(name), f"{key}.{name}" if key else name)
 
 
 def _name(node: Any) -> Any:

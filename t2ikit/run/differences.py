@@ -13,7 +13,7 @@ from torch import Tensor
 from t2ikit.callbacks.metrics_csv import read_metrics
 from t2ikit.callbacks.step_records import read_steps
 from t2ikit.checkpoints.files import read_weights
-from t2ikit.checkpoints.runs import step_in_name
+from t2ikit.checkpoints.saving import step_in_name
 
 # What depends on the clock or on the place of a run, and not on its numbers.
 TIMED_METRICS = ("train/images_per_second", "/seconds/")

@@ -19,8 +19,8 @@ from t2ikit.checkpoints.runs import (
     is_finished,
     latest_config,
     newest_checkpoint,
-    step_in_name,
 )
+from t2ikit.checkpoints.saving import step_in_name
 from t2ikit.config.compose import ConfigError, nearest
 from t2ikit.files import write_whole
 from t2ikit.launch import first_rank
@@ -84,8 +84,8 @@ def _requested_checkpoint(versions: Path, resume: str | None) -> Path | None:
     if resume != "auto":
         path = find_checkpoint(Path(resume), "--resume")
         return path if len(path.parts) > 2 else path.absolute()  # from inside of its run folder
-    folder = unfinished(versions)
-    return None if folder is None else good_checkpoint(folder)
+    going_on = (folder for folder in _newest_first(versions) if not is_finished(folder))
+    return next(filter(None, map(good_checkpoint, going_on)), None)
 
 
 def refuse_other_place(folder: Path, versions: Path) -> None:

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from t2ikit.checkpoints.files import read_weights
 from t2ikit.checkpoints.runs import (
-    FINISHED,
     find_checkpoint,
+    finish_record,
     good_checkpoint,
     is_finished,
     newest_checkpoint,
-    step_in_name,
 )
-from t2ikit.config.compose import ConfigError, flatten
+from t2ikit.checkpoints.saving import step_in_name
+from t2ikit.config.compose import ConfigError
 from t2ikit.pretrained import sha256_of
+from t2ikit.run.changes import Change, differing
 from t2ikit.run.folder import RunFolder, refuse_other_place, version_number
 from t2ikit.run.lock import unlock
 from t2ikit.run.stage_tree import REFERENCE, Source, Tree
 
-START = "model.init_args.start.checkpoint"
 MAX_STEPS = "trainer.max_steps"
-Differences = dict[str, tuple[Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -131,16 +128,15 @@ def _newest_without(tree: Tree, stage: str, existing: Sequence[Path]) -> Version
 # ------------------------------------------------------------------ what has changed
 
 
-def differences(tree: Tree, version: Version, name: str) -> Differences:
-    """What differs between a finished stage and what the experiment says of it now: (before, now) by key.
-
-    The folder of the run and the steps of kept checkpoints are not compared.
-    """
+def differences(tree: Tree, version: Version, name: str) -> list[Change]:
+    """What differs between a finished stage and what the experiment says of it now, and would have trained another."""
     source = tree.source(name)
-    start = None if source is None else _source_checkpoint(version.path, source)
-    before = _compared(yaml.safe_load((version.path / name / FINISHED).read_text())["experiment"], source)
-    now = _compared(tree.plan(name, start).config, source)
-    return {key: (before.get(key), now.get(key)) for key in sorted({*before, *now}) if before.get(key) != now.get(key)}
+    plan = tree.plan(name, None if source is None else _source_checkpoint(version.path, source))
+    record = finish_record(version.path / name)
+    assert record is not None  # it is finished
+    pair = record["experiment"], plan.config
+    before, now = pair if source is None else (_without_folders(config) for config in pair)
+    return [change for change in differing(before, replace(plan, config=now), ended=True) if change.decides]
 
 
 def refuse_changed(tree: Tree, version: Version, names: Sequence[str]) -> None:
@@ -169,7 +165,7 @@ def refuse_changed(tree: Tree, version: Version, names: Sequence[str]) -> None:
         if is_finished(folder):
             changes = differences(tree, version, name)
             if changes and not (_goes_on(changes) and name in names):
-                listed = "; ".join(f"{key} was {before!r}, now {now!r}" for key, (before, now) in changes.items())
+                listed = "; ".join(f"{c.key} was {c.before!r}, now {c.now!r}" for c in changes)
                 raise _refusal(name, version, f"has finished stage {name} with another experiment: {listed}")
         elif name in names and not folder.exists():
             source = tree.source(name)
@@ -208,10 +204,12 @@ def _allowed(tree: Tree, name: str) -> bool:
     return f"{REFERENCE}{name}" in tree.request.allow
 
 
-def _goes_on(changes: Differences) -> bool:
+def _goes_on(changes: Sequence[Change]) -> bool:
     """Whether all that has changed is that a finished stage is to make more steps."""
-    before, now = changes.get(MAX_STEPS, (0, 0))
-    return set(changes) == {MAX_STEPS} and isinstance(before, int) and isinstance(now, int) and 0 < before < now
+    if [change.key for change in changes] != [MAX_STEPS]:
+        return False
+    before, now = changes[0].before, changes[0].now
+    return isinstance(before, int) and isinstance(now, int) and 0 < before < now
 
 
 def _source_checkpoint(version: Path, source: Source) -> Path | None:
@@ -221,13 +219,14 @@ def _source_checkpoint(version: Path, source: Source) -> Path | None:
     return version / source.stage / "checkpoints" / f"step-{source.step:08d}.ckpt"
 
 
-def _compared(config: dict[str, Any], source: Source | None) -> dict[str, Any]:
-    """The keys of an experiment that decide what is trained; of a start from another stage only which and what step."""
-    keys = {key: value for key, value in flatten(config) if not key.startswith("run.")}
-    keys = {key: value for key, value in keys.items() if not key.endswith(".keep_steps")}
-    if source is not None and isinstance(keys.get(START), str):
-        keys[START] = "/".join(Path(keys[START]).parts[-3:])
-    return keys
+def _without_folders(config: dict[str, Any]) -> dict[str, Any]:
+    """An experiment whose start from another stage says only which one and what step: a version may be moved."""
+    model = config["model"]
+    start = model["init_args"].get("start")
+    if not isinstance(start, dict) or not isinstance(start.get("checkpoint"), str):
+        return config
+    start = {**start, "checkpoint": "/".join(Path(start["checkpoint"]).parts[-3:])}
+    return {**config, "model": {**model, "init_args": {**model["init_args"], "start": start}}}
 
 
 # ------------------------------------------------------------------ the folder of a stage

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from t2ikit.checkpoints.runs import is_finished, newest_checkpoint, step_in_name
+from t2ikit.checkpoints.runs import is_finished, newest_checkpoint
+from t2ikit.checkpoints.saving import step_in_name
 from t2ikit.config.compose import ConfigError
 from t2ikit.config.origins import Origins
 from t2ikit.config.sweep import Cell, Sweep

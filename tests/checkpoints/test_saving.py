@@ -70,9 +70,26 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
         flip(path, index)
         assert saving._fault_of.__wrapped__(path) is not None, index
         path.write_bytes(whole)
+    for changed in (*(whole[:-cut] for cut in range(1, 120)), whole + b"x", whole + bytes(5000)):
+        path.write_bytes(changed)
+        assert saving._fault_of.__wrapped__(path) is not None, len(changed)
+    path.write_bytes(whole)
     flip(path, size // 2)
     with pytest.raises(ValueError, match=r"step-00000003\.ckpt.* the file is damaged"):
         files.read_weights(path)
+
+
+def test_files_of_others_in_the_folder_are_not_taken(tmp_path: Path) -> None:
+    good = written(tmp_path, 3)
+    (good.parent / "step-00000009.ckpt").symlink_to("nowhere")
+    written(tmp_path, 1, "model-99.ckpt")  # no step in its name
+    written(tmp_path, 1, "loss=0.31.ckpt")
+    assert good_checkpoint(tmp_path) == good
+    torch.save({"weight": torch.ones(3)}, good.parent / "step-00000008.ckpt")
+    torch.save({"global_step": 7, "place": good}, good.parent / "step-00000007.ckpt")
+    with pytest.warns(UserWarning, match=r"step-00000008.* it is none of a run.*step-00000007.*it holds objects"):
+        assert good_checkpoint(tmp_path) == good
+    assert fault_of(written(tmp_path, 5, "epoch=1-step=5-v1.ckpt")) is None
 
 
 def test_files_without_a_hash_are_read_unchecked(tmp_path: Path) -> None:

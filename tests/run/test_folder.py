@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from t2ikit.checkpoints.runs import finish, is_complete, latest_config, newest_checkpoint, step_in_name
+from t2ikit.checkpoints.runs import finish, is_finished, latest_config, newest_checkpoint
+from t2ikit.checkpoints.saving import is_complete, step_in_name
 from t2ikit.config.compose import ConfigError
 from t2ikit.run import folder as run_folder
 from t2ikit.run.folder import choose, write_config
@@ -135,6 +136,22 @@ def test_auto_goes_on_with_the_newest_unfinished_version_or_begins_one(tmp_path:
     for number in (0, 9, 10):
         finish(runs / f"version_{number}", {})
     assert choose(str(tmp_path), "e", "auto") == run_folder.RunFolder(runs / "version_12", None, True)
+
+
+def test_auto_says_that_a_version_has_no_good_checkpoint_any_more(tmp_path: Path) -> None:
+    paths = [checkpoint(tmp_path / "e" / f"version_{number}", "step-00000001.ckpt") for number in (0, 1)]
+    paths[1].write_bytes(paths[1].read_bytes()[:-1])
+    with pytest.warns(UserWarning, match=r"version_1.*not a complete checkpoint.*There is no good one"):
+        assert choose(str(tmp_path), "e", "auto").checkpoint == paths[0]
+
+
+@pytest.mark.parametrize("content", ["", "garbage: [", "- 1", "checkpoint: step-00000001.ckpt", "\xff"])
+def test_a_broken_record_of_the_end_is_none(tmp_path: Path, content: str) -> None:
+    checkpoint(tmp_path, "step-00000001.ckpt")
+    (tmp_path / "finished").write_bytes(content.encode("latin-1"))
+    assert not is_finished(tmp_path)
+    finish(tmp_path, {"a": 1})
+    assert is_finished(tmp_path)
 
 
 def test_no_resume_takes_a_trial_for_a_run(tmp_path: Path) -> None:
