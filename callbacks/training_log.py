@@ -42,13 +42,18 @@ class TrainingLog(L.Callback):
         return "TrainingLog"
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums of the first rank, and those of the others: added in another order, the means would differ."""
+        """The sums of this rank."""
         if self._sums is None:
             return {}
         parts = {"parts": {name: sums.cpu() for name, sums in self._parts.items()}} if self._parts else {}
-        own = {"sums": self._sums.cpu(), **parts}
-        first, *others = ranks.together(lambda: own)
-        return {**first, "others": others} if others else first
+        return {"sums": self._sums.cpu(), **parts}
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds the sums of the other ranks, each by itself: added in another order, the means would differ."""
+        own = self.state_dict()
+        _, *others = ranks.together(lambda: own)  # not in state_dict, which one rank may call alone
+        if own and others:
+            checkpoint["callbacks"][self.state_key] = {**own, "others": others}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = [state_dict, *state_dict.get("others", ())] if state_dict else []
