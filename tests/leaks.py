@@ -5,7 +5,7 @@
 Run by ``nox -s leaks``. A tiny model trains with checkpoints, TensorBoard, ``metrics.csv``, CutMix and EMA, and takes a
 snapshot with scores, pictures and a validation loss every 100 steps; once with 0 workers and once with 2. After STEPS
 (5,000) steps and their 50 snapshots file handles, threads, child processes and temporary files must be those after a
-tenth of them, and resident memory at most 20 MB more than then, or than any time between. Exits 1 if not.
+tenth of them, and the memory of the run and its workers at most 20 MB more than at any row before. Exits 1 if not.
 """
 
 from __future__ import annotations
@@ -47,10 +47,11 @@ from lightning import Callback
 
 
 def resident(process):
-    """Megabytes of a process in memory, without mapped files, whose pages the system drops and reads as it likes."""
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    sizes = [int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:"))]
-    return sum(sizes) / 1024
+    """Megabytes of a process in memory, a page that several share by its share, without mapped files, whose pages the
+    system drops and reads as it likes.
+    """
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:"))) / 1024
 
 
 def children():
@@ -80,8 +81,7 @@ class Held(Callback):
             "children": len(processes),
             "temporary files": len(files) + len(shared) + len(unfinished),
             "objects": len(gc.get_objects()),
-            "MB": resident("self"),
-            "MB of children": sum(map(resident, processes)),
+            "MB": sum(map(resident, ["self", *processes])),
         }
         with open("held.jsonl", "a") as file:
             file.write(json.dumps(row) + "\\n")
@@ -124,11 +124,8 @@ def grown(rows: list[dict[str, float]]) -> list[str]:
     """What a run has more of, or less, after its last row than after its first, and memory that has grown."""
     first, last = rows[0], rows[-1]
     changed = [f"{name}: {first[name]:.0f} -> {last[name]:.0f}" for name in EXACT if first[name] != last[name]]
-    for name in ("MB", "MB of children"):
-        least = min(row[name] for row in rows)
-        if last[name] - least > MOST_MB:
-            changed.append(f"{name}: {least:.1f} -> {last[name]:.1f}")
-    return changed
+    least = min(row["MB"] for row in rows)
+    return changed + ([f"MB: {least:.1f} -> {last['MB']:.1f}"] if last["MB"] - least > MOST_MB else [])
 
 
 def table(rows: list[dict[str, float]]) -> str:
@@ -136,9 +133,7 @@ def table(rows: list[dict[str, float]]) -> str:
     names = list(rows[0])
     lines = ["| " + " | ".join(names) + " |", "|" + " ---: |" * len(names)]
     for row in rows:
-        lines.append(
-            "| " + " | ".join(f"{row[name]:.1f}" if "MB" in name else f"{row[name]:.0f}" for name in names) + " |"
-        )
+        lines.append("| " + " | ".join(f"{row[name]:.{int(name == 'MB')}f}" for name in names) + " |")
     return "\n".join(lines)
 
 

@@ -72,7 +72,7 @@ class Try:
     @property
     def failure(self) -> str:
         """What is not as promised; empty if all is."""
-        stopped = re.search(r"Stopped by \w+ (at step (\d+)|before the first step)", self.said)
+        stopped = re.search(r"Stopped by [\w ]+? (at step (\d+)|before the first step)", self.said)
         if self.status not in ((75, 1) if self.launch == "torchrun" else (75,)):
             return f"status {self.status}"
         if self.seconds >= LIMIT_SECONDS or stopped is None:
