@@ -1,4 +1,4 @@
-"""The project's checks: ``nox -s`` tests, long, faults, verify, signals, lint, types, docs, quickstart, wheel.
+"""The project's checks: ``nox -s`` tests, long, faults, verify, signals, leaks, lint, types, docs, quickstart, wheel.
 
 ``lint`` and ``types`` read an installed wheel with the working folder outside the repository: the editable mapping of
 ``callbacks/`` to ``t2ikit.callbacks`` is invisible to import-linter and mypy.
@@ -53,6 +53,13 @@ def signals(session: nox.Session) -> None:
     """50 runs of two ranks that a signal stops at random moments, as a table; half an hour on two cores."""
     session.install("-e", ".")
     session.run("python", "tests/signal_trials.py", *(session.posargs or ["50"]))
+
+
+@nox.session
+def leaks(session: nox.Session) -> None:
+    """5,000 steps and 50 snapshots hold no more than 500 and 5; a few minutes, a table."""
+    session.install("-e", ".")
+    session.run("python", "tests/leaks.py", *session.posargs)
 
 
 @nox.session

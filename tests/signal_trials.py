@@ -8,6 +8,7 @@ the checkpoint of the step at which it says that it stopped. Under torchrun, whi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
@@ -71,7 +72,7 @@ class Try:
     @property
     def failure(self) -> str:
         """What is not as promised; empty if all is."""
-        stopped = re.search(r"Stopped by \w+ (at step (\d+)|before the first step)", self.said)
+        stopped = re.search(r"Stopped by [\w ]+? (at step (\d+)|before the first step)", self.said)
         if self.status not in ((75, 1) if self.launch == "torchrun" else (75,)):
             return f"status {self.status}"
         if self.seconds >= LIMIT_SECONDS or stopped is None:
@@ -93,6 +94,24 @@ def processes(group: int) -> dict[int, str]:
     return found
 
 
+def ready_processes(group: int) -> list[int]:
+    """Processes of a run that handle signals: Python itself has come up, and no child stands between fork and exec."""
+    before = processes(group)
+    time.sleep(0.2)
+    lines = processes(group)
+    return [pid for pid, line in lines.items() if pid in before and "t2ikit" in line and handles_signals(pid)]
+
+
+def handles_signals(pid: int) -> bool:
+    """Whether a process has a handler of SIGTERM."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:  # it has ended
+        return False
+    mask = int(status.partition("SigCgt:")[2].split()[0], 16)
+    return bool(mask >> (signal.SIGTERM - 1) & 1)
+
+
 def phase_of(folder: Path) -> str:
     """What a run is doing, by its files."""
     if list(folder.glob("runs/*/version_0/samples/val/*.sampling")):
@@ -107,7 +126,10 @@ def command_of(launch: str) -> list[str]:
 
 
 def attempt(folder: Path, launch: str, target: str, name: str, delay: float, phase: str) -> Try:
-    """Starts a run, waits for a phase and ``delay`` seconds more, signals, and waits for the end of all processes."""
+    """Starts a run, waits for a phase and ``delay`` seconds more, signals, and waits for the end of all processes.
+
+    Nothing is sent before the run has set its handlers: a signal in the first second ends Python itself.
+    """
     folder.mkdir()
     workers = "1" if target == "all" else "0"
     (folder / "small.yaml").write_text(EXPERIMENT.replace("WORKERS", workers))
@@ -126,14 +148,17 @@ def attempt(folder: Path, launch: str, target: str, name: str, delay: float, pha
     while phase != "setup" and time.monotonic() < wanted and process.poll() is None and phase_of(folder) != phase:
         time.sleep(0.05)
     time.sleep(delay)
+    ready = ready_processes(process.pid)
+    while process.poll() is None and time.monotonic() < wanted and len(ready) < (3 if launch == "torchrun" else 1):
+        ready = ready_processes(process.pid)
     actual, begun = phase_of(folder), time.monotonic()
     number = signal.Signals[name]
-    members = processes(process.pid)
-    others = [pid for pid, line in members.items() if pid != process.pid and "t2ikit" in line]
-    if target == "all":
-        os.killpg(process.pid, number)
-    else:
-        os.kill(max(others) if target == "rank 1" and others else process.pid, number)
+    others = [pid for pid in ready if pid != process.pid]
+    with contextlib.suppress(ProcessLookupError):  # the run has ended by itself, which its status tells
+        if target == "all":
+            os.killpg(process.pid, number)
+        else:
+            os.kill(max(others) if target == "rank 1" and others else process.pid, number)
     status: int | None = None
     try:
         status = process.wait(90)
