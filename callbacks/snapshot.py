@@ -31,6 +31,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from t2ikit import ranks
+from t2ikit.callbacks.monitors import look
 from t2ikit.checkpoints.runs import find_checkpoint
 from t2ikit.denoisers import SavedDenoiser
 from t2ikit.diffusion import Guidance
@@ -215,8 +216,7 @@ class Snapshot(L.Callback):
         """Keeps the scores of a step, logs values, and has other callbacks look at them."""
         self.history[step] = scores
         pl_module.run_log.log(trainer, values, step)
-        for callback in trainer.callbacks:
-            callback.on_validation_end(trainer, pl_module)  # a snapshot is the validation of a run: EarlyStopping looks
+        look(trainer, pl_module, values, [entry.name for entry in trainer.callbacks if isinstance(entry, Snapshot)])
 
     def _known(self, trainer: L.Trainer, pl_module: TextToImage) -> bool:
         """Takes what the newest snapshot gave, if it is that of this step, of the same weights and settings."""

@@ -102,6 +102,50 @@ def test_a_score_that_does_not_fall_stops_the_run(folder: Path, monitor: str, la
     assert steps[-1] == last
 
 
+STOP = "lightning.pytorch.callbacks.EarlyStopping"
+SECOND = """
+extends: [best.yaml]
+callbacks:
+  best: {init_args: {monitor: other/loss_fixed_t, save_on_train_epoch_end: null}}
+  other:
+    class_path: t2ikit.callbacks.Snapshot
+    init_args:
+      prompts: {class_path: t2ikit.evaluation.CaptionPrompts, init_args: {split: val, limit: 4}}
+      validation_loss: true
+      every_n_steps: 4
+      steps: 2
+      at_start: false
+  stop:
+    class_path: lightning.pytorch.callbacks.EarlyStopping
+    init_args: {monitor: other/loss_fixed_t, patience: 1, min_delta: 1000}
+"""
+
+
+def test_a_monitor_looks_after_its_own_snapshot_alone(folder: Path) -> None:
+    """By default it looks after its snapshot, not at the end of an epoch, and not after another snapshot."""
+    (folder / "second.yaml").write_text(SECOND)
+    assert cli.main(["run", "second.yaml", "--trainer.max_steps", "8", "--run.name", "second"]) == 0
+    run = folder / "runs/second/version_0"
+    assert sorted(path.name for path in run.glob("checkpoints/epoch=*")) == [
+        f"epoch=0-step={step}.ckpt" for step in (4, 8)
+    ]
+    assert [step for step, _ in read_metrics(run / "metrics.csv")["other/loss_fixed_t"]] == [4, 8]
+
+
+@pytest.mark.parametrize("kind", [STOP, "lightning.pytorch.callbacks.ModelCheckpoint"])
+@pytest.mark.parametrize(
+    ("monitor", "message"), [("val/los", "monitor one of val/loss"), ("fid", "a run has val/SCORE, train/loss and")]
+)
+def test_a_monitor_that_no_score_has_is_refused_with_those_that_exist(
+    folder: Path, kind: str, monitor: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = f"{{class_path: {kind}, init_args: {{monitor: {monitor}}}}}"
+    words = ["--callbacks.best", "null", "--callbacks.watch", node, "--callbacks.val.at_start", "true"]
+    assert cli.main(["run", "best.yaml", "--run.name", "watched", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (folder / "runs/watched").exists()
+
+
 def test_a_snapshot_is_guided_by_the_averages_of_a_checkpoint(folder: Path) -> None:
     assert cli.main(["run", "weaker.yaml"]) == 0
     used = torch.load(folder / "weaker.pt", weights_only=True)

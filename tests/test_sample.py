@@ -260,7 +260,9 @@ def test_latents_are_decoded_by_the_autoencoder_of_the_data(tmp_path: Path, caps
     }
     node = {"class_path": "t2ikit.module.TextToImage", "init_args": arguments}
     module = check_component("model", node, TextToImage).build()
-    module.manifest = Manifest("latents", (2, 4, 8, 8), texts={"t5": TextSource(16, text)}, autoencoder=image)
+    module.manifest = Manifest(
+        "latents", (2, 4, 8, 8), texts={"t5": TextSource(16, text)}, token_limit=4, autoencoder=image
+    )
     content = {"state_dict": module.state_dict(), "global_step": 0, "callbacks": {}}
     module.experiment = {
         "model": node,
@@ -273,6 +275,8 @@ def test_latents_are_decoded_by_the_autoencoder_of_the_data(tmp_path: Path, caps
     words = ["--prompt", "a blue square", "--weights", "raw"]
     images = sample(*words, out=tmp_path / "out", checkpoint=tmp_path)
     assert images.shape == (1, 16, 16, 3)
+    sample("--prompt", "a blue square a", "--weights", "raw", out=tmp_path / "cut", checkpoint=tmp_path)
+    assert "1 of 1 prompts are longer than the 4 tokens" in capsys.readouterr().out  # as its captions were cut
     (tmp_path / "vae").rename(tmp_path / "moved")
     assert "--autoencoder" in refused(capsys, tmp_path, *words, "--out", tmp_path / "none")
     moved = sample(*words, "--autoencoder", tmp_path / "moved", out=tmp_path / "again", checkpoint=tmp_path)

@@ -73,7 +73,8 @@ def _without_module(name: str, key: str, origins: Origins) -> ConfigError:
     homes = (package for package in origins.packages if hasattr(importlib.import_module(package), name))
     home = next(homes, None)
     hint = "" if home is None else f"; did you mean {home}.{name}?"
-    return ConfigError(f"{key}: '{name}' names no module: write module.Class{hint}")
+    wanted = "module.Class" if key.endswith("class_path") else "{class_path: module.Class, init_args: {...}}"
+    return ConfigError(f"{key}: '{name}' names no module: write {wanted}{hint}")
 
 
 def _import_module(module_name: str, key: str) -> Any:

@@ -54,6 +54,8 @@ def _type_expected(lines: list[str], key: str) -> str:
         return f"{key}: {' '.join(lines)}"
     choices = re.findall(r"'([^']+)'", " ".join(expected))
     hint = nearest(got[-1], choices) if got and choices else ""
+    if any(kind.lower().startswith("list") for kind in expected) and got and not got[-1].startswith(("[", "{")):
+        hint = f": write [{got[-1]}]"
     wanted = " or ".join(dict.fromkeys(expected))
     return f"{key}: expected {wanted}, got {got[-1] if got else 'something else'}{hint}"
 

@@ -37,7 +37,7 @@ def cut_texts(encoder: TextEncoder, texts: Iterable[str]) -> tuple[int, str]:
 
 def with_remarks(encoders: Iterable[TextEncoder], prompts: Sequence[str]) -> Iterator[TextEncoder]:
     """The encoders one by one; prints how many prompts each does not take as they are, with the first of them."""
-    unique = list(dict.fromkeys(prompts))
+    unique = [prompt for prompt in dict.fromkeys(prompts) if prompt]  # not the empty one, which guidance uses
     for encoder in encoders:
         count, first = cut_texts(encoder, unique)
         if count:

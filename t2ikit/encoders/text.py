@@ -280,6 +280,7 @@ def load_encoder(
     remedy: str,
     name: str | None = None,
     device: str | torch.device = "cpu",
+    token_limit: int = 0,
 ) -> TextEncoder:
     """The text encoder whose states a prepared set holds, checked by its hash.
 
@@ -289,6 +290,7 @@ def load_encoder(
         remedy: what to do about other weights, the end of the message.
         name: folder or repository to take it from instead of the recorded one.
         device: where the model runs.
+        token_limit: of the manifest, so that a prompt is cut where a caption was; 0 for a set that states none.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -302,7 +304,7 @@ def load_encoder(
         with suppress(ValueError):  # the path of a folder elsewhere is no name below the root
             beside = below(root, reference.name)
             source = str(beside) if beside.is_dir() else source
-    encoder = TextEncoder.load(source, revision, device)
+    encoder = TextEncoder.load(source, revision, device, max_tokens=token_limit or MAX_TOKENS)
     if encoder.reference.sha256 != reference.sha256:
         raise ValueError(
             f"the text encoder {source} has other weights than the one the data was prepared with "

@@ -287,9 +287,9 @@ def encode(texts: Sequence[str], data: DataModule, device: torch.device | str = 
         FileNotFoundError: the text encoder is not there.
         ValueError: the data has no text states, or those of other weights.
     """
-    references = data.manifest.text_encoders
+    references, limit = data.manifest.text_encoders, data.manifest.token_limit
     if not references:
         raise ValueError(f"the data in {data.folder} has no text states: run `t2ikit prepare encode`")
     remedy = "bring the same weights or run `t2ikit prepare encode` again"
-    loaded = (load_encoder(reference, Path(data.folder), remedy, device=device) for reference in references)
+    loaded = (load_encoder(reference, Path(data.folder), remedy, None, device, limit) for reference in references)
     return encode_prompts(with_remarks(loaded, texts), texts)

@@ -79,7 +79,7 @@ class TrainedModel:
         for index, reference in enumerate(references):
             name = None if names is None else names[index]
             try:
-                yield load_encoder(reference, root, remedy, name, device)
+                yield load_encoder(reference, root, remedy, name, device, self.manifest.token_limit)
             except FileNotFoundError as error:
                 searched = f", nor in the data root {root}" if root else ""
                 raise FileNotFoundError(

@@ -213,6 +213,7 @@ def test_another_layer(maker: Callable[[Path], str], made: Any) -> None:
     again = load_encoder(penultimate.reference, None, "encode again")
     assert again.layer == -2 and torch.equal(again.encode(["an image"])[0], actual[0])
     assert load_encoder(penultimate.reference, None, "encode again", name=folder).layer == -2
+    assert load_encoder(penultimate.reference, None, "encode again", token_limit=4).max_tokens == 4
     with pytest.raises(ValueError, match="there is no -4"):
         TextEncoder.load(f"{folder}#layer=-4")
     with pytest.raises(ValueError, match="other weights.*encode again"):
