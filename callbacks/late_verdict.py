@@ -46,7 +46,7 @@ class LateVerdict:
         """
         if self._broken is None or not bool(trainer.strategy.reduce(self._broken.long(), reduce_op="sum")):
             return
-        names = trainer.datamodule.source_names  # type: ignore[attr-defined]
+        names = trainer.datamodule.source_names
         broken = [batch for batch in ranks.together(self._first) if batch is not None]
         first = min(step for step, _ in broken)
         records = [f"{names[source]}[{index}]" for step, rows in broken if step == first for source, index in rows]

@@ -120,8 +120,7 @@ def _decides(key: str, before: Mapping[str, Any], plan: Plan, ended: bool) -> bo
         return not (issubclass(plan.model.cls, TextToImage) and key.startswith(free))
     if group == "data":
         ours = issubclass(plan.data.cls, DataModule) and key != "data"
-        free = FREE_OF_OUR_DATA if ours else FREE_OF_DATA
-        return name not in free and (ended or not ours)  # a Continuation compares ours
+        return name not in (FREE_OF_OUR_DATA if ours else FREE_OF_DATA) and (ended or not ours)  # a Continuation compares ours
     if group == "trainer":
         return name in DECIDING_OF_TRAINER or (ended and name in ENDS_OF_TRAINER)
     if group == "callbacks":
