@@ -89,12 +89,13 @@ class Checkpoint(LightningCheckpoint):
         self._seen = self._last_step = trainer.global_step  # a resumed run has written this checkpoint already
         if self.clock is not None:
             self.clock.start(trainer.global_step)
+        expected = 0 if trainer.fast_dev_run else expected_bytes(trainer)
         if trainer.is_global_zero:
             for partial in self._folder(trainer).glob("*.partial"):
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
             self._set_aside(trainer)
             if not trainer.fast_dev_run:
-                self._warn_of_small_disk(trainer)
+                self._warn_of_small_disk(trainer, expected)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -159,11 +160,11 @@ class Checkpoint(LightningCheckpoint):
             if not kept and (self.keep_every_n_steps is None or step % self.keep_every_n_steps):
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
 
-    def _warn_of_small_disk(self, trainer: L.Trainer) -> None:
+    def _warn_of_small_disk(self, trainer: L.Trainer, expected: int) -> None:
         """Says before the first step that there is no room for the checkpoints that are to be kept."""
         folder = self._folder(trainer)
         present = [path for path in folder.glob("step-*.ckpt") if is_complete(path) and path.is_file()]
-        size = max((path.stat().st_size for path in present), default=0) or expected_bytes(trainer)
+        size = max((path.stat().st_size for path in present), default=0) or expected
         kept = self.keep + (0 if self.best is None else self.best.count)
         count = max(1, kept + 1 - len(present))  # an old one is removed after a new one is written
         free = shutil.disk_usage(next(parent for parent in folder.absolute().parents if parent.exists())).free
@@ -177,7 +178,10 @@ class Checkpoint(LightningCheckpoint):
 
 
 def expected_bytes(trainer: L.Trainer) -> int:
-    """About the size of a checkpoint before the first step: an optimizer without state gets two moments a weight."""
+    """About the size of a checkpoint before the first step: an optimizer without state gets two moments a weight.
+
+    Every rank must call it, since a callback may gather its state from all of them.
+    """
     module = trainer.lightning_module
     held = [module.state_dict(), *(callback.state_dict() for callback in trainer.callbacks)]
     size = sum(leaf.nbytes for leaf in tree_leaves(held) if isinstance(leaf, torch.Tensor))

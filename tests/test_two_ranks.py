@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import signal_trials
+import torch
+import yaml
 
 import tiny
 from t2ikit import cli
@@ -148,6 +155,52 @@ def test_a_dead_rank_ends_the_other(tmp_path: Path, target: str) -> None:
         assert done.status == 1 and "rank 1 of this machine was killed by SIGKILL" in done.said
     else:
         assert "rank 0 of this machine is gone" in done.said or "Connection" in done.said
+
+
+@pytest.mark.long
+def test_the_file_for_skypilot_goes_on_by_the_same_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its command on one machine with two processes: torchrun and its ranks are killed, the command is given again."""
+    job = yaml.safe_load((Path(__file__).parents[1] / "docs/launch/skypilot.yaml").read_text())
+    (folder / "torchrun").write_text(f'#!/bin/sh\nexec {sys.executable} -m torch.distributed.run "$@"\n')
+    (folder / "torchrun").chmod(0o755)
+    node = {"NUM_NODES": "1", "NODE_RANK": "0", "NUM_GPUS_PER_NODE": "2", "NODE_IPS": "127.0.0.1"}
+    for name, value in {**{f"SKYPILOT_{key}": value for key, value in node.items()}, **job["envs"]}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("EXPERIMENT", "slow.yaml")
+    monkeypatch.setenv("RUNS", "runs")
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    often = "callbacks: {checkpoint: {init_args: {every_n_steps: 1}}}"
+    (folder / "slow.yaml").write_text(f"extends: [small.yaml]\ntrainer: {{max_steps: 60}}\n{often}\n")
+    version = folder / "runs/slow/version_0"
+
+    def launched() -> subprocess.Popen[str]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            command = job["run"].replace("29500", str(free.getsockname()[1]))
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            ["bash", "-c", command], start_new_session=True, stdout=pipe, stderr=subprocess.STDOUT, text=True
+        )
+
+    process, end = launched(), time.monotonic() + 200
+    while not list(version.glob("checkpoints/*.ckpt")) and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for pid in (process.pid, *map(int, ranks)):  # as when the machine is lost: ranks outlive a torchrun that is killed
+        os.kill(pid, signal.SIGKILL)
+    said = process.communicate()[0]
+    assert len(ranks) == 2 and not (version / "finished").exists(), said[-3000:]
+    process = launched()
+    try:
+        said = process.communicate(timeout=200)[0]
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0 and "Resuming from" in said, said[-3000:]
+    assert [step for step, _ in read_metrics(version / "metrics.csv")["train/loss"]] == list(range(1, 61))
+    assert [path.name for path in version.parent.iterdir()] == ["version_0"] and (version / "finished").exists()
+    newest = torch.load(version / "checkpoints/step-00000060.ckpt", weights_only=True)
+    assert newest["global_step"] == 60
 
 
 def test_processes_that_would_train_alone_are_refused(folder: Path) -> None:

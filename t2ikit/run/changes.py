@@ -116,11 +116,12 @@ def _decides(key: str, before: Mapping[str, Any], plan: Plan, ended: bool) -> bo
     group, _, rest = key.partition(".")
     name = rest.partition(".")[0]
     if group == "model":
-        free = FREE_OF_MODEL if ended else (*FREE_OF_MODEL, *COMPARED_OF_MODEL)
-        return not (issubclass(plan.model.cls, TextToImage) and key.startswith(free))
+        free_of_model = FREE_OF_MODEL if ended else (*FREE_OF_MODEL, *COMPARED_OF_MODEL)
+        return not (issubclass(plan.model.cls, TextToImage) and key.startswith(free_of_model))
     if group == "data":
         ours = issubclass(plan.data.cls, DataModule) and key != "data"
-        return name not in (FREE_OF_OUR_DATA if ours else FREE_OF_DATA) and (ended or not ours)  # a Continuation compares ours
+        free_of_data = FREE_OF_OUR_DATA if ours else FREE_OF_DATA
+        return name not in free_of_data and (ended or not ours)  # a Continuation compares ours
     if group == "trainer":
         return name in DECIDING_OF_TRAINER or (ended and name in ENDS_OF_TRAINER)
     if group == "callbacks":
