@@ -54,7 +54,7 @@ def look(
     Raises:
         ValueError: before the first step, the snapshot has no score of the name; names those that it has.
     """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:
         monitor = getattr(callback, "monitor", None)
         if not isinstance(callback, EarlyStopping | ModelCheckpoint) or monitor is None or monitor in values:
             callback.on_validation_end(trainer, module)
