@@ -60,6 +60,9 @@ def test_options_of_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert sample_options("--method", "DDIM").method == "ddim"
     assert sample_options("--method", "mine.Solver").method == "mine.Solver"
     assert sample_options("--out", "~/x").out == Path.home() / "x"
+    with pytest.raises(SystemExit):
+        sample_options("--out", "~nobody-here/x")
+    assert "this machine knows no such user" in capsys.readouterr().err
     for grid in (str(tmp_path), f"{tmp_path}/x.jpg", f"{tmp_path}/x"):
         with pytest.raises(ValueError, match="--grid .* it is a PNG file"):
             _check_output(sample_options("--grid", grid))

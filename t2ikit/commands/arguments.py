@@ -53,7 +53,10 @@ def method(name: str) -> str:
 
 def expanded(path: str) -> Path:
     """A path of the command line; ``~`` is expanded, which the shell leaves alone in ``--out=~/data``."""
-    return Path(path).expanduser()
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{path!r}: this machine knows no such user; write it in full") from error
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:

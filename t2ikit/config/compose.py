@@ -152,7 +152,10 @@ def changed(config: dict[str, Any], overrides: Sequence[Override] = ()) -> dict[
     _check_shape(config, "the experiment")
     for group in ("callbacks", "loggers"):
         config[group] = {name: node for name, node in (config.get(group) or {}).items() if node is not None}
-    return {key: with_home(value) for key, value in _interpolate(config).items()}
+    try:
+        return {key: with_home(value) for key, value in _interpolate(config).items()}
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def shipped_experiments() -> Path:

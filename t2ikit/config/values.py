@@ -79,12 +79,21 @@ def plain(node: Any) -> Any:
 
 
 def with_home(node: Any) -> Any:
-    """A copy with ``~`` at the start of a text, which is a path, replaced by the home of the user."""
+    """A copy with ``~`` at the start of a text, which is a path, replaced by the home of the user.
+
+    Raises:
+        ValueError: the home of a user that this machine does not know; a folder called ``~name`` would be made.
+    """
     if isinstance(node, dict):
         return {key: with_home(value) for key, value in node.items()}
     if isinstance(node, list):
         return [with_home(value) for value in node]
-    return os.path.expanduser(node) if isinstance(node, str) and node.startswith("~") else node
+    if not isinstance(node, str) or not node.startswith("~"):
+        return node
+    path = os.path.expanduser(node)
+    if path == node and (match := re.match("~([a-zA-Z_][^/ ]*)/", node)):
+        raise ValueError(f"{node!r}: this machine knows no user {match[1]}; write the folder in full")
+    return path
 
 
 def numbers_as_text(cls: type, arguments: dict[str, Any]) -> dict[str, Any]:

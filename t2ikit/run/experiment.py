@@ -111,7 +111,7 @@ def check(config: dict[str, Any], origins: Origins = ORIGINS) -> Plan:
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
         raise ConfigError(f"seed_everything: expected an int from 0 up or null, got {seed!r}")
     name = config["run"]["name"]
-    if not isinstance(name, str) or not name or Path(name).name != name:
+    if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
         raise ConfigError(f"run.name: expected the plain name of a folder, got {name!r}")
     if not isinstance(config["run"]["directory"], str):
         raise ConfigError(f"run.directory: expected a folder, got {config['run']['directory']!r}")

@@ -78,3 +78,8 @@ def test_a_home_is_expanded_in_every_option(tmp_path: Path, monkeypatch: pytest.
     assert config["data"]["init_args"] == {"root": f"{home}/photos", "many": [f"{home}/a", "b"]}
     assert config["run"]["directory"] == f"{home}/runs"
     assert config["model"]["init_args"]["start"]["checkpoint"] == f"{home}/x.ckpt"
+    for key in ("data.root", "run.directory"):
+        with pytest.raises(ConfigError, match="'~nobody-here/x': this machine knows no user nobody-here"):
+            compose(tmp_path / "e.yaml", [Override(key, "~nobody-here/x")])
+    kept = compose(tmp_path / "e.yaml", [Override("model.note", "~30 % better/worse")])  # no path
+    assert "~30 % better/worse" in str(kept["model"])

@@ -133,6 +133,7 @@ BAD_NODES = [
     ({"trainer": {"log_every_n_steps": -1}}, "trainer.log_every_n_steps: must be at least 1, or 0"),
     ({"trainer": {"logger": False}}, "trainer.logger: name loggers in the mapping"),
     ({"seed_everything": "x"}, "seed_everything: expected an int"),
+    ({"run": {"name": ".."}}, "run.name: expected the plain name of a folder, got '..'"),
     ({"run": {"name": "a/b"}}, "run.name: expected the plain name of a folder"),
     ({"run": {"directory": 3}}, "run.directory: expected a folder"),
 ]

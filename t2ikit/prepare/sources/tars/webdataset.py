@@ -135,7 +135,7 @@ def _neighbours(tar: OpenTar, left_out: LeftOut) -> Iterator[_Sample]:
 def _label(tar: OpenTar, key: str, contents: dict[str, bytes], label_field: str | None) -> str | int:
     try:
         facts = json.loads(contents[".json"]) if ".json" in contents else {}
-        words = contents[".cls"].decode().strip() if ".cls" in contents else ""
+        words = contents[".cls"].decode("utf-8-sig").strip() if ".cls" in contents else ""
     except ValueError as error:
         raise ValueError(f"{tar.path}: the label of {key} cannot be read: {error}") from error
     if not isinstance(facts, dict):
