@@ -17,6 +17,7 @@ def leak():
 """
 
 
+@pytest.mark.long
 def test_a_run_that_leaks_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leaks, "PLUGIN", leaks.PLUGIN.replace("        gc.collect()", "        leak()") + LEAK)
     rows = leaks.measure(tmp_path / "run", 0, 20, snapshots=5)

@@ -293,7 +293,7 @@ def test_the_message_names_what_was_wanted(key: str, text: str, message: str) ->
 
 
 def test_the_experiment_of_a_checkpoint_is_looked_at_in_the_same_way(stranger: Path, tmp_path: Path) -> None:
-    checkpoint = tmp_path / "step-00000001.ckpt"
+    checkpoint = tmp_path / "run.ckpt"
     other = tmp_path / "other"
     other.mkdir()
     (other / "elsewhere.py").write_text("1 / 0")
@@ -348,7 +348,7 @@ def test_a_weaker_network_may_come_from_a_trusted_module(tmp_path: Path, monkeyp
     (tmp_path / "installed").mkdir()
     (tmp_path / "installed" / "distant_network.py").write_text("from t2ikit.denoisers import DiTI as Network\n")
     monkeypatch.syspath_prepend(str(tmp_path / "installed"))
-    checkpoint = tmp_path / "step-00000001.ckpt"
+    checkpoint = tmp_path / "run.ckpt"
     node = arguments("distant_network.Network", input_size=4, hidden_size=32, depth=1, num_heads=2, text_dim=8)
     state = {f"denoiser.{name}": value for name, value in DiTI(**node["init_args"]).state_dict().items()}
     model = arguments("t2ikit.module.TextToImage", denoiser=node)

@@ -240,7 +240,7 @@ def test_prompts_by_several_encoders(made: Any, capsys: pytest.CaptureFixture[st
     first, second = rows[1]
     assert first.embeddings.shape == (1, 1, WIDTH) and first.pooled is None
     assert second.embeddings.shape == (1, 2, WIDTH) and second.pooled.shape == (1, WIDTH)
-    assert "1 of 4 prompts are longer than the 20 tokens that the text encoder" in capsys.readouterr().out
+    assert "1 of 3 prompts are longer than the 20 tokens that the text encoder" in capsys.readouterr().out
     (alone,) = encode_prompts([TextEncoder.load(made(byt5))], ["an image"])
     assert alone.embeddings.shape == (1, 9, WIDTH)  # no tuple
 
