@@ -17,14 +17,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+import tiny
+
 EXPERIMENT = """
-extends: [quickstart.yaml]
-model:
-  init_args:
-    denoiser:
-      init_args: {data_dim: 16, num_latents: 4, latent_dim: 16, num_blocks: 1, num_layers: 1, patch_size: 4}
-data: {init_args: {count: 4096, val_count: 16, batch_size: 8}}
-trainer: {accelerator: cpu, log_every_n_steps: 10}
+extends: [tiny.yaml]
+data: {init_args: {count: 4096}}
+trainer: {log_every_n_steps: 10}
 callbacks:
   table: null
   checkpoint: {init_args: {keep: 2}}
@@ -97,6 +95,7 @@ def measure(folder: Path, workers: int, steps: int, snapshots: int = 50) -> list
         RuntimeError: the run fails; with its last lines.
     """
     (folder / "temporary").mkdir(parents=True)
+    (folder / "tiny.yaml").write_text(tiny.EXPERIMENT)
     (folder / "small.yaml").write_text(EXPERIMENT)
     (folder / "held.py").write_text(PLUGIN)
     interval = str(steps // snapshots)

@@ -20,14 +20,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import tiny
+
 EXPERIMENT = """
-extends: [quickstart.yaml]
-model:
-  init_args:
-    denoiser:
-      init_args: {data_dim: 16, num_latents: 4, latent_dim: 16, num_blocks: 1, num_layers: 1, patch_size: 4}
-data: {init_args: {count: 64, val_count: 16, batch_size: 8, num_workers: WORKERS}}
-trainer: {accelerator: cpu, log_every_n_steps: 1, max_steps: 100000, accumulate_grad_batches: 2}
+extends: [tiny.yaml]
+data: {init_args: {num_workers: WORKERS}}
+trainer: {max_steps: 100000, accumulate_grad_batches: 2}
 callbacks:
   geneval: null
   table: null
@@ -132,6 +130,7 @@ def attempt(folder: Path, launch: str, target: str, name: str, delay: float, pha
     """
     folder.mkdir()
     workers = "1" if target == "all" else "0"
+    (folder / "tiny.yaml").write_text(tiny.EXPERIMENT)
     (folder / "small.yaml").write_text(EXPERIMENT.replace("WORKERS", workers))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "T2IKIT_CACHE": str(folder.parent / "cache")}
     log = folder / "log"

@@ -15,27 +15,7 @@ import tiny
 from t2ikit import cli
 from t2ikit.callbacks.metrics_csv import read_metrics
 
-PARTS = """
-import os, signal
-
-import torch
-from lightning import Callback
-from torch import nn
-
-from t2ikit.diffusion.terms import Term
-
-
-class Projected(Term):
-    '''Error of a linear map of the output; the map is trained.'''
-
-    def __init__(self, weight: float = 1.0, until: int | None = None):
-        super().__init__(weight, until)
-        self.layer = nn.Linear(3, 3)
-
-    def forward(self, main):
-        mapped = self.layer(main.output.movedim(1, -1).to(self.layer.weight.dtype))
-        return (mapped - main.target.movedim(1, -1)).square().flatten(1).mean(1)
-
+PARTS = f"""{tiny.STOP}{tiny.PROJECTED}
 
 class Wide(Term):
     '''Reads the output in fp32 by parameters of its own, and does not ask for their dtype.'''
@@ -46,14 +26,6 @@ class Wide(Term):
 
     def forward(self, main):
         return self.layer(main.output.float().movedim(1, -1)).square().flatten(1).mean(1)
-
-
-class Stop(Callback):
-    '''Kills the process at the step of the variable KILL.'''
-
-    def on_train_batch_end(self, trainer, *args):
-        if os.environ.get("KILL") == str(trainer.global_step):
-            os.kill(os.getpid(), signal.SIGKILL)
 """
 EXPERIMENT = """
 extends: [tiny.yaml]

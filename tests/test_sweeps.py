@@ -23,17 +23,6 @@ from t2ikit.run.folder import RunFolder
 from t2ikit.run.sweep_scores import CellScores, mean_and_interval, table
 from t2ikit.run.sweeps import ELSEWHERE
 
-STOP = """
-import os, signal
-from lightning import Callback
-
-class Stop(Callback):
-    '''Kills the process at step KILL.'''
-
-    def on_train_batch_end(self, trainer, *args):
-        if os.environ.get("KILL") == str(trainer.global_step):
-            os.kill(os.getpid(), signal.SIGKILL)
-"""
 EXPERIMENT = """
 extends: [tiny.yaml]
 trainer: {max_steps: 3}
@@ -61,7 +50,7 @@ SCORES = Path("recipe.scores")
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sys.modules.pop("stop", None)  # of an earlier test, from another folder
-    return tiny.enter(tmp_path, monkeypatch, {"recipe.yaml": EXPERIMENT, "stop.py": STOP})
+    return tiny.enter(tmp_path, monkeypatch, {"recipe.yaml": EXPERIMENT, "stop.py": tiny.STOP})
 
 
 def versions(cell: str) -> list[str]:

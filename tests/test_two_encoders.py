@@ -48,17 +48,6 @@ callbacks:
   checkpoint: {init_args: {every_n_steps: 2, keep: 9}}
   stop: stop.Stop
 """
-STOP = """
-import os, signal
-from lightning import Callback
-
-class Stop(Callback):
-    '''Kills the process after the step in the variable KILL.'''
-
-    def on_train_batch_end(self, trainer, *args):
-        if os.environ.get("KILL") == str(trainer.global_step):
-            os.kill(os.getpid(), signal.SIGKILL)
-"""
 CLASSES = ("n02012849", "n03126707")
 END = "step-00000006.ckpt"
 
@@ -101,7 +90,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sys.modules.pop("stop", None)  # of an earlier test, from another folder
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
-        tiny.enter(folder, patch, {"two.yaml": EXPERIMENT, "stop.py": STOP})
+        tiny.enter(folder, patch, {"two.yaml": EXPERIMENT, "stop.py": tiny.STOP})
         prepare(folder)
         assert cli.main(["run", "two.yaml", "--run.name", "whole"]) == 0
         tiny.killed("5", "run", "two.yaml", "--run.name", "killed")

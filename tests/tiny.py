@@ -36,6 +36,35 @@ model:
 data: {init_args: {count: 64, val_count: 16, batch_size: 8}}
 trainer: {accelerator: cpu, log_every_n_steps: 1}
 """
+STOP = """
+import os, signal
+from lightning import Callback
+
+
+class Stop(Callback):
+    '''Kills the process after the step in the variable KILL.'''
+
+    def on_train_batch_end(self, trainer, *args):
+        if os.environ.get("KILL") == str(trainer.global_step):
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+PROJECTED = """
+from torch import nn
+
+from t2ikit.diffusion.terms import Term
+
+
+class Projected(Term):
+    '''Error of a linear map of the output; the map is trained.'''
+
+    def __init__(self, weight: float = 1.0, until: int | None = None):
+        super().__init__(weight, until)
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, main):
+        mapped = self.layer(main.output.movedim(1, -1).to(self.layer.weight.dtype))
+        return (mapped - main.target.movedim(1, -1)).square().flatten(1).mean(1)
+"""
 
 
 def cad_i(**options: Any) -> CADI:

@@ -25,23 +25,6 @@ trainer: {accelerator: cpu}
 """
 CROP = DIT_I.replace("shapes_dit_i.yaml", "shapes_dit_i_crop.yaml")
 FLOW = DIT_I.replace("shapes_dit_i.yaml", "shapes_dit_i_flow.yaml")
-PARTS = """
-from torch import nn
-
-from t2ikit.diffusion.terms import Term
-
-
-class Projected(Term):
-    '''Error of a linear map of the output; the map is trained.'''
-
-    def __init__(self, weight: float = 1.0, until: int | None = None):
-        super().__init__(weight, until)
-        self.layer = nn.Linear(3, 3)
-
-    def forward(self, main):
-        mapped = self.layer(main.output.movedim(1, -1).to(self.layer.weight.dtype))
-        return (mapped - main.target.movedim(1, -1)).square().flatten(1).mean(1)
-"""
 TERM = """
 extends: [tiny.yaml]
 model:
@@ -66,7 +49,7 @@ FILES = {
     "flow.yaml": FLOW,
     "term.yaml": TERM,
     "stages.yaml": STAGES,
-    "projected_term.py": PARTS,
+    "projected_term.py": tiny.PROJECTED,
 }
 # An epoch of the tiny experiments has 8 steps: 18 steps are three epochs, those of "mid-epoch" a part of one.
 KINDS: dict[str, list[str]] = {
