@@ -13,6 +13,7 @@ from benchmarks.report import machine, table, write
 
 ROOMS = (
     "training",
+    "shapes_speed",
     "text_length",
     "memory",
     "sampling",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from t2ikit.config.compose import ConfigError, compose
 from t2ikit.run.experiment import check
@@ -33,7 +34,8 @@ def test_experiment_is_complete(path: Path) -> None:
 def test_experiment_opens_with_its_run_card(path: Path) -> None:
     card = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert card[0].startswith(("# Paper: ", "# Not a paper's row: ", "# As "))
-    assert any("Run:  lightning run experiments/" + path.name in line for line in card)
+    command = "t2ikit sweep" if "sweep" in yaml.safe_load(path.read_text()) else "lightning run"
+    assert any(f"Run:  {command} experiments/{path.name}" in line for line in card)
     assert any("Ours: " in line or "not comparable" in line for line in card)
 
 

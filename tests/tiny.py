@@ -28,7 +28,7 @@ from t2ikit.records.writing import extend_set
 
 Network = TypeVar("Network", bound=Denoiser)
 EXPERIMENT = """
-extends: [quickstart.yaml]
+extends: [base/shapes_pixels.yaml]
 model:
   init_args:
     denoiser:

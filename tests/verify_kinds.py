@@ -16,15 +16,35 @@ from pathlib import Path
 import tiny
 
 DIT_I = """
-extends: [shapes_dit_i.yaml]
+extends: [base/shapes_pixels.yaml]
 model:
   init_args:
-    denoiser: {init_args: {input_size: 16, hidden_size: 32, depth: 2, num_heads: 2, patch_size: 4}}
-data: {init_args: {size: 16, difficulty: simple, count: 64, val_count: 16, batch_size: 8}}
+    denoiser:
+      class_path: t2ikit.denoisers.DiTI
+      init_args: {input_size: 16, in_channels: 3, hidden_size: 32, depth: 2, num_heads: 2, patch_size: 4, text_dim: 64}
+data: {init_args: {count: 64, val_count: 16, batch_size: 8}}
 trainer: {accelerator: cpu}
 """
-CROP = DIT_I.replace("shapes_dit_i.yaml", "shapes_dit_i_crop.yaml")
-FLOW = DIT_I.replace("shapes_dit_i.yaml", "shapes_dit_i_flow.yaml")
+CROP = """
+extends: [dit_i.yaml]
+model: {init_args: {denoiser: {init_args: {window_tokens: true}}}}
+callbacks:
+  cutmix: null
+  crop: {class_path: t2ikit.callbacks.Crop, init_args: {p: 0.5}}
+"""
+FLOW = """
+extends: [dit_i.yaml]
+model:
+  init_args:
+    denoiser: {init_args: {level_kind: t}}
+    objective: {init_args: {process: {class_path: t2ikit.diffusion.RectifiedFlow}}}
+"""
+LATENTS = """
+extends: [quickstart.yaml]
+model: {init_args: {denoiser: {init_args: {data_dim: 16, num_latents: 4, latent_dim: 16, num_blocks: 1, num_layers: 1}}}}
+data: {init_args: {count: 64, val_count: 16, batch_size: 8}}
+trainer: {log_every_n_steps: 1}
+"""
 TERM = """
 extends: [tiny.yaml]
 model:
@@ -47,6 +67,7 @@ FILES = {
     "dit_i.yaml": DIT_I,
     "crop.yaml": CROP,
     "flow.yaml": FLOW,
+    "latents.yaml": LATENTS,
     "term.yaml": TERM,
     "stages.yaml": STAGES,
     "projected_term.py": tiny.PROJECTED,
@@ -74,6 +95,7 @@ KINDS: dict[str, list[str]] = {
     "2 ranks, a term with parameters": ["term.yaml", *TWO_RANKS],
     "2 ranks, accumulation, 2 workers, Crop": ["crop.yaml", *TWO_RANKS, *ACCUMULATED, *WORKERS],
     "2 ranks, stages": ["stages.yaml", *TWO_RANKS],
+    "2 ranks, latents, as the quickstart": ["latents.yaml"],
 }
 
 

@@ -154,6 +154,8 @@ def prepare_autoencoder(
     partial = partial_of(out)
     (model.half() if options.half else model).save_pretrained(partial)
     (partial / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    for path in partial.iterdir():  # diffusers lets the owner alone read the weights
+        path.chmod((partial / DESCRIPTION).stat().st_mode)
     publish(partial, out)
     training.state.unlink(missing_ok=True)
     return description

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from t2ikit.data.datamodule import DataModule
 from t2ikit.files import require_folder
-from t2ikit.pretrained import cache_folder
+from t2ikit.pretrained import cache_folder, find_pretrained
 from t2ikit.shapes.prompts import Difficulty
 
 Captions = Literal["long", "aio"]
@@ -26,6 +26,8 @@ class ShapesData(DataModule):
         captions: "long" or "aio" (an image of <class>).
         settings: CutMix settings that are built beside the images.
         scene_seed: seed of the scenes.
+        autoencoder: encode the images into latents, by "embedded:shapes-full", a folder in the format of diffusers or a
+            repository of the Hub; the experiment then needs LatentSpace. By default they stay pixels.
         root: where the data is kept; by default below ``$T2IKIT_CACHE`` (or ``~/.cache/t2ikit``), by its options.
         batch_size: samples of one optimizer step, over all devices and accumulated batches.
         num_workers: reading processes of each device; 0 reads in the training process.
@@ -41,6 +43,7 @@ class ShapesData(DataModule):
     captions: Captions = "long"
     settings: tuple[str, ...] = ("cmall",)
     scene_seed: int = 0
+    autoencoder: str | None = None
 
     def __post_init__(self) -> None:
         for option, choices in (("difficulty", get_args(Difficulty)), ("captions", get_args(Captions))):
@@ -53,7 +56,10 @@ class ShapesData(DataModule):
         self.settings = tuple(self.settings)
         if self.root is None:
             options = [self.size, self.difficulty, self.captions, self.count, self.val_count, *self.settings]
-            self.root = str(cache_folder() / "-".join(["shapes", *map(str, options), str(self.scene_seed)]))
+            name = "-".join(["shapes", *map(str, options), str(self.scene_seed)])
+            if self.autoencoder is not None:
+                name += "-" + find_pretrained(self.autoencoder, None, "data.autoencoder").reference.sha256[:12]
+            self.root = str(cache_folder() / name)
         super().__post_init__()
 
     def find_data(self) -> None:
@@ -69,10 +75,12 @@ class ShapesData(DataModule):
         """Renders, captions and encodes the data where it does not exist yet."""
         # Imported here: the renderer and the small text encoder are not needed to stream prepared data.
         from t2ikit.shapes.dataset import build_shapes
+        from t2ikit.shapes.latents import IMAGES, encode_shapes
 
         self.find_data()
+        root = Path(self.folder)
         build_shapes(
-            self.folder,
+            root if self.autoencoder is None else root / IMAGES,
             self.size,
             self.difficulty,
             self.count,
@@ -81,3 +89,5 @@ class ShapesData(DataModule):
             self.settings,
             self.scene_seed,
         )
+        if self.autoencoder is not None:
+            encode_shapes(root, ["val", "train", *(f"train_{setting}" for setting in self.settings)], self.autoencoder)

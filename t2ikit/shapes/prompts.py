@@ -60,13 +60,23 @@ class ShapesGenEvalPrompts(PromptSource):
         seed: which combinations, and which facts extend them.
         extended: lengthen every prompt into a caption like those of the training, which also names colours, places and
             background: what was not asked for is random. The verdict asks for the same as without.
+        tasks: some of GenEval's tasks; None takes all six. At difficulty "simple" no image of the training has more than
+            one object, so only single_object and colors ask for something that it shows.
     """
 
     def __init__(
-        self, per_task: int = 32, difficulty: Difficulty | None = None, seed: int = 0, extended: bool = False
+        self,
+        per_task: int = 32,
+        difficulty: Difficulty | None = None,
+        seed: int = 0,
+        extended: bool = False,
+        tasks: Sequence[str] | None = None,
     ) -> None:
         if per_task < 1:
             raise ValueError(f"ShapesGenEvalPrompts: per_task must be at least 1, got {per_task}")
+        self.tasks = TASKS if tasks is None else tuple(tasks)
+        if not self.tasks or not set(self.tasks) <= set(TASKS):
+            raise ValueError(f"ShapesGenEvalPrompts: tasks are some of {', '.join(TASKS)}; got {list(self.tasks)}")
         self.per_task = per_task
         self.difficulty = difficulty
         self.seed = seed
@@ -82,11 +92,11 @@ class ShapesGenEvalPrompts(PromptSource):
             raise ValueError(
                 "ShapesGenEvalPrompts: set difficulty, or take that of the data: with_data(data).prompts()"
             )
-        lines = geneval_prompts(self.difficulty, self.per_task, self.seed)
+        lines = list(enumerate(geneval_prompts(self.difficulty, self.per_task, self.seed)))
+        lines = [(index, line) for index, line in lines if line["tag"] in self.tasks]
         if not self.extended:
-            return [Prompt(line["prompt"], line) for line in lines]
-        texts = [extended_prompt(line, self.difficulty, self.seed, index) for index, line in enumerate(lines)]
-        return [Prompt(text, line) for text, line in zip(texts, lines, strict=True)]
+            return [Prompt(line["prompt"], line) for _, line in lines]
+        return [Prompt(extended_prompt(line, self.difficulty, self.seed, index), line) for index, line in lines]
 
     def with_data(self, data: DataModule) -> PromptSource:
         """These prompts in the difficulty of the data, unless one was given.
@@ -95,7 +105,7 @@ class ShapesGenEvalPrompts(PromptSource):
             ValueError: the data is not the embedded data set, and no difficulty was given.
         """
         difficulty = self.difficulty or source_difficulty(data.manifest.source)
-        return ShapesGenEvalPrompts(self.per_task, difficulty, self.seed, self.extended)
+        return ShapesGenEvalPrompts(self.per_task, difficulty, self.seed, self.extended, self.tasks)
 
 
 def source_name(difficulty: str) -> str:

@@ -35,6 +35,7 @@ def test_a_short_form_learns_and_is_loaded_as_any_autoencoder(tmp_path: Path) ->
     assert known["scores"]["psnr"] > 16 and known["scores"]["scenes_right_before"] == 1.0
     assert 0 <= known["scores"]["scenes_right"] <= 1
     assert known["command"] == f"t2ikit {words}"
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1  # whoever may read one file may read all
     space = LatentSpace(str(out), normalisation="autoencoder")
     images = torch.from_numpy(PICTURES.held_out(64))
     mean, std = space.encode(images)

@@ -65,3 +65,13 @@ def test_the_option_changes_the_texts_alone() -> None:
     assert [prompt.metadata for prompt in plain] == [prompt.metadata for prompt in extended]
     assert [prompt.text for prompt in plain] == [prompt.metadata["prompt"] for prompt in plain]
     assert all(len(long.text) > len(short.text) for long, short in zip(extended, plain, strict=True))
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_some_tasks_have_the_same_prompts_as_among_all(extended: bool) -> None:
+    every = ShapesGenEvalPrompts(3, "simple", extended=extended).prompts()
+    some = ShapesGenEvalPrompts(3, "simple", extended=extended, tasks=["colors", "single_object"])
+    assert some.prompts() == [prompt for prompt in every if prompt.metadata["tag"] in ("colors", "single_object")]
+    for wrong in ([], ["colours"]):
+        with pytest.raises(ValueError, match=r"tasks are some of single_object, .*; got \["):
+            ShapesGenEvalPrompts(3, "simple", tasks=wrong)

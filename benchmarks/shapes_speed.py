@@ -1,0 +1,107 @@
+"""CPU-seconds of a training step on shapes, by part: ``python -m benchmarks shapes_speed``.
+
+The shipped experiments as they are, on one rank: its batch, its data, its objective. "Text" and "image tokens" are the
+forward pass that has a gradient; the backward pass of both and the pass of self-conditioning stand by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.base import Benchmark, Measurement, Settings, cpu_seconds
+from t2ikit.config.compose import Override, compose, shipped_experiments
+from t2ikit.data.datamodule import DataModule
+from t2ikit.module import TextToImage
+from t2ikit.run.experiment import check
+
+_EXPERIMENTS = ("quickstart", "shapes_cad_i_cmall", "shapes_dit_i")
+_SMALL = {"data.count": 256, "data.val_count": 16}
+_DECAY = 0.995
+
+
+class _Step:
+    """A training step of one rank of an experiment, part by part."""
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        overrides = [Override(key, str(value)) for key, value in _SMALL.items()]
+        plan = check(compose(shipped_experiments() / f"{name}.yaml", overrides))
+        ranks = plan.trainer["devices"]
+        plan.config["data"]["init_args"]["batch_size"] //= 16 * ranks if settings.small else ranks
+        self.module: TextToImage = plan.model.build()
+        self.data: DataModule = check(plan.config).data.build()
+        self.data.prepare_data()
+        self.data.setup()
+        self.module.unconditional = self.data.unconditional()
+        self.batches: Iterator[Any] = iter(self.data.train_dataloader())
+        self.batch = self.ready()
+        self.draws = self.module.objective.draw(self.batch, self.module.rng, 0)
+        self.parameters = [p for p in self.module.optimized.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-3, fused=True)
+        self.averages = [p.detach().clone() for p in self.parameters]
+        self.context = self.module.denoiser.encode_text(self.batch.text)
+        self.level = self.module.process.level(self.batch.t, self.module.denoiser.level_kind)
+
+    def ready(self) -> Any:
+        """Reads a batch and draws its noise levels and posteriors."""
+        return self.module.ready(next(self.batches))
+
+    def whole(self) -> None:
+        """Forward and backward pass, clipping, optimizer and EMA."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss().backward()
+        self.update()
+
+    def loss(self) -> torch.Tensor:
+        """Every forward pass of the step."""
+        return self.module.objective(self.module.denoiser, self.batch, self.draws).loss_B.mean()
+
+    def text(self) -> object:
+        """The text, forward."""
+        return self.module.denoiser.encode_text(self.batch.text)
+
+    def image(self) -> object:
+        """The image tokens, forward."""
+        return self.module.denoiser(self.batch.latents, self.level, self.context)
+
+    @torch.no_grad()
+    def image_without_gradient(self) -> object:
+        """The pass of self-conditioning over every sample."""
+        return self.image()
+
+    def update(self) -> None:
+        """Clipping, optimizer, EMA."""
+        nn.utils.clip_grad_norm_(self.parameters, 1.0, foreach=True)
+        self.optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(self.averages, [p.detach() for p in self.parameters], 1 - _DECAY)
+
+
+def _measure(settings: Settings) -> Iterator[Measurement]:
+    for name in _EXPERIMENTS:
+        step = _Step(name, settings)
+        step.whole()
+        rows = len(step.batch.latents)
+        parts: dict[str, Callable[[], object]] = {
+            "data": step.ready,
+            "text, forward": step.text,
+            "image tokens, forward": step.image,
+            "all forward passes": step.loss,
+            "whole step without data": step.whole,
+        }
+        if step.module.denoiser(step.batch.latents, step.level, step.context).state is not None:
+            parts["first pass of self-conditioning, all rows"] = step.image_without_gradient
+        parts["clipping, AdamW, EMA"] = step.update
+        seconds = cpu_seconds(parts, repeats=1 if settings.small else 7)
+        for part, value in seconds.items():
+            yield Measurement(f"{name}, {rows} samples: {part}", 1000 * value, "ms")
+        total = seconds["data"] + seconds["whole step without data"]
+        yield Measurement(f"{name}: samples of a CPU-second", rows / total, "samples/s")
+
+
+BENCHMARKS = [
+    Benchmark("shapes_speed", "CPU-seconds of a training step on shapes, by part", _measure),
+]

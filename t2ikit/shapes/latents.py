@@ -1,0 +1,113 @@
+"""The embedded data set as latents: its rendered sets beside what an autoencoder makes of their images.
+
+    ROOT/images/val, train, train_<setting>, text_encoder    as rendered: pixels, captions and their states
+    ROOT/val, train, train_<setting>, text_encoder           the same records, with the posterior in place of the pixels
+
+So the layout is that of ``t2ikit prepare``, whose ``images/`` hold the pictures that generated ones are compared with.
+Every set appears whole or not at all, and one that fits is kept.
+
+Shapes: B images of a batch, [B, 3, S, S] uint8, to [B, 2, C, h, w] float16 posterior mean and standard deviation.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from t2ikit.encoders.autoencoders import LatentSpace
+from t2ikit.files import partial_of, publish, recover
+from t2ikit.pretrained import find_pretrained
+from t2ikit.prepare.steps import sha256_of_json, versions
+from t2ikit.records.manifest import Manifest
+from t2ikit.records.record import Record
+from t2ikit.records.record_set import RecordSet
+from t2ikit.records.writing import write_set
+from t2ikit.shapes.dataset import ENCODER_FOLDER
+
+IMAGES = "images"
+_BATCH = 64
+_OPTION = "data.autoencoder"
+
+
+def encode_shapes(root: Path, sets: Sequence[str], autoencoder: str) -> None:
+    """Encodes what is missing of the sets of ``root/images``.
+
+    Args:
+        root: folder of the encoded sets.
+        sets: their names.
+        autoencoder: a folder in the format of diffusers, a repository, or the name of an embedded one.
+
+    Raises:
+        FileNotFoundError: there is no such autoencoder.
+        ValueError: sides of the images that it cannot halve often enough.
+    """
+    weights = find_pretrained(autoencoder, None, _OPTION).reference.sha256
+    space = LatentSpace(autoencoder, channels=0, batch_size=_BATCH)
+    for name in sets:
+        images = RecordSet(root / IMAGES / name)
+        digest = sha256_of_json([images.manifest.chunk_sha256, weights])
+        if not _fits(root / name, digest, images.manifest):
+            _encode(root / name, images, space, digest)
+    _copy_text_encoder(root)
+
+
+def _fits(folder: Path, digest: str, images: Manifest) -> bool:
+    recover(folder)
+    try:
+        manifest = Manifest.read(folder)
+    except (FileNotFoundError, ValueError):
+        return False
+    return manifest.source_sha256 == digest and manifest.text_encoders == images.text_encoders
+
+
+def _encode(folder: Path, images: RecordSet, space: LatentSpace, digest: str) -> None:
+    size = images.manifest.image_shape[-1]
+    if size % space.downsampling:
+        raise ValueError(
+            f"data.size must be a multiple of {space.downsampling}, which is the factor of {space.autoencoder}; "
+            f"got {size}"
+        )
+    side = size // space.downsampling
+    manifest = replace(
+        images.manifest,
+        kind="latents",
+        image_shape=(2, space.model.config.latent_channels, side, side),
+        autoencoder=space.reference,
+        autoencoder_dtype="float32",
+        source_sha256=digest,
+        versions={**images.manifest.versions, **versions("diffusers")},
+    )
+    with tqdm(total=len(images), desc=f"shapes: latents of {folder.name}", unit="image", mininterval=0.5) as bar:
+        write_set(folder, _records(images, space, bar), manifest, images.empty_prompt, overwrite=True)
+
+
+def _records(images: RecordSet, space: LatentSpace, bar: tqdm) -> Iterator[Record]:
+    for first in range(0, len(images), _BATCH):
+        block = [images[index] for index in range(first, min(first + _BATCH, len(images)))]
+        pixels = torch.from_numpy(np.stack([record.image for record in block]))
+        posteriors = torch.stack(space.encode(pixels), dim=1).to(torch.float16).numpy()
+        for record, posterior in zip(block, posteriors, strict=True):
+            yield Record({**record.arrays, "image": posterior}, record.captions, record.metadata)
+        bar.update(len(block))
+
+
+def _copy_text_encoder(root: Path) -> None:
+    """The text encoder of the images, which the records name by its folder beside them."""
+    source, target = root / IMAGES / ENCODER_FOLDER, root / ENCODER_FOLDER
+    recover(target)
+    if target.is_dir():
+        wanted, present = (find_pretrained(str(path.resolve()), None, _OPTION, _TOKENIZER) for path in (source, target))
+        if wanted.reference.sha256 == present.reference.sha256:
+            return
+    partial = partial_of(target)
+    shutil.copytree(source, partial)
+    publish(partial, target)
+
+
+_TOKENIZER = ("tokenizer.json", "spiece.model")

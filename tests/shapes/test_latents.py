@@ -1,0 +1,82 @@
+"""The embedded data set as latents: the same records, with what the autoencoder makes of their images."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from t2ikit.encoders import LatentSpace
+from t2ikit.evaluation.reference_images import real_images
+from t2ikit.prepare.autoencoder import build_autoencoder
+from t2ikit.prepare.autoencoder_options import AutoencoderOptions
+from t2ikit.records.record_set import RecordSet
+from t2ikit.shapes import ShapesData
+
+SMALL = {"size": 16, "count": 24, "val_count": 8, "batch_size": 8}
+AUTOENCODER = "embedded:shapes-full"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("latents") / "root"
+    ShapesData(root=str(root), autoencoder=AUTOENCODER, **SMALL).prepare_data()
+    return root
+
+
+@pytest.mark.parametrize("name", ["val", "train", "train_cmall"])
+def test_records_are_those_of_the_images_with_posteriors(root: Path, name: str) -> None:
+    images, latents = RecordSet(root / "images" / name), RecordSet(root / name)
+    assert (latents.manifest.kind, len(latents)) == ("latents", len(images))
+    assert latents.manifest.text_encoders == images.manifest.text_encoders
+    space = LatentSpace(AUTOENCODER, channels=0)
+    pixels = torch.from_numpy(np.stack([record.image for record in images]))
+    mean, std = space.encode(pixels)
+    for index, (image, latent) in enumerate(zip(images, latents, strict=True)):
+        assert (image.captions, image.metadata) == (latent.captions, latent.metadata)
+        states = (record.texts["t5"][0].tokens for record in (image, latent))
+        assert np.array_equal(*(tokens.values for tokens in states))
+        expected = torch.stack([mean[index], std[index]])
+        np.testing.assert_allclose(latent.image.astype(np.float32), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_a_second_call_writes_nothing_and_a_lost_set_is_made_again(root: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy)
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()}
+    data = ShapesData(root=str(copy), autoencoder=AUTOENCODER, **SMALL)
+    data.prepare_data()
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()} == before
+    hashes = RecordSet(copy / "train").manifest.chunk_sha256
+    shutil.rmtree(copy / "train")
+    shutil.rmtree(copy / "text_encoder")
+    data.prepare_data()
+    assert RecordSet(copy / "train").manifest.chunk_sha256 == hashes
+    assert (copy / "text_encoder" / "config.json").is_file()
+
+
+def test_another_autoencoder_encodes_again_and_another_folder(root: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    build_autoencoder(AutoencoderOptions(latent_channels=3, block_channels=(8, 8)), (16, 16)).save_pretrained(other)
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy)
+    ShapesData(root=str(copy), autoencoder=str(other), **SMALL).prepare_data()
+    assert RecordSet(copy / "train").manifest.image_shape == (2, 3, 8, 8)
+    names = {ShapesData(autoencoder=name, **SMALL).root for name in (None, AUTOENCODER, str(other))}
+    assert len(names) == 3
+
+
+def test_references_are_the_images_before_encoding(root: Path) -> None:
+    data = ShapesData(root=str(root), autoencoder=AUTOENCODER, **SMALL)
+    data.setup()
+    assert np.array_equal(real_images(data, "val")[0:1][0], RecordSet(root / "images" / "val")[0].image)
+
+
+def test_what_cannot_be_encoded_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.size must be a multiple of \d, .*; got 18"):
+        ShapesData(root=str(tmp_path), autoencoder=AUTOENCODER, **SMALL | {"size": 18}).prepare_data()
+    with pytest.raises(FileNotFoundError, match=r"data\.autoencoder"):
+        ShapesData(autoencoder="./nowhere", **SMALL)
