@@ -19,7 +19,7 @@ from t2ikit.module import TextToImage
 from t2ikit.run.experiment import check
 
 _EXPERIMENTS = ("quickstart", "shapes_cad_i_cmall", "shapes_dit_i")
-_SMALL = {"data.count": 256, "data.val_count": 16}
+_SMALL = {"data.count": 2048, "data.val_count": 16}
 _DECAY = 0.995
 
 

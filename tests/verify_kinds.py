@@ -41,7 +41,9 @@ model:
 """
 LATENTS = """
 extends: [quickstart.yaml]
-model: {init_args: {denoiser: {init_args: {data_dim: 16, num_latents: 4, latent_dim: 16, num_blocks: 1, num_layers: 1}}}}
+model:
+  init_args:
+    denoiser: {init_args: {data_dim: 16, num_latents: 4, latent_dim: 16, num_blocks: 1, num_layers: 1}}
 data: {init_args: {count: 64, val_count: 16, batch_size: 8}}
 trainer: {log_every_n_steps: 1}
 """

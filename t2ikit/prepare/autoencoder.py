@@ -37,6 +37,7 @@ _LARGEST_GRADIENT = 1.0
 _BETAS = (0.9, 0.99)
 _SECONDS_BETWEEN_SAVES = 60.0
 _SCORED_AT_ONCE = 64
+_EMPTY = 0.1  # least share of a channel's variance that comes from the pictures
 
 Score = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
 """Takes pictures and what became of them, both [N, 3, H, W] uint8, and returns scores by name."""
@@ -274,19 +275,26 @@ def _rate(progress: float) -> float:
 def _judge(
     model: Any, pictures: Pictures, options: AutoencoderOptions, device: torch.device, score: Score | None
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Scores of the decoded means of held-out pictures, and mean and standard deviation of each latent channel."""
+    """Scores of the decoded means of held-out pictures, and mean and standard deviation of each latent channel.
+
+    The standard deviation is that of samples of the posterior, which a denoiser is trained on.
+    """
     images = pictures.held_out(options.scored)
-    latents, decoded = [], []
+    latents, variances, decoded = [], [], []
     for first in range(0, len(images), _SCORED_AT_ONCE):
         batch = torch.from_numpy(images[first : first + _SCORED_AT_ONCE]).to(device).float() / 127.5 - 1
-        mean = model.encode(batch).latent_dist.mean
+        posterior = model.encode(batch).latent_dist
+        mean = posterior.mean
         latents.append(mean)
+        variances.append(posterior.var)
         decoded.append(((model.decode(mean).sample + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu())
     again = torch.cat(decoded).numpy()
     error = float(np.square((again.astype(np.float64) - images) / 255).mean())
     scores = {"psnr": -10 * math.log10(max(error, 1e-10)), **(score(images, again) if score else {})}
-    values = torch.cat(latents).transpose(0, 1).flatten(1)
-    statistics = {"latents_mean": values.mean(1).tolist(), "latents_std": values.std(1).tolist()}
+    means, spread = (torch.cat(values).transpose(0, 1).flatten(1) for values in (latents, variances))
+    variance = means.var(1) + spread.mean(1)
+    scores["empty_channels"] = float((means.var(1) < _EMPTY * variance).sum())
+    statistics = {"latents_mean": means.mean(1).tolist(), "latents_std": variance.sqrt().tolist()}
     return {name: round(value, 4) for name, value in scores.items()}, statistics
 
 

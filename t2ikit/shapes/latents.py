@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from t2ikit.encoders.autoencoders import LatentSpace
 from t2ikit.files import partial_of, publish, recover
-from t2ikit.pretrained import find_pretrained
 from t2ikit.prepare.steps import sha256_of_json, versions
+from t2ikit.pretrained import find_pretrained
 from t2ikit.records.manifest import Manifest
 from t2ikit.records.record import Record
 from t2ikit.records.record_set import RecordSet

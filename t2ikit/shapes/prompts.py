@@ -60,8 +60,8 @@ class ShapesGenEvalPrompts(PromptSource):
         seed: which combinations, and which facts extend them.
         extended: lengthen every prompt into a caption like those of the training, which also names colours, places and
             background: what was not asked for is random. The verdict asks for the same as without.
-        tasks: some of GenEval's tasks; None takes all six. At difficulty "simple" no image of the training has more than
-            one object, so only single_object and colors ask for something that it shows.
+        tasks: some of GenEval's tasks; None takes all six. At difficulty "simple" no image of the training has more
+            than one object, so only single_object and colors ask for something that it shows.
     """
 
     def __init__(

@@ -40,8 +40,9 @@ def test_a_short_form_learns_and_is_loaded_as_any_autoencoder(tmp_path: Path) ->
     images = torch.from_numpy(PICTURES.held_out(64))
     mean, std = space.encode(images)
     x_0 = space.x_0(torch.stack([mean, std], 1))
-    torch.testing.assert_close(x_0.mean((0, 2, 3)), torch.zeros(4), atol=0.05, rtol=0)
-    torch.testing.assert_close(x_0.std((0, 2, 3)), torch.ones(4), atol=0.05, rtol=0)
+    sampled = space.x_0(torch.stack([mean, std], 1), torch.randn(mean.shape, generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(sampled.mean((0, 2, 3)), torch.zeros(4), atol=0.05, rtol=0)
+    torch.testing.assert_close(sampled.std((0, 2, 3)), torch.ones(4), atol=0.05, rtol=0)
     error = (space.images(x_0) - images / 255).square().mean()
     assert -10 * error.log10() == pytest.approx(known["scores"]["psnr"], abs=0.1)
 
@@ -92,7 +93,18 @@ def test_pictures_of_a_prepared_set_come_once_an_epoch(tmp_path: Path) -> None:
     assert sorted(image.tobytes() for image in epochs[0]) == sorted(image.tobytes() for image in epochs[1])
     assert np.array_equal(pictures.batch(6, 4), np.concatenate([epochs[0][6:], epochs[1][:2]]))
     assert len(pictures.held_out(9)) == 4
-    assert trained(tmp_path / "autoencoder", pictures=pictures)["scores"].keys() == {"psnr"}
+    assert trained(tmp_path / "autoencoder", pictures=pictures)["scores"].keys() == {"psnr", "empty_channels"}
+
+
+def test_a_channel_of_noise_alone_is_counted_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "prepare autoencoder --source shapes --size 16 --difficulty simple --block-channels 8 8 --steps 20"
+    words += " --batch-size 4 --scored 16 --latent-channels 2 --kl-weight 1000"
+    assert main([*words.split(), "--out", str(tmp_path / "out")]) == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    known = json.loads((tmp_path / "out" / DESCRIPTION).read_text())
+    assert known["scores"]["empty_channels"] == 2
+    assert "2 of the latent channels hold noise alone" in capsys.readouterr().out
+    assert all(0.5 < std < 2 for std in config["latents_std"])  # that of the noise, not of the means
 
 
 def test_edges_cost_more_than_an_even_error() -> None:

@@ -20,14 +20,14 @@ def test_it_decodes_scenes_as_its_description_says() -> None:
     assert sum(path.stat().st_size for path in folder.iterdir()) < 2_000_000
     known = json.loads((folder / DESCRIPTION).read_text())
     assert known["command"].startswith("t2ikit prepare autoencoder --source shapes --size 32 --difficulty full")
-    space = LatentSpace(NAME, normalisation="autoencoder", channels=4, batch_size=64)
+    space = LatentSpace(NAME, normalisation="autoencoder", channels=3, batch_size=64)
     pictures = RenderedPictures("full", 32, known["options"]["seed"])
     images = pictures.held_out(128)
     mean, std = space.encode(torch.from_numpy(images))
-    assert mean.shape == (128, 4, 8, 8) and space.reference.name == NAME and space.reference.revision is None
+    assert mean.shape == (128, 3, 8, 8) and space.reference.name == NAME and space.reference.revision is None
     x_0 = space.x_0(torch.stack([mean, std], 1))
-    torch.testing.assert_close(x_0.mean((0, 2, 3)), torch.zeros(4), atol=0.2, rtol=0)
-    torch.testing.assert_close(x_0.std((0, 2, 3)), torch.ones(4), atol=0.2, rtol=0)
+    torch.testing.assert_close(x_0.mean((0, 2, 3)), torch.zeros(3), atol=0.2, rtol=0)
+    torch.testing.assert_close(x_0.std((0, 2, 3)), torch.ones(3), atol=0.2, rtol=0)
     decoded = (space.images(x_0) * 255).round().to(torch.uint8).numpy()
     # 128 scenes of the 1,000 of the description: three standard errors.
     right = known["scores"]["scenes_right"]
@@ -37,6 +37,6 @@ def test_it_decodes_scenes_as_its_description_says() -> None:
 
 
 def test_stored_latents_of_it_are_known_by_its_name() -> None:
-    space = LatentSpace(NAME, normalisation="autoencoder", channels=4)
+    space = LatentSpace(NAME, normalisation="autoencoder", channels=3)
     space.check(space.reference)
-    assert space.channels == 4
+    assert space.channels == 3

@@ -53,6 +53,14 @@ def _run(args: argparse.Namespace) -> int:
     command = options.command(**others)
     known = prepare_autoencoder(pictures, args.out, options, args.device, args.overwrite, command, score)
     print(f"{args.out}: {json.dumps(known['scores'])}")
+    empty = int(known["scores"].get("empty_channels", 0))
+    if empty:
+        kept = known["options"]["latent_channels"] - empty
+        fewer = f"--latent-channels {kept}, or less --kl-weight" if kept else "less --kl-weight"
+        print(
+            f"{empty} of the latent channels hold noise alone, since the KL divergence is cheaper than what they could "
+            f"say: give {fewer}"
+        )
     return 0
 
 
