@@ -157,6 +157,15 @@ def test_a_dead_rank_ends_the_other(tmp_path: Path, target: str) -> None:
         assert "rank 0 of this machine is gone" in done.said or "Connection" in done.said
 
 
+@pytest.mark.fault("torchrun is killed", "its ranks stop after the same step, status 75")
+@pytest.mark.parametrize("phase", ["steps", pytest.param("snapshot", marks=pytest.mark.long)])
+def test_ranks_notice_that_torchrun_is_gone(tmp_path: Path, phase: str) -> None:
+    done = signal_trials.attempt(tmp_path / "try", "torchrun", "launcher", "SIGKILL", 0.3, phase)
+    assert done.seconds < signal_trials.LIMIT_SECONDS and "torchrun is gone" in done.said, done.said[-3000:]
+    stopped = re.search(r"Stopped by SIGTERM at step (\d+)", done.said)
+    assert stopped and int(stopped[1]) in done.saved and "Traceback" not in done.said, done.said[-3000:]
+
+
 @pytest.mark.long
 def test_the_file_for_skypilot_goes_on_by_the_same_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its command on one machine with two processes: torchrun and its ranks are killed, the command is given again."""

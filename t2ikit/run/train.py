@@ -25,7 +25,7 @@ from t2ikit.launch import first_rank
 from t2ikit.learner import Learner
 from t2ikit.run.changes import Changes
 from t2ikit.run.experiment import USER_ERRORS, Experiment, Plan, build
-from t2ikit.run.folder import FOLDER_VARIABLE, MARKER, RunFolder, contents, tell_ranks, write_config
+from t2ikit.run.folder import MARKER, RunFolder, contents, tell_ranks, write_config
 from t2ikit.run.kept import KeepEncoder, keep
 from t2ikit.run.lock import lock, unlock
 from t2ikit.run.loggers import quiet
@@ -105,8 +105,7 @@ def train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comman
         Failed: a full disk, a missing folder or a killed process ended it after its first step.
     """
     stopping.before_first_step()
-    if FOLDER_VARIABLE in os.environ:
-        leave_with_parent()
+    leave_with_parent()
     if not first_rank():
         return _train(plan, text, folder, allow, command, again)
     lock(folder.path)
