@@ -13,7 +13,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint
-from torch.multiprocessing import ProcessExitedException
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 import t2ikit
 from t2ikit import stopping
@@ -102,7 +102,8 @@ def train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comman
 
     Raises:
         ConfigError: what the run cannot do, and which option to change; or another process trains in its folder.
-        Failed: a full disk, a missing folder or a killed process ended it after its first step.
+        Failed: a full disk, a missing folder or a killed process ended it after its first step, or its loss was not
+            finite.
     """
     stopping.before_first_step()
     leave_with_parent()
@@ -201,6 +202,8 @@ def _fit(experiment: Experiment, folder: RunFolder, step: int, again: str, confi
         signal = stopping.asked()
         if signal is not None and not started.seen:  # another rank has left before the first step
             return _stopped(signal.name, experiment, folder, again)
+        if diverged := _diverged(error):
+            raise stopping.Failed(diverged) from error
         say_dead_ranks(trainer)
         reason = _from_outside(error)
         if started.seen and reason is not None:
@@ -232,6 +235,16 @@ def _stopped(reason: str, experiment: Experiment, folder: RunFolder, again: str)
             why = "" if step == 0 or writing else ": the experiment has no checkpoint callback"
             print(f"\n{said} Nothing was saved{why}.", file=sys.stderr)
     return stopping.STATUS
+
+
+def _diverged(error: Exception) -> str:
+    """What the guard says of a loss, a gradient or a weight that is not finite; nothing of another error."""
+    if isinstance(error, stopping.Diverged):
+        return str(error)
+    if not isinstance(error, ProcessRaisedException):  # the traceback of a rank that was forked
+        return ""
+    before, _, said = str(error).rpartition(f"{stopping.Diverged.__name__}: ")
+    return said.strip() if before else ""
 
 
 def _from_outside(error: Exception) -> str | None:

@@ -12,6 +12,7 @@ from t2ikit.config.class_nodes import parse
 from t2ikit.config.compose import ConfigError, Override, compose
 from t2ikit.config.origins import NONE_BUT_KNOWN
 from t2ikit.config.values import to_yaml
+from t2ikit.diffusion import Guidance
 
 
 class Options:
@@ -23,6 +24,7 @@ class Options:
         real: float = 0.0,
         many: list[int] | None = None,
         words: dict[str, Any] | None = None,
+        number_or_class: float | Guidance = 0.0,
     ) -> None: ...
 
 
@@ -46,10 +48,15 @@ def test_a_number_that_is_no_plain_one_is_refused(key: str, text: str) -> None:
         value(key, text)
 
 
-@pytest.mark.parametrize("text", [".nan", "nan", ".inf", "-.inf", "inf", "1e999"])
-def test_a_number_that_is_not_finite_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"it.real: "):
-        value("real", text)
+@pytest.mark.parametrize("text", [".nan", "nan", "NaN", ".inf", "-.inf", "inf", "-inf", "Infinity", "1e999"])
+@pytest.mark.parametrize("key", ["real", "number_or_class"])
+def test_a_number_that_is_not_finite_is_refused(key: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=rf"it.{key}: expected a finite number, got"):
+        value(key, text)
+
+
+def test_a_whole_number_may_have_many_digits() -> None:
+    assert value("whole", "1" + 400 * "0") == 10**400
 
 
 @pytest.mark.parametrize(("text", "number"), [("3", 3.0), ("-1", -1.0), ("1e-4", 1e-4), ("5.", 5.0), ("2E3", 2000.0)])
