@@ -63,8 +63,8 @@ def _check_mpi(environment: Mapping[str, str]) -> None:
         name = rank if alone else size
         if not alone or environment.get(name, "") not in ("", "0"):
             raise ValueError(
-                f"{name}={environment[name]} is set in the environment, by mpirun or mpiexec, whose processes would not know of each "
-                "other: start them by torchrun or srun, or unset it where it is left of another launch"
+                f"{name}={environment[name]} is set in the environment, by mpirun or mpiexec, whose processes do not "
+                "know of each other: start them by torchrun or srun, or unset it where it is left of another launch"
             )
 
 

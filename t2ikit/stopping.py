@@ -47,8 +47,7 @@ class Failed(Exception):
 
 
 class Diverged(FloatingPointError):
-    """A loss, a gradient or a weight of a run is not finite: no defect of the program, and the message says what to do.
-    """
+    """A loss, a gradient or a weight is not finite: no defect of the program, and the message says what to do."""
 
 
 class _State:

@@ -87,8 +87,8 @@ def test_a_launch_that_runs_is_taken(environment: dict[str, str]) -> None:
     check_launch(environment)
 
 
-@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"])
-def test_run_and_prepare_name_the_variable_before_any_work(
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"])
+def test_commands_of_several_processes_name_the_variable_before_any_work(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -96,7 +96,12 @@ def test_run_and_prepare_name_the_variable_before_any_work(
         monkeypatch.delenv(variable)
     monkeypatch.setenv(name, "1")
     experiment = Path(__file__).parent.parent / "experiments" / "quickstart.yaml"
-    for words in (["run", str(experiment)], ["prepare", "captions", "--out", "data"]):
+    for words in (
+        ["run", str(experiment)],
+        ["prepare", "captions", "--out", "data"],
+        ["sweep", str(experiment)],
+        ["verify-resume", str(experiment)],
+    ):
         assert cli.main(words) == 2
         assert f"{name}=1 is set in the environment" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -84,7 +84,7 @@ def with_home(node: Any) -> Any:
     """A copy with ``~`` at the start of a text, which is a path, replaced by the home of the user.
 
     Raises:
-        ValueError: the home of a user that this machine does not know; a folder called ``~name`` would be made.
+        ValueError: a home that this machine does not know; a folder called ``~`` or ``~name`` would be made.
     """
     if isinstance(node, dict):
         return {key: with_home(value) for key, value in node.items()}
@@ -93,6 +93,8 @@ def with_home(node: Any) -> Any:
     if not isinstance(node, str) or not node.startswith("~"):
         return node
     path = os.path.expanduser(node)
+    if path == node and (node == "~" or node.startswith("~/")):
+        raise ValueError(f"{node!r}: this user has no home on this machine; set HOME, or write the folder in full")
     if path == node and (match := re.match("~([a-zA-Z_][^/ ]*)/", node)):
         raise ValueError(f"{node!r}: this machine knows no user {match[1]}; write the folder in full")
     return path
@@ -142,9 +144,9 @@ def not_finite(message: str, values: Iterable[tuple[str, Any]]) -> str:
         values: key and value of all that is given.
     """
     for key, value in values:
-        if isinstance(value, str) and _NOT_FINITE.fullmatch(value) and "float" in message:
-            if re.search(rf"(Got|Given) value: .*{re.escape(value)}", message):
-                return f"{key}: expected a finite number, got {value}"
+        word = isinstance(value, str) and _NOT_FINITE.fullmatch(value) and "float" in message
+        if word and re.search(rf"(Got|Given) value: .*{re.escape(value)}", message):
+            return f"{key}: expected a finite number, got {value}"
     return ""
 
 

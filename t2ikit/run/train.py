@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 import sys
@@ -143,7 +142,7 @@ def _train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comma
             written += keep(folder.path, plan.config, command, folder.checkpoint, folder.created)
         status = _fit(experiment, folder, step, again or f"{command} --resume auto", plan.config)
     if first_rank() and status == 0:
-        if folder.checkpoint is not None and experiment.trainer.global_step == step:
+        if experiment.trainer.global_step == step:
             print(f"No step was made: {_end(experiment.trainer, step)}")
         print(f"Run folder: {folder.path}")
         for line in contents(folder.path):
@@ -153,7 +152,9 @@ def _train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comma
 
 
 def _end(trainer: Trainer, step: int) -> str:
-    """Why a resumed run has made no step."""
+    """Why a run has made no step."""
+    if trainer.max_steps == 0 or trainer.max_epochs == 0:
+        return "trainer.max_steps or trainer.max_epochs is 0"
     if 0 < trainer.max_steps <= step:
         return f"the checkpoint has made all {trainer.max_steps} steps of trainer.max_steps or trainer.max_epochs"
     return f"a limit of time (trainer.max_time) or a callback ended the run at step {step}"

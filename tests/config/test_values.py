@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from t2ikit.commands.run import read_arguments
 from t2ikit.config.class_nodes import parse
 from t2ikit.config.compose import ConfigError, Override, compose
 from t2ikit.config.origins import NONE_BUT_KNOWN
 from t2ikit.config.values import to_yaml
 from t2ikit.diffusion import Guidance
+from t2ikit.pretrained import cache_folder
 
 
 class Options:
@@ -90,3 +92,21 @@ def test_a_home_is_expanded_in_every_option(tmp_path: Path, monkeypatch: pytest.
             compose(tmp_path / "e.yaml", [Override(key, "~nobody-here/x")])
     kept = compose(tmp_path / "e.yaml", [Override("model.note", "~30 % better/worse")])  # no path
     assert "~30 % better/worse" in str(kept["model"])
+
+
+def test_a_user_without_a_home_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that is started with the number of a user it does not know."""
+
+    def unknown(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("T2IKIT_CACHE", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for path in ("~", "~/runs"):
+        (tmp_path / "e.yaml").write_text(f"run: {{directory: '{path}'}}")
+        with pytest.raises(ConfigError, match=f"'{path}': this user has no home on this machine; set HOME"):
+            compose(tmp_path / "e.yaml")
+    assert cache_folder() == Path("/.cache/t2ikit")
+    with pytest.raises(ConfigError, match="write it in full"):
+        read_arguments(["~/e.yaml"], "t2ikit run")

@@ -196,17 +196,17 @@ RAW = """{0}\t"hello" she said
 """
 
 
-SPREADSHEET = '''{0}\t"a cat, a dog"
+SPREADSHEET = """{0}\t"a cat, a dog"
 {1}\ta plain dog
 {2}\t"one, two"
 {3}\temoji
-'''
-R = '''"key"\t"caption"
+"""
+R = """"key"\t"caption"
 "{0}"\t"He said \\"hi\\""
 "{1}"\t"a plain dog"
 "{2}"\t"\\"quoted\\" start, and a comma"
 "{3}"\t"back\\slash"
-'''
+"""
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,10 @@ R = '''"key"\t"caption"
     [
         (PANDAS, ['He said "hi" to the cat', "a plain dog", '"quoted" start, and a comma', "emoji"]),
         (RAW, ['"hello" she said', 'a 5" pipe', '"all of it"', "emoji"]),
-        ("path\tcaption\n" + PANDAS, ['He said "hi" to the cat', "a plain dog", '"quoted" start, and a comma', "emoji"]),
+        (
+            "path\tcaption\n" + PANDAS,
+            ['He said "hi" to the cat', "a plain dog", '"quoted" start, and a comma', "emoji"],
+        ),
         (SPREADSHEET, ["a cat, a dog", "a plain dog", "one, two", "emoji"]),
         (SPREADSHEET + "x\ta, b\n", ['"a cat, a dog"', "a plain dog", '"one, two"', "emoji"]),
         (R, ['He said "hi"', "a plain dog", '"quoted" start, and a comma', "back\\slash"]),

@@ -260,7 +260,11 @@ def test_parquet_rows_of_several_pictures_or_none_are_bad(tmp_path: Path) -> Non
                 images.read(position)
             except OSError as error:
                 faults.append(error.strerror)
-    assert sorted(faults) == ["the row holds 0 pictures, not one", "the row holds 2 pictures, not one", "the row holds no bytes"]
+    assert sorted(faults) == [
+        "the row holds 0 pictures, not one",
+        "the row holds 2 pictures, not one",
+        "the row holds no bytes",
+    ]
 
 
 @pytest.mark.parametrize("label", [0.5, float("nan"), None])

@@ -33,7 +33,8 @@ class CaptionTable:
     """Captions by key; close it when done, or use it as a context.
 
     Args:
-        path: TSV (``path<TAB>caption``, with or without a line of such names above), JSON lines, or Parquet; the suffix says which.
+        path: TSV (``path<TAB>caption``, with or without a line of such names above), JSON lines, or Parquet; the suffix
+            says which.
         spool: folder for the JSON lines into which a Parquet file is written while it is open.
 
     Attributes:
@@ -158,8 +159,8 @@ class CaptionTable:
             key = self._read(first)[0]
             if _one_form(key) == _one_form(self._read(second)[0]):
                 raise ValueError(
-                    f"{self._label(self._number(second))} is a second one for {key}, after {self.word} {self._number(first)}: one "
-                    f"{self.word} per image"
+                    f"{self._label(self._number(second))} is a second one for {key}, after {self.word} "
+                    f"{self._number(first)}: one {self.word} per image"
                 )
 
     def _label(self, line_number: int) -> str:

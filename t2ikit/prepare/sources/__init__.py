@@ -274,7 +274,9 @@ def _held_out(keys: Keys, share: float, seed: int) -> np.ndarray:
 
 def _not_read(left_out: LeftOut) -> str:
     """What a source holds besides, where a set is empty: its photos may lie in a folder of another name."""
-    beside = "; ".join(f"{count:,} files {reason} (first {first})" for reason, (count, first) in left_out.reasons.items())
+    beside = "; ".join(
+        f"{count:,} files {reason} (first {first})" for reason, (count, first) in left_out.reasons.items()
+    )
     return f"; not read: {beside}" if beside else ""
 
 
