@@ -112,7 +112,7 @@ def _dispatch(command: str, rest: Sequence[str], prog: str) -> int:
     if hasattr(module, "take_overrides"):
         rest, given.overrides = module.take_overrides(rest)
     parsed = parser.parse_args([command, *rest], given)
-    if command == "prepare":
+    if command in ("prepare", "sweep", "verify-resume"):  # as `run` does itself
         check_launch()
     return int(module.run(parsed) or 0)
 

@@ -105,9 +105,7 @@ def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint is whole: torch's zip archive with its directory at the end, or a folder of shards."""
-    if checkpoint.is_dir():
-        return any(checkpoint.iterdir())
+    """Whether a checkpoint is whole: torch's zip archive with its directory at the end."""
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             return any(entry.endswith("data.pkl") for entry in archive.namelist())
@@ -122,7 +120,10 @@ def fault_of(checkpoint: Path) -> str | None:
     is read once a process.
     """
     if checkpoint.is_dir():
-        return None if is_complete(checkpoint) else "the folder is empty"
+        return (
+            "it is a folder, as FSDP and DeepSpeed write, and no checkpoint of a run "
+            f"(python -m lightning.pytorch.utilities.consolidate_checkpoint {checkpoint} makes a file of FSDP's)"
+        )
     try:
         status = checkpoint.stat()
     except OSError as error:

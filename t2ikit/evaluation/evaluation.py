@@ -233,6 +233,7 @@ class Evaluation:
         """
         blank = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
         samples = samples_of(blank.expand(len(prompts), -1, -1, -1), prompts)
+        samples.remedy = self.source.remedy or samples.remedy
         if self._reference is not None:
             samples.reference = reference_of(blank.expand(len(self._reference), -1, -1, -1))
         for metric in self.metrics:

@@ -67,6 +67,7 @@ class Samples:
         name: of a reference set, for the fingerprint.
         device: where networks look at the images.
         kind: "generated" or "reference", for messages.
+        remedy: what makes them more, for messages.
         rows: what metrics saw of the images, by `Metric.rows_key`, and what they computed of it.
     """
 
@@ -77,6 +78,7 @@ class Samples:
     name: str = ""
     device: torch.device = CPU
     kind: str = "generated"
+    remedy: str = MORE_GENERATED
     rows: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -245,10 +247,10 @@ class Metric(NetworkHolder, ABC):
         return {**self.fingerprint(), "num_images": len(samples), **samples.describe_reference()}
 
 
-def need_images(count: int, least: int, reason: str, what: str = "generated") -> None:
+def need_images(count: int, least: int, reason: str, what: str = "generated", remedy: str = MORE_GENERATED) -> None:
     """ValueError when a set of ``count`` images has fewer than ``least``; ``reason`` says what needs them."""
     if count < least:
-        remedy = MORE_GENERATED if what == "generated" else MORE_REFERENCE
+        remedy = remedy if what == "generated" else MORE_REFERENCE
         raise ValueError(f"{count} {what} images, but {reason} needs at least {least}: {remedy}")
 
 

@@ -124,11 +124,6 @@ def load_trained(
         ValueError: the file is not a checkpoint of a text-to-image run, or holds no averages; says what to do.
     """
     path = find_checkpoint(Path(checkpoint), "checkpoint")
-    if path.is_dir():
-        raise ConfigError(
-            f"checkpoint {path}: a folder of shards; make it one file first "
-            f"(python -m lightning.pytorch.utilities.consolidate_checkpoint {path})"
-        )
     content = read_weights(path, mmap=True)
     config = stored_experiment(content, path)
     stored = training_manifest(content)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from t2ikit.data.datamodule import DataModule
 from t2ikit.files import require_folder
@@ -32,6 +33,8 @@ class ShapesData(DataModule):
         batch_size: samples of one optimizer step, over all devices and accumulated batches.
         num_workers: reading processes of each device; 0 reads in the training process.
     """
+
+    size_options: ClassVar[Mapping[str, str]] = {"train": "data.count", "val": "data.val_count"}
 
     root: str | None = None  # type: ignore[assignment]  # filled in below
     batch_size: int = 64
