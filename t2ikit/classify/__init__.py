@@ -1,0 +1,1 @@
+"""Classifiers: how much do the images of a generator teach one? (SynthReal)"""
