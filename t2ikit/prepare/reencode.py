@@ -117,8 +117,8 @@ def _clear_others(path: Path, facts: dict[str, Any], targets: Sequence[Path], ov
     if unlike and not overwrite:  # one autoencoder may have several names, but one hash
         key = unlike[0]
         raise ValueError(
-            f"{path.parent} holds pictures of another {key} ({stored.get(key)}, now {facts[key]}): choose another --out, "
-            "or give --overwrite"
+            f"{path.parent} holds pictures of another {key} ({stored.get(key)}, now {facts[key]}): choose another "
+            "--out, or give --overwrite"
         )
     for target in targets if unlike else ():
         target.unlink(missing_ok=True)
