@@ -1,1 +1,6 @@
-"""Classifiers: how much do the images of a generator teach one? (SynthReal)"""
+"""Classifiers: how much do the pictures of a generator teach one? (SynthReal)"""
+
+from t2ikit.classify.class_folders import ClassFolders
+from t2ikit.classify.classifier import ImageClassifier
+
+__all__ = ["ClassFolders", "ImageClassifier"]
