@@ -141,7 +141,9 @@ def rows_of(trained: Sequence[Trained]) -> dict[Group, list[Row]]:
         groups.setdefault(Group(run.view, run.network, run.per_class), {}).setdefault(run.source, []).append(run)
     order = list(dict.fromkeys(run.source for run in trained))
     return {
-        group: [_row(source, by_source) for source in sorted(by_source, key=lambda name: (name != REAL, order.index(name)))]
+        group: [
+            _row(source, by_source) for source in sorted(by_source, key=lambda name: (name != REAL, order.index(name)))
+        ]
         for group, by_source in groups.items()
     }
 

@@ -1,4 +1,4 @@
-"""Figures of plotly in one style: colours that can be told apart in light and dark, without a background of their own."""
+"""Figures of plotly in one style: colours that can be told apart in light and dark, and no background of their own."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Series:
     hollow: bool = False
 
 
-def points(categories: Sequence[str], series: Sequence[Series], y: str, lines: Mapping[str, float] | None = None) -> Plot:
+def points(categories: Sequence[str], series: Sequence[Series], y: str, lines: Mapping[str, float]) -> Plot:
     """Markers above categories, one kind a series.
 
     Args:
@@ -55,7 +55,7 @@ def points(categories: Sequence[str], series: Sequence[Series], y: str, lines: M
                 error_y={"type": "data", "array": list(entry.errors), "thickness": 1.5} if entry.errors else None,
             )
         )
-    for name, level in (lines or {}).items():
+    for name, level in lines.items():
         figure.add_hline(level, line={"dash": "dash", "width": 1.5}, annotation={"text": name}, opacity=0.7)
     return _styled(figure, "", y)
 

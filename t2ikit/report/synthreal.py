@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 from t2ikit.classify.aggregate import REAL, Estimate, Group, Row
 from t2ikit.classify.published import PUBLISHED, paper_accuracy, published
+from t2ikit.classify.summary import Distribution, Summary
 from t2ikit.report.page import Cell, Paragraph, Pictures, Plotted, Section, Table, page
 from t2ikit.report.plots import Series, curves, plane, points
 
@@ -28,64 +27,24 @@ VIEW_TITLES = {
 }
 
 
-@dataclass(frozen=True)
-class Distribution:
-    """How the images of a source lie among the real training photos.
-
-    Attributes:
-        density, coverage: with the settings of the paper, k = 5, cosine distance, both sets cut to the smaller.
-        copies: share of its images that are nearer to a real training photo than 99 % of those are to each other.
-        images: of each set.
-        features: the network.
-    """
-
-    density: float
-    coverage: float
-    copies: float
-    images: int
-    features: str
-
-
-@dataclass(frozen=True)
-class SynthReal:
-    """What the page shows.
-
-    Attributes:
-        rows: of every group, the real source first.
-        distributions: by source.
-        per_class: accuracy of every class on real photos, by source, for the first group on rgb.
-        names: of the classes, by key.
-        pictures: by view: columns, and the pictures of each source.
-        fingerprints: of every training, by its name.
-        seeds: of each training.
-        compared: rows of another benchmark, by the name of its folder.
-    """
-
-    rows: Mapping[Group, Sequence[Row]]
-    distributions: Mapping[str, Distribution] = field(default_factory=dict)
-    per_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    names: Mapping[str, str] = field(default_factory=dict)
-    pictures: Sequence[Pictures] = ()
-    fingerprints: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    seeds: int = 1
-    compared: Mapping[str, Mapping[Group, Sequence[Row]]] = field(default_factory=dict)
-
-
-def synthreal_page(data: SynthReal, title: str = "SynthReal: how useful are the images of a generator?") -> str:
+def synthreal_page(data: Summary, title: str = "SynthReal: how useful are the images of a generator?") -> str:
     """The HTML of the page."""
-    sections = [Section("Every number", [table_of(group, rows, data.distributions) for group, rows in data.rows.items()])]
+    sections = [
+        Section("Every number", [table_of(group, rows, data.distributions) for group, rows in data.rows.items()])
+    ]
     sections += [Section(title, blocks) for title, blocks in _figures(data) if blocks]
     if data.compared:
         sections.append(Section("Beside other benchmarks", _comparisons(data)))
     if data.per_class:
         sections.append(Section("Class by class", [_classes(data)]))
     if data.pictures:
-        sections.append(Section("Pictures", list(data.pictures)))
+        pictures = [Pictures(shown.caption, shown.columns, shown.rows) for shown in data.pictures]
+        sections.append(Section("Pictures", pictures))
     sections.append(Section("What the numbers depend on", [_fingerprints(data)]))
     return page(title, _lead(data), sections)
 
 
-def _lead(data: SynthReal) -> list[str]:
+def _lead(data: Summary) -> list[str]:
     if data.seeds > 1:
         errors = f"± is the standard error of the mean over {data.seeds} seeds of training."
     else:
@@ -93,7 +52,9 @@ def _lead(data: SynthReal) -> list[str]:
             "± is the standard error by the choice of the test images: there is one seed, so that what differs between "
             "trainings of one kind is not in it."
         )
+    unfinished = [f"{data.left} trainings are still to be made: give the command again."] if data.left else []
     return [
+        *unfinished,
         "Synth→Real: a classifier learns from generated images alone and is tested on real photos. Real→Synth is the "
         "reverse. The gap is what is lost against a classifier that learned from real photos; the relative gap is its "
         "share of that classifier's accuracy.",
@@ -108,14 +69,16 @@ def table_of(group: Group, rows: Sequence[Row], distributions: Mapping[str, Dist
     for row in rows:
         known = published(row.source)
         distribution = distributions.get(row.source)
-        real_synth = None if known is None or group.view != "rgb" else known[1].real_synth
+        whole = group.per_class is None
+        paper = paper_accuracy(row.source, group.view, group.network) if whole else None
+        by_rgb = whole and group.view == "rgb" and group.network == "resnet50"
         lines.append(
             [
                 row.source,
                 str(row.synth_real),
-                paper_accuracy(row.source, group.view, group.network),
+                paper,
                 None if row.real_synth is None else str(row.real_synth),
-                real_synth if group.network == "resnet50" else None,
+                known[1].real_synth if known is not None and by_rgb else None,
                 None if row.gap is None else f"{row.gap[0]:.3f} ± {row.gap[1]:.3f}",
                 None if row.relative is None else f"{row.relative[0]:.1%} ± {row.relative[1]:.1%}",
                 None if distribution is None else distribution.copies,
@@ -136,7 +99,7 @@ def _title(group: Group) -> str:
     return f"{group.view}: {VIEW_TITLES.get(group.view, group.view)}, {group.network}{images}"
 
 
-def _figures(data: SynthReal) -> list[tuple[str, list[Paragraph | Plotted]]]:
+def _figures(data: Summary) -> list[tuple[str, list[Paragraph | Plotted]]]:
     whole = {group: rows for group, rows in data.rows.items() if group.per_class is None}
     rgb = {group.network: rows for group, rows in whole.items() if group.view == "rgb"}
     views = {group: rows for group, rows in whole.items() if group.view != "rgb"}
@@ -161,8 +124,10 @@ def _by_source(caption: str, view: str, network: str, rows: Sequence[Row]) -> Pl
     series = [_series("ours", [row.synth_real for row in synthetic])]
     if any(value is not None for value in paper):
         series.append(Series("paper", paper, hollow=True))
-    lines = {"real photos": row.synth_real.mean for row in rows if row.source == REAL}
-    lines |= {"real photos, paper": value} if len(series) > 1 and (value := paper_accuracy(REAL, view, network)) else {}
+    lines = {"real photos": rows[0].synth_real.mean} if rows[0].source == REAL else {}
+    of_real = paper_accuracy(REAL, view, network)
+    if len(series) > 1 and of_real is not None:
+        lines["real photos, paper"] = of_real
     table = Table(caption, ["source", "ours", "standard error", "paper"], _numbers(synthetic, paper))
     return Plotted(caption, points(names, series, "accuracy on real photos", lines), table)
 
@@ -182,7 +147,9 @@ def _by_network(rgb: Mapping[str, Sequence[Row]]) -> Plotted:
     names = list(dict.fromkeys(row.source for rows in rgb.values() for row in rows))
     found = {network: {row.source: row.synth_real for row in rows} for network, rows in rgb.items()}
     series = [_series(network, [rows.get(name) for name in names]) for network, rows in found.items()]
-    table = Table("Networks", ["source", *rgb], [[name, *(entry.values[k] for entry in series)] for k, name in enumerate(names)])
+    table = Table(
+        "Networks", ["source", *rgb], [[name, *(entry.values[k] for entry in series)] for k, name in enumerate(names)]
+    )
     return Plotted("Accuracy on real photos by network, rgb", points(names, series, "accuracy on real photos"), table)
 
 
@@ -198,17 +165,24 @@ def _density(distributions: Mapping[str, Distribution]) -> Plotted:
         "Density and coverage",
         ["source", "density", "coverage", "copies", "images of each set"],
         [[name, entry.density, entry.coverage, entry.copies, entry.images] for name, entry in distributions.items()],
-        [f"Features: {first.features}; k = 5, cosine distance, both sets shuffled and cut to the smaller.", NOT_COMPARABLE],
+        [
+            f"Features: {first.features}; k = 5, cosine distance, both sets shuffled and cut to the smaller.",
+            NOT_COMPARABLE,
+        ],
     )
     comparable = "clip-vit-large-patch14" in first.features
     marks = {"ours": ours, "paper": paper} if comparable else {"ours": ours}
-    return Plotted("Density and coverage of the real training photos", plane("density", "coverage", marks, ["paper"]), table)
+    return Plotted(
+        "Density and coverage of the real training photos", plane("density", "coverage", marks, ["paper"]), table
+    )
 
 
 def _directions(rows: Sequence[Row]) -> Plotted:
     ours = [(row.source, row.synth_real.mean, row.real_synth.mean) for row in rows if row.real_synth is not None]
     paper = [
-        (known[0], known[1].networks["resnet50"], known[1].real_synth) for row in rows if (known := published(row.source))
+        (known[0], known[1].networks["resnet50"], known[1].real_synth)
+        for row in rows
+        if (known := published(row.source))
     ]
     given = [(name, x, y) for name, x, y in paper if x is not None and y is not None]
     marks = {"ours": ours, "paper": given} if given else {"ours": ours}
@@ -232,7 +206,7 @@ def _scaling(scaled: Mapping[Group, Sequence[Row]]) -> Plotted:
     return Plotted(table.caption, curves("images of each class", "accuracy on real photos", lines), table)
 
 
-def _comparisons(data: SynthReal) -> list[Table]:
+def _comparisons(data: Summary) -> list[Table]:
     tables = []
     for group, rows in data.rows.items():
         others = {name: {row.source: row for row in found.get(group, ())} for name, found in data.compared.items()}
@@ -248,15 +222,18 @@ def _text_of(row: Row | None) -> str | None:
     return None if row is None else str(row.synth_real)
 
 
-def _classes(data: SynthReal) -> Table:
+def _classes(data: Summary) -> Table:
     keys = list(next(iter(data.per_class.values())))
     lines: list[list[Cell]] = [
-        [f"{data.names.get(key, key)} ({key})", *(scores.get(key) for scores in data.per_class.values())] for key in keys
+        [f"{data.names.get(key, key)} ({key})", *(scores.get(key) for scores in data.per_class.values())]
+        for key in keys
     ]
-    notes = ["Names of several things (crane, nail, torch) and wrong ones (panda for the red panda) may be drawn as others."]
+    notes = [
+        "Names of several things (crane, nail, torch) and wrong ones (panda for the red panda) may be drawn as others."
+    ]
     return Table("Accuracy on real photos by class, rgb", ["class", *data.per_class], lines, notes, folded=True)
 
 
-def _fingerprints(data: SynthReal) -> Table:
+def _fingerprints(data: Summary) -> Table:
     lines: list[list[Cell]] = [[name, json.dumps(facts, sort_keys=True)] for name, facts in data.fingerprints.items()]
     return Table("Fingerprints of the trainings", ["training", "fingerprint"], lines, folded=True)
