@@ -55,8 +55,10 @@ def points(categories: Sequence[str], series: Sequence[Series], y: str, lines: M
                 error_y={"type": "data", "array": list(entry.errors), "thickness": 1.5} if entry.errors else None,
             )
         )
-    for name, level in lines.items():
-        figure.add_hline(level, line={"dash": "dash", "width": 1.5}, annotation={"text": name}, opacity=0.7)
+    for index, (name, level) in enumerate(lines.items()):  # names of near levels stand at other ends
+        where = ("top right", "bottom left", "top left", "bottom right")[index % 4]
+        line = {"dash": "dash", "width": 1.5, "color": "#7f8c8d"}
+        figure.add_hline(level, line=line, annotation={"text": name}, annotation_position=where)
     return _styled(figure, "", y)
 
 
@@ -127,6 +129,7 @@ def _styled(figure: Plot, x: str, y: str) -> Plot:
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"},
         font={"family": "system-ui, sans-serif", "size": 13},
         hovermode="closest",
+        showlegend=len(figure.data) > 1,
     )
     figure.update_xaxes(title={"text": x}, automargin=True, showgrid=True)
     figure.update_yaxes(title={"text": y}, automargin=True, showgrid=True, rangemode="tozero")

@@ -284,7 +284,8 @@ def make_missing(benchmark: Benchmark, items: Sequence[Item], origins: Origins, 
             if item.place.finished() is None:
                 if is_locked(item.place.folder):
                     continue
-                status = run_cell(item.sweep, name, benchmark.out / "scores", origins, command)
+                with stopping.handled():  # a signal saves the state of a training
+                    status = run_cell(item.sweep, name, benchmark.out / "scores", origins, command)
                 if status == stopping.STATUS:
                     return status
                 if status not in (0, ELSEWHERE):
