@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import timm
 from torch import nn
@@ -12,7 +13,7 @@ from t2ikit.classify.bagnet import BagNet
 from t2ikit.config.compose import nearest
 
 
-def _timm(name: str, **options: int) -> nn.Module:
+def _timm(name: str, **options: Any) -> nn.Module:
     network: nn.Module = timm.create_model(name, pretrained=False, **options)
     return network
 

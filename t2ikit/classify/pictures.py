@@ -201,7 +201,8 @@ def _facts_of_records(pictures: Pictures) -> list[Facts]:
     facts = []
     for index in range(len(pictures)):
         pixels = pictures.read(index)
-        facts.append(Facts(hashlib.sha256(pixels.tobytes()).hexdigest(), *pixels.shape[1:], "pixels"))
+        _, height, width = pixels.shape
+        facts.append(Facts(hashlib.sha256(pixels.tobytes()).hexdigest(), height, width, "pixels"))
     return facts
 
 
@@ -243,7 +244,8 @@ def _looked_at(file: Path, option: str) -> Facts:
         pixels = read_rgb(content)
     except BadImage as error:
         raise ValueError(f"{option}: {file} cannot be read: {error}: replace or remove it") from error
-    return Facts(hashlib.sha256(content).hexdigest(), *pixels.shape[1:], _MARKS.get(content[:2], "other"))
+    _, height, width = pixels.shape
+    return Facts(hashlib.sha256(content).hexdigest(), height, width, _MARKS.get(content[:2], "other"))
 
 
 # ------------------------------------------------------------------ which of them

@@ -114,7 +114,7 @@ class EpochCosine(LearningRate):
     """Some epochs of linear warm-up, then half a cosine wave to the end of the run; see :func:`epochs_factor`.
 
     Attributes:
-        epochs: of the whole run (``trainer.max_epochs``).
+        epochs: of the whole run (``trainer.max_epochs``); -1, of a run that is limited by steps, counts it as 80.
         warmup_epochs: of the warm-up.
         start_factor: factor of the first step.
         least_factor: the smallest factor of the cosine.
@@ -129,7 +129,7 @@ class EpochCosine(LearningRate):
     least_factor: float = 1e-8
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or not 0 <= self.warmup_epochs <= self.epochs:
+        if (self.epochs < 1 and self.epochs != -1) or not 0 <= self.warmup_epochs <= self._counted:
             raise ValueError(
                 f"epochs must be at least 1 and warmup_epochs between 0 and epochs; got {self.epochs} and "
                 f"{self.warmup_epochs} (epochs is that of trainer.max_epochs)"
@@ -139,6 +139,10 @@ class EpochCosine(LearningRate):
                 f"start_factor and least_factor lie in [0, 1]; got {self.start_factor} and {self.least_factor}"
             )
 
+    @property
+    def _counted(self) -> int:
+        return 80 if self.epochs == -1 else self.epochs
+
     def factor(self, step: int, total_steps: float) -> float:
         """See :func:`epochs_factor`; the warm-up takes its share of ``total_steps``.
 
@@ -147,7 +151,7 @@ class EpochCosine(LearningRate):
         """
         if math.isinf(total_steps):
             raise ValueError("learning_rate: a cosine over epochs needs trainer.max_epochs")
-        warmup = round(total_steps * self.warmup_epochs / self.epochs)
+        warmup = round(total_steps * self.warmup_epochs / self._counted)
         return epochs_factor(max(step, 1) - 1, warmup, total_steps, self.start_factor, self.least_factor)
 
 
