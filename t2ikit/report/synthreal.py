@@ -150,7 +150,9 @@ def _by_network(rgb: Mapping[str, Sequence[Row]]) -> Plotted:
     table = Table(
         "Networks", ["source", *rgb], [[name, *(entry.values[k] for entry in series)] for k, name in enumerate(names)]
     )
-    return Plotted("Accuracy on real photos by network, rgb", points(names, series, "accuracy on real photos", {}), table)
+    return Plotted(
+        "Accuracy on real photos by network, rgb", points(names, series, "accuracy on real photos", {}), table
+    )
 
 
 def _density(distributions: Mapping[str, Distribution]) -> Plotted:
