@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cache
 
 NETWORKS = ("resnet50", "vit_tiny", "convnext_tiny", "swin_tiny")
 VIEWS = ("depth", "texture", "low", "high")
@@ -81,7 +82,6 @@ PUBLISHED = _read()
 """By the name of the generator."""
 
 AUTOENCODERS = {
-    "none": {"rgb": 0.730, "high": 0.516, "low": 0.645},
     "SD1.5": {"rgb": 0.705, "high": 0.376, "low": 0.631},
     "SDXL": {"rgb": 0.697, "high": 0.371, "low": 0.628},
     "FLUX": {"rgb": 0.706, "high": 0.377, "low": 0.634},
@@ -90,15 +90,31 @@ AUTOENCODERS = {
 
 
 def published(name: str) -> tuple[str, Published] | None:
-    """The paper's generator that a source is called after, however it is spelt; None for another.
+    """The paper's source that a source is called after, however it is spelt; None for another.
+
+    ``sd15`` is a generator with class names as prompts, ``sd15_captions`` with captions, ``vae_sd15`` the real photos
+    through its autoencoder.
 
     Example:
-        >>> published("sd15")[0]
-        'SD1.5'
+        >>> published("sd15")[0], published("sd15_captions")[1].real_synth, published("mine")
+        ('SD1.5', 0.513, None)
     """
-    plain = {_plain(known): known for known in PUBLISHED}
-    known = plain.get(_plain(name))
-    return None if known is None else (known, PUBLISHED[known])
+    return _by_plain_name().get(_plain(name))
+
+
+@cache
+def _by_plain_name() -> dict[str, tuple[str, Published]]:
+    table = {_plain(name): (name, numbers) for name, numbers in PUBLISHED.items()}
+    for name, numbers in PUBLISHED.items():
+        if numbers.captions is not None:
+            synth_real, real_synth = numbers.captions
+            captioned = Published({"resnet50": synth_real}, real_synth, {}, None, None)
+            table[f"{_plain(name)}captions"] = f"{name}, captions", captioned
+    for name, by_view in AUTOENCODERS.items():
+        views: dict[str, float | None] = {"low": by_view["low"], "high": by_view["high"]}
+        numbers = Published({"resnet50": by_view["rgb"]}, None, views, None, None)
+        table[f"vae{_plain(name)}"] = f"autoencoder of {name}", numbers
+    return table
 
 
 def paper_accuracy(source: str, view: str, network: str) -> float | None:

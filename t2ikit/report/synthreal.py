@@ -145,8 +145,8 @@ def _series(name: str, estimates: Sequence[Estimate | None]) -> Series:
 
 def _by_network(rgb: Mapping[str, Sequence[Row]]) -> Plotted:
     names = list(dict.fromkeys(row.source for rows in rgb.values() for row in rows))
-    found = {network: {row.source: row.synth_real for row in rows} for network, rows in rgb.items()}
-    series = [_series(network, [rows.get(name) for name in names]) for network, rows in found.items()]
+    by_network = {network: {row.source: row.synth_real for row in rows} for network, rows in rgb.items()}
+    series = [_series(network, [rows.get(name) for name in names]) for network, rows in by_network.items()]
     table = Table(
         "Networks", ["source", *rgb], [[name, *(entry.values[k] for entry in series)] for k, name in enumerate(names)]
     )
@@ -211,7 +211,7 @@ def _scaling(scaled: Mapping[Group, Sequence[Row]]) -> Plotted:
 def _comparisons(data: Summary) -> list[Table]:
     tables = []
     for group, rows in data.rows.items():
-        others = {name: {row.source: row for row in found.get(group, ())} for name, found in data.compared.items()}
+        others = {name: {row.source: row for row in groups.get(group, ())} for name, groups in data.compared.items()}
         lines: list[list[Cell]] = [
             [row.source, str(row.synth_real), *(_text_of(entries.get(row.source)) for entries in others.values())]
             for row in rows

@@ -48,17 +48,17 @@ def distributions(
     """
     real = benchmark.sources[0]
     network = json.dumps(features.fingerprint(), sort_keys=True)
-    found = {}
+    measured = {}
     with FileLock(_made(benchmark.out / "distribution") / ".lock"):  # a second process waits and finds what it needs
         for source in benchmark.sources[1:]:
             hashes = [benchmark.hashes[str(folder)] for folder in (real.train, source.train)]
             path = benchmark.out / "distribution" / f"{source.name}-{_key(network, *hashes)}.json"
             if not path.is_file():
                 sets = [_features(benchmark, entry, features, device, batch_size) for entry in (real, source)]
-                measured = _measure(*sets, features, device)
-                write_whole(path, json.dumps(asdict(measured), indent=1) + "\n")
-            found[source.name] = Distribution(**json.loads(path.read_text(encoding="utf-8")))
-    return found
+                content = asdict(_measure(*sets, features, device))
+                write_whole(path, json.dumps(content, indent=1) + "\n")
+            measured[source.name] = Distribution(**json.loads(path.read_text(encoding="utf-8")))
+    return measured
 
 
 def _measure(real: Tensor, fake: Tensor, features: FeatureExtractor, device: torch.device) -> Distribution:

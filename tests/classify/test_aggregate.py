@@ -62,6 +62,8 @@ def test_the_paper_s_numbers() -> None:
     assert paper_accuracy("Qwen-Image", "texture", "bagnet9") == 0.04
     assert paper_accuracy("Qwen-Image", "texture", "resnet50") is None
     assert paper_accuracy("real", "high", "resnet50") == 0.516 and paper_accuracy("real", "rgb", "vit_tiny") == 0.42
+    assert paper_accuracy("FLUX-dev captions", "rgb", "resnet50") == 0.556
+    assert paper_accuracy("vae_sdxl", "high", "resnet50") == 0.371 and paper_accuracy("vae", "rgb", "resnet50") is None
     assert PUBLISHED["SD3-medium"].coverage is None and PUBLISHED["SD2.1"].real_synth == 0.238
 
 
