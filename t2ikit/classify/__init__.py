@@ -2,5 +2,6 @@
 
 from t2ikit.classify.class_folders import ClassFolders
 from t2ikit.classify.classifier import ImageClassifier
+from t2ikit.classify.metric import SynthReal
 
-__all__ = ["ClassFolders", "ImageClassifier"]
+__all__ = ["ClassFolders", "ImageClassifier", "SynthReal"]

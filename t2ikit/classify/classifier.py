@@ -19,7 +19,6 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
-from torch.nn import functional
 from torchvision.transforms import v2
 
 from t2ikit import ranks, rng
@@ -27,7 +26,7 @@ from t2ikit.batch import StepOutput
 from t2ikit.classify.class_folders import ClassFolders
 from t2ikit.classify.classes import read_classes
 from t2ikit.classify.networks import build_network
-from t2ikit.classify.protocol import Judged, Select, Selection, judge
+from t2ikit.classify.protocol import Judged, Select, Selection, judge, training_losses
 from t2ikit.classify.results import ClassificationResults, write_results
 from t2ikit.classify.streams import ClassBatch
 from t2ikit.classify.views import Compat
@@ -126,12 +125,8 @@ class ImageClassifier(Learner, L.LightningModule):
     # ------------------------------------------------------------------ a step
 
     def training_step(self, batch: ClassBatch, batch_idx: int) -> dict[str, Any]:
-        images, labels = batch.images, batch.labels
-        # CutMix and dropped layers take from the global generator: keyed, so that a resumed run takes the same.
-        torch.manual_seed(rng.derived_seed(self.seed, "classifier step", batch.position))
-        if self.mix is not None:
-            images, labels = self.mix(images, labels)
-        loss_B = functional.cross_entropy(self.classifier(images), labels, reduction="none")
+        seed = rng.derived_seed(self.seed, "classifier step", batch.position)  # a resumed run takes the same numbers
+        loss_B = training_losses(self.classifier, self.mix, batch.images, batch.labels, seed)
         return self.step_result(loss_B.mean(), StepOutput(loss_B.detach(), {"loss": loss_B.detach()}, (batch,)))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -46,6 +46,22 @@ class Judged:
         return TestScore(self.accuracy, sum(self.counts), per_class)
 
 
+def training_losses(network: nn.Module, mix: nn.Module | None, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+    """One step of a training: cross-entropy loss_B [B], on mixed images where there is a ``mix``.
+
+    Args:
+        network: in training mode.
+        mix: torchvision's ``v2.CutMix``, which gives images and soft labels, or None.
+        images: [B, 3, S, S].
+        labels: [B] int64.
+        seed: of the box of CutMix and of dropped layers, which take from the global generator.
+    """
+    torch.manual_seed(seed)
+    if mix is not None:
+        images, labels = mix(images, labels)
+    return functional.cross_entropy(network(images), labels, reduction="none")
+
+
 @torch.no_grad()
 def judge(network: nn.Module, batches: Iterable[ClassBatch], classes: int, device: torch.device) -> Judged:
     """Judges a network on the batches of all ranks, each with its share; every rank must call it.

@@ -10,7 +10,8 @@ Source: "When Pretty Isn't Useful", arXiv 2602.19946, and its released code.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -28,7 +29,7 @@ Compat = Literal["meant", "released"]
 SMALLEST = 9
 """Pixels a side that a picture must have: the patch of BagNet-9."""
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_MEAN, _STD = torch.tensor((0.485, 0.456, 0.406))[:, None, None], torch.tensor((0.229, 0.224, 0.225))[:, None, None]
 _BICUBIC = InterpolationMode.BICUBIC
 
 
@@ -124,9 +125,8 @@ class View:
             [3, S, S] float32.
         """
         augment = _light if self.augmentation == "light" else _PAPER[self.name]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return pixels.normalize(augment(image, self.size), list(_MEAN), list(_STD))
+        with _seeded(seed):
+            return _normalized(augment(image, self.size))
 
     def test(self, image: Tensor, seed: int) -> Tensor:
         """The crops of a test, normalised.
@@ -141,12 +141,11 @@ class View:
         if self.name != "texture":
             views = [_centre(image, self.size)]
         elif self.crops == 1:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+            with _seeded(seed):
                 views = [transforms.RandomCrop(self.size)(_resized(image, 2 * self.size))]
         else:
             views = _nine_crops(_resized(image, 2 * self.size), self.size)
-        return torch.stack([pixels.normalize(view, list(_MEAN), list(_STD)) for view in views])
+        return torch.stack([_normalized(view) for view in views])
 
 
 def radius(side: int, cutoff: float, keep: str) -> int:
@@ -193,6 +192,21 @@ def _inside(side: int, cutoff: float, keep: str) -> Tensor:
     return (frequency >= -bound) & (frequency < bound)
 
 
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """The global generator of the CPU is seeded inside the block, and as it was after it."""
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+def _normalized(image: Tensor) -> Tensor:
+    return (image - _MEAN) / _STD
+
+
 # ------------------------------------------------------------------ crops and augmentations
 
 
@@ -234,8 +248,11 @@ def _texture(image: Tensor, size: int) -> Tensor:
 
 
 def _light(image: Tensor, size: int) -> Tensor:
-    shifted = transforms.RandomCrop(size, padding=max(size // 8, 1), padding_mode="reflect")(_centre(image, size))
-    return transforms.RandomHorizontalFlip()(shifted)
+    shift = max(size // 8, 1)
+    padded = torch.nn.functional.pad(_centre(image, size)[None], [shift] * 4, mode="reflect")[0]
+    top, left = torch.randint(2 * shift + 1, (2,)).tolist()
+    cropped = padded[:, top : top + size, left : left + size]
+    return cropped.flip(-1) if int(torch.randint(2, ())) else cropped
 
 
 _PAPER: dict[str, Callable[[Tensor, int], Tensor]] = {

@@ -235,7 +235,8 @@ class Evaluation:
         blank = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
         samples = samples_of(blank.expand(len(prompts), -1, -1, -1), prompts)
         if self._reference is not None:
-            samples.reference = reference_of(blank.expand(len(self._reference), -1, -1, -1))
+            blank = blank.expand(len(self._reference), -1, -1, -1)
+            samples.reference = reference_of(blank, metadata=self._reference.metadata)
         for metric in self.metrics:
             metric.check(samples)
             names = metric.less_is_better
