@@ -7,7 +7,7 @@ real photos and tests on others. The gap is Real->Real minus Synth->Real, the re
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -156,6 +156,12 @@ def _row(source: str, by_source: Mapping[str, Sequence[Trained]]) -> Row:
     tested = [run.results.tests[source] for run in real_runs if source in run.results.tests]
     gap, relative = gap_of(estimate([run.results.tests[REAL] for run in real_runs]), synth_real)
     return Row(source, synth_real, estimate(tested) if tested else None, gap, relative)
+
+
+def most_images(groups: Iterable[Group]) -> int | None:
+    """The number of images of each class that is compared with the paper: all of them, else the largest number."""
+    counts = {group.per_class for group in groups}
+    return None if None in counts else max((count for count in counts if count is not None), default=None)
 
 
 def per_class(scores: Sequence[TestScore]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from t2ikit.classify.aggregate import REAL, Estimate, Group, Row
+from t2ikit.classify.aggregate import REAL, Estimate, Group, Row, most_images
 from t2ikit.classify.published import PUBLISHED, paper_accuracy, published
 from t2ikit.classify.summary import Distribution, Summary
 from t2ikit.report.page import Cell, Paragraph, Pictures, Plotted, Section, Table, page
@@ -29,9 +29,9 @@ VIEW_TITLES = {
 
 def synthreal_page(data: Summary, title: str = "SynthReal: how useful are the images of a generator?") -> str:
     """The HTML of the page."""
-    sections = [
-        Section("Every number", [table_of(group, rows, data.distributions) for group, rows in data.rows.items()])
-    ]
+    most = most_images(data.rows)
+    tables = [table_of(group, rows, data.distributions, group.per_class == most) for group, rows in data.rows.items()]
+    sections = [Section("Every number", tables)]
     sections += [Section(title, blocks) for title, blocks in _figures(data) if blocks]
     if data.compared:
         sections.append(Section("Beside other benchmarks", _comparisons(data)))
@@ -63,15 +63,14 @@ def _lead(data: Summary) -> list[str]:
     ]
 
 
-def table_of(group: Group, rows: Sequence[Row], distributions: Mapping[str, Distribution]) -> Table:
-    """The numbers of a group, with the paper's where a source is called after one of its generators."""
+def table_of(group: Group, rows: Sequence[Row], distributions: Mapping[str, Distribution], beside: bool) -> Table:
+    """The numbers of a group; ``beside`` those of the paper, where a source is called after one of its generators."""
     lines: list[list[Cell]] = []
     for row in rows:
         known = published(row.source)
         distribution = distributions.get(row.source)
-        whole = group.per_class is None
-        paper = paper_accuracy(row.source, group.view, group.network) if whole else None
-        by_rgb = whole and group.view == "rgb" and group.network == "resnet50"
+        paper = paper_accuracy(row.source, group.view, group.network) if beside else None
+        by_rgb = beside and group.view == "rgb" and group.network == "resnet50"
         lines.append(
             [
                 row.source,
@@ -100,10 +99,12 @@ def _title(group: Group) -> str:
 
 
 def _figures(data: Summary) -> list[tuple[str, list[Paragraph | Plotted]]]:
-    whole = {group: rows for group, rows in data.rows.items() if group.per_class is None}
+    most = most_images(data.rows)
+    whole = {group: rows for group, rows in data.rows.items() if group.per_class == most}
     rgb = {group.network: rows for group, rows in whole.items() if group.view == "rgb"}
     views = {group: rows for group, rows in whole.items() if group.view != "rgb"}
     scaled = {group: rows for group, rows in data.rows.items() if group.per_class is not None}
+    several = len({group.per_class for group in scaled}) > 1
     return [
         ("All models (Figure 1)", [_by_source("Synth→Real on rgb", "rgb", *next(iter(rgb.items())))] if rgb else []),
         ("Networks (Figure 3)", [_by_network(rgb)] if len(rgb) > 1 else []),
@@ -113,7 +114,7 @@ def _figures(data: Summary) -> list[tuple[str, list[Paragraph | Plotted]]]:
         ),
         ("Density and coverage (Figure 5)", [_density(data.distributions)] if data.distributions else []),
         ("Both directions (Figure 6)", [_directions(next(iter(rgb.values())))] if rgb else []),
-        ("More images of each class (Appendix A)", [_scaling(scaled)] if scaled else []),
+        ("More images of each class (Appendix A)", [_scaling(scaled)] if several else []),
     ]
 
 

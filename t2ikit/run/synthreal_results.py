@@ -19,7 +19,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from t2ikit.classify import ClassFolders
-from t2ikit.classify.aggregate import REAL, Estimate, Group, Row, Trained, per_class, rows_of
+from t2ikit.classify.aggregate import REAL, Estimate, Group, Row, Trained, most_images, per_class, rows_of
 from t2ikit.classify.pictures import checked, find
 from t2ikit.classify.published import paper_accuracy
 from t2ikit.classify.results import ClassificationResults, TestScore
@@ -49,9 +49,10 @@ def write_results(benchmark: Benchmark, trained: Mapping[str, Trained]) -> None:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS.split())
-    for group, rows in rows_of(listed).items():
+    groups = rows_of(listed)
+    for group, rows in groups.items():
         for row in rows:
-            table.writerow(_line(group, row))
+            table.writerow(_line(group, row, group.per_class == most_images(groups)))
     write_whole(benchmark.out / "table.csv", text.getvalue())
     content = {
         "classes": [entry.key for entry in benchmark.class_list.classes],
@@ -60,12 +61,12 @@ def write_results(benchmark: Benchmark, trained: Mapping[str, Trained]) -> None:
     write_whole(benchmark.out / RESULTS, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
-def _line(group: Group, row: Row) -> list[Any]:
+def _line(group: Group, row: Row, beside: bool) -> list[Any]:
     def three(estimate: Estimate | None) -> list[Any]:
         return [""] * 3 if estimate is None else [round(x, 6) for x in (estimate.mean, estimate.error, estimate.total)]
 
     gaps = [[""] * 2 if pair is None else [round(value, 6) for value in pair] for pair in (row.gap, row.relative)]
-    paper = paper_accuracy(row.source, group.view, group.network) if group.per_class is None else None
+    paper = paper_accuracy(row.source, group.view, group.network) if beside else None
     seeds = len(row.synth_real.values)
     first = [group.view, group.network, group.per_class or "all", row.source, seeds]
     numbers = [*three(row.synth_real), row.synth_real.kind, *three(row.real_synth), *gaps[0], *gaps[1]]
@@ -165,8 +166,10 @@ def feature_network(name: str) -> FeatureExtractor:
 
 
 def _per_class(benchmark: Benchmark, trained: Sequence[Trained]) -> dict[str, dict[str, float]]:
-    """Accuracy of every class on real photos by source, of rgb with the first network and all images."""
-    wanted = [run for run in trained if (run.view, run.network, run.per_class) == ("rgb", benchmark.networks[0], None)]
+    """Accuracy of every class on real photos by source, of rgb with the first network and most images."""
+    wanted = [run for run in trained if (run.view, run.network) == ("rgb", benchmark.networks[0])]
+    most = most_images([Group(run.view, run.network, run.per_class) for run in wanted])
+    wanted = [run for run in wanted if run.per_class == most]
     names = dict.fromkeys(run.source for run in wanted)
     return {name: per_class([run.results.tests[REAL] for run in wanted if run.source == name]) for name in names}
 
