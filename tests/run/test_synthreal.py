@@ -21,6 +21,7 @@ from t2ikit.classify.results import read_results
 from t2ikit.run import synthreal
 
 NAMES = ("real", "good", "bad")
+pytestmark = pytest.mark.timeout(1200)  # every call trains several classifiers
 RECIPE = """
     --data.size 16 --data.filter_size 16 --data.augmentation light --data.batch_size 8 --data.num_workers 0
     --data.held_out 0.25 --model.cutmix false --trainer.max_epochs 2 --model.learning_rate.warmup_epochs 1
@@ -120,7 +121,6 @@ def test_two_processes_give_what_one_gives(folder: Path) -> None:
     (folder / "two/results.json").write_text(json.dumps(compared))
 
 
-@pytest.mark.timeout(1200)
 @pytest.mark.fault("SIGKILL of a benchmark, ten times", "the same results as undisturbed")
 def test_ten_kills_change_nothing(folder: Path) -> None:
     """Each call is a process that is forked, so that it begins at once: kills come at random moments of its work."""
