@@ -49,8 +49,8 @@ class SynthReal(Metric):
 
     ``synth_real`` is the accuracy on real images of a network that saw generated ones alone, ``real_synth`` the
     reverse, ``real_real`` that of the second network on other real images, and ``ratio`` is synth_real / real_real.
-    Prompts and reference records must hold ``class_id``. Everything is trained on the first rank; the training of the run is not
-    touched, and the network of the real images is kept by what it depends on.
+    Prompts and reference records must hold ``class_id``. Everything is trained on the first rank; the training of the
+    run is not touched, and the network of the real images is kept by what it depends on.
 
     Attributes:
         per_class: images of every class that a network is trained on.
