@@ -7,7 +7,6 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
@@ -24,7 +23,7 @@ from t2ikit.classify.pictures import (
     held_out,
     refuse_shared,
 )
-from t2ikit.classify.streams import TestStream, TrainingStream
+from t2ikit.classify.streams import Reader, TestStream, TrainingStream
 from t2ikit.classify.views import Augmentation, Compat, View, ViewName
 from t2ikit.data.loaders import EvaluationLoader, PositionLoader, batches_per_pass, count_anew
 
@@ -120,6 +119,7 @@ class ClassFolders(LightningDataModule):
             1 if released else 9,
         )
         self.depth = DepthMaps(self.depth_model, self.depth_revision) if self.view == "depth" else None
+        self.read = Reader(self.depth)
         self.class_list: ClassList = read_classes(self.classes)
         self.source_names = ["train"]
         self._sets: ClassSets | None = None
@@ -196,10 +196,6 @@ class ClassFolders(LightningDataModule):
                 f"the last of the steps of an epoch has {last} of the {count} training pictures, and each of its "
                 f"{parts} micro-batches needs at least 2: change batch_size"
             )
-
-    def read(self, pictures: Pictures, index: int) -> np.ndarray:
-        """A picture as the view takes it, [3, H, W] uint8: its pixels, or its depth map."""
-        return pictures.read(index) if self.depth is None else self.depth.read(pictures.facts[index].sha256)
 
     def description(self) -> dict[str, Any]:
         """What of the data decides a score, for the fingerprint."""

@@ -49,8 +49,8 @@ class SynthReal(Metric):
 
     ``synth_real`` is the accuracy on real images of a network that saw generated ones alone, ``real_synth`` the
     reverse, ``real_real`` that of the second network on other real images, and ``ratio`` is synth_real / real_real.
-    Prompts and reference records must hold ``class_id``. Everything is trained on the first rank; the training of the run is not
-    touched, and the network of the real images is kept by what it depends on.
+    Prompts and reference records must hold ``class_id``. Everything is trained on the first rank; the training of the
+    run is not touched, and the network of the real images is kept by what it depends on.
 
     Attributes:
         per_class: images of every class that a network is trained on.
@@ -140,13 +140,13 @@ class SynthReal(Metric):
         needed = self.per_class + self.test_per_class
         of_sets = []
         for seen, what in ((samples, "the prompts"), (samples.reference, "the records of the reference")):
-            labels = [entry.get(_LABEL) for entry in seen.metadata]
-            if not labels or None in labels:
+            numbers = [entry.get(_LABEL) for entry in seen.metadata]
+            if not numbers or None in numbers:
                 raise ValueError(
                     f"SynthReal: {what} have no {_LABEL}: take prompts of classes (ClassPrompts, or CaptionPrompts of "
                     "a set that was prepared from class folders) and such a set as reference"
                 )
-            of_sets.append(np.array(labels))
+            of_sets.append(np.array(numbers))
         classes = np.unique(of_sets[0])[: self.classes]
         if len(classes) < 2:
             raise ValueError("SynthReal: the prompts are of one class: at least two are needed")

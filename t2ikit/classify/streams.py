@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,11 +10,24 @@ from torch import Tensor
 
 from t2ikit import rng
 from t2ikit.batch import Movable
+from t2ikit.classify.depth import DepthMaps
 from t2ikit.classify.pictures import Pictures
 from t2ikit.classify.views import View
 
-Read = Callable[[Pictures, int], np.ndarray]
-"""A picture of a set as the view takes it, [3, H, W] uint8."""
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads pictures as a view takes them.
+
+    Attributes:
+        depth: where the maps of the view ``depth`` are; None for the others.
+    """
+
+    depth: DepthMaps | None = None
+
+    def __call__(self, pictures: Pictures, index: int) -> np.ndarray:
+        """[3, H, W] uint8: the pixels of a picture, or its depth map."""
+        return pictures.read(index) if self.depth is None else self.depth.read(pictures.facts[index].sha256)
 
 
 @dataclass
@@ -58,7 +70,7 @@ class TrainingStream:
 
     pictures: Pictures
     view: View
-    read: Read
+    read: Reader
     seed: int
     batch_size: int
     accumulate: int = 1
@@ -116,7 +128,7 @@ class TestStream:
 
     pictures: Pictures
     view: View
-    read: Read
+    read: Reader
     seed: int
     batch_size: int
     rows: range

@@ -115,7 +115,7 @@ class EpochCosine(LearningRate):
 
     Attributes:
         epochs: of the whole run (``trainer.max_epochs``); -1, of a run that is limited by steps, counts it as 80.
-        warmup_epochs: of the warm-up.
+        warmup_epochs: of the warm-up; a shorter run stays in it.
         start_factor: factor of the first step.
         least_factor: the smallest factor of the cosine.
 
@@ -129,10 +129,10 @@ class EpochCosine(LearningRate):
     least_factor: float = 1e-8
 
     def __post_init__(self) -> None:
-        if (self.epochs < 1 and self.epochs != -1) or not 0 <= self.warmup_epochs <= self._counted:
+        if (self.epochs < 1 and self.epochs != -1) or self.warmup_epochs < 0:
             raise ValueError(
-                f"epochs must be at least 1 and warmup_epochs between 0 and epochs; got {self.epochs} and "
-                f"{self.warmup_epochs} (epochs is that of trainer.max_epochs)"
+                f"epochs must be at least 1 (it is that of trainer.max_epochs) and warmup_epochs at least 0; got "
+                f"{self.epochs} and {self.warmup_epochs}"
             )
         if not (0.0 <= self.start_factor <= 1.0 and 0.0 <= self.least_factor <= 1.0):
             raise ValueError(

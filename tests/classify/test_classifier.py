@@ -78,16 +78,8 @@ def test_a_killed_run_goes_on_bit_for_bit(folder: Path) -> None:
     assert read_results(straight) == read_results(killed)
     first, second = checkpoint(straight), checkpoint(killed)
     for key in ("state_dict", "optimizer_states", "selection", "judged", "global_step"):
-        tiny.assert_same(flat(first[key]), flat(second[key]), key)
-    tiny.assert_same(flat(first["callbacks"]["EMA"]), flat(second["callbacks"]["EMA"]), "EMA")
-
-
-def flat(node: Any, name: str = "") -> dict[str, Any]:
-    """Leaves by name."""
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else None
-    if items is None:
-        return {name: node}
-    return {key: leaf for part, below in items for key, leaf in flat(below, f"{name}/{part}").items()}
+        tiny.assert_same(tiny.leaves(first[key]), tiny.leaves(second[key]), key)
+    tiny.assert_same(tiny.leaves(first["callbacks"]["EMA"]), tiny.leaves(second["callbacks"]["EMA"]), "EMA")
 
 
 def test_other_pictures_are_refused_on_resume(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,8 +100,9 @@ def test_the_released_rate_counts_too_few_steps() -> None:
 
 
 def test_bad_rates_are_refused() -> None:
-    with pytest.raises(ValueError, match="warmup_epochs between 0 and epochs"):
-        EpochCosine(4, 5)
+    with pytest.raises(ValueError, match=r"epochs must be at least 1 .* warmup_epochs at least 0; got 4 and -1"):
+        EpochCosine(4, -1)
+    assert math.isclose(EpochCosine(4, 5).factor(21, 20), 0.8, rel_tol=1e-5)  # a run that is shorter than its warm-up
     with pytest.raises(ValueError, match=r"lie in \[0, 1\]"):
         EpochCosine(start_factor=2.0)
     with pytest.raises(ValueError, match=r"trainer\.max_epochs"):
