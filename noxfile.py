@@ -1,4 +1,5 @@
-"""The project's checks: ``nox -s`` tests, long, faults, verify, signals, leaks, lint, types, docs, quickstart, wheel.
+"""The project's checks: ``nox -s`` tests, long, faults, verify, signals, leaks, synthreal,
+lint, types, docs, quickstart, wheel.
 
 ``lint`` and ``types`` read an installed wheel with the working folder outside the repository: the editable mapping of
 ``callbacks/`` to ``t2ikit.callbacks`` is invisible to import-linter and mypy.
@@ -60,6 +61,13 @@ def leaks(session: nox.Session) -> None:
     """5,000 steps and 50 snapshots hold no more than 500 and 5; a few minutes, a table."""
     session.install("-e", ".")
     session.run("python", "tests/leaks.py", *session.posargs)
+
+
+@nox.session
+def synthreal(session: nox.Session) -> None:
+    """The proof of SynthReal on shapes with planted faults, three seeds: at most half an hour on two quiet cores."""
+    session.install("-e", ".")
+    session.run("python", "-m", "benchmarks.synthreal_proof", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session

@@ -114,6 +114,14 @@ def assert_same(first: Any, second: Any, name: str = "") -> None:
         assert torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second, name
 
 
+def leaves(node: Any, name: str = "") -> dict[str, Any]:
+    """Whatever nested mappings and sequences hold, by its path in them."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else None
+    if items is None:
+        return {name: node}
+    return {key: leaf for part, below in items for key, leaf in leaves(below, f"{name}/{part}").items()}
+
+
 def record_of_version_1(record: Record) -> bytes:
     """As the first version of the format wrote an image without states."""
     details = json.dumps({"captions": list(record.captions), "metadata": record.metadata}).encode()

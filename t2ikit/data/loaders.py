@@ -4,24 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch.utils.data import DataLoader
 
 from t2ikit.batch import StoredBatch
-from t2ikit.data.streams import TrainingStream, check_arrays, read_batch
+from t2ikit.data.streams import check_arrays, read_batch
 from t2ikit.records.record_set import RecordSet
 from t2ikit.stopping import only_by_parent
+
+
+class Stream(Protocol):
+    """The batches of one rank by their number: those of one pass, or of a training, whose passes never end."""
+
+    def __len__(self) -> int:
+        """Batches of a pass."""
+
+    def __getitem__(self, batch: int) -> Any:
+        """One batch."""
+
+
+class Training(Stream, Protocol):
+    """Micro-batches of a training.
+
+    Attributes:
+        world_size: number of ranks.
+        micro_batch: slots of a micro-batch of one rank.
+    """
+
+    @property
+    def world_size(self) -> int: ...
+
+    @property
+    def micro_batch(self) -> int: ...
 
 
 def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _read(
-    stream: TrainingStream | EvaluationStream, batches: range, num_workers: int, pin_memory: bool
-) -> DataLoader[StoredBatch]:
+def _read(stream: Stream, batches: range, num_workers: int, pin_memory: bool) -> DataLoader[Any]:
     """Reads batches of a stream, in order.
 
     Workers live as long as one pass: kept ones would end only with the garbage collection of the loader, where PyTorch
@@ -54,7 +77,7 @@ class PositionLoader:
         batches_per_pass: micro-batches after which iterating stops; 0 stops at the end of an epoch.
     """
 
-    stream: TrainingStream
+    stream: Training
     num_workers: int = 0
     pin_memory: bool = False
     batches_per_pass: int = 0
@@ -76,7 +99,7 @@ class PositionLoader:
         """Micro-batches of a full epoch, wherever the position is."""
         return len(self.stream)
 
-    def __iter__(self) -> Iterator[StoredBatch]:
+    def __iter__(self) -> Iterator[Any]:
         # A generator: Lightning calls iter() several times, but only the iterator that is advanced may start workers.
         end = (self._position // self.batches_per_pass + 1) * self.batches_per_pass
         for batch in _read(self.stream, range(self._position, end), self.num_workers, self.pin_memory):
@@ -227,12 +250,12 @@ class EvaluationLoader:
     Not a ``DataLoader``: Lightning would put a distributed sampler of its own into one.
     """
 
-    stream: EvaluationStream
+    stream: Stream
     num_workers: int = 0
     pin_memory: bool = False
 
     def __len__(self) -> int:
         return len(self.stream)
 
-    def __iter__(self) -> Iterator[StoredBatch]:
+    def __iter__(self) -> Iterator[Any]:
         yield from _read(self.stream, range(len(self.stream)), self.num_workers, self.pin_memory)

@@ -73,7 +73,7 @@ class Samples:
 
     images: Images
     prompts: list[str] = field(default_factory=list)
-    metadata: list[dict[str, Any]] = field(default_factory=list)
+    metadata: Sequence[dict[str, Any]] = field(default_factory=list)
     reference: Samples | None = None
     name: str = ""
     device: torch.device = CPU
@@ -126,7 +126,7 @@ class SampleBatch:
 
     images: Tensor
     prompts: list[str] = field(default_factory=list)
-    metadata: list[dict[str, Any]] = field(default_factory=list)
+    metadata: Sequence[dict[str, Any]] = field(default_factory=list)
     first: int = 0
     kind: str = "generated"
 
@@ -140,9 +140,11 @@ def samples_of(images: Images, prompts: Sequence[Prompt], device: torch.device =
     return Samples(images, texts, metadata, device=device)
 
 
-def reference_of(images: Images, name: str = "", device: torch.device = CPU) -> Samples:
-    """Real images [M, 3, H, W] to compare others with; ``name`` and ``device`` as in `Samples`."""
-    return Samples(images, name=name, device=device, kind="reference")
+def reference_of(
+    images: Images, name: str = "", device: torch.device = CPU, metadata: Sequence[dict[str, Any]] = ()
+) -> Samples:
+    """Real images [M, 3, H, W] to compare others with; the other arguments as in `Samples`."""
+    return Samples(images, name=name, device=device, kind="reference", metadata=metadata)
 
 
 class Metric(NetworkHolder, ABC):
