@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
-from t2ikit.denoisers import CADI, Denoiser, DiTI
+from t2ikit.denoisers import CADI, Denoiser, DiTI, Levels, Shallow, UViT
+from t2ikit.denoisers.uvit import Core
 from t2ikit.files import write_whole
 from t2ikit.records.chunks import Chunk, ChunkBuffer
 from t2ikit.records.record import Record
@@ -91,6 +92,17 @@ def shallow_dit_i(**options: Any) -> DiTI:
     """DiT-I of 4 patches, for x [B, 4, 4, 4] and text states of width 8: one block."""
     sizes = {"input_size": 4, "hidden_size": 32, "depth": 1, "num_heads": 2}
     return DiTI(**{**sizes, "text_dim": 8, "num_registers": 2, **options})
+
+
+def uvit(**options: Any) -> UViT:
+    """Shallow-UViT of 16 tokens, for x [B, 3, 8, 8] and text states of width 24: two blocks of width 32."""
+    sizes = {"input_size": 8, "core": Core(32, 2, 2, 16), "shell": Shallow(2, 16)}
+    return UViT(**{**sizes, "text_dim": 24, **options})
+
+
+def grown_uvit(**options: Any) -> UViT:
+    """The same core in a shell of two levels, for x [B, 3, 32, 32]."""
+    return uvit(**{"input_size": 32, "shell": Levels(2, (8, 16), (1, 2), 8), **options})
 
 
 def awake(denoiser: Network) -> Network:
