@@ -25,6 +25,8 @@ from torch.nn import functional as F
 from t2ikit.denoisers.layers import Linear
 
 GROUPS = 32
+NAMED_LEVELS = 3
+"""Levels of every named size."""
 Run = Callable[..., Any]
 """``run(block, *args)`` calls a block, under gradient checkpointing or compiled where that is asked for."""
 
@@ -271,7 +273,7 @@ class Levels(Shell):
     @property
     def scale(self) -> int:
         """``patch``, doubled by every level."""
-        return self.patch * 2 ** len(self.channels or (1, 1, 1))
+        return self.patch * 2 ** (len(self.channels) if self.channels else NAMED_LEVELS)
 
     def build(self, in_channels: int, width: int, noise_width: int, levels: LevelSizes | None) -> LevelLayers:
         """The layers.
