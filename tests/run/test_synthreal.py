@@ -151,7 +151,7 @@ def test_ten_kills_change_nothing(folder: Path) -> None:
         (("--synth", "real=bad"), "real names two sources"),
         (("--synth", "bad"), "--synth bad: expected NAME=DIR"),
         (("--synth", "x=nowhere"), "--synth x: nowhere needs folders train and test"),
-        (("--views", "rbg"), "--views rbg: no such view; nearest: rgb"),
+        (("--views", "rbg"), "--views rbg: no such view; nearest known: 'rgb'"),
         (("--compare", "nowhere"), "--compare nowhere: there is no results.json"),
         (("--trainer.devices", "2"), "a cell is trained on one device"),
         (("--data.cutoff", "0.01", "--views", "low"), "a radius of 0 frequencies"),
