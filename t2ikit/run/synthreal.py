@@ -171,13 +171,13 @@ def benchmark_of(
         if name in {source.name for source in sources}:
             raise ConfigError(f"--synth {text}: {name} names two sources: give each a name of its own")
         sources.append(Source(name, *_sets(folder, f"--synth {name}")))
-    folder = shipped_experiments() / "synthreal" if experiments is None else experiments
+    where = shipped_experiments() / "synthreal" if experiments is None else experiments
     for view in views:
-        if not (folder / f"{view}.yaml").is_file():
+        if not (where / f"{view}.yaml").is_file():
             raise ConfigError(f"--views {view}: no such view{nearest(view, VIEWS)}")
     counts: tuple[int | None, ...] = tuple(per_class) or (None,)
     lists = (tuple(views), tuple(networks), tuple(texture_networks), counts)
-    return Benchmark(tuple(sources), out, *lists, seeds, classes, tuple(overrides), folder)
+    return Benchmark(tuple(sources), out, *lists, seeds, classes, tuple(overrides), where)
 
 
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
