@@ -201,7 +201,7 @@ class ClassFolders(LightningDataModule):
         """What of the data decides a score, for the fingerprint."""
         sets = self.sets
         named = {"train": sets.train, "val": sets.val}
-        keys = [[one.key, *one.folders] for one in self.class_list.classes]
+        keys = [[entry.key, *entry.folders] for entry in self.class_list.classes]
         return {
             "classes": len(keys),
             "classes_sha256": hashlib.sha256(json.dumps(keys).encode()).hexdigest(),

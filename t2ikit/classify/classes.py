@@ -99,12 +99,12 @@ class ClassList:
     @cached_property
     def label_of_folder(self) -> dict[str, int]:
         """Label of every class folder."""
-        return {folder: label for label, one in enumerate(self.classes) for folder in one.folders}
+        return {folder: label for label, entry in enumerate(self.classes) for folder in entry.folders}
 
     @cached_property
     def label_of_number(self) -> dict[int, int]:
         """Label of every ``class_id`` of prepared records."""
-        return {number: label for label, one in enumerate(self.classes) for number in one.numbers}
+        return {number: label for label, entry in enumerate(self.classes) for number in entry.numbers}
 
 
 def read_classes(classes: str, names: str = "paper") -> ClassList:
@@ -158,7 +158,7 @@ def _of_file(file: Path) -> ClassList:
         folders = tuple(folder for folder, _ in members)
         key = folders[0] if len(folders) == 1 else name
         classes.append(ImageClass(key, name, folders, tuple(number for _, number in members)))
-    keys = [one.key for one in classes]
+    keys = [entry.key for entry in classes]
     double = next((key for key in keys if keys.count(key) > 1), None)
     if double is not None:
         raise ValueError(f"{file} uses {double} both as a folder and as the name of a group: rename the group")

@@ -178,7 +178,7 @@ class ImageClassifier(Learner, L.LightningModule):
             tests = {name: self._judge(pictures) for name, pictures in self.data.sets.tests.items()}
             val = self.data.sets.val
             judged = self.judged.get(selected) or (None if val is None else self._judge(val))
-        scores = {name: one.score(self.class_list) for name, one in tests.items()}
+        scores = {name: judged.score(self.class_list) for name, judged in tests.items()}
         if scores:
             values = {f"test/{name}/accuracy": score.accuracy for name, score in scores.items()}
             self.run_log.log(self.trainer, values, step)
@@ -196,12 +196,12 @@ class ImageClassifier(Learner, L.LightningModule):
             with self.averaged():
                 yield
             return
-        own = {name: value.detach().clone() for name, value in self.classifier.state_dict().items()}
+        present = {name: value.detach().clone() for name, value in self.classifier.state_dict().items()}
         self.classifier.load_state_dict(self.selection.weights)
         try:
             yield
         finally:
-            self.classifier.load_state_dict(own)
+            self.classifier.load_state_dict(present)
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the scores, JSON-able."""

@@ -150,9 +150,9 @@ class SynthReal(Metric):
         classes = np.unique(of_sets[0])[: self.classes]
         if len(classes) < 2:
             raise ValueError("SynthReal: the prompts are of one class: at least two are needed")
-        found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        chosen: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
         remedies = ("more prompts of each class", "a larger reference_limit or split")
-        for labels, rows, what, remedy in zip(of_sets, found, ("generated", "real"), remedies, strict=True):
+        for labels, rows, what, remedy in zip(of_sets, chosen, ("generated", "real"), remedies, strict=True):
             for number in classes:
                 of_class = np.flatnonzero(labels == number)
                 if len(of_class) < needed:
@@ -161,14 +161,14 @@ class SynthReal(Metric):
                         f"are {needed}: give {remedy}, or lower them"
                     )
                 rows.append(of_class[:needed])
-        return found
+        return chosen
 
     def _labelled(self, samples: Samples, rows: Sequence[np.ndarray]) -> tuple[_Labelled, _Labelled]:
         """The images to train on, and those to test on."""
         parts = []
-        for part in (slice(0, self.per_class), slice(self.per_class, None)):
-            index = np.concatenate([of_class[part] for of_class in rows])
-            labels = np.repeat(np.arange(len(rows)), [len(of_class[part]) for of_class in rows])
+        for taken in (slice(0, self.per_class), slice(self.per_class, None)):
+            index = np.concatenate([of_class[taken] for of_class in rows])
+            labels = np.repeat(np.arange(len(rows)), [len(of_class[taken]) for of_class in rows])
             images = torch.stack([self._brought(samples.images[int(row)].numpy()) for row in index])
             parts.append(_Labelled(images, torch.from_numpy(labels)))
         return parts[0], parts[1]
@@ -239,8 +239,8 @@ class SynthReal(Metric):
         return correct / len(test.labels)
 
     def _settings(self) -> Mapping[str, Any]:
-        own = {item.name: getattr(self, item.name) for item in fields(self) if item.init and item.name != "name"}
-        return {**own, "view": asdict(self.view)}
+        settings = {item.name: getattr(self, item.name) for item in fields(self) if item.init and item.name != "name"}
+        return {**settings, "view": asdict(self.view)}
 
 
 @contextmanager

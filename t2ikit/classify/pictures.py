@@ -118,8 +118,8 @@ def find(folder: str, classes: ClassList, option: str) -> Pictures:
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise FileNotFoundError(f"{option}: there is no folder {folder}: give one that holds a folder for each class")
-    found = _records(path, classes, option) if (path / MANIFEST_NAME).is_file() else _files(path, classes, option)
-    lacking = [classes.classes[label] for label, count in enumerate(found.counts(len(classes))) if count == 0]
+    pictures = _records(path, classes, option) if (path / MANIFEST_NAME).is_file() else _files(path, classes, option)
+    lacking = [classes.classes[label] for label, count in enumerate(pictures.counts(len(classes))) if count == 0]
     if lacking:
         first = lacking[0]
         raise ValueError(
@@ -127,7 +127,7 @@ def find(folder: str, classes: ClassList, option: str) -> Pictures:
             f"{first.key} ({first.name}): add its folder {' or '.join(first.folders[:3])}, or name fewer classes "
             "with data.classes FILE"
         )
-    return found
+    return pictures
 
 
 def _files(path: Path, classes: ClassList, option: str) -> Pictures:
@@ -222,14 +222,16 @@ def _facts_of_files(pictures: Pictures, threads: int, option: str) -> list[Facts
         stamps = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
         missing = [key for key, stamp in zip(pictures.keys, stamps, strict=True) if known.get(key, [0, 0])[:2] != stamp]
         stamp_of = dict(zip(pictures.keys, stamps, strict=True))
-        with ThreadPoolExecutor(max(threads, 1)) as pool:
-            found = pool.map(lambda key: _looked_at(pictures.folder / key, option), missing)
-            bar = tqdm(found, desc=f"checking {option}", total=len(missing), unit="img", leave=False, disable=None)
-            for key, fact in zip(missing, bar, strict=True):
-                known[key] = [*stamp_of[key], fact.sha256, fact.height, fact.width, fact.kind]
-        if missing:
-            with suppress(OSError):
-                write_whole(notes, json.dumps(known))
+        try:
+            with ThreadPoolExecutor(max(threads, 1)) as pool:
+                facts = pool.map(lambda key: _looked_at(pictures.folder / key, option), missing)
+                bar = tqdm(facts, desc=f"checking {option}", total=len(missing), unit="img", leave=False, disable=None)
+                for key, fact in zip(missing, bar, strict=True):
+                    known[key] = [*stamp_of[key], fact.sha256, fact.height, fact.width, fact.kind]
+        finally:
+            if missing:  # after a picture that cannot be read, too: the others are not looked at again
+                with suppress(OSError):
+                    write_whole(notes, json.dumps(known))
         return [
             Facts(str(sha256), int(height), int(width), str(kind))
             for sha256, height, width, kind in (known[key][2:] for key in pictures.keys)
@@ -301,10 +303,10 @@ def check_counts(pictures: Pictures, classes: ClassList, option: str) -> None:
     """
     counts: Sequence[int] = pictures.counts(len(classes))
     if min(counts) < 2:
-        one = classes.classes[counts.index(min(counts))]
+        lonely = classes.classes[counts.index(min(counts))]
         raise ValueError(
-            f"{option}: class {one.key} ({one.name}) has {min(counts)} picture; at least 2 are needed, one to train on "
-            "and one to validate"
+            f"{option}: class {lonely.key} ({lonely.name}) has {min(counts)} picture; at least 2 are needed, one to "
+            "train on and one to validate"
         )
     if min(counts) < max(counts):
         fewest, most = (classes.classes[counts.index(count)].key for count in (min(counts), max(counts)))

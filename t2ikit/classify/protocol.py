@@ -42,7 +42,7 @@ class Judged:
     def score(self, classes: ClassList) -> TestScore:
         """As it goes into the results, without classes of which the set has no picture."""
         pairs = zip(classes.classes, self.correct, self.counts, strict=True)
-        per_class = {one.key: (correct, count) for one, correct, count in pairs if count}
+        per_class = {entry.key: (correct, count) for entry, correct, count in pairs if count}
         return TestScore(self.accuracy, sum(self.counts), per_class)
 
 

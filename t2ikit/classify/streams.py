@@ -94,11 +94,11 @@ class TrainingStream:
 
     def __getitem__(self, position: int) -> ClassBatch:
         epoch, micro_batch = divmod(position, len(self))
-        step, part = divmod(micro_batch, self.accumulate)
+        step, chunk = divmod(micro_batch, self.accumulate)
         if self._order[0] != epoch:
             self._order = epoch, rng.permutation(self.seed, "classifier order", epoch, len(self.pictures))
         rows = self._order[1][step * self.batch_size : (step + 1) * self.batch_size]
-        rows = np.array_split(rows, self.accumulate * self.world_size)[part * self.world_size + self.rank]
+        rows = np.array_split(rows, self.accumulate * self.world_size)[chunk * self.world_size + self.rank]
         images = [self._image(epoch, row) for row in rows.tolist()]
         index = torch.from_numpy(rows.copy())
         labels = torch.from_numpy(self.pictures.labels[rows])
