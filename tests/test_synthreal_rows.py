@@ -19,7 +19,10 @@ RECIPE = """
     --data.depth_model depth --trainer.max_steps 1 --trainer.accelerator cpu
 """
 BENCHMARKS = ["--classes", "classes.tsv", "--seeds", "1", "--features", "random", *RECIPE.split()]
-SAMPLED = "--data.num_workers 0 --callbacks.{0}.prompts.classes shapes.tsv --callbacks.{0}.prompts.per_class 2"
+SAMPLED = """
+    --data.num_workers 0 --data.text_encoder text_encoder
+    --callbacks.{0}.prompts.classes shapes.tsv --callbacks.{0}.prompts.per_class 2
+"""
 TRAINED = """
 extends: [tiny.yaml]
 trainer: {max_steps: 1}

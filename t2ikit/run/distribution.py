@@ -54,8 +54,8 @@ def distributions(
             hashes = [benchmark.hashes[str(folder)] for folder in (real.train, source.train)]
             path = benchmark.out / "distribution" / f"{source.name}-{_key(network, *hashes)}.json"
             if not path.is_file():
-                sets = [_features(benchmark, entry, features, device, batch_size) for entry in (real, source)]
-                content = asdict(_measure(*sets, features, device))
+                first, second = (_features(benchmark, entry, features, device, batch_size) for entry in (real, source))
+                content = asdict(_measure(first, second, features, device))
                 write_whole(path, json.dumps(content, indent=1) + "\n")
             measured[source.name] = Distribution(**json.loads(path.read_text(encoding="utf-8")))
     return measured

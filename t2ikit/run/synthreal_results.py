@@ -32,7 +32,8 @@ from t2ikit.files import write_whole
 from t2ikit.metrics.features.features import FeatureExtractor, RandomConvFeatures
 from t2ikit.metrics.features.networks import CLIPFeatures
 from t2ikit.run.distribution import distributions
-from t2ikit.run.synthreal import Benchmark, Item, trained_of
+from t2ikit.run.synthreal import Benchmark
+from t2ikit.run.synthreal_cells import Item, trained_of
 
 RESULTS = "results.json"
 RANDOM = "random"

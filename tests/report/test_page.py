@@ -48,7 +48,7 @@ def test_text_is_escaped_and_numbers_are_rounded() -> None:
 
 
 def test_the_page_of_synthreal_is_whole() -> None:
-    text = synthreal_page(summary(3, (None, 50)))
+    text = synthreal_page(summary(3, (None, 50, 100)))
     body = text.partition("<body>")[2]
     titles = re.findall(r"<h2[^>]*>([^<]*)</h2>", body)
     assert [title.partition(" (")[0] for title in titles] == [

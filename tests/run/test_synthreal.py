@@ -18,7 +18,8 @@ from class_pictures import WNIDS, fill
 import tiny
 from t2ikit import cli
 from t2ikit.classify.results import read_results
-from t2ikit.run import synthreal
+from t2ikit.run import synthreal_cells
+from t2ikit.run.synthreal import CellsOfView
 
 NAMES = ("real", "good", "bad")
 pytestmark = pytest.mark.timeout(1200)  # every call trains several classifiers
@@ -84,7 +85,7 @@ def test_cells_files_page_and_nothing_the_second_time(
         raise AssertionError("trained again")
 
     before = {path: path.stat().st_mtime_ns for path in (folder / "out/runs").rglob("*")}
-    monkeypatch.setattr(synthreal, "run_cell", never)
+    monkeypatch.setattr(synthreal_cells, "run_cell", never)
     monkeypatch.setattr("t2ikit.run.distribution._measure", never)
     assert cli.main(call) == 0
     assert (folder / "out/report.html").read_text() == page
@@ -150,7 +151,7 @@ def test_ten_kills_change_nothing(folder: Path) -> None:
         (("--synth", "real=bad"), "real names two sources"),
         (("--synth", "bad"), "--synth bad: expected NAME=DIR"),
         (("--synth", "x=nowhere"), "--synth x: nowhere needs folders train and test"),
-        (("--views", "rbg"), "--views rbg: no such view; nearest: rgb"),
+        (("--views", "rbg"), "--views rbg: no such view; nearest known: 'rgb'"),
         (("--compare", "nowhere"), "--compare nowhere: there is no results.json"),
         (("--trainer.devices", "2"), "a cell is trained on one device"),
         (("--data.cutoff", "0.01", "--views", "low"), "a radius of 0 frequencies"),
@@ -204,14 +205,14 @@ def test_other_classes_are_not_compared(folder: Path, capsys: pytest.CaptureFixt
 def test_a_cell_that_fails_leaves_the_others(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cell = synthreal.run_cell
+    cell = synthreal_cells.run_cell
 
-    def run_cell(sweep: synthreal.CellsOfView, name: str, *others: object) -> int:
+    def run_cell(sweep: CellsOfView, name: str, *others: object) -> int:
         if "good" in name:
             raise FloatingPointError("no finite loss")
         return cell(sweep, name, *others)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(synthreal, "run_cell", run_cell)
+    monkeypatch.setattr(synthreal_cells, "run_cell", run_cell)
     assert cli.main(words("out")) == 1
     said = capsys.readouterr()
     assert "rgb-good-test_resnet-all-seed0: no finite loss" in said.err and "2 of 3 cells are done" in said.out

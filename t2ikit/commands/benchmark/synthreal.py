@@ -92,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
     require_folder(args.out, "--out")
     from t2ikit.run.distribution import LEAST
     from t2ikit.run.experiment import origins_of
-    from t2ikit.run.synthreal import benchmark_of, items_of, make_missing, missing, refuse_bad
+    from t2ikit.run.synthreal import benchmark_of, refuse_bad
+    from t2ikit.run.synthreal_cells import items_of, make_missing, missing
     from t2ikit.run.synthreal_results import refuse_unlike, summary_of
 
     benchmark = benchmark_of(
