@@ -1,6 +1,6 @@
 """Which files of the package one training step and one snapshot enter, in the order of their first call.
 
-``python -m benchmarks files``. A small run of base/shapes_pixels.yaml on a few rendered shapes is traced: the step from the end
+``python -m benchmarks files``. A small run of base/shapes_pixels.yaml on a few shapes is traced: the step from the end
 of one batch to the end of the next (record to optimizer and log), and a snapshot from its callback to the files that it
 writes. What a reader has to open to follow either is counted here, and ``docs/flow.md`` walks the same way.
 """

@@ -21,14 +21,18 @@ def test_it_decodes_scenes_as_its_description_says(difficulty: str, shape: tuple
     folder = find_pretrained(name, None, "--autoencoder").folder
     assert sum(path.stat().st_size for path in folder.iterdir()) < 2_000_000
     known = json.loads((folder / DESCRIPTION).read_text())
-    assert known["command"].startswith(f"t2ikit prepare autoencoder --source shapes --size 32 --difficulty {difficulty}")
+    assert known["command"].startswith(
+        f"t2ikit prepare autoencoder --source shapes --size 32 --difficulty {difficulty}"
+    )
     space = LatentSpace(name, normalisation="autoencoder", channels=channels, batch_size=64)
     pictures = RenderedPictures(difficulty, 32, known["options"]["seed"])
     images = pictures.held_out(128)
     mean, std = space.encode(torch.from_numpy(images))
     assert mean.shape == (128, *shape) and space.reference.name == name and space.reference.revision is None
     x_0 = space.x_0(torch.stack([mean, std], 1))
-    sampled = space.x_0(torch.stack([mean, std], 1), torch.randn(mean.shape, generator=torch.Generator().manual_seed(0)))
+    sampled = space.x_0(
+        torch.stack([mean, std], 1), torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))
+    )
     torch.testing.assert_close(sampled.mean((0, 2, 3)), torch.zeros(channels), atol=0.2, rtol=0)
     torch.testing.assert_close(sampled.std((0, 2, 3)), torch.ones(channels), atol=0.2, rtol=0)
     decoded = (space.images(x_0) * 255).round().to(torch.uint8).numpy()
