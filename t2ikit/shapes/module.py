@@ -28,8 +28,8 @@ class ShapesData(DataModule):
         settings: CutMix settings that are built beside the images.
         scene_seed: seed of the scenes.
         autoencoder: encode the images into latents, by "embedded:shapes-full" or "embedded:shapes-simple", a folder in
-            the format of diffusers or a repository of the Hub; the experiment then needs LatentSpace. By default they stay
-            pixels.
+            the format of diffusers or a repository of the Hub; the experiment then needs LatentSpace. By default they
+            stay pixels.
         root: where the data is kept; by default below ``$T2IKIT_CACHE`` (or ``~/.cache/t2ikit``), by its options.
         batch_size: samples of one optimizer step, over all devices and accumulated batches.
         num_workers: reading processes of each device; 0 reads in the training process.
