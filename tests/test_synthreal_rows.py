@@ -80,6 +80,7 @@ def test_the_rows_of_the_specification_are_there() -> None:
 OTHERS = ("4.1: captions of photos", "Figure 3: GenEval, CLIPScore")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("row", [row for row in rows() if row not in OTHERS])
 def test_a_row_runs_in_small(row: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,8 @@ def test_an_experiment_is_the_paper_s(view: str) -> None:
     assert (data["size"], model["network"]) == ((128, "bagnet9") if view == "texture" else (224, "resnet50"))
     assert plan.trainer["max_epochs"] == model["learning_rate"]["init_args"]["epochs"] == 80
     assert (plan.trainer["gradient_clip_val"], plan.trainer["precision"]) == (1.0, "32-true")
-    assert model["optimizer"]["init_args"] == {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
+    adam = {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0, "scale": {}}
+    assert model["optimizer"]["init_args"] == adam
     assert model["cutmix"] is True and model["select"] == "lowest" and model["compat"] == data["compat"] == "meant"
     lines = (FOLDER / f"{view}.yaml").read_text().splitlines()
     card = "\n".join(line for line in lines if line.startswith("#"))
