@@ -230,10 +230,8 @@ class ClassFolders(LightningDataModule):
         """Micro-batches of this rank, from the position that a checkpoint restores."""
         stream = self.training_stream()
         limit = batches_per_pass(self.trainer, len(stream))
-        self._train_loader = PositionLoader(stream, self.num_workers, self._pins(), limit)
-        if self._slot is not None:
-            self._train_loader.load_state_dict({"slot": self._slot})
-            self._slot = None  # the next fit begins at slot 0
+        self._train_loader = PositionLoader(stream, self.num_workers, self._pins(), limit, self._slot)
+        self._slot = None  # the next fit begins at slot 0
         return self._train_loader
 
     def test_loader(self, pictures: Pictures) -> EvaluationLoader:

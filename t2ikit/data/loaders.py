@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -75,16 +75,20 @@ class PositionLoader:
         num_workers: reading processes; 0 reads in this one.
         pin_memory: copy the batches to page-locked memory.
         batches_per_pass: micro-batches after which iterating stops; 0 stops at the end of an epoch.
+        first_slot: global slots that were served before, None for none.
     """
 
     stream: Training
     num_workers: int = 0
     pin_memory: bool = False
     batches_per_pass: int = 0
+    first_slot: InitVar[int | None] = None
     _position: int = field(default=0, init=False)  # micro-batches of this rank
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, first_slot: int | None) -> None:
         self.batches_per_pass = self.batches_per_pass or len(self.stream)
+        if first_slot is not None:
+            self.load_state_dict({"slot": first_slot})
 
     @property
     def slot(self) -> int:

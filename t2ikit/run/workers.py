@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -28,29 +29,35 @@ def run_workers(words: Sequence[str], count: int, logs: Path) -> int:
         The first exit status that is not 0, or 0.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    running: dict[int, subprocess.Popen[bytes]] = {}
     statuses: list[int] = []
-    before = signal.signal(signal.SIGTERM, _end)
-    try:
+    with children() as running:
         for number in range(count):
             path = logs / f"worker-{number}.log"
             print(f"worker {number}: output in {path}", flush=True)
             with path.open("ab") as output:
-                running[number] = subprocess.Popen(
+                running[str(number)] = subprocess.Popen(
                     [sys.executable, "-m", "t2ikit", *words],
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     env=_environment(number, count),
                 )
         while running:
-            time.sleep(_PAUSE)
-            for number in [number for number, process in running.items() if process.poll() is not None]:
-                status = running.pop(number).returncode
-                statuses.append(status)
-                if status:
-                    seen = f"see {logs / f'worker-{number}.log'}"
-                    print(f"worker {number}: ended with status {status}; {seen}", file=sys.stderr, flush=True)
-    except KeyboardInterrupt:  # the terminal has told the workers as well, which save their state and end
+            for name, process in wait_for_some(running).items():
+                statuses.append(process.returncode)
+                if process.returncode:
+                    seen = f"see {logs / f'worker-{name}.log'}"
+                    print(f"worker {name}: ended with status {process.returncode}; {seen}", file=sys.stderr, flush=True)
+    return next(filter(None, statuses), 0)
+
+
+@contextmanager
+def children() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    """Processes by name, none of which outlives the block: SIGTERM ends it, Ctrl-C waits until they have saved."""
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        yield running
+    except KeyboardInterrupt:  # the terminal has told the processes as well, which save their state and end
         for process in running.values():
             process.wait()
         raise
@@ -60,7 +67,12 @@ def run_workers(words: Sequence[str], count: int, logs: Path) -> int:
             process.terminate()
         for process in running.values():
             process.wait()
-    return next(filter(None, statuses), 0)
+
+
+def wait_for_some(running: dict[str, subprocess.Popen[bytes]]) -> dict[str, subprocess.Popen[bytes]]:
+    """Waits a moment, and takes those that have ended out of ``running``."""
+    time.sleep(_PAUSE)
+    return {name: running.pop(name) for name, process in list(running.items()) if process.poll() is not None}
 
 
 def _environment(number: int, count: int) -> dict[str, str]:
@@ -75,5 +87,5 @@ def _environment(number: int, count: int) -> dict[str, str]:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """Ends by an exception, so that the workers are ended, too."""
+    """Ends by an exception, so that the processes are ended, too."""
     raise SystemExit(128 + number)
