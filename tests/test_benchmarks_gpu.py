@@ -33,6 +33,7 @@ def series(*words: str, out: Path, minutes: float = 4.0) -> tuple[int, dict[str,
     return done.returncode, written, done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_parts_in_small(tmp_path: Path) -> None:
     names = ["peak", "vectors", "dit_eager", "cad_plain", "cad_eager", "attention", "sampling", "loader"]
     status, written, output = series("--only", *names, out=tmp_path / "gpu.json")
@@ -106,7 +107,7 @@ def test_mistakes_are_said_before_anything_is_measured(
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_series_that_is_ended_ends_its_part_and_clears_up(tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / "gpu.json"
     call = [sys.executable, "-m", "benchmarks", "gpu", "--dry-run", "--only", "peak", "losses", f"--out={out}"]

@@ -136,6 +136,7 @@ def test_a_signal_saves_and_says_how_to_go_on(run: Run, tmp_path: Path, name: st
     assert done.status == 75 and "step 3. Nothing was saved: the experiment has no checkpoint callback." in done.err
 
 
+@pytest.mark.long
 def test_slurm_queues_a_stopped_run_again(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The job file of the docs under a played SLURM: one task, SIGUSR1 in its third step, then the same job again."""
     programs = {

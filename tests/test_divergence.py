@@ -154,6 +154,7 @@ def test_the_guard_changes_no_digit(folder: Path) -> None:
         assert same(on[key], off[key]), key
 
 
+@pytest.mark.long
 def test_two_ranks_stop_together_and_replay(folder: Path) -> None:
     options = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accumulate_grad_batches", "2"]
     command = [sys.executable, "-m", "t2ikit", *words("Image", [2], *options)]

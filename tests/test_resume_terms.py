@@ -100,6 +100,7 @@ def test_frozen_parameters_are_in_no_average_and_no_optimizer(folder: Path) -> N
     assert len(optimizer["state"]) == len(averaged | terms)
 
 
+@pytest.mark.long
 def test_two_ranks_outlast_the_end_of_a_term_that_owns_parameters(folder: Path) -> None:
     def trained(*words: str) -> None:
         command = [sys.executable, "-m", "t2ikit", "run", "terms.yaml", "--trainer.devices", "2"]

@@ -70,6 +70,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tiny.enter(tmp_path, monkeypatch, {"tree.yaml": EXPERIMENT, "stop.py": STOP})
 
 
+@pytest.mark.long
 @pytest.mark.fault("SIGKILL in each stage and between two", "bit for bit as one that nobody disturbed")
 def test_a_tree_killed_in_each_stage_and_between_two_ends_as_an_undisturbed_one(
     folder: Path, capfd: pytest.CaptureFixture[str]

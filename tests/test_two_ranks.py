@@ -95,11 +95,12 @@ stages: {a: {}, b: {model: {init_args: {start: {checkpoint: stages.a@1}}}}}
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "t2ikit"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("module", "commands"),
     [
         pytest.param(["t2ikit"], [[]], id="started by Lightning"),
-        pytest.param(TORCHRUN, [["--stage", "a"], []], id="started by torchrun", marks=pytest.mark.long),
+        pytest.param(TORCHRUN, [["--stage", "a"], []], id="started by torchrun"),
     ],
 )
 def test_two_ranks_train_one_stage_after_the_other_as_one_does(
@@ -135,7 +136,7 @@ def test_a_stage_for_another_number_of_ranks_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("launch", "target", "name", "phase"),
     [
-        ("ddp", "rank 1", "SIGTERM", "snapshot"),
+        pytest.param("ddp", "rank 1", "SIGTERM", "snapshot", marks=pytest.mark.long),
         ("ddp", "all", "SIGUSR1", "steps"),
         pytest.param("ddp_fork", "launcher", "SIGINT", "snapshot", marks=pytest.mark.long),
         pytest.param("torchrun", "all", "SIGTERM", "steps", marks=pytest.mark.long),

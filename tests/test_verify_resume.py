@@ -71,7 +71,8 @@ def test_a_killed_and_resumed_run_is_the_undisturbed_one(folder: Path, capfd: py
     assert len(line["loss"]) == 8 and line["rate"] > 0
 
 
-@pytest.mark.parametrize("fault", ["GlobalNoise", pytest.param("Forgetful", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("fault", ["GlobalNoise", "Forgetful"])
 def test_a_run_that_loses_something_is_found(folder: Path, capfd: pytest.CaptureFixture[str], fault: str) -> None:
     assert verify("--callbacks.fault", f"faults.{fault}") == 1
     out = capfd.readouterr().out

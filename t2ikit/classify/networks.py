@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import timm
 from torch import nn
 from torchvision import models
 
@@ -14,6 +13,8 @@ from t2ikit.config.compose import nearest
 
 
 def _timm(name: str, **options: Any) -> nn.Module:
+    import timm  # late: two thirds of a second of every start, and of use to classifiers alone
+
     network: nn.Module = timm.create_model(name, pretrained=False, **options)
     return network
 

@@ -122,6 +122,7 @@ def test_killed_calls_go_on_where_they_were(images: Path, tmp_path: Path) -> Non
     assert len(keys) <= 30 + 3 * calls  # a call loses the shard in the making, and the one being written
 
 
+@pytest.mark.long
 def test_two_processes_give_the_same(images: Path, tmp_path: Path) -> None:
     prepare_captions(images, captioner=noting(tmp_path), launch=CPU)
     expected = contents(images)
