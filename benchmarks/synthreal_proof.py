@@ -15,7 +15,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,15 +52,17 @@ class Size:
 TINY = Size(train=12, test=7, epochs=2, seeds=1)
 
 
-def _scenes(seed: int, split: str, count: int) -> Iterator[tuple[int, Scene]]:
+def labelled_scenes(
+    seed: int, count: int, difficulty: str = "full", names: Sequence[str] = NAMES
+) -> Iterator[tuple[int, Scene]]:
     """``count`` scenes of each class, with their labels."""
-    left = [count] * len(NAMES)
+    left = [count] * len(names)
     for first in itertools.count(0, 256):
-        for scene in scenes(seed, split, first, 256, "full"):
+        for scene in scenes(seed, "train", first, 256, difficulty):
             name = scene.main.class_name
-            if name in NAMES and left[NAMES.index(name)]:
-                left[NAMES.index(name)] -= 1
-                yield NAMES.index(name), scene
+            if name in names and left[names.index(name)]:
+                left[names.index(name)] -= 1
+                yield names.index(name), scene
         if not any(left):
             return
 
@@ -77,15 +79,17 @@ def _blurred(picture: np.ndarray) -> np.ndarray:
     return blurred.round().clamp(0, 255).to(torch.uint8).numpy()
 
 
-def _write(
+def write_pictures(
     folder: Path,
     labelled: Iterator[tuple[int, Scene]],
     scene_of: Callable[[Scene], Scene] = lambda scene: scene,
     picture_of: Callable[[np.ndarray], np.ndarray] = lambda picture: picture,
+    names: Sequence[str] = NAMES,
 ) -> None:
-    counts = dict.fromkeys(range(len(NAMES)), 0)
+    """``<class>/00000.png`` in ``folder``, where they are not there yet."""
+    counts = dict.fromkeys(range(len(names)), 0)
     for label, scene in labelled:
-        path = folder / NAMES[label].replace(" ", "_") / f"{counts[label]:05d}.png"
+        path = folder / names[label].replace(" ", "_") / f"{counts[label]:05d}.png"
         counts[label] += 1
         if not path.is_file():
             write_whole(path, compress(picture_of(render(scene_of(scene), SIDE)), "png"))
@@ -118,23 +122,32 @@ def render_sources(folder: Path, size: Size) -> None:
     """Class folders of the real images and of every source, where they are not there yet."""
     for part, count in (("train", size.train), ("test", size.test)):
         of_test = part == "test"
-        real, same, narrow, blurred, mislabelled = (_scenes(10 * k + of_test, "train", count) for k in range(5))
-        collapsed = _few(_scenes(50, "train", SCENES), count, 1.0 if of_test else 0.0)  # the same ones in the test
-        _write(folder / "real" / part, real)
-        _write(folder / "same" / part, same)
-        _write(folder / "collapsed" / part, collapsed)
-        _write(folder / "narrow" / part, narrow, scene_of=_narrow)
-        _write(folder / "blurred" / part, blurred, picture_of=_blurred)
-        _write(folder / "mislabelled" / part, _relabelled(mislabelled, count))
-    write_whole(folder / "classes.tsv", "".join(f"{name.replace(' ', '_')}\t{name}\n" for name in NAMES))
+        real, same, narrow, blurred, mislabelled = (labelled_scenes(10 * k + of_test, count) for k in range(5))
+        collapsed = _few(labelled_scenes(50, SCENES), count, 1.0 if of_test else 0.0)  # the same ones in the test
+        write_pictures(folder / "real" / part, real)
+        write_pictures(folder / "same" / part, same)
+        write_pictures(folder / "collapsed" / part, collapsed)
+        write_pictures(folder / "narrow" / part, narrow, scene_of=_narrow)
+        write_pictures(folder / "blurred" / part, blurred, picture_of=_blurred)
+        write_pictures(folder / "mislabelled" / part, _relabelled(mislabelled, count))
+    write_classes(folder, NAMES)
+
+
+def write_classes(folder: Path, names: Sequence[str]) -> None:
+    """The list of classes that the benchmark and class prompts read."""
+    write_whole(folder / "classes.tsv", "".join(f"{name.replace(' ', '_')}\t{name}\n" for name in names))
 
 
 # ------------------------------------------------------------------ the benchmark, and what must come out
 
 
-def measure(folder: Path, size: Size, jobs: int) -> None:
-    """The cells: every source on rgb, and the real and the blurred one on low frequencies."""
-    for view, sources in (("rgb", SOURCES), ("low", ("blurred",))):
+VIEWS = {"rgb": SOURCES, "low": ("blurred",)}
+"""Every source on rgb, the real and the blurred one on low frequencies."""
+
+
+def measure(folder: Path, size: Size, jobs: int, views: Mapping[str, Sequence[str]] = VIEWS) -> None:
+    """Trains the missing cells of every source on its views, and tests them."""
+    for view, sources in views.items():
         words = ["benchmark", "synthreal", "--real", str(folder / "real"), "--out", str(folder / view)]
         words += [word for name in sources for word in ("--synth", f"{name}={folder / name}")]
         words += ["--classes", str(folder / "classes.tsv"), "--views", view, "--networks", "test_resnet"]
@@ -146,18 +159,15 @@ def measure(folder: Path, size: Size, jobs: int) -> None:
             raise SystemExit(f"benchmark synthreal of {view} has failed: see {folder / view / 'logs'}")
 
 
-def read(folder: Path) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-    """Numbers of every source, on rgb and on low frequencies."""
-    tables = []
-    for view in ("rgb", "low"):
-        with (folder / view / "table.csv").open() as file:
-            rows = {row["source"]: row for row in csv.DictReader(file)}
-        numbers = {name: {key: _number(text) for key, text in row.items()} for name, row in rows.items()}
-        tables.append(numbers)
-    for path in (folder / "rgb" / "distribution").glob("*.json"):
+def read(folder: Path, view: str = "rgb") -> dict[str, dict[str, float]]:
+    """Numbers of every source on a view, with density, coverage and copies where they were measured."""
+    with (folder / view / "table.csv").open() as file:
+        rows = {row["source"]: row for row in csv.DictReader(file)}
+    numbers = {name: {key: _number(text) for key, text in row.items()} for name, row in rows.items()}
+    for path in (folder / view / "distribution").glob("*.json"):
         measured = json.loads(path.read_text())
-        tables[0][path.name.rpartition("-")[0]] |= {key: measured[key] for key in ("density", "coverage", "copies")}
-    return tables[0], tables[1]
+        numbers[path.name.rpartition("-")[0]] |= {key: measured[key] for key in ("density", "coverage", "copies")}
+    return numbers
 
 
 def _number(text: str) -> float:
@@ -183,7 +193,7 @@ def judge(rgb: dict[str, dict[str, float]]) -> list[str]:
     return wrong
 
 
-def table(rgb: dict[str, dict[str, float]], low: dict[str, dict[str, float]]) -> str:
+def table(rgb: dict[str, dict[str, float]]) -> str:
     """The numbers as Markdown."""
     columns = ["source", "Synth→Real", "Real→Synth", "gap", "density", "coverage", "copies"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
@@ -191,11 +201,17 @@ def table(rgb: dict[str, dict[str, float]], low: dict[str, dict[str, float]]) ->
         both = [f"{row[key]:.3f} ± {row[f'{key}_total']:.3f}" for key in ("synth_real", "real_synth")]
         rest = [f"{row.get(key, math.nan):.3f}" for key in ("gap", "density", "coverage", "copies")]
         lines.append(f"| {' | '.join([name, *both, *rest]).replace('nan ± nan', '-').replace('nan', '-')} |")
-    for name in ("collapsed", "narrow"):
-        lines.append(f"\n{name}: Real→Synth minus Synth→Real {rgb[name]['real_synth'] - rgb[name]['synth_real']:+.3f}")
-    gaps = [numbers["blurred"]["relative_gap"] for numbers in (low, rgb)]
-    lines.append(f"\nblurred: relative gap {gaps[0]:.1%} on low frequencies, {gaps[1]:.1%} on rgb")
     return "\n".join(lines)
+
+
+def reported(rgb: dict[str, dict[str, float]], low: dict[str, dict[str, float]]) -> str:
+    """What is reported as it falls."""
+    lines = [
+        f"{name}: Real→Synth minus Synth→Real {rgb[name]['real_synth'] - rgb[name]['synth_real']:+.3f}"
+        for name in ("collapsed", "narrow")
+    ]
+    gaps = [numbers["blurred"]["relative_gap"] for numbers in (low, rgb)]
+    return "\n\n".join([*lines, f"blurred: relative gap {gaps[0]:.1%} on low frequencies, {gaps[1]:.1%} on rgb"])
 
 
 def main(words: list[str] | None = None) -> int:
@@ -208,8 +224,9 @@ def main(words: list[str] | None = None) -> int:
     size, started = TINY if args.tiny else Size(), time.monotonic()
     render_sources(args.out, size)
     measure(args.out, size, args.jobs)
-    rgb, low = read(args.out)
-    print(f"\n{table(rgb, low)}\n\n{(time.monotonic() - started) / 60:.1f} minutes, {size.seeds} seeds")
+    rgb, low = read(args.out), read(args.out, "low")
+    minutes = (time.monotonic() - started) / 60
+    print(f"\n{table(rgb)}\n\n{reported(rgb, low)}\n\n{minutes:.1f} minutes, {size.seeds} seeds")
     wrong = [] if args.tiny else judge(rgb)
     print("\n".join(wrong), file=sys.stderr)
     return 1 if wrong else 0
