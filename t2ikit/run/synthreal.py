@@ -19,11 +19,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule
 
 from t2ikit.classify import ClassFolders
 from t2ikit.classify.aggregate import REAL
 from t2ikit.classify.classes import ClassList, read_classes
+from t2ikit.classify.networks import build_network
 from t2ikit.classify.pictures import checked, find
 from t2ikit.config.class_nodes import check_component
 from t2ikit.config.compose import ConfigError, Override, compose, nearest, shipped_experiments
@@ -249,11 +250,9 @@ def refuse_bad(benchmark: Benchmark, sweeps: Sequence[Sweep], origins: Origins, 
                     "--trainer.devices: a cell is trained on one device; several cells run beside each other by --jobs"
                 )
             node = config["data"]
-            network = json.dumps({**config["model"]["init_args"], "seed": 0}, sort_keys=True)
-            if network not in seen:
-                seen.add(network)
-                with torch.device("meta"):
-                    check_component("model", config["model"], LightningModule, origins=origins).build()
+            options = config["model"]["init_args"]
+            with torch.device("meta"):  # refuses an unknown network, or a size that it cannot take
+                build_network(options["network"], 2, options["size"])
             key = json.dumps({**node["init_args"], "seed": 0}, sort_keys=True)
             if key not in seen:
                 seen.add(key)

@@ -18,8 +18,10 @@ from class_pictures import WNIDS, fill
 import tiny
 from t2ikit import cli
 from t2ikit.classify.results import read_results
+from t2ikit.commands.verify_resume import take_overrides
 from t2ikit.run import synthreal_cells
-from t2ikit.run.synthreal import CellsOfView
+from t2ikit.run.experiment import origins_of
+from t2ikit.run.synthreal import CellsOfView, benchmark_of, refuse_bad
 
 NAMES = ("real", "good", "bad")
 pytestmark = pytest.mark.timeout(1200)  # every call trains several classifiers
@@ -197,6 +199,20 @@ def message_of_few(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     call = words("out", "--distribution", "--features", "random", sources=("good",))
     assert cli.main(call) == 2
     return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("network", ["resnet50", "vit_tiny", "convnext_tiny", "swin_tiny", "bagnet9"])
+def test_a_network_with_cutmix_is_not_refused(network: str, folder: Path) -> None:
+    recipe = RECIPE.replace("--model.cutmix false", "--model.cutmix true").replace("--data.size 16", "--data.size 32")
+    benchmark = benchmark_of(
+        folder / "real",
+        (),
+        folder / "out",
+        networks=(network,),
+        classes="classes.tsv",
+        overrides=take_overrides(recipe.split())[1],
+    )
+    refuse_bad(benchmark, benchmark.sweeps(), origins_of())
 
 
 def test_other_images_of_validation_are_another_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
