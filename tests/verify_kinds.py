@@ -13,6 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from class_pictures import WNIDS, fill
+
 import tiny
 
 DIT_I = """
@@ -75,6 +77,14 @@ stages:
   shallow: {data: {init_args: {count: 64}}}
   thawed: {model: {init_args: {start: {checkpoint: stages.frozen@2}}}}
 """
+CLASSIFIER = """
+extends: [synthreal/rgb.yaml]
+model: {init_args: {network: test_resnet}}
+data:
+  init_args: {train: train, tests: {real: test}, classes: classes.tsv, size: 16, batch_size: 5, held_out: 0.25}
+trainer: {accelerator: cpu, devices: 1}
+callbacks: {ema: {class_path: t2ikit.callbacks.EMA, init_args: {decay: 0.5}}}
+"""
 TWO_RANKS = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
 WORKERS = ["--data.num_workers", "2"]
 ACCUMULATED = ["--trainer.accumulate_grad_batches", "2"]
@@ -87,7 +97,9 @@ FILES = {
     "term.yaml": TERM,
     "stages.yaml": STAGES,
     "growing.yaml": GROWING,
+    "classifier.yaml": CLASSIFIER,
     "projected_term.py": tiny.PROJECTED,
+    "classes.tsv": "".join(f"{wnid}\tclass {label}\n" for label, wnid in enumerate(WNIDS)),
 }
 # An epoch of the tiny experiments has 8 steps: 18 steps are three epochs, those of "mid-epoch" a part of one.
 KINDS: dict[str, list[str]] = {
@@ -114,6 +126,9 @@ KINDS: dict[str, list[str]] = {
     "2 ranks, accumulation, 2 workers, Crop": ["crop.yaml", *TWO_RANKS, *ACCUMULATED, *WORKERS],
     "2 ranks, stages": ["stages.yaml", *TWO_RANKS],
     "2 ranks, latents, as the quickstart": ["latents.yaml"],
+    "a classifier, across epochs": ["classifier.yaml", "--data.num_workers", "0"],
+    "a classifier, 2 workers, accumulation": ["classifier.yaml", *WORKERS, *ACCUMULATED, "--data.batch_size", "6"],
+    "a classifier, 2 ranks": ["classifier.yaml", *TWO_RANKS, "--data.num_workers", "0", "--data.batch_size", "6"],
 }
 
 
@@ -124,6 +139,8 @@ def main(words: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="t2ikit-kinds-") as folder:
         for name, text in FILES.items():
             (Path(folder) / name).write_text(text)
+        for seed, name in enumerate(("train", "test")):  # 18 pictures are trained on: epochs of three or four steps
+            fill(Path(folder) / name, 8, seed)
         environment = {"T2IKIT_CACHE": f"{folder}/cache", "OMP_NUM_THREADS": "1", **os.environ}
         for seed, (name, options) in enumerate(chosen.items()):
             since = time.monotonic()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -136,7 +137,7 @@ def _files(path: Path, classes: ClassList, option: str) -> Pictures:
     keys: list[str] = []
     numbers: list[int] = []
     for folder in sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
-        label = labels.get(folder.name)
+        label = labels.get(unicodedata.normalize("NFC", folder.name).strip())  # as the list of classes has it
         if label is None:
             if of_imagenet and _WNID.fullmatch(folder.name):
                 continue  # another class of ImageNet

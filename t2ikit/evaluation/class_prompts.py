@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -134,18 +135,19 @@ class ClassPrompts(PromptSource):
         if not folder.is_dir():
             raise FileNotFoundError(f"no folder {folder}")
         wanted = {wnid: count for _, wnid, count in _classes_of(prompts)}
-        folders = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
+        paths = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        folders = {unicodedata.normalize("NFC", path.name).strip(): path for path in paths}
         known = read_classes(self.classes, self.names).label_of_folder
-        for name in sorted(folders - known.keys()):
+        for name in sorted(folders.keys() - known.keys()):
             raise ValueError(f"{folder} has a folder {name}, which is no class of {self.classes}: remove it")
         files: list[Path] = []
         for wnid, count in wanted.items():
             if wnid not in folders:
                 raise ValueError(f"{folder} has no class folder {wnid}: one folder a class of {self.classes} is needed")
-            pictures = find_pictures(folder / wnid)
+            pictures = find_pictures(folders[wnid])
             if len(pictures) < count or (len(pictures) > count and count == self.per_class):
                 raise ValueError(
-                    f"{folder / wnid} holds {len(pictures)} pictures, {count} are needed: set per_class of the prompts "
+                    f"{folders[wnid]} holds {len(pictures)} pictures, {count} are needed: set per_class of the prompts "
                     "to the number of pictures that every class has"
                 )
             files += pictures[:count]

@@ -113,7 +113,7 @@ def _figures(data: Summary) -> list[tuple[str, list[Paragraph | Plotted]]]:
             [_by_source(_title(group), group.view, group.network, rows) for group, rows in views.items()],
         ),
         ("Density and coverage (Figure 5)", [_density(data.distributions)] if data.distributions else []),
-        ("Both directions (Figure 6)", [_directions(next(iter(rgb.values())))] if rgb else []),
+        ("Both directions (Figure 6)", [_directions(*next(iter(rgb.items())))] if rgb else []),
         ("More images of each class (Appendix A)", [_scaling(scaled)] if several else []),
     ]
 
@@ -180,12 +180,12 @@ def _density(distributions: Mapping[str, Distribution]) -> Plotted:
     )
 
 
-def _directions(rows: Sequence[Row]) -> Plotted:
+def _directions(network: str, rows: Sequence[Row]) -> Plotted:
     ours = [(row.source, row.synth_real.mean, row.real_synth.mean) for row in rows if row.real_synth is not None]
     paper = [
         (known[0], known[1].networks["resnet50"], known[1].real_synth)
         for row in rows
-        if (known := published(row.source))
+        if network == "resnet50" and (known := published(row.source))
     ]
     given = [(name, x, y) for name, x, y in paper if x is not None and y is not None]
     marks = {"ours": ours, "paper": given} if given else {"ours": ours}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from t2ikit.callbacks.metrics_csv import read_metrics
 from t2ikit.callbacks.step_records import read_steps
 from t2ikit.checkpoints.files import read_weights
 from t2ikit.checkpoints.saving import step_in_name
+from t2ikit.classify.results import FILE
+from t2ikit.files import read_utf8
 
 # What depends on the clock or on the place of a run, and not on its numbers.
 TIMED_METRICS = ("train/images_per_second", "/seconds/")
@@ -73,6 +76,7 @@ def compare(straight: Path, resumed: Path) -> list[Verdict]:
         "logged metrics": _of_metrics,
         "snapshot scores": lambda run: _of_files(run, "*/scores/**/*.json"),
         "snapshot pictures": lambda run: _of_files(run, "**/*.png"),
+        "scores of a classifier": _of_classifier,
     }
     verdicts = []
     for what, entries in kinds.items():
@@ -191,6 +195,12 @@ def _of_metrics(run: Path) -> list[Entry]:
 def _of_files(run: Path, pattern: str) -> list[Entry]:
     folder = run / "samples"
     return [Entry(None, str(path.relative_to(folder)), path.read_bytes()) for path in sorted(folder.glob(pattern))]
+
+
+def _of_classifier(run: Path) -> list[Entry]:
+    """Its tests, the weights that it selected, and its fingerprint."""
+    path = run / FILE
+    return [Entry(None, *leaf) for leaf in leaves(json.loads(read_utf8(path)))] if path.is_file() else []
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -98,8 +98,8 @@ class Place:
     def _compare(self, before: str, path: Path) -> None:
         if before != self.digest:
             raise ConfigError(
-                f"{path} is of another experiment than the file (or an override) now describes for this cell: set it "
-                "as it was, give the cell another name, or remove this to train it again"
+                f"{path} is of another experiment than the file (or an override, or other images) now describes for "
+                "this cell: set it as it was, give the cell another name, or remove this to train it again"
             )
 
 

@@ -18,18 +18,33 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 
 from t2ikit.classify import ClassFolders
 from t2ikit.classify.aggregate import REAL
 from t2ikit.classify.classes import ClassList, read_classes
-from t2ikit.classify.pictures import Pictures, checked, find
+from t2ikit.classify.networks import build_network
+from t2ikit.classify.pictures import checked, find
 from t2ikit.config.class_nodes import check_component
-from t2ikit.config.compose import ConfigError, Override, nearest, shipped_experiments
+from t2ikit.config.compose import ConfigError, Override, compose, nearest, shipped_experiments
 from t2ikit.config.origins import Origins
 from t2ikit.config.sweep import Cell, Sweep
 
 VIEWS = ("rgb", "depth", "texture", "low", "high")
+
+_DECIDED = {
+    "data.train": "--real and --synth",
+    "data.tests": "--real and --synth",
+    "data.classes": "--classes",
+    "data.per_class": "--per-class",
+    "data.seed": "--seeds",
+    "model.classes": "--classes",
+    "model.network": "--networks and --texture-networks",
+    "model.seed": "--seeds",
+    "run": "--out",
+}
+"""Options of an experiment that differ from cell to cell, and what sets them; an override would make all cells one."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +103,14 @@ class Benchmark:
         """
         folders = {source.name: source for source in self.sources}
         return {
-            str(folder): str(self._pictures(folder, f"{name} ({part})").description["sha256"])
+            str(folder): self._hash(folder, f"{name} ({part})")
             for name, source in folders.items()
             for part, folder in (("train", source.train), ("test", source.test))
         }
 
-    def _pictures(self, folder: Path, option: str) -> Pictures:
-        return checked(find(str(folder), self.class_list, option), lambda shape: None, option)
+    def _hash(self, folder: Path, option: str) -> str:
+        pictures = checked(find(str(folder), self.class_list, option), lambda shape: None, option)
+        return str(pictures.description["sha256"])
 
     def sweeps(self) -> list[CellsOfView]:
         """The cells of every view."""
@@ -117,7 +133,9 @@ class Benchmark:
         where = (Override("run.directory", str(self.out / "runs")), Override("run.name", view))
         one_device = (Override("trainer.devices", "1"),)
         overrides = (*one_device, *self.overrides, *where)
-        return CellsOfView(path, overrides, {cell.name: cell for cell in cells}, (), self.hashes)
+        val = compose(path, overrides, overlays=cells[0].overlays)["data"]["init_args"].get("val")
+        hashes = self.hashes if val is None else {**self.hashes, val: self._hash(Path(val), "data.val")}
+        return CellsOfView(path, overrides, {cell.name: cell for cell in cells}, (), hashes)
 
 
 @dataclass(frozen=True)
@@ -135,6 +153,8 @@ class CellsOfView(Sweep):
         options = dict(config["data"]["init_args"])
         options.pop("tests")
         options["train"] = self.hashes[options["train"]]
+        if options.get("val") is not None:
+            options["val"] = self.hashes[options["val"]]
         return super().digest({**config, "data": {**config["data"], "init_args": options}})
 
 
@@ -161,7 +181,8 @@ def benchmark_of(
         experiments: folder of ``VIEW.yaml``; default those that come with the kit.
 
     Raises:
-        ConfigError: two sources of one name, an unknown view, or a source without a training and a test set.
+        ConfigError: two sources of one name, an unknown view, an override of what differs from cell to cell, or a
+            source without a training and a test set.
     """
     sources = [Source(REAL, *_sets(str(real), "--real"))]
     for text in synthetic:
@@ -176,6 +197,11 @@ def benchmark_of(
         if not (where / f"{view}.yaml").is_file():
             raise ConfigError(f"--views {view}: no such view{nearest(view, VIEWS)}")
     counts: tuple[int | None, ...] = tuple(per_class) or (None,)
+    for override in overrides:
+        key = override.key.replace(".init_args", "")
+        option = next((name for name in _DECIDED if f"{key}.".startswith(f"{name}.")), None)
+        if option is not None:
+            raise ConfigError(f"--{override.key}: {option} of the cells is set by {_DECIDED[option]}: leave it out")
     lists = (tuple(views), tuple(networks), tuple(texture_networks), counts)
     return Benchmark(tuple(sources), out, *lists, seeds, classes, tuple(overrides), where)
 
@@ -224,6 +250,9 @@ def refuse_bad(benchmark: Benchmark, sweeps: Sequence[Sweep], origins: Origins, 
                     "--trainer.devices: a cell is trained on one device; several cells run beside each other by --jobs"
                 )
             node = config["data"]
+            options = config["model"]["init_args"]
+            with torch.device("meta"):  # refuses an unknown network, or a size that it cannot take
+                build_network(options["network"], 2, options["size"])
             key = json.dumps({**node["init_args"], "seed": 0}, sort_keys=True)
             if key not in seen:
                 seen.add(key)

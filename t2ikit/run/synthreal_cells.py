@@ -75,7 +75,7 @@ def make_missing(benchmark: Benchmark, items: Sequence[Item], origins: Origins, 
                     continue
             if item.place.finished() is not None:
                 _make_tests(benchmark, item, origins)
-        except (ConfigError, ValueError, FloatingPointError, stopping.Failed) as error:
+        except (ConfigError, ValueError, OSError, FloatingPointError, stopping.Failed) as error:
             failed += 1
             print(f"{name}: {error}", file=sys.stderr, flush=True)
     return FAILED if failed else 0
@@ -89,18 +89,22 @@ def missing(benchmark: Benchmark, items: Sequence[Item]) -> list[Item]:
 
 
 def trained_of(benchmark: Benchmark, items: Sequence[Item]) -> Iterator[tuple[str, Trained]]:
-    """What every cell that is done has scored, with the tests that were made later, by its name."""
+    """What every cell that is done has scored on the present images, by its name, with tests that were made later."""
     for item in items:
         if item.place.finished() is None:
             continue
         results = _results(item.place)
-        later = {
-            name: test for name in _tests_of(benchmark, item) if (test := _later(benchmark, item, name)) is not None
-        }
+        tests = dict(results.tests)
+        for source in _missing_tests(benchmark, item):  # the scores of other images than the present ones
+            tests.pop(source.name, None)
+        for name in _tests_of(benchmark, item):
+            test = _later(benchmark, item, name)
+            if test is not None:
+                tests[name] = test
+        if REAL not in tests:
+            continue
         cell, count = item.cell, item.cell.values["images"]
-        merged = ClassificationResults(
-            results.fingerprint, results.selected, {**results.tests, **later}, results.validation
-        )
+        merged = ClassificationResults(results.fingerprint, results.selected, tests, results.validation)
         per_class = None if count == "all" else int(count)
         yield (
             cell.name,

@@ -35,6 +35,21 @@ def test_labels_go_by_the_folder_not_by_its_place(options: Options, folders: Pat
             assert pictures.read(row).mean((1, 2)).argmax() == label
 
 
+def test_a_folder_may_be_written_in_another_unicode_form(options: Options, folders: Path) -> None:
+    """Its name in the list of classes is composed; a Mac unpacks names whose accents stand apart."""
+    (folders / "cafe.tsv").write_text("caf\u00e9\tcoffee\nmilk\tmilk\n", encoding="utf-8")
+    for name in ("train", "test"):
+        fill(folders / f"other_{name}", 4, len(name), ("cafe\u0301", "milk"))
+    found = data(
+        options(
+            train=str(folders / "other_train"),
+            tests={"real": str(folders / "other_test")},
+            classes=str(folders / "cafe.tsv"),
+        )
+    ).sets.tests["real"]
+    assert found.counts(2) == [4, 4]
+
+
 def test_a_tenth_of_every_class_is_held_out_and_subsets_are_nested(options: Options) -> None:
     sets = data(options(held_out=0.25)).sets
     assert sets.val is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 
 from PIL import Image
 
@@ -68,4 +69,9 @@ def test_the_page_of_synthreal_is_whole() -> None:
     assert "default-src 'none'" in text and "prefers-color-scheme: dark" in text
     assert "over 3 seeds" in body and body.count("generators learned from photos and captions") >= 8
     assert "0.455" in body and "0.730" in body  # the paper's SD1.5 and real photos
+    for network in ("resnet50", "vit_tiny"):  # the paper gives Real->Synth of ResNet-50 alone
+        rows = {group: entries for group, entries in summary(1).rows.items() if group.network == network}
+        section = synthreal_page(replace(summary(1), rows=rows)).partition(">Both directions")[2]
+        section = section.partition(">Both directions")[2].partition(">Class by class")[0]
+        assert ("SD1.5" in section) == (network == "resnet50")
     assert "one seed" in synthreal_page(summary(1)) and "one seed" not in body.partition("<main")[0]

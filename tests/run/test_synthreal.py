@@ -18,8 +18,10 @@ from class_pictures import WNIDS, fill
 import tiny
 from t2ikit import cli
 from t2ikit.classify.results import read_results
+from t2ikit.commands.verify_resume import take_overrides
 from t2ikit.run import synthreal_cells
-from t2ikit.run.synthreal import CellsOfView
+from t2ikit.run.experiment import origins_of
+from t2ikit.run.synthreal import CellsOfView, benchmark_of, refuse_bad
 
 NAMES = ("real", "good", "bad")
 pytestmark = pytest.mark.timeout(1200)  # every call trains several classifiers
@@ -155,6 +157,11 @@ def test_ten_kills_change_nothing(folder: Path) -> None:
         (("--compare", "nowhere"), "--compare nowhere: there is no results.json"),
         (("--trainer.devices", "2"), "a cell is trained on one device"),
         (("--data.cutoff", "0.01", "--views", "low"), "a radius of 0 frequencies"),
+        (("--data.train", "real/train"), "--data.train: data.train of the cells is set by --real and --synth"),
+        (("--data.init_args.tests.x", "bad/test"), "data.tests of the cells is set by --real and --synth"),
+        (("--model.network", "resnet18"), "set by --networks"),
+        (("--data.seed", "5"), "set by --seeds"),
+        (("--networks", "test_resnet,resnet5"), "no network 'resnet5'"),
     ],
 )
 def test_options_are_refused_before_any_training(
@@ -192,6 +199,40 @@ def message_of_few(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     call = words("out", "--distribution", "--features", "random", sources=("good",))
     assert cli.main(call) == 2
     return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("network", ["resnet50", "vit_tiny", "convnext_tiny", "swin_tiny", "bagnet9"])
+def test_a_network_with_cutmix_is_not_refused(network: str, folder: Path) -> None:
+    recipe = RECIPE.replace("--model.cutmix false", "--model.cutmix true").replace("--data.size 16", "--data.size 32")
+    benchmark = benchmark_of(
+        folder / "real",
+        (),
+        folder / "out",
+        networks=(network,),
+        classes="classes.tsv",
+        overrides=take_overrides(recipe.split())[1],
+    )
+    refuse_bad(benchmark, benchmark.sweeps(), origins_of())
+
+
+def test_other_images_of_validation_are_another_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(folder / "val", 2, 50)
+    assert cli.main(words("out", "--data.val", "val", sources=())) == 0
+    shutil.move(folder / "val", folder / "elsewhere")
+    assert cli.main(words("out", "--data.val", "elsewhere", "--list", sources=())) == 0
+    assert "done" in capsys.readouterr().out
+    fill(folder / "elsewhere", 2, 51)
+    assert cli.main(words("out", "--data.val", "elsewhere", sources=())) == 2
+    assert "or other images) now describes" in capsys.readouterr().err
+
+
+def test_a_score_of_other_test_images_is_not_shown(folder: Path) -> None:
+    """The test is made again, but the weights of the training are gone."""
+    assert cli.main(words("out", sources=("good",))) == 0
+    fill(folder / "good/test", 4, 99)
+    shutil.rmtree(folder / "out/runs/rgb/rgb-real-test_resnet-all-seed0/version_0/checkpoints")
+    assert cli.main(words("out", sources=("good",))) == 1
+    assert table("out")["rgb", "good"]["real_synth"] == ""
 
 
 def test_other_classes_are_not_compared(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
