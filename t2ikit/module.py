@@ -14,11 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -156,7 +158,9 @@ class TextToImage(Learner, L.LightningModule):
         if self.objective.needs.arrays:
             data.read_arrays(self.objective.needs.arrays)
         if self.start is not None and stage == "fit" and self.trainer.ckpt_path is None:
-            self.started_from = start_from(self.denoiser, self.start)
+            path, content = self.start.read()
+            self.started_from = start_from(self.denoiser, self.start, path, content)
+            self._warn_of_other_encoders(self.start, path, training_manifest(content), data.manifest)
             self.trainer.print("starts from", ", ".join(filter(None, self.started_from.values())))
         empty = data.unconditional()
         self._check_pooled(empty)
@@ -190,6 +194,22 @@ class TextToImage(Learner, L.LightningModule):
             )
         self.space.check(manifest.autoencoder)
         self.manifest = manifest
+
+    @staticmethod
+    def _warn_of_other_encoders(start: Start, path: Path, before: str | None, now: Manifest) -> None:
+        """Says that weights which read text were trained on the states of other text encoders, of the same widths."""
+        if before is None or (start.fit == "grow" and "text" not in start.take):
+            return
+        known = Manifest.from_json(before)
+        if not now.same_encoders(known):
+            before, after = (
+                ", ".join(f"{encoder.name} ({encoder.sha256:.8})" for encoder in manifest.text_encoders)
+                for manifest in (known, now)
+            )
+            rank_zero_warn(
+                f"model.init_args.start: {path} was trained on the states of {before}, the data has those of {after}: "
+                "what it takes has never seen these"
+            )
 
     def _check_pooled(self, texts: Texts) -> None:
         """Refuses pooled vectors of another width than the denoiser takes; one that ignores them takes any."""

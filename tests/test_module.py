@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,10 +11,12 @@ import pytest
 import torch
 
 from t2ikit.batch import Batch, StepOutput, StoredBatch, StoredText, Text
+from t2ikit.checkpoints.start import Start
 from t2ikit.diffusion import Denoising
 from t2ikit.diffusion.objectives import Draws
 from t2ikit.encoders import PixelSpace
 from t2ikit.module import TextToImage
+from t2ikit.pretrained import EncoderReference
 from t2ikit.records.manifest import Manifest, TextSource
 from tiny import shallow_cad_i
 
@@ -247,3 +251,21 @@ def test_a_step_with_the_texts_of_two_encoders() -> None:
     with pytest.raises(ValueError, match="pooled vectors have 4 numbers, the denoiser takes 7.*pooled_dim"):
         module.denoiser.pooled_dim = 7
         module._check_pooled(module.unconditional)
+
+
+def test_a_start_from_a_run_with_another_text_encoder_of_the_same_width_is_said() -> None:
+    def texts(sha256: str) -> Manifest:
+        return Manifest("pixels", (3, 4, 4), texts={"t5": TextSource(8, EncoderReference("t5", None, sha256))})
+
+    def warned(start: Start, before: str | None) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            TextToImage._warn_of_other_encoders(start, Path("a.ckpt"), before, texts("1" * 64))
+        return [str(warning.message) for warning in caught]
+
+    other = texts("2" * 64).to_json()
+    (said,) = warned(Start("a"), other)
+    assert "a.ckpt was trained on the states of t5 (22222222), the data has those of t5 (11111111)" in said
+    assert len(warned(Start("a", fit="grow", take=("text", "core")), other)) == 1
+    assert not warned(Start("a", fit="grow", take=("core",)), other)
+    assert not warned(Start("a"), texts("1" * 64).to_json()) and not warned(Start("a"), None)

@@ -98,7 +98,8 @@ def stored_weights(
     profiles = content.get("callbacks", {}).get("EMA", {}).get("profiles") or {}
     if weights == "ema" and not profiles:
         raise ValueError(
-            f"checkpoint {path} holds no averaged weights (no EMA callback): take the raw ones (--weights raw)"
+            f"checkpoint {path} holds no averaged weights (no EMA callback): take the raw ones (--weights raw; of a "
+            "start, weights: raw)"
         )
     if weights == "raw" or not profiles:
         return state, "raw"

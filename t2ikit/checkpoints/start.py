@@ -5,11 +5,11 @@ Shapes: a position table is [N, D], one row a token, row by row over the grid.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from t2ikit.checkpoints.denoiser import Weights, stored_weights
 from t2ikit.checkpoints.files import read_weights
@@ -60,19 +60,25 @@ class Start:
             raise ConfigError(f"{key}: {self.checkpoint} is the end of a stage, but the experiment has no `stages`")
         return find_checkpoint(Path(self.checkpoint), key)
 
+    def read(self) -> tuple[Path, Mapping[str, Any]]:
+        """The checkpoint file and its content.
 
-def start_from(denoiser: Denoiser, start: Start) -> dict[str, str]:
-    """Gives a fresh denoiser the weights that ``start`` names.
+        Raises:
+            ConfigError: no such checkpoint, or it is none of a run.
+        """
+        path = self.path()
+        return path, refuse_foreign(read_weights(path, mmap=True), path, "model.init_args.start")
+
+
+def start_from(denoiser: Denoiser, start: Start, path: Path, content: Mapping[str, Any]) -> dict[str, str]:
+    """Gives a fresh denoiser the weights that ``start`` names; ``path`` and ``content`` are those of ``start.read()``.
 
     Returns:
         What a checkpoint remembers of it: where they came from, their hash, which they are, and what stayed fresh.
 
     Raises:
-        ConfigError: no such checkpoint.
         ValueError: weights that do not fit, named; nothing is changed then.
     """
-    path = start.path()
-    content = refuse_foreign(read_weights(path, mmap=True), path, "model.init_args.start")
     try:
         weights, label = stored_weights(content, path, start.weights)
         changes = denoiser.adopt(weights, start.fit, start.take)

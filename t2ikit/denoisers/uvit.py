@@ -61,10 +61,10 @@ class Core:
     noise_width: int = 1024
 
     def __post_init__(self) -> None:
+        if min(self.width, self.blocks, self.heads, self.noise_width) < 1:
+            raise ValueError(f"core: width, blocks, heads and noise_width must be at least 1; got {self}")
         check_divides("core.width", self.width, 4, "4, a sin-cos pair an axis")
         check_divides("core.width", self.width, self.heads, "core.heads")
-        if self.blocks < 1 or self.noise_width < 1:
-            raise ValueError(f"core: blocks and noise_width must be at least 1; got {self}")
 
 
 SIZES: dict[str, tuple[Core, LevelSizes]] = {

@@ -66,10 +66,10 @@ def ddim(estimate: Estimate, grid: Grid, x: Tensor, normal: Normal) -> Iterator[
         yield x
 
 
-def ddpm(estimate: Estimate, grid: Grid, x: Tensor, normal: Normal) -> Iterator[Tensor]:
+def ddpm(estimate: Estimate, grid: Grid, x: Tensor, normal: Normal, variance: float = 0.0) -> Iterator[Tensor]:
     """Ancestral sampling from q(x_s | x_t, x_0) (Ho et al. 2020, equations 6 and 7, for any alpha and sigma).
 
-    No noise is added at the last step.
+    No noise is added at the last step. ``variance``: see :class:`DDPM`.
     """
     for k in range(grid.steps):
         x0, _ = estimate(x, k, k)
@@ -78,7 +78,7 @@ def ddpm(estimate: Estimate, grid: Grid, x: Tensor, normal: Normal) -> Iterator[
         fresh = max(s**2 - (ratio * next_s) ** 2, 0.0) / s**2
         x = ratio * next_s**2 / s**2 * x + next_a * fresh * x0
         if k + 1 < grid.steps:
-            x = x + next_s * math.sqrt(fresh) * normal(x)
+            x = x + next_s ** (1.0 - variance) * s**variance * math.sqrt(fresh) * normal(x)
         yield x
 
 
@@ -154,6 +154,30 @@ class Solver(ABC):
     def name(self) -> str:
         """What a score's fingerprint calls it; make it a dataclass, so that its options are in there."""
         return repr(self) if is_dataclass(self) else f"{type(self).__module__}.{type(self).__qualname__}"
+
+
+@dataclass(frozen=True)
+class DDPM(Solver):
+    """``ddpm`` with more noise: its variance lies between that of q(x_s | x_t, x_0) and that of q(x_t | x_s).
+
+    These are the bounds of the variance of p(x_s | x_t) (Ho et al. 2020, section 3.2; the second one fits data that are
+    themselves standard normal). The logarithm is interpolated (Hoogeboom et al. 2023, "Simple diffusion").
+
+    Attributes:
+        variance: 0 for the lower bound, as ``ddpm`` has it, 1 for the upper one. "Simple diffusion" takes 0.2.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    variance: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.variance <= 1.0:
+            raise ValueError(f"DDPM: variance must be between 0 and 1, got {self.variance}")
+
+    def steps(self, estimate: Estimate, grid: Grid, x: Tensor, normal: Normal) -> Iterator[Tensor]:
+        return ddpm(estimate, grid, x, normal, self.variance)
 
 
 @dataclass(frozen=True, repr=False)

@@ -141,7 +141,8 @@ def _chunk(entry: Entry) -> Chunk:
 def _difference(option: str, before: object, now: object) -> str:
     """That an option differs, with its values where they are those of the command line."""
     if isinstance(before, (str, int)) and isinstance(now, (str, int)):
-        return f"{option} was {before} and is {now} now"
+        shown = ["raw" if value == "" else value for value in (before, now)]  # pictures without a codec
+        return f"{option} was {shown[0]} and is {shown[1]} now"
     return f"{option} differs"
 
 

@@ -268,6 +268,10 @@ class Manifest:
         except (ValueError, TypeError) as error:
             raise ValueError(f"cannot use {path}: {error}. Prepare the set again:\n{PREPARE_COMMANDS}") from error
 
+    def same_encoders(self, other: Manifest) -> bool:
+        """Whether the same text encoders, in the same order, encoded the captions of both."""
+        return bool(_identity(self.text_encoders) == _identity(other.text_encoders))
+
     def mismatch(self, other: Manifest) -> str | None:
         """Why ``other`` cannot be mixed with this set: the first unlike field and both values; None if it can."""
         names = ("kind", "image_shape", "text_dim", "token_format", "text_encoders", "autoencoder", "normalisation")

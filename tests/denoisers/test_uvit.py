@@ -186,7 +186,9 @@ def test_sizes_of_core_and_shell_that_do_not_fit_are_refused() -> None:
     for build, message in (
         (lambda: Core(30, 1, 3), "core.width.*multiple of 4"),
         (lambda: Core(32, 1, 3), "core.width.*multiple of core.heads"),
-        (lambda: Core(32, 0, 2), "blocks and noise_width"),
+        (lambda: Core(32, 0, 2), "blocks, heads and noise_width"),
+        (lambda: Core(0, 1, 1), "width, blocks"),
+        (lambda: Core(32, 1, -2), "width, blocks, heads"),
         (lambda: Shallow(3), "power of 2"),
         (lambda: Shallow(2, 0), "channels must be at least 1"),
         (lambda: Levels(1), "power of 2"),

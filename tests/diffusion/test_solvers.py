@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from t2ikit.diffusion import GaussianDiffusion, Process, RectifiedFlow, sample
+from t2ikit.diffusion.solvers import DDPM, SOLVERS, Grid, Solver
 
 MEAN, STD = 0.7, 0.5
 VP = (
@@ -100,3 +101,36 @@ def test_euler_on_a_flow_is_ddim(make: Any) -> None:
     x = torch.randn(3, 1, 2, 2, dtype=torch.float64)
     results = [sample(make.normal(flow), flow, x, make.text(0.0), steps=7, method=each) for each in ("euler", "ddim")]
     torch.testing.assert_close(results[0], results[1])
+
+
+def test_ddpm_adds_noise_between_two_bounds() -> None:
+    process = GaussianDiffusion("shifted_cosine", "v", log_snr_shift=-2.0)
+    grid = Grid.of(process, process.times(4))
+    zero, one = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
+
+    def added(solver: Solver) -> float:
+        """What the first step adds to an x of 0 whose x_0 is 0, for a normal number of 1."""
+        return float(next(iter(solver.steps(lambda x, node, step: (zero, zero), grid, zero, lambda x: one))))
+
+    ratio = grid.alpha[0] / grid.alpha[1]
+    between = grid.sigma[0] ** 2 - (ratio * grid.sigma[1]) ** 2  # variance of q(x_t | x_s)
+    low, high = math.sqrt(between) * grid.sigma[1] / grid.sigma[0], math.sqrt(between)
+    assert added(DDPM(0.0)) == added(SOLVERS["ddpm"]) == pytest.approx(low)
+    assert added(DDPM(1.0)) == pytest.approx(high)
+    assert added(DDPM(0.2)) == pytest.approx(low**0.8 * high**0.2) and DDPM(0.2).name == "DDPM(variance=0.2)"
+    for variance in (-0.1, 1.5, math.nan):
+        with pytest.raises(ValueError, match="variance must be between 0 and 1"):
+            DDPM(variance)
+
+
+def test_the_upper_bound_is_right_for_standard_normal_data(make: Any) -> None:
+    noise = torch.randn(1, 1, 10_000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    deviations = []
+    for variance in (0.0, 1.0):
+        options: dict[str, Any] = {"threshold": "none", "generators": [torch.Generator().manual_seed(1)]}
+        denoiser = make.normal(VP[1], 0.0, 1.0)
+        got = sample(denoiser, VP[1], noise, make.text(0.0), steps=8, method=DDPM(variance), **options)
+        deviations.append(float(got.std()))
+    # The last of the steps adds none: x_0 has variance alpha^2 of the step before.
+    expected = float(VP[1].scales(torch.tensor(1 / 8, dtype=torch.float64))[0])
+    assert deviations[1] == pytest.approx(expected, rel=0.02) and deviations[0] < 0.95 * expected

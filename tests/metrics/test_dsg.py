@@ -37,6 +37,20 @@ def test_means_over_prompts_and_categories() -> None:
     assert result["overall"] == pytest.approx((100 / 3 + 50) / 3)
 
 
+def test_questions_of_a_type_are_pooled_as_they_count() -> None:
+    kinds = {("whoops_1", 1): "entity", ("whoops_1", 2): "attribute", ("whoops_1", 3): "relation"}
+    rows = [*CHAIN, row("vrd_7", 1), row("vrd_8", 1), row("vrd_8", 2)]
+    kinds |= {("vrd_7", 1): "entity", ("vrd_8", 1): "entity", ("vrd_8", 2): "global"}
+    typed = [{**entry, "category_broad": kinds[str(entry["item_id"]), int(entry["proposition_id"])]} for entry in rows]
+    answers = {**ANSWERS, "vrd_7": [{1: "yes"}, {1: "no"}]}
+    result = score(typed, answers)
+    # Question 2 has a parent that was answered no; vrd_8 has no answers.
+    assert result["types"] == {"attribute": 0, "entity": 25, "global": 0, "relation": 100}
+    assert result["type_errors"]["entity"] > 0
+    plain = score(rows, answers)
+    assert plain["types"] == {} and dict(plain) == {**result, "types": {}, "type_errors": {}}
+
+
 def test_categories_are_tested_in_order() -> None:
     names = {"tifa160_1": "tifa", "stanford_1": "paragraph", "localized_2": "paragraph", "countbench_1": "countbench"}
     names |= {"midjourney_3": "real_user", "diffusiondb_1": "real_user", "posescript_5": "pose", "drawtext_1": "text"}

@@ -136,6 +136,14 @@ def test_dsg(tmp_path: Path) -> None:
     part = DSG(str(tmp_path / "dsg.csv"), GreyAnswerer(), whole=False, answers=str(tmp_path / "answers"))
     assert part.compute(samples([20], ["tifa_1"])).values["dsg"] == 100
     assert part.fingerprint()["whole"] is False
+    lines = (tmp_path / "dsg.csv").read_text().splitlines()
+    kinds = ["category_broad", "entity", "attribute", "global", "entity"]
+    (tmp_path / "typed.csv").write_text("".join(f"{line},{kind}\n" for line, kind in zip(lines, kinds, strict=True)))
+    typed = DSG(str(tmp_path / "typed.csv"), GreyAnswerer(), answers=str(tmp_path / "answers"))
+    again = typed.compute(samples([70, 5, 90], ["tifa_1", "vrd_2", "tifa_3"]))
+    of_types = {name: value for name, value in again.values.items() if "/type/" in name}
+    assert of_types == {"dsg/type/entity": 0, "dsg/type/attribute": 0, "dsg/type/global": 100}
+    assert {name: value for name, value in again.values.items() if name not in of_types} == result.values
     with pytest.raises(ValueError, match="item 'tifa_9' of the images has no questions"):
         part.compute(samples([20], ["tifa_9"]))
 

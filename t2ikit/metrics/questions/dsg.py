@@ -15,7 +15,7 @@ import numpy as np
 
 from t2ikit.metrics.base import Result, Rows, Samples
 from t2ikit.metrics.questions.dpg import Item, read_questions
-from t2ikit.metrics.questions.metric import Question, QuestionMetric, images_of_items
+from t2ikit.metrics.questions.metric import Question, QuestionMetric, images_of_items, slug
 from t2ikit.metrics.statistics import clustered_error
 
 MODES = ("official", "cascading")
@@ -40,13 +40,17 @@ Answers = Mapping[str, Mapping[Any, str] | Sequence[Mapping[Any, str]]]
 class DSGScores(TypedDict):
     """Percentages: over all prompts, by category and by item; errors are standard errors over prompts.
 
-    ``unfiltered`` are items whose dependencies cannot be read and that were scored on the plain answers.
+    ``types`` pools the questions of each type (entity, relation, attribute, global: the table's ``category_broad``), as
+    they count for their items; empty where the table has no types. ``unfiltered`` are items whose dependencies cannot
+    be read and that were scored on the plain answers.
     """
 
     overall: float
     standard_error: float
     categories: dict[str, float]
     category_errors: dict[str, float]
+    types: dict[str, float]
+    type_errors: dict[str, float]
     items: dict[str, float]
     unfiltered: list[str]
 
@@ -77,13 +81,16 @@ def score(rows: Iterable[Mapping[str, Any]], answers: Answers, mode: str = "offi
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
+    rows = list(rows)
     items, unfiltered = _group(rows)
     if not items:
         raise ValueError("the DSG-1k table has no rows")
     strange = [name for name in answers if name not in items]
     if strange:
         raise ValueError(f"item {strange[0]!r} has answers but no questions: name images by their item_id")
-    scores = {name: _item_score(name, item, answers.get(name, {}), mode) for name, item in items.items()}
+    counted = {name: _counted(name, item, answers.get(name, {}), mode) for name, item in items.items()}
+    scores = {name: float(np.mean([_share(image) for image in images])) for name, images in counted.items()}
+    types, type_errors = _by_type(rows, counted)
     pooled: dict[str, list[float]] = {}
     for name, value in scores.items():
         pooled.setdefault(category(name), []).append(value)
@@ -93,6 +100,8 @@ def score(rows: Iterable[Mapping[str, Any]], answers: Answers, mode: str = "offi
         "standard_error": clustered_error(values),
         "categories": {name: float(np.mean(group)) for name, group in sorted(pooled.items())},
         "category_errors": {name: clustered_error(group) for name, group in sorted(pooled.items())},
+        "types": types,
+        "type_errors": type_errors,
         "items": scores,
         "unfiltered": unfiltered,
     }
@@ -118,14 +127,37 @@ def _group(rows: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Item], list[str
     return items, unfiltered
 
 
-def _item_score(name: str, item: Item, answers: Mapping[Any, str] | Sequence[Mapping[Any, str]], mode: str) -> float:
+def _counted(
+    name: str, item: Item, answers: Mapping[Any, str] | Sequence[Mapping[Any, str]], mode: str
+) -> list[dict[int, bool]]:
+    """Which questions of an item count as answered yes, of each image; none does where there are no answers."""
     images = [answers] if isinstance(answers, Mapping) else list(answers)
     if not any(images):
-        return 0.0
-    return float(np.mean([_image_score(name, item, image, mode) for image in images]))
+        return [dict.fromkeys(item.parents, False)]
+    return [_counted_of_image(name, item, image, mode) for image in images]
 
 
-def _image_score(name: str, item: Item, answers: Mapping[Any, str], mode: str) -> float:
+def _share(counted: Mapping[int, bool]) -> float:
+    return 100 * sum(counted.values()) / len(counted)
+
+
+def _by_type(
+    rows: Iterable[Mapping[str, Any]], counted: Mapping[str, Sequence[Mapping[int, bool]]]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Percentage and standard error by the type of a question; its item is a cluster."""
+    pooled: dict[str, list[tuple[str, float]]] = {}
+    for row in rows:
+        if kind := str(row.get("category_broad") or "").strip():
+            name, question = str(row["item_id"]), int(row["proposition_id"])
+            pooled.setdefault(kind, []).extend((name, 100.0 * image[question]) for image in counted[name])
+    percentages, errors = dict[str, float](), dict[str, float]()
+    for kind, pairs in sorted(pooled.items()):
+        names, values = zip(*pairs, strict=True)
+        percentages[kind], errors[kind] = float(np.mean(values)), clustered_error(values, names)
+    return percentages, errors
+
+
+def _counted_of_image(name: str, item: Item, answers: Mapping[Any, str], mode: str) -> dict[int, bool]:
     by_number = {int(key): answer for key, answer in answers.items()}
     for question, parents in item.parents.items():
         if question not in by_number:
@@ -139,7 +171,7 @@ def _image_score(name: str, item: Item, answers: Mapping[Any, str], mode: str) -
     for question, parents in item.parents.items():
         if not all(read[parent] for parent in parents if parent != 0):
             counted[question] = False
-    return 100 * sum(counted.values()) / len(counted)
+    return counted
 
 
 @dataclass(eq=False)
@@ -185,7 +217,7 @@ class DSG(QuestionMetric):
             )
 
     def score(self, samples: Samples, rows: Rows) -> Result:
-        """``dsg`` in percent, then ``dsg/<category>``."""
+        """``dsg`` in percent, then ``dsg/<category>``, and ``dsg/type/<type>`` where the table names types."""
         answers = {
             item: [dict(zip(self.items[item].questions, given, strict=True)) for given in images]
             for item, images in self.read_answers(samples, rows).items()
@@ -194,6 +226,8 @@ class DSG(QuestionMetric):
         values, errors = {self.score_name: scores["overall"]}, {self.score_name: scores["standard_error"]}
         values |= {f"{self.score_name}/{name}": value for name, value in scores["categories"].items()}
         errors |= {f"{self.score_name}/{name}": error for name, error in scores["category_errors"].items()}
+        values |= {f"{self.score_name}/type/{slug(kind)}": value for kind, value in scores["types"].items()}
+        errors |= {f"{self.score_name}/type/{slug(kind)}": error for kind, error in scores["type_errors"].items()}
         return self.result(rows, values, errors, {"items": scores["items"], "unfiltered": scores["unfiltered"]})
 
     def fingerprint(self) -> dict[str, Any]:
