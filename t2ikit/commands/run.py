@@ -1,4 +1,4 @@
-"""``run EXPERIMENT.yaml``: reads the command line, checks the experiment, and trains it."""
+"""``run EXPERIMENT``: reads the command line, checks the experiment, and trains it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from typing import Any
 from t2ikit import stopping
 from t2ikit.commands.arguments import expanded
 from t2ikit.commands.overrides import take_overrides
-from t2ikit.config.compose import ConfigError, Override, compose, stages_of
+from t2ikit.config.compose import ConfigError, Override, compose, find_experiment, stages_of
 from t2ikit.config.values import to_yaml
 from t2ikit.files import require_folder
 from t2ikit.launch import check_launch, first_rank
 
-HELP = """usage: {prog} EXPERIMENT.yaml [--KEY VALUE | --KEY=VALUE ...] [--resume last|auto|PATH] [--stage NAME]
-                               [--fork] [--allow KEY] [--trust NAME] [--print_config] [--debug]
+HELP = """usage: {prog} EXPERIMENT [--KEY VALUE | --KEY=VALUE ...] [--resume last|auto|PATH] [--stage NAME]
+                          [--fork] [--allow KEY] [--trust NAME] [--print_config] [--debug]
 
-Trains what an experiment file describes and writes to runs/<experiment>/version_<N>/: config.yaml (resolved),
+Trains what an experiment describes, a file or the name of one that comes with the kit (`t2ikit experiments`; NAME.yaml
+in the current folder comes first), and writes to runs/<experiment>/version_<N>/: config.yaml (resolved),
 checkpoints/, TensorBoard events, metrics.csv, samples/, environment.yaml (command, commit, versions), the sources of
 plug-ins in plugins/; at its end the file finished.
 
@@ -53,10 +54,10 @@ SIGTERM, SIGUSR1 or Ctrl+C stop a run at the end of a step, or in a snapshot, wh
 this step is written. Ctrl+C again ends it at once.
 
 examples:
-  {prog} experiments/quickstart.yaml
+  {prog} quickstart
   {prog} experiments/photos_cad_i_cmall.yaml --data.root data/photos64 --trainer.max_steps 2000
-  {prog} experiments/quickstart.yaml --resume last
-  {prog} experiments/cad_i_cmall.yaml --help
+  {prog} quickstart --resume last
+  {prog} cad_i_cmall --help
 
 keys of an experiment: extends (a list of parents, later wins), seed_everything, model, data, trainer, callbacks and
 loggers (mappings of names), stages (overlays by name), sweep (grids of overlays, of `t2ikit sweep`), run (directory,
@@ -118,7 +119,7 @@ def _run(request: Request, prog: str) -> int:
     # These load torch and Lightning: not before the file is read.
     from t2ikit.run.experiment import check, origins_of
 
-    origins = origins_of(request.path.parent, trusted=request.trust)
+    origins = origins_of(find_experiment(request.path).parent, trusted=request.trust)
     plan = check(config, origins)
     if request.help:
         from t2ikit.run.describe import describe
@@ -201,7 +202,7 @@ def read_arguments(arguments: Sequence[str], prog: str) -> Request:
             f"one experiment a run, got {' and '.join(paths)}; `extends` takes other files into an experiment"
         )
     if not paths and "help" not in flags:
-        raise ConfigError(f"which experiment? {prog} EXPERIMENT.yaml")
+        raise ConfigError(f"which experiment? {prog} EXPERIMENT, a file or a name of `t2ikit experiments`")
     try:
         path = expanded(paths[0]) if paths else None
     except ArgumentTypeError as error:
