@@ -79,6 +79,26 @@ def find_checkpoint(path: Path, option: str) -> Path:
     return path
 
 
+def find_trained(path: Path, option: str) -> Path:
+    """As :func:`find_checkpoint`, and of the folder of an experiment's runs that of its newest version.
+
+    Raises:
+        ConfigError: as there; or the newest version has several stages, which are named.
+    """
+    path = path.expanduser()
+    versions = [folder for folder in path.glob("version_*") if folder.name.rpartition("_")[2].isdecimal()]
+    for version in sorted(versions, key=lambda folder: int(folder.name.rpartition("_")[2]), reverse=True):
+        if newest_checkpoint(version) is not None:
+            return find_checkpoint(version, option)
+        files = filter(is_complete, version.glob("*/checkpoints/*.ckpt"))
+        stages = sorted({str(file.parent.parent) for file in files})
+        if len(stages) > 1:
+            raise ConfigError(f"{option} {path}: {version} has several stages: name one of {', '.join(stages)}")
+        if stages:
+            return find_checkpoint(Path(stages[0]), option)
+    return find_checkpoint(path, option)
+
+
 def _run_of(folder: Path) -> Path:
     """The run folder that a folder is, or whose ``checkpoints`` it is."""
     named = folder if folder.name else folder.absolute()

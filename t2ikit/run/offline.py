@@ -19,7 +19,7 @@ from t2ikit import ranks
 from t2ikit.callbacks import Snapshot
 from t2ikit.checkpoints import read_weights
 from t2ikit.checkpoints.denoiser import stored_experiment
-from t2ikit.checkpoints.runs import find_checkpoint, run_folder_of
+from t2ikit.checkpoints.runs import find_trained, run_folder_of
 from t2ikit.config.class_nodes import check_component
 from t2ikit.config.compose import ConfigError, changed, compose, find_experiment, nearest
 from t2ikit.config.imports import find_class
@@ -46,7 +46,7 @@ def evaluate(args: argparse.Namespace) -> None:
     Raises:
         ConfigError, FileNotFoundError, ValueError: what is missing or wrong, and what to change.
     """
-    checkpoint = None if args.checkpoint is None else find_checkpoint(args.checkpoint, "checkpoint")
+    checkpoint = None if args.checkpoint is None else find_trained(args.checkpoint, "checkpoint")
     experiment: Path | None = args.experiment or checkpoint
     assert experiment is not None  # the command line gives one of them
     if checkpoint is None or args.experiment:
