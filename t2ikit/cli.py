@@ -27,6 +27,7 @@ COMMANDS = {
         "kill and resume a short run, and compare it with an undisturbed one",
         "t2ikit.commands.verify_resume",
     ),
+    "export": ("a trained model for diffusers, as one file, or on the Hub", "t2ikit.commands.export"),
     "experiments": ("the experiments that come with the kit: list, show, copy", "t2ikit.commands.experiments"),
     "replay": ("make a step again that was refused, and find the first bad value", "t2ikit.commands.replay"),
 }

@@ -14,6 +14,7 @@ from torch import Tensor
 from t2ikit.batch import Texts
 from t2ikit.checkpoints import load_weights, read_weights
 from t2ikit.checkpoints.denoiser import Weights, stored_experiment, stored_weights
+from t2ikit.checkpoints.exported import parts_of, text_encoder_name
 from t2ikit.checkpoints.runs import find_trained, run_folder_of
 from t2ikit.config.class_nodes import check_component
 from t2ikit.config.compose import ConfigError, merge
@@ -22,11 +23,11 @@ from t2ikit.data.resume import training_manifest
 from t2ikit.diffusion.samplers import find_solver
 from t2ikit.diffusion.solvers import Solver
 from t2ikit.encoders.limits import with_remarks
-from t2ikit.encoders.text import TextEncoder, encode_prompts, load_encoder
+from t2ikit.encoders.text import TextEncoder, encode_prompts, encoder_source, load_encoder
 from t2ikit.evaluation.sampling import Sampling, sample_batches
 from t2ikit.module import TextToImage
 from t2ikit.pictures import Pictures
-from t2ikit.pretrained import sha256_of
+from t2ikit.pretrained import EncoderReference, sha256_of
 from t2ikit.records.fits import OWN_TEXT_ENCODER
 from t2ikit.records.manifest import Manifest
 from t2ikit.run.experiment import ORIGINS, origins_of
@@ -50,6 +51,7 @@ class TrainedModel:
         weights: which ones the module holds: "ema 0.9999" or "raw".
         origins: which modules its class paths may name.
         encoder_names: folders or repositories of the text encoders, in place of the recorded ones.
+        loaded_encoders: those that are loaded already, by their place among the text encoders.
     """
 
     module: TextToImage
@@ -61,6 +63,7 @@ class TrainedModel:
     weights: str
     origins: Origins = ORIGINS
     encoder_names: tuple[str, ...] | None = None
+    loaded_encoders: dict[int, TextEncoder] = field(default_factory=dict, compare=False)
     _states: dict[str, Texts] = field(default_factory=dict, compare=False)
 
     def __repr__(self) -> str:
@@ -162,7 +165,10 @@ class TrainedModel:
         root = self._encoder_root() if names is None else None
         remedy = "give the one of the training data with --text-encoder"
         for index, reference in enumerate(references):
-            name = None if names is None else names[index]
+            if index in self.loaded_encoders:
+                yield self.loaded_encoders[index]
+                continue
+            name = self._encoder_name(index)
             try:
                 yield load_encoder(reference, root, remedy, name, device, self.manifest.token_limit)
             except FileNotFoundError as error:
@@ -171,6 +177,20 @@ class TrainedModel:
                     f"no text encoder {name or reference.name}{searched}: give the folder or the repository of the one "
                     f"that the training data was encoded with (SHA-256 {reference.sha256[:12]}...) with --text-encoder"
                 ) from error
+
+    def encoder_sources(self) -> Iterator[tuple[EncoderReference, str, str | None]]:
+        """Of every text encoder: what is recorded, and the folder or repository, with its revision, that is loaded."""
+        root = self._encoder_root() if self.encoder_names is None else None
+        for index, reference in enumerate(self.manifest.text_encoders):
+            yield reference, *encoder_source(reference, root, self._encoder_name(index))
+
+    def _encoder_name(self, index: int) -> str | None:
+        """The folder or repository that was given for a text encoder, or that is included in an export."""
+        if self.encoder_names is not None:
+            return self.encoder_names[index]
+        parts = parts_of(self.checkpoint)
+        included = None if parts is None else parts / text_encoder_name(index)
+        return str(included) if included is not None and included.is_dir() else None
 
     def _encoder_root(self) -> Path | None:
         """The run folder where it keeps the encoder that was built for its data, else the data root."""
@@ -216,6 +236,9 @@ def load_trained(
     stored = training_manifest(content)
     if stored is None or "global_step" not in content:
         raise ValueError(f"checkpoint {path}: not a checkpoint of a text-to-image run (`t2ikit run`)")
+    parts = parts_of(path)
+    if autoencoder is None and parts is not None and (parts / "vae").is_dir():
+        autoencoder = str(parts / "vae")
     module = _build(config, path, autoencoder, origins)
     module.on_load_checkpoint(content)
     manifest = Manifest.from_json(stored)
