@@ -29,6 +29,7 @@ COMMANDS = {
     ),
     "export": ("a trained model for diffusers, as one file, or on the Hub", "t2ikit.commands.export"),
     "experiments": ("the experiments that come with the kit: list, show, copy", "t2ikit.commands.experiments"),
+    "completion": ("the script that completes commands in a shell", "t2ikit.commands.completion"),
     "replay": ("make a step again that was refused, and find the first bad value", "t2ikit.commands.replay"),
 }
 
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "t2ikit") -> int:
 
     Mistakes of the user end with ``error: ...`` on stderr and status 2; ``--debug`` anywhere shows the traceback.
     """
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow
+        import_module("t2ikit.commands.completion").complete(COMMANDS, prog)
     # sys.argv is read, never changed: Lightning starts the other ranks of a machine by running it again.
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -77,7 +80,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "t2ikit") -> int:
 def lightning_main() -> int:
     """The console script ``lightning``: ``lightning run X.yaml`` is ours, anything else belongs to lightning-sdk."""
     arguments = sys.argv[1:]
-    if is_ours(arguments):
+    if is_ours(arguments) or "_ARGCOMPLETE" in os.environ:
         return main(arguments, prog="lightning")
     other = other_lightning()
     if other is None and arguments[:1] == ["run"]:  # says which experiment may be meant

@@ -58,6 +58,7 @@ def write_exported(
     partial = partial_of(path)
     try:
         save_file(tensors, partial, metadata)
+        partial.chmod(0o644)  # the library writes for the owner alone
         publish(partial, path)
     finally:
         partial.unlink(missing_ok=True)

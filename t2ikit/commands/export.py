@@ -89,7 +89,14 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "safetensors":
         export_file(trained, args.out, force=args.force)
     else:
-        export_folder(trained, args.out, licence=args.license, include=args.include_encoders, force=args.force)
+        export_folder(
+            trained,
+            args.out,
+            licence=args.license,
+            include=args.include_encoders,
+            force=args.force,
+            repository=args.push,
+        )
     print(f"{args.out}: {trained.weights} weights of step {trained.step}")
     print(f'  python -c "import t2ikit; t2ikit.load({str(args.out)!r}).sample({"a prompt"!r})[0].save({"0.png"!r})"')
     if args.push is not None:

@@ -49,7 +49,13 @@ class Part:
 
 
 def export_folder(
-    trained: TrainedModel, out: Path, *, licence: str, include: bool = False, force: bool = False
+    trained: TrainedModel,
+    out: Path,
+    *,
+    licence: str,
+    include: bool = False,
+    force: bool = False,
+    repository: str | None = None,
 ) -> Path:
     """Writes a folder that ``DiffusionPipeline.from_pretrained`` and ``t2ikit.load`` take.
 
@@ -59,6 +65,7 @@ def export_folder(
         licence: of the weights, as the Hub names licences.
         include: whether text encoders and an autoencoder of the Hub are included too.
         force: whether a folder that is there is replaced.
+        repository: of the Hub, where it will be, for the model card.
 
     Returns:
         The folder.
@@ -82,7 +89,7 @@ def export_folder(
         plugins = kept_plugins(run_folder_of(trained.checkpoint))
         if plugins is not None:
             shutil.copytree(plugins, folder / "plugins")
-        card = model_card(trained, out.name, licence, [part.said for part in parts])
+        card = model_card(trained, out.name, licence, [part.said for part in parts], repository)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
     return _written(out, force, write, folder=True)

@@ -18,7 +18,9 @@ OTHER = "other"
 """The Hub's name of a licence that it does not know, or that was not chosen."""
 
 
-def model_card(trained: TrainedModel, name: str, licence: str, parts: Sequence[str]) -> str:
+def model_card(
+    trained: TrainedModel, name: str, licence: str, parts: Sequence[str], repository: str | None = None
+) -> str:
     """The text of the card.
 
     Args:
@@ -26,6 +28,7 @@ def model_card(trained: TrainedModel, name: str, licence: str, parts: Sequence[s
         name: of the export.
         licence: of the weights, as the Hub names licences.
         parts: text encoders and autoencoder, in words.
+        repository: of the Hub, where it will be.
     """
     head = {
         "license": licence,
@@ -37,7 +40,7 @@ def model_card(trained: TrainedModel, name: str, licence: str, parts: Sequence[s
     sections = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {name}\n\n{_about(trained)}",
-        _USE.format(name=name),
+        _use(name, repository),
         f"## What it is\n\n{_facts(trained, parts)}",
         f"## Scores\n\n{scores}",
         f"## Licence\n\n{_licence(licence)}",
@@ -45,23 +48,27 @@ def model_card(trained: TrainedModel, name: str, licence: str, parts: Sequence[s
     return "\n\n".join(sections) + "\n"
 
 
-_USE = """## Use
+def _use(name: str, repository: str | None) -> str:
+    place, imported = f'"{name}"', ""
+    if repository is not None:
+        place, imported = f'snapshot_download("{repository}")', "\nfrom huggingface_hub import snapshot_download"
+    return f"""## Use
 
 With `pip install t2ikit`:
 
 ```python
-import t2ikit
+import t2ikit{imported}
 
-t2ikit.load("{name}").sample("a prompt", seed=0)[0].save("picture.png")
+t2ikit.load({place}).sample("a prompt", seed=0)[0].save("picture.png")
 ```
 
-or by diffusers, where importing `t2ikit.pipeline` tells it the class; no code of this folder is run:
+or by diffusers, to which importing `t2ikit.pipeline` says the class; no code of this folder is run:
 
 ```python
 import t2ikit.pipeline
 from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=False)
+pipeline = DiffusionPipeline.from_pretrained("{repository or name}", trust_remote_code=False)
 pipeline("a prompt", seed=0).images[0].save("picture.png")
 ```"""
 
