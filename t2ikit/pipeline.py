@@ -25,7 +25,7 @@ from t2ikit.run.experiment import origins_of
 from t2ikit.run.trained import TrainedModel, load_trained
 
 
-class PipelineOutput(BaseOutput):  # type: ignore[misc]
+class PipelineOutput(BaseOutput):
     """What a pipeline returns.
 
     Attributes:
@@ -35,14 +35,14 @@ class PipelineOutput(BaseOutput):  # type: ignore[misc]
     images: Pictures
 
 
-class ExportedDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class ExportedDenoiser(ModelMixin, ConfigMixin):
     """The trained model of an exported folder, as a component of a pipeline.
 
     Attributes:
         trained: the same as ``t2ikit.load`` gives.
     """
 
-    config_name = "config.json"
+    config_name = "config.json"  # type: ignore[assignment]
 
     def __init__(self, trained: TrainedModel) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class ExportedDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         raise NotImplementedError("save the pipeline with t2ikit export CHECKPOINT DIR, or copy its folder")
 
 
-class SamplerSettings(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+class SamplerSettings(SchedulerMixin, ConfigMixin):
     """What a pipeline samples with where a call does not say it.
 
     Args:
@@ -81,7 +81,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         pass
 
 
-class T2IKitPipeline(DiffusionPipeline):  # type: ignore[misc]
+class T2IKitPipeline(DiffusionPipeline):
     """Text to images, by the sampler of ``t2ikit sample``: the same picture for the same seed.
 
     Args:
@@ -114,7 +114,7 @@ class T2IKitPipeline(DiffusionPipeline):  # type: ignore[misc]
         vae: Any = None,
     ) -> None:
         super().__init__()
-        self.register_modules(
+        self.register_modules(  # type: ignore[attr-defined]
             denoiser=denoiser,
             scheduler=scheduler,
             text_encoder=text_encoder,
@@ -161,9 +161,11 @@ class T2IKitPipeline(DiffusionPipeline):  # type: ignore[misc]
             method: sampler.
             batch_size: images sampled at once.
         """
-        settings = self.scheduler.config
+        denoiser, scheduler = self.denoiser, self.scheduler  # type: ignore[attr-defined]
+        settings, module = scheduler.config, denoiser.module
+        module.to(next(module.parameters()).device)  # Lightning notes a device in this call only
         return PipelineOutput(
-            images=self.denoiser.trained.sample(
+            images=denoiser.trained.sample(
                 prompt,
                 count=num_images_per_prompt,
                 seed=seed if generator is None else generator.initial_seed(),
@@ -176,4 +178,5 @@ class T2IKitPipeline(DiffusionPipeline):  # type: ignore[misc]
         )
 
 
-diffusers.T2IKitPipeline = T2IKitPipeline  # where DiffusionPipeline.from_pretrained looks for the class
+# Where DiffusionPipeline.from_pretrained looks for the class.
+diffusers.T2IKitPipeline = T2IKitPipeline  # type: ignore[attr-defined]

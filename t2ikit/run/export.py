@@ -103,7 +103,7 @@ def export_file(trained: TrainedModel, out: Path, *, force: bool = False) -> Pat
     """
     if out.suffix != ".safetensors":
         raise ConfigError(f"{out}: the file ends with .safetensors, such as {out.with_suffix('.safetensors')}")
-    files = {}
+    files: dict[str, Path] = {}
     for part in _parts(trained, include=False):
         chosen = [] if part.source is None else _files(part.source.folder)
         if sum(file.stat().st_size for file in chosen) <= _SMALL:

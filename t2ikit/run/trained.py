@@ -107,7 +107,7 @@ class TrainedModel:
             raise ValueError(f"count, steps and batch_size are at least 1; got {count}, {steps} and {batch_size}")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         sampling = Sampling(steps, method, guidance, seed, batch_size, size=size)
-        rows = [one for one in prompts for _ in range(count)]
+        rows = [text for text in prompts for _ in range(count)]
         images = [image for _, batch in self.images(rows, sampling, negative) for image in batch]
         return Pictures(images, columns=count if count > 1 and len(prompts) > 1 else None)
 
@@ -154,15 +154,7 @@ class TrainedModel:
             FileNotFoundError: there is no such encoder; names ``--text-encoder``.
             ValueError: the data has none, another number of names is given, or the weights of one are others.
         """
-        references, names = self.manifest.text_encoders, self.encoder_names
-        if not references:
-            raise ValueError(f"{self.checkpoint}: its training data had no text states")
-        if names is not None and len(names) != len(references):
-            raise ValueError(
-                f"--text-encoder is given {len(names)} times, the training data has {len(references)} text encoders: "
-                f"name each, in the order of {', '.join(reference.name for reference in references)}"
-            )
-        root = self._encoder_root() if names is None else None
+        root, references = self._encoder_root(), self._references()
         remedy = "give the one of the training data with --text-encoder"
         for index, reference in enumerate(references):
             if index in self.loaded_encoders:
@@ -180,9 +172,25 @@ class TrainedModel:
 
     def encoder_sources(self) -> Iterator[tuple[EncoderReference, str, str | None]]:
         """Of every text encoder: what is recorded, and the folder or repository, with its revision, that is loaded."""
-        root = self._encoder_root() if self.encoder_names is None else None
-        for index, reference in enumerate(self.manifest.text_encoders):
+        root = self._encoder_root()
+        for index, reference in enumerate(self._references()):
             yield reference, *encoder_source(reference, root, self._encoder_name(index))
+
+    def _references(self) -> tuple[EncoderReference, ...]:
+        """The recorded text encoders.
+
+        Raises:
+            ValueError: there are none, or other names are given than for each of them.
+        """
+        references, names = self.manifest.text_encoders, self.encoder_names
+        if not references:
+            raise ValueError(f"{self.checkpoint}: its training data had no text states")
+        if names is not None and len(names) != len(references):
+            raise ValueError(
+                f"--text-encoder is given {len(names)} times, the training data has {len(references)} text encoders: "
+                f"name each, in the order of {', '.join(reference.name for reference in references)}"
+            )
+        return references
 
     def _encoder_name(self, index: int) -> str | None:
         """The folder or repository that was given for a text encoder, or that is included in an export."""
@@ -193,7 +201,9 @@ class TrainedModel:
         return str(included) if included is not None and included.is_dir() else None
 
     def _encoder_root(self) -> Path | None:
-        """The run folder where it keeps the encoder that was built for its data, else the data root."""
+        """The run folder where it keeps the encoder that was built for its data, else the data root; None if named."""
+        if self.encoder_names is not None:
+            return None
         run_folder = run_folder_of(self.checkpoint)
         return run_folder if (run_folder / OWN_TEXT_ENCODER).is_dir() else self._data_root()
 
