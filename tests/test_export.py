@@ -210,5 +210,5 @@ def test_files_of_other_programs(place: Path) -> None:
 
     save_file({"weight": torch.zeros(2)}, "other.safetensors")
     assert exported.read_exported(Path("other.safetensors")) is None
-    with pytest.raises(ConfigError, match="not a checkpoint of a run"):
+    with pytest.raises(ConfigError, match="weights alone, in the format safetensors"):
         t2ikit.load("other.safetensors")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -87,7 +87,13 @@ def read_exported(path: Path) -> dict[str, Any] | None:
 def exported_weights(path: Path) -> Path | None:
     """The weight file of an exported folder, or an exported file itself; None for anything else."""
     file = path / WEIGHTS if (path / INDEX).is_file() else path
-    return file if file.is_file() and file.suffix == ".safetensors" else None
+    if not file.is_file() or file.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(file, "pt") as content:
+            return file if _MARK in (content.metadata() or {}) else None
+    except SafetensorError:
+        return None
 
 
 def parts_of(weights: Path) -> Path | None:
