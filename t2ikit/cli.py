@@ -10,7 +10,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
 import t2ikit
-from t2ikit.config.compose import ConfigError, nearest
+from t2ikit.config.compose import SUFFIXES, ConfigError, find_experiment, nearest
 from t2ikit.launch import check_launch
 from t2ikit.stopping import Failed
 
@@ -27,6 +27,9 @@ COMMANDS = {
         "kill and resume a short run, and compare it with an undisturbed one",
         "t2ikit.commands.verify_resume",
     ),
+    "export": ("a trained model for diffusers, as one file, or on the Hub", "t2ikit.commands.export"),
+    "experiments": ("the experiments that come with the kit: list, show, copy", "t2ikit.commands.experiments"),
+    "completion": ("the script that completes commands in a shell", "t2ikit.commands.completion"),
     "replay": ("make a step again that was refused, and find the first bad value", "t2ikit.commands.replay"),
 }
 
@@ -36,6 +39,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "t2ikit") -> int:
 
     Mistakes of the user end with ``error: ...`` on stderr and status 2; ``--debug`` anywhere shows the traceback.
     """
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow
+        import_module("t2ikit.commands.completion").complete(COMMANDS, prog)
     # sys.argv is read, never changed: Lightning starts the other ranks of a machine by running it again.
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -75,12 +80,14 @@ def main(argv: Sequence[str] | None = None, prog: str = "t2ikit") -> int:
 def lightning_main() -> int:
     """The console script ``lightning``: ``lightning run X.yaml`` is ours, anything else belongs to lightning-sdk."""
     arguments = sys.argv[1:]
-    if is_ours(arguments):
+    if is_ours(arguments) or "_ARGCOMPLETE" in os.environ:
         return main(arguments, prog="lightning")
     other = other_lightning()
+    if other is None and arguments[:1] == ["run"]:  # says which experiment may be meant
+        return main(arguments, prog="lightning")
     if other is None:
         print(
-            "t2ikit's `lightning` knows `lightning run EXPERIMENT.yaml` only (see lightning run --help); install "
+            "t2ikit's `lightning` knows `lightning run EXPERIMENT` only (see lightning run --help); install "
             "lightning-sdk for other commands",
             file=sys.stderr,
         )
@@ -89,10 +96,17 @@ def lightning_main() -> int:
 
 
 def is_ours(arguments: Sequence[str]) -> bool:
-    """Whether ``lightning ARGUMENTS`` is a run of an experiment file or asks for help on one."""
+    """Whether ``lightning ARGUMENTS`` is a run of an experiment, a file or a name, or asks for help on one."""
     if not arguments or arguments[0] != "run":
         return False
-    return any(word.endswith((".yaml", ".yml")) or word in ("-h", "--help") for word in arguments[1:])
+    return any(word.endswith(SUFFIXES) or word in ("-h", "--help") or _is_experiment(word) for word in arguments[1:])
+
+
+def _is_experiment(word: str) -> bool:
+    try:
+        return not word.startswith("-") and find_experiment(word).suffix in SUFFIXES
+    except ConfigError:
+        return False
 
 
 def other_lightning() -> EntryPoint | None:
@@ -131,6 +145,6 @@ def _usage() -> str:
             "",
             "  --version  --help  --debug (shows the traceback of an error)",
             "",
-            "lightning run EXPERIMENT.yaml is the same as t2ikit run EXPERIMENT.yaml.",
+            "lightning run EXPERIMENT is the same as t2ikit run EXPERIMENT: a file, or a name of `t2ikit experiments`.",
         ]
     )

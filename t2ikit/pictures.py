@@ -5,6 +5,7 @@ All are uint8. 50,000 images of 256 pixels are 10 GB, so whoever reads many of t
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from abc import ABC, abstractmethod
@@ -96,6 +97,31 @@ def image_grid(images: Tensor, columns: int | None = None, smallest: int = 96, g
         top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
         canvas[:, top : top + height, left : left + width] = images[index]
     return canvas
+
+
+class Pictures(list[Image.Image]):
+    """Images as PIL has them; a notebook shows them as one grid.
+
+    Args:
+        images: [3, H, W] uint8 each.
+        columns: of the grid; default the square root of their number, rounded up.
+    """
+
+    def __init__(self, images: Sequence[Tensor], columns: int | None = None) -> None:
+        super().__init__(Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images)
+        self.columns = columns
+
+    def grid(self) -> Image.Image:
+        """All of them side by side on white; small ones are enlarged."""
+        images = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in self])
+        return Image.fromarray(image_grid(images, self.columns).permute(1, 2, 0).contiguous().numpy())
+
+    def _repr_png_(self) -> bytes | None:
+        if not self:
+            return None
+        stream = io.BytesIO()
+        self.grid().save(stream, format="PNG")
+        return stream.getvalue()
 
 
 def save_grid(images: Tensor, path: Path, text: Mapping[str, str] | None = None, columns: int | None = None) -> Tensor:

@@ -194,7 +194,7 @@ def test_allow_names_a_key_of_the_experiment_or_of_the_data(run: Run) -> None:
 MISTAKES: list[tuple[list[str], str]] = [
     (["missing.yaml"], "no experiment file missing.yaml"),
     (["ee.yaml"], "no experiment file ee.yaml; nearest known: 'e.yaml'"),
-    ([], "which experiment? t2ikit run EXPERIMENT.yaml"),
+    ([], "which experiment? t2ikit run EXPERIMENT, a file or a name of `t2ikit experiments`"),
     (["e.yaml", "e.yaml"], "one experiment a run"),
     (["e.yaml", "-x"], "unknown option '-x'"),
     (["e.yaml", "--data.root"], "--data.root needs a value"),
@@ -352,6 +352,9 @@ def test_a_command_of_a_room_is_called(run: Run, monkeypatch: pytest.MonkeyPatch
         ("run -h", True),
         ("run", False),
         ("run job", False),
+        ("run quickstart", True),
+        ("run --trainer.max_steps 3 synthreal/rgb", True),
+        ("run quikstart", False),
         ("login", False),
         ("x.yaml", False),
         ("", False),

@@ -168,7 +168,7 @@ def test_the_experiment_of_a_checkpoint_names_no_strangers(
     stored["experiment"]["data"]["class_path"] = "unknown_part.Data"
     torch.save(stored, checkpoint)
     with pytest.raises(FileNotFoundError, match="no text encoder nowhere"):  # searched by its name only
-        list(load_trained(checkpoint).text_encoders(["nowhere"]))
+        list(load_trained(checkpoint, text_encoders=["nowhere"]).text_encoders())
     assert load_trained(checkpoint)._data_root() is None and not mark.exists()
     trusted = load_trained(checkpoint, origins=Origins(trusted=("unknown_part",)))
     assert trusted._data_root() == Path("data") and mark.exists()

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from t2ikit.checkpoints.exported import PREFIX
 from t2ikit.checkpoints.files import load_weights, read_weights
 from t2ikit.checkpoints.foreign import refuse_foreign
 from t2ikit.checkpoints.runs import find_checkpoint
@@ -17,8 +18,6 @@ from t2ikit.config.origins import Origins
 from t2ikit.denoisers import Denoiser, SavedDenoiser
 
 Weights = Literal["ema", "raw", "auto"]
-PREFIX = "denoiser."
-"""Of the denoiser's weights among those of the module."""
 
 
 def load_denoiser(
@@ -95,6 +94,10 @@ def stored_weights(
     state: dict[str, Tensor] = {
         name.removeprefix(PREFIX): value for name, value in content["state_dict"].items() if name.startswith(PREFIX)
     }
+    if "weights" in content:  # an export holds one kind of them
+        if weights not in ("auto", str(content["weights"]).partition(" ")[0]):
+            raise ValueError(f"{path} holds the weights {content['weights']!r} alone; take these (weights auto)")
+        return state, str(content["weights"])
     profiles = content.get("callbacks", {}).get("EMA", {}).get("profiles") or {}
     if weights == "ema" and not profiles:
         raise ValueError(

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from t2ikit.checkpoints.exported import read_exported
 from t2ikit.checkpoints.foreign import reason_of
 from t2ikit.checkpoints.saving import fault_of, is_complete
 from t2ikit.denoisers import Denoiser
@@ -21,7 +22,8 @@ from t2ikit.denoisers.adopt import listed_faults
 def read_weights(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     """The content of a ``.safetensors`` file, or of a PyTorch checkpoint (read without running code from it).
 
-    A checkpoint of a run is compared with its hash, which reads all of it.
+    A checkpoint of a run is compared with its hash, which reads all of it; so is a file that `t2ikit export` wrote,
+    which is given as the content of a checkpoint.
 
     Args:
         path: the file.
@@ -36,7 +38,7 @@ def read_weights(path: str | Path, mmap: bool = False) -> dict[str, Any]:
         raise FileNotFoundError(f"no weights at {path}")
     try:
         if path.suffix == ".safetensors":
-            return cast(dict[str, Any], load_file(path))
+            return read_exported(path) or cast(dict[str, Any], load_file(path))
         fault = fault_of(path) if is_complete(path) else None  # torch reads its older format, and says what it cannot
         if fault is not None:
             raise ValueError(f"{path} is not a readable weight file: {fault}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from t2ikit.checkpoints.exported import INDEX, exported_weights
 from t2ikit.checkpoints.foreign import TRAINING, reason_of, refuse_foreign
 from t2ikit.checkpoints.saving import fault_of, is_complete, step_in_name
 from t2ikit.config.compose import ConfigError, nearest
@@ -52,7 +53,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def find_checkpoint(path: Path, option: str) -> Path:
-    """A good checkpoint: the one given, or the newest of the run folder (or its ``checkpoints``) given.
+    """A good checkpoint: the one given, the newest of the run folder (or its ``checkpoints``) given, or an export.
 
     Args:
         path: of a checkpoint or of a folder.
@@ -62,6 +63,9 @@ def find_checkpoint(path: Path, option: str) -> Path:
         ConfigError: there is none, or it is cut off, damaged or of another step than its name says.
     """
     path = path.expanduser()
+    exported = exported_weights(path)
+    if exported is not None:  # compared with its hash when it is read
+        return exported
     if path.is_dir() and path.suffix != ".ckpt":
         newest = good_checkpoint(_run_of(path))
         if newest is None:
@@ -77,6 +81,26 @@ def find_checkpoint(path: Path, option: str) -> Path:
         good = next((other for other in _newest_first(_run_of(path.parent)) if fault_of(other) is None), None)
         raise ConfigError(f"{option} {path}: {fault}{'' if good is None else f'. The newest good one is {good}'}")
     return path
+
+
+def find_trained(path: Path, option: str) -> Path:
+    """As :func:`find_checkpoint`, and of the folder of an experiment's runs that of its newest version.
+
+    Raises:
+        ConfigError: as there; or the newest version has several stages, which are named.
+    """
+    path = path.expanduser()
+    versions = [folder for folder in path.glob("version_*") if folder.name.rpartition("_")[2].isdecimal()]
+    for version in sorted(versions, key=lambda folder: int(folder.name.rpartition("_")[2]), reverse=True):
+        if newest_checkpoint(version) is not None:
+            return find_checkpoint(version, option)
+        files = filter(is_complete, version.glob("*/checkpoints/*.ckpt"))
+        stages = sorted({str(file.parent.parent) for file in files})
+        if len(stages) > 1:
+            raise ConfigError(f"{option} {path}: {version} has several stages: name one of {', '.join(stages)}")
+        if stages:
+            return find_checkpoint(Path(stages[0]), option)
+    return find_checkpoint(path, option)
 
 
 def _run_of(folder: Path) -> Path:
@@ -118,7 +142,9 @@ def latest_config(folder: Path) -> Path:
 
 
 def run_folder_of(checkpoint: Path) -> Path:
-    """The folder of the run that a checkpoint is of; the folder of the file where it lies in none."""
+    """The folder of the run that a checkpoint is of, or that was exported; that of the file where it lies in none."""
+    if checkpoint.suffix == ".safetensors":
+        return checkpoint.parent.parent if (checkpoint.parent.parent / INDEX).is_file() else checkpoint.parent
     checkpoint = checkpoint if len(checkpoint.parts) > 2 else checkpoint.absolute()
     return next((folder.parent for folder in checkpoint.parents if folder.name == "checkpoints"), checkpoint.parent)
 
@@ -143,6 +169,11 @@ def step_of(checkpoint: Path, explained: bool = True) -> int:
     """
     import torch  # here: looking for checkpoints needs none
 
+    if checkpoint.suffix == ".safetensors":
+        raise ConfigError(
+            f"--resume {checkpoint}: an export holds weights alone, with which no run can go on: begin a new one from "
+            f"them, --model.start.checkpoint {checkpoint}"
+        )
     try:
         content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:

@@ -1,28 +1,27 @@
-"""``run EXPERIMENT.yaml``: reads the command line, checks the experiment, and trains it."""
+"""``run EXPERIMENT``: reads the command line, checks the experiment, and trains it."""
 
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from argparse import ArgumentTypeError
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from t2ikit import stopping
 from t2ikit.commands.arguments import expanded
 from t2ikit.commands.overrides import take_overrides
-from t2ikit.config.compose import ConfigError, Override, compose, stages_of
+from t2ikit.config.compose import ConfigError
+from t2ikit.config.request import Request
 from t2ikit.config.values import to_yaml
-from t2ikit.files import require_folder
-from t2ikit.launch import check_launch, first_rank
+from t2ikit.launch import first_rank
 
-HELP = """usage: {prog} EXPERIMENT.yaml [--KEY VALUE | --KEY=VALUE ...] [--resume last|auto|PATH] [--stage NAME]
-                               [--fork] [--allow KEY] [--trust NAME] [--print_config] [--debug]
+HELP = """usage: {prog} EXPERIMENT [--KEY VALUE | --KEY=VALUE ...] [--resume last|auto|PATH] [--stage NAME]
+                          [--fork] [--allow KEY] [--trust NAME] [--print_config] [--debug]
 
-Trains what an experiment file describes and writes to runs/<experiment>/version_<N>/: config.yaml (resolved),
+Trains what an experiment describes, a file or the name of one that comes with the kit (`t2ikit experiments`; NAME.yaml
+in the current folder comes first), and writes to runs/<experiment>/version_<N>/: config.yaml (resolved),
 checkpoints/, TensorBoard events, metrics.csv, samples/, environment.yaml (command, commit, versions), the sources of
 plug-ins in plugins/; at its end the file finished.
 
@@ -53,10 +52,10 @@ SIGTERM, SIGUSR1 or Ctrl+C stop a run at the end of a step, or in a snapshot, wh
 this step is written. Ctrl+C again ends it at once.
 
 examples:
-  {prog} experiments/quickstart.yaml
+  {prog} quickstart
   {prog} experiments/photos_cad_i_cmall.yaml --data.root data/photos64 --trainer.max_steps 2000
-  {prog} experiments/quickstart.yaml --resume last
-  {prog} experiments/cad_i_cmall.yaml --help
+  {prog} quickstart --resume last
+  {prog} cad_i_cmall --help
 
 keys of an experiment: extends (a list of parents, later wins), seed_everything, model, data, trainer, callbacks and
 loggers (mappings of names), stages (overlays by name), sweep (grids of overlays, of `t2ikit sweep`), run (directory,
@@ -65,28 +64,17 @@ name). ${{data.init_args.size}} takes the value of another key."""
 FLAGS, VALUES = ("print_config", "help", "fork"), ("resume", "stage", "allow", "trust")
 
 
+NO_FILE = Path()
+
+
 @dataclass(frozen=True)
-class Request:
-    """The command line of one run.
+class Line(Request):
+    """The command line of one run; its ``path`` is ``NO_FILE`` where only help is asked for.
 
     Attributes:
-        path: the experiment; None where only help is asked for.
-        overrides: in their order.
-        resume: "last", "auto", a path, or None.
-        fork: whether it resumes in a new version.
-        stage: the one stage that is trained; None trains all.
-        allow: what may differ from the checkpoint.
-        trust: modules that the experiment may name though they are not ours.
         print_config, help: whether that is asked for.
     """
 
-    path: Path | None
-    overrides: tuple[Override, ...] = ()
-    resume: str | None = None
-    fork: bool = False
-    stage: str | None = None
-    allow: tuple[str, ...] = ()
-    trust: tuple[str, ...] = ()
     print_config: bool = False
     help: bool = False
 
@@ -106,73 +94,27 @@ def main(arguments: Sequence[str], prog: str) -> int:
             return stopping.STATUS
 
 
-def _run(request: Request, prog: str) -> int:
-    if request.help:
+def _run(line: Line, prog: str) -> int:
+    if line.help:
         print(HELP.format(prog=prog))
-    if request.path is None:
+    if line.path == NO_FILE:
         return 0
-    stages = stages_of(request.path, request.overrides)
-    if request.stage is not None and not stages:
-        raise ConfigError(f"--stage {request.stage}: {request.path} has no stages")
-    config = compose(request.path, request.overrides, request.stage or next(iter(stages), None))
-    # These load torch and Lightning: not before the file is read.
-    from t2ikit.run.experiment import check, origins_of
+    stages = line.stages()  # reads the file before torch and Lightning are loaded
+    from t2ikit.run.request import begin, checked
 
-    origins = origins_of(request.path.parent, trusted=request.trust)
-    plan = check(config, origins)
-    if request.help:
+    run = checked(line, stages)
+    if line.help:
         from t2ikit.run.describe import describe
 
-        print("\n".join(describe(plan)))
+        print("\n".join(describe(run.plan)))
         return 0
-    text = to_yaml(plan.config)
-    if request.print_config:
-        print(text, end="")
+    if line.print_config:
+        print(to_yaml(run.plan.config), end="")
         return 0
-    words = [word for override in request.overrides for word in (f"--{override.key}", override.text)]
-    words += ["--stage", request.stage] if request.stage else []
-    words += [word for name in request.trust for word in ("--trust", name)]
-    command = f"{prog} {shlex.join([str(request.path), *words])}"
-    try:
-        check_launch()
-        require_folder(Path(plan.config["run"]["directory"]) / plan.name / "version_0", "run.directory")
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    _refuse_options_of_resume(request, plan.trainer)
-    if stages:
-        from t2ikit.run.stage_tree import Request as Stages
-        from t2ikit.run.stages import train_stages
-
-        if request.fork:
-            raise ConfigError(
-                "--fork: an experiment with stages has several run folders: copy its version and resume the copy, or "
-                "start from a checkpoint of it with model.init_args.start"
-            )
-        asked = Stages(request.path, request.overrides, request.stage, request.resume, request.allow, command)
-        return train_stages(asked, origins)
-    from t2ikit.run.folder import TRIAL, choose, print_unfinished, unfinished
-    from t2ikit.run.train import train
-
-    directory, trial = plan.config["run"]["directory"], bool(plan.trainer.get("fast_dev_run"))
-    if request.resume is None and not trial:
-        print_unfinished(unfinished(Path(directory) / plan.name), command)
-    kind = TRIAL if trial else "version"
-    folder = choose(directory, plan.name, request.resume, fork=request.fork, kind=kind)
-    return train(plan, text, folder, request.allow, command)
+    return begin(line, run, prog)[0]
 
 
-def _refuse_options_of_resume(request: Request, trainer: Mapping[str, Any]) -> None:
-    if request.allow and request.resume is None:
-        raise ConfigError("--allow says what may differ from the checkpoint of a --resume: give --resume too")
-    if request.fork and request.resume in (None, "auto"):
-        raise ConfigError(
-            "--fork goes on from a checkpoint in a new folder: name it with --resume last or --resume PATH"
-        )
-    if trainer.get("fast_dev_run") and request.resume is not None:
-        raise ConfigError("trainer.fast_dev_run tries an experiment from its start: leave out --resume")
-
-
-def read_arguments(arguments: Sequence[str], prog: str) -> Request:
+def read_arguments(arguments: Sequence[str], prog: str) -> Line:
     """Splits the command line into the file, our options and the overrides.
 
     Raises:
@@ -201,17 +143,16 @@ def read_arguments(arguments: Sequence[str], prog: str) -> Request:
             f"one experiment a run, got {' and '.join(paths)}; `extends` takes other files into an experiment"
         )
     if not paths and "help" not in flags:
-        raise ConfigError(f"which experiment? {prog} EXPERIMENT.yaml")
+        raise ConfigError(f"which experiment? {prog} EXPERIMENT, a file or a name of `t2ikit experiments`")
     try:
-        path = expanded(paths[0]) if paths else None
+        path = expanded(paths[0]) if paths else NO_FILE
     except ArgumentTypeError as error:
         raise ConfigError(str(error)) from error
     resume, stage = (values[name][-1] if values[name] else None for name in ("resume", "stage"))
-    resume = resume and os.path.expanduser(resume)
-    return Request(
+    return Line(
         path,
         tuple(overrides),
-        resume,
+        resume and os.path.expanduser(resume),
         "fork" in flags,
         stage,
         tuple(values["allow"]),

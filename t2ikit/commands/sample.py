@@ -11,11 +11,9 @@ from t2ikit.commands.arguments import METHOD_HELP, add_trust, expanded, finite, 
 from t2ikit.files import require_folder
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-    from t2ikit.batch import Texts
-    from t2ikit.diffusion.solvers import Solver
+    from t2ikit.evaluation.sampling import Sampling
     from t2ikit.run.trained import TrainedModel
 
 
@@ -68,21 +66,25 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError, FileNotFoundError, ValueError: what is missing or wrong, and what to change.
     """
-    from t2ikit.checkpoints.runs import find_checkpoint
+    from t2ikit.checkpoints.runs import find_trained
+    from t2ikit.evaluation.sampling import Sampling
     from t2ikit.prompts import read_prompts
     from t2ikit.run.experiment import find_method, origins_of
     from t2ikit.run.trained import find_device, load_trained
 
     _check_output(args)
-    checkpoint = find_checkpoint(args.checkpoint, "checkpoint")
+    checkpoint = find_trained(args.checkpoint, "checkpoint")
     origins = origins_of(trusted=args.trust, checkpoint=checkpoint)
     solver = find_method(args.method, origins)
     if args.negative is not None and args.guidance == 0.0:
         raise ValueError("--negative acts through guidance: give --guidance another value than 0")
     prompts = args.prompt or read_prompts(args.prompts, "--prompts")
     device = find_device(args.device)
-    trained = load_trained(checkpoint, args.weights, args.autoencoder, origins=origins)
-    _sample(args, trained, solver, [prompt for prompt in prompts for _ in range(args.count)], device)
+    encoders = args.text_encoder
+    trained = load_trained(checkpoint, args.weights, args.autoencoder, origins=origins, text_encoders=encoders)
+    trained.module.to(device)
+    sampling = Sampling(args.steps, solver, args.guidance, args.seed, args.batch_size, size=args.size)
+    _sample(args, trained, sampling, [prompt for prompt in prompts for _ in range(args.count)])
     return 0
 
 
@@ -99,30 +101,17 @@ def _check_output(args: argparse.Namespace) -> None:
         require_folder(args.grid.parent, "--grid")
 
 
-def _sample(
-    args: argparse.Namespace, trained: TrainedModel, method: str | Solver, prompts: Sequence[str], device: torch.device
-) -> None:
+def _sample(args: argparse.Namespace, trained: TrainedModel, sampling: Sampling, prompts: Sequence[str]) -> None:
     """Image i of ``prompts[i]``, written batch by batch, so that an interrupt leaves whole images."""
     import torch
 
-    from t2ikit.evaluation.sampling import Sampling, sample_batches
     from t2ikit.pictures import save_grid, save_png
 
-    module = trained.module
-    module.space.load()  # refuses a missing one before the work, not after it
-    negative = args.negative or ""
-    states = _encode(trained, [*prompts, negative, ""], args.text_encoder, device)
-    module.unconditional = states[""]
-    module.to(device)
     settings = _settings(args, trained)
-    args.out.mkdir(parents=True, exist_ok=True)
     grid: list[Tensor] = []
-    sampling = Sampling(args.steps, method, args.guidance, args.seed, args.batch_size, size=args.size)
-    sampling.shape(module.denoiser)
-    indices = range(len(prompts))
-    batches = [indices[start : start + args.batch_size] for start in indices[:: args.batch_size]]
-    rows, uncond = [states[prompt] for prompt in prompts], states[negative]
-    for batch, images in sample_batches(module, rows, sampling, batches, "sampling", uncond):
+    batches = trained.images(prompts, sampling, args.negative or "")
+    args.out.mkdir(parents=True, exist_ok=True)
+    for batch, images in batches:
         for index, image in zip(batch, images, strict=True):
             metadata = {"prompt": prompts[index], "index": str(index), **settings}
             save_png(image, args.out / f"{index:05d}.png", metadata)
@@ -135,18 +124,6 @@ def _sample(
         columns = args.count if args.count > 1 else None
         save_grid(torch.cat(grid), args.grid, {"prompts": listed, **settings}, columns)
         print(f"grid: {args.grid}")
-
-
-def _encode(
-    trained: TrainedModel, prompts: Sequence[str], names: Sequence[str] | None, device: torch.device
-) -> dict[str, Texts]:
-    """Prompt -> its text states, one row on the CPU; encodes each by itself, so that the others cannot change it."""
-    from t2ikit.encoders.limits import with_remarks
-    from t2ikit.encoders.text import encode_prompts
-
-    unique = list(dict.fromkeys(prompts))
-    encoders = with_remarks(trained.text_encoders(names, device), unique)
-    return dict(zip(unique, encode_prompts(encoders, unique, batch_size=1), strict=True))
 
 
 def _settings(args: argparse.Namespace, trained: TrainedModel) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from t2ikit.commands.arguments import add_trust, expanded, positive
 from t2ikit.commands.overrides import take_overrides
+from t2ikit.config.compose import find_experiment
 from t2ikit.config.sweep import Sweep, sweep_of
 from t2ikit.files import require_folder
 
@@ -49,7 +50,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("experiment", metavar="FILE", type=expanded, help="experiment with a `sweep`")
+    add("experiment", metavar="FILE", type=expanded, help="experiment with a `sweep`: a file, or a name")
     add("--list", action="store_true", help="train nothing: print the state of every cell, and the table")
     add("--jobs", type=positive, default=1, metavar="N", help="cells at once on this machine (default: 1)")
     add("--cell", metavar="NAME", help="train this cell only, in this process")
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     from t2ikit.run.experiment import origins_of
     from t2ikit.run.sweeps import run_cell, run_missing
 
-    origins = origins_of(args.experiment.parent, trusted=args.trust)
+    origins = origins_of(find_experiment(args.experiment).parent, trusted=args.trust)
     words = ["sweep", str(args.experiment), "--scores", str(scores)]
     words += [word for name in args.trust for word in ("--trust", name)]
     words += [f"--{override.key}={override.text}" for override in args.overrides]

@@ -43,7 +43,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("experiment", metavar="EXPERIMENT.yaml", type=expanded, help="an experiment file, with or without stages")
+    add("experiment", metavar="EXPERIMENT", type=expanded, help="a file or a name, with or without stages")
     add("--kills", type=positive, default=3, metavar="N", help="how often the run is killed (default: 3)")
     add("--steps", type=positive, default=48, metavar="N", help="optimizer steps of each run (default: 48)")
     add("--seed", type=int, default=0, metavar="N", help="key of the moments of the kills (default: 0)")

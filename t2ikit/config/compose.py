@@ -32,6 +32,8 @@ _TEXT_KEYS = ("run.name", "run.directory")
 TOP_KEYS = ("extends", "seed_everything", "model", "data", "trainer", "callbacks", "loggers", "stages", "sweep", "run")
 _OF_THE_FILE = ("stages.", "sweep.")
 RUN_KEYS = ("directory", "name")
+SUFFIXES = (".yaml", ".yml")
+"""Of the files of experiments."""
 CLASS_KEYS = ("class_path", "init_args")
 LIBRARIES = ("t2ikit", "lightning", "torch", "torchmetrics", "torchvision", "timm", "diffusers", "transformers")
 """Top-level packages whose classes every experiment may name."""
@@ -76,7 +78,7 @@ def compose(
     """The resolved experiment: every parent merged in order, then the file, the overrides, and interpolation, once.
 
     Args:
-        path: the experiment file.
+        path: the experiment file, or the name of one; see :func:`find_experiment`.
         overrides: from left to right; a key below a class node reaches its ``init_args`` (``data.root``).
         stage: name of one of its ``stages``, whose overlay comes over the file and below the overrides.
         overlays: further ones, of a cell of its sweep, in their order.
@@ -129,14 +131,7 @@ def part_of(path: str | Path, key: str, overrides: Sequence[Override] = ()) -> A
 
 def _read_whole(path: str | Path, overrides: Sequence[Override]) -> tuple[dict[str, Any], list[Override]]:
     """The experiment with stages and sweep, to which the overrides of these are applied; and the other overrides."""
-    path = Path(path)
-    if not path.is_file():
-        shipped = Path(os.path.relpath(shipped_experiments()))
-        if ".." in shipped.parts:
-            shipped = shipped.resolve()
-        known = [folder / name for folder in (path.parent, shipped) for name in _known_files(folder)]
-        known = [file for file in known if file.parent.name != "base"]
-        raise ConfigError(f"no experiment file {path}{nearest(str(path), map(str, known))}")
+    path = find_experiment(path)
     config = _over(DEFAULTS, _load(path, ()))
     config["run"].setdefault("name", path.stem)
     for override in overrides:
@@ -156,6 +151,42 @@ def changed(config: dict[str, Any], overrides: Sequence[Override] = ()) -> dict[
         return {key: with_home(value) for key, value in _interpolate(config).items()}
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def find_experiment(name: str | Path) -> Path:
+    """The file of an experiment, for every command that takes one.
+
+    Args:
+        name: a path, or a name such as ``quickstart`` or ``synthreal/rgb``: NAME.yaml of the current folder where there
+            is one, else the experiment of this name that comes with the package.
+
+    Raises:
+        ConfigError: there is none; with the nearest known one.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.suffix in SUFFIXES:
+        shipped = Path(os.path.relpath(shipped_experiments()))
+        if ".." in shipped.parts:
+            shipped = shipped.resolve()
+        known = [folder / file for folder in (path.parent, shipped) for file in _known_files(folder)]
+        known = [file for file in known if file.parent.name != "base"]
+        raise ConfigError(f"no experiment file {path}{nearest(str(path), map(str, known))}")
+    files = (folder / f"{name}{suffix}" for folder in (Path(), shipped_experiments()) for suffix in SUFFIXES)
+    named = next(filter(Path.is_file, files), None)
+    if named is not None:
+        return named
+    names = [str(Path(file).with_suffix("")) for file in _known_files(Path()) if not file.startswith("base/")]
+    close = nearest(str(name), [*names, *shipped_names()])
+    raise ConfigError(f"no experiment {name}{close}; `t2ikit experiments` lists those that come with the kit")
+
+
+def shipped_names() -> list[str]:
+    """The names of the experiments that come with the package, such as ``quickstart`` and ``synthreal/rgb``."""
+    folder = shipped_experiments()
+    files = (file.relative_to(folder) for file in [*folder.glob("*.yaml"), *folder.glob("*/*.yaml")])
+    return sorted(file.with_suffix("").as_posix() for file in files if file.parent.name != "base")
 
 
 def shipped_experiments() -> Path:

@@ -186,6 +186,10 @@ class LatentSpace(ImageSpace):
         """Loads the autoencoder."""
         self._load()
 
+    def use(self, model: Any, reference: EncoderReference | None) -> None:
+        """Takes an ``AutoencoderKL`` that is loaded already; ``reference``: which weights these are, if it is known."""
+        self._loaded = model, reference or EncoderReference(self.autoencoder, self.revision, "")
+
     def _load(self) -> tuple[Any, EncoderReference]:
         if self._loaded is None:
             from diffusers import AutoencoderKL

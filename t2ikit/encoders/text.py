@@ -35,7 +35,7 @@ from t2ikit.pretrained import EncoderReference, load_pretrained
 DEFAULT_TEXT_ENCODER = "google/flan-t5-xl"
 MAX_TOKENS = 256
 _OPTION = "--text-encoder DIR of `t2ikit prepare encode`, or the text encoder of the experiment"
-_TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "merges.txt")
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "merges.txt")
 _T5 = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 _LAYER = "#layer="
 
@@ -127,7 +127,7 @@ class TextEncoder:
         from transformers import AutoTokenizer
 
         source_name, layer = split_layer(name)
-        model, source = load_pretrained(AnyTextModel, source_name, revision, _OPTION, _TOKENIZER_FILES, dtype=dtype)
+        model, source = load_pretrained(AnyTextModel, source_name, revision, _OPTION, TOKENIZER_FILES, dtype=dtype)
         try:
             tokenizer = AutoTokenizer.from_pretrained(source.folder)
         except (OSError, ValueError, KeyError) as error:
@@ -229,9 +229,18 @@ class TextEncoder:
 class AnyTextModel:
     """Loads a text model by the class that the ``config.json`` of its folder asks for."""
 
-    @staticmethod
-    def from_pretrained(folder: Path, **options: Any) -> Any:
+    @classmethod
+    def from_pretrained(cls, folder: Path, **options: Any) -> Any:
         """The model of transformers, as its ``from_pretrained`` gives it.
+
+        Raises:
+            ValueError: a kind of model that is not known.
+        """
+        return cls.class_of(folder).from_pretrained(folder, **options)
+
+    @staticmethod
+    def class_of(folder: Path) -> Any:
+        """The class of transformers.
 
         Raises:
             ValueError: a kind of model that is not known.
@@ -250,7 +259,7 @@ class AnyTextModel:
             model_class = transformers.AutoModel
         else:
             raise ValueError(f"its model_type is {kind!r}, neither a T5, nor CLIP's text model, nor a language model")
-        return model_class.from_pretrained(folder, **options)
+        return model_class
 
 
 def split_layer(name: str) -> tuple[str, int]:
@@ -280,6 +289,19 @@ def encode_prompts(encoders: Iterable[TextEncoder], prompts: Sequence[str], batc
     return columns[0] if len(columns) == 1 else Zipped(columns)
 
 
+def encoder_source(reference: EncoderReference, root: Path | None, name: str | None = None) -> tuple[str, str | None]:
+    """Folder or repository of a recorded text encoder, with its layer, and the revision; as :func:`load_encoder`."""
+    source, revision = name or reference.name, reference.revision if name in (None, reference.name) else None
+    layer = split_layer(reference.name)[1]
+    if layer != -1 and _LAYER not in source:
+        source = f"{source}{_LAYER}{layer}"
+    if name is None and root is not None:
+        with suppress(ValueError):  # the path of a folder elsewhere is no name below the root
+            beside = below(root, reference.name)
+            source = str(beside) if beside.is_dir() else source
+    return source, revision
+
+
 def load_encoder(
     reference: EncoderReference,
     root: Path | None,
@@ -302,14 +324,7 @@ def load_encoder(
         FileNotFoundError: it is not there.
         ValueError: it has other weights.
     """
-    source, revision = name or reference.name, reference.revision if name in (None, reference.name) else None
-    layer = split_layer(reference.name)[1]
-    if layer != -1 and _LAYER not in source:
-        source = f"{source}{_LAYER}{layer}"
-    if name is None and root is not None:
-        with suppress(ValueError):  # the path of a folder elsewhere is no name below the root
-            beside = below(root, reference.name)
-            source = str(beside) if beside.is_dir() else source
+    source, revision = encoder_source(reference, root, name)
     encoder = TextEncoder.load(source, revision, device, max_tokens=token_limit or MAX_TOKENS)
     if encoder.reference.sha256 != reference.sha256:
         raise ValueError(

@@ -19,9 +19,9 @@ from t2ikit import ranks
 from t2ikit.callbacks import Snapshot
 from t2ikit.checkpoints import read_weights
 from t2ikit.checkpoints.denoiser import stored_experiment
-from t2ikit.checkpoints.runs import find_checkpoint, run_folder_of
+from t2ikit.checkpoints.runs import find_trained, run_folder_of
 from t2ikit.config.class_nodes import check_component
-from t2ikit.config.compose import ConfigError, changed, compose, nearest
+from t2ikit.config.compose import ConfigError, changed, compose, find_experiment, nearest
 from t2ikit.config.imports import find_class
 from t2ikit.config.origins import Origins
 from t2ikit.data.datamodule import DataModule
@@ -46,7 +46,7 @@ def evaluate(args: argparse.Namespace) -> None:
     Raises:
         ConfigError, FileNotFoundError, ValueError: what is missing or wrong, and what to change.
     """
-    checkpoint = None if args.checkpoint is None else find_checkpoint(args.checkpoint, "checkpoint")
+    checkpoint = None if args.checkpoint is None else find_trained(args.checkpoint, "checkpoint")
     experiment: Path | None = args.experiment or checkpoint
     assert experiment is not None  # the command line gives one of them
     if checkpoint is None or args.experiment:
@@ -54,7 +54,9 @@ def evaluate(args: argparse.Namespace) -> None:
     else:
         config = changed(stored_experiment(read_weights(checkpoint, mmap=True), checkpoint), args.overrides)
     # Files of a run folder may come from elsewhere: only an experiment that the user names brings its own.
-    origins = origins_of(*([experiment.parent] if args.experiment else []), trusted=args.trust, checkpoint=checkpoint)
+    origins = origins_of(
+        *([find_experiment(experiment).parent] if args.experiment else []), trusted=args.trust, checkpoint=checkpoint
+    )
     snapshot = _snapshot(config, args.snapshot, experiment, origins)
     snapshot.evaluation.limit = args.limit
     others = None if args.compare is None else find_scores(args.compare, args.snapshot, "--compare")

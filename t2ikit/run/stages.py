@@ -37,8 +37,8 @@ from t2ikit.run.train import train
 Result = TypeVar("Result")
 
 
-def train_stages(request: Request, origins: Origins) -> int:
-    """Trains the stages of an experiment that are not finished; returns the exit status.
+def train_stages(request: Request, origins: Origins) -> tuple[int, Path]:
+    """Trains the stages of an experiment that are not finished; returns the exit status and the folder of the version.
 
     Raises:
         ConfigError: what one of the stages cannot do; all are checked before the first begins.
@@ -53,7 +53,8 @@ def train_stages(request: Request, origins: Origins) -> int:
     plans = {name: tree.plan(name) for name in names}
     if FOLDER_VARIABLE in os.environ:  # a rank that Lightning started, for one of the stages
         folder = rank_folder()
-        return _train(tree.plan(folder.path.name, tree.start(folder.path.name, folder.path.parent)), folder, request)
+        plan = tree.plan(folder.path.name, tree.start(folder.path.name, folder.path.parent))
+        return _train(plan, folder, request), folder.path.parent
     _join_ranks(plans)
     version = _agreed(partial(_version, tree, plans, names))
     for name in names:
@@ -67,9 +68,9 @@ def train_stages(request: Request, origins: Origins) -> int:
         with _ranks_of_this_stage():
             status = _train(plan, folder, request)
         if status != 0:
-            return status
+            return status, version.path
         gc.collect()  # a Trainer and its model refer to each other: two stages would lie in the memory of a GPU
-    return 0
+    return 0, version.path
 
 
 def _check_allowed(tree: Tree) -> None:

@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
+from torch import Tensor
 
+from t2ikit.batch import Texts
 from t2ikit.checkpoints import load_weights, read_weights
 from t2ikit.checkpoints.denoiser import Weights, stored_experiment, stored_weights
-from t2ikit.checkpoints.runs import find_checkpoint, run_folder_of
+from t2ikit.checkpoints.exported import parts_of, text_encoder_name
+from t2ikit.checkpoints.runs import find_trained, run_folder_of
 from t2ikit.config.class_nodes import check_component
 from t2ikit.config.compose import ConfigError, merge
 from t2ikit.config.origins import Origins
 from t2ikit.data.resume import training_manifest
-from t2ikit.encoders.text import TextEncoder, load_encoder
+from t2ikit.diffusion.samplers import find_solver
+from t2ikit.diffusion.solvers import Solver
+from t2ikit.encoders.limits import with_remarks
+from t2ikit.encoders.text import TextEncoder, encode_prompts, encoder_source, load_encoder
+from t2ikit.evaluation.sampling import Sampling, sample_batches
 from t2ikit.module import TextToImage
-from t2ikit.pretrained import sha256_of
+from t2ikit.pictures import Pictures
+from t2ikit.pretrained import EncoderReference, sha256_of
 from t2ikit.records.fits import OWN_TEXT_ENCODER
 from t2ikit.records.manifest import Manifest
-from t2ikit.run.experiment import ORIGINS
+from t2ikit.run.experiment import ORIGINS, origins_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainedModel:
-    """A model that is ready to sample, and where it comes from.
+    """A model that is ready to sample, and where it comes from; what ``t2ikit.load`` returns.
+
+    Example:
+        >>> model = t2ikit.load("runs/quickstart")                              # doctest: +SKIP
+        >>> model.sample("a large red circle", count=4)[0].save("circle.png")   # doctest: +SKIP
 
     Attributes:
-        module: on the CPU, in evaluation mode, without gradients.
+        module: in evaluation mode, without gradients; on the CPU unless ``t2ikit.load`` moves it.
         manifest: of the data that it was trained on.
         config: the resolved experiment.
         sha256: of the checkpoint file.
@@ -38,6 +50,8 @@ class TrainedModel:
         step: optimizer steps of the checkpoint.
         weights: which ones the module holds: "ema 0.9999" or "raw".
         origins: which modules its class paths may name.
+        encoder_names: folders or repositories of the text encoders, in place of the recorded ones.
+        loaded_encoders: those that are loaded already, by their place among the text encoders.
     """
 
     module: TextToImage
@@ -48,15 +62,89 @@ class TrainedModel:
     step: int
     weights: str
     origins: Origins = ORIGINS
+    encoder_names: tuple[str, ...] | None = None
+    loaded_encoders: dict[int, TextEncoder] = field(default_factory=dict, compare=False)
+    _states: dict[str, Texts] = field(default_factory=dict, compare=False)
 
-    def text_encoders(
-        self, names: Sequence[str] | None = None, device: str | torch.device = "cpu"
-    ) -> Iterator[TextEncoder]:
-        """The text encoders that the training data was encoded with; their weights are compared with those.
+    def __repr__(self) -> str:
+        network = type(self.module.denoiser).__name__
+        return f"<{network} of step {self.step}, {self.weights} weights, {self.checkpoint}>"
+
+    def sample(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        count: int = 1,
+        seed: int = 0,
+        steps: int = 50,
+        guidance: float = 2.0,
+        method: str | Solver = "ddim",
+        negative: str = "",
+        size: tuple[int, int] | None = None,
+        batch_size: int = 16,
+    ) -> Pictures:
+        """Images of prompts, the same as those of ``t2ikit sample`` with the same options.
 
         Args:
-            names: folder or repository of each, in their order; by default the recorded ones, which may be in the
-                experiment's data root.
+            prompt: one or several.
+            count: images of each.
+            seed: of the noise; image i depends on it, on i and on its prompt alone.
+            steps: of the sampler.
+            guidance: w of (1 + w) cond - w uncond.
+            method: sampler: ddim, ddpm, euler, heun, dpmpp_2m, or a Solver.
+            negative: prompt that guidance moves away from, instead of the empty one.
+            size: (H, W) of x_0, one that the denoiser takes beside its ``input_size``.
+            batch_size: images sampled at once.
+
+        Returns:
+            A list of PIL images, which a notebook shows as a grid.
+
+        Raises:
+            FileNotFoundError: the text encoder or the autoencoder is missing.
+            ValueError: an option that cannot be, and what to change.
+        """
+        if count < 1 or steps < 1 or batch_size < 1:
+            raise ValueError(f"count, steps and batch_size are at least 1; got {count}, {steps} and {batch_size}")
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        sampling = Sampling(steps, method, guidance, seed, batch_size, size=size)
+        rows = [text for text in prompts for _ in range(count)]
+        images = [image for _, batch in self.images(rows, sampling, negative) for image in batch]
+        return Pictures(images, columns=count if count > 1 and len(prompts) > 1 else None)
+
+    def images(self, prompts: Sequence[str], sampling: Sampling, negative: str = "") -> Iterator[tuple[range, Tensor]]:
+        """Image i of ``prompts[i]``, batch by batch, on the device of the module; what is missing is refused at once.
+
+        Returns:
+            The indices of a batch and its images, [B, 3, H, W] uint8 on the CPU, as they are sampled.
+
+        Raises:
+            ValueError: as :meth:`sample`.
+        """
+        if negative and sampling.guidance == 0.0:
+            raise ValueError("a negative prompt acts through guidance: give guidance another value than 0")
+        find_solver(sampling.method)
+        sampling.shape(self.module.denoiser)
+        self.module.space.load()  # refuses a missing one before the work, not after it
+        self._encode([*prompts, negative, ""])
+        self.module.unconditional = self._states[""]
+        indices = range(len(prompts))
+        batches = [indices[start : start + sampling.batch_size] for start in indices[:: sampling.batch_size]]
+        rows = [self._states[prompt] for prompt in prompts]
+        return sample_batches(self.module, rows, sampling, batches, "sampling", self._states[negative])
+
+    def _encode(self, prompts: Sequence[str]) -> None:
+        """Keeps the states of new prompts, one row on the CPU; each by itself, so that the others cannot change it."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._states]
+        if new:
+            encoders = with_remarks(self.text_encoders(self.module.device), new)
+            self._states.update(zip(new, encode_prompts(encoders, new, batch_size=1), strict=True))
+
+    def text_encoders(self, device: str | torch.device = "cpu") -> Iterator[TextEncoder]:
+        """The text encoders that the training data was encoded with; their weights are compared with those.
+
+        The recorded ones may be in the run folder or in the experiment's data root.
+
+        Args:
             device: where they run.
 
         Yields:
@@ -66,18 +154,13 @@ class TrainedModel:
             FileNotFoundError: there is no such encoder; names ``--text-encoder``.
             ValueError: the data has none, another number of names is given, or the weights of one are others.
         """
-        references = self.manifest.text_encoders
-        if not references:
-            raise ValueError(f"{self.checkpoint}: its training data had no text states")
-        if names is not None and len(names) != len(references):
-            raise ValueError(
-                f"--text-encoder is given {len(names)} times, the training data has {len(references)} text encoders: "
-                f"name each, in the order of {', '.join(reference.name for reference in references)}"
-            )
-        root = self._encoder_root() if names is None else None
+        root, references = self._encoder_root(), self._references()
         remedy = "give the one of the training data with --text-encoder"
         for index, reference in enumerate(references):
-            name = None if names is None else names[index]
+            if index in self.loaded_encoders:
+                yield self.loaded_encoders[index]
+                continue
+            name = self._encoder_name(index)
             try:
                 yield load_encoder(reference, root, remedy, name, device, self.manifest.token_limit)
             except FileNotFoundError as error:
@@ -87,8 +170,40 @@ class TrainedModel:
                     f"that the training data was encoded with (SHA-256 {reference.sha256[:12]}...) with --text-encoder"
                 ) from error
 
+    def encoder_sources(self) -> Iterator[tuple[EncoderReference, str, str | None]]:
+        """Of every text encoder: what is recorded, and the folder or repository, with its revision, that is loaded."""
+        root = self._encoder_root()
+        for index, reference in enumerate(self._references()):
+            yield reference, *encoder_source(reference, root, self._encoder_name(index))
+
+    def _references(self) -> tuple[EncoderReference, ...]:
+        """The recorded text encoders.
+
+        Raises:
+            ValueError: there are none, or other names are given than for each of them.
+        """
+        references, names = self.manifest.text_encoders, self.encoder_names
+        if not references:
+            raise ValueError(f"{self.checkpoint}: its training data had no text states")
+        if names is not None and len(names) != len(references):
+            raise ValueError(
+                f"--text-encoder is given {len(names)} times, the training data has {len(references)} text encoders: "
+                f"name each, in the order of {', '.join(reference.name for reference in references)}"
+            )
+        return references
+
+    def _encoder_name(self, index: int) -> str | None:
+        """The folder or repository that was given for a text encoder, or that is included in an export."""
+        if self.encoder_names is not None:
+            return self.encoder_names[index]
+        parts = parts_of(self.checkpoint)
+        included = None if parts is None else parts / text_encoder_name(index)
+        return str(included) if included is not None and included.is_dir() else None
+
     def _encoder_root(self) -> Path | None:
-        """The run folder where it keeps the encoder that was built for its data, else the data root."""
+        """The run folder where it keeps the encoder that was built for its data, else the data root; None if named."""
+        if self.encoder_names is not None:
+            return None
         run_folder = run_folder_of(self.checkpoint)
         return run_folder if (run_folder / OWN_TEXT_ENCODER).is_dir() else self._data_root()
 
@@ -108,27 +223,32 @@ def load_trained(
     autoencoder: str | None = None,
     decay: float | None = None,
     origins: Origins = ORIGINS,
+    text_encoders: Sequence[str] | None = None,
 ) -> TrainedModel:
     """Rebuilds the module of a checkpoint; needs no data set.
 
     Args:
-        checkpoint: a ``step-*.ckpt``, wherever it lies, or a run folder, whose newest complete checkpoint is taken.
+        checkpoint: see :func:`~t2ikit.checkpoints.runs.find_trained`.
         weights: "ema" for the averages of the EMA callback, "raw" for the weights themselves, "auto" for the averages
             where there are any, as a snapshot of the run takes them.
         autoencoder: folder or repository of the autoencoder, in place of the experiment's.
         decay: which profile of the averages; None takes the first.
         origins: which modules its class paths may name.
+        text_encoders: folder or repository of each, in their order, in place of the recorded ones.
 
     Raises:
         ConfigError: no checkpoint, no experiment beside it, or one that cannot be built.
         ValueError: the file is not a checkpoint of a text-to-image run, or holds no averages; says what to do.
     """
-    path = find_checkpoint(Path(checkpoint), "checkpoint")
+    path = find_trained(Path(checkpoint), "checkpoint")
     content = read_weights(path, mmap=True)
     config = stored_experiment(content, path)
     stored = training_manifest(content)
     if stored is None or "global_step" not in content:
         raise ValueError(f"checkpoint {path}: not a checkpoint of a text-to-image run (`t2ikit run`)")
+    parts = parts_of(path)
+    if autoencoder is None and parts is not None and (parts / "vae").is_dir():
+        autoencoder = str(parts / "vae")
     module = _build(config, path, autoencoder, origins)
     module.on_load_checkpoint(content)
     manifest = Manifest.from_json(stored)
@@ -136,7 +256,44 @@ def load_trained(
     state, label = stored_weights(content, path, weights, decay)
     load_weights(module.denoiser, state)
     module.eval().requires_grad_(False)
-    return TrainedModel(module, manifest, config, sha256_of(path), path, int(content["global_step"]), label, origins)
+    step, names = int(content["global_step"]), None if text_encoders is None else tuple(text_encoders)
+    return TrainedModel(module, manifest, config, sha256_of(path), path, step, label, origins, names)
+
+
+def load(
+    source: str | Path,
+    *,
+    weights: Weights = "ema",
+    device: str | None = None,
+    decay: float | None = None,
+    text_encoder: str | Sequence[str] | None = None,
+    autoencoder: str | None = None,
+    trust: Sequence[str] = (),
+) -> TrainedModel:
+    """A trained model, ready to sample: ``t2ikit.load("runs/quickstart").sample("a large red circle")``.
+
+    Args:
+        source: a run folder, a stage of one, the folder of an experiment's runs (the newest is taken), a checkpoint
+            file, or what ``t2ikit export`` has written, a folder or a file.
+        weights: "ema" for the averaged weights, "raw" for those of the last step, "auto" for the averages where there
+            are any.
+        device: "cpu", "cuda", "cuda:1", ...; by default a GPU if there is one.
+        decay: which profile of the averages; None takes the first.
+        text_encoder: folder or repository of the text encoder of the training data, if it has moved; of several, each.
+        autoencoder: that of the autoencoder, if it has moved.
+        trust: modules that the experiment may name though they are not ours.
+
+    Raises:
+        ConfigError: no such model, or one that cannot be built; says what to change.
+        ValueError: the file is not a checkpoint of a text-to-image run, or holds no averages.
+    """
+    path = find_trained(Path(source), "checkpoint")
+    place = find_device(device)
+    encoders = [text_encoder] if isinstance(text_encoder, str) else text_encoder
+    origins = origins_of(trusted=trust, checkpoint=path)
+    trained = load_trained(path, weights, autoencoder, decay, origins, encoders)
+    trained.module.to(place)
+    return trained
 
 
 def find_device(name: str | None) -> torch.device:

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from t2ikit.callbacks import Snapshot
 from t2ikit.config.class_nodes import accepted
-from t2ikit.config.compose import ConfigError, Override, compose, stages_of
+from t2ikit.config.compose import ConfigError, Override, compose, find_experiment, stages_of
 from t2ikit.config.imports import find_class
 from t2ikit.config.origins import Origins
 from t2ikit.run.differences import Verdict, compare
@@ -60,7 +60,7 @@ def verify_resume(request: Request, keep: bool) -> int:
     Raises:
         ConfigError: the experiment is refused, has no checkpoint callback, or has fewer steps than stages.
     """
-    origins = origins_of(request.path.parent, trusted=request.trust)
+    origins = origins_of(find_experiment(request.path).parent, trusted=request.trust)
     stages = list(stages_of(request.path, request.overrides))
     names: list[str | None] = [*stages] or [None]
     plans = {name: check(compose(request.path, request.overrides, name), origins) for name in names}

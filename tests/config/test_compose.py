@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from t2ikit.config.compose import ConfigError, Override, compose, flatten, merge, shipped_experiments
+from t2ikit.config.compose import (
+    ConfigError,
+    Override,
+    compose,
+    find_experiment,
+    flatten,
+    merge,
+    shipped_experiments,
+    shipped_names,
+)
 
 
 def write(folder: Path, **files: str) -> Path:
@@ -258,7 +267,27 @@ def test_a_missing_file_is_not_taken_for_another_kind_of_yaml(tmp_path: Path, mo
     write(tmp_path / "shipped", quickstart="trainer: {}")
     with pytest.raises(ConfigError) as caught:
         composed(Path("zzz"))
-    assert str(caught.value) == "no experiment file zzz; known: mine.yaml, shipped/quickstart.yaml"
+    listed = "; `t2ikit experiments` lists those that come with the kit"
+    assert str(caught.value) == f"no experiment zzz; known: mine, quickstart{listed}"
+    with pytest.raises(ConfigError) as caught:
+        composed(Path("zzz.yaml"))
+    assert str(caught.value) == "no experiment file zzz.yaml; known: mine.yaml, shipped/quickstart.yaml"
+
+
+def test_an_experiment_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = composed(Path("quickstart"))
+    assert shipped == composed(shipped_experiments() / "quickstart.yaml") and shipped["run"]["name"] == "quickstart"
+    write(tmp_path, quickstart="extends: [quickstart.yml]\ntrainer: {max_steps: 7}")
+    with pytest.raises(ConfigError, match=r"no file 'quickstart.yml'"):
+        composed(Path("quickstart"))  # a file of the current folder comes first
+    write(tmp_path, quickstart="extends: [shapes_dit_i.yaml]\ntrainer: {max_steps: 7}")
+    assert composed(Path("quickstart"))["trainer"]["max_steps"] == 7
+    assert find_experiment(tmp_path / "quickstart") == tmp_path / "quickstart.yaml"
+    with pytest.raises(ConfigError, match="no experiment shapes_dit_ii; nearest known: 'shapes_dit_i'"):
+        find_experiment("shapes_dit_ii")
+    assert {"quickstart", "synthreal/depth", "uvit_huge_frozen"} <= set(shipped_names())
+    assert not any(name.startswith("base/") for name in shipped_names())
 
 
 def test_long_circle_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,214 @@
+"""``t2ikit export``: the same picture out of a folder of diffusers and out of one file; whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import t2ikit
+import tiny
+from t2ikit import cli
+from t2ikit.checkpoints import exported, load_denoiser
+from t2ikit.checkpoints.runs import step_of
+from t2ikit.checkpoints.start import Start, start_from
+from t2ikit.config.class_nodes import check_component
+from t2ikit.config.compose import ConfigError
+from t2ikit.encoders import LatentSpace, TextEncoder, build_small_t5
+from t2ikit.module import TextToImage
+from t2ikit.records.manifest import Manifest, TextSource
+
+PROMPT = "a blue square"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder as `t2ikit run` leaves it, of an untrained model on latents of a tiny autoencoder."""
+    from diffusers import AutoencoderKL
+
+    folder = tmp_path_factory.mktemp("export")
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    torch.manual_seed(0)
+    vae = AutoencoderKL(**blocks, block_out_channels=(4,) * 2, layers_per_block=1, norm_num_groups=2, latent_channels=4)
+    vae.save_pretrained(folder / "vae")
+    run = folder / "runs" / "small" / "version_0"
+    build_small_t5(run / "text_encoder", [PROMPT, "a red ring"], dim=16)
+    image = LatentSpace(str(folder / "vae")).reference
+    text = TextEncoder.load(str(run / "text_encoder")).reference
+    denoiser = yaml.safe_load(tiny.EXPERIMENT)["model"]["init_args"]["denoiser"]
+    denoiser["init_args"] |= {"patch_size": 2, "input_size": 8, "text_dim": 16}
+    space = {"class_path": "t2ikit.encoders.LatentSpace", "init_args": {"autoencoder": image.name}}
+    arguments = {"denoiser": {"class_path": "t2ikit.denoisers.CADI", **denoiser}, "space": space}
+    node = {"class_path": "t2ikit.module.TextToImage", "init_args": arguments}
+    module = check_component("model", node, TextToImage).build()
+    tiny.awake(module.denoiser)
+    source = TextSource(16, type(text)("text_encoder", None, text.sha256))
+    module.manifest = Manifest("latents", (2, 4, 8, 8), texts={"t5": source}, token_limit=8, autoencoder=image)
+    averages = {name: value * 0.9 for name, value in module.denoiser.named_parameters()}
+    callbacks = {"EMA": {"step": 3, "profiles": {"0.9": averages}}}
+    content = {"state_dict": module.state_dict(), "global_step": 3, "callbacks": callbacks}
+    data = {"class_path": "t2ikit.data.DataModule", "init_args": {"root": "gone", "batch_size": 8}}
+    module.experiment = {"model": node, "data": data, "run": {"name": "small"}}
+    module.on_save_checkpoint(content)
+    (run / "checkpoints").mkdir()
+    torch.save(content, run / "checkpoints" / "step-00000003.ckpt")
+    return run
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+
+
+def export(*words: str | Path) -> None:
+    assert cli.main(["export", *map(str, words)]) == 0
+
+
+def expected(run: Path, *words: str) -> np.ndarray:
+    assert cli.main(["sample", str(run), "--prompt", PROMPT, "--steps", "3", "--seed", "5", *words]) == 0
+    return np.asarray(Image.open("samples/00000.png"))
+
+
+def test_the_same_picture_in_another_process(run: Path, place: Path) -> None:
+    picture = expected(run)
+    export(run, "folder", "--license", "apache-2.0")
+    export(run, "one.safetensors", "--format", "safetensors")
+    hidden = run.parents[2].rename(place / "hidden")  # neither the run nor its autoencoder is needed any more
+    program = f"""
+import t2ikit, t2ikit.pipeline
+from diffusers import DiffusionPipeline
+pipeline = DiffusionPipeline.from_pretrained("folder", trust_remote_code=False)
+pipeline({PROMPT!r}, num_inference_steps=3, seed=5).images[0].save("pipeline.png")
+pipeline({PROMPT!r}, num_inference_steps=3, seed=5, guidance_scale=1.0).images[0].save("plain.png")
+for name in ("folder", "one.safetensors"):
+    t2ikit.load(name, device="cpu").sample({PROMPT!r}, steps=3, seed=5)[0].save(name + ".png")
+"""
+    try:
+        done = subprocess.run([sys.executable, "-c", program], cwd=place, capture_output=True, text=True)
+    finally:
+        hidden.rename(run.parents[2])
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("pipeline.png", "folder.png", "one.safetensors.png"):
+        assert np.array_equal(picture, np.asarray(Image.open(name))), name
+    assert np.array_equal(expected(run, "--guidance", "0"), np.asarray(Image.open("plain.png")))
+    assert np.array_equal(picture, expected(Path("folder")))  # wherever a checkpoint is taken
+    index = json.loads(Path("folder/model_index.json").read_text())
+    assert index["text_encoder"] == ["transformers", "T5EncoderModel"] and index["vae"][1] == "AutoencoderKL"
+    card = Path("folder/README.md").read_text()
+    assert "license: apache-2.0" in card and "The run has not been scored at step 3." in card
+    assert "ema 0.9" in card and "autoencoder" in card
+
+
+def test_weights_elsewhere(run: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export(run, "one.safetensors", "--format", "safetensors", "--weights", "raw")
+    one = Path("one.safetensors")
+    denoiser = load_denoiser(one, "raw")
+    stored = torch.load(run / "checkpoints" / "step-00000003.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(value, stored[f"denoiser.{name}"]) for name, value in denoiser.state_dict().items())
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.zero_()
+    assert start_from(denoiser, Start(str(one), weights="auto"))["weights"] == "raw"
+    assert all(torch.equal(value, stored[f"denoiser.{name}"]) for name, value in denoiser.state_dict().items())
+    with pytest.raises(ValueError, match="holds the weights 'raw' alone"):
+        t2ikit.load(one)
+    with pytest.raises(ConfigError, match=r"no run can go on.*--model\.start\.checkpoint one.safetensors"):
+        step_of(one)
+    content = bytearray(one.read_bytes())
+    content[-9] ^= 1
+    one.write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged"):
+        t2ikit.load(one, weights="raw")
+
+
+def test_nothing_is_overwritten_and_nothing_is_left_of_a_failure(
+    run: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*words: str) -> str:
+        capsys.readouterr()
+        assert cli.main(["export", str(run), *words]) == 2
+        return capsys.readouterr().err
+
+    export(run, "folder")
+    before = Path("folder/README.md").read_bytes()
+    assert "--force" in refused("folder")
+    Path("mine").mkdir()
+    Path("mine/notes.txt").touch()
+    assert "is no export, and is not replaced" in refused("mine", "--force") and Path("mine/notes.txt").exists()
+    assert "ends with .safetensors" in refused("one.bin", "--format", "safetensors")
+    assert "--push is of a folder" in refused("a.safetensors", "--format", "safetensors", "--push", "a/b")
+    assert "OWNER/NAME" in refused("other", "--push", "name")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("t2ikit.run.export.shutil.copyfile", full)
+        for words in (["folder", "--force"], ["other"]):
+            with pytest.raises(OSError, match="No space"):
+                cli.main(["export", str(run), *words])
+    assert sorted(path.name for path in Path().iterdir()) == ["folder", "mine"]
+    assert Path("folder/README.md").read_bytes() == before
+    export(run, "folder", "--force")
+
+
+def test_push(run: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    calls: list[tuple[str, Any]] = []
+
+    class Hub:
+        def create_repo(self, name: str, **options: Any) -> None:
+            calls.append((name, options))
+
+        def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> str:
+            calls.append((repo_id, sorted(path.name for path in folder_path.iterdir())))
+            if repo_id == "me/refused":
+                raise RuntimeError("401 Client Error\nmore")
+            return "https://hub/me/model"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    export(run, "folder", "--push", "me/model", "--private")
+    files = ["README.md", "denoiser", "model_index.json", "scheduler", "text_encoder", "tokenizer", "vae"]
+    assert calls == [("me/model", {"private": True, "exist_ok": True}), ("me/model", files)]
+    assert "https://hub/me/model" in capsys.readouterr().out
+    assert 'snapshot_download("me/model")' in Path("folder/README.md").read_text()
+    assert cli.main(["export", str(run), "folder", "--force", "--push", "me/refused"]) == 2
+    assert "--push me/refused: 401 Client Error. folder is whole" in capsys.readouterr().err
+
+
+def test_parts_of_the_hub_are_named_or_included(run: Path, place: Path) -> None:
+    shutil.copytree(run, "run")
+    checkpoint = Path("run/checkpoints/step-00000003.ckpt")
+    content = torch.load(checkpoint, weights_only=True)
+    manifest = json.loads(content["data_manifest"])
+    manifest["texts"]["t5"]["encoder"] |= {"name": "owner/encoder", "revision": "1234"}
+    content["data_manifest"] = json.dumps(manifest)
+    torch.save(content, checkpoint)
+    moved = ["--text-encoder", "run/text_encoder"]
+    export("run", "named", *moved)
+    assert not Path("named/text_encoder").exists()
+    assert "text encoder owner/encoder at revision 1234, not included" in Path("named/README.md").read_text()
+    export("run", "whole", *moved, "--include-encoders")
+    shutil.rmtree("run")
+    assert len(t2ikit.load("whole").sample(PROMPT, steps=1)) == 1
+    assert len(t2ikit.load("named", text_encoder="whole/text_encoder").sample(PROMPT, steps=1)) == 1
+
+
+def test_files_of_other_programs(place: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"weight": torch.zeros(2)}, "other.safetensors")
+    assert exported.read_exported(Path("other.safetensors")) is None
+    with pytest.raises(ConfigError, match="weights alone, in the format safetensors"):
+        t2ikit.load("other.safetensors")
