@@ -28,9 +28,9 @@ def table(estimates: Sequence[Estimate], assumptions: Assumptions) -> Iterator[s
             energy = sum(estimate.gpus[gpu.name].kilowatt_hours for estimate in estimates)
             yield f"  {gpu.name:<{_WIDTH}}{_hours(hours)}, at most {energy:,.3g} kWh (arithmetic)"
         yield ""
-    yield f"arithmetic: FLOPs over {assumptions.utilisation:g} of the peak in the data sheet of the GPU; energy at the limit of"
-    yield f"the board; a micro-batch fits into {USABLE:g} of the memory. Steps are counted eager: compiled blocks keep less."
-    yield "Snapshots, validation and reading data are not in the hours."
+    yield f"arithmetic: FLOPs over {assumptions.utilisation:g} of the peak in the data sheet of the GPU; energy at the"
+    yield f"limit of the board; a micro-batch fits into {USABLE:g} of the memory. Steps are counted eager: compiled"
+    yield "blocks keep less. Snapshots, validation and reading data are not in the hours."
 
 
 def _rows(estimate: Estimate) -> Iterator[tuple[str, str]]:
