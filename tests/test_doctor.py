@@ -25,7 +25,8 @@ callbacks:
     init_args:
       metrics:
         - class_path: t2ikit.metrics.DistributionMetrics
-          init_args: {features: {class_path: t2ikit.metrics.features.networks.DINOv2Features, init_args: {model: dino, dim: 32}}}
+          init_args:
+            features: {class_path: t2ikit.metrics.features.networks.DINOv2Features, init_args: {model: dino, dim: 32}}
         - class_path: t2ikit.metrics.DistributionMetrics
           init_args: {features: {class_path: t2ikit.metrics.features.networks.InceptionFeatures}, name: inception}
 """
@@ -61,7 +62,7 @@ def test_what_an_experiment_lacks(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr(
         doctor, "requires", lambda name: ["torch>=99", "nowhere-to-be-found", "s3fs; extra == 'remote'"]
     )
-    words = ["--data", "{class_path: t2ikit.data.DataModule, init_args: {root: elsewhere}}"]
+    words = ["--data.class_path", "t2ikit.data.DataModule", "--data.root", "elsewhere"]
     assert cli.main(["doctor", "networks.yaml", *words, "--data.text_encoder", "owner/encoder"]) == 1
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("missing")]
     said = "\n".join(lines)

@@ -34,7 +34,7 @@ from t2ikit.run.experiment import USER_ERRORS, Plan
 from t2ikit.run.gpus import GPU, USABLE, UTILISATION
 
 TOKENS = (180, 77)
-"""Tokens of a caption where none are said and no data is there: a long one by T5 (docs/text.md), CLIP's limit."""
+"""Tokens of a caption where none are said and no data is there: a long one by T5, CLIP's limit."""
 
 IMAGES = {"train": 1_281_167, "val": 50_000}
 """Of ImageNet, where none are said and no data is there."""
