@@ -73,23 +73,25 @@ class _Imagined(Tensor):
     """A tensor without data that says it lies on the CPU; ``of_meta`` has its shape, its dtype and its storage."""
 
     of_meta: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, of_meta: Tensor) -> _Imagined:
-        tensor: _Imagined = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        tensor: _Imagined = Tensor._make_wrapper_subclass(
             cls,
             of_meta.size(),
             strides=of_meta.stride(),
             storage_offset=of_meta.storage_offset(),
             dtype=of_meta.dtype,
-            device="cpu",
+            device=torch.device("cpu"),
         )
         tensor.of_meta = of_meta
         return tensor
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         raise RuntimeError(f"{func}: a tensor without data was used outside imagined()")
 
 

@@ -16,31 +16,31 @@ from t2ikit.callbacks import CutMix, Snapshot
 from t2ikit.config.compose import ConfigError
 from t2ikit.data.datamodule import DataModule
 from t2ikit.evaluation.sampling import Sampling
-from t2ikit.records.manifest import MANIFEST_NAME, Manifest
+from t2ikit.records.manifest import Manifest
 from t2ikit.records.record_set import RecordSet
-from t2ikit.records.states import groups
 from t2ikit.run.cost import (
     Inputs,
     Parameters,
     StepCost,
     can_checkpoint,
     count_parameters,
-    count_sample,
     count_step,
     imagined_model,
     widths,
 )
 from t2ikit.run.experiment import USER_ERRORS, Plan
 from t2ikit.run.gpus import GPU, USABLE, UTILISATION
-
-TOKENS = (180, 77)
-"""Tokens of a caption where none are said and no data is there: a long one by T5, CLIP's limit."""
-
-IMAGES = {"train": 1_281_167, "val": 50_000}
-"""Of ImageNet, where none are said and no data is there."""
-
-_DETAILS = 1_500
-"""Bytes of a record beside its arrays: header, captions, metadata."""
+from t2ikit.run.plan_data import (
+    IMAGES,
+    TOKENS,
+    first_set,
+    folder_bytes,
+    longest_captions,
+    record_bytes,
+    shapes_of,
+    stored_manifest,
+)
+from t2ikit.run.sample_cost import count_sample
 
 
 @dataclass(frozen=True)
@@ -193,17 +193,17 @@ class Estimator:
         if not isinstance(data, DataModule):
             raise ConfigError(f"data: {type(data).__name__} is no t2ikit.data.DataModule, whose records a plan counts")
         model = imagined_model(plan)
-        stored = _manifest(data)
+        stored = stored_manifest(data)
         captions = self._tokens(data, stored, len(widths(model.denoiser)))
         bucket = data.length_bucket
         devices = _devices(plan.trainer)
         rows = max(data.batch_size // devices // int(plan.trainer.get("accumulate_grad_batches") or 1), 1)
-        arrays = _arrays(model.objective.needs.arrays, stored)
+        arrays = shapes_of(model.objective.needs.arrays, stored)
         inputs = Inputs(rows, tuple(-(-count // bucket) * bucket for count in captions), arrays)
         step = count_step(plan, inputs)
         checkpointed = count_step(plan, inputs, checkpointed=True) if can_checkpoint(plan) else None
         samples, notes = self._samples(plan, inputs.tokens)
-        image = _image_bytes(model, captions)
+        image = record_bytes(model, captions)
         sets, prepared = self._disk(plan, data, image)
         estimate = Estimate(
             name,
@@ -233,7 +233,7 @@ class Estimator:
                 raise ConfigError(f"--tokens: {len(given)} numbers, but the denoiser has {encoders} text encoders")
             return given
         if stored is not None and isinstance(data.folder, Path):
-            return _longest(RecordSet(_first_set(data)))
+            return longest_captions(RecordSet(first_set(data)))
         return tuple(TOKENS[min(index, 1)] for index in range(encoders))
 
     def _samples(self, plan: Plan, tokens: Sequence[int]) -> tuple[dict[str, int], list[str]]:
@@ -258,8 +258,8 @@ class Estimator:
         """Bytes of every set: of the folders that are there, else of so many images."""
         streams = [str(c.build(USER_ERRORS).folder) for c in plan.callbacks.values() if issubclass(c.cls, CutMix)]
         names = ["train", "val", *streams]
-        if isinstance(data.folder, Path) and _manifest(data) is not None:
-            return {name: _folder_bytes(data.folder / name) for name in names}, True
+        if isinstance(data.folder, Path) and stored_manifest(data) is not None:
+            return {name: folder_bytes(data.folder / name) for name in names}, True
         counts = {name: getattr(data, option.partition(".")[2]) for name, option in data.size_options.items()}
         counts = {**IMAGES, **counts}
         if self.assumptions.images is not None:
@@ -283,56 +283,6 @@ def _largest(step: StepCost, most: int, limit: float) -> int:
         if most % rows == 0 and step.memory.peak(rows) <= limit:
             return rows
     return 0
-
-
-# ------------------------------------------------------------------ the data, where it is
-
-
-def _first_set(data: DataModule) -> Path:
-    train = Path(data.folder) / "train"  # type: ignore[arg-type]  # a local one
-    return train / data.bucket_names[0] if data.bucket_names else train
-
-
-def _manifest(data: DataModule) -> Manifest | None:
-    """Of the training set; None where it is not here."""
-    if not isinstance(data.folder, Path) or not (_first_set(data) / MANIFEST_NAME).is_file():
-        return None
-    return Manifest.read(_first_set(data))
-
-
-def _longest(records: RecordSet, count: int = 256) -> tuple[int, ...]:
-    """The most tokens of a caption by each text encoder, among the first records; as long as a batch is padded to."""
-    longest: dict[str, int] = {}
-    for index in range(min(count, len(records))):
-        for name, states in records[index].texts.items():
-            longest[name] = max(longest.get(name, 1), *(len(entry.tokens.values) for entry in states))
-    return tuple(longest.values())
-
-
-def _arrays(names: Sequence[str], stored: Manifest | None) -> dict[str, tuple[int, ...]]:
-    """Shapes of the arrays that the objective reads."""
-    if "image" in names:
-        names = [name for name in names if name != "image"]
-    if names and stored is None:
-        lacking = ", ".join(names)
-        raise ConfigError(f"model.init_args.objective reads {lacking}, whose shapes only prepared data says")
-    known = {} if stored is None else stored.further
-    return {name: tuple(axis or 1 for axis in known[name].shape) for name in names}
-
-
-def _image_bytes(model: Any, tokens: Sequence[int]) -> int:
-    """Bytes of a record: the image as it is stored, and the states of one caption by every text encoder."""
-    channels, height, width = model.denoiser.input_shape
-    numbers = channels * height * width
-    image = numbers if model.space.kind == "pixels" else 2 * 2 * numbers
-    states = sum(
-        count * (columns + 2 * groups(columns)) for count, columns in zip(tokens, widths(model.denoiser), strict=True)
-    )
-    return image + states + _DETAILS
-
-
-def _folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
 
 
 def _devices(trainer: Mapping[str, Any]) -> int:

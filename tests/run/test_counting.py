@@ -12,12 +12,15 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.counting import Operations
+from t2ikit.batch import Text
 from t2ikit.denoisers import Denoiser
-from t2ikit.diffusion import Denoising, GaussianDiffusion
+from t2ikit.diffusion import Denoising, GaussianDiffusion, sample
+from t2ikit.evaluation.sampling import Sampling
 from t2ikit.module import TextToImage
 from t2ikit.optim import AdamW, Lamb
-from t2ikit.run.cost import Inputs, Step, count_sample
+from t2ikit.run.cost import Inputs, Step
 from t2ikit.run.counting import LiveBytes, flops, imagined, without_weights
+from t2ikit.run.sample_cost import count_sample
 from tiny import cad_i, dit_i, grown_uvit, uvit
 
 CPU = torch.device("cpu")
@@ -155,8 +158,6 @@ def test_living_bytes_know_what_grows_with_the_rows() -> None:
 
 
 def test_a_sample_costs_its_evaluations() -> None:
-    from t2ikit.evaluation.sampling import Sampling
-
     class Plan:
         trainer: dict[str, Any] = {}
 
@@ -172,13 +173,8 @@ def test_a_sample_costs_its_evaluations() -> None:
     call = (longer - plain) / 4
     assert guided > longer + 6.5 * call, "every step but the first evaluates two texts"
     assert heun == pytest.approx(longer + 7 * call, rel=1e-6)
-    with torch.no_grad():
-        real = model_of("dit_i").eval()
-        real.unconditional = None
+    real = model_of("dit_i")
     noise = torch.randn(1, *real.denoiser.input_shape)
-    from t2ikit.batch import Text
-    from t2ikit.diffusion import sample
-
     text = Text(torch.randn(1, TOKENS, 24), torch.ones(1, TOKENS).bool())
     counted = flops(lambda: sample(real.denoiser, real.process, noise, text, text, steps=8))
     assert counted == pytest.approx(longer, rel=0.1)
