@@ -1,4 +1,7 @@
-"""Deterministic counts of a piece of work: dispatched operations, host syncs, FLOPs, bytes that autograd keeps."""
+"""Deterministic counts of a piece of work: dispatched operations, host syncs, bytes that autograd keeps.
+
+FLOPs and the peak of living bytes are counted by ``t2ikit.run.counting``, as `t2ikit plan` does.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 
 class Operations(TorchDispatchMode):
@@ -46,13 +48,6 @@ def operations(work: Callable[[], object]) -> Operations:
     with Operations() as counted:
         work()
     return counted
-
-
-def flops(work: Callable[[], object]) -> int:
-    """Floating-point operations of matrix products and attention; a multiplication and an addition are two."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
 
 
 def kept_bytes(work: Callable[[], object], module: nn.Module) -> int:

@@ -31,7 +31,6 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from benchmarks.counting import flops
 from t2ikit.batch import Text
 from t2ikit.callbacks.metrics_csv import read_metrics
 from t2ikit.checkpoints.runs import is_finished, newest_checkpoint
@@ -40,6 +39,7 @@ from t2ikit.config.compose import compose
 from t2ikit.files import write_whole
 from t2ikit.pretrained import sha256_of
 from t2ikit.rng import Keyed
+from t2ikit.run.counting import flops
 from t2ikit.run.experiment import check
 from t2ikit.run.sweep_scores import mean_and_interval
 from t2ikit.run.trained import load_trained

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from benchmarks.base import Benchmark, Measurement, Settings
-from benchmarks.counting import flops, kept_bytes
+from benchmarks.counting import kept_bytes
 from benchmarks.training import Step
 from t2ikit.denoisers import CADI, Denoiser, DiTI
+from t2ikit.run.counting import flops
 
 
 def _measure(settings: Settings) -> list[Measurement]:

@@ -6,11 +6,11 @@ import torch
 
 from benchmarks import plain
 from benchmarks.base import Benchmark, Measurement, Settings, cpu_seconds, reached
-from benchmarks.counting import flops
 from t2ikit.batch import Text
 from t2ikit.denoisers import Denoiser
 from t2ikit.denoisers.cad_i import cad_i_l, cad_i_s
 from t2ikit.diffusion import GaussianDiffusion, sample
+from t2ikit.run.counting import flops
 
 
 def _compare(denoiser: Denoiser, name: str, steps: int, rows: int, goal: float, repeats: int) -> list[Measurement]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from benchmarks.base import Benchmark, Measurement, Settings, cpu_seconds, reached
-from benchmarks.counting import flops
 from benchmarks.training import Step
 from t2ikit.denoisers.cad_i import cad_i_l, cad_i_s
+from t2ikit.run.counting import flops
 
 TOKENS, BUCKET, PADDED = 180, 16, 256
 

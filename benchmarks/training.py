@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from benchmarks import plain
 from benchmarks.base import Benchmark, Measurement, Settings, cpu_seconds, reached
-from benchmarks.counting import Operations, flops, operations
+from benchmarks.counting import Operations, operations
 from t2ikit.batch import Text
 from t2ikit.denoisers import CADI, Denoiser, DiTI
 from t2ikit.denoisers.cad_i import cad_i_l, cad_i_s
 from t2ikit.diffusion import Denoising, GaussianDiffusion
 from t2ikit.optim import LAMB, parameter_groups
+from t2ikit.run.counting import flops
 
 CLIP = 2.0
 DECAY = 0.9999

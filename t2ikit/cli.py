@@ -19,6 +19,8 @@ from t2ikit.stopping import Failed
 COMMANDS = {
     "run": ("train what an experiment file describes", "t2ikit.commands.run"),
     "sweep": ("train the cells of an experiment's sweep that are missing; their table", "t2ikit.commands.sweep"),
+    "plan": ("what an experiment will cost: FLOPs, memory, disk, hours", "t2ikit.commands.plan"),
+    "doctor": ("what this machine lacks for an experiment", "t2ikit.commands.doctor"),
     "sample": ("images of a trained model, from prompts", "t2ikit.commands.sample"),
     "evaluate": ("scores of a trained model, or of pictures of any other", "t2ikit.commands.evaluate"),
     "prepare": ("photos to encoded records: images, cutmix, captions, encode, check, ...", "t2ikit.commands.prepare"),

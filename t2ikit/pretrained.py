@@ -97,6 +97,26 @@ def find_pretrained(name: str, revision: str | None, option: str, extra_files: S
     return PretrainedFolder(folder, EncoderReference(name, commit, _sum_of_sums(sums)))
 
 
+def find_cached(name: str, revision: str | None = None) -> Path | None:
+    """The folder of a model where it is on this machine already; None where it must be brought. Asks no network.
+
+    Args:
+        name: as in ``find_pretrained``.
+        revision: as in ``find_pretrained``.
+    """
+    from huggingface_hub import snapshot_download
+
+    folder = _EMBEDDED_FOLDER / name.removeprefix(EMBEDDED) if name.startswith(EMBEDDED) else Path(name).expanduser()
+    if not folder.is_dir():
+        if name.startswith(EMBEDDED) or _looks_like_path(name):
+            return None
+        try:
+            folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+        except (OSError, ValueError):  # LocalEntryNotFoundError is both
+            return None
+    return folder if weight_files(folder) else None
+
+
 def load_pretrained(
     model_class: Any, name: str, revision: str | None, option: str, extra_files: Sequence[str] = (), **options: Any
 ) -> tuple[Any, PretrainedFolder]:

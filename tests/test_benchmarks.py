@@ -13,11 +13,12 @@ import tiny
 from benchmarks import plain
 from benchmarks.__main__ import main, table
 from benchmarks.base import Measurement, cpu_seconds, reached
-from benchmarks.counting import flops, kept_bytes, operations
+from benchmarks.counting import kept_bytes, operations
 from benchmarks.training import PlainStep, Step, count_operations, narrow_l
 from t2ikit.batch import Text
 from t2ikit.denoisers import CADI
 from t2ikit.diffusion import GaussianDiffusion, sample
+from t2ikit.run.counting import flops
 
 ROOT = Path(__file__).parents[1]
 

@@ -83,6 +83,13 @@ def test_a_run_prints_its_scores(straight: Path) -> None:
     for line in ("val/loss", "val/frechet_distance", "val/coverage", "val/largest_color_share", "geneval/two_object"):
         assert line in printed
     assert "not comparable" in printed and "tensorboard --logdir" in printed
+    following = printed.partition("Next:\n")[2].splitlines()
+    assert [line.split()[:3] for line in following] == [
+        ["t2ikit", "sample", "runs/small/version_0"],
+        ["t2ikit", "evaluate", "runs/small/version_0"],
+        ["t2ikit", "run", "small.yaml"],
+    ]
+    assert "--snapshot val" in following[1] and following[2].endswith("--resume runs/small/version_0")
 
 
 def test_a_run_logs_every_step_and_keeps_its_last_checkpoints(straight: Path) -> None:

@@ -17,11 +17,11 @@ import lightning as L
 import torch
 
 from benchmarks.base import Measurement, Settings, reached
-from benchmarks.counting import flops
 from benchmarks.gpu.experiments import SMALL, latents, on_device, plan, start
 from benchmarks.gpu.peak import PEAK
 from benchmarks.gpu.timing import Kernels, seconds, short, synchronise
 from benchmarks.training import PlainStep, Step
+from t2ikit.run.counting import flops
 
 FILES = {"DiT-I": "dit_i_cmall", "CAD-I L": "cad_i_cmall"}
 CLASSES = {"DiT-I": "DiTI", "CAD-I L": "CADI"}

@@ -30,6 +30,7 @@ from t2ikit.run.lock import lock, unlock
 from t2ikit.run.loggers import quiet
 from t2ikit.run.rank_processes import leave_with_parent, prepare_ranks, say_dead, say_dead_ranks, wait_for_ranks
 from t2ikit.run.stopping import stop_by_ourselves
+from t2ikit.run.what_next import what_next
 
 NOT_SAVED = 1
 """Exit status of a run whose last checkpoint could not be written."""
@@ -148,6 +149,10 @@ def _train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comma
         for line in contents(folder.path):
             print(f"  {line}")
         print(f"Curves and images: tensorboard --logdir {folder.path.parent}")
+        part = bool(again) or folder.path.parent.name != plan.name  # of a sweep, or of an experiment with stages
+        commands = list(what_next(plan, folder.path, None if part else command))
+        if commands:
+            print("\n  ".join(["Next:", *commands]))
     return status
 
 

@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import tiny
-from benchmarks.counting import flops, kept_bytes
+from benchmarks.counting import kept_bytes
 from t2ikit.batch import Text, Texts, each_text
 from t2ikit.checkpoints.start import train_only
 from t2ikit.denoisers import Levels, Shallow, UViT
 from t2ikit.denoisers.shells import ResidualBlock
 from t2ikit.denoisers.uvit import SIZES, Core, CoreBlock
+from t2ikit.run.counting import flops
 
 T5_AND_CLIP = (4096, 1024)
 WITH_BYT5 = (4096, 1024, 1472)
