@@ -27,6 +27,7 @@ COMMANDS = {
         "kill and resume a short run, and compare it with an undisturbed one",
         "t2ikit.commands.verify_resume",
     ),
+    "report": ("one page about runs: curves, samples, scores, differences, cost", "t2ikit.commands.report"),
     "replay": ("make a step again that was refused, and find the first bad value", "t2ikit.commands.replay"),
 }
 
