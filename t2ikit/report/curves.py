@@ -97,7 +97,7 @@ def number(value: float | None) -> str | None:
 
 
 def _held_out(runs: Sequence[Run]) -> list[Plotted]:
-    several, curves = len(runs) > 1, []
+    several, curves = len(runs) > 1, list[Curve]()
     for index, run in enumerate(runs):
         for name, points in run.series.items():
             held_out = name.endswith("/loss") and not name.startswith("train/") and _TIMES not in name
@@ -114,7 +114,7 @@ def _held_out(runs: Sequence[Run]) -> list[Plotted]:
 
 
 def _fixed(runs: Sequence[Run]) -> list[Paragraph | Plotted]:
-    several, curves = len(runs) > 1, []
+    several, curves = len(runs) > 1, list[Curve]()
     for index, run in enumerate(runs):
         for name, points in run.series.items():
             if name.endswith((f"/{_FIXED}", f"/{_FIXED_TRAIN}")):
@@ -133,7 +133,7 @@ def _fixed(runs: Sequence[Run]) -> list[Paragraph | Plotted]:
 
 
 def _by_source(runs: Sequence[Run]) -> list[Plotted]:
-    several, curves = len(runs) > 1, []
+    several, curves = len(runs) > 1, list[Curve]()
     for index, run in enumerate(runs):
         names = [name for name in run.series if name.startswith("train/loss/")]
         for row, name in enumerate(names):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from t2ikit.photos import BadImage, read_rgb
-from t2ikit.report.page import Paragraph, Slides, Table
+from t2ikit.report.page import Cell, Paragraph, Slides, Table
 from t2ikit.report.run_folder import Grid, Run
 
 MOST_PICTURES = 64
@@ -28,7 +28,7 @@ def slides(runs: Sequence[Run]) -> list[Paragraph | Slides | Table]:
         blocks += _slides_of(snapshot, {name: entries for name, entries in grids.items() if entries}, most)
         prompts = next((run.prompts[snapshot] for run in runs if run.prompts.get(snapshot)), ())
         if prompts:
-            rows = [[index, prompt] for index, prompt in enumerate(prompts[:MOST_PICTURES], 1)]
+            rows: list[list[Cell]] = [[index, prompt] for index, prompt in enumerate(prompts[:MOST_PICTURES], 1)]
             blocks.append(
                 Table(f"Prompts of {snapshot}, in the order of the grid", ["number", "prompt"], rows, folded=True)
             )

@@ -89,6 +89,17 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
     assert "first: raw" in body and "second: training loss by noise level" in body
 
 
+def test_what_a_resume_has_changed_is_shown(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "mine")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["trainer"]["max_steps"] = 40
+    (folder / "config.resume-1.yaml").write_text(yaml.safe_dump(config))
+    (run,) = read_runs([folder])
+    assert run.option("trainer.max_steps") == 40  # the last one
+    body = run_page([run], "Report").partition("<body>")[2]
+    assert "what its resumes have changed" in body and "config.resume-1.yaml" in body
+
+
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     killed = make_run(tmp_path / "killed")
     (killed / "finished").unlink()
