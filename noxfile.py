@@ -1,5 +1,5 @@
 """The project's checks: ``nox -s`` tests, long, faults, verify, signals, leaks, synthreal,
-lint, types, docs, quickstart, wheel.
+lint, types, docs, quickstart, wheel, release.
 
 ``lint`` and ``types`` read an installed wheel with the working folder outside the repository: the editable mapping of
 ``callbacks/`` to ``t2ikit.callbacks`` is invisible to import-linter and mypy.
@@ -90,7 +90,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Links lead somewhere, the commands shown are ours, and the pages can be built."""
+    """Links lead somewhere, commands are parsed, Python blocks run, and the site is built, warnings as errors."""
     session.install("pytest", "pytest-timeout", "-e", ".[docs]")
     session.run("pytest", "-q", "tests/test_docs.py")
     session.run("mkdocs", "build", "--strict", "--site-dir", str(Path(session.create_tmp()).resolve() / "site"))
@@ -120,12 +120,32 @@ def verify(session: nox.Session) -> None:
 @nox.session
 def wheel(session: nox.Session) -> None:
     """The wheel with what it asks for, in an environment and a folder of its own: help, and the smallest run."""
-    built = build_wheel(session)
+    try_wheel(session, build_wheel(session))
+
+
+@nox.session
+def release(session: nox.Session) -> None:
+    """Wheel and source archive of this version into dist/, checked, and the wheel tried outside the sources."""
+    session.install("build", "twine>=6.1")
+    folder = ROOT / "dist"
+    for old in folder.glob("t2ikit-*"):
+        old.unlink()
+    session.run("python", "-m", "build", "--outdir", str(folder), str(ROOT), silent=True)
+    (built,), (archive,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    session.run("twine", "check", "--strict", str(built), str(archive))
+    try_wheel(session, built)
+    session.log(f"{built.name} and {archive.name} are in {folder}")
+
+
+def try_wheel(session: nox.Session, built: Path) -> None:
+    """Installs a wheel with what it asks for and runs the smallest experiment in a folder of the session."""
+    session.install("--force-reinstall", "--no-deps", str(built))
     session.install(str(built))
-    session.chdir(built.parent)
+    folder = Path(session.create_tmp()).resolve()
+    session.chdir(folder)
     small = "--data.count 64 --data.val_count 16 --data.batch_size 8 --trainer.max_steps 2 --callbacks.geneval null"
     snapshot = "--callbacks.val.prompts.limit 8 --callbacks.val.steps 2 --run.name wheel"
     Path("tiny.yaml").write_text("extends: [quickstart.yaml]\n")
     session.run("t2ikit", "--help", silent=True)
-    environment = {"T2IKIT_CACHE": str(built.parent / "cache"), "OMP_NUM_THREADS": "1"}
+    environment = {"T2IKIT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     session.run("lightning", "run", "tiny.yaml", *small.split(), *snapshot.split(), env=environment)

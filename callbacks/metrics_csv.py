@@ -9,7 +9,7 @@ import csv
 import io
 import warnings
 from argparse import Namespace
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,12 @@ def read_metrics(path: str | Path) -> dict[str, list[tuple[int, float]]]:
         ValueError: the file is not a ``metrics.csv``, or a line is damaged.
     """
     with open(path, newline="", errors="replace") as file:
-        rows = list(csv.reader(file))
+        return parse_metrics(file, path)
+
+
+def parse_metrics(lines: Iterable[str], path: str | Path) -> dict[str, list[tuple[int, float]]]:
+    """The same of lines that were read already; ``path`` is for messages."""
+    rows = list(csv.reader(lines))
     if not rows or tuple(rows[0]) != HEADER:
         raise ValueError(f"{path} is not a metrics.csv of a run: its first line must be {','.join(HEADER)}")
     series: dict[str, list[tuple[int, float]]] = {}

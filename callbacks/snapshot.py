@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from t2ikit import ranks
+from t2ikit.callbacks.logged_grids import log_grid
 from t2ikit.callbacks.monitors import look
 from t2ikit.checkpoints.runs import find_checkpoint
 from t2ikit.denoisers import SavedDenoiser
@@ -301,12 +301,7 @@ class Snapshot(L.Callback):
                 shutil.rmtree(unfinished, ignore_errors=True)
         texts = [prompt.text for prompt in prompts[: self.grid]]
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                listed = "\n".join(f"{index}. {text}" for index, text in enumerate(texts))
-                logger.experiment.add_image(f"{self.name}/grid", picture, global_step=step)
-                logger.experiment.add_text(f"{self.name}/prompts", listed, global_step=step)
-            elif hasattr(logger, "log_image"):  # Weights & Biases and others
-                logger.log_image(f"{self.name}/grid", [picture], step=step, caption=["\n".join(texts)])
+            log_grid(logger, self.name, picture, texts, step)
         return identity
 
 

@@ -32,6 +32,7 @@ COMMANDS = {
     "export": ("a trained model for diffusers, as one file, or on the Hub", "t2ikit.commands.export"),
     "experiments": ("the experiments that come with the kit: list, show, copy", "t2ikit.commands.experiments"),
     "completion": ("the script that completes commands in a shell", "t2ikit.commands.completion"),
+    "report": ("one page about runs: curves, samples, scores, differences, cost", "t2ikit.commands.report"),
     "replay": ("make a step again that was refused, and find the first bad value", "t2ikit.commands.replay"),
 }
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from t2ikit.metrics import Samples
 from t2ikit.run.experiment import check
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 # [text](target), ![text](target), <img src="target">
 LINK = re.compile(r"\]\(([^)\s]+)\)|<img[^>]*\ssrc=\"([^\"]+)\"")
 COMMAND = re.compile(r"(?:^|&& )(lightning|t2ikit|python -m t2ikit) +([a-z][a-z-]*)([^`\n#|&;]*)", re.MULTILINE)
@@ -58,6 +61,65 @@ def test_commands(page: Path) -> None:
                 check(config)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_are_parsed(page: Path) -> None:
+    """Whole command lines of blocks, by the parsers of the commands; in running text the options that are named."""
+    text = page.read_text()
+    fenced = "\n".join(re.findall(r"^```[a-z]*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL))
+    for words in command_lines(fenced):
+        try:
+            parse(words)
+        except SystemExit as error:
+            raise AssertionError(f"t2ikit {shlex.join(words)} is refused") from error
+    for program, command, rest in COMMAND.findall("\n".join(re.findall(r"`([^`\n]+)`", text))):
+        if program == "lightning" or command == "run" or command not in COMMANDS:
+            continue
+        known = options(command)
+        for option in re.findall(r"(?<=\s)--[a-z-]+(?=[ =\]]|$)", rest):
+            assert option in known, f"t2ikit {command} has no {option}"
+
+
+def command_lines(fenced: str) -> list[list[str]]:
+    """The words of every ``t2ikit COMMAND ...`` in blocks but ``run``, which :func:`test_commands` checks."""
+    lines = fenced.replace("\\\n", " ").splitlines()
+    found = (re.match(r"\s*(?:t2ikit|python -m t2ikit) +([a-z].*)", line) for line in lines)
+    words = [shlex.split(match[1], comments=True) for match in found if match and " | " not in match[1]]
+    return [line for line in words if line[0] != "run" and line[0] in COMMANDS and "..." not in line]
+
+
+def parser_of(command: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="t2ikit", allow_abbrev=False)
+    import_module(COMMANDS[command][1]).add_parser(parser.add_subparsers(dest="command", required=True))
+    return parser
+
+
+def parse(words: list[str]) -> None:
+    """As ``t2ikit`` does; SystemExit where it refuses the line."""
+    module = import_module(COMMANDS[words[0]][1])
+    rest = module.take_overrides(words[1:])[0] if hasattr(module, "take_overrides") else words[1:]
+    parser_of(words[0]).parse_args([words[0], *rest])
+
+
+def options(command: str) -> set[str]:
+    """Every option of a command and of those below it."""
+    waiting, known = [parser_of(command)], set[str]()
+    while waiting:
+        for action in waiting.pop()._actions:
+            known |= set(action.option_strings)
+            if isinstance(action, argparse._SubParsersAction):
+                waiting += action.choices.values()
+    return known
+
+
+def test_a_command_that_is_wrong_is_found() -> None:
+    assert command_lines("t2ikit sample RUN --prompt x   # why\n  t2ikit plan\nt2ikit prepare a | b\n") == [
+        ["sample", "RUN", "--prompt", "x"]
+    ]
+    parse(["sample", "RUN", "--prompt", "x"])
+    with pytest.raises(SystemExit):
+        parse(["sample", "RUN", "--promt", "x"])
+
+
 @pytest.mark.parametrize("page", ["docs/where.md", "docs/flow.md"])
 def test_names_beside_files_stand_in_them(page: str) -> None:
     """``[file](link) `name``` or ``[file](link) `Class.name```: the file defines it."""
@@ -71,6 +133,25 @@ def test_names_beside_files_stand_in_them(page: str) -> None:
 
 def test_pages_are_found() -> None:
     assert {"README.md", "CONTRIBUTING.md"} <= {name(page) for page in PAGES}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "extend.md"], ids=name)
+def test_python_blocks_run(page: Path) -> None:
+    """The blocks of a page, one after the other in one module; one that begins with ``python fragment`` is not run."""
+    shown: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        exec(block, shown)
+
+
+def test_every_page_is_on_the_site() -> None:
+    """Every page of docs/ is in mkdocs.yml, and the reference names what there is."""
+    listed = (ROOT / "mkdocs.yml").read_text()
+    for page in ROOT.glob("docs/**/*.md"):
+        assert str(page.relative_to(ROOT / "docs")) in listed
+        for path in re.findall(r"^::: ([\w.]+)$", page.read_text(), re.MULTILINE):
+            path = path.replace("callbacks", "t2ikit.callbacks") if path.startswith("callbacks") else path
+            module, _, last = path.rpartition(".")
+            assert last[0].islower() and find_spec(path) or hasattr(import_module(module), last), path
 
 
 def test_what_extend_shows_works() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import t2ikit
 from t2ikit.config.compose import ConfigError
 from t2ikit.denoisers.adopt import some_of
 
@@ -50,17 +51,28 @@ def refuse_foreign(content: Any, path: Path, option: str, needs: Sequence[str] =
         needs: what it must hold beside the weights.
 
     Raises:
-        ConfigError: it is another program's, or another module's; says what it holds.
+        ConfigError: it is another program's, or another module's, and says what it holds; or a later version's.
     """
     if not isinstance(content, dict):
         raise ConfigError(f"{option} {path}: not a checkpoint of a run (`t2ikit run`): it holds a {_type(content)}")
     wrong = [name for name in ("state_dict", *needs) if not isinstance(content.get(name), _KINDS[name])]
     wrong += [] if isinstance(content.get("callbacks", {}), Mapping) else ["callbacks"]
     if not wrong:
+        _refuse_later(content.get("t2ikit"), path, option)
         return content
     raise ConfigError(
         f"{option} {path}: not a checkpoint of a run (`t2ikit run`): {_described(content)}, no {' and no '.join(wrong)}"
     )
+
+
+def _refuse_later(written: Any, path: Path, option: str) -> None:
+    """Refuses a checkpoint of a later minor version, whose format may be another."""
+    ours, theirs = (re.match(r"(\d+)\.(\d+)", str(version)) for version in (t2ikit.__version__, written))
+    if ours and theirs and tuple(map(int, theirs.groups())) > tuple(map(int, ours.groups())):
+        raise ConfigError(
+            f"{option} {path}: t2ikit {written} has written it, and this is {t2ikit.__version__}, which may read it "
+            f"wrongly: pip install 't2ikit>={theirs[0]}'"
+        )
 
 
 def reason_of(error: Exception) -> str:

@@ -86,7 +86,7 @@ class Pictures:
     Attributes:
         caption: what they show.
         columns: headings.
-        rows: name, and the bytes of a PNG or JPEG (None for none) a column.
+        rows: name, and the bytes of a PNG, JPEG or WebP (None for none) a column.
     """
 
     caption: str
@@ -97,11 +97,40 @@ class Pictures:
     @staticmethod
     def address(content: bytes) -> str:
         """A picture as an address that holds it."""
-        kind = "jpeg" if content.startswith(b"\xff\xd8") else "png"
-        return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+        return address(content)
 
 
-Block = Paragraph | Table | Plotted | Pictures
+@dataclass(frozen=True)
+class Slides:
+    """Pictures at several positions, one of which is shown; a slider chooses it, by mouse or by keys.
+
+    Attributes:
+        caption: what they show.
+        positions: a label each, such as "step 1900".
+        rows: name, and (index of the position, bytes of a picture) in that order. At a position without a picture the
+            one before is shown.
+        notes: below them.
+    """
+
+    caption: str
+    positions: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[tuple[int, bytes]]]]
+    notes: Sequence[str] = ()
+    kind: str = field(default="slides", init=False)
+
+    @staticmethod
+    def address(content: bytes) -> str:
+        """A picture as an address that holds it."""
+        return address(content)
+
+
+Block = Paragraph | Table | Plotted | Pictures | Slides
+
+
+def address(content: bytes) -> str:
+    """The bytes of a PNG, JPEG or WebP picture as an address that holds them."""
+    kind = "jpeg" if content.startswith(b"\xff\xd8") else "webp" if content.startswith(b"RIFF") else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,55 @@ def curves(x: str, y: str, series: Mapping[str, Sequence[tuple[float, float, flo
     return _styled(figure, x, y)
 
 
+@dataclass(frozen=True)
+class Line:
+    """A line over numbers.
+
+    Attributes:
+        name: in the legend.
+        points: (x, y); one alone is shown as a mark.
+        color: number of its colour.
+        dashed: whether it is.
+    """
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    color: int
+    dashed: bool = False
+
+
+def lines(x: str, y: str, entries: Sequence[Line], by_order: bool = False) -> Plot:
+    """Lines over numbers, with marks where the points of a line are few.
+
+    Args:
+        x, y: what the axes are.
+        entries: the lines.
+        by_order: their colours go from dark to light with their order, in place of one that tells all apart.
+    """
+    from plotly.colors import sample_colorscale
+    from plotly.graph_objects import Figure, Scatter
+
+    figure = Figure()
+    for entry in entries:
+        color = COLORS[entry.color % len(COLORS)]
+        if by_order:  # the ends of the scale can hardly be seen on a dark or on a light ground
+            color = sample_colorscale("Plasma", [0.15 + 0.65 * entry.color / max(1, len(entries) - 1)])[0]
+        dash = "dash" if entry.dashed else ("solid" if by_order or entry.color < len(COLORS) else "dot")
+        figure.add_trace(
+            Scatter(
+                x=[point[0] for point in entry.points],
+                y=[point[1] for point in entry.points],
+                name=entry.name,
+                mode="lines+markers" if len(entry.points) <= 20 else "lines",
+                marker={"color": color, "size": 7, "symbol": SYMBOLS[entry.color % len(SYMBOLS)]},
+                line={"color": color, "dash": dash, "width": 2},
+            )
+        )
+    _styled(figure, x, y)
+    figure.update_yaxes(rangemode="normal")
+    return figure
+
+
 def _marker(index: int, hollow: bool) -> dict[str, object]:
     color, symbol = COLORS[index % len(COLORS)], SYMBOLS[index % len(SYMBOLS)]
     return {"color": color, "size": 11, "symbol": f"{symbol}-open" if hollow else symbol, "line": {"width": 2}}

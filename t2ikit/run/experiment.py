@@ -41,6 +41,7 @@ from t2ikit.run.kept import print_unlike
 from t2ikit.run.trainer_options import (
     count_from_this_start,
     refuse_callbacks,
+    refuse_loggers,
     refuse_option,
     refuse_ranks,
     refuse_validation,
@@ -176,7 +177,8 @@ def build(plan: Plan, folder: Path, step: int = 0) -> Experiment:
         model.experiment, model.origins = plan.config, plan.origins
     callbacks = {name: component.build(USER_ERRORS) for name, component in plan.callbacks.items()}
     nodes = loggers_of(plan.config["loggers"], folder, step, plan.origins)
-    loggers = [component.build(USER_ERRORS) for component in nodes.values()]
+    loggers = [component.build((Exception,)) for component in nodes.values()]  # a place or a server that is not there
+    refuse_loggers(dict(zip(nodes, loggers, strict=True)))
     options = dict(plan.trainer)
     refuse_validation(options, model)
     # Without a checkpoint callback Lightning would add one: only the callbacks of the experiment write files.

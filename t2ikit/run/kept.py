@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -126,8 +127,31 @@ def environment(command: str) -> dict[str, Any]:
         "commit_of_folder": _commit(Path.cwd()),
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "machine": machine(),
         "packages": dict(sorted(packages.items(), key=lambda package: package[0].lower())),
     }
+
+
+def machine() -> dict[str, Any]:
+    """What a run is made on: processor, cores that this process may use, memory, names of the machine's GPUs."""
+    processor = platform.processor() or platform.machine()
+    with suppress(OSError):  # Linux
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), processor)
+    memory = None
+    with suppress(OSError, ValueError, AttributeError):
+        memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"processor": processor, "cores": cores, "memory_gb": memory, "gpus": _gpus()}
+
+
+def _gpus() -> list[str]:
+    """Asked of the driver's program: PyTorch would start CUDA, after which this process may not fork."""
+    with suppress(OSError, subprocess.SubprocessError):
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+        return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    return []
 
 
 def _commit(path: Path) -> str | None:

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     Timer,
 )
+from lightning.pytorch.loggers import Logger, MLFlowLogger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
@@ -134,3 +135,17 @@ def refuse_callbacks(callbacks: Mapping[str, Callback]) -> None:
         for refused, reason in REFUSED_CALLBACKS.items():
             if isinstance(callback, refused):
                 raise ConfigError(f"callbacks.{name}: {type(callback).__name__} {reason}")
+
+
+def refuse_loggers(loggers: Mapping[str, Logger]) -> None:
+    """Refuses MLflow's store of files, which cannot hold ``train/loss`` beside ``train/loss/<source>``.
+
+    Raises:
+        ConfigError: names the logger, and what to set.
+    """
+    for name, logger in loggers.items():
+        if isinstance(logger, MLFlowLogger) and str(logger._tracking_uri).startswith("file:"):
+            raise ConfigError(
+                f"loggers.{name}: MLflow's store of files keeps train/loss as a file, where train/loss/raw needs a "
+                f"folder: set loggers.{name}.init_args.tracking_uri, to sqlite:///mlflow.db or the address of a server"
+            )

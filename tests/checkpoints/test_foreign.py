@@ -14,6 +14,8 @@ from safetensors.torch import save
 
 import tiny
 from t2ikit import cli
+from t2ikit.checkpoints.foreign import refuse_foreign
+from t2ikit.config.compose import ConfigError
 
 NAMES = [f"model.diffusion_model.input_blocks.{index}.0.weight" for index in range(200)]
 WEIGHTS = {name: torch.zeros(3) for name in NAMES}
@@ -156,3 +158,18 @@ def test_folders_in_the_place_of_checkpoints(
         "step-00000005.ckpt",
     ]
     assert len(list(good.parent.rglob("mp_rank_00_model_states.pt"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("written", "refused"), [("0.1.9", False), ("0.0.3", False), ("0.2.0", True), ("1.0", True), (None, False)]
+)
+def test_a_checkpoint_of_a_later_version_is_refused(
+    written: str | None, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("t2ikit.__version__", "0.1.0")
+    content = {"state_dict": {}, "experiment": {}, "t2ikit": written}
+    if not refused:
+        assert refuse_foreign(content, Path("a.ckpt"), "--resume") is content
+        return
+    with pytest.raises(ConfigError, match=f"t2ikit {written} has written it.*pip install 't2ikit>="):
+        refuse_foreign(content, Path("a.ckpt"), "--resume")
