@@ -14,6 +14,7 @@ from t2ikit import stopping
 from t2ikit.commands.arguments import expanded
 from t2ikit.commands.overrides import take_overrides
 from t2ikit.config.compose import ConfigError, Override, compose, stages_of
+from t2ikit.config.secrets import trust_variables
 from t2ikit.config.values import to_yaml
 from t2ikit.files import require_folder
 from t2ikit.launch import check_launch, first_rank
@@ -39,7 +40,8 @@ options:
                     refusal names the keys; steps, devices, logging and snapshots need none. Repeatable.
                     stages.NAME keeps a trained stage as it is, although the experiment now says something else of it
   --trust NAME      lets class paths name the module NAME, which is not ours, of a known library, or a file beside the
-                    experiment or in the current folder. Importing it runs its code. Repeatable
+                    experiment or in the current folder. Importing it runs its code. env:NAME lets ${{oc.env:NAME}} take
+                    that variable, whose name looks like a secret. Repeatable
   --print_config    prints the resolved experiment with every default, and stops
   --debug           shows the traceback of an error
   --help            shows this help; after a file, every option of its classes as well
@@ -110,6 +112,7 @@ def _run(request: Request, prog: str) -> int:
         print(HELP.format(prog=prog))
     if request.path is None:
         return 0
+    trust_variables(request.trust)
     stages = stages_of(request.path, request.overrides)
     if request.stage is not None and not stages:
         raise ConfigError(f"--stage {request.stage}: {request.path} has no stages")
@@ -117,7 +120,7 @@ def _run(request: Request, prog: str) -> int:
     # These load torch and Lightning: not before the file is read.
     from t2ikit.run.experiment import check, origins_of
 
-    origins = origins_of(request.path.parent, trusted=request.trust)
+    origins = origins_of(experiment=request.path, trusted=request.trust)
     plan = check(config, origins)
     if request.help:
         from t2ikit.run.describe import describe
