@@ -12,7 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 import t2ikit
 from t2ikit.config.compose import ConfigError, nearest
 from t2ikit.config.origins import printable
-from t2ikit.config.secrets import trust_variables, without_secrets
+from t2ikit.config.secrets import trust_names, without_secrets
 from t2ikit.launch import check_launch
 from t2ikit.stopping import Failed
 
@@ -57,6 +57,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "t2ikit") -> int:
         if debug or (command == "run" and not isinstance(error, ConfigError)):
             raise
         _print_error(error)
+        return 2
+    except RecursionError as error:  # of a file; a defect shows its traceback with --debug
+        if debug:
+            raise
+        _print_error(ValueError(f"a file that is read is nested too deeply ({error})"))
         return 2
     except Failed as error:
         if debug:
@@ -120,7 +125,7 @@ def _dispatch(command: str, rest: Sequence[str], prog: str) -> int:
     if hasattr(module, "take_overrides"):
         rest, given.overrides = module.take_overrides(rest)
     parsed = parser.parse_args([command, *rest], given)
-    trust_variables(getattr(parsed, "trust", ()))
+    trust_names(getattr(parsed, "trust", ()))
     if command == "prepare":
         check_launch()
     return int(module.run(parsed) or 0)

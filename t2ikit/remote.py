@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +14,12 @@ Result = TypeVar("Result")
 
 ATTEMPTS = 5
 PAUSE = 1.0
+STALLED = 60.0
+"""Seconds without a byte after which an attempt is given up."""
+TOTAL = 1800.0
+"""Seconds that all attempts at a file may take: a chunk of 64 MB at 36 kB a second."""
+SAID = 30.0
+"""Seconds after which a file that is not complete is said to be so."""
 """Seconds before the second attempt; doubled before every further one."""
 
 LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
@@ -84,14 +92,71 @@ def retried(call: Callable[[], Result], is_lasting: Callable[[Exception], bool] 
     raise AssertionError("unreachable")
 
 
-def copy_file(system: Any, path: str, target: Path) -> None:
+class TooLong(ValueError):
+    """A file that brings more bytes than it has, or takes longer than all of its tries may."""
+
+
+def copy_file(system: Any, path: str, target: Path, most_bytes: int | None = None) -> None:
     """Copies a file of an fsspec file system to ``target`` on this machine, not atomically.
+
+    Args:
+        system: the file system.
+        path: of the file.
+        target: is written.
+        most_bytes: that it may bring, looked at while they come; None where nobody has said it.
 
     Raises:
         OSError: a lasting error; one of the target (``is_of_target``) is among them.
+        TooLong: more bytes, or more than ``TOTAL`` seconds without an end of the tries.
         Unreachable: as ``retried``.
     """
-    retried(lambda: system.get_file(path, str(target)), lambda error: is_of_target(error, target))
+    deadline = time.monotonic() + TOTAL
+
+    def once() -> None:
+        _watched(lambda callback: system.get_file(path, str(target), callback=callback), path, most_bytes, deadline)
+
+    retried(once, lambda error: isinstance(error, TooLong) or is_of_target(error, target))
+
+
+def _watched(copy: Callable[[Any], object], path: str, most_bytes: int | None, deadline: float) -> None:
+    """Runs a copy in a thread, since a server that says nothing holds it; says so, and gives up where no byte comes."""
+    import fsspec
+
+    state: dict[str, Any] = {"bytes": 0, "moved": time.monotonic(), "stop": None, "error": None}
+
+    class Watch(fsspec.callbacks.Callback):  # type: ignore[misc]
+        def relative_update(self, inc: int = 1) -> None:
+            state["bytes"], state["moved"] = state["bytes"] + inc, time.monotonic()
+            if most_bytes is not None and state["bytes"] > most_bytes:
+                state["stop"] = TooLong(f"{path} brings more than the {most_bytes:,} bytes that it should have")
+            if state["stop"] is not None:
+                raise state["stop"]
+
+    def run() -> None:
+        try:
+            copy(Watch())
+        except BaseException as error:
+            state["error"] = error
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    said = time.monotonic()
+    while thread.is_alive():
+        thread.join(min(SAID, STALLED) / 4)
+        now = time.monotonic()
+        if thread.is_alive() and now - said > SAID:
+            said = now
+            print(
+                f"{path}: {state['bytes']:,} bytes so far, the last {now - state['moved']:.0f} s ago", file=sys.stderr
+            )
+        if now > deadline:
+            state["stop"] = TooLong(f"{path} was not complete after {TOTAL:g} s, {state['bytes']:,} bytes came")
+            raise state["stop"]
+        if thread.is_alive() and now - state["moved"] > STALLED:
+            state["stop"] = TimeoutError(f"{path}: no byte for {STALLED:g} s")
+            raise state["stop"]
+    if state["error"] is not None:
+        raise state["error"]
 
 
 def is_of_target(error: Exception, target: Path) -> bool:

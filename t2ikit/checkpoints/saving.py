@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from t2ikit.checkpoints.foreign import kind_of_file, reason_of
+from t2ikit.checkpoints.shards import fault_of_shards
 from t2ikit.files import partial_of, publish, recover
 
 _MARK = b"t2ikit sha256 "
@@ -122,7 +123,7 @@ def fault_of(checkpoint: Path) -> str | None:
     is read once a process.
     """
     if checkpoint.is_dir():
-        return None if is_complete(checkpoint) else "the folder is empty"
+        return fault_of_shards(checkpoint) if is_complete(checkpoint) else "the folder is empty"
     try:
         status = checkpoint.stat()
     except OSError as error:

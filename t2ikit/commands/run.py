@@ -14,7 +14,7 @@ from t2ikit import stopping
 from t2ikit.commands.arguments import expanded
 from t2ikit.commands.overrides import take_overrides
 from t2ikit.config.compose import ConfigError, Override, compose, stages_of
-from t2ikit.config.secrets import trust_variables
+from t2ikit.config.secrets import trust_names
 from t2ikit.config.values import to_yaml
 from t2ikit.files import require_folder
 from t2ikit.launch import check_launch, first_rank
@@ -112,7 +112,7 @@ def _run(request: Request, prog: str) -> int:
         print(HELP.format(prog=prog))
     if request.path is None:
         return 0
-    trust_variables(request.trust)
+    trust_names(request.trust)
     stages = stages_of(request.path, request.overrides)
     if request.stage is not None and not stages:
         raise ConfigError(f"--stage {request.stage}: {request.path} has no stages")

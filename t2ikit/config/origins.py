@@ -31,15 +31,15 @@ class Forbidden(ConfigError):
 class Origins:
     """Where the classes of an experiment may come from.
 
-    A class path names a public module of the kit or of a known library, or a file that lies in the current folder or in
-    one of ``folders``; anything else must be trusted by its name. Importing a module runs its code, so this comes first.
+    A class path names a public module of the kit or of a known library, or a file in the current folder or in one of
+    ``folders``; anything else must be trusted by its name. Importing a module runs its code, so this comes first.
 
     Attributes:
         packages: searched for a class that is named without its module, to suggest its full path.
         folders: whose files may be named, beside those of the current folder.
         trusted: names of further modules, as ``--trust`` gives them.
         kept: folder of the plug-ins that a run has kept, which may come from elsewhere: used where they are trusted.
-        strange: a run folder, which may come from elsewhere: nothing in it may be named, also where it is the current one.
+        strange: a run folder, which may come from elsewhere: nothing in it may be named, wherever it lies.
     """
 
     packages: tuple[str, ...] = ()
@@ -146,7 +146,7 @@ class Origins:
         more = f"\n    ... and {len(lines) - SHOWN} lines more" if len(lines) > SHOWN else ""
         shown = "\n".join(f"    {printable(line)}" for line in lines[:SHOWN])
         raise Forbidden(
-            f"{where}: '{top}' is no file of yours in the current folder. The run has kept its source, and importing it "
+            f"{where}: '{top}' is no file of yours here. The run has kept its source, and importing it "
             f"runs its code:\n{shown}{more}\nThat is {source}, with what it imports beside it. If you trust it: "
             f"--trust {top}"
         )

@@ -1,7 +1,7 @@
 """Values of the environment in an experiment: which are secrets, and how none of them is written anywhere.
 
 ``${oc.env:NAME}`` takes a variable. One that looks like a secret needs ``--trust env:NAME``, since an experiment may
-come from a stranger and hand it to a server. Whatever is kept of an experiment holds the expression in place of the value.
+come from a stranger and hand it to a server. What is kept of an experiment holds the expression, not the value.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from omegaconf.resolvers import oc
 
 PREFIX = "env:"
 """Of a name of ``--trust`` that stands for a variable of the environment."""
+CODE = "code:"
+"""Of one that stands for the code of a model's repository."""
 
 _NAME = re.compile(
     r"key|token|passw|passphrase|passcode|secret|credential|private|cookie|webhook|signature"
@@ -37,9 +39,14 @@ class Untrusted(ValueError):
     """An experiment asks for a variable that looks like a secret."""
 
 
-def trust_variables(names: Sequence[str]) -> None:
-    """Lets experiments of this process take these variables: the names of ``--trust`` that begin with ``env:``."""
-    _trusted.update(name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX))
+def trust_names(names: Sequence[str]) -> None:
+    """Lets experiments of this process have what these names of ``--trust`` say: ``env:NAME``, ``code:MODEL``."""
+    _trusted.update(name for name in names if name.startswith((PREFIX, CODE)))
+
+
+def may_run_code(model: str) -> bool:
+    """Whether ``--trust code:MODEL`` lets the code run that a model brings."""
+    return f"{CODE}{model}" in _trusted
 
 
 def is_secret(name: str, value: str = "") -> bool:
@@ -77,7 +84,7 @@ def _variable(name: str, default: Any = _ABSENT) -> Any:
     if value is None:
         return None if default is None else str(default)
     if is_secret(name, value):
-        if name not in _trusted:
+        if f"{PREFIX}{name}" not in _trusted:
             raise Untrusted(
                 f"${{oc.env:{name}}} looks like a secret, which this experiment would get. If you trust it with that: "
                 f"--trust {PREFIX}{name}"

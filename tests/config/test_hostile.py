@@ -219,7 +219,7 @@ def test_a_secret_of_the_environment_needs_trust(expression: str, monkeypatch: p
     with pytest.raises(ConfigError, match="data.init_args.root: .*--trust env:HF_TOKEN") as refusal:
         checked(text)
     assert SECRET not in str(refusal.value)
-    secrets.trust_variables(["env:HF_TOKEN"])
+    secrets.trust_names(["env:HF_TOKEN"])
     plan = checked(text)
     assert SECRET in str(plan.data.arguments) and SECRET not in str(plan.config)
     assert "${oc.env:HF_TOKEN}" in plan.config["data"]["init_args"]["root"]
@@ -271,7 +271,8 @@ def test_a_trusted_secret_is_written_nowhere() -> None:
     Path("tiny.yaml").write_text(tiny.EXPERIMENT)
     Path("mine.yaml").write_text(
         "extends: [tiny.yaml]\n"
-        "callbacks:\n  val: null\n  geneval: null\n  table: null\n  sender: {class_path: mine.Sender, init_args: {key: 'Bearer ${oc.env:MY_API_KEY}'}}\n"
+        "callbacks:\n  val: null\n  geneval: null\n  table: null\n"
+        "  sender: {class_path: mine.Sender, init_args: {key: 'Bearer ${oc.env:MY_API_KEY}'}}\n"
         "loggers: {mine: {class_path: mine.Log, init_args: {key: '${oc.env:MY_API_KEY}'}}}\n"
         "trainer: {max_steps: 1, accelerator: cpu, devices: 1}\n"
     )

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from t2ikit.config.secrets import may_run_code
 from t2ikit.metrics.alignment.clip_score import mean_error, observe_cosines
 from t2ikit.metrics.base import Metric, Result, Rows, SampleBatch, Samples
 from t2ikit.metrics.features.features import NetworkHolder
@@ -82,6 +83,11 @@ class DualEncoder(NetworkHolder):
             raise ValueError(
                 f"{self.model} brings Python code of its own ({', '.join(code)}), which would run here with all your "
                 "rights: read it, then set init_args.run_remote_code to true"
+            )
+        if not may_run_code(self.model):  # an experiment of a stranger says run_remote_code as well as your own
+            raise ValueError(
+                f"{self.model} brings Python code of its own ({', '.join(code)}), which would run here with all your "
+                f"rights: read it, then give --trust code:{self.model} beside init_args.run_remote_code"
             )
         elsewhere = [name for name in code if "--" in name]
         if elsewhere and not _COMMIT.fullmatch(self.code_revision or ""):

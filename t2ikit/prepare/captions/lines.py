@@ -23,7 +23,7 @@ def read_row(line: str | bytes, path: Path, line_number: int) -> tuple[str, tupl
         row = json.loads(line)
         key, captions = row["key"], tuple(row["captions"])
         refuse_half_characters("\n".join((key, *captions)), "it")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"line {line_number} of {path} is damaged ({error}): make the file again with t2ikit prepare captions "
             "--overwrite"

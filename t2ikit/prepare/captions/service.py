@@ -126,7 +126,7 @@ class Service:
             raise Refused(self.endpoint, self.api_key_variable, status, text)
         try:
             return json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{self.endpoint} answers {text}, which is no JSON: is --endpoint that of an OpenAI-compatible server, "
                 f"with its version (.../v1)? {KEPT}"

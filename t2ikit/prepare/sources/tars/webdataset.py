@@ -136,7 +136,7 @@ def _label(tar: OpenTar, key: str, contents: dict[str, bytes], label_field: str 
     try:
         facts = json.loads(contents[".json"]) if ".json" in contents else {}
         words = contents[".cls"].decode("utf-8-sig").strip() if ".cls" in contents else ""
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{tar.path}: the label of {key} cannot be read: {error}") from error
     if not isinstance(facts, dict):
         facts = {}

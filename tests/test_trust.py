@@ -1,0 +1,61 @@
+"""What the code never does: it is searched for here."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import t2ikit
+
+ROOT = Path(t2ikit.__file__).parent
+SOURCES = sorted({*ROOT.rglob("*.py"), *(ROOT.parent / "callbacks").glob("*.py")})
+
+
+def calls(name: str) -> Iterator[tuple[Path, ast.Call]]:
+    """Every call whose dotted name ends so."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Call) and re.search(rf"(^|\.){name}$", ast.unparse(node.func)):
+                yield path, node
+
+
+@pytest.mark.parametrize("name", ["torch.load", "pl_load", "load_state_dict_from_url", "trainer.fit"])
+def test_weights_are_read_without_their_code(name: str) -> None:
+    """``trainer.fit`` hands it to the strategy that reads the checkpoint."""
+    for path, call in calls(name):
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        if name != "trainer.fit" or "ckpt_path" in given:
+            assert given.get("weights_only") == "True", f"{path}:{call.lineno}"
+
+
+@pytest.mark.parametrize("name", ["np.load", "numpy.load"])
+def test_arrays_hold_no_pickles(name: str) -> None:
+    for path, call in calls(name):
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        assert given.get("allow_pickle", "False") == "False", f"{path}:{call.lineno}"  # numpy's default
+
+
+def test_no_code_of_a_model_repository_runs() -> None:
+    """Only the metric that needs it sets ``trust_remote_code``, and only with ``--trust code:MODEL``."""
+    for path in SOURCES:
+        if path.name == "jina_clip.py":
+            continue
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            assert not re.search(r"trust_remote_code\W*[=:]\s*True", line), f"{path}:{number}"
+
+
+@pytest.mark.parametrize("name", ["eval", "exec", "os.system", "os.popen", "yaml.unsafe_load", "yaml.full_load"])
+def test_no_text_is_run(name: str) -> None:
+    found = [f"{path}:{call.lineno}" for path, call in calls(name) if ast.unparse(call.func) == name]
+    assert found == []
+
+
+def test_pickles_are_of_our_own_processes_or_looked_at() -> None:
+    places = {
+        path.relative_to(ROOT.parent).as_posix() for name in ("pickle.load", "pickle.loads") for path, _ in calls(name)
+    }
+    assert places <= {"t2ikit/prepare/engine/loading.py"}  # an exception that it has just pickled itself
