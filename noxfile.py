@@ -1,4 +1,4 @@
-"""The project's checks: ``nox -s`` tests, long, faults, verify, signals, leaks, lint, types, docs, quickstart, wheel.
+"""The project's checks: ``nox -s`` tests, long, faults, verify, signals, leaks, audit, lint, types, docs, quickstart, wheel.
 
 ``lint`` and ``types`` read an installed wheel with the working folder outside the repository: the editable mapping of
 ``callbacks/`` to ``t2ikit.callbacks`` is invisible to import-linter and mypy.
@@ -60,6 +60,13 @@ def leaks(session: nox.Session) -> None:
     """5,000 steps and 50 snapshots hold no more than 500 and 5; a few minutes, a table."""
     session.install("-e", ".")
     session.run("python", "tests/leaks.py", *session.posargs)
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """pip-audit: known holes in the versions that are installed; needs a registry that answers it."""
+    session.install("pip-audit", ".")
+    session.run("pip-audit", "--local", *session.posargs)
 
 
 @nox.session

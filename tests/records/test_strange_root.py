@@ -31,7 +31,7 @@ class Strange(BaseHTTPRequestHandler):
         try:
             while "silent" in self.path and not self.server.ended.wait(0.05):  # type: ignore[attr-defined]
                 pass
-            while not self.server.ended.wait(0.1 if "drip" in self.path else 0):  # type: ignore[attr-defined]
+            while not self.server.ended.wait(0.1 if "drip" in self.path else 0.001):  # type: ignore[attr-defined]
                 block = b"x" * (1 if "drip" in self.path else 2**16)
                 self.wfile.write(block)
                 type(self).sent += len(block)
