@@ -1,4 +1,5 @@
-"""The project's checks: ``nox -s`` tests, long, faults, verify, signals, leaks, audit, lint, types, docs, quickstart, wheel.
+"""The project's checks: ``nox -s`` tests, long, faults, verify, signals, leaks, audit, lint, types, docs, quickstart,
+wheel.
 
 ``lint`` and ``types`` read an installed wheel with the working folder outside the repository: the editable mapping of
 ``callbacks/`` to ``t2ikit.callbacks`` is invisible to import-linter and mypy.
