@@ -19,8 +19,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageChops, ImageOps
 
-MAX_PIXELS = 2**28
-"""Larger pictures are taken for bombs: 268 million pixels are 1.1 GB when decoded."""
+MAX_PIXELS = 2**27
+"""Larger pictures are taken for bombs: 134 million pixels with transparency take up to 1.1 GB until they are RGB."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")
 """What is decoded. Pillow reads more: an EPS file would start another program, and any bytes may pass for a TGA."""
