@@ -1,5 +1,5 @@
-"""The project's checks: ``nox -s`` tests, long, faults, verify, signals, leaks, audit, lint, types, docs, quickstart,
-wheel.
+"""The project's checks: ``nox -s`` tests, long, faults, verify, signals, leaks, audit, synthreal,
+lint, types, docs, quickstart, wheel.
 
 ``lint`` and ``types`` read an installed wheel with the working folder outside the repository: the editable mapping of
 ``callbacks/`` to ``t2ikit.callbacks`` is invisible to import-linter and mypy.
@@ -68,6 +68,13 @@ def audit(session: nox.Session) -> None:
     """pip-audit: known holes in the versions that are installed; needs a registry that answers it."""
     session.install("pip-audit", ".")
     session.run("pip-audit", "--local", *session.posargs)
+
+
+@nox.session
+def synthreal(session: nox.Session) -> None:
+    """The proof of SynthReal on shapes with planted faults, three seeds: at most half an hour on two quiet cores."""
+    session.install("-e", ".")
+    session.run("python", "-m", "benchmarks.synthreal_proof", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session

@@ -1,6 +1,6 @@
 """Which files of the package one training step and one snapshot enter, in the order of their first call.
 
-``python -m benchmarks files``. A small run of the quickstart on a few rendered shapes is traced: the step from the end
+``python -m benchmarks files``. A small run of base/shapes_pixels.yaml on a few shapes is traced: the step from the end
 of one batch to the end of the next (record to optimizer and log), and a snapshot from its callback to the files that it
 writes. What a reader has to open to follow either is counted here, and ``docs/flow.md`` walks the same way.
 """
@@ -22,7 +22,7 @@ from t2ikit import callbacks
 from t2ikit.config.compose import Override, compose
 from t2ikit.run.experiment import build, check
 
-_EXPERIMENT = Path(__file__).parents[1] / "experiments" / "quickstart.yaml"
+_EXPERIMENT = Path(__file__).parents[1] / "experiments" / "base" / "shapes_pixels.yaml"
 _OPTIONS = {
     "data.count": "64",
     "data.val_count": "16",

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from t2ikit.callbacks.checkpoint_files import failure_of
 from t2ikit.callbacks.checkpoint_rules import BestScores, StepClock, seconds_of
 from t2ikit.checkpoints.saving import is_complete, step_in_name
+from t2ikit.stopping import Diverged
 
 
 class Checkpoint(LightningCheckpoint):
@@ -150,20 +151,20 @@ class Checkpoint(LightningCheckpoint):
         trainer.print(f"resumed at step {step}: {len(later)} checkpoints of later steps moved to {aside}")
 
     def _prune(self, folder: Path) -> None:
-        """Removes what is older than the newest ``keep`` whole ones; a file that is cut off counts for none."""
-        steps = sorted(folder.glob("step-*.ckpt"))
+        """Removes files older than the newest ``keep`` whole ones; one that is cut off counts for none."""
+        steps = sorted(path for path in folder.glob("step-*.ckpt") if not path.is_dir())  # a folder is of others
         whole = list(filter(is_complete, steps))
         best = set() if self.best is None else self.best.steps(map(step_in_name, whole))
         for old in steps[: steps.index(whole[-self.keep :][0])] if whole else ():
             step = step_in_name(old)
             kept = step in self.keep_steps or step in best
             if not kept and (self.keep_every_n_steps is None or step % self.keep_every_n_steps):
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
+                old.unlink()
 
     def _warn_of_small_disk(self, trainer: L.Trainer, expected: int) -> None:
         """Says before the first step that there is no room for the checkpoints that are to be kept."""
         folder = self._folder(trainer)
-        present = [path for path in folder.glob("step-*.ckpt") if is_complete(path) and path.is_file()]
+        present = [path for path in folder.glob("step-*.ckpt") if is_complete(path)]
         size = max((path.stat().st_size for path in present), default=0) or expected
         kept = self.keep + (0 if self.best is None else self.best.count)
         count = max(1, kept + 1 - len(present))  # an old one is removed after a new one is written
@@ -195,11 +196,11 @@ def refuse_broken_weights(trainer: L.Trainer) -> None:
     """A finite loss can still have broken the weights in its backward pass: no checkpoint of those.
 
     Raises:
-        FloatingPointError: a weight is not finite; every rank raises, since all hold the same weights.
+        Diverged: a weight is not finite; every rank raises, since all hold the same weights.
     """
     weights = [p.detach() for p in trainer.lightning_module.parameters() if p.is_floating_point()]
     if weights and not bool(torch.stack(torch._foreach_norm(weights)).isfinite().all()):
-        raise FloatingPointError(
+        raise Diverged(
             f"the weights are not finite after optimizer step {trainer.global_step}; the checkpoint before is good: "
             "lower the learning rate or trainer.gradient_clip_val and go on with --resume last"
         )

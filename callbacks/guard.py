@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from t2ikit import ranks
 from t2ikit.callbacks.debug_bundle import StepFacts, write_bundle
 from t2ikit.callbacks.late_verdict import LateVerdict
+from t2ikit.stopping import Diverged
 
 MOST_RECORDS = 20
 LATE = 50
@@ -46,7 +47,7 @@ class NonFiniteGuard(L.Callback):
         max_in_a_row: skipped steps one after the other; one more stops it.
 
     Raises:
-        FloatingPointError: names the optimizer step (1 is the first), the records with a loss that is not finite on
+        Diverged: names the optimizer step (1 is the first), the records with a loss that is not finite on
             whichever rank, and the bundle.
     """
 
@@ -190,7 +191,7 @@ class NonFiniteGuard(L.Callback):
             what = f"a gradient is not finite at optimizer step {step}; first of {len(layers)}: {', '.join(layers[:3])}"
         again = "" if bundle is None else f" `t2ikit replay {bundle}` makes the step again."
         bounds = f" {self.skipped} steps were skipped before." if self.policy == "skip" else ""
-        raise FloatingPointError(
+        raise Diverged(
             f"{what}. No update was made.{bounds}{again} The last checkpoint is from before; lower the learning rate "
             "or trainer.gradient_clip_val, or look at these records with `t2ikit prepare check`"
         )

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from t2ikit import ranks
 from t2ikit.batch import StepOutput
+from t2ikit.stopping import Diverged
 
 
 class LateVerdict:
@@ -42,7 +43,7 @@ class LateVerdict:
         """Looks at the verdict of all ranks; every rank must call it. One host sync.
 
         Raises:
-            FloatingPointError: names the step and its records, on whichever rank it was.
+            Diverged: names the step and its records, on whichever rank it was.
         """
         if self._broken is None or not bool(trainer.strategy.reduce(self._broken.long(), reduce_op="sum")):
             return
@@ -50,7 +51,7 @@ class LateVerdict:
         broken = [batch for batch in ranks.together(self._first) if batch is not None]
         first = min(step for step, _ in broken)
         records = [f"{names[source]}[{index}]" for step, rows in broken if step == first for source, index in rows]
-        raise FloatingPointError(
+        raise Diverged(
             f"the loss is not finite at optimizer step {first}; records (source[index]): {', '.join(records)}. The "
             "last checkpoint is from before. With --resume last --callbacks.guard.every_n_steps 1 the run stops before "
             "this update and writes a debug bundle for `t2ikit replay`; or lower the learning rate or "

@@ -24,6 +24,7 @@ COMMANDS = {
     "sample": ("images of a trained model, from prompts", "t2ikit.commands.sample"),
     "evaluate": ("scores of a trained model, or of pictures of any other", "t2ikit.commands.evaluate"),
     "prepare": ("photos to encoded records: images, cutmix, captions, encode, check, ...", "t2ikit.commands.prepare"),
+    "benchmark": ("a whole benchmark, with its page: synthreal", "t2ikit.commands.benchmark"),
     "verify-resume": (
         "kill and resume a short run, and compare it with an undisturbed one",
         "t2ikit.commands.verify_resume",
@@ -126,7 +127,7 @@ def _dispatch(command: str, rest: Sequence[str], prog: str) -> int:
         rest, given.overrides = module.take_overrides(rest)
     parsed = parser.parse_args([command, *rest], given)
     trust_names(getattr(parsed, "trust", ()))
-    if command == "prepare":
+    if command in ("prepare", "sweep", "verify-resume"):  # as `run` does itself
         check_launch()
     return int(module.run(parsed) or 0)
 

@@ -25,6 +25,16 @@ def first_rank(environment: Mapping[str, str] = os.environ) -> bool:
     return all(environment.get(name, "0") in ("", "0") for name in _VARIABLES)
 
 
+# Rank and size as mpirun and mpiexec tell them: Open MPI, MVAPICH, and MPICH or Intel MPI.
+_MPI = (
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
+    ("PMI_RANK", "PMI_SIZE"),
+)
+# Of a launcher that Lightning knows; srun and jsrun set variables of MPI too.
+_KNOWN_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_STEP_ID", "SLURM_STEPID", "JSM_NAMESPACE_RANK", "LOCAL_RANK")
+
+
 def check_launch(environment: Mapping[str, str] = os.environ) -> None:
     """Refuses variables of a launch that is over: this process would wait for others that nobody started.
 
@@ -41,6 +51,21 @@ def check_launch(environment: Mapping[str, str] = os.environ) -> None:
     if rank.isdecimal() and size.isdecimal() and int(rank) >= int(size):
         raise ValueError(f"RANK={rank} is set in the environment, but there are WORLD_SIZE={size} processes: {unset}")
     _check_slurm(environment)
+    _check_mpi(environment)
+
+
+def _check_mpi(environment: Mapping[str, str]) -> None:
+    """Refuses processes of mpirun: none knows of the others, and each would do all of the work."""
+    if any(environment.get(name) for name in _KNOWN_LAUNCHERS):
+        return
+    for rank, size in _MPI:
+        alone = environment.get(size, "") in ("", "1")
+        name = rank if alone else size
+        if not alone or environment.get(name, "") not in ("", "0"):
+            raise ValueError(
+                f"{name}={environment[name]} is set in the environment, by mpirun or mpiexec, whose processes do not "
+                "know of each other: start them by torchrun or srun, or unset it where it is left of another launch"
+            )
 
 
 def _check_slurm(environment: Mapping[str, str]) -> None:

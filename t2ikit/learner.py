@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import t2ikit
 from t2ikit.batch import StepOutput
 from t2ikit.config.origins import Origins
+from t2ikit.optim import LearningRate, OptimizerFactory
 from t2ikit.optim.precision import wide_dtype, widened
 
 
@@ -144,10 +145,14 @@ class Learner:
         step_outputs: of every micro-batch since a callback that reads them before the update has set it to []; None
             keeps none.
         skipped_step: the last step of which no update was made, since its loss or gradient was not finite.
+        optimizer_factory: builds the optimizer.
+        learning_rate: schedule of its rate.
         experiment: the resolved experiment that it is a part of; a checkpoint holds it, so that it explains itself.
         origins: which modules class paths may name, also those in the checkpoint of a weaker network.
     """
 
+    optimizer_factory: OptimizerFactory
+    learning_rate: LearningRate
     averages: Averages | None = None
     experiment: dict[str, Any] | None = None
     origins: Origins | None = None
@@ -184,6 +189,28 @@ class Learner:
             ValueError: no profile of that decay.
         """
         return nullcontext() if self.averages is None else self.averages.applied(decay)
+
+    def scheduled(self, total_steps: float) -> dict[str, Any]:
+        """The optimizer of :attr:`optimized` with its schedule, as ``configure_optimizers`` returns them.
+
+        Args:
+            total_steps: of the run; infinite where only a clock ends it.
+        """
+        optimizer = self.optimizer_factory.build(self.optimized)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.learning_rate.factor(step + 1, total_steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def renew_rates(self) -> None:
+        """What the experiment says of the optimizer holds after a resume too, not what the checkpoint remembers."""
+        trainer = self.trainer  # type: ignore[attr-defined]  # of the LightningModule
+        schedule = trainer.lr_scheduler_configs[0].scheduler
+        fresh = self.optimizer_factory.build(self.optimized).param_groups
+        schedule.base_lrs = [group["lr"] for group in fresh]
+        for group, new, factor in zip(trainer.optimizers[0].param_groups, fresh, schedule.lr_lambdas, strict=True):
+            group.update({key: value for key, value in new.items() if key != "params"})
+            group["initial_lr"], group["lr"] = new["lr"], new["lr"] * factor(schedule.last_epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the experiment and the version of the code."""

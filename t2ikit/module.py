@@ -348,24 +348,12 @@ class TextToImage(Learner, L.LightningModule):
             trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer_factory.build(self.optimized)
-        total = self.trainer.estimated_stepping_batches  # infinite where only trainer.max_time ends the run
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.learning_rate.factor(step + 1, total)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        # Infinite where only trainer.max_time ends the run.
+        return self.scheduled(self.trainer.estimated_stepping_batches)  # type: ignore[return-value]
 
     def on_train_start(self) -> None:
-        """What the experiment says of the optimizer holds after a resume too, not what the checkpoint remembers."""
         self._frozen_sha256 = self._hash_of_frozen()
-        optimizer = self.trainer.optimizers[0]
-        schedule = self.trainer.lr_scheduler_configs[0].scheduler
-        assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
-        fresh = self.optimizer_factory.build(self.optimized).param_groups
-        schedule.base_lrs = [group["lr"] for group in fresh]
-        for group, new, factor in zip(optimizer.param_groups, fresh, schedule.lr_lambdas, strict=True):
-            group.update({key: value for key, value in new.items() if key != "params"})
-            group["initial_lr"], group["lr"] = new["lr"], new["lr"] * factor(schedule.last_epoch)
+        self.renew_rates()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -52,24 +52,34 @@ class WrongSize(BadImage):
     """A picture of another size than the one asked for."""
 
 
-def decode(content: bytes, size: int | tuple[int, int]) -> np.ndarray:
-    """The centre of a picture, as large as its aspect allows, resized (bilinear, antialiased); see :func:`read_rgb`.
+class TooSmall(BadImage):
+    """A picture with a shorter side than asked for; the message begins with ``SIDE_BELOW``."""
+
+
+SIDE_BELOW = "a side is below"
+
+
+def decode(content: bytes, size: int | tuple[int, int], place: float = 0.5, min_side: int = 0) -> np.ndarray:
+    """A part of a picture as large as its aspect allows, resized (bilinear, antialiased); see :func:`read_rgb`.
 
     Args:
         content: the bytes of the file.
         size: (H, W) in pixels, or S of a square.
+        place: of the part along the side that is cut, from 0 (left or top) to 1; 0.5 is the centre.
+        min_side: the shorter side must have as many pixels, which is compared before anything is decoded.
 
     Returns:
         [3, H, W] uint8.
 
     Raises:
+        TooSmall: the shorter side has fewer.
         BadImage: the reason why there is no image.
     """
-    image = _rgb_image(content, None)
+    image = _rgb_image(content, None, min_side)
     height, width = (size, size) if isinstance(size, int) else size
     across = min(image.width, image.height * width / height)
     down = min(image.height, image.width * height / width)
-    left, top = (image.width - across) / 2, (image.height - down) / 2
+    left, top = (image.width - across) * place, (image.height - down) * place
     box = (left, top, left + across, top + down)
     return _planes(image.resize((width, height), Image.Resampling.BILINEAR, box=box))
 
@@ -146,7 +156,7 @@ def _planes(image: Image.Image) -> np.ndarray:
     return np.frombuffer(planes, np.uint8).reshape(3, image.height, image.width)
 
 
-def _rgb_image(content: bytes, size: tuple[int, int] | None) -> Image.Image:
+def _rgb_image(content: bytes, size: tuple[int, int] | None, min_side: int = 0) -> Image.Image:
     if not content:
         raise BadImage("empty file")
     with _reasons(content):
@@ -154,6 +164,8 @@ def _rgb_image(content: bytes, size: tuple[int, int] | None) -> Image.Image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise BadImage(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
+        if min(width, height) < min_side:
+            raise TooSmall(f"{SIDE_BELOW} {min_side}: {width} x {height} pixels")
         if size is not None and sorted(size) != sorted(image.size):
             raise _wrong_size(image, size)
         is_jpeg = image.format in ("JPEG", "MPO")

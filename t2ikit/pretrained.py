@@ -179,8 +179,15 @@ def sha256_of(file: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Where the kit keeps what it can make again: ``$T2IKIT_CACHE``, or ``~/.cache/t2ikit``."""
-    return Path(os.environ.get("T2IKIT_CACHE") or "~/.cache/t2ikit").expanduser()
+    """Where the kit keeps what it can make again: ``$T2IKIT_CACHE``, or ``~/.cache/t2ikit``.
+
+    A user without a home, as containers start one by its number, has none that can be written.
+    """
+    path = Path(os.environ.get("T2IKIT_CACHE") or "~/.cache/t2ikit")
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return Path("/", *path.parts[1:])
 
 
 def _embedded(name: str, option: str) -> Path:

@@ -36,9 +36,11 @@ class PromptSource(ABC):
 
     Attributes:
         name: in the fingerprint of every score; by default that of the class.
+        remedy: what gives more prompts, where a metric needs more; by default a higher limit.
     """
 
     name: str | None = None
+    remedy: str | None = None
 
     @abstractmethod
     def prompts(self) -> list[Prompt]:

@@ -78,14 +78,23 @@ def stop_if_asked() -> None:
     signal, now = stopping.asked(), time.monotonic()
     reason = None if signal is None else signal.name
     if count() > 1 and (now - _Look.at >= _LOOK_SECONDS or (reason is not None and not _Look.told)):
-        store, _Look.at = distributed.distributed_c10d._get_default_store(), now
-        if reason is not None:
-            store.set(_KEY, reason)
-            _Look.told = True
-        elif store.check([_KEY]):
-            reason = store.get(_KEY).decode()
+        _Look.at = now
+        try:
+            reason = _told(distributed.distributed_c10d._get_default_store(), reason)
+        except distributed.DistNetworkError:  # torchrun keeps the store: it is gone, as its ranks soon notice
+            reason = reason or "SIGTERM"
     if reason is not None:
         raise stopping.Stopped(reason)
+
+
+def _told(store: Any, reason: str | None) -> str | None:
+    """Tells the other ranks that this one was asked to stop, or hears it from another one."""
+    if reason is not None:
+        store.set(_KEY, reason)
+        _Look.told = True
+    elif store.check([_KEY]):
+        reason = store.get(_KEY).decode()
+    return reason
 
 
 def count() -> int:

@@ -46,6 +46,10 @@ class Failed(Exception):
     """What a disk, a folder or the system did to a run after its first step: no defect, and no option to change."""
 
 
+class Diverged(FloatingPointError):
+    """A loss, a gradient or a weight is not finite: no defect of the program, and the message says what to do."""
+
+
 class _State:
     """Of this process.
 

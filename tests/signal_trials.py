@@ -49,7 +49,7 @@ class Try:
 
     Attributes:
         launch: which launcher started the ranks.
-        target: launcher, rank 1, or all.
+        target: launcher, rank 1, or all (those of the launcher's process group).
         name: of the signal.
         phase: what the run was doing.
         status: exit status of the launcher; None if it had to be killed.
@@ -79,24 +79,27 @@ class Try:
         return f"no checkpoint of step {step}: {self.saved}" if step and step not in self.saved else ""
 
 
-def processes(group: int) -> dict[int, str]:
-    """Processes of a process group and their command lines, without those that have ended."""
+def processes(folder: Path) -> dict[int, str]:
+    """Processes of a try, by its current folder, and their command lines, without those that have ended.
+
+    torchrun gives each rank a session and a process group of its own.
+    """
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            state, _, of_group = (path / "stat").read_text().rsplit(")", 1)[1].split()[:3]
-            if int(of_group) == group and state != "Z":
+            state = (path / "stat").read_text().rsplit(")", 1)[1].split()[0]
+            if (path / "cwd").readlink() == folder and state != "Z":
                 found[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except (OSError, ValueError):
+        except OSError:
             continue
     return found
 
 
-def ready_processes(group: int) -> list[int]:
+def ready_processes(folder: Path) -> list[int]:
     """Processes of a run that handle signals: Python itself has come up, and no child stands between fork and exec."""
-    before = processes(group)
+    before = processes(folder)
     time.sleep(0.2)
-    lines = processes(group)
+    lines = processes(folder)
     return [pid for pid, line in lines.items() if pid in before and "t2ikit" in line and handles_signals(pid)]
 
 
@@ -128,6 +131,7 @@ def attempt(folder: Path, launch: str, target: str, name: str, delay: float, pha
 
     Nothing is sent before the run has set its handlers: a signal in the first second ends Python itself.
     """
+    folder = folder.resolve()
     folder.mkdir()
     workers = "1" if target == "all" else "0"
     (folder / "tiny.yaml").write_text(tiny.EXPERIMENT)
@@ -147,9 +151,9 @@ def attempt(folder: Path, launch: str, target: str, name: str, delay: float, pha
     while phase != "setup" and time.monotonic() < wanted and process.poll() is None and phase_of(folder) != phase:
         time.sleep(0.05)
     time.sleep(delay)
-    ready = ready_processes(process.pid)
+    ready = ready_processes(folder)
     while process.poll() is None and time.monotonic() < wanted and len(ready) < (3 if launch == "torchrun" else 1):
-        ready = ready_processes(process.pid)
+        ready = ready_processes(folder)
     actual, begun = phase_of(folder), time.monotonic()
     number = signal.Signals[name]
     others = [pid for pid in ready if pid != process.pid]
@@ -161,14 +165,15 @@ def attempt(folder: Path, launch: str, target: str, name: str, delay: float, pha
     status: int | None = None
     try:
         status = process.wait(90)
-        while processes(process.pid) and time.monotonic() < begun + 90:
+        while processes(folder) and time.monotonic() < begun + 90:
             time.sleep(0.1)
     except subprocess.TimeoutExpired:
         pass
     seconds = time.monotonic() - begun
-    if status is None or processes(process.pid):
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    for pid in processes(folder):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
     saved = [int(path.stem[5:]) for path in folder.glob("runs/small/version_0/checkpoints/*.ckpt")]
     return Try(launch, target, name, actual, status, seconds, log.read_text(errors="replace"), sorted(saved))
 

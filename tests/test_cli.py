@@ -286,7 +286,9 @@ def test_help_of_an_experiment_names_the_classes_that_may_stand_there(run: Run, 
     def said_of(option: str) -> str:
         return next(after for line, after in pairwise(lines) if line.startswith(f"  --{option} ["))
 
-    assert said_of("model.denoiser") == "      one of t2ikit.denoisers.CADI, t2ikit.denoisers.DiTI, a class of your own"
+    assert said_of("model.denoiser") == (
+        "      one of t2ikit.denoisers.CADI, t2ikit.denoisers.DiTI, t2ikit.denoisers.UViT, a class of your own"
+    )
     assert "one of ddim, ddpm, euler, heun, dpmpp_2m, a class of your own" in said_of("callbacks.val.method")
     metrics = said_of("callbacks.val.metrics")
     for metric in ("DistributionMetrics", "GenEval", "distribution.kid.KID", "alignment.rewards.ImageReward"):

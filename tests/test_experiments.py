@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,37 @@ def test_the_paper_s_run_has_the_paper_s_numbers() -> None:
     assert model["optimizer"]["class_path"] == "t2ikit.optim.Lamb" and model["optimizer"]["init_args"]["lr"] == 1e-3
     channelwise = check(compose(FOLDER / "cad_i_cmall_channelwise.yaml")).config["model"]["init_args"]["space"]
     assert channelwise["init_args"]["normalisation"] == "channelwise"
+
+
+GROWN = [path for path in EXPERIMENTS if path.stem.startswith("uvit_")]
+
+
+def test_greedy_growing_has_its_rows_and_each_trains_what_its_name_says() -> None:
+    assert len(GROWN) == 14 and not {"uvit_xhuge_scratch", "uvit_xhuge_finetuned"} & {path.stem for path in GROWN}
+    for path in GROWN:
+        _, size, kind = path.stem.split("_")
+        plan = check(compose(path))
+        with torch.device("meta"):
+            module = plan.model.build()
+        name = {"xhuge": "XHuge"}.get(size, size.title())
+        trained = {key.partition(".")[0] for key, p in module.denoiser.named_parameters() if p.requires_grad}
+        assert plan.config["model"]["init_args"]["denoiser"]["init_args"]["core"] == name
+        assert trained == ({"time", "shell"} if kind == "frozen" else {"time", "text", "core", "shell"})
+        assert plan.trainer["max_steps"] == (1_500_000 if kind == "thawed" else 2_000_000)
+        assert plan.config["data"]["init_args"]["batch_size"] == 256
+        assert module.process.schedule.log_snr_shift == pytest.approx(2 * math.log(64 / 512))
+        start = module.start
+        if kind == "scratch":
+            assert start is None
+        elif kind == "thawed":
+            assert start.checkpoint == f"runs/uvit_{size}_frozen/version_0/checkpoints/step-00500000.ckpt"
+            assert start.fit == "strict" and start.weights == "ema"
+        else:
+            assert start.checkpoint == f"runs/shallow_uvit_{size}/version_0" and start.fit == "grow"
+            assert start.take == ("time", "text", "core") and start.weights == "ema"
+        frozen = check(compose(FOLDER / f"uvit_{size}_frozen.yaml"))
+        kept = frozen.config["callbacks"]["checkpoint"]["init_args"]["keep_every_n_steps"]
+        assert 500_000 % kept == 0  # the thawed rows start from it
 
 
 def test_the_papers_evaluations_can_be_built() -> None:

@@ -56,6 +56,11 @@ def test_the_second_machine_of_a_cluster_follows_the_run_folder(
         ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "7"}, "SLURM_PROCID=1"),
         ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}, "SLURM_NTASKS=2"),
         ({"SLURM_NTASKS": "1"}, "SLURM_PROCID is not"),
+        ({"OMPI_COMM_WORLD_RANK": "1"}, "OMPI_COMM_WORLD_RANK=1"),
+        ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE=2"),
+        ({"PMI_RANK": "3"}, "PMI_RANK=3"),
+        ({"PMI_RANK": "0", "PMI_SIZE": "8", "SLURM_NTASKS": "2", "SLURM_JOB_NAME": "bash"}, "PMI_SIZE=8"),
+        ({"MV2_COMM_WORLD_RANK": "1", "MV2_COMM_WORLD_SIZE": "2"}, "MV2_COMM_WORLD_SIZE=2"),
     ],
 )
 def test_variables_of_a_launch_that_is_over_are_refused(environment: dict[str, str], named: str) -> None:
@@ -73,14 +78,17 @@ def test_variables_of_a_launch_that_is_over_are_refused(environment: dict[str, s
         {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"},
         {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NTASKS": "1"},  # sbatch, one task
         {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "bash"},
+        {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1", "PMI_RANK": "0", "PMI_SIZE": "1"},
+        {"PMI_RANK": "1", "PMI_SIZE": "2", "SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"},
+        {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "JSM_NAMESPACE_RANK": "1"},
     ],
 )
 def test_a_launch_that_runs_is_taken(environment: dict[str, str]) -> None:
     check_launch(environment)
 
 
-@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"])
-def test_run_and_prepare_name_the_variable_before_any_work(
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"])
+def test_commands_of_several_processes_name_the_variable_before_any_work(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -88,7 +96,12 @@ def test_run_and_prepare_name_the_variable_before_any_work(
         monkeypatch.delenv(variable)
     monkeypatch.setenv(name, "1")
     experiment = Path(__file__).parent.parent / "experiments" / "quickstart.yaml"
-    for words in (["run", str(experiment)], ["prepare", "captions", "--out", "data"]):
+    for words in (
+        ["run", str(experiment)],
+        ["prepare", "captions", "--out", "data"],
+        ["sweep", str(experiment)],
+        ["verify-resume", str(experiment)],
+    ):
         assert cli.main(words) == 2
         assert f"{name}=1 is set in the environment" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -72,7 +72,7 @@ def test_wheel_holds_every_file(wheel: Path) -> None:
         f"{target}/{path.relative_to(ROOT / source)}"
         for source, target in SHIPPED.items()
         for path in (ROOT / source).rglob("*")
-        if path.suffix in (".py", ".yaml", ".json", ".safetensors") or path.name == "py.typed"
+        if path.suffix in (".py", ".yaml", ".json", ".safetensors", ".html") or path.name == "py.typed"
     }
     assert "t2ikit/embedded/shapes-full/config.json" in expected
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}

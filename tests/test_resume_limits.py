@@ -59,6 +59,24 @@ def test_max_time_counts_from_this_start(folder: Path, capsys: pytest.CaptureFix
     assert "No step was made" not in capsys.readouterr().out
 
 
+def test_a_new_run_that_makes_no_step_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, why in (
+        (["--trainer.max_steps", "0"], "trainer.max_steps or trainer.max_epochs is 0"),
+        (["--trainer.max_steps", "9", "--trainer.max_time", "00:00:00:00"], "a limit of time (trainer.max_time)"),
+    ):
+        assert cli.main(["run", "short.yaml", *words]) == 0
+        assert f"No step was made: {why}" in capsys.readouterr().out
+
+
+def test_max_steps_max_epochs_and_max_time_beside_a_resume(folder: Path) -> None:
+    """4 steps an epoch; the limit that comes first ends the run, as in one that nobody stopped."""
+    steps, epochs, minutes = "--trainer.max_steps", "--trainer.max_epochs", ["--trainer.max_time", "00:00:10:00"]
+    assert len(trained(steps, "3")) == 3
+    assert len(trained(steps, "100", epochs, "1", *minutes, *RESUME)) == 4
+    assert len(trained(steps, "6", epochs, "3", *RESUME)) == 6
+    assert len(trained(epochs, "2", *minutes, *RESUME)) == 8
+
+
 def test_a_timer_that_counts_all_starts_says_why_no_step_is_made(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

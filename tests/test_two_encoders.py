@@ -48,6 +48,23 @@ callbacks:
   checkpoint: {init_args: {every_n_steps: 2, keep: 9}}
   stop: stop.Stop
 """
+UVIT = """
+extends: [two.yaml]
+model:
+  init_args:
+    denoiser:
+      class_path: t2ikit.denoisers.UViT
+      init_args:
+        input_size: 16
+        core: {width: 32, blocks: 1, heads: 2, noise_width: 16}
+        shell:
+          class_path: t2ikit.denoisers.Levels
+          init_args: {patch: 2, channels: [8], blocks: [1], head_channels: 8}
+        text_dim: [16, 24]
+    objective:
+      init_args:
+        process: {init_args: {schedule: shifted_cosine, prediction: v, log_snr_shift: 1.0}}
+"""
 CLASSES = ("n02012849", "n03126707")
 END = "step-00000006.ckpt"
 
@@ -77,7 +94,8 @@ def prepare(folder: Path) -> None:
                 photo.save(folder / "photos" / split / name / f"{index}.png")
     build_small_t5(folder / "t5", ["An image of crane"], dim=16, layers=1)
     tiny_clip(folder / "clip")
-    images = ["--source", "photos", "--size", "16", "--workers", "1"]
+    images = ["--source", "photos", "--size", "16", "--workers", "1", "--picture-format", "webp"]
+    images += ["--crop", "random", "--min-side", "20"]
     encoders = ["--autoencoder", "pixels", "--text-encoder", "./t5", "--text-encoder", "./clip"]
     for words in (["images", *images], ["captions"], ["encode", *encoders]):
         assert cli.main(["prepare", *words, "--out", "data"]) == 0
@@ -137,6 +155,20 @@ def test_images_and_scores_of_the_checkpoint(folder: Path, tmp_path: Path) -> No
     scores = read_scores(tmp_path / "scores" / "step-00000006" / "scores")
     assert scores == read_scores(run / "samples" / "val" / "scores" / "step-00000006")
     assert "frechet_distance" in scores
+
+
+def test_uvit_trains_samples_and_is_evaluated_on_compressed_pixels_and_both_texts(folder: Path, tmp_path: Path) -> None:
+    assert Manifest.read(folder / "data" / "train").image_codec == "webp"
+    (folder / "uvit.yaml").write_text(UVIT)
+    assert cli.main(["run", "uvit.yaml"]) == 0
+    run = Path("runs/uvit/version_0")
+    options = ["--prompt", "An image of crane", "--steps", "2", "--device", "cpu", "--out", str(tmp_path / "images")]
+    assert cli.main(["sample", str(run), *options]) == 0
+    assert np.asarray(Image.open(tmp_path / "images" / "00000.png")).shape == (16, 16, 3)
+    command = ["evaluate", str(run), "--snapshot", "val", "--device", "cpu", "--out", str(tmp_path / "scores")]
+    assert cli.main(command) == 0
+    scores = read_scores(tmp_path / "scores" / "step-00000006" / "scores")
+    assert scores == read_scores(run / "samples" / "val" / "scores" / "step-00000006")
 
 
 def test_masked_tokens_of_either_text_change_nothing_and_what_is_not_masked_does(folder: Path) -> None:

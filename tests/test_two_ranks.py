@@ -79,12 +79,12 @@ def test_two_ranks_make_the_steps_of_one(folder: Path) -> None:
 @pytest.mark.fault("a loss that is not finite on one of two ranks", "both stop before the update")
 def test_both_ranks_stop_for_a_loss_of_one(folder: Path) -> None:
     done = two_ranks("--callbacks.poison", "poison.Poison")
-    assert done.returncode != 0
+    assert done.returncode == 1 and "error: the loss is not finite" in done.stderr and "Traceback" not in done.stderr
     # Whichever rank stops first may take the other one down before it can say so: the launcher passes one on.
     stopped = [path.read_text() for path in folder.glob("stopped-*")]
     assert stopped
     for message in stopped:
-        assert re.search(r"FloatingPointError: the loss is not finite at optimizer step 2; .*: \w+\[\d+\]\. ", message)
+        assert re.search(r"Diverged: the loss is not finite at optimizer step 2; .*: \w+\[\d+\]\. ", message)
 
 
 STAGES = """
@@ -155,6 +155,15 @@ def test_a_dead_rank_ends_the_other(tmp_path: Path, target: str) -> None:
         assert done.status == 1 and "rank 1 of this machine was killed by SIGKILL" in done.said
     else:
         assert "rank 0 of this machine is gone" in done.said or "Connection" in done.said
+
+
+@pytest.mark.fault("torchrun is killed", "its ranks stop after the same step, status 75")
+@pytest.mark.parametrize("phase", ["steps", pytest.param("snapshot", marks=pytest.mark.long)])
+def test_ranks_notice_that_torchrun_is_gone(tmp_path: Path, phase: str) -> None:
+    done = signal_trials.attempt(tmp_path / "try", "torchrun", "launcher", "SIGKILL", 0.3, phase)
+    assert done.seconds < signal_trials.LIMIT_SECONDS and "torchrun is gone" in done.said, done.said[-3000:]
+    stopped = re.search(r"Stopped by SIGTERM at step (\d+)", done.said)
+    assert stopped and int(stopped[1]) in done.saved and "Traceback" not in done.said, done.said[-3000:]
 
 
 @pytest.mark.long

@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
-from t2ikit.denoisers import CADI, Denoiser, DiTI
+from t2ikit.denoisers import CADI, Denoiser, DiTI, Levels, Shallow, UViT
+from t2ikit.denoisers.uvit import Core
 from t2ikit.files import write_whole
 from t2ikit.records.chunks import Chunk, ChunkBuffer
 from t2ikit.records.record import Record
@@ -93,6 +94,17 @@ def shallow_dit_i(**options: Any) -> DiTI:
     return DiTI(**{**sizes, "text_dim": 8, "num_registers": 2, **options})
 
 
+def uvit(**options: Any) -> UViT:
+    """Shallow-UViT of 16 tokens, for x [B, 3, 8, 8] and text states of width 24: two blocks of width 32."""
+    sizes = {"input_size": 8, "core": Core(32, 2, 2, 16), "shell": Shallow(2, 16)}
+    return UViT(**{**sizes, "text_dim": 24, **options})
+
+
+def grown_uvit(**options: Any) -> UViT:
+    """The same core in a shell of two levels, for x [B, 3, 32, 32]."""
+    return uvit(**{"input_size": 32, "shell": Levels(2, (8, 16), (1, 2), 8), **options})
+
+
 def awake(denoiser: Network) -> Network:
     """The same with every parameter moved off its initial value, so that nothing is switched off."""
     generator = torch.Generator().manual_seed(1)
@@ -112,6 +124,14 @@ def assert_same(first: Any, second: Any, name: str = "") -> None:
             assert_same(value, second[key], f"{name} {key}")
     else:
         assert torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second, name
+
+
+def leaves(node: Any, name: str = "") -> dict[str, Any]:
+    """Whatever nested mappings and sequences hold, by its path in them."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else None
+    if items is None:
+        return {name: node}
+    return {key: leaf for part, below in items for key, leaf in leaves(below, f"{name}/{part}").items()}
 
 
 def record_of_version_1(record: Record) -> bytes:

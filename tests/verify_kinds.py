@@ -61,6 +61,20 @@ stages:
   first: {}
   second: {model: {init_args: {start: {checkpoint: stages.first}, trainable: [core]}}}
 """
+GROWING = """
+extends: [shapes_growing.yaml]
+model:
+  init_args:
+    denoiser:
+      init_args:
+        core: {width: 32, blocks: 1, heads: 2, noise_width: 16}
+        shell: {init_args: {channels: [8], blocks: [1], head_channels: 8}}
+data: {init_args: {count: 64, val_count: 16, batch_size: 8}}
+trainer: {accelerator: cpu}
+stages:
+  shallow: {data: {init_args: {count: 64}}}
+  thawed: {model: {init_args: {start: {checkpoint: stages.frozen@2}}}}
+"""
 TWO_RANKS = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
 WORKERS = ["--data.num_workers", "2"]
 ACCUMULATED = ["--trainer.accumulate_grad_batches", "2"]
@@ -72,6 +86,7 @@ FILES = {
     "latents.yaml": LATENTS,
     "term.yaml": TERM,
     "stages.yaml": STAGES,
+    "growing.yaml": GROWING,
     "projected_term.py": tiny.PROJECTED,
 }
 # An epoch of the tiny experiments has 8 steps: 18 steps are three epochs, those of "mid-epoch" a part of one.
@@ -91,6 +106,7 @@ KINDS: dict[str, list[str]] = {
     "DiT-I, rectified flow": ["flow.yaml"],
     "a term with parameters, which ends": ["term.yaml"],
     "stages": ["stages.yaml"],
+    "growing": ["growing.yaml"],
     "2 workers": ["tiny.yaml", *WORKERS],
     "accumulation": ["tiny.yaml", *ACCUMULATED],
     "2 ranks": ["tiny.yaml", *TWO_RANKS],

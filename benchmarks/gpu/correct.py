@@ -169,7 +169,7 @@ def compiled_losses(settings: Settings) -> Iterator[Measurement]:
                 **({"model.denoiser": network} if network else {}),
             }
             losses = Losses()
-            start(plan("quickstart", values), settings.work / "runs" / f"losses-{name}-{mode}", losses)
+            start(plan("base/shapes_pixels", values), settings.work / "runs" / f"losses-{name}-{mode}", losses)
             curve = torch.stack(losses.values).double().cpu()
             expected = curves.setdefault(name, curve)
             if mode is None:

@@ -39,7 +39,7 @@ def killed(settings: Settings) -> Iterator[Measurement]:
         "callbacks.table": None,
         "run.directory": str(settings.work / "runs"),
     }
-    words = ["run", str(EXPERIMENTS / "quickstart.yaml")]
+    words = ["run", str(EXPERIMENTS / "base" / "shapes_pixels.yaml")]
     words += [f"--{key}={json.dumps(value)}" for key, value in values.items()]
     data = _start(settings, [*words, "--run.name=undisturbed"])
     data.join(max(settings.left, 1))

@@ -55,6 +55,7 @@ def run(settings: Settings) -> Iterator[Measurement]:
         "callbacks.geneval.at_start": False,
         "callbacks.val.every_n_steps": None,
         "callbacks.geneval.every_n_steps": None,
+        "callbacks.geneval_original": None,
     }
     if small:
         values |= {"callbacks.val.steps": 2, "callbacks.geneval.steps": 2, "callbacks.geneval.prompts.per_task": 1}

@@ -132,7 +132,7 @@ def kept_plugins(folder: Path) -> Path | None:
 
 
 def step_of(checkpoint: Path, explained: bool = True) -> int:
-    """Optimizer steps that a checkpoint of a run has made; of a folder of shards, as its name says.
+    """Optimizer steps that a checkpoint of a run has made.
 
     Args:
         checkpoint: complete.
@@ -141,8 +141,6 @@ def step_of(checkpoint: Path, explained: bool = True) -> int:
     Raises:
         ConfigError: it is no checkpoint of a run.
     """
-    if checkpoint.is_dir():
-        return max(0, step_in_name(checkpoint))
     import torch  # here: looking for checkpoints needs none
 
     try:

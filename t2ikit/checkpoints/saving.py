@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from t2ikit.checkpoints.foreign import kind_of_file, reason_of
-from t2ikit.checkpoints.shards import fault_of_shards
 from t2ikit.files import partial_of, publish, recover
 
 _MARK = b"t2ikit sha256 "
@@ -106,9 +105,7 @@ def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint is whole: torch's zip archive with its directory at the end, or a folder of shards."""
-    if checkpoint.is_dir():
-        return any(checkpoint.iterdir())
+    """Whether a checkpoint is whole: torch's zip archive with its directory at the end."""
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             return any(entry.endswith("data.pkl") for entry in archive.namelist())
@@ -123,7 +120,7 @@ def fault_of(checkpoint: Path) -> str | None:
     is read once a process.
     """
     if checkpoint.is_dir():
-        return fault_of_shards(checkpoint) if is_complete(checkpoint) else "the folder is empty"
+        return "it is a folder, as FSDP and DeepSpeed write, and no checkpoint of a run: torch reads parts of it by pickle"
     try:
         status = checkpoint.stat()
     except OSError as error:

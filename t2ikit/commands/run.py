@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,7 +205,10 @@ def read_arguments(arguments: Sequence[str], prog: str) -> Request:
         )
     if not paths and "help" not in flags:
         raise ConfigError(f"which experiment? {prog} EXPERIMENT.yaml")
-    path = expanded(paths[0]) if paths else None
+    try:
+        path = expanded(paths[0]) if paths else None
+    except ArgumentTypeError as error:
+        raise ConfigError(str(error)) from error
     resume, stage = (values[name][-1] if values[name] else None for name in ("resume", "stage"))
     resume = resume and os.path.expanduser(resume)
     return Request(

@@ -16,10 +16,10 @@ from typing import Any, get_type_hints
 from jsonargparse import ArgumentParser, Namespace
 
 from t2ikit.config.compose import CLASS_KEYS, ConfigError, nearest
-from t2ikit.config.imports import ImportGuard, find_class, is_path
+from t2ikit.config.imports import ImportGuard, find_class, is_path, leaves
 from t2ikit.config.messages import explain, located
 from t2ikit.config.origins import NONE_BUT_KNOWN, Origins
-from t2ikit.config.values import numbers_as_text, odd_number
+from t2ikit.config.values import not_finite, numbers_as_text, odd_number
 
 # Exceptions of a constructor over a mistake of the user; any other is a defect and keeps its traceback.
 USER_ERRORS: tuple[type[Exception], ...] = (ValueError, TypeError, FileNotFoundError, ImportError)
@@ -180,6 +180,8 @@ def parse(cls: type, arguments: dict[str, Any], key: str, origins: Origins, clas
         with guard.watching():
             typed = parser.parse_object({"it": copy.deepcopy(arguments)})  # which changes lists in place
     except (ArgumentError, ValueError, TypeError, KeyError) as error:
+        if fault := not_finite(str(error), leaves(arguments, below)):
+            raise ConfigError(fault) from None
         guard.raise_refusal(str(error))
         raise ConfigError(explain(str(error), below)) from None
     guard.raise_refusal()

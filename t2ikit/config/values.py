@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from enum import Enum
 from typing import Any, get_type_hints
@@ -19,6 +20,7 @@ import yaml
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"-?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
 _CONSTANTS = {"null": None, "Null": None, "NULL": None, "true": True, "True": True, "false": False, "False": False}
+_NOT_FINITE = re.compile(r"[-+]?(nan|inf|infinity)", re.IGNORECASE)
 _LIKE_A_NUMBER = re.compile(r"[-+]?[0-9_.:]*[0-9][0-9_.:]*([eE][-+]?[0-9]+)?")
 """Text that one of the loaders of YAML may take for a number."""
 
@@ -82,7 +84,7 @@ def with_home(node: Any) -> Any:
     """A copy with ``~`` at the start of a text, which is a path, replaced by the home of the user.
 
     Raises:
-        ValueError: the home of a user that this machine does not know; a folder called ``~name`` would be made.
+        ValueError: a home that this machine does not know; a folder called ``~`` or ``~name`` would be made.
     """
     if isinstance(node, dict):
         return {key: with_home(value) for key, value in node.items()}
@@ -91,6 +93,8 @@ def with_home(node: Any) -> Any:
     if not isinstance(node, str) or not node.startswith("~"):
         return node
     path = os.path.expanduser(node)
+    if path == node and (node == "~" or node.startswith("~/")):
+        raise ValueError(f"{node!r}: this user has no home on this machine; set HOME, or write the folder in full")
     if path == node and (match := re.match("~([a-zA-Z_][^/ ]*)/", node)):
         raise ValueError(f"{node!r}: this machine knows no user {match[1]}; write the folder in full")
     return path
@@ -125,9 +129,25 @@ def odd_number(given: Any, typed: Any, key: str) -> str:
         return next(filter(None, faults), "")
     if not isinstance(typed, (int, float)) or isinstance(typed, bool):
         return ""
+    if isinstance(typed, float) and not math.isfinite(typed):
+        return f"{key}: expected a finite number, got {given}"
     if isinstance(given, str) and not (_INTEGER.fullmatch(given) or _FLOAT.fullmatch(given)):
         return f"{key}: {given!r} is no plain number; YAML takes it for {typed}"
-    return "" if math.isfinite(typed) else f"{key}: expected a finite number, got {typed}"
+    return ""
+
+
+def not_finite(message: str, values: Iterable[tuple[str, Any]]) -> str:
+    """What is wrong where a word such as nan stands for a number: jsonargparse may take it for the name of a class.
+
+    Args:
+        message: of jsonargparse, which refuses the value.
+        values: key and value of all that is given.
+    """
+    for key, value in values:
+        word = isinstance(value, str) and _NOT_FINITE.fullmatch(value) and "float" in message
+        if word and re.search(rf"(Got|Given) value: .*{re.escape(value)}", message):
+            return f"{key}: expected a finite number, got {value}"
+    return ""
 
 
 def _item(typed: Any, name: Any) -> Any:

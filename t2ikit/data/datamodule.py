@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -59,6 +59,8 @@ class DataModule(LightningDataModule):
             of images of one shape, and a step takes one of them. Snapshots sample and compare images of the first. By
             default those below ``train/`` of a local root that has no set there, ``1.00`` first; [] for none.
     """
+
+    size_options: ClassVar[Mapping[str, str]] = {}  # which option says how large a set is, where there is one
 
     root: str
     batch_size: int = 1024
@@ -294,10 +296,8 @@ class DataModule(LightningDataModule):
             arrays=self.arrays,
         )
         limit = batches_per_pass(self.trainer, len(stream))
-        self._train_loader = PositionLoader(stream, self.num_workers, self._pins(), limit)
-        if self._slot is not None:
-            self._train_loader.load_state_dict({"slot": self._slot})
-            self._slot = None  # the next fit begins at slot 0
+        self._train_loader = PositionLoader(stream, self.num_workers, self._pins(), limit, self._slot)
+        self._slot = None  # the next fit begins at slot 0
         return self._train_loader
 
     def val_dataloader(self) -> EvaluationLoader:

@@ -3,25 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import InitVar, dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from torch.utils.data import DataLoader
 
 from t2ikit.batch import StoredBatch
-from t2ikit.data.streams import TrainingStream, check_arrays, read_batch
+from t2ikit.data.streams import check_arrays, read_batch
 from t2ikit.records.record_set import RecordSet
 from t2ikit.stopping import only_by_parent
+
+
+class Stream(Protocol):
+    """The batches of one rank by their number: those of one pass, or of a training, whose passes never end."""
+
+    def __len__(self) -> int:
+        """Batches of a pass."""
+
+    def __getitem__(self, batch: int) -> Any:
+        """One batch."""
+
+
+class Training(Stream, Protocol):
+    """Micro-batches of a training.
+
+    Attributes:
+        world_size: number of ranks.
+        micro_batch: slots of a micro-batch of one rank.
+    """
+
+    @property
+    def world_size(self) -> int: ...
+
+    @property
+    def micro_batch(self) -> int: ...
 
 
 def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _read(
-    stream: TrainingStream | EvaluationStream, batches: range, num_workers: int, pin_memory: bool
-) -> DataLoader[StoredBatch]:
+def _read(stream: Stream, batches: range, num_workers: int, pin_memory: bool) -> DataLoader[Any]:
     """Reads batches of a stream, in order.
 
     Workers live as long as one pass: kept ones would end only with the garbage collection of the loader, where PyTorch
@@ -52,16 +75,20 @@ class PositionLoader:
         num_workers: reading processes; 0 reads in this one.
         pin_memory: copy the batches to page-locked memory.
         batches_per_pass: micro-batches after which iterating stops; 0 stops at the end of an epoch.
+        first_slot: global slots that were served before, None for none.
     """
 
-    stream: TrainingStream
+    stream: Training
     num_workers: int = 0
     pin_memory: bool = False
     batches_per_pass: int = 0
+    first_slot: InitVar[int | None] = None
     _position: int = field(default=0, init=False)  # micro-batches of this rank
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, first_slot: int | None) -> None:
         self.batches_per_pass = self.batches_per_pass or len(self.stream)
+        if first_slot is not None:
+            self.load_state_dict({"slot": first_slot})
 
     @property
     def slot(self) -> int:
@@ -76,7 +103,7 @@ class PositionLoader:
         """Micro-batches of a full epoch, wherever the position is."""
         return len(self.stream)
 
-    def __iter__(self) -> Iterator[StoredBatch]:
+    def __iter__(self) -> Iterator[Any]:
         # A generator: Lightning calls iter() several times, but only the iterator that is advanced may start workers.
         end = (self._position // self.batches_per_pass + 1) * self.batches_per_pass
         for batch in _read(self.stream, range(self._position, end), self.num_workers, self.pin_memory):
@@ -227,12 +254,12 @@ class EvaluationLoader:
     Not a ``DataLoader``: Lightning would put a distributed sampler of its own into one.
     """
 
-    stream: EvaluationStream
+    stream: Stream
     num_workers: int = 0
     pin_memory: bool = False
 
     def __len__(self) -> int:
         return len(self.stream)
 
-    def __iter__(self) -> Iterator[StoredBatch]:
+    def __iter__(self) -> Iterator[Any]:
         yield from _read(self.stream, range(len(self.stream)), self.num_workers, self.pin_memory)

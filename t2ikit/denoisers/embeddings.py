@@ -148,13 +148,17 @@ def text_projection(text_dim: int | tuple[int, ...], width: int) -> Linear | nn.
 
 
 def project_texts(projection: Linear | nn.ModuleList, texts: Sequence[Text]) -> tuple[list[Tensor], Tensor]:
-    """Tokens of every text by ``text_projection``, [B, L_i, D] each, and the mask [B, sum L_i] of all of them.
-
-    Padded states that are not finite count as zeros: a NaN among them would spread, as 0 times NaN is NaN.
-    """
+    """Tokens of every text by ``text_projection``, [B, L_i, D] each, and the mask [B, sum L_i] of all of them."""
     layers = cast("list[Linear]", [projection] if isinstance(projection, Linear) else list(projection))
-    tokens = []
-    for layer, text in zip(layers, texts, strict=True):
-        states = torch.where(text.mask[..., None], text.embeddings, text.embeddings.nan_to_num(0.0, 0.0, 0.0))
-        tokens.append(layer(states.to(layer.weight.dtype)))
-    return tokens, texts[0].mask if len(texts) == 1 else torch.cat([text.mask for text in texts], dim=1)
+    tokens = [layer(finite_states(text).to(layer.weight.dtype)) for layer, text in zip(layers, texts, strict=True)]
+    return tokens, joined_mask(texts)
+
+
+def finite_states(text: Text) -> Tensor:
+    """The states [B, L, D]; those of padding that are not finite count as 0, since 0 times NaN is NaN."""
+    return torch.where(text.mask[..., None], text.embeddings, text.embeddings.nan_to_num(0.0, 0.0, 0.0))
+
+
+def joined_mask(texts: Sequence[Text]) -> Tensor:
+    """[B, sum L_i], the masks of all texts, one after the other."""
+    return texts[0].mask if len(texts) == 1 else torch.cat([text.mask for text in texts], dim=1)

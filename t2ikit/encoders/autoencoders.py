@@ -129,8 +129,9 @@ class LatentSpace(ImageSpace):
     """Normalised latents of a KL autoencoder. The autoencoder is loaded when it is first used, not before.
 
     Attributes:
-        autoencoder: a folder in the format of diffusers, a repository of the Hub, or "embedded:shapes-full", that of
-            the embedded data set.
+        autoencoder: a folder in the format of diffusers, a repository of the Hub, or one that comes with the kit:
+            "embedded:shapes-full" (3 channels of 8 x 8 for 32 x 32 pixels of the embedded data set) or
+            "embedded:shapes-simple" (4 channels of 4 x 4, for simple scenes).
         revision: commit, tag or branch of the repository.
         normalisation: "scalar" multiplies by 0.18215; "channelwise" gives every channel mean 0 and standard deviation
             0.5, by the statistics of the default autoencoder; "autoencoder" gives every channel mean 0 and standard

@@ -28,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from t2ikit.batch import Text, Texts
+from t2ikit.encoders.stored_texts import IN_MEMORY, Chosen, StoredTexts, Zipped
 from t2ikit.files import below
 from t2ikit.pretrained import EncoderReference, load_pretrained
 
@@ -180,24 +181,29 @@ class TextEncoder:
         """States of B prompts, in one pass: B tensors [L, D] float32 on the device, L tokens with special ones."""
         return self.encode_pooled(prompts)[0]
 
-    def encode_rows(self, prompts: Sequence[str], batch_size: int = 64) -> list[Text]:
+    def encode_rows(self, prompts: Sequence[str], batch_size: int = 64) -> Sequence[Text]:
         """Any number of prompts, each a text of one row on the CPU: embeddings [1, L, D] float32, pooled [1, P].
 
-        A pass takes at most ``batch_size`` prompts of one length: nothing is padded. Equal ones are encoded once.
+        A pass takes at most ``batch_size`` prompts of one length: nothing is padded. Equal ones are encoded once; more
+        than ``IN_MEMORY`` different ones are kept on the disk.
         """
         unique = list(dict.fromkeys(prompts))
         groups: dict[int, list[str]] = {}
         for prompt, length in zip(unique, self.lengths(unique) if unique else (), strict=True):
             groups.setdefault(length, []).append(prompt)
-        rows: dict[str, Text] = {}
+        rows: list[Text] | StoredTexts = [] if len(unique) <= IN_MEMORY else StoredTexts()
+        encoded: dict[str, int] = {}
         with tqdm(total=len(unique), desc="encoding prompts", unit="prompt", leave=False, mininterval=1.0) as bar:
             for _, group in sorted(groups.items(), reverse=True):  # the longest first: they show whether memory lasts
                 for start in range(0, len(group), batch_size):
                     batch = group[start : start + batch_size]
                     text = self(batch).to("cpu")
-                    rows.update((prompt, text.rows(slice(row, row + 1))) for row, prompt in enumerate(batch))
+                    for row, prompt in enumerate(batch):
+                        encoded[prompt] = len(rows)
+                        rows.append(text.rows(slice(row, row + 1)))
                     bar.update(len(batch))
-        return [rows[prompt] for prompt in prompts]
+        order = [encoded[prompt] for prompt in prompts]
+        return [rows[index] for index in order] if isinstance(rows, list) else Chosen(rows, order)
 
     def encode_all(self, prompts: Sequence[str], batch_size: int = 64) -> list[Tensor]:
         """States of any number of prompts, each [L, D] float32 on the CPU, as ``encode_rows`` computes them."""
@@ -260,7 +266,7 @@ def split_layer(name: str) -> tuple[str, int]:
         raise ValueError(f"{name}: a layer is a negative number, such as {source}{_LAYER}-2") from None
 
 
-def encode_prompts(encoders: Iterable[TextEncoder], prompts: Sequence[str], batch_size: int = 64) -> list[Texts]:
+def encode_prompts(encoders: Iterable[TextEncoder], prompts: Sequence[str], batch_size: int = 64) -> Sequence[Texts]:
     """Each prompt by every text encoder: one row of one text, or a tuple of such for several encoders.
 
     Args:
@@ -271,7 +277,7 @@ def encode_prompts(encoders: Iterable[TextEncoder], prompts: Sequence[str], batc
     columns = []
     for encoder in encoders:
         columns.append(encoder.encode_rows(prompts, batch_size))
-    return list(columns[0]) if len(columns) == 1 else list(zip(*columns, strict=True))
+    return columns[0] if len(columns) == 1 else Zipped(columns)
 
 
 def load_encoder(

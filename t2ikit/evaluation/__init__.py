@@ -1,6 +1,7 @@
 """Prompts -> images -> metrics -> scores, with no Trainer: what a snapshot of a run and ``t2ikit evaluate`` both do."""
 
 from t2ikit.evaluation.caption_prompts import CaptionPrompts
+from t2ikit.evaluation.class_prompts import ClassPrompts
 from t2ikit.evaluation.evaluation import MODEL_FIELDS, Evaluated, Evaluation
 
-__all__ = ["MODEL_FIELDS", "CaptionPrompts", "Evaluated", "Evaluation"]
+__all__ = ["MODEL_FIELDS", "CaptionPrompts", "ClassPrompts", "Evaluated", "Evaluation"]

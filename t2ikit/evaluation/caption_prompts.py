@@ -34,7 +34,9 @@ class CaptionPrompts(PromptSource):
         raise ValueError("the captions of a prepared set are read through its data module: with_data(data).prompts()")
 
     def with_data(self, data: DataModule) -> PromptSource:
-        return _Captions(data.record_set(self.split), self.limit)
+        option = data.size_options.get(self.split)
+        remedy = f"raise {option}" if option else f"prepare a larger set {self.split}"
+        return _Captions(data.record_set(self.split), self.limit, remedy)
 
 
 class _Captions(PromptSource):
@@ -42,8 +44,10 @@ class _Captions(PromptSource):
 
     name = "CaptionPrompts"
 
-    def __init__(self, records: RecordSet, limit: int | None) -> None:
+    def __init__(self, records: RecordSet, limit: int | None, remedy: str) -> None:
         self.records = records
+        if limit is None or limit >= len(records):  # a higher one gives no more
+            self.remedy = remedy
         self.count = len(records) if limit is None else min(limit, len(records))
 
     def prompts(self) -> list[Prompt]:

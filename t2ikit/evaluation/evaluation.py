@@ -25,7 +25,7 @@ from t2ikit.evaluation.reference_images import ReferenceImages, real_images
 from t2ikit.evaluation.sampling import Sampling, identity_of, sample_missing
 from t2ikit.evaluation.scoring import Cost, measured, score_name, score_samples, write_references
 from t2ikit.evaluation.validation import SCORES, validation_losses
-from t2ikit.files import partial_of, publish
+from t2ikit.files import partial_of, publish, recover
 from t2ikit.metrics.base import Metric, Samples, reference_of, samples_of
 from t2ikit.metrics.fingerprint import Score
 from t2ikit.module import TextToImage
@@ -178,6 +178,7 @@ class Evaluation:
             facts: how they were made, for the metadata of each file.
         """
         text = {key: str(value) for key, value in facts.items()} | {"Software": f"t2ikit {t2ikit.__version__}"}
+        recover(folder)
         partial = partial_of(folder)
         partial.mkdir(parents=True)
         self.source.write_images(partial, images, self.prompts, text)
@@ -233,8 +234,10 @@ class Evaluation:
         """
         blank = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
         samples = samples_of(blank.expand(len(prompts), -1, -1, -1), prompts)
+        samples.remedy = self.source.remedy or samples.remedy
         if self._reference is not None:
-            samples.reference = reference_of(blank.expand(len(self._reference), -1, -1, -1))
+            blank = blank.expand(len(self._reference), -1, -1, -1)
+            samples.reference = reference_of(blank, metadata=self._reference.metadata)
         for metric in self.metrics:
             metric.check(samples)
             names = metric.less_is_better

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from t2ikit.photos import decode
 from t2ikit.pictures import Images, StoredImages
 from t2ikit.prompts import PromptSource
 from t2ikit.records.record_set import RecordSet
+from t2ikit.records.view import RecordView
 
 OF_PROMPTS = "prompts"
 
@@ -51,6 +53,11 @@ class ReferenceImages:
     def __len__(self) -> int:
         return len(self._photos if self._images is None else self._images)
 
+    @property
+    def metadata(self) -> Sequence[dict[str, Any]]:
+        """Of the records, which are read when one is asked for; photos of the prompts have none."""
+        return MetadataOfRecords(self._images) if isinstance(self._images, ImagesOfRecords) else ()
+
     def samples(self, size: int, device: torch.device) -> Samples:
         """The images, with what metrics saw of them before.
 
@@ -60,7 +67,7 @@ class ReferenceImages:
         """
         if self._samples is None or (self._images is None and self._samples.images.shape[-1] != size):
             images = Photos(self._photos, size) if self._images is None else self._images
-            self._samples = reference_of(images, self.name)
+            self._samples = reference_of(images, self.name, metadata=self.metadata)
         self._samples.device = device
         return self._samples
 
@@ -96,7 +103,31 @@ class ImagesOfRecords(StoredImages):
 
     def read(self, index: int) -> np.ndarray:
         """Out of its record."""
-        return self.records.view(index * len(self.records) // len(self)).array("image")
+        return self.view(index).array("image")
+
+    def view(self, index: int) -> RecordView:
+        """The record of an image."""
+        return self.records.view(index * len(self.records) // len(self))
+
+
+class MetadataOfRecords(Sequence[dict[str, Any]]):
+    """What the records of images say of them, such as ``class_id``; nothing is read before it is asked for.
+
+    Args:
+        images: of a prepared set.
+        rows: which of them; None takes all.
+    """
+
+    def __init__(self, images: ImagesOfRecords, rows: range | None = None) -> None:
+        self._images, self._rows = images, range(len(images)) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return MetadataOfRecords(self._images, self._rows[index])
+        return self._images.view(self._rows[index]).details()[1]
 
 
 def real_images(data: DataModule, split: str = "val", limit: int | None = None) -> Images:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -120,7 +121,7 @@ def identity_of(module: TextToImage, states: Sequence[Texts], sampling: Sampling
     estimates = process.split(column, column / 2, times)
     nodes = torch.cat([*(values.flatten() for values in estimates), process.level(times, module.denoiser.level_kind)])
     texts = hashlib.sha256()
-    for text in (encoded for prompt in (empty, *states) for encoded in each_text(prompt)):
+    for text in (encoded for prompt in chain([empty], states) for encoded in each_text(prompt)):
         pooled = {} if text.pooled is None else {"pooled": text.pooled}
         texts.update(state_sha256({"state": text.embeddings[text.mask], **pooled}).encode())
     return {

@@ -67,16 +67,18 @@ class Samples:
         name: of a reference set, for the fingerprint.
         device: where networks look at the images.
         kind: "generated" or "reference", for messages.
+        remedy: what makes them more, for messages.
         rows: what metrics saw of the images, by `Metric.rows_key`, and what they computed of it.
     """
 
     images: Images
     prompts: list[str] = field(default_factory=list)
-    metadata: list[dict[str, Any]] = field(default_factory=list)
+    metadata: Sequence[dict[str, Any]] = field(default_factory=list)
     reference: Samples | None = None
     name: str = ""
     device: torch.device = CPU
     kind: str = "generated"
+    remedy: str = MORE_GENERATED
     rows: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -124,7 +126,7 @@ class SampleBatch:
 
     images: Tensor
     prompts: list[str] = field(default_factory=list)
-    metadata: list[dict[str, Any]] = field(default_factory=list)
+    metadata: Sequence[dict[str, Any]] = field(default_factory=list)
     first: int = 0
     kind: str = "generated"
 
@@ -138,9 +140,11 @@ def samples_of(images: Images, prompts: Sequence[Prompt], device: torch.device =
     return Samples(images, texts, metadata, device=device)
 
 
-def reference_of(images: Images, name: str = "", device: torch.device = CPU) -> Samples:
-    """Real images [M, 3, H, W] to compare others with; ``name`` and ``device`` as in `Samples`."""
-    return Samples(images, name=name, device=device, kind="reference")
+def reference_of(
+    images: Images, name: str = "", device: torch.device = CPU, metadata: Sequence[dict[str, Any]] = ()
+) -> Samples:
+    """Real images [M, 3, H, W] to compare others with; the other arguments as in `Samples`."""
+    return Samples(images, name=name, device=device, kind="reference", metadata=metadata)
 
 
 class Metric(NetworkHolder, ABC):
@@ -245,10 +249,10 @@ class Metric(NetworkHolder, ABC):
         return {**self.fingerprint(), "num_images": len(samples), **samples.describe_reference()}
 
 
-def need_images(count: int, least: int, reason: str, what: str = "generated") -> None:
+def need_images(count: int, least: int, reason: str, what: str = "generated", remedy: str = MORE_GENERATED) -> None:
     """ValueError when a set of ``count`` images has fewer than ``least``; ``reason`` says what needs them."""
     if count < least:
-        remedy = MORE_GENERATED if what == "generated" else MORE_REFERENCE
+        remedy = remedy if what == "generated" else MORE_REFERENCE
         raise ValueError(f"{count} {what} images, but {reason} needs at least {least}: {remedy}")
 
 

@@ -2,16 +2,18 @@
 
 from t2ikit.optim.factories import AdamW, Lamb, OptimizerFactory, matrix_groups, parameter_groups
 from t2ikit.optim.lamb import LAMB
-from t2ikit.optim.learning_rates import Constant, LearningRate, WarmupCosine, lr_factor
+from t2ikit.optim.learning_rates import Constant, EpochCosine, LearningRate, WarmupCosine, epochs_factor, lr_factor
 
 __all__ = [
     "LAMB",
     "AdamW",
     "Constant",
+    "EpochCosine",
     "Lamb",
     "LearningRate",
     "OptimizerFactory",
     "WarmupCosine",
+    "epochs_factor",
     "lr_factor",
     "matrix_groups",
     "parameter_groups",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ class Lamb(OptimizerFactory):
         betas: decay of the two moments.
         eps: added to the root of the second moment.
         weight_decay: of the first group.
+        scale: factors of the learning rate by part of the denoiser, such as {core: 0.1}.
 
     Raises:
         ValueError: a value out of range.
@@ -39,13 +41,16 @@ class Lamb(OptimizerFactory):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.01
+    scale: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_options(self.lr, self.betas, self.eps, self.weight_decay)
+        _check_scale(self.scale)
 
     def build(self, module: nn.Module) -> Optimizer:
         """The optimizer."""
-        return LAMB(parameter_groups(module, self.weight_decay), lr=self.lr, betas=self.betas, eps=self.eps)
+        groups = scaled_groups(module, parameter_groups(module, self.weight_decay), self.lr, self.scale)
+        return LAMB(groups, lr=self.lr, betas=self.betas, eps=self.eps)
 
 
 @dataclass
@@ -57,6 +62,7 @@ class AdamW(OptimizerFactory):
         betas: decay of the two moments.
         eps: added to the root of the second moment.
         weight_decay: of matrices.
+        scale: factors of the learning rate by part of the denoiser, such as {core: 0.1}.
 
     Raises:
         ValueError: a value out of range.
@@ -66,14 +72,16 @@ class AdamW(OptimizerFactory):
     betas: tuple[float, float] = (0.9, 0.99)
     eps: float = 1e-8
     weight_decay: float = 0.01
+    scale: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_options(self.lr, self.betas, self.eps, self.weight_decay)
+        _check_scale(self.scale)
 
     def build(self, module: nn.Module) -> Optimizer:
         """The optimizer."""
         # Not fused: Lightning refuses to clip gradients of an optimizer that unscales them itself.
-        groups = matrix_groups(module, self.weight_decay)
+        groups = scaled_groups(module, matrix_groups(module, self.weight_decay), self.lr, self.scale)
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps)
 
 
@@ -107,6 +115,56 @@ def matrix_groups(module: nn.Module, weight_decay: float = 0.01) -> list[dict[st
     adapted, plain = (group["params"] for group in parameter_groups(module))
     matrices = [p for p in adapted if p.dim() >= 2]
     return _two_groups(matrices, [p for p in adapted if p.dim() < 2] + plain, weight_decay)
+
+
+def scaled_groups(
+    module: nn.Module, groups: list[dict[str, Any]], lr: float, scale: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """The groups, with those of scaled parts as groups of their own behind them.
+
+    Args:
+        module: a network that names its ``parts`` by prefixes, as a denoiser does, or one that holds it.
+        groups: of its trainable parameters.
+        lr: base learning rate.
+        scale: factors of it by part.
+
+    Raises:
+        ValueError: a name that is no part, or a part that is not trained.
+    """
+    if not scale:
+        return groups
+    parts = _trainable_parts(module)
+    split = list(groups)
+    for name, factor in scale.items():
+        if name not in parts:
+            raise ValueError(
+                f"optimizer.scale: {name!r} is no part of the denoiser ({', '.join(parts) or 'it has none'})"
+            )
+        if not parts[name]:
+            raise ValueError(f"optimizer.scale: the part {name} is not trained (model.init_args.trainable)")
+        split = [{**group, "params": [p for p in group["params"] if id(p) not in parts[name]]} for group in split] + [
+            {**group, "params": chosen, "lr": lr * factor}
+            for group in groups
+            if (chosen := [p for p in group["params"] if id(p) in parts[name]])
+        ]
+    return split
+
+
+def _trainable_parts(module: nn.Module) -> dict[str, set[int]]:
+    """Identities of the trainable parameters of every part that a network in ``module`` names."""
+    found: dict[str, set[int]] = {}
+    for network in module.modules():
+        parts = getattr(network, "parts", None)
+        for part, prefixes in parts.items() if isinstance(parts, Mapping) else ():
+            chosen = (p for name, p in network.named_parameters() if p.requires_grad and name.startswith(prefixes))
+            found.setdefault(part, set()).update(map(id, chosen))
+    return found
+
+
+def _check_scale(scale: Mapping[str, float]) -> None:
+    for name, factor in scale.items():
+        if not factor >= 0.0:
+            raise ValueError(f"scale of {name} must be at least 0, got {factor}")
 
 
 def _norm_parameters(module: nn.Module) -> set[int]:

@@ -16,6 +16,9 @@ class ImageOptions:
     Attributes:
         seed: decides the order of the photos.
         strict: stop at the first file that cannot be used.
+        crop: which part of a photo that is longer than the images are; `random` is a place along its longer side that
+            --seed and its name decide.
+        min_side: photos whose shorter side has fewer pixels are left out and listed; 0 takes all.
         picture_format: how the images are stored; `raw` is read fastest, a lossless PNG or WebP takes less disk.
         bucket: sizes of aspect buckets, in place of --size, such as 256x256 320x192 192x320: each photo goes to the
             one whose aspect is nearest to its own, DIR/images/<split>/<width over height>; snapshots use the first of
@@ -26,6 +29,8 @@ class ImageOptions:
 
     seed: int = 0
     strict: bool = False
+    crop: Literal["centre", "random"] = "centre"
+    min_side: Annotated[int, "PIXELS"] = 0
     picture_format: Literal["raw", "png", "webp"] = "raw"
     bucket: Annotated[tuple[str, ...] | None, "HEIGHTxWIDTH"] = None
     append: bool = False

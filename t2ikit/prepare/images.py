@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from t2ikit.launch import first_rank
-from t2ikit.photos import BadImage, decode
+from t2ikit.photos import SIDE_BELOW, BadImage, TooSmall, decode
 from t2ikit.prepare.buckets import bucket_shapes, dealt
 from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.engine.shards import Rejected, Results
@@ -17,7 +17,7 @@ from t2ikit.prepare.image_options import ImageOptions, Sources
 from t2ikit.prepare.photo_lists import bad_photos, list_name, photo_lines, same_photos, unlisted
 from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder
 from t2ikit.prepare.sources import ImageList, find_images
-from t2ikit.prepare.steps import require_disk, sha256_of_json, versions, write_lines
+from t2ikit.prepare.steps import hash_of, require_disk, sha256_of_json, versions, write_lines
 from t2ikit.records.compressed import stored_picture
 from t2ikit.records.manifest import MANIFEST_NAME, Manifest, set_names
 from t2ikit.records.record import Record
@@ -41,6 +41,8 @@ def prepare_images(
     val_share: float = Sources.val_share,
     seed: int = ImageOptions.seed,
     strict: bool = ImageOptions.strict,
+    crop: str = ImageOptions.crop,
+    min_side: int = ImageOptions.min_side,
     picture_format: str = ImageOptions.picture_format,
     bucket: Sequence[str] | None = None,
     append: bool = ImageOptions.append,
@@ -65,6 +67,8 @@ def prepare_images(
     """
     if size < 4:
         raise ValueError(f"--size must be at least 4; got {size}")
+    if min_side < 0:
+        raise ValueError(f"--min-side counts pixels, at least 0; got {min_side}")
     if append and overwrite:
         raise ValueError("--append keeps what is there, --overwrite replaces it: give one of them")
     root = Path(out)
@@ -82,6 +86,8 @@ def prepare_images(
         (size, size),
         seed,
         strict,
+        crop == "random",
+        min_side,
         append,
         "" if picture_format == "raw" else picture_format,
         shapes,
@@ -122,6 +128,8 @@ class _Step:
     size: tuple[int, int]
     seed: int
     strict: bool
+    random_crop: bool
+    min_side: int
     append: bool
     codec: str
     buckets: Mapping[str, tuple[int, int]]
@@ -132,8 +140,12 @@ class _Step:
     def run(self, split: str, images: ImageList) -> Manifest:
         """Makes the set of one split, or appends to it."""
         folder = self.root / IMAGES / split
-        inputs = [images.sha256, images.class_names, self.seed]
-        digest = sha256_of_json([*inputs, list(self.buckets)] if self.buckets else inputs)
+        inputs: list[Any] = [images.sha256, images.class_names, self.seed]
+        inputs += [list(self.buckets)] if self.buckets else []
+        inputs += (
+            [{"random_crop": self.random_crop, "min_side": self.min_side}] if self.random_crop or self.min_side else []
+        )
+        digest = sha256_of_json(inputs)
         wanted = Manifest(
             kind="pixels",
             image_shape=(3, *self.size),
@@ -165,7 +177,8 @@ class _Step:
             return Manifest.read(folder)
         bytes_each = 3 * self.size[0] * self.size[1] + _METADATA_BYTES
         require_disk(self.root, len(images), bytes_each, str(folder), work_folder(folder, part))
-        work = _Decoding(images, self.size, self.strict, digest, self.codec)
+        seed = self.seed if self.random_crop else None
+        work = _Decoding(images, self.size, self.strict, digest, self.codec, self.min_side, seed)
         shard_size = shard_size_of(bytes_each, self.shard_size)
         results = run_part(work, folder, part, self.launch, shard_size, f"images {split}", self.overwrite)
         self._stop_if_strict(images, results)
@@ -178,19 +191,30 @@ class _Step:
 
     def _stop_if_strict(self, images: ImageList, results: Results) -> None:
         """For photos that an earlier call without ``strict`` found bad."""
-        if self.strict:
-            for index, reason in results.rejected():
+        for index, reason in results.rejected() if self.strict else ():
+            if not reason.startswith(SIDE_BELOW):
                 raise _refusal(images.where(index), reason)
 
 
 class _Decoding(HostWork):
-    """Photos to records."""
+    """Photos to records; ``crop_seed`` is that of random crops, None for centres."""
 
-    def __init__(self, images: ImageList, size: tuple[int, int], strict: bool, digest: str, codec: str) -> None:
+    def __init__(
+        self,
+        images: ImageList,
+        size: tuple[int, int],
+        strict: bool,
+        digest: str,
+        codec: str,
+        min_side: int,
+        crop_seed: int | None,
+    ) -> None:
         self.images = images
         self.size = size
         self.strict = strict
         self.codec = codec
+        self.min_side = min_side
+        self.crop_seed = crop_seed
         self.identity = sha256_of_json([digest, size, len(images), codec])
 
     def __len__(self) -> int:
@@ -203,7 +227,7 @@ class _Decoding(HostWork):
             ValueError: it cannot be used, and ``strict`` is set.
         """
         try:
-            pixels = decode(self.images.read(index), self.size)
+            pixels = decode(self.images.read(index), self.size, self._place(index), self.min_side)
             class_id = int(self.images.class_ids[index])
             metadata = {
                 "key": self.images.keys[index],
@@ -211,6 +235,8 @@ class _Decoding(HostWork):
                 "class_name": self.images.class_names[class_id],
             }
             return Record({"image": stored_picture(pixels, self.codec)}, metadata=metadata).to_bytes()
+        except TooSmall as error:
+            return Rejected(str(error))
         except BadImage as error:
             reason = str(error)
         except OSError as error:
@@ -221,11 +247,18 @@ class _Decoding(HostWork):
             raise _refusal(self.images.where(index), reason)
         return Rejected(reason.replace("\t", " ").replace("\n", " "))
 
+    def _place(self, index: int) -> float:
+        """Where the part of a photo lies, a pure function of the seed and its name."""
+        if self.crop_seed is None:
+            return 0.5
+        return hash_of(f"{self.crop_seed} {self.images.keys[index]}".encode("utf-8", "surrogateescape")) / 2**64
+
 
 def _inputs_that_differ(images: ImageList, folder: Path, buckets: bool) -> str:
     """Which options give other photos, or the same ones in another order."""
     if same_photos(images, folder, len(Manifest.read(folder).parts)):
-        return "--seed or the order of --bucket differs" if buckets else "--seed differs"
+        order = "--seed or the order of --bucket differs" if buckets else "--seed differs"
+        return f"{order} (or --crop, --min-side)"
     return (
         "the photos or their classes differ (--source, --val-source, --val-labels, --val-share, --class-names, "
         "--label-field, or --seed if it holds val out; --append if photos were added to the source)"
@@ -235,12 +268,15 @@ def _inputs_that_differ(images: ImageList, folder: Path, buckets: bool) -> str:
 def _list_bad(folder: Path, parts: int) -> str:
     """Writes, or removes, the list of the photos without a record; returns a remark for the message."""
     path = folder.with_name(f"bad_{folder.name}.tsv")
-    bad = sum(1 for _ in bad_photos(folder, parts))
+    reasons = [reason for _, reason in bad_photos(folder, parts)]
+    bad, small = len(reasons), sum(reason.startswith(SIDE_BELOW) for reason in reasons)
     if not bad:
         path.unlink(missing_ok=True)
         return ""
     write_lines(path, (f"{_shown(key)}\t{reason}" for key, reason in bad_photos(folder, parts)))
-    return f", {bad} files could not be used (listed in {path})"
+    told = [f"{bad - small} files could not be used"] if bad > small else []
+    told += [f"{small} are smaller than --min-side"] if small else []
+    return f", {', '.join(told)} (listed in {path})"
 
 
 def _refusal(where: str, reason: str) -> ValueError:

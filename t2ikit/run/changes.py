@@ -75,7 +75,7 @@ class Changes(Callback):
 
     def __init__(self, plan: Plan, checkpoint: Path | None, allow: Sequence[str]) -> None:
         self.plan, self.allow = plan, allow
-        content = {} if checkpoint is None or checkpoint.is_dir() else read_weights(checkpoint, mmap=True)
+        content = {} if checkpoint is None else read_weights(checkpoint, mmap=True)
         # Not the content, whose file would take its room on the disk until the run ends.
         self._data: dict[str, Any] | None = content.get(plan.data.cls.__qualname__)
         self.before = {} if checkpoint is None else _experiment(content, checkpoint)

@@ -62,6 +62,7 @@ PACKAGES = (
     "t2ikit.metrics",
     "t2ikit.module",
     "t2ikit.shapes",
+    "t2ikit.classify",
     "t2ikit.evaluation",
     "t2ikit.prompts",
 )

@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 
 from t2ikit import stopping
+from t2ikit.run.folder import FOLDER_VARIABLE
 
 GRACE_SECONDS = 10.0
 """For an error of the remaining ranks to be said, before they are ended."""
@@ -117,14 +118,24 @@ def say_dead_ranks(trainer: Trainer) -> None:
 
 
 def leave_with_parent(environment: Mapping[str, str] = os.environ) -> None:
-    """Ends a rank that Lightning started as a process of its own after rank 0 is gone, which would start it no more."""
-    if environment.get("LOCAL_RANK", "0") == "0":
+    """Has a rank notice that the process which started it is gone; it looks once a second, in a thread.
+
+    One that Lightning started ends, since rank 0 is gone. Those of torchrun stop as SIGTERM stops a run: all are alive,
+    and a torchrun that was killed passes no signal on.
+    """
+    by_torchrun = "TORCHELASTIC_RUN_ID" in environment
+    if not by_torchrun and (FOLDER_VARIABLE not in environment or environment.get("LOCAL_RANK", "0") == "0"):
         return
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1.0)
+        if by_torchrun:
+            rank = environment.get("RANK", "0")
+            print(f"\nrank {rank}: torchrun is gone; its ranks stop", file=sys.stderr, flush=True)
+            stopping.ask()
+            return
         time.sleep(GRACE_SECONDS)
         print("rank 0 of this machine is gone: this rank ends too", file=sys.stderr, flush=True)
         os._exit(stopping.STATUS if stopping.asked() else 1)

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from t2ikit.checkpoints.runs import is_finished, newest_checkpoint
 from t2ikit.checkpoints.saving import step_in_name
@@ -35,12 +33,13 @@ from t2ikit.run.folder import FOLDER_VARIABLE, choose, version_number
 from t2ikit.run.lock import is_locked, lock, unlock
 from t2ikit.run.sweep_scores import CellScores, read_cell, scores_of_run
 from t2ikit.run.train import train
+from t2ikit.run.workers import children, wait_for_some
 
 ELSEWHERE = 3
 """Exit status of a cell that another process trains."""
 
 _EXPERIMENT = "experiment.json"
-_PAUSE = 0.2  # seconds between two looks at the processes
+_PAUSE = 0.2  # seconds between two looks at a lock
 _TRIES = 5
 _OUTPUT = "output.log"
 
@@ -177,29 +176,16 @@ def run_missing(sweep: Sweep, scores: Path | None, origins: Origins, jobs: int, 
     missing = [name for name, place in places.items() if place.finished() is None]
     for name in missing:
         check(sweep.compose(sweep.cells[name]), origins)
-    running: dict[str, subprocess.Popen[bytes]] = {}
     failed: list[str] = []
-    before = signal.signal(signal.SIGTERM, _end)
-    try:
+    with children() as running:
         while missing or running:
             while missing and len(running) < jobs:
                 name = missing.pop(0)
                 if places[name].finished() is None and not is_locked(places[name].folder):
                     running[name] = _start(name, places[name], words, shown=jobs == 1)
-            time.sleep(_PAUSE)
-            for name in [name for name, process in running.items() if process.poll() is not None]:
-                if not _ended(name, running.pop(name), places[name], shown=jobs == 1):
+            for name, process in wait_for_some(running).items():
+                if not _ended(name, process, places[name], shown=jobs == 1):
                     failed.append(name)
-    except KeyboardInterrupt:  # the terminal has told the cells as well, which save their state and end
-        for process in running.values():
-            process.wait()
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
     return 1 if failed else 0
 
 
@@ -239,11 +225,6 @@ def _ended(name: str, process: subprocess.Popen[bytes], place: Place, shown: boo
         hint = "" if shown else f"; see {place.folder / _OUTPUT}"
         print(f"{name}: ended with status {process.returncode}{hint}", file=sys.stderr, flush=True)
     return process.returncode in (0, ELSEWHERE)
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    """Ends by an exception, so that the processes of the cells are ended, too."""
-    raise SystemExit(128 + number)
 
 
 def _cpu_seconds() -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint
-from torch.multiprocessing import ProcessExitedException
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 import t2ikit
 from t2ikit import stopping
@@ -25,7 +24,7 @@ from t2ikit.launch import first_rank
 from t2ikit.learner import Learner
 from t2ikit.run.changes import Changes
 from t2ikit.run.experiment import USER_ERRORS, Experiment, Plan, build
-from t2ikit.run.folder import FOLDER_VARIABLE, MARKER, RunFolder, contents, tell_ranks, write_config
+from t2ikit.run.folder import MARKER, RunFolder, contents, tell_ranks, write_config
 from t2ikit.run.kept import KeepEncoder, keep
 from t2ikit.run.lock import lock, unlock
 from t2ikit.run.loggers import quiet
@@ -102,11 +101,11 @@ def train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comman
 
     Raises:
         ConfigError: what the run cannot do, and which option to change; or another process trains in its folder.
-        Failed: a full disk, a missing folder or a killed process ended it after its first step.
+        Failed: a full disk, a missing folder or a killed process ended it after its first step, or its loss was not
+            finite.
     """
     stopping.before_first_step()
-    if FOLDER_VARIABLE in os.environ:
-        leave_with_parent()
+    leave_with_parent()
     if not first_rank():
         return _train(plan, text, folder, allow, command, again)
     lock(folder.path)
@@ -143,7 +142,7 @@ def _train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comma
             written += keep(folder.path, plan.config, command, folder.checkpoint, folder.created)
         status = _fit(experiment, folder, step, again or f"{command} --resume auto", plan.config)
     if first_rank() and status == 0:
-        if folder.checkpoint is not None and experiment.trainer.global_step == step:
+        if experiment.trainer.global_step == step:
             print(f"No step was made: {_end(experiment.trainer, step)}")
         print(f"Run folder: {folder.path}")
         for line in contents(folder.path):
@@ -153,7 +152,9 @@ def _train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comma
 
 
 def _end(trainer: Trainer, step: int) -> str:
-    """Why a resumed run has made no step."""
+    """Why a run has made no step."""
+    if trainer.max_steps == 0 or trainer.max_epochs == 0:
+        return "trainer.max_steps or trainer.max_epochs is 0"
     if 0 < trainer.max_steps <= step:
         return f"the checkpoint has made all {trainer.max_steps} steps of trainer.max_steps or trainer.max_epochs"
     return f"a limit of time (trainer.max_time) or a callback ended the run at step {step}"
@@ -202,6 +203,8 @@ def _fit(experiment: Experiment, folder: RunFolder, step: int, again: str, confi
         signal = stopping.asked()
         if signal is not None and not started.seen:  # another rank has left before the first step
             return _stopped(signal.name, experiment, folder, again)
+        if diverged := _diverged(error):
+            raise stopping.Failed(diverged) from error
         say_dead_ranks(trainer)
         reason = _from_outside(error)
         if started.seen and reason is not None:
@@ -233,6 +236,16 @@ def _stopped(reason: str, experiment: Experiment, folder: RunFolder, again: str)
             why = "" if step == 0 or writing else ": the experiment has no checkpoint callback"
             print(f"\n{said} Nothing was saved{why}.", file=sys.stderr)
     return stopping.STATUS
+
+
+def _diverged(error: Exception) -> str:
+    """What the guard says of a loss, a gradient or a weight that is not finite; nothing of another error."""
+    if isinstance(error, stopping.Diverged):
+        return str(error)
+    if not isinstance(error, ProcessRaisedException):  # the traceback of a rank that was forked
+        return ""
+    before, _, said = str(error).rpartition(f"{stopping.Diverged.__name__}: ")
+    return said.strip() if before else ""
 
 
 def _from_outside(error: Exception) -> str | None:

@@ -124,13 +124,6 @@ def load_trained(
         ValueError: the file is not a checkpoint of a text-to-image run, or holds no averages; says what to do.
     """
     path = find_checkpoint(Path(checkpoint), "checkpoint")
-    if path.is_dir():
-        raise ConfigError(
-            f"checkpoint {path}: a folder of shards, which only training reads. Make it one file by going on with the "
-            "run until its next checkpoint, on as many ranks: --resume last --trainer.strategy "
-            "'{class_path: lightning.pytorch.strategies.FSDPStrategy, init_args: {state_dict_type: full}}'. Tools that "
-            "join shards run code that is in them: leave those of a stranger alone"
-        )
     content = read_weights(path, mmap=True)
     config = stored_experiment(content, path)
     stored = training_manifest(content)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from t2ikit.data.datamodule import DataModule
 from t2ikit.files import require_folder
@@ -26,12 +27,15 @@ class ShapesData(DataModule):
         captions: "long" or "aio" (an image of <class>).
         settings: CutMix settings that are built beside the images.
         scene_seed: seed of the scenes.
-        autoencoder: encode the images into latents, by "embedded:shapes-full", a folder in the format of diffusers or a
-            repository of the Hub; the experiment then needs LatentSpace. By default they stay pixels.
+        autoencoder: encode the images into latents, by "embedded:shapes-full" or "embedded:shapes-simple", a folder in
+            the format of diffusers or a repository of the Hub; the experiment then needs LatentSpace. By default they
+            stay pixels.
         root: where the data is kept; by default below ``$T2IKIT_CACHE`` (or ``~/.cache/t2ikit``), by its options.
         batch_size: samples of one optimizer step, over all devices and accumulated batches.
         num_workers: reading processes of each device; 0 reads in the training process.
     """
+
+    size_options: ClassVar[Mapping[str, str]] = {"train": "data.count", "val": "data.val_count"}
 
     root: str | None = None  # type: ignore[assignment]  # filled in below
     batch_size: int = 64

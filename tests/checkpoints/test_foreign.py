@@ -120,3 +120,39 @@ def test_weights_of_another_network_are_not_all_listed(
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"--resume {path.relative_to(tmp_path)}: its weights are those of another network" in error
     assert f'{names[3]}", ... {len(names)} in all' in error and names[4] not in error
+
+
+@pytest.mark.fault("folders of other programs among the checkpoints", "named, passed over, and never removed")
+def test_folders_in_the_place_of_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.enter(tmp_path, monkeypatch, {})
+    short = ["--callbacks.val", "null", "--callbacks.geneval", "null", "--callbacks.table", "null"]
+    short += ["--callbacks.checkpoint.every_n_steps", "1", "--callbacks.checkpoint.keep", "1"]
+    assert cli.main(["run", "tiny.yaml", *short, "--trainer.max_steps", "2"]) == 0
+    [good] = (tmp_path / "runs").rglob("step-*.ckpt")
+    folders = [good.with_name(f"step-{step:08d}.ckpt") for step in (1, 4, 9)]
+    for folder in folders:
+        (folder / "checkpoint").mkdir(parents=True)
+        (folder / "checkpoint/mp_rank_00_model_states.pt").write_bytes(b"x")
+    for words in (
+        ["run", "tiny.yaml", "--resume", str(folders[1])],
+        ["run", "tiny.yaml", "--model.start", f"{{checkpoint: {folders[1]}}}"],
+        ["sample", str(folders[1]), "--prompt", "a red circle"],
+        ["evaluate", str(folders[1]), "--snapshot", "val"],
+    ):
+        assert cli.main(words) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert f"{folders[1]}: it is a folder, as FSDP and DeepSpeed write" in error, words
+        assert f"The newest good one is {good}" in error
+    with pytest.warns(UserWarning, match=r"step-00000009.ckpt: it is a folder, .* is taken: .*step-00000002"):
+        assert cli.main(["run", "tiny.yaml", *short, "--resume", "last", "--trainer.max_steps", "5"]) == 0
+    kept = sorted(path.relative_to(good.parent).as_posix() for path in good.parent.rglob("*.ckpt"))
+    aside = "left-at-00000002"
+    assert kept == [
+        f"{aside}/step-00000004.ckpt",
+        f"{aside}/step-00000009.ckpt",
+        "step-00000001.ckpt",
+        "step-00000005.ckpt",
+    ]
+    assert len(list(good.parent.rglob("mp_rank_00_model_states.pt"))) == 3

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from t2ikit.commands.run import read_arguments
 from t2ikit.config.class_nodes import parse
 from t2ikit.config.compose import ConfigError, Override, compose
 from t2ikit.config.origins import NONE_BUT_KNOWN
 from t2ikit.config.values import to_yaml
+from t2ikit.diffusion import Guidance
+from t2ikit.pretrained import cache_folder
 
 
 class Options:
@@ -23,6 +26,7 @@ class Options:
         real: float = 0.0,
         many: list[int] | None = None,
         words: dict[str, Any] | None = None,
+        number_or_class: float | Guidance = 0.0,
     ) -> None: ...
 
 
@@ -46,10 +50,15 @@ def test_a_number_that_is_no_plain_one_is_refused(key: str, text: str) -> None:
         value(key, text)
 
 
-@pytest.mark.parametrize("text", [".nan", "nan", ".inf", "-.inf", "inf", "1e999"])
-def test_a_number_that_is_not_finite_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"it.real: "):
-        value("real", text)
+@pytest.mark.parametrize("text", [".nan", "nan", "NaN", ".inf", "-.inf", "inf", "-inf", "Infinity", "1e999"])
+@pytest.mark.parametrize("key", ["real", "number_or_class"])
+def test_a_number_that_is_not_finite_is_refused(key: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=rf"it.{key}: expected a finite number, got"):
+        value(key, text)
+
+
+def test_a_whole_number_may_have_many_digits() -> None:
+    assert value("whole", "1" + 400 * "0") == 10**400
 
 
 @pytest.mark.parametrize(("text", "number"), [("3", 3.0), ("-1", -1.0), ("1e-4", 1e-4), ("5.", 5.0), ("2E3", 2000.0)])
@@ -83,3 +92,21 @@ def test_a_home_is_expanded_in_every_option(tmp_path: Path, monkeypatch: pytest.
             compose(tmp_path / "e.yaml", [Override(key, "~nobody-here/x")])
     kept = compose(tmp_path / "e.yaml", [Override("model.note", "~30 % better/worse")])  # no path
     assert "~30 % better/worse" in str(kept["model"])
+
+
+def test_a_user_without_a_home_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that is started with the number of a user it does not know."""
+
+    def unknown(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("T2IKIT_CACHE", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for path in ("~", "~/runs"):
+        (tmp_path / "e.yaml").write_text(f"run: {{directory: '{path}'}}")
+        with pytest.raises(ConfigError, match=f"'{path}': this user has no home on this machine; set HOME"):
+            compose(tmp_path / "e.yaml")
+    assert cache_folder() == Path("/.cache/t2ikit")
+    with pytest.raises(ConfigError, match="write it in full"):
+        read_arguments(["~/e.yaml"], "t2ikit run")

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from t2ikit.diffusion import GaussianDiffusion
 from t2ikit.diffusion.schedules import SCHEDULES, GammaSchedule, check_schedule, gamma_schedule
 
 NAMES = tuple(SCHEDULES)
@@ -55,6 +56,23 @@ def test_closed_forms() -> None:
     torch.testing.assert_close(angle.diff(), angle.diff()[:1].expand(100), rtol=1e-8, atol=0)
     assert float(gamma_schedule("linear")(t)[0]) == 1.0 and float(gamma_schedule("linear")(t)[-1]) == 1e-9
     assert float(gamma_schedule("sigmoid")(t)[0]) == 1 - 1e-4
+
+
+@pytest.mark.parametrize(("side", "shift"), [(64, 0.0), (256, -2.7725887), (512, -4.1588831), (1024, -5.5451774)])
+def test_the_shifted_cosine_of_a_resolution_and_its_v_target(side: int, shift: float) -> None:
+    """Between its far ends it is -2 log tan(pi t / 2) + 2 log(64 / side); v turns (x_0, noise) by a right angle."""
+    assert 2 * math.log(64 / side) == pytest.approx(shift, abs=1e-7)
+    process = GaussianDiffusion("shifted_cosine", "v", log_snr_min=-200.0, log_snr_max=200.0, log_snr_shift=shift)
+    t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    log_snr = -2 * torch.log(torch.tan(math.pi * t / 2)) + shift
+    torch.testing.assert_close(process.log_snr(t), log_snr, rtol=1e-12, atol=1e-12)
+    alpha, sigma = torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
+    x_0, noise = torch.randn(2, 99, 1, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    v = alpha * noise.flatten() - sigma * x_0.flatten()
+    torch.testing.assert_close(process.target(x_0, noise, t).flatten(), v, rtol=1e-10, atol=1e-12)
+    estimates = process.split(process.add_noise(x_0, noise, t), v.reshape(x_0.shape), t)
+    torch.testing.assert_close(estimates, (x_0, noise), rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(process.level(t, "log_snr"), log_snr.clamp(-30, 30).float())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -220,4 +220,4 @@ def test_sets_that_are_too_small(folder: Path, capsys: pytest.CaptureFixture[str
     snapshot = ["--callbacks.geneval", "null", "--callbacks.cutmix", "null", "--data.settings", "[]"]
     sizes = ["--data.val_count", "3", "--callbacks.val.prompts.limit", "8", "--callbacks.val.steps", "2"]
     assert cli.main(["run", "tiny.yaml", "--trainer.max_steps", "2", *snapshot, *sizes]) == 2
-    assert "3 generated images, but k=5 needs at least 7: raise prompts.limit" in capsys.readouterr().err
+    assert "3 generated images, but k=5 needs at least 7: raise data.val_count" in capsys.readouterr().err

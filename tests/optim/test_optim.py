@@ -11,7 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import tiny
+from t2ikit.checkpoints.start import train_only
 from t2ikit.optim import LAMB, AdamW, Constant, Lamb, WarmupCosine, lr_factor, matrix_groups, parameter_groups
+from t2ikit.optim.factories import OptimizerFactory
 from t2ikit.optim.precision import wide_dtype, widened
 
 
@@ -274,3 +277,36 @@ def test_wrong_options_are_refused() -> None:
     parameter.grad = torch.ones(2, 2).to_sparse()
     with pytest.raises(RuntimeError, match="dense"):
         LAMB([parameter]).step()
+
+
+# ------------------------------------------------------------------ rates by part
+
+
+@pytest.mark.parametrize("kind", [AdamW, Lamb])
+def test_a_part_has_its_own_rate_and_the_rest_stays(kind: type[OptimizerFactory]) -> None:
+    denoiser = tiny.uvit()
+    whole = nn.ModuleDict({"denoiser": denoiser, "objective": nn.Linear(2, 2)})
+    plain, scaled = kind(lr=0.5).build(whole), kind(lr=0.5, scale={"core": 0.1, "text": 0.0}).build(whole)
+    rates = {id(p): group["lr"] for group in scaled.param_groups for p in group["params"]}
+    decays = [
+        {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+        for optimizer in (plain, scaled)
+    ]
+    assert decays[0] == decays[1]
+    for name, parameter in whole.named_parameters():
+        part = name.removeprefix("denoiser.").partition(".")[0]
+        assert rates[id(parameter)] == pytest.approx({"core": 0.05, "text": 0.0}.get(part, 0.5))
+    assert len(plain.param_groups) == 2
+
+
+def test_scales_that_name_nothing_to_train_are_refused() -> None:
+    denoiser = tiny.uvit()
+    train_only(denoiser, ["time", "shell"])
+    with pytest.raises(ValueError, match="'body' is no part of the denoiser .time, text, core, shell"):
+        AdamW(scale={"body": 0.1}).build(denoiser)
+    with pytest.raises(ValueError, match="the part core is not trained"):
+        AdamW(scale={"core": 0.1}).build(denoiser)
+    with pytest.raises(ValueError, match="it has none"):
+        AdamW(scale={"core": 0.1}).build(_network())
+    with pytest.raises(ValueError, match="scale of core must be at least 0"):
+        AdamW(scale={"core": -1.0})

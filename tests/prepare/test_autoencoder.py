@@ -40,7 +40,9 @@ def test_a_short_form_learns_and_is_loaded_as_any_autoencoder(tmp_path: Path) ->
     images = torch.from_numpy(PICTURES.held_out(64))
     mean, std = space.encode(images)
     x_0 = space.x_0(torch.stack([mean, std], 1))
-    sampled = space.x_0(torch.stack([mean, std], 1), torch.randn(mean.shape, generator=torch.Generator().manual_seed(0)))
+    sampled = space.x_0(
+        torch.stack([mean, std], 1), torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))
+    )
     torch.testing.assert_close(sampled.mean((0, 2, 3)), torch.zeros(4), atol=0.05, rtol=0)
     torch.testing.assert_close(sampled.std((0, 2, 3)), torch.ones(4), atol=0.05, rtol=0)
     error = (space.images(x_0) - images / 255).square().mean()

@@ -196,11 +196,31 @@ RAW = """{0}\t"hello" she said
 """
 
 
+SPREADSHEET = """{0}\t"a cat, a dog"
+{1}\ta plain dog
+{2}\t"one, two"
+{3}\temoji
+"""
+R = """"key"\t"caption"
+"{0}"\t"He said \\"hi\\""
+"{1}"\t"a plain dog"
+"{2}"\t"\\"quoted\\" start, and a comma"
+"{3}"\t"back\\slash"
+"""
+
+
 @pytest.mark.parametrize(
     ("text", "captions"),
     [
         (PANDAS, ['He said "hi" to the cat', "a plain dog", '"quoted" start, and a comma', "emoji"]),
         (RAW, ['"hello" she said', 'a 5" pipe', '"all of it"', "emoji"]),
+        (
+            "path\tcaption\n" + PANDAS,
+            ['He said "hi" to the cat', "a plain dog", '"quoted" start, and a comma', "emoji"],
+        ),
+        (SPREADSHEET, ["a cat, a dog", "a plain dog", "one, two", "emoji"]),
+        (SPREADSHEET + "x\ta, b\n", ['"a cat, a dog"', "a plain dog", '"one, two"', "emoji"]),
+        (R, ['He said "hi"', "a plain dog", '"quoted" start, and a comma', "back\\slash"]),
         ("".join(f'"{{{k}}}"\t"caption {k}"\n' for k in range(4)), [f"caption {k}" for k in range(4)]),
     ],
 )
@@ -210,6 +230,16 @@ def test_quotes_of_a_table_mean_what_its_writer_meant(tmp_path: Path, text: str,
     path.write_bytes(b"\xef\xbb\xbf" + text.format(*names).replace("\n", "\r\n").encode())
     with CaptionTable(path, tmp_path) as table:
         assert [table.get(name) for name in names] == [(caption,) for caption in captions]
+
+
+def test_lines_are_counted_with_the_names_above_them(tmp_path: Path) -> None:
+    path = tmp_path / "own.tsv"
+    path.write_text("key\tcaption\na\tx\nb\ty\n")
+    with CaptionTable(path, tmp_path) as table:
+        assert len(table) == 2 and table.at(1) == (3, "b") and table.get("key") is None
+    path.write_text("key\tcaption\na\tx\na\ty\n")
+    with pytest.raises(ValueError, match="line 3 of .* is a second one for a, after line 2"):
+        CaptionTable(path, tmp_path)
 
 
 def test_keys_match_in_any_unicode_form(tmp_path: Path) -> None:

@@ -203,6 +203,45 @@ def test_bad_files_are_listed_and_the_rest_is_stored(
     assert "12 files could not be used" in capsys.readouterr().out
 
 
+def test_random_crops_and_photos_that_are_too_small(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = tmp_path / "photos" / "train" / "n01440764"
+    folder.mkdir(parents=True)
+    ramp = np.linspace(0, 255, 200).astype(np.uint8)
+    for index in range(12):
+        Image.fromarray(np.stack([ramp[None].repeat(50, 0)] * 3, 2)).save(folder / f"{index}.png")
+    Image.new("RGB", (200, 40)).save(folder / "small.png")
+    (folder / "bad.png").write_bytes(b"no picture")
+
+    def columns(out: str, **options: Any) -> dict[str, np.ndarray]:
+        prepare_images(str(folder.parents[1]), tmp_path / out, 50, val_share=0.1, **options)
+        sets = [RecordSet(path.parent) for path in sorted((tmp_path / out / "images").glob("*/manifest.json"))]
+        return {record.metadata["key"]: record.image[0, 0].astype(float) for records in sets for record in records}
+
+    random = columns("random", crop="random", min_side=50, picture_format="webp")
+    told = capsys.readouterr().out
+    assert len(random) == 12 and "1 files could not be used" in told and "1 are smaller than --min-side" in told
+    lists = "".join(path.read_text() for path in (tmp_path / "random" / "images").glob("bad_*.tsv"))
+    assert "small.png\ta side is below 50: 200 x 40 pixels" in lists
+    starts = {key: row[0] / 255 * 199 for key, row in random.items()}
+    assert len({round(start) for start in starts.values()}) > 6 and max(starts.values()) <= 150.5
+    assert all(row[-1] - row[0] == pytest.approx(49 / 199 * 255, abs=2) for row in random.values())
+    again = columns("again", crop="random", launch=Launch("cpu", 1, workers=2))
+    assert set(again) == {*random, "train/n01440764/small.png"}  # taken without --min-side
+    assert all(np.array_equal(again[key], row) for key, row in random.items())
+    assert any(
+        not np.array_equal(row, random[key])
+        for key, row in columns("seed", crop="random", seed=1).items()
+        if key in random
+    )
+    assert all(row[0] / 255 * 199 == pytest.approx(75, abs=1) for row in columns("centre", min_side=50).values())
+    with pytest.raises(FileExistsError, match="--seed differs .or --crop, --min-side"):
+        columns("centre", crop="random", min_side=50)
+    (folder / "bad.png").unlink()
+    assert len(columns("strict", min_side=50, strict=True)) == 12  # a small photo is no fault
+    with pytest.raises(ValueError, match="--min-side counts pixels"):
+        columns("negative", min_side=-1)
+
+
 def test_set_holds_the_photos_in_the_listed_order(photos: Path, tmp_path: Path) -> None:
     prepare_images(str(photos), tmp_path, 16, launch=Launch("cpu", 1, workers=1))
     for split, images in find_images(photos).items():

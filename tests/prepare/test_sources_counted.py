@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def test_what_is_left_out_is_printed(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert printed.count("4 images of 2 classes, 6 files could not be used") == 2
 
 
-@pytest.mark.parametrize("name", ["validation", "valid", "Val", "VALIDATION"])
+@pytest.mark.parametrize("name", ["validation", "valid", "Val", "VALIDATION", "dev", "Dev"])
 @pytest.mark.parametrize("as_tar", [False, True])
 def test_every_name_of_val_is_val(tmp_path: Path, name: str, as_tar: bool) -> None:
     members: Members = {f"Train/cat/{k}.jpg": "x" for k in range(4)} | {f"{name}/dog/{k}.jpg": "x" for k in range(3)}
@@ -220,6 +221,11 @@ def test_names_that_differ_too_little_or_too_much_are_shown(tmp_path: Path) -> N
         pa.array(["cat", "dog"] * 10, pa.large_string()).dictionary_encode(),
         pa.array([0, 1] * 10, pa.uint8()),
         pa.array([0, 1] * 10).dictionary_encode(),
+        pa.array(["0", "1"] * 10),
+        pa.array(["0", "1"] * 10).dictionary_encode(),
+        pa.array([0.0, 1.0] * 10),
+        pa.array([0.0, 1.0] * 10, pa.float32()),
+        pa.array([Decimal(0), Decimal(1)] * 10, pa.decimal128(4, 1)),
     ],
 )
 @pytest.mark.parametrize("nested", [False, True])
@@ -231,3 +237,53 @@ def test_parquet_of_other_writers(tmp_path: Path, photo_type: Any, labels: Any, 
     folder.mkdir()
     pq.write_table(pa.table({"image": photos, "label": labels}), folder / "train-00000-of-00001.parquet")
     assert total(found(folder, tmp_path)) == {str(k): k % 2 for k in range(20)}
+
+
+@pytest.mark.parametrize("kind", [pa.list_, pa.large_list, lambda kind: pa.list_(kind, 1)])
+@pytest.mark.parametrize("nested", [False, True])
+def test_parquet_of_lists_of_one_picture(tmp_path: Path, kind: Any, nested: bool) -> None:
+    rows = [[{"bytes": str(k).encode(), "path": None} if nested else str(k).encode()] for k in range(20)]
+    inner = pa.struct([("bytes", pa.binary()), ("path", pa.string())]) if nested else pa.binary()
+    table = pa.table({"images": pa.array(rows, kind(inner)), "label": [0, 1] * 10})
+    pq.write_table(table, tmp_path / "train.parquet")
+    assert total(found(tmp_path / "train.parquet", tmp_path)) == {str(k): k % 2 for k in range(20)}
+
+
+def test_parquet_rows_of_several_pictures_or_none_are_bad(tmp_path: Path) -> None:
+    rows = [[b"0"], [b"1", b"2"], [], [b"3"], [b"4"], None]
+    table = pa.table({"images": pa.array(rows, pa.list_(pa.binary())), "label": [0, 1] * 3})
+    pq.write_table(table, tmp_path / "train.parquet")
+    lists, faults = found(tmp_path / "train.parquet", tmp_path), []
+    for images in lists.values():
+        for position in range(len(images)):
+            try:
+                images.read(position)
+            except OSError as error:
+                faults.append(error.strerror)
+    assert sorted(faults) == [
+        "the row holds 0 pictures, not one",
+        "the row holds 2 pictures, not one",
+        "the row holds no bytes",
+    ]
+
+
+@pytest.mark.parametrize("label", [0.5, float("nan"), None])
+def test_parquet_rows_without_a_class_are_refused(tmp_path: Path, label: Any) -> None:
+    table = pa.table({"image": [b"x"] * 3, "label": pa.array([0.0, 1.0, label])})
+    pq.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=r"class in row 2 of column label of .*train.parquet.* --label-field"):
+        found(tmp_path / "train.parquet", tmp_path)
+
+
+def test_folders_called_by_numbers_are_imagenets_where_that_is_said(tmp_path: Path) -> None:
+    folder = unpacked(tmp_path / "all", {f"{k % 2 + 280:04d}/{k}.jpg": "x" for k in range(20)})
+    lists = find_images(folder, "imagenet", val_share=0.3)
+    assert lists["train"].class_names == {280: "grey fox", 281: "tabby"}
+    with pytest.raises(ValueError, match="numbers its classes and does not name them: give --class-names imagenet"):
+        find_images(folder)
+
+
+def test_an_empty_val_says_what_was_not_read(tmp_path: Path) -> None:
+    folder = unpacked(tmp_path / "all", {"train/cat/1.jpg": "x", "held_out/cat/2.jpg": "x"})
+    with pytest.raises(ValueError, match=r"has no photos: .* not read: 1 files beside .* \(first held_out\)"):
+        found(folder, tmp_path)

@@ -1,4 +1,4 @@
-"""The embedded autoencoder of full shapes: loaded by the ordinary path, as good as its file says, small."""
+"""The embedded autoencoders of shapes: loaded by the ordinary path, as good as their files say, small."""
 
 from __future__ import annotations
 
@@ -15,19 +15,26 @@ from t2ikit.shapes.autoencoder import RenderedPictures
 NAME = "embedded:shapes-full"
 
 
-def test_it_decodes_scenes_as_its_description_says() -> None:
-    folder = find_pretrained(NAME, None, "--autoencoder").folder
+@pytest.mark.parametrize(("difficulty", "shape"), [("full", (3, 8, 8)), ("simple", (4, 4, 4))])
+def test_it_decodes_scenes_as_its_description_says(difficulty: str, shape: tuple[int, int, int]) -> None:
+    name, channels = f"embedded:shapes-{difficulty}", shape[0]
+    folder = find_pretrained(name, None, "--autoencoder").folder
     assert sum(path.stat().st_size for path in folder.iterdir()) < 2_000_000
     known = json.loads((folder / DESCRIPTION).read_text())
-    assert known["command"].startswith("t2ikit prepare autoencoder --source shapes --size 32 --difficulty full")
-    space = LatentSpace(NAME, normalisation="autoencoder", channels=3, batch_size=64)
-    pictures = RenderedPictures("full", 32, known["options"]["seed"])
+    assert known["command"].startswith(
+        f"t2ikit prepare autoencoder --source shapes --size 32 --difficulty {difficulty}"
+    )
+    space = LatentSpace(name, normalisation="autoencoder", channels=channels, batch_size=64)
+    pictures = RenderedPictures(difficulty, 32, known["options"]["seed"])
     images = pictures.held_out(128)
     mean, std = space.encode(torch.from_numpy(images))
-    assert mean.shape == (128, 3, 8, 8) and space.reference.name == NAME and space.reference.revision is None
+    assert mean.shape == (128, *shape) and space.reference.name == name and space.reference.revision is None
     x_0 = space.x_0(torch.stack([mean, std], 1))
-    torch.testing.assert_close(x_0.mean((0, 2, 3)), torch.zeros(3), atol=0.2, rtol=0)
-    torch.testing.assert_close(x_0.std((0, 2, 3)), torch.ones(3), atol=0.2, rtol=0)
+    sampled = space.x_0(
+        torch.stack([mean, std], 1), torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))
+    )
+    torch.testing.assert_close(sampled.mean((0, 2, 3)), torch.zeros(channels), atol=0.2, rtol=0)
+    torch.testing.assert_close(sampled.std((0, 2, 3)), torch.ones(channels), atol=0.2, rtol=0)
     decoded = (space.images(x_0) * 255).round().to(torch.uint8).numpy()
     # 128 scenes of the 1,000 of the description: three standard errors.
     right = known["scores"]["scenes_right"]

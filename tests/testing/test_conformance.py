@@ -13,6 +13,7 @@ from testing import broken_denoisers, broken_others
 
 import tiny
 from t2ikit.callbacks import Crop, CutMix
+from t2ikit.denoisers import Levels
 from t2ikit.diffusion import Denoising, RectifiedFlow, VelocityError
 from t2ikit.diffusion.solvers import SOLVERS
 from t2ikit.metrics import DistributionMetrics, GenEval, RandomConvFeatures
@@ -43,6 +44,11 @@ OURS: dict[str, tuple[Callable[[], Any], set[str]]] = {
     "dit_i-two": (lambda: tiny.shallow_dit_i(patch_size=1, window_tokens=True, **TWO), {"self-conditioning"}),
     "dit_i-two-modulated": (
         lambda: tiny.shallow_dit_i(time_conditioning="adaln_single", **TWO),
+        {"self-conditioning", "window"},
+    ),
+    "uvit": (lambda: tiny.uvit(text_dim=8), {"self-conditioning", "window", "several texts"}),
+    "uvit-levels-two": (
+        lambda: tiny.uvit(shell=Levels(2, (8,), (2,), 8), text_dim=[8, 5]),
         {"self-conditioning", "window"},
     ),
     "small": (broken_denoisers.Small, {"several texts"}),

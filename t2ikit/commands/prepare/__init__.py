@@ -11,7 +11,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from t2ikit.commands.prepare import autoencoder, captions, check, cutmix, encode, extend, images, shapes
+from t2ikit.commands.prepare import autoencoder, captions, check, cutmix, encode, extend, images, reencode, shapes
 from t2ikit.files import require_folder
 from t2ikit.launch import first_rank
 from t2ikit.prepare.captions.service import KEPT
@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     steps = parser.add_subparsers(dest="prepare_command", metavar="STEP", required=True)
-    for step in (images, cutmix, captions, encode, shapes, autoencoder, check, extend):
+    for step in (images, cutmix, captions, encode, shapes, autoencoder, reencode, check, extend):
         step.STEP.add(steps)
     return parser
 

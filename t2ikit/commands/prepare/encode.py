@@ -16,7 +16,7 @@ class Encode(Chunked):
 
     Attributes:
         autoencoder: `pixels` to store pixels, or an AutoencoderKL from the Hub or from a local folder, or
-            `embedded:shapes-full`, that of the embedded data set.
+            `embedded:shapes-full` or `embedded:shapes-simple`, those of the embedded data set.
         autoencoder_revision: commit, tag or branch on the Hub.
         text_encoder: `small` to build a T5 with random weights for the words of the captions, or a text encoder from
             the Hub or from a folder; given several times, for a denoiser that reads several, in its order.

@@ -13,7 +13,7 @@ from t2ikit.prepare.image_options import ImageOptions, Sources
 
 @dataclass(frozen=True, kw_only=True)
 class Images(Chunked, ImageOptions):
-    """Centre-crops and resizes photos and stores them in shuffled order, without loss.
+    """Crops and resizes photos and stores them in shuffled order, without loss.
 
     Files that cannot be used are listed in DIR/images/bad_<split>.tsv with the reason.
 

@@ -120,7 +120,7 @@ class ComparedMetric(Metric):
                 f"{reason} needs reference images: give the snapshot a reference set (reference), or the metric a file "
                 f"({OPTION})"
             )
-        need_images(len(samples), least, reason)
+        need_images(len(samples), least, reason, remedy=samples.remedy)
         if self.path is not None:
             need_images(self._stored.moments.count, least, reason, "reference")
         elif samples.reference is not None:

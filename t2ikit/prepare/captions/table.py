@@ -25,7 +25,7 @@ _EXPECTED = {
     "parquet": "the columns key (or path) and caption (or captions, a list)",
 }
 _OPTION = "--captions"
-_KEYS = ("key", "path")
+_KEYS, _CAPTIONS = ("key", "path"), ("caption", "captions")
 _BATCH = 1024
 
 
@@ -33,7 +33,8 @@ class CaptionTable:
     """Captions by key; close it when done, or use it as a context.
 
     Args:
-        path: TSV (``path<TAB>caption``), JSON lines, or Parquet; the suffix says which.
+        path: TSV (``path<TAB>caption``, with or without a line of such names above), JSON lines, or Parquet; the suffix
+            says which.
         spool: folder for the JSON lines into which a Parquet file is written while it is open.
 
     Attributes:
@@ -53,7 +54,7 @@ class CaptionTable:
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {path}: give captions of your own with {_OPTION} FILE")
         self.path = path
-        self.columns = 0
+        self.columns = self._headers = 0
         suffix = path.suffix.lower()
         self._kind = "parquet" if suffix == ".parquet" else "tsv" if suffix in (".tsv", ".txt") else "jsonl"
         self._spool = partial_of(spool / path.name) if self._kind == "parquet" else None
@@ -61,7 +62,7 @@ class CaptionTable:
             if self._spool is not None:
                 _spool_parquet(path, self._spool)
             self._stream = (self._spool or path).open("rb")
-            self._quoted = self._kind == "tsv" and _is_quoted(path)
+            self._inner_quote = _inner_quote(path) if self._kind == "tsv" else ""
             self._index()
         except BaseException:
             self.close()
@@ -115,7 +116,11 @@ class CaptionTable:
 
     def at(self, line: int) -> tuple[int, str]:
         """Number of a line as an editor counts, and its key."""
-        return line + 1, self._read(line)[0]
+        return self._number(line), self._read(line)[0]
+
+    def _number(self, line: int) -> int:
+        """Number of a line as an editor counts: from 1, with the names of the columns above."""
+        return line + 1 + self._headers
 
     @property
     def word(self) -> str:
@@ -128,6 +133,9 @@ class CaptionTable:
         self._stream.seek(start)
         for line, content in enumerate(self._stream, 1):
             key, captions = self._parse(content, line)
+            if line == 1 and self._kind == "tsv" and key in _KEYS and captions[0] in _CAPTIONS:
+                self._headers, start = 1, start + len(content)
+                continue
             self.columns = self.columns or len(captions)
             if len(captions) != self.columns:
                 raise ValueError(
@@ -151,8 +159,8 @@ class CaptionTable:
             key = self._read(first)[0]
             if _one_form(key) == _one_form(self._read(second)[0]):
                 raise ValueError(
-                    f"{self._label(second + 1)} is a second one for {key}, after {self.word} {first + 1}: one "
-                    f"{self.word} per image"
+                    f"{self._label(self._number(second))} is a second one for {key}, after {self.word} "
+                    f"{self._number(first)}: one {self.word} per image"
                 )
 
     def _label(self, line_number: int) -> str:
@@ -160,14 +168,14 @@ class CaptionTable:
 
     def _read(self, line: int) -> tuple[str, tuple[str, ...]]:
         self._stream.seek(int(self._offsets[line]))
-        return self._parse(self._stream.readline(), line + 1)
+        return self._parse(self._stream.readline(), self._number(line))
 
     def _parse(self, content: bytes, line_number: int) -> tuple[str, tuple[str, ...]]:
         try:
             line = content.decode().rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise ValueError(f"{self._label(line_number)} is not UTF-8 ({error.reason}), as {_OPTION} needs") from error
-        parsed = _tsv_line(line, self._quoted) if self._kind == "tsv" else _json_line(line)
+        parsed = _tsv_line(line, self._inner_quote) if self._kind == "tsv" else _json_line(line)
         if parsed is None:
             shown = line if len(line) <= 80 else f"{line[:80]}..."
             raise ValueError(
@@ -191,33 +199,39 @@ def _one_form(key: str) -> str:
     return key if key.isascii() else unicodedata.normalize("NFC", key)
 
 
-def _is_quoted(path: Path) -> bool:
-    """Whether a TSV quotes as pandas and spreadsheets do: a field with a quote stands in quotes, and inner ones double.
+def _inner_quote(path: Path) -> str:
+    """How a quote is written inside a quoted field of a TSV; nothing where a quote is a letter like any other.
 
-    In any other file a quote is a letter like any other.
+    Doubled by pandas, Python's csv and spreadsheets, which quote every field, or those with a quote, or with a comma
+    too; after a backslash by ``write.table`` of R, which quotes every field.
     """
-    everywhere, doubled = True, False
+    doubled = escaped = everywhere = with_commas = True
+    inside = False
     with path.open("rb") as stream:
         for line in stream:
             if b'"' not in line:
-                everywhere = False
+                everywhere, with_commas = False, with_commas and b"," not in line
                 continue
             for field in line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n").split(b"\t"):
-                everywhere = everywhere and field.startswith(b'"')
-                if b'"' in field:
-                    if len(field) < 2 or not (field.startswith(b'"') and field.endswith(b'"')):
-                        return False
-                    inner = field[1:-1]
-                    if b'"' in inner.replace(b'""', b""):
-                        return False
-                    doubled = doubled or b'"' in inner
-    return doubled or everywhere
+                quoted = len(field) > 1 and field.startswith(b'"') and field.endswith(b'"')
+                if b'"' in field and not quoted:
+                    return ""
+                inner = field[1:-1] if quoted else b""
+                everywhere = everywhere and quoted
+                with_commas = with_commas and quoted == (b"," in field or b'"' in inner)
+                doubled = doubled and b'"' not in inner.replace(b'""', b"")
+                escaped = escaped and b'"' not in inner.replace(b'\\"', b"")
+                inside = inside or b'"' in inner
+    if doubled and (inside or everywhere or with_commas):
+        return '""'
+    return '\\"' if escaped and everywhere else ""
 
 
-def _tsv_line(line: str, quoted: bool) -> tuple[str, tuple[str, ...]] | None:
+def _tsv_line(line: str, inner_quote: str) -> tuple[str, tuple[str, ...]] | None:
     key, tab, caption = line.partition("\t")
-    if quoted:
-        key, caption = (field[1:-1].replace('""', '"') if field.startswith('"') else field for field in (key, caption))
+    if inner_quote:
+        quoted = (field[1:-1].replace(inner_quote, '"') if field.startswith('"') else field for field in (key, caption))
+        key, caption = quoted
     if not tab or not key or not caption.strip() or "\t" in caption:
         return None
     return key, (caption.strip(),)
@@ -234,7 +248,7 @@ def _json_line(line: str) -> tuple[str, tuple[str, ...]] | None:
 def _row(row: dict[str, Any]) -> tuple[str, tuple[str, ...]] | None:
     """Key and captions of a row; None if it has not just one of each, or no text."""
     keys = [row[name] for name in _KEYS if row.get(name) is not None]
-    texts = [row[name] for name in ("caption", "captions") if row.get(name) is not None]
+    texts = [row[name] for name in _CAPTIONS if row.get(name) is not None]
     if len(keys) != 1 or len(texts) != 1 or not isinstance(keys[0], str) or not keys[0]:
         return None
     captions = [texts[0]] if isinstance(texts[0], str) else texts[0]
@@ -267,7 +281,7 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with ParquetFile(path) as file:
             names = file.schema_arrow.names
-            wanted = [name for name in (*_KEYS, "caption", "captions") if name in names]
+            wanted = [name for name in (*_KEYS, *_CAPTIONS) if name in names]
             if len(wanted) != 2 or wanted[0] not in _KEYS:
                 raise ValueError(f"{path} has the columns {', '.join(names)}; {_OPTION} needs {_EXPECTED['parquet']}")
             for batch in file.iter_batches(_BATCH, columns=wanted):

@@ -152,7 +152,7 @@ def find_images(
         if not len(positions):
             raise ValueError(
                 f"{split} has no photos: {origins[split]} needs at least a few photos per class (--source), or hold "
-                "out another share (--val-share)"
+                f"out another share (--val-share){_not_read(by_split['train'].left_out)}"
             )
         identity = _identity(photos, class_ids, positions)
         whole = ImageList(
@@ -270,6 +270,14 @@ def _held_out(keys: Keys, share: float, seed: int) -> np.ndarray:
     start = f"{seed}\0".encode()
     hashes = (hash_of(start + keys.encoded(index)) for index in range(len(keys)))
     return np.fromiter((value < share * 2**64 for value in hashes), bool, len(keys))
+
+
+def _not_read(left_out: LeftOut) -> str:
+    """What a source holds besides, where a set is empty: its photos may lie in a folder of another name."""
+    beside = "; ".join(
+        f"{count:,} files {reason} (first {first})" for reason, (count, first) in left_out.reasons.items()
+    )
+    return f"; not read: {beside}" if beside else ""
 
 
 def _order(photos: Photos, positions: np.ndarray, split: str, seed: int) -> np.ndarray:

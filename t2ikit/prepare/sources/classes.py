@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -22,6 +23,7 @@ IMAGENET = "imagenet"
 """Value of ``--class-names`` that says: numbers 0 .. 999 are ImageNet's."""
 
 _WNID = re.compile(r"n\d{8}")
+_NUMBER = re.compile(r"\s*[0-9]{1,9}\s*")
 _EVIDENCE = 1000
 """Photos whose names are compared with their numbers."""
 
@@ -60,6 +62,7 @@ def resolve(photos: Photos, class_names: str | None, source: str) -> tuple[np.nd
     """
     if not len(photos):
         return photos.labels, {}
+    photos = _with_numbers(photos, class_names)
     if photos.texts is not None:
         numbers, names = _of_texts(photos.texts, class_names, source)
         class_ids = numbers[photos.labels]
@@ -125,6 +128,17 @@ def _of_texts(texts: tuple[str, ...], class_names: str | None, source: str) -> t
             "`folder<TAB>name` a line"
         )
     return np.array([classes[_plain(text)][0] for text in texts], np.int64), dict(classes.values())
+
+
+def _with_numbers(photos: Photos, class_names: str | None) -> Photos:
+    """The same with whole numbers as labels where a source writes them as text: "0", "1" in a column of Parquet."""
+    if photos.texts is None or not all(_NUMBER.fullmatch(text) for text in photos.texts):
+        return photos
+    named = class_names not in (None, IMAGENET) and read_class_names(Path(str(class_names)))
+    if named and any(_plain(text) in named for text in photos.texts):
+        return photos  # folders of these names
+    numbers = np.array([int(text) for text in photos.texts], np.int64)
+    return replace(photos, labels=numbers[photos.labels], texts=None)
 
 
 def _alike(text: str, known: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ import json
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from t2ikit.prepare.sources.keys import Keys
 from t2ikit.prepare.sources.paths import split_of
 from t2ikit.prepare.sources.photos import Listing, Photos, Reader
 
-_IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
+_IMAGE_NAMES = ("image", "images", "img", "jpg", "jpeg", "png", "webp")
 _LABEL_NAMES = ("label", "labels", "cls", "class", "class_id", "fine_label")
 _SORTED_RUN = 8
 """Photos of a row group that stay together where neighbours are of one class."""
@@ -72,15 +73,9 @@ def _listed(files: Files, split: str, paths: tuple[str, ...], field: str | None)
             labels = table.column(label).to_pylist()
             photo_paths = table.column(image).to_pylist() if len(wanted) == 2 else [None] * len(labels)
             for class_of_row, facts in zip(labels, photo_paths, strict=True):
-                if class_of_row is None:
-                    raise ValueError(f"{path} has no class in row {row} of column {label}: --label-field names another")
-                if not isinstance(class_of_row, (int, str)):
-                    raise ValueError(
-                        f"{path} has {class_of_row!r} as the class in row {row} of column {label}: a class is a whole "
-                        "number or a text; --label-field names another column"
-                    )
+                class_id = _class_of(class_of_row, f"row {row} of column {label} of {path}")
                 name = (facts or {}).get("path")
-                listing.add(f"{split}/{shard}/{row:06d}", -1, class_of_row)
+                listing.add(f"{split}/{shard}/{row:06d}", -1, class_id)
                 names_listing.add(f"{split}/{name}" if name else "", -1, 0)
                 row += 1
         if opened.metadata.num_rows != len(listing) - base:
@@ -135,6 +130,10 @@ class ParquetReader(Reader):
     def read(self, position: int) -> bytes:
         group, row = self._group_and_row(position)
         content = self._group(group)[row].as_py()
+        if isinstance(content, list):
+            if len(content) != 1:
+                raise OSError(errno.EINVAL, f"the row holds {len(content)} pictures, not one", self.where(position))
+            content = content[0]["bytes"] if isinstance(content[0], dict) else content[0]
         if content is None:
             raise OSError(errno.ENODATA, "the row holds no bytes", self.where(position))
         require_photo_size(len(content), self.where(position))
@@ -197,9 +196,11 @@ def _columns(path: str, schema: Any, field: str | None) -> tuple[str, str, tuple
     """The columns of photo and class, and the names of the classes."""
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     kinds = {name: facts.get("_type") for name, facts in features.items() if isinstance(facts, dict)}
-    images = [name for name in schema.names if kinds.get(name) == "Image"] or [
-        column.name for column in schema if _is_struct(column.type) or _is_bytes(column.type)
-    ]
+    images = (
+        [name for name in schema.names if kinds.get(name) == "Image"]
+        or [column.name for column in schema if _is_picture(column.type)]
+        or [column.name for column in schema if _is_list_of_pictures(column.type)]
+    )
     image = next((name for name in _IMAGE_NAMES if name in images), images[0] if len(images) == 1 else None)
     labels = [name for name in schema.names if kinds.get(name) == "ClassLabel"]
     plain = [column.name for column in schema if _is_label(column.type)]
@@ -217,6 +218,33 @@ def _columns(path: str, schema: Any, field: str | None) -> tuple[str, str, tuple
     return image, label, tuple(names) if names else None
 
 
+def _class_of(value: Any, where: str) -> int | str:
+    """The class of a row; 1.0 is class 1, as pandas writes whole numbers of a column where one was missing."""
+    if value is None or value != value:
+        raise ValueError(f"there is no class in {where}: --label-field names another column")
+    if isinstance(value, (float, Decimal)) and value == int(value):
+        return int(value)
+    if not isinstance(value, (int, str)):
+        raise ValueError(
+            f"{value!r} is the class in {where}: a class is a whole number or a text; --label-field names another "
+            "column"
+        )
+    return value
+
+
+def _is_picture(kind: Any) -> bool:
+    return _is_struct(kind) or _is_bytes(kind)
+
+
+def _is_list_of_pictures(kind: Any) -> bool:
+    """Whether each row holds a list of pictures, such as the column ``images`` of sets for several images a text."""
+    import pyarrow as pa
+
+    types = pa.types
+    listed = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return bool(listed) and _is_picture(kind.value_type)
+
+
 def _is_struct(kind: Any) -> bool:
     import pyarrow as pa
 
@@ -228,17 +256,18 @@ def _is_bytes(kind: Any) -> bool:
     import pyarrow as pa
 
     types = pa.types
+    kind = kind.value_type if types.is_dictionary(kind) else kind
     return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
 
 
 def _is_label(kind: Any) -> bool:
-    """Whole numbers or text, also as a category of pandas."""
+    """Numbers or text, also as a category of pandas."""
     import pyarrow as pa
 
     types = pa.types
     kind = kind.value_type if types.is_dictionary(kind) else kind
     texts = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-    return bool(types.is_integer(kind) or texts)
+    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or texts)
 
 
 def _has_path(kind: Any) -> bool:

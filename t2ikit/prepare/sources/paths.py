@@ -10,13 +10,14 @@ from t2ikit.prepare.sources.files import Files, LocalFiles
 from t2ikit.prepare.sources.remote import RemoteFiles
 
 SPLITS = ("train", "val")
-_SPLIT = re.compile(r"(?:^|[_.-])(train|validation|valid|val|test)(?=[_.-]|\d|$)", re.IGNORECASE)
+_SPLIT = re.compile(r"(?:^|[_.-])(train|validation|valid|val|dev|test)(?=[_.-]|\d|$)", re.IGNORECASE)
 _SPLIT_FOLDERS = {
     "train": "train",
     "training": "train",
     "val": "val",
     "valid": "val",
     "validation": "val",
+    "dev": "val",
     "test": "test",
     "testing": "test",
 }
