@@ -109,7 +109,7 @@ def look_at(node: Any, key: str, origins: Origins, base: type = object) -> None:
             look_at(value, f"{key}.{index}", origins)
     elif isinstance(node, dict):
         class_path = node.get("class_path")
-        if is_path(class_path) and "." in class_path:
+        if isinstance(class_path, str) and is_path(class_path) and "." in class_path:
             origins.look(class_path, f"{key}.class_path", base)
         for name, value in node.items():
             look_at(value, f"{key}.{name}", origins)

@@ -32,7 +32,7 @@ from t2ikit.records.checked import CheckedFiles, Verify
 from t2ikit.records.chunks import read_index
 from t2ikit.records.manifest import MANIFEST_NAME, PREPARE_COMMANDS, Manifest
 from t2ikit.records.record_set import RecordSet
-from t2ikit.remote import ATTEMPTS, TooLong, Unreachable, copy_file, file_system, is_of_target, retried
+from t2ikit.remote import ATTEMPTS, TooLong, Unreachable, ask, copy_file, file_system, is_of_target
 
 _SPARED = 60.0  # seconds for which a chunk that was just used is not deleted
 _FREE = 2**30  # bytes that are left to others on the disk of the cache
@@ -131,7 +131,7 @@ class RemoteFolder:
                 system, path = self._system(name)
                 partial = partial_of(target)
                 try:
-                    files = retried(lambda: system.find(path))
+                    files = ask(lambda: system.find(path), path)
                     if not files:
                         raise FileNotFoundError("there is no such folder, or it cannot be listed")
                 except Exception as error:  # as above

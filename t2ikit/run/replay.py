@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -19,6 +18,7 @@ from t2ikit.callbacks import NonFiniteGuard, ScoreTable, Snapshot, StepProgress
 from t2ikit.callbacks.debug_bundle import CHECKPOINT, REPORT
 from t2ikit.checkpoints.files import read_weights
 from t2ikit.config.compose import ConfigError, changed
+from t2ikit.files import parse_json
 from t2ikit.launch import first_rank
 from t2ikit.run.experiment import build, check, origins_of
 from t2ikit.run.loggers import quiet
@@ -101,7 +101,7 @@ def replay(bundle: Path, trust: Sequence[str]) -> int:
     """
     if not (bundle / CHECKPOINT).is_file() or not (bundle / REPORT).is_file():
         raise ConfigError(f"{bundle}: no debug bundle: {CHECKPOINT} and {REPORT} are missing")
-    report = json.loads((bundle / REPORT).read_text())
+    report = parse_json((bundle / REPORT).read_text())
     config = changed({**read_weights(bundle / CHECKPOINT, mmap=True)["experiment"], "loggers": {}})
     origins = origins_of(trusted=trust)
     plan = check(config, origins)

@@ -11,7 +11,6 @@ with the commits of weights and code.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from t2ikit.config.secrets import may_run_code
+from t2ikit.files import parse_json
 from t2ikit.metrics.alignment.clip_score import mean_error, observe_cosines
 from t2ikit.metrics.base import Metric, Result, Rows, SampleBatch, Samples
 from t2ikit.metrics.features.features import NetworkHolder
@@ -135,7 +135,7 @@ def code_of(folder: Path) -> list[str]:
     named: list[str] = []
     for name in ("config.json", "tokenizer_config.json"):
         if (folder / name).is_file():
-            for entry in (json.loads((folder / name).read_text()).get("auto_map") or {}).values():
+            for entry in (parse_json((folder / name).read_text()).get("auto_map") or {}).values():
                 named += [part for part in (entry if isinstance(entry, list) else [entry]) if part]
     return sorted(set(named))
 
