@@ -122,6 +122,8 @@ def load_pretrained(
     from safetensors import SafetensorError
 
     source = find_pretrained(name, revision, option, extra_files)
+    if model_class.__module__.startswith("transformers."):
+        options = {"trust_remote_code": False, **options}  # None would ask on the terminal, in the middle of a run
     try:
         model, info = model_class.from_pretrained(source.folder, output_loading_info=True, **options)
     except (OSError, LookupError, RuntimeError, ValueError, TypeError, SafetensorError, UnpicklingError) as error:

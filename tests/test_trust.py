@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import t2ikit
+from t2ikit.pretrained import load_pretrained
 
 ROOT = Path(t2ikit.__file__).parent
 SOURCES = sorted({*ROOT.rglob("*.py"), *(ROOT.parent / "callbacks").glob("*.py")})
@@ -53,6 +57,28 @@ def test_no_code_of_a_model_repository_runs() -> None:
             continue
         for number, line in enumerate(path.read_text().splitlines(), 1):
             assert not re.search(r"trust_remote_code\W*[=:]\s*True", line), f"{path}:{number}"
+
+
+def test_no_library_asks_on_the_terminal_whether_code_may_run() -> None:
+    """``trust_remote_code=None``, the default, does."""
+    for path, called, call in all_calls():
+        if re.search(r"\bAuto[A-Z]\w*\.from_pretrained$", called) and path.name != "jina_clip.py":
+            given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+            assert given.get("trust_remote_code") == "False", f"{path}:{call.lineno}"
+
+
+def test_code_beside_a_model_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoModel
+
+    mark = tmp_path / "it_ran"
+    (tmp_path / "code.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    named = {"AutoConfig": "code.Config", "AutoModel": "code.Net"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "strange", "auto_map": named}))
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ValueError, match="cannot be loaded as AutoModel"):
+        load_pretrained(AutoModel, str(tmp_path), None, "--model")
+    assert not mark.exists()
 
 
 @pytest.mark.parametrize("name", ["eval", "exec", "os.system", "os.popen", "yaml.unsafe_load", "yaml.full_load"])

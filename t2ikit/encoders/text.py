@@ -128,7 +128,7 @@ class TextEncoder:
         source_name, layer = split_layer(name)
         model, source = load_pretrained(AnyTextModel, source_name, revision, _OPTION, _TOKENIZER_FILES, dtype=dtype)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source.folder)
+            tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{name} has no loadable tokenizer ({error}); give another with {_OPTION}") from error
         reference = source.reference
@@ -249,7 +249,7 @@ class AnyTextModel:
             model_class = transformers.AutoModel
         else:
             raise ValueError(f"its model_type is {kind!r}, neither a T5, nor CLIP's text model, nor a language model")
-        return model_class.from_pretrained(folder, **options)
+        return model_class.from_pretrained(folder, trust_remote_code=False, **options)
 
 
 def split_layer(name: str) -> tuple[str, int]:

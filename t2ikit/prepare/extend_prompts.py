@@ -89,7 +89,7 @@ class ExtendPrompts(Work):
                 AutoModelForCausalLM, self.model, self.revision, _OPTION, _TOKENIZER_FILES, dtype=dtype
             )
             try:
-                self._tokenizer = AutoTokenizer.from_pretrained(files.folder)
+                self._tokenizer = AutoTokenizer.from_pretrained(files.folder, trust_remote_code=False)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{self.model} has no tokenizer ({error}): give a whole folder with {_OPTION}"

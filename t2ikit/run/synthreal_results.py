@@ -160,7 +160,7 @@ def feature_network(name: str) -> FeatureExtractor:
     from transformers import AutoConfig
 
     try:
-        width = int(AutoConfig.from_pretrained(name).projection_dim)
+        width = int(AutoConfig.from_pretrained(name, trust_remote_code=False).projection_dim)
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"--features {name}: no CLIP model of transformers ({error})") from error
     return CLIPFeatures(name, dim=width, pipeline="open_clip_224")

@@ -78,7 +78,7 @@ class DualEncoder(NetworkHolder):
         """
         code = code_of(folder)
         if not code:
-            return {}
+            return {"trust_remote_code": False}  # None would ask on the terminal
         if not self.run_remote_code:
             raise ValueError(
                 f"{self.model} brings Python code of its own ({', '.join(code)}), which would run here with all your "

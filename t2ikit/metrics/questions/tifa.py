@@ -179,7 +179,7 @@ class SentenceEncoder(NetworkHolder):
             files = (*TOKENIZER_FILES, "vocab.txt")
             network, folder = load_pretrained(AutoModel, self.model, self.revision, option, files)
             try:
-                tokenizer = AutoTokenizer.from_pretrained(folder.folder)
+                tokenizer = AutoTokenizer.from_pretrained(folder.folder, trust_remote_code=False)
             except (OSError, ValueError) as error:
                 raise FileNotFoundError(f"no tokenizer in {folder.folder} ({error}): correct {option}") from error
             self._loaded = (network.float(), tokenizer, folder.reference.sha256)
