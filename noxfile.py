@@ -1,4 +1,4 @@
-"""The project's checks: ``nox -s`` tests, long, faults, verify, signals, leaks, synthreal,
+"""The project's checks: ``nox -s`` tests, long, faults, verify, signals, leaks, audit, synthreal,
 lint, types, docs, quickstart, wheel, release.
 
 ``lint`` and ``types`` read an installed wheel with the working folder outside the repository: the editable mapping of
@@ -61,6 +61,19 @@ def leaks(session: nox.Session) -> None:
     """5,000 steps and 50 snapshots hold no more than 500 and 5; a few minutes, a table."""
     session.install("-e", ".")
     session.run("python", "tests/leaks.py", *session.posargs)
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """pip-audit: known holes in the versions that are installed; a package that the registry cannot answer for fails.
+
+    ``nox -s audit -- --vulnerability-service osv`` asks another one.
+    """
+    session.install("pip-audit", ".")
+    installed = Path(session.create_tmp()) / "installed.txt"
+    installed.write_text(str(session.run("python", "-m", "pip", "freeze", "--exclude", "t2ikit", silent=True)))
+    exact = ["--requirement", str(installed), "--no-deps", "--disable-pip", "--strict"]
+    session.run("pip-audit", *exact, *session.posargs)
 
 
 @nox.session

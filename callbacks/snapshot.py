@@ -40,7 +40,7 @@ from t2ikit.diffusion.solvers import Solver
 from t2ikit.evaluation import Evaluated, Evaluation
 from t2ikit.evaluation.image_store import IDENTITY, identity_text
 from t2ikit.evaluation.sampling import Sampling
-from t2ikit.files import below, write_whole
+from t2ikit.files import below, parse_json, write_whole
 from t2ikit.metrics.base import Metric
 from t2ikit.metrics.fingerprint import write_files, write_scores
 from t2ikit.module import TextToImage
@@ -223,7 +223,7 @@ class Snapshot(L.Callback):
         path = self.folder(trainer) / _NEWEST
 
         def of_this_step() -> dict[str, Any] | None:
-            known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+            known: dict[str, Any] = parse_json(path.read_text()) if path.is_file() else {}
             if known.get("step") != trainer.global_step:
                 return None
             with pl_module.averaged(self.ema_decay):

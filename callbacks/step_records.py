@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 
 from t2ikit.batch import StepOutput
-from t2ikit.files import write_whole
+from t2ikit.files import parse_json, write_whole
 
 FOLDER = "steps"
 
@@ -36,7 +36,7 @@ class StepRecords(L.Callback):
         if self._path.exists():
             text = self._path.read_text()
             lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)  # a kill may have torn the last one
-            kept = [line for line in lines if json.loads(line)["step"] <= trainer.global_step]
+            kept = [line for line in lines if parse_json(line)["step"] <= trainer.global_step]
             write_whole(self._path, "".join(kept))
 
     def on_train_batch_start(
@@ -67,7 +67,7 @@ def read_steps(run: Path) -> dict[int, list[dict[str, Any]]]:
     """The lines of a run folder by step: micro-batch by micro-batch, in each the ranks in their order."""
     lines = []
     for rank, path in enumerate(sorted((run / FOLDER).glob("rank-*.jsonl"), key=lambda path: int(path.stem[5:]))):
-        lines += [{**json.loads(line), "rank": rank} for line in path.read_text().splitlines()]
+        lines += [{**parse_json(line), "rank": rank} for line in path.read_text().splitlines()]
     steps: dict[int, list[dict[str, Any]]] = {}
     for line in sorted(lines, key=lambda line: (line["step"], line["micro_batch"], line["rank"])):
         steps.setdefault(line["step"], []).append(line)

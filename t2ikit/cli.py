@@ -11,6 +11,8 @@ from importlib.metadata import EntryPoint, entry_points
 
 import t2ikit
 from t2ikit.config.compose import SUFFIXES, ConfigError, find_experiment, nearest
+from t2ikit.config.origins import printable
+from t2ikit.config.secrets import trust_names, without_secrets
 from t2ikit.launch import check_launch
 from t2ikit.stopping import Failed
 
@@ -63,12 +65,17 @@ def main(argv: Sequence[str] | None = None, prog: str = "t2ikit") -> int:
         # `run` turns its own refusals into ConfigError: any other exception of a training is a defect.
         if debug or (command == "run" and not isinstance(error, ConfigError)):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        _print_error(error)
+        return 2
+    except RecursionError as error:  # of a file; a defect shows its traceback with --debug
+        if debug:
+            raise
+        _print_error(ValueError(f"a file that is read is nested too deeply ({error})"))
         return 2
     except Failed as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        _print_error(error)
         return 1
     except BrokenPipeError:  # the reader of our output has enough, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -78,6 +85,12 @@ def main(argv: Sequence[str] | None = None, prog: str = "t2ikit") -> int:
             raise
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _print_error(error: Exception) -> None:
+    """The message without secrets, and without what a terminal would obey: parts of it may come from a file."""
+    lines = str(without_secrets(str(error))).split("\n")
+    print("error: " + "\n".join(map(printable, lines)), file=sys.stderr)
 
 
 def lightning_main() -> int:
@@ -130,6 +143,7 @@ def _dispatch(command: str, rest: Sequence[str], prog: str) -> int:
     if hasattr(module, "take_overrides"):
         rest, given.overrides = module.take_overrides(rest)
     parsed = parser.parse_args([command, *rest], given)
+    trust_names(getattr(parsed, "trust", ()))
     if command in ("prepare", "sweep", "verify-resume"):  # as `run` does itself
         check_launch()
     return int(module.run(parsed) or 0)

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import glob
 import hashlib
+import json
 import mmap
 import os
 import re
@@ -13,6 +14,10 @@ import secrets
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+MOST_CHARACTERS = 2**16
+"""Of a caption or a prompt: a hundred times a long caption, eight times what the longest text encoder reads."""
 
 _BLOCK = 2**22
 
@@ -164,19 +169,39 @@ def read_lines(file: Path) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
-def refuse_half_characters(text: str, where: str) -> None:
-    """Refuses text with half of a pair of surrogates, which JSON can say (half an emoji) and UTF-8 cannot.
+def check_text(text: str, where: str) -> None:
+    """Refuses a caption or a prompt from outside that is too long, or holds half a character.
+
+    Half of a pair of surrogates is what JSON can say (half an emoji) and UTF-8 cannot.
 
     Args:
         text: any.
         where: file and line, for the message.
 
     Raises:
-        ValueError: shows the half and where it is.
+        ValueError: says what is wrong and where.
     """
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(
+            f"{where} has {len(text):,} characters, and {MOST_CHARACTERS:,} are the most that a text may have: "
+            f"{ascii(text[:80])}..."
+        )
     half = re.search("[\ud800-\udfff]", text)
     if half is not None:
         raise ValueError(f"{where} holds half a character, {ascii(half[0])} in {ascii(text[:80])}: write it whole")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """As ``json.loads``, for files and answers that may come from strangers.
+
+    Raises:
+        ValueError: it is no JSON, or its brackets are nested more deeply than Python follows (``json.loads`` raises a
+            RecursionError then, which no reader of a file expects).
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise json.JSONDecodeError("brackets are nested too deeply", "", 0) from None
 
 
 def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> str:

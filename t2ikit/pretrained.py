@@ -17,7 +17,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-from t2ikit.files import write_whole
+from t2ikit.files import parse_json, write_whole
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 _SETTING_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja")  # the last one: chat templates
@@ -142,6 +142,8 @@ def load_pretrained(
     from safetensors import SafetensorError
 
     source = find_pretrained(name, revision, option, extra_files)
+    if model_class.__module__.startswith("transformers."):
+        options = {"trust_remote_code": False, **options}  # None would ask on the terminal, in the middle of a run
     try:
         model, info = model_class.from_pretrained(source.folder, output_loading_info=True, **options)
     except (OSError, LookupError, RuntimeError, ValueError, TypeError, SafetensorError, UnpicklingError) as error:
@@ -250,7 +252,7 @@ def _recorded_sums(name: str, commit: str, files: Sequence[Path]) -> dict[str, s
     record_file = cache_folder() / "weights" / f"{name.replace('/', '--')}@{commit}.json"
     record: dict[str, dict[str, Any]] = {}
     if record_file.is_file():
-        record = json.loads(record_file.read_text())
+        record = parse_json(record_file.read_text())
     sums = {}
     changed = False
     for file in files:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from t2ikit.batch import Texts
-from t2ikit.files import read_lines
+from t2ikit.files import check_text, read_lines
 from t2ikit.pictures import Images, PictureFiles, find_pictures, save_png
 
 Encode = Callable[[Sequence[str]], Sequence[Texts]]
@@ -25,10 +25,17 @@ Encode = Callable[[Sequence[str]], Sequence[Texts]]
 
 @dataclass(frozen=True)
 class Prompt:
-    """The text of one image; ``metadata`` is what its metric needs (GenEval's JSON line, facts of the scene)."""
+    """The text of one image; ``metadata`` is what its metric needs (GenEval's JSON line, facts of the scene).
+
+    Raises:
+        ValueError: the text is too long, or holds half a character.
+    """
 
     text: str
     metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_text(self.text, "a prompt")
 
 
 class PromptSource(ABC):
@@ -159,6 +166,8 @@ def read_prompts(path: str | Path, option: str) -> list[str]:
         raise ValueError(f"the prompt file {error}: set {option}") from error
     if not prompts:
         raise ValueError(f"the prompt file {file} holds no prompt")
+    for prompt in prompts:
+        check_text(prompt, f"a line of the prompt file {file}")
     return prompts
 
 

@@ -17,12 +17,12 @@ import pytest
 from t2ikit import files
 from t2ikit.files import (
     below,
+    check_text,
     partial_of,
     publish,
     read_lines,
     read_utf8,
     recover,
-    refuse_half_characters,
     write_whole,
 )
 
@@ -166,6 +166,6 @@ def test_lines_end_at_line_feeds_only_and_have_no_mark(tmp_path: Path, content: 
 
 
 def test_half_a_character_is_shown(tmp_path: Path) -> None:
-    refuse_half_characters("a cat \U0001f431", "prompts.txt")
+    check_text("a cat \U0001f431", "prompts.txt")
     with pytest.raises(ValueError, match=r"line 3 of a.tsv holds half a character, '\\ud83d' in 'a cat \\ud83d'"):
-        refuse_half_characters("a cat \ud83d", "line 3 of a.tsv")
+        check_text("a cat \ud83d", "line 3 of a.tsv")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from t2ikit import photos
 from t2ikit.photos import BadImage, decode, read_rgb
 
 END = b"\xff\xd9"
@@ -21,10 +25,14 @@ def photo(mode: str = "RGB") -> Image.Image:
     return coarse.resize((160, 120), Image.Resampling.BICUBIC).convert(mode)
 
 
-def jpeg(image: Image.Image, **options: Any) -> bytes:
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def jpeg(image: Image.Image, **options: Any) -> bytes:
+    return saved(image, "JPEG", **options)
 
 
 KINDS = {
@@ -76,14 +84,39 @@ def test_a_grey_picture_is_no_half(mode: str, options: dict[str, Any]) -> None:
 
 def test_large_pictures_are_read_and_bombs_are_not() -> None:
     buffer = io.BytesIO()
-    Image.new("1", (16000, 15000), 1).save(buffer, "PNG")
+    Image.new("1", (11000, 11000), 1).save(buffer, "PNG")
     assert (decode(buffer.getvalue(), 8) == 255).all()
     buffer = io.BytesIO()
-    Image.new("1", (20000, 14000)).save(buffer, "PNG")
-    with pytest.raises(BadImage, match="20000 x 14000 pixels, more than"):
+    Image.new("1", (12000, 12000)).save(buffer, "PNG")
+    with pytest.raises(BadImage, match="12000 x 12000 pixels, more than"):
         decode(buffer.getvalue(), 8)
 
 
 def test_a_heic_picture_is_called_by_its_name() -> None:
     with pytest.raises(BadImage, match="HEIC"):
         decode(b"\0\0\0\x18ftypheic" + bytes(64), 8)
+
+
+@pytest.mark.parametrize(("kind", "side"), [("PNG", 90), ("WEBP", 64), ("TIFF", 64), ("JPEG2000", 64)])
+def test_the_limit_of_pixels_fits_what_a_decoder_takes(kind: str, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some decoders take twice the memory for a pixel: half as many pixels are read."""
+    monkeypatch.setattr(photos, "MAX_PIXELS", 2**13)
+    assert read_rgb(saved(Image.new("RGB", (side, side)), kind)).shape == (3, side, side)
+    with pytest.raises(BadImage, match=rf"pixels, more than {2**13 if kind == 'PNG' else 2**12:,}"):
+        read_rgb(saved(Image.new("RGB", (side, side + 2)), kind))
+
+
+@pytest.mark.parametrize(("kind", "mode", "most"), [("PNG", "RGBA", 12), ("JPEG", "RGB", 12), ("WEBP", "RGBA", 24)])
+def test_memory_is_what_is_said(kind: str, mode: str, most: int, tmp_path: Path) -> None:
+    """1.7 GB for 134 million pixels: 12 bytes a pixel, 24 where half as many are read; 64 MB are not for pixels."""
+    side = 4000
+    (tmp_path / "photo").write_bytes(saved(Image.new(mode, (side, side), (128,) * len(mode)), kind))
+    code = (
+        "import io, resource, sys; from PIL import Image; from t2ikit import photos; photos._formats()\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "content = open(sys.argv[1], 'rb').read(); before = peak(); photos.read_rgb(content); print(peak() - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "photo"], capture_output=True, text=True, check=True, timeout=300
+    )
+    assert int(done.stdout) < most * side * side + 2**26

@@ -214,7 +214,7 @@ def test_mistakes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         ([folder / "data", *one], "no complete checkpoint in"),
         ([torn, *one], "not a complete checkpoint"),
         ([other, *one], "not a checkpoint of a run"),
-        ([tmp_path / "shards.ckpt", *one], "consolidate_checkpoint"),
+        ([tmp_path / "shards.ckpt", *one], "it is a folder, as FSDP"),
         ([bare, *one], "--weights raw"),
         ([RUN, *one, "--method", "dpmp"], "unknown sampling method 'dpmp'; the nearest is 'ddpm'"),
         ([RUN, *one, "--negative", "a ring", "--guidance", "0"], "--negative acts through guidance"),

@@ -120,10 +120,7 @@ def fault_of(checkpoint: Path) -> str | None:
     is read once a process.
     """
     if checkpoint.is_dir():
-        return (
-            "it is a folder, as FSDP and DeepSpeed write, and no checkpoint of a run "
-            f"(python -m lightning.pytorch.utilities.consolidate_checkpoint {checkpoint} makes a file of FSDP's)"
-        )
+        return "it is a folder, as FSDP and DeepSpeed write, and no checkpoint of a run; nothing in it is read"
     try:
         status = checkpoint.stat()
     except OSError as error:

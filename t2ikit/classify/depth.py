@@ -82,7 +82,7 @@ class DepthMaps:
 
         network, source = load_pretrained(DepthAnythingForDepthEstimation, self.model, self.revision, _OPTION)
         try:
-            processor = AutoImageProcessor.from_pretrained(source.folder)
+            processor = AutoImageProcessor.from_pretrained(source.folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.model} has no image processor ({error}): give another with {_OPTION}") from error
 

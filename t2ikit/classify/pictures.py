@@ -27,7 +27,7 @@ from tqdm import tqdm
 from t2ikit import rng
 from t2ikit.classify.classes import ClassList
 from t2ikit.config.compose import nearest
-from t2ikit.files import read_utf8, write_whole
+from t2ikit.files import parse_json, read_utf8, write_whole
 from t2ikit.photos import SUFFIXES, BadImage, read_rgb
 from t2ikit.pretrained import cache_folder
 from t2ikit.records.manifest import MANIFEST_NAME
@@ -218,7 +218,7 @@ def _facts_of_files(pictures: Pictures, threads: int, option: str) -> list[Facts
     try:
         known: dict[str, list[int | str]] = {}
         with suppress(OSError, ValueError):
-            known = json.loads(read_utf8(notes))
+            known = parse_json(read_utf8(notes))
         stats = [(pictures.folder / key).stat() for key in pictures.keys]
         stamps = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
         missing = [key for key, stamp in zip(pictures.keys, stamps, strict=True) if known.get(key, [0, 0])[:2] != stamp]

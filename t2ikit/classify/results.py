@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from t2ikit.files import read_utf8, write_whole
+from t2ikit.files import parse_json, read_utf8, write_whole
 
 FILE = "classification.json"
 
@@ -64,7 +64,7 @@ def read_results(run_folder: str | Path) -> ClassificationResults:
     if not path.is_file():
         raise FileNotFoundError(f"{run_folder} has no {FILE}: its training has not ended, or it trains no classifier")
     try:
-        stored = json.loads(read_utf8(path))
+        stored = parse_json(read_utf8(path))
         tests = {
             name: TestScore(
                 float(score["accuracy"]),

@@ -7,7 +7,7 @@ from typing import Any
 
 from t2ikit.commands.arguments import add_trust, expanded
 from t2ikit.commands.overrides import take_overrides
-from t2ikit.config.compose import ConfigError, compose, stages_of
+from t2ikit.config.compose import ConfigError, compose, find_experiment, stages_of
 
 __all__ = ["add_parser", "run", "take_overrides"]
 
@@ -61,7 +61,11 @@ def run(args: argparse.Namespace) -> int:
     from t2ikit.run.trained import find_device
     from t2ikit.run.weights import try_weights, weights_of
 
-    plan = None if config is None else check(config, origins_of(args.experiment.parent, trusted=args.trust))
+    plan = (
+        None
+        if config is None
+        else check(config, origins_of(experiment=find_experiment(args.experiment), trusted=args.trust))
+    )
     if not args.weights or plan is None:
         missing = 0
         for finding in examine(plan):

@@ -10,7 +10,7 @@ from typing import Any
 
 from t2ikit.commands.arguments import add_trust, expanded, finite, positive
 from t2ikit.commands.overrides import take_overrides
-from t2ikit.config.compose import compose, part_of, stages_of
+from t2ikit.config.compose import compose, find_experiment, part_of, stages_of
 from t2ikit.config.sweep import sweep_of
 
 __all__ = ["add_parser", "run", "take_overrides"]
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     seconds = args.measure
     measure = None if seconds is None else lambda plan, tokens, rows: measured(plan, tokens, rows, seconds)
     estimator = Estimator(assumptions, measure)
-    origins = origins_of(args.experiment.parent, trusted=args.trust)
+    origins = origins_of(experiment=find_experiment(args.experiment), trusted=args.trust)
     estimates = [estimator.estimate(name, check(config, origins)) for name, config in configs.items()]
     print("\n".join(table(estimates, assumptions)))
     if args.json is not None:

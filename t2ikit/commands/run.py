@@ -14,6 +14,7 @@ from t2ikit.commands.arguments import expanded
 from t2ikit.commands.overrides import take_overrides
 from t2ikit.config.compose import ConfigError
 from t2ikit.config.request import Request
+from t2ikit.config.secrets import trust_names
 from t2ikit.config.values import to_yaml
 from t2ikit.launch import first_rank
 
@@ -39,7 +40,8 @@ options:
                     refusal names the keys; steps, devices, logging and snapshots need none. Repeatable.
                     stages.NAME keeps a trained stage as it is, although the experiment now says something else of it
   --trust NAME      lets class paths name the module NAME, which is not ours, of a known library, or a file beside the
-                    experiment or in the current folder. Importing it runs its code. Repeatable
+                    experiment or in the current folder. Importing it runs its code. env:NAME lets ${{oc.env:NAME}} take
+                    that variable, whose name looks like a secret. Repeatable
   --print_config    prints the resolved experiment with every default, and stops
   --debug           shows the traceback of an error
   --help            shows this help; after a file, every option of its classes as well
@@ -99,6 +101,7 @@ def _run(line: Line, prog: str) -> int:
         print(HELP.format(prog=prog))
     if line.path == NO_FILE:
         return 0
+    trust_names(line.trust)
     stages = line.stages()  # reads the file before torch and Lightning are loaded
     from t2ikit.run.request import begin, checked
 

@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     from t2ikit.run.experiment import origins_of
     from t2ikit.run.sweeps import run_cell, run_missing
 
-    origins = origins_of(find_experiment(args.experiment).parent, trusted=args.trust)
+    origins = origins_of(experiment=find_experiment(args.experiment), trusted=args.trust)
     words = ["sweep", str(args.experiment), "--scores", str(scores)]
     words += [word for name in args.trust for word in ("--trust", name)]
     words += [f"--{override.key}={override.text}" for override in args.overrides]

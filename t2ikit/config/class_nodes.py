@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 from jsonargparse import ArgumentParser, Namespace
 
 from t2ikit.config.compose import CLASS_KEYS, ConfigError, nearest
-from t2ikit.config.imports import ImportGuard, find_class, leaves
+from t2ikit.config.imports import ImportGuard, find_class, is_path, leaves
 from t2ikit.config.messages import explain, located
 from t2ikit.config.origins import NONE_BUT_KNOWN, Origins
 from t2ikit.config.values import not_finite, numbers_as_text, odd_number
@@ -91,6 +91,7 @@ def check_component(
         node = {"class_path": node}
     if not isinstance(node, dict) or "class_path" not in node:
         raise ConfigError(f"{key}: expected {{class_path: ..., init_args: ...}}, got {node!r}")
+    look_at(node, key, origins, base)
     cls = find_class(node["class_path"], f"{key}.class_path", origins)
     if not issubclass(cls, base):
         home = base.__module__.partition(".")[0]
@@ -99,6 +100,19 @@ def check_component(
     if name is not None and isinstance(arguments, dict) and "name" in accepted(cls):
         node = {**node, "init_args": {"name": name, **arguments}}
     return _check_class(node, key, origins)
+
+
+def look_at(node: Any, key: str, origins: Origins, base: type = object) -> None:
+    """Looks at every class node in a value before anything that they name is imported; see :meth:`Origins.look`."""
+    if isinstance(node, list):
+        for index, value in enumerate(node):
+            look_at(value, f"{key}.{index}", origins)
+    elif isinstance(node, dict):
+        class_path = node.get("class_path")
+        if isinstance(class_path, str) and is_path(class_path) and "." in class_path:
+            origins.look(class_path, f"{key}.class_path", base)
+        for name, value in node.items():
+            look_at(value, f"{key}.{name}", origins)
 
 
 @cache

@@ -26,11 +26,15 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from t2ikit.config.secrets import Untrusted, variables
 from t2ikit.config.values import read_value, with_home
 
 _TEXT_KEYS = ("run.name", "run.directory")
 TOP_KEYS = ("extends", "seed_everything", "model", "data", "trainer", "callbacks", "loggers", "stages", "sweep", "run")
 _OF_THE_FILE = ("stages.", "sweep.")
+_LONGEST_KEY = 60  # characters of it in a message
+MOST_BYTES = 2**20
+"""Of an experiment file."""
 RUN_KEYS = ("directory", "name")
 SUFFIXES = (".yaml", ".yml")
 """Of the files of experiments."""
@@ -265,6 +269,8 @@ def _load(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     _check_shape(content, str(path))
     config: dict[str, Any] = {}
     for parent in parents:
+        if not parent.endswith((".yaml", ".yml")):  # the messages about any other file would show what it holds
+            raise ConfigError(f"{path}: extends: {parent!r} is no .yaml file")
         config = _over(config, _load(_find_parent(parent, path), (*children, resolved)))
     return _over(config, content)
 
@@ -291,6 +297,8 @@ def _known_files(folder: Path) -> list[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ConfigError(f"{path}: more than {MOST_BYTES:,} bytes: this is no experiment")
         loaded = OmegaConf.to_container(OmegaConf.load(path))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
@@ -307,7 +315,8 @@ def _check_shape(config: dict[str, Any], where: str) -> None:
     """Checks the top level: known keys, and mappings where mappings are expected."""
     for key in config:
         if key not in TOP_KEYS:
-            raise ConfigError(f"{where}: unknown key '{key}'{nearest(key, TOP_KEYS)}")
+            shown = key if len(key) <= _LONGEST_KEY else f"{key[:_LONGEST_KEY]}..."
+            raise ConfigError(f"{where}: unknown key '{shown}'{nearest(key, TOP_KEYS)}")
     for key in ("model", "data"):
         if not isinstance(config.get(key, {}), (dict, str)):
             raise ConfigError(f"{where}: {key} is {{class_path: ..., init_args: ...}}, got {config[key]!r}")
@@ -386,13 +395,16 @@ def _is_class(node: dict[str, Any], path: tuple[str, ...]) -> bool:
 def _interpolate(config: dict[str, Any]) -> dict[str, Any]:
     keys = [key for key, _ in flatten(config)]
     try:
-        resolved = OmegaConf.to_container(OmegaConf.create(config), resolve=True, throw_on_missing=True)
+        with variables():
+            resolved = OmegaConf.to_container(OmegaConf.create(config), resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key}: must be set (it is '???'): --{error.full_key} VALUE") from None
     except InterpolationKeyError as error:
         wanted = str(error.msg).partition("'")[2].partition("'")[0]
         raise ConfigError(f"{error.full_key}: ${{{wanted}}} names no key{nearest(wanted, keys)}") from None
     except InterpolationResolutionError as error:
+        if isinstance(error.__cause__ or error.__context__, Untrusted):
+            raise ConfigError(f"{error.full_key}: {error.__cause__ or error.__context__}") from None
         raise ConfigError(f"{error.full_key}: {_first_line(error)}") from None
     except OmegaConfBaseException as error:
         raise ConfigError(f"{getattr(error, 'full_key', None) or 'the experiment'}: {_first_line(error)}") from None

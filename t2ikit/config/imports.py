@@ -42,12 +42,12 @@ def find_class(class_path: Any, key: str, origins: Origins = NONE_BUT_KNOWN) -> 
         ConfigError: no such module or class, with the nearest known one.
         Forbidden: a module that may not be imported, or a function.
     """
-    if not _is_path(class_path):
+    if not is_path(class_path):
         raise ConfigError(f"{key}: expected module.Class, got {class_path!r}")
     module_name, _, name = class_path.rpartition(".")
     if not module_name:
         raise _without_module(name, key, origins)
-    origins.refuse_strange(module_name, key)
+    origins.look(class_path, key)
     module = _import_module(module_name, key)
     named = getattr(module, name, None)
     if not isinstance(named, type):
@@ -65,7 +65,8 @@ def find_class(class_path: Any, key: str, origins: Origins = NONE_BUT_KNOWN) -> 
     return named
 
 
-def _is_path(value: Any) -> bool:
+def is_path(value: Any) -> bool:
+    """Whether a value is words with dots between them."""
     return isinstance(value, str) and all(part.isidentifier() for part in value.split("."))
 
 
@@ -161,7 +162,7 @@ class ImportGuard:
         """In place of jsonargparse's ``import_object``."""
         if name in self._known or any(name in _strings(default) for default in self._defaults):
             return _import_object(name, check_path=False)
-        if not _is_path(name):
+        if not is_path(name):
             raise ValueError(f"{name!r} is no class path")
         if "." not in name:  # a word, which another kind of the union may take
             self._refusals.append((name, None))

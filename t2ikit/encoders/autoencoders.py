@@ -9,7 +9,6 @@ Shapes: [B, 3, H, W] images, [B, C, h, w] x_0, [B, 2, C, h, w] stored posteriors
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +17,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from t2ikit.files import parse_json
 from t2ikit.pretrained import EncoderReference, find_pretrained, load_pretrained
 
 DEFAULT_AUTOENCODER = "stabilityai/sd-vae-ft-ema"
@@ -258,7 +258,7 @@ class LatentSpace(ImageSpace):
             return CHANNEL_MEANS, CHANNEL_STDS
         if self._statistics is None:
             folder = find_pretrained(self.autoencoder, self.revision, _OPTION).folder
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            config = parse_json((folder / "config.json").read_text(encoding="utf-8"))
             means, stds = (tuple(config.get(name) or ()) for name in ("latents_mean", "latents_std"))
             if not len(means) == len(stds) == self.channels:
                 raise ValueError(

@@ -16,7 +16,6 @@ Shapes: L tokens of a prompt, D width of the states, P width of a pooled vector.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -29,7 +28,7 @@ from tqdm import tqdm
 
 from t2ikit.batch import Text, Texts
 from t2ikit.encoders.stored_texts import IN_MEMORY, Chosen, StoredTexts, Zipped
-from t2ikit.files import below
+from t2ikit.files import below, parse_json
 from t2ikit.pretrained import EncoderReference, load_pretrained
 
 DEFAULT_TEXT_ENCODER = "google/flan-t5-xl"
@@ -129,7 +128,7 @@ class TextEncoder:
         source_name, layer = split_layer(name)
         model, source = load_pretrained(AnyTextModel, source_name, revision, _OPTION, TOKENIZER_FILES, dtype=dtype)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source.folder)
+            tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{name} has no loadable tokenizer ({error}); give another with {_OPTION}") from error
         reference = source.reference
@@ -236,7 +235,7 @@ class AnyTextModel:
         Raises:
             ValueError: a kind of model that is not known.
         """
-        return cls.class_of(folder).from_pretrained(folder, **options)
+        return cls.class_of(folder).from_pretrained(folder, trust_remote_code=False, **options)
 
     @staticmethod
     def class_of(folder: Path) -> Any:
@@ -248,7 +247,7 @@ class AnyTextModel:
         import transformers
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-        config = json.loads((folder / "config.json").read_text())
+        config = parse_json((folder / "config.json").read_text())
         kind = config.get("model_type")
         if kind in _T5:
             model_class = getattr(transformers, _T5[kind])

@@ -6,7 +6,6 @@ Source: "When Pretty Isn't Useful", arXiv 2602.19946: the name alone, or ``"{nam
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any, Literal, get_args
 
 from t2ikit.classify.classes import ClassList, ImageClass, read_classes
 from t2ikit.data.datamodule import DataModule
+from t2ikit.files import parse_json
 from t2ikit.pictures import Images, PictureFiles, find_pictures, save_png
 from t2ikit.prompts import Prompt, PromptSource, check_count
 
@@ -194,7 +194,7 @@ def _of_file(path: Path, classes: ClassList, column: int) -> Captioned:
         if not text.strip():
             continue
         try:
-            row = json.loads(text)
+            row = parse_json(text)
             if line == 1 and "columns" in row and "key" not in row:  # the header of `prepare captions`
                 continue
             given = row["captions"] if "captions" in row else [row["caption"]]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from t2ikit.files import below, write_whole
+from t2ikit.files import below, parse_json, write_whole
 from t2ikit.pictures import Images
 
 
@@ -163,7 +163,7 @@ def read_score(path: str | Path) -> Score:
         ValueError: the file is no score, or its fingerprint was edited by hand.
     """
     try:
-        content = json.loads(Path(path).read_text())
+        content = parse_json(Path(path).read_text())
         fingerprint = Fingerprint.from_dict(content["fingerprint"])
         recorded = content["fingerprint_sha256"]
         score = Score(content["name"], content["value"], fingerprint, content["step"], content["standard_error"])

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from t2ikit import rng
-from t2ikit.files import partial_of, publish, recover, write_whole
+from t2ikit.files import parse_json, partial_of, publish, recover, write_whole
 from t2ikit.prepare.autoencoder_options import AutoencoderOptions
 from t2ikit.prepare.steps import sha256_of_json, versions
 from t2ikit.records.record_set import RecordSet
@@ -300,7 +300,7 @@ def _judge(
 
 def _known(out: Path) -> dict[str, Any] | None:
     try:
-        content: dict[str, Any] = json.loads((out / DESCRIPTION).read_text(encoding="utf-8"))
+        content: dict[str, Any] = parse_json((out / DESCRIPTION).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return content

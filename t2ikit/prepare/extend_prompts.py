@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from t2ikit.files import read_lines, refuse_half_characters, write_whole
+from t2ikit.files import check_text, parse_json, read_lines, write_whole
 from t2ikit.prepare.captions.captioner import tidy
 from t2ikit.prepare.engine.engine import run_work
 from t2ikit.prepare.engine.launch import Launch
@@ -89,7 +89,7 @@ class ExtendPrompts(Work):
                 AutoModelForCausalLM, self.model, self.revision, _OPTION, _TOKENIZER_FILES, dtype=dtype
             )
             try:
-                self._tokenizer = AutoTokenizer.from_pretrained(files.folder)
+                self._tokenizer = AutoTokenizer.from_pretrained(files.folder, trust_remote_code=False)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{self.model} has no tokenizer ({error}): give a whole folder with {_OPTION}"
@@ -205,7 +205,7 @@ def _lines(work: ExtendPrompts, results: Any) -> Iterator[str]:
 def _header_of(path: Path) -> Any:
     try:
         with path.open(encoding="utf-8") as stream:
-            return json.loads(stream.readline())
+            return parse_json(stream.readline())
     except (OSError, ValueError):
         return None
 
@@ -239,15 +239,16 @@ def read_prompt_list(path: str | Path) -> list[str]:
         prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise ValueError(f"{file} holds no prompt: correct --prompts")
+    for prompt in prompts:
+        check_text(prompt, f"a prompt of {file}")
     return prompts
 
 
 def _prompt_of(file: Path, line_number: int, line: str) -> str:
     try:
-        prompt = json.loads(line)["prompt"]
+        prompt = parse_json(line)["prompt"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file}, line {line_number}: no JSON object with a prompt ({error!r})") from error
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(f"{file}, line {line_number}: the prompt is {prompt!r}")
-    refuse_half_characters(prompt, f"{file}, line {line_number}")
     return prompt

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from t2ikit.files import parse_json
 from t2ikit.prepare.sources import ImageList
 from t2ikit.prepare.steps import hash_of
 from t2ikit.records.record_set import RecordSet
@@ -117,5 +118,5 @@ def _read(folder: Path, parts: int) -> Iterator[tuple[Line, str]]:
             raise ValueError(f"{folder} does not say which photos it was made from: make it anew with --overwrite")
         with path.open(encoding="utf-8") as stream:
             for text in stream:
-                key, size, class_id, name, reason = json.loads(text)
+                key, size, class_id, name, reason = parse_json(text)
                 yield (key, size, class_id, name), reason

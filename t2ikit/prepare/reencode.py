@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from t2ikit import rng
 from t2ikit.encoders.autoencoders import LatentSpace
-from t2ikit.files import recover, write_whole
+from t2ikit.files import parse_json, recover, write_whole
 from t2ikit.photos import SUFFIXES, BadImage, compress, decode
 from t2ikit.prepare.reencode_options import NO_AUTOENCODER, Reencoding
 from t2ikit.prepare.steps import versions
@@ -112,7 +112,7 @@ def _pictures(source: Path, folders: Collection[str] | None, per_class: int | No
 
 def _clear_others(path: Path, facts: dict[str, Any], targets: Sequence[Path], overwrite: bool) -> None:
     """Removes pictures that were made in another way; refuses them without ``overwrite``."""
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else facts
+    stored = parse_json(path.read_text(encoding="utf-8")) if path.is_file() else facts
     unlike = [key for key in facts if key not in ("autoencoder", "revision") and stored.get(key) != facts[key]]
     if unlike and not overwrite:  # one autoencoder may have several names, but one hash
         key = unlike[0]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from t2ikit.files import below
+from t2ikit.files import below, parse_json
 
 INDEX_NAME = "index.json"
 _LIMIT = 2**32 - 1
@@ -175,7 +175,7 @@ def read_index(folder: Path) -> list[Chunk]:
         ValueError: it is missing, cannot be read, describes another layout, or names a chunk outside the folder.
     """
     try:
-        index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
+        index = parse_json((folder / INDEX_NAME).read_text(encoding="utf-8"))
         layout = (index["config"]["data_format"], index["config"]["compression"])
         chunks = [
             Chunk(str(row["filename"]), int(row["chunk_size"]), int(row["chunk_bytes"])) for row in index["chunks"]

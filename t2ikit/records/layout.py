@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from t2ikit.files import parse_json
 from t2ikit.records.compressed import CODECS
 
 PLAIN = {name: np.dtype(name) for name in ("uint8", "int8", "float16", "float32", "int64")}
@@ -130,4 +131,4 @@ def parsed_layout(block: bytes) -> Layout:
     text = block[_CHECKSUM.size :]
     if len(block) < _CHECKSUM.size or _CHECKSUM.unpack_from(block)[0] != zlib.crc32(text):
         raise ValueError(DAMAGED)
-    return layout_of(tuple((name, storage, axes) for name, storage, axes in json.loads(text)))
+    return layout_of(tuple((name, storage, axes) for name, storage, axes in parse_json(text)))

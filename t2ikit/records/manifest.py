@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from t2ikit.files import below
+from t2ikit.files import below, parse_json
 from t2ikit.pretrained import EncoderReference
 from t2ikit.records.compressed import CODECS
 from t2ikit.records.layout import STORAGE
@@ -207,7 +207,7 @@ class Manifest:
             ValueError: for another version, fields that are missing or unknown, or text that is no JSON.
         """
         try:
-            values: dict[str, Any] = json.loads(content)
+            values: dict[str, Any] = parse_json(content)
         except json.JSONDecodeError as error:
             raise ValueError(f"it is no JSON ({error})") from error
         if not isinstance(values, dict):
@@ -254,7 +254,7 @@ class Manifest:
         try:
             content = path.read_text(encoding="utf-8")
             manifest = Manifest.from_json(content)
-            if manifest.texts and json.loads(content)["version"] != _VERSION:
+            if manifest.texts and parse_json(content)["version"] != _VERSION:
                 raise OtherVersion(
                     f"{path.parent} was encoded by an earlier version of t2ikit. Its images and captions can stay; "
                     f"encode them again, with the options of the first time:\n"

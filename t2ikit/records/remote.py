@@ -32,10 +32,12 @@ from t2ikit.records.checked import CheckedFiles, Verify
 from t2ikit.records.chunks import read_index
 from t2ikit.records.manifest import MANIFEST_NAME, PREPARE_COMMANDS, Manifest
 from t2ikit.records.record_set import RecordSet
-from t2ikit.remote import ATTEMPTS, Unreachable, copy_file, file_system, is_of_target, retried
+from t2ikit.remote import ATTEMPTS, TooLong, Unreachable, ask, copy_file, file_system, is_of_target
 
 _SPARED = 60.0  # seconds for which a chunk that was just used is not deleted
 _FREE = 2**30  # bytes that are left to others on the disk of the cache
+_MOST_SMALL = 2**30  # bytes of a manifest, an index or an empty prompt
+_MOST_OF_FOLDER = 2**35  # bytes of a file of a text encoder
 _SMALL_FILES = ("index.json", "empty_prompt.npz")
 
 
@@ -78,7 +80,7 @@ class RemoteFolder:
     def __fspath__(self) -> str:
         return str(self.copy)
 
-    def get(self, name: str, target: Path) -> None:
+    def get(self, name: str, target: Path, most_bytes: int | None = None) -> None:
         """Copies a file of the folder to ``target``, which is not atomic; tries again after errors that may pass.
 
         Raises:
@@ -88,13 +90,14 @@ class RemoteFolder:
         system, path = self._system(name)
         address = f"{self.url}/{name}"
         try:
-            copy_file(system, path, target)
-        except (OSError, NotImplementedError, Unreachable) as error:
+            copy_file(system, path, target, most_bytes)
+        except (OSError, NotImplementedError, Unreachable, TooLong) as error:
             if isinstance(error, OSError) and is_of_target(error, target):
                 raise self._no_place(error) from error
             if isinstance(error, FileNotFoundError):
                 raise FileNotFoundError(f"{address} does not exist") from error
             reason = f"{error}; {ATTEMPTS} attempts" if isinstance(error, Unreachable) else repr(error)
+            reason = str(error) if isinstance(error, TooLong) else reason
             raise FileNotFoundError(
                 f"{address} cannot be read ({reason}): look at the network, the credentials, --data.root and "
                 "--data.storage_options"
@@ -105,7 +108,7 @@ class RemoteFolder:
         self._make_copy()
         partial = partial_of(self.copy / name)
         try:
-            self.get(name, partial)
+            self.get(name, partial, _MOST_SMALL)
             content = partial.read_bytes()
         finally:
             partial.unlink(missing_ok=True)
@@ -128,7 +131,7 @@ class RemoteFolder:
                 system, path = self._system(name)
                 partial = partial_of(target)
                 try:
-                    files = retried(lambda: system.find(path))
+                    files = ask(lambda: system.find(path), path)
                     if not files:
                         raise FileNotFoundError("there is no such folder, or it cannot be listed")
                 except Exception as error:  # as above
@@ -137,7 +140,7 @@ class RemoteFolder:
                 try:
                     for file, copy in copies.items():
                         copy.parent.mkdir(parents=True, exist_ok=True)
-                        copy_file(system, file, copy)
+                        copy_file(system, file, copy, _MOST_OF_FOLDER)
                     publish(partial, target)
                 except Exception as error:  # as above
                     raise FileNotFoundError(f"{self.url}/{name} cannot be read ({error})") from error
@@ -220,7 +223,7 @@ class RemoteChunks(CheckedFiles):
         for _ in range(2):  # the second time in case the bytes changed on their way
             partial = partial_of(path)
             try:
-                self.remote.get(name, partial)
+                self.remote.get(name, partial, self.sizes.get(name))
                 size = partial.stat().st_size
                 if sha256_of(partial) == self.digests.get(name):
                     publish(partial, path)

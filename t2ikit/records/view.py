@@ -5,13 +5,13 @@ Shapes: L tokens of a caption, D width of the text states, G scales a token, P w
 
 from __future__ import annotations
 
-import json
 import struct
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from t2ikit.files import parse_json
 from t2ikit.records.compressed import Compressed
 from t2ikit.records.layout import DAMAGED, QUANTISED, Column, Layout, parsed_layout
 from t2ikit.records.states import GROUP, Tokens
@@ -138,7 +138,7 @@ class RecordView:
     def details(self) -> tuple[tuple[str, ...], dict[str, Any]]:
         """Captions and metadata; parses the JSON."""
         start, size = self._details
-        content = json.loads(bytes(self._buffer[start : start + size]).decode())
+        content = parse_json(bytes(self._buffer[start : start + size]).decode())
         return tuple(content["captions"]), content["metadata"]
 
     def _text(self, encoder: str, caption: int) -> Column:

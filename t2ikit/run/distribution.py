@@ -24,7 +24,7 @@ from tqdm import tqdm
 from t2ikit import rng
 from t2ikit.classify.pictures import Pictures, find
 from t2ikit.classify.summary import Distribution
-from t2ikit.files import write_whole
+from t2ikit.files import parse_json, write_whole
 from t2ikit.metrics.distribution.copies import share_of_copies
 from t2ikit.metrics.distribution.precision_recall import PRESETS, prdc_preset
 from t2ikit.metrics.features.features import FeatureExtractor
@@ -57,7 +57,7 @@ def distributions(
                 first, second = (_features(benchmark, entry, features, device, batch_size) for entry in (real, source))
                 content = asdict(_measure(first, second, features, device))
                 write_whole(path, json.dumps(content, indent=1) + "\n")
-            measured[source.name] = Distribution(**json.loads(path.read_text(encoding="utf-8")))
+            measured[source.name] = Distribution(**parse_json(path.read_text(encoding="utf-8")))
     return measured
 
 

@@ -27,12 +27,14 @@ from t2ikit.config.class_nodes import (
     accepted,
     check_below,
     check_component,
+    look_at,
     parse,
 )
 from t2ikit.config.compose import INHERITED, ConfigError, merge, nearest
 from t2ikit.config.imports import find_class
 from t2ikit.config.messages import located
-from t2ikit.config.origins import Origins, importable
+from t2ikit.config.origins import Origins, importable, printable
+from t2ikit.config.secrets import literal_secret, without_secrets
 from t2ikit.config.values import plain
 from t2ikit.diffusion.samplers import find_solver
 from t2ikit.diffusion.solvers import Solver
@@ -78,7 +80,16 @@ TRAINER_OURS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked experiment, nothing built yet. ``config`` is what is kept beside the run: with every default."""
+    """A checked experiment, nothing built yet.
+
+    Attributes:
+        name: of the run.
+        config: what is kept beside the run: with every default, and without secrets of the environment.
+        trainer: typed options of the Trainer.
+        model, data, callbacks: checked class nodes.
+        loggers: class nodes, which are checked again for each run folder.
+        origins: which modules its class paths may name.
+    """
 
     name: str
     config: dict[str, Any]
@@ -86,6 +97,7 @@ class Plan:
     model: Component
     data: Component
     callbacks: dict[str, Component]
+    loggers: dict[str, Any]
     origins: Origins = ORIGINS
 
 
@@ -113,12 +125,13 @@ def check(config: dict[str, Any], origins: Origins = ORIGINS) -> Plan:
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
         raise ConfigError(f"seed_everything: expected an int from 0 up or null, got {seed!r}")
     name = config["run"]["name"]
-    if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
+    if not isinstance(name, str) or name in ("", "..") or Path(name).name != name or printable(name) != name:
         raise ConfigError(f"run.name: expected the plain name of a folder, got {name!r}")
     if not isinstance(config["run"]["directory"], str):
         raise ConfigError(f"run.directory: expected a folder, got {config['run']['directory']!r}")
     if not config.get("data"):
         raise ConfigError("data: the experiment names no data module: {class_path: ..., init_args: ...}")
+    _look_at_all(config, origins)
     trainer = _check_trainer(config.get("trainer") or {}, origins)
     model = check_component("model", _settled(config["model"], origins), LightningModule, origins=origins)
     data = check_component("data", config["data"], LightningDataModule, origins=origins)
@@ -148,7 +161,24 @@ def check(config: dict[str, Any], origins: Origins = ORIGINS) -> Plan:
         "loggers": loggers,
         "run": config["run"],
     }
-    return Plan(name, plain(kept), trainer, model, data, callbacks, origins)
+    kept = without_secrets(plain(kept))
+    if (key := literal_secret(kept)) is not None:
+        raise ConfigError(
+            f"{key}: a secret that stands in an experiment ends in its config.yaml and in every checkpoint: put it "
+            f"into an environment variable, write ${{oc.env:NAME}} here and give --trust env:NAME"
+        )
+    return Plan(name, kept, trainer, model, data, callbacks, loggers, origins)
+
+
+def _look_at_all(config: dict[str, Any], origins: Origins) -> None:
+    """Looks at every class that is named, before one of them is imported."""
+    kinds = {"model": LightningModule, "data": LightningDataModule}
+    for key in ("model", "data", "trainer"):
+        node = {"class_path": config[key]} if isinstance(config.get(key), str) else config.get(key)
+        look_at(node, key, origins, kinds.get(key, object))
+    for group, kind in (("callbacks", Callback), ("loggers", Logger)):
+        for entry, node in (config.get(group) or {}).items():
+            look_at({"class_path": node} if isinstance(node, str) else node, f"{group}.{entry}", origins, kind)
 
 
 def build(plan: Plan, folder: Path, step: int = 0) -> Experiment:
@@ -176,7 +206,7 @@ def build(plan: Plan, folder: Path, step: int = 0) -> Experiment:
     if isinstance(model, Learner):
         model.experiment, model.origins = plan.config, plan.origins
     callbacks = {name: component.build(USER_ERRORS) for name, component in plan.callbacks.items()}
-    nodes = loggers_of(plan.config["loggers"], folder, step, plan.origins)
+    nodes = loggers_of(plan.loggers, folder, step, plan.origins)
     loggers = [component.build((Exception,)) for component in nodes.values()]  # a place or a server that is not there
     refuse_loggers(dict(zip(nodes, loggers, strict=True)))
     options = dict(plan.trainer)
@@ -286,18 +316,27 @@ def _check_trainer(options: dict[str, Any], origins: Origins) -> dict[str, Any]:
     return {name: typed[name] for name in options}
 
 
-def origins_of(*folders: Path, trusted: Sequence[str] = (), checkpoint: Path | None = None) -> Origins:
+def origins_of(
+    *folders: Path, trusted: Sequence[str] = (), checkpoint: Path | None = None, experiment: Path | None = None
+) -> Origins:
     """Makes the user's own modules importable, those in the current folder and in the given ones.
 
     Args:
         folders: whose files the experiment may name.
         trusted: further modules, as ``--trust`` names them.
         checkpoint: whose run has kept the plug-ins that are used where there are no others and they are trusted.
+        experiment: a file whose folder is one of ``folders``, unless it is that of a run, which keeps plug-ins, too.
     """
-    kept = None if checkpoint is None else kept_plugins(run_folder_of(checkpoint))
+    run = None if checkpoint is None else run_folder_of(checkpoint)
+    kept = None if run is None else kept_plugins(run)
+    strange = None if checkpoint is None or run == checkpoint.parent else run  # a lone file is in no run folder
+    if experiment is not None and experiment.name.startswith("config.") and kept_plugins(experiment.parent) is not None:
+        strange, kept = experiment.parent, kept_plugins(experiment.parent)
+    elif experiment is not None:
+        folders = (*folders, experiment.parent)
     if kept is not None:
         print_unlike(kept)
-    return importable(*folders, packages=PACKAGES, trusted=trusted, kept=kept)
+    return importable(*folders, packages=PACKAGES, trusted=trusted, kept=kept, strange=strange)
 
 
 def find_method(method: str, origins: Origins) -> str | Solver:

@@ -214,7 +214,7 @@ def _write_part(part: Part, folder: Path) -> dict[str, list[str]]:
     if part.name == "vae":
         return {part.name: ["diffusers", "AutoencoderKL"]}
     tokenizer_name = part.name.replace("text_encoder", "tokenizer")
-    tokenizer = AutoTokenizer.from_pretrained(target)
+    tokenizer = AutoTokenizer.from_pretrained(target, trust_remote_code=False)
     tokenizer.save_pretrained(folder / tokenizer_name)
     return {
         part.name: ["transformers", AnyTextModel.class_of(target).__name__],

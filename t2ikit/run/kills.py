@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ import numpy as np
 
 from t2ikit import rng
 from t2ikit.callbacks.step_records import FOLDER
+from t2ikit.files import parse_json
 from t2ikit.run.folder import version_number
 
 KINDS = ("training", "checkpoint", "snapshot")
@@ -165,6 +165,6 @@ def _last_step(path: Path) -> int:
     except OSError:
         return 0
     try:
-        return int(json.loads(lines[-1])["step"]) if lines else 0
+        return int(parse_json(lines[-1])["step"]) if lines else 0
     except ValueError:
         return 0

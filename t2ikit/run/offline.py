@@ -54,9 +54,8 @@ def evaluate(args: argparse.Namespace) -> None:
     else:
         config = changed(stored_experiment(read_weights(checkpoint, mmap=True), checkpoint), args.overrides)
     # Files of a run folder may come from elsewhere: only an experiment that the user names brings its own.
-    origins = origins_of(
-        *([find_experiment(experiment).parent] if args.experiment else []), trusted=args.trust, checkpoint=checkpoint
-    )
+    named = find_experiment(experiment) if args.experiment else None
+    origins = origins_of(trusted=args.trust, checkpoint=checkpoint, experiment=named)
     snapshot = _snapshot(config, args.snapshot, experiment, origins)
     snapshot.evaluation.limit = args.limit
     others = None if args.compare is None else find_scores(args.compare, args.snapshot, "--compare")

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from t2ikit import stopping
 from t2ikit.config.compose import ConfigError, Override, flatten
 from t2ikit.config.request import Request
+from t2ikit.config.secrets import trust_names
 from t2ikit.module import TextToImage
 from t2ikit.run.request import Checked, begin, checked
 from t2ikit.run.trained import TrainedModel, load
@@ -56,6 +57,7 @@ def train(
     Example:
         >>> model = t2ikit.train("quickstart", {"trainer.max_steps": 200})  # doctest: +SKIP
     """
+    trust_names(trust)
     given = tuple(Override(key, json.dumps(value)) for key, value in flatten(dict(overrides or {})) if key)
     again = None if resume is None else str(resume)
     request = Request(Path(experiment), given, again, fork, stage, tuple(allow), tuple(trust))

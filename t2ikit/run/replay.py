@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -18,7 +17,8 @@ from torch import Tensor, nn
 from t2ikit.callbacks import NonFiniteGuard, ScoreTable, Snapshot, StepProgress
 from t2ikit.callbacks.debug_bundle import CHECKPOINT, REPORT
 from t2ikit.checkpoints.files import read_weights
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.compose import ConfigError, changed
+from t2ikit.files import parse_json
 from t2ikit.launch import first_rank
 from t2ikit.run.experiment import build, check, origins_of
 from t2ikit.run.loggers import quiet
@@ -101,10 +101,10 @@ def replay(bundle: Path, trust: Sequence[str]) -> int:
     """
     if not (bundle / CHECKPOINT).is_file() or not (bundle / REPORT).is_file():
         raise ConfigError(f"{bundle}: no debug bundle: {CHECKPOINT} and {REPORT} are missing")
-    report = json.loads((bundle / REPORT).read_text())
-    config = read_weights(bundle / CHECKPOINT, mmap=True)["experiment"]
-    origins = origins_of(Path.cwd(), trusted=trust)
-    plan = check({**config, "loggers": {}}, origins)
+    report = parse_json((bundle / REPORT).read_text())
+    config = changed({**read_weights(bundle / CHECKPOINT, mmap=True)["experiment"], "loggers": {}})
+    origins = origins_of(trusted=trust)
+    plan = check(config, origins)
     kept = {name: entry for name, entry in plan.callbacks.items() if not issubclass(entry.cls, LEFT_OUT)}
     config = {**plan.config, "callbacks": {name: plan.config["callbacks"][name] for name in kept}}
     config["trainer"] = {**config["trainer"], "enable_progress_bar": False, "enable_model_summary": False}
@@ -113,7 +113,7 @@ def replay(bundle: Path, trust: Sequence[str]) -> int:
     finder = Finder()
     quiet()
     with tempfile.TemporaryDirectory(prefix="t2ikit-replay-") as folder:
-        experiment = build(check(config, origins), Path(folder), report["step"] - 1)
+        experiment = build(check(changed(config), origins), Path(folder), report["step"] - 1)
         experiment.trainer.callbacks.append(finder)  # type: ignore[attr-defined]
         try:
             path = str(bundle / CHECKPOINT)

@@ -46,7 +46,7 @@ def checked(request: Request, stages: Mapping[str, Any]) -> Checked:
         ConfigError: the experiment is refused.
     """
     config = compose(request.path, request.overrides, request.stage or next(iter(stages), None))
-    origins = origins_of(find_experiment(request.path).parent, trusted=request.trust)
+    origins = origins_of(experiment=find_experiment(request.path), trusted=request.trust)
     return Checked(check(config, origins), bool(stages), origins)
 
 

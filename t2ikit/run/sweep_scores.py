@@ -14,7 +14,7 @@ from pathlib import Path
 from t2ikit.callbacks.metrics_csv import read_metrics
 from t2ikit.config.compose import ConfigError
 from t2ikit.config.sweep import Cell, Sweep
-from t2ikit.files import write_whole
+from t2ikit.files import parse_json, write_whole
 from t2ikit.metrics.fingerprint import read_scores
 
 _CONFIDENCE = 0.95
@@ -54,7 +54,7 @@ def read_cell(path: Path) -> CellScores | None:
     if not path.is_file():
         return None
     try:
-        return CellScores(**json.loads(path.read_text(encoding="utf-8")))
+        return CellScores(**parse_json(path.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path} is no file of a sweep's scores ({error}): remove it to train this cell") from error
 

@@ -25,7 +25,7 @@ from t2ikit.config.compose import ConfigError
 from t2ikit.config.origins import Origins
 from t2ikit.config.sweep import Cell, Sweep
 from t2ikit.config.values import to_yaml
-from t2ikit.files import write_whole
+from t2ikit.files import parse_json, write_whole
 from t2ikit.launch import first_rank
 from t2ikit.prepare.steps import versions
 from t2ikit.run.experiment import check
@@ -91,7 +91,7 @@ class Place:
         """
         path = self.folder / _EXPERIMENT
         if path.is_file():
-            self._compare(json.loads(path.read_text(encoding="utf-8"))["experiment"], self.folder)
+            self._compare(parse_json(path.read_text(encoding="utf-8"))["experiment"], self.folder)
         else:
             write_whole(path, json.dumps({"experiment": self.digest}) + "\n")
 

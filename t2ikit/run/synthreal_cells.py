@@ -14,7 +14,7 @@ from t2ikit.classify.results import FILE, ClassificationResults, TestScore, read
 from t2ikit.config.compose import ConfigError
 from t2ikit.config.origins import Origins
 from t2ikit.config.sweep import Cell
-from t2ikit.files import write_whole
+from t2ikit.files import parse_json, write_whole
 from t2ikit.run.classifier_tests import test_of_run
 from t2ikit.run.lock import is_locked, lock, unlock
 from t2ikit.run.sweeps import ELSEWHERE, Place, place_of, run_cell
@@ -150,7 +150,7 @@ def _later(benchmark: Benchmark, item: Item, name: str) -> TestScore | None:
     path = _later_file(benchmark, item, name)
     if not path.is_file():
         return None
-    stored = json.loads(path.read_text(encoding="utf-8"))
+    stored = parse_json(path.read_text(encoding="utf-8"))
     folder = next(source.test for source in benchmark.sources if source.name == name)
     if stored["experiment"] != item.place.digest or stored["sha256"] != benchmark.hashes[str(folder)]:
         return None

@@ -28,7 +28,7 @@ from t2ikit.classify.summary import Distribution, Shown, Summary
 from t2ikit.config.class_nodes import check_component
 from t2ikit.config.compose import ConfigError
 from t2ikit.config.origins import Origins
-from t2ikit.files import write_whole
+from t2ikit.files import parse_json, write_whole
 from t2ikit.metrics.features.features import FeatureExtractor, RandomConvFeatures
 from t2ikit.metrics.features.networks import CLIPFeatures
 from t2ikit.run.distribution import distributions
@@ -87,7 +87,7 @@ def refuse_unlike(benchmark: Benchmark, others: Sequence[Path]) -> None:
             raise ConfigError(
                 f"--compare {folder}: there is no {RESULTS}: give the --out of another benchmark synthreal"
             )
-        unlike = set(json.loads(path.read_text(encoding="utf-8"))["classes"]) ^ set(keys)
+        unlike = set(parse_json(path.read_text(encoding="utf-8"))["classes"]) ^ set(keys)
         if unlike:
             raise ConfigError(
                 f"--compare {folder}: its classes are others, {len(unlike)} are in one of the two alone, such as "
@@ -97,7 +97,7 @@ def refuse_unlike(benchmark: Benchmark, others: Sequence[Path]) -> None:
 
 def read_trained(folder: Path) -> list[Trained]:
     """The trainings of another benchmark."""
-    trainings = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["trainings"]
+    trainings = parse_json((folder / RESULTS).read_text(encoding="utf-8"))["trainings"]
     return [_trained(stored) for stored in trainings.values()]
 
 
@@ -160,7 +160,7 @@ def feature_network(name: str) -> FeatureExtractor:
     from transformers import AutoConfig
 
     try:
-        width = int(AutoConfig.from_pretrained(name).projection_dim)
+        width = int(AutoConfig.from_pretrained(name, trust_remote_code=False).projection_dim)
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"--features {name}: no CLIP model of transformers ({error})") from error
     return CLIPFeatures(name, dim=width, pipeline="open_clip_224")

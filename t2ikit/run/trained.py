@@ -19,6 +19,7 @@ from t2ikit.checkpoints.runs import find_trained, run_folder_of
 from t2ikit.config.class_nodes import check_component
 from t2ikit.config.compose import ConfigError, merge
 from t2ikit.config.origins import Origins
+from t2ikit.config.secrets import trust_names
 from t2ikit.data.resume import training_manifest
 from t2ikit.diffusion.samplers import find_solver
 from t2ikit.diffusion.solvers import Solver
@@ -287,6 +288,7 @@ def load(
         ConfigError: no such model, or one that cannot be built; says what to change.
         ValueError: the file is not a checkpoint of a text-to-image run, or holds no averages.
     """
+    trust_names(trust)
     path = find_trained(Path(source), "checkpoint")
     place = find_device(device)
     encoders = [text_encoder] if isinstance(text_encoder, str) else text_encoder

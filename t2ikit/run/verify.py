@@ -60,7 +60,7 @@ def verify_resume(request: Request, keep: bool) -> int:
     Raises:
         ConfigError: the experiment is refused, has no checkpoint callback, or has fewer steps than stages.
     """
-    origins = origins_of(find_experiment(request.path).parent, trusted=request.trust)
+    origins = origins_of(experiment=find_experiment(request.path), trusted=request.trust)
     stages = list(stages_of(request.path, request.overrides))
     names: list[str | None] = [*stages] or [None]
     plans = {name: check(compose(request.path, request.overrides, name), origins) for name in names}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -25,6 +26,13 @@ LIGHTNING = {"epoch": 0, "global_step": 5, "pytorch-lightning_version": "2.6.0",
 
 class Net(torch.nn.Linear):
     """A whole module, pickled with its class."""
+
+
+class Code:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("touch it_ran",)
 
 
 def stored(content: Any, new: bool = True) -> bytes:
@@ -51,6 +59,8 @@ FILES: dict[str, tuple[bytes, str]] = {
     ),
     "bare.ckpt": (stored({**LIGHTNING, "state_dict": WEIGHTS}), "of another module"),
     "module.pt": (stored(Net(2, 2)), "it holds objects (test_foreign.Net) of another program"),
+    "code.ckpt": (stored({**LIGHTNING, "state_dict": Code()}), f"it holds objects ({os.name}.system)"),
+    "old code.ckpt": (stored({"state_dict": Code()}, new=False), "in the format of before torch 1.6"),
     "old.ckpt": (stored(WEIGHTS, new=False), "in the format of before torch 1.6"),
     "weights.safetensors": (save(WEIGHTS), "weights alone, in the format safetensors"),
     "weights.ckpt": (save(WEIGHTS), "weights alone, in the format safetensors"),
@@ -87,7 +97,7 @@ def test_every_command_names_the_file_and_what_it_holds(
             error = capsys.readouterr().err.splitlines()[-1]
             assert name in error and message in error, words
             assert len(error) < 800 and "weights_only" not in error, words
-    assert not list(tmp_path.glob("runs/*"))
+    assert not list(tmp_path.glob("runs/*")) and not (tmp_path / "it_ran").exists()
 
 
 def test_an_experiment_that_cannot_be_built_and_missing_averages_name_the_file(

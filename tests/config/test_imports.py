@@ -248,7 +248,7 @@ def test_a_class_path_as_plain_text_that_fits_nothing_is_refused_for_its_own_rea
     stranger: Path, key: str, text: str, message: str
 ) -> None:
     mine("from t2ikit.diffusion.solvers import Solver\nclass Half(Solver):\n    pass\nclass Other:\n    pass\n")
-    Path("broken.py").write_text("import sys\nsys.exit(3)\n")
+    Path("broken.py").write_text("import sys\nsys.exit(3)\nclass Steps: pass\n")
     with pytest.raises(ConfigError) as refusal:
         build(checked((key, text)), Path("run"))
     assert str(refusal.value).startswith(message)
@@ -257,7 +257,7 @@ def test_a_class_path_as_plain_text_that_fits_nothing_is_refused_for_its_own_rea
 def test_a_module_that_ends_the_process_is_refused_and_a_missing_one_says_where_it_is_looked_for(
     stranger: Path,
 ) -> None:
-    mine("import sys\nsys.exit(0)\n")
+    mine("import sys\nsys.exit(0)\nclass Flat: pass\n")
     with pytest.raises(ConfigError, match="weighting: importing mine fails: SystemExit: 0"):
         checked(("model.objective.weighting", "mine.Flat"))
     with pytest.raises(ConfigError, match="no module 'nowhere'.* nowhere.py is looked for beside the experiment"):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from t2ikit.config import secrets
 from t2ikit.metrics import Samples
 from t2ikit.metrics.alignment.jina_clip import JinaCLIPScore, code_of
 from t2ikit.metrics.features.pixels import preprocess
@@ -69,10 +70,18 @@ def tiny_dual(tmp_path_factory: pytest.TempPathFactory, small_clip: Path) -> Pat
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _trusts_no_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secrets, "_trusted", set())
+
+
 def test_score_of_a_model_that_brings_its_code(tiny_dual: Path) -> None:
     from safetensors.torch import load_file
 
     metric = JinaCLIPScore(str(tiny_dual), run_remote_code=True, batch_size=3)
+    with pytest.raises(ValueError, match=f"--trust code:{tiny_dual}"):  # an experiment alone does not let it run
+        metric.compute(Samples(IMAGES, PROMPTS))
+    secrets.trust_names([f"code:{tiny_dual}"])
     result = metric.compute(Samples(IMAGES, PROMPTS))
     weights = load_file(tiny_dual / "model.safetensors")
     seen = torch.stack([preprocess("jina_clip_512", image).mean(dim=(1, 2)) for image in IMAGES])
@@ -104,6 +113,7 @@ def test_code_runs_only_where_it_is_allowed(tiny_dual: Path, tmp_path: Path) -> 
     settings = json.loads((tmp_path / "config.json").read_text())
     settings["auto_map"] = {"AutoModel": "jinaai/jina-clip-implementation--modeling_clip.JinaCLIPModel"}
     (tmp_path / "config.json").write_text(json.dumps(settings))
+    secrets.trust_names([f"code:{tmp_path}"])
     for revision in (None, "main"):
         metric = JinaCLIPScore(str(tmp_path), run_remote_code=True, code_revision=revision)
         with pytest.raises(ValueError, match=r"lies in jinaai/jina-clip-implementation: .*init_args\.code_revision"):
@@ -125,6 +135,7 @@ def test_a_model_of_transformers_needs_no_code(small_clip: Path) -> None:
 
 def test_bright_pixels_do_not_wrap(tiny_dual: Path) -> None:
     """Common code multiplies whole grey levels by 255 once more, after which 200 is 56."""
+    secrets.trust_names([f"code:{tiny_dual}"])
     metric = JinaCLIPScore(str(tiny_dual), run_remote_code=True)
     levels = torch.tensor([56, 200], dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 16, 16)
     dark, bright = metric.encoder.images(levels.contiguous())

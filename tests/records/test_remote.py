@@ -379,7 +379,7 @@ def test_a_cache_that_cannot_be_written_names_its_options(
     records = open_remote_set(RemoteFolder.at(f"file://{root}", tmp_path) / "train")
     attempts = []
 
-    def full(self: Any, path: str, target: str) -> None:
+    def full(self: Any, path: str, target: str, **_: Any) -> None:
         attempts.append(path)
         Path(target).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -131,7 +131,7 @@ def test_a_moved_run_is_sampled_and_evaluated_where_nothing_else_is_left(
     for words in (["sample", "the run", *SAMPLE], ["evaluate", "the run", "--snapshot", "val"]):
         assert cli.main(words) == 2
         error = capsys.readouterr().err
-        assert "'network' is no file of the current folder" in error and "    class Mine(CADI):" in error
+        assert "'network' is no file of yours here" in error and "    class Mine(CADI):" in error
         assert "the run/plugins/network.py" in error and error.endswith("If you trust it: --trust network\n")
     assert "network" not in sys.modules
     assert cli.main(["sample", "the run", *SAMPLE, "--trust", "network"]) == 0

@@ -11,7 +11,6 @@ state of the first token. The towers are transformers' BLIP classes; ``convert``
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from t2ikit.files import parse_json
 from t2ikit.metrics.fingerprint import state_sha256
 
 MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072
@@ -164,7 +164,7 @@ def load_image_reward(weights: str | Path, med_config: str | Path) -> tuple[Imag
         if not path.is_file():
             raise FileNotFoundError(f"ImageReward: no file {path}; correct init_args.{option}")
     try:
-        settings = json.loads(paths["med_config"].read_text())
+        settings = parse_json(paths["med_config"].read_text())
     except ValueError as error:
         raise ValueError(f"{paths['med_config']} is no JSON file ({error}): correct init_args.med_config") from error
     try:

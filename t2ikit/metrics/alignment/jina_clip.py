@@ -11,7 +11,6 @@ with the commits of weights and code.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from t2ikit.config.secrets import may_run_code
+from t2ikit.files import parse_json
 from t2ikit.metrics.alignment.clip_score import mean_error, observe_cosines
 from t2ikit.metrics.base import Metric, Result, Rows, SampleBatch, Samples
 from t2ikit.metrics.features.features import NetworkHolder
@@ -77,11 +78,16 @@ class DualEncoder(NetworkHolder):
         """
         code = code_of(folder)
         if not code:
-            return {}
+            return {"trust_remote_code": False}  # None would ask on the terminal
         if not self.run_remote_code:
             raise ValueError(
                 f"{self.model} brings Python code of its own ({', '.join(code)}), which would run here with all your "
                 "rights: read it, then set init_args.run_remote_code to true"
+            )
+        if not may_run_code(self.model):  # an experiment of a stranger says run_remote_code as well as your own
+            raise ValueError(
+                f"{self.model} brings Python code of its own ({', '.join(code)}), which would run here with all your "
+                f"rights: read it, then give --trust code:{self.model} beside init_args.run_remote_code"
             )
         elsewhere = [name for name in code if "--" in name]
         if elsewhere and not _COMMIT.fullmatch(self.code_revision or ""):
@@ -129,7 +135,7 @@ def code_of(folder: Path) -> list[str]:
     named: list[str] = []
     for name in ("config.json", "tokenizer_config.json"):
         if (folder / name).is_file():
-            for entry in (json.loads((folder / name).read_text()).get("auto_map") or {}).values():
+            for entry in (parse_json((folder / name).read_text()).get("auto_map") or {}).values():
                 named += [part for part in (entry if isinstance(entry, list) else [entry]) if part]
     return sorted(set(named))
 

@@ -256,7 +256,9 @@ class ImageReward(_Reward):
 
             network, sha256 = load_image_reward(self.weights, self.med_config)
             try:
-                tokenizer = AutoTokenizer.from_pretrained(self.tokenizer, revision=self.revision or "main")
+                tokenizer = AutoTokenizer.from_pretrained(
+                    self.tokenizer, revision=self.revision or "main", trust_remote_code=False
+                )
             except (OSError, ValueError) as error:
                 raise FileNotFoundError(
                     f"no tokenizer {self.tokenizer} ({error}): correct init_args.tokenizer"

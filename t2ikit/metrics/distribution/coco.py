@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from t2ikit import rng
-from t2ikit.files import below, read_utf8, refuse_half_characters, write_whole
+from t2ikit.files import below, check_text, parse_json, read_utf8, write_whole
 from t2ikit.prompts import Prompt, PromptSource, check_count
 
 
@@ -110,7 +110,7 @@ def read_captions(path: str | Path, option: str) -> list[CocoCaption]:
     if not file.is_file():
         raise FileNotFoundError(f"no COCO captions {file}: set {option} to captions_val2014.json")
     try:
-        content = json.loads(read_utf8(file))
+        content = parse_json(read_utf8(file))
     except ValueError as error:
         raise ValueError(f"{file} is no JSON ({error}): set {option}") from error
     if not isinstance(content, dict) or not {"images", "annotations"} <= set(content):
@@ -126,7 +126,7 @@ def read_captions(path: str | Path, option: str) -> list[CocoCaption]:
         if entry["image_id"] not in names:
             raise ValueError(f"{where}: image {entry['image_id']} is not among 'images'")
         text = " ".join(entry["caption"].split())
-        refuse_half_characters(text, where)
+        check_text(text, where)
         if text:
             captions.append(CocoCaption(entry["id"], entry["image_id"], names[entry["image_id"]], text))
     ids = {caption.caption_id for caption in captions}

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from t2ikit.files import parse_json
 from t2ikit.metrics.base import MORE_IMAGES
 
 Array = Tensor | NDArray[np.floating]
@@ -188,7 +189,7 @@ class Moments:
         """Moments from a file of statistics; ValueError when the file is not one, or its arrays do not fit."""
         try:
             with np.load(path, allow_pickle=False) as stored:
-                moments = cls(len(stored["mean"]), json.loads(str(stored["fingerprint"])))
+                moments = cls(len(stored["mean"]), parse_json(str(stored["fingerprint"])))
                 moments._mean = torch.from_numpy(stored["mean"])
                 moments._scatter = torch.from_numpy(stored["scatter"])
                 moments.count = int(stored["count"])

@@ -89,7 +89,7 @@ class CLIPEncoder(NetworkHolder):
             network, folder = load_pretrained(CLIPModel, self.model, self.revision, self.option, TOKENIZER_FILES)
             source = self.tokenizer or folder.folder
             try:
-                tokenizer = AutoTokenizer.from_pretrained(source)
+                tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             except (OSError, ValueError) as error:
                 raise FileNotFoundError(f"no tokenizer at {source} ({error}): correct {self.option}") from error
             self._loaded = (network.float(), tokenizer, folder.reference.sha256)  # files may hold half precision

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from t2ikit.files import parse_json
 from t2ikit.metrics.geneval.files import metadata_key, read_results
 from t2ikit.metrics.statistics import Paired, PairedDifference, paired_bootstrap
 
@@ -55,7 +56,7 @@ def _by_prompt(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[
         metadata = row["metadata"]
         if isinstance(metadata, str):
             with suppress(json.JSONDecodeError):  # any text tells prompts apart
-                metadata = json.loads(metadata)
+                metadata = parse_json(metadata)
         key = metadata if isinstance(metadata, str) else metadata_key(metadata)
         verdicts.setdefault((row["tag"], key), []).append(float(row["correct"]))
     return verdicts

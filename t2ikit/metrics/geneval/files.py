@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t2ikit.files import read_lines, refuse_half_characters, write_whole
+from t2ikit.files import check_text, parse_json, read_lines, write_whole
 from t2ikit.metrics.base import Samples
 from t2ikit.metrics.geneval.rules import check_metadata
 from t2ikit.photos import SUFFIXES
@@ -232,8 +232,8 @@ def _lines(file: Path) -> list[tuple[int, str]]:
 
 def _json(line: str, where: str) -> Any:
     try:
-        content = json.loads(line)
+        content = parse_json(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: expected a JSON object ({error})") from error
-    refuse_half_characters(json.dumps(content, ensure_ascii=False), where)
+    check_text(json.dumps(content, ensure_ascii=False), where)
     return content

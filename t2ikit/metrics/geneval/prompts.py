@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from t2ikit.files import read_utf8, refuse_half_characters
+from t2ikit.files import check_text, parse_json, read_utf8
 from t2ikit.metrics.base import samples_of
 from t2ikit.metrics.geneval.files import read_images, read_metadata, write_folder
 from t2ikit.metrics.geneval.rules import TASKS
@@ -101,7 +101,7 @@ def read_extended(path: str | Path, originals: Sequence[str], option: str) -> li
 def _pairs(file: Path, lines: Iterable[str]) -> Iterable[tuple[str, str]]:
     for line_number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{file}, line {line_number}: expected a JSON object ({error})") from error
         if line_number == 1 and isinstance(row, dict) and "kind" in row:
@@ -109,5 +109,5 @@ def _pairs(file: Path, lines: Iterable[str]) -> Iterable[tuple[str, str]]:
         texts = [row.get(key) for key in ("prompt", "extended")] if isinstance(row, dict) else [None]
         if not all(isinstance(text, str) and text.strip() for text in texts):
             raise ValueError(f"{file}, line {line_number}: expected the texts 'prompt' and 'extended'")
-        refuse_half_characters(str(texts[1]), f"{file}, line {line_number}")
+        check_text(str(texts[1]), f"{file}, line {line_number}")
         yield str(texts[0]), str(texts[1]).strip()

@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
-from t2ikit.files import require_folder, write_whole
+from t2ikit.files import parse_json, require_folder, write_whole
 from t2ikit.metrics.features.features import NetworkHolder
 from t2ikit.metrics.fingerprint import images_sha256
 from t2ikit.pretrained import cache_folder
@@ -142,9 +142,9 @@ class AnswerBook:
     def _read(self) -> None:
         try:
             lines = self.path.read_text(encoding="utf-8").splitlines()
-            if json.loads(lines[0])["answerer"] != self.identity:
+            if parse_json(lines[0])["answerer"] != self.identity:
                 raise ValueError("the first line names another model")
-            for row in map(json.loads, lines[1:]):
+            for row in map(parse_json, lines[1:]):
                 choices = None if row["choices"] is None else tuple(row["choices"])
                 self._answers[row["image"], row["question"], choices] = row["answer"]
         except (ValueError, KeyError, TypeError, IndexError) as error:

@@ -82,7 +82,7 @@ class TransformersAnswerer(QuestionAnswerer):
                 dtype=self.dtype,
             )  # fmt: skip
             try:
-                processor = AutoProcessor.from_pretrained(self._found.folder)
+                processor = AutoProcessor.from_pretrained(self._found.folder, trust_remote_code=False)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise FileNotFoundError(
                     f"no processor in {self._found.folder} ({error}): give a model with its processor with "

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
-from t2ikit.files import read_utf8, refuse_half_characters
+from t2ikit.files import check_text, parse_json, read_utf8
 from t2ikit.prompts import BenchmarkPrompts, Prompt
 
 
@@ -67,7 +66,7 @@ class TIFAPrompts(_ItemPrompts):
     name = "TIFA v1.0"
 
     def _texts(self, file: Path) -> dict[str, str]:
-        rows = json.loads(read_utf8(file))
+        rows = parse_json(read_utf8(file))
         if not isinstance(rows, list):
             raise ValueError("no list of TIFA captions")
         texts: dict[str, str] = {}
@@ -82,7 +81,7 @@ def _add(texts: dict[str, str], item: object, text: object, where: str) -> None:
     """Adds an item; the file has it once for each of its questions."""
     if not isinstance(item, str) or not isinstance(text, str) or not item.strip() or not text.strip():
         raise ValueError(f"{where} lacks an id or a text")
-    refuse_half_characters(text, where)
+    check_text(text, where)
     if texts.setdefault(item, text.strip()) != text.strip():
         raise ValueError(f"{where} gives {item!r} another text than before")
 

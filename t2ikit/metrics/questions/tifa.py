@@ -9,7 +9,6 @@ Source: Hu et al., "TIFA: accurate and interpretable text-to-image faithfulness 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from t2ikit.files import read_utf8
+from t2ikit.files import parse_json, read_utf8
 from t2ikit.metrics.base import Result, Rows, Samples
 from t2ikit.metrics.features.clip import TOKENIZER_FILES
 from t2ikit.metrics.features.features import NetworkHolder
@@ -136,7 +135,7 @@ def score(questions: Iterable[Mapping[str, Any] | TIFAQuestion], chosen: Sequenc
 def read_questions(path: str | Path) -> list[TIFAQuestion]:
     """The questions of ``tifa_v1.0_question_answers.json``; ValueError naming the file and what is wrong with it."""
     try:
-        rows = json.loads(read_utf8(Path(path)))
+        rows = parse_json(read_utf8(Path(path)))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON file: {error}") from error
     if not isinstance(rows, list) or not rows:
@@ -180,7 +179,7 @@ class SentenceEncoder(NetworkHolder):
             files = (*TOKENIZER_FILES, "vocab.txt")
             network, folder = load_pretrained(AutoModel, self.model, self.revision, option, files)
             try:
-                tokenizer = AutoTokenizer.from_pretrained(folder.folder)
+                tokenizer = AutoTokenizer.from_pretrained(folder.folder, trust_remote_code=False)
             except (OSError, ValueError) as error:
                 raise FileNotFoundError(f"no tokenizer in {folder.folder} ({error}): correct {option}") from error
             self._loaded = (network.float(), tokenizer, folder.reference.sha256)

@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from t2ikit.files import parse_json
 from t2ikit.launch import first_rank
 from t2ikit.prepare.captions.captioner import Decoding
 from t2ikit.prepare.captions.lines import read_row
@@ -131,7 +132,7 @@ class CaptionSet:
             )
         with self.path.open(encoding="utf-8") as stream:
             try:
-                self.header = CaptionHeader.from_dict(json.loads(stream.readline()))
+                self.header = CaptionHeader.from_dict(parse_json(stream.readline()))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(
                     f"{self.path} has no header of captions, or that of another version ({error!r}): make it again "

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from t2ikit.files import check_text
 from t2ikit.prepare.steps import sha256_of_json
 from t2ikit.pretrained import EncoderReference
 
@@ -159,13 +160,18 @@ def tidy(answer: str) -> str:
 
     As the authors' program does it, except that it joins words over a line break, takes every full stop for the end of
     a sentence ("3.5") and drops a closing quotation mark. An answer without an end gets a full stop; one without a
-    letter or digit is empty.
+    letter or digit is empty, and so is one that no caption can be: of more than ``MOST_CHARACTERS``, or with half a
+    character.
 
     Example:
         >>> tidy("A dog sits on\\n\\ngrass. Behind it, a fence of 3.5 met")
         'A dog sits on grass.'
     """
     text = " ".join(answer.split())
+    try:
+        check_text(text, "the answer")
+    except ValueError:
+        return ""
     if not any(character.isalnum() for character in text):
         return ""
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]

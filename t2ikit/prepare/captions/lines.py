@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from t2ikit.files import refuse_half_characters
+from t2ikit.files import check_text, parse_json
 
 
 def read_row(line: str | bytes, path: Path, line_number: int) -> tuple[str, tuple[str, ...]]:
@@ -20,9 +19,10 @@ def read_row(line: str | bytes, path: Path, line_number: int) -> tuple[str, tupl
         ValueError: the line is damaged; names file and line.
     """
     try:
-        row = json.loads(line)
+        row = parse_json(line)
         key, captions = row["key"], tuple(row["captions"])
-        refuse_half_characters("\n".join((key, *captions)), "it")
+        for text in (key, *captions):
+            check_text(text, "it")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"line {line_number} of {path} is damaged ({error}): make the file again with t2ikit prepare captions "

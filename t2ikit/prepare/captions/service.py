@@ -24,6 +24,8 @@ from email.message import Message
 from functools import cache, partial
 from typing import TYPE_CHECKING, Annotated, Any
 
+from t2ikit.files import parse_json
+
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
@@ -125,7 +127,7 @@ class Service:
         if status >= 300:
             raise Refused(self.endpoint, self.api_key_variable, status, text)
         try:
-            return json.loads(content)
+            return parse_json(content)
         except ValueError as error:
             raise ValueError(
                 f"{self.endpoint} answers {text}, which is no JSON: is --endpoint that of an OpenAI-compatible server, "

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from t2ikit.files import partial_of, refuse_half_characters
+from t2ikit.files import check_text, parse_json, partial_of
 from t2ikit.prepare.steps import hash_of
 
 SUFFIXES = (".tsv", ".txt", ".jsonl", ".ndjson", ".parquet")
@@ -181,7 +181,8 @@ class CaptionTable:
             raise ValueError(
                 f"{self._label(line_number)} is {shown!r}; {_OPTION} needs {_EXPECTED[self._kind]}, with text in it"
             )
-        refuse_half_characters("\n".join((parsed[0], *parsed[1])), self._label(line_number))
+        for text in (parsed[0], *parsed[1]):
+            check_text(text, self._label(line_number))
         return parsed
 
 
@@ -239,7 +240,7 @@ def _tsv_line(line: str, inner_quote: str) -> tuple[str, tuple[str, ...]] | None
 
 def _json_line(line: str) -> tuple[str, tuple[str, ...]] | None:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError:
         return None
     return _row(row) if isinstance(row, dict) else None

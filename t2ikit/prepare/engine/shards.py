@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from t2ikit.files import write_whole
+from t2ikit.files import parse_json, write_whole
 from t2ikit.pretrained import sha256_of
 from t2ikit.records.chunks import ChunkBuffer, read_chunk
 
@@ -204,6 +204,6 @@ class Results:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from t2ikit.files import parse_json
 from t2ikit.prepare.sources.files import Files, LocalFiles, SourceLost, of_machine, require_photo_size
 from t2ikit.prepare.sources.keys import Keys
 from t2ikit.prepare.sources.paths import split_of
@@ -194,7 +195,7 @@ def _open(files: Files, path: str) -> Any:
 
 def _columns(path: str, schema: Any, field: str | None) -> tuple[str, str, tuple[str, ...] | None]:
     """The columns of photo and class, and the names of the classes."""
-    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    features = parse_json((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     kinds = {name: facts.get("_type") for name, facts in features.items() if isinstance(facts, dict)}
     images = (
         [name for name in schema.names if kinds.get(name) == "Image"]

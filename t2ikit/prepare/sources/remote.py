@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import errno
+import io
+import os
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
-from t2ikit.prepare.sources.files import Entry, Files, SourceLost, require_photo_size
-from t2ikit.remote import LASTING, Unreachable, file_system, retried
+from t2ikit.prepare.sources.files import MAX_FILE_BYTES, Entry, Files, SourceLost, require_photo_size
+from t2ikit.remote import LASTING, TooLarge, TooLong, Unreachable, ask, file_system
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+_AT_ONCE = 2**22  # bytes of a part where a file is read from front to back
 
 Result = TypeVar("Result")
 
@@ -42,7 +49,14 @@ class RemoteFiles(Files):
         return int(info.get("size") or 0), str(next((mark for mark in marks if mark), ""))
 
     def read(self, path: str) -> bytes:
-        return bytes(self._tried(path, lambda system: system.cat_file(path)))
+        try:
+            content = bytes(self._tried(path, lambda system: system.cat_file(path)))
+        except SourceLost as error:
+            if not isinstance(error.__cause__, TooLarge):
+                raise
+            raise OSError(errno.EFBIG, str(error.__cause__), path) from error
+        require_photo_size(len(content), path)
+        return content
 
     def read_part(self, path: str, offset: int, size: int) -> bytes:
         require_photo_size(size, path)
@@ -54,15 +68,44 @@ class RemoteFiles(Files):
             raise SourceLost(f"{path} cannot be read any more: {error}") from error
         if len(content) < size:
             raise OSError(errno.EIO, f"the file ends after {len(content)} of {size} bytes", path)
+        if len(content) > size:
+            raise SourceLost(
+                f"{path}: the server gives {len(content):,} bytes where {size:,} are asked for: does it "
+                "serve parts of files (HTTP ranges)?"
+            )
         return content
 
     def open(self, path: str) -> BinaryIO:
-        opened: BinaryIO = self._tried(path, lambda system: system.open(path, "rb"))
-        return opened
+        return cast(BinaryIO, io.BufferedReader(_Parts(self, path), _AT_ONCE))
 
     def _tried(self, path: str, act: Callable[[Any], Result]) -> Result:
         system = self._system()  # not kept: connections do not survive a fork
         try:
-            return retried(lambda: act(system))
-        except Unreachable as error:
-            raise SourceLost(f"{path} cannot be read: {error}") from error.__cause__
+            return ask(lambda: act(system), path)
+        except (Unreachable, TooLong) as error:
+            raise SourceLost(f"{path} cannot be read: {error}") from error.__cause__ or error
+
+
+class _Parts(io.RawIOBase):
+    """A file behind a URL, read in parts, each of which has its tries and limits."""
+
+    def __init__(self, files: RemoteFiles, path: str) -> None:
+        self._files, self._path, self._position = files, path, 0
+        self._size = files.stamp(path)[0]
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence])
+        return self._position
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer)
+        count = min(len(view), max(0, self._size - self._position), MAX_FILE_BYTES)
+        view[:count] = self._files.read_part(self._path, self._position, count)
+        self._position += count
+        return count

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from t2ikit.files import write_whole
+from t2ikit.files import parse_json, write_whole
 from t2ikit.photos import SUFFIXES
 from t2ikit.prepare.image_options import Kind
 from t2ikit.prepare.sources.classes import wnid_in
@@ -289,8 +289,8 @@ def _save(path: Path, by_split: dict[str, Photos]) -> None:
 def _load(path: Path, files: Files, paths: tuple[str, ...]) -> dict[str, Photos]:
     by_split = {}
     with np.load(path) as stored:
-        reasons = json.loads(stored["left_out"].tobytes())
-        for split, texts in json.loads(stored["texts"].tobytes()).items():
+        reasons = parse_json(stored["left_out"].tobytes())
+        for split, texts in parse_json(stored["texts"].tobytes()).items():
             values = {
                 name: stored[f"{split}.{name}"] for name in ("text", "starts", "sizes", "labels", "numbers", "offsets")
             }

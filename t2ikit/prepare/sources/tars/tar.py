@@ -158,6 +158,8 @@ class OpenTar:
             )
             while position < limit and (header := tar.next()) is not None:
                 tar.members.clear()  # it would keep a million of them
+                if header.size < 0 or tar.offset <= position:  # tarfile would read the same headers for ever
+                    raise self._broken(position, f"is damaged: {header.size} bytes in {header.name!r}")
                 if header.offset_data + (header.size if header.isreg() else 0) > limit:
                     raise self._broken(position, f"is not complete: it ends in the middle of {header.name}")
                 if header.issparse():

@@ -6,10 +6,10 @@ sample that is not complete where its name ends is completed by members of that 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from t2ikit.files import parse_json
 from t2ikit.photos import SUFFIXES
 from t2ikit.prepare.sources.left_out import OF_SYSTEM, LeftOut, is_of_system
 from t2ikit.prepare.sources.tars.tar import Member, OpenTar
@@ -134,7 +134,7 @@ def _neighbours(tar: OpenTar, left_out: LeftOut) -> Iterator[_Sample]:
 
 def _label(tar: OpenTar, key: str, contents: dict[str, bytes], label_field: str | None) -> str | int:
     try:
-        facts = json.loads(contents[".json"]) if ".json" in contents else {}
+        facts = parse_json(contents[".json"]) if ".json" in contents else {}
         words = contents[".cls"].decode("utf-8-sig").strip() if ".cls" in contents else ""
     except ValueError as error:
         raise ValueError(f"{tar.path}: the label of {key} cannot be read: {error}") from error
