@@ -55,8 +55,8 @@ class _Flops(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         formula = _FORMULAS.get(func._overloadpacket)
-        if formula is None and func is not torch.ops.prim.device.default:
-            with self:  # what is made of others, as under inference_mode
+        if formula is None and torch.is_inference_mode_enabled() and func is not torch.ops.prim.device.default:
+            with self:  # what is made of others arrives whole
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result

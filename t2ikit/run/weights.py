@@ -16,7 +16,6 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
 
 from t2ikit.classify.depth import DepthMaps
-from t2ikit.config.class_nodes import Component
 from t2ikit.data.datamodule import DataModule
 from t2ikit.encoders.autoencoders import LatentSpace
 from t2ikit.encoders.text import TextEncoder, split_layer
@@ -89,15 +88,11 @@ def weights_of(plan: Plan) -> list[Weights]:
     data: LightningDataModule = plan.data.build(USER_ERRORS)
     entries = list(_text_encoders(data))
     roots: dict[str, Any] = {"model": model, "data": data}
-    roots |= {f"callbacks.{name}": _built(component) for name, component in plan.callbacks.items()}
+    roots |= {f"callbacks.{name}": component.build(USER_ERRORS) for name, component in plan.callbacks.items()}
     for where, root in roots.items():
         entries += _below(root, where, set())
     unique = {(entry.name, entry.revision): entry for entry in reversed(entries)}
     return [entry for entry in entries if unique[entry.name, entry.revision] is entry]
-
-
-def _built(component: Component) -> Any:
-    return component.build(USER_ERRORS)
 
 
 def _text_encoders(data: Any) -> Iterator[Weights]:
