@@ -94,7 +94,7 @@ def build_model(plan: Plan) -> TextToImage:
     if not isinstance(model, TextToImage):
         raise ConfigError(f"model: {type(model).__name__} makes no images; a plan is one of t2ikit.module.TextToImage")
     whole = WHOLE.get(str(plan.trainer.get("precision")))
-    return model if whole is None else cast(TextToImage, model.to(whole))
+    return model if whole is None else model.to(whole)
 
 
 def imagined_model(plan: Plan) -> TextToImage:
@@ -114,21 +114,20 @@ def widths(denoiser: Denoiser) -> tuple[int, ...]:
 def stored_batch(model: TextToImage, inputs: Inputs, device: torch.device) -> StoredBatch:
     """Made-up records as the loader hands them over."""
     rows, (channels, height, width) = inputs.rows, model.denoiser.input_shape
-    empty = {"device": device}
     texts = {}
     for index, (columns, length) in enumerate(zip(widths(model.denoiser), inputs.tokens, strict=True)):
         count = rows * length
-        states = torch.ones(count, columns, dtype=torch.int8, **empty)
-        scales = torch.ones(count, -(-columns // GROUP), dtype=torch.float16, **empty)
+        states = torch.ones(count, columns, dtype=torch.int8, device=device)
+        scales = torch.ones(count, -(-columns // GROUP), dtype=torch.float16, device=device)
         # The width of all pooled vectors together is known, and no other.
         pooled_dim = model.denoiser.pooled_dim if index == 0 else 0
-        pooled = torch.ones(rows, pooled_dim, dtype=torch.float16, **empty) if pooled_dim else None
-        texts[str(index)] = StoredText(states, scales, torch.arange(count, **empty), rows, length, GROUP, pooled)
+        pooled = torch.ones(rows, pooled_dim, dtype=torch.float16, device=device) if pooled_dim else None
+        texts[str(index)] = StoredText(states, scales, torch.arange(count, device=device), rows, length, GROUP, pooled)
     pixels = model.space.kind == "pixels"
     shape = (rows, channels, height, width) if pixels else (rows, 2, channels, height, width)
-    image = torch.ones(shape, dtype=torch.uint8 if pixels else torch.float16, **empty)
-    arrays = {name: torch.ones(rows, *axes, dtype=torch.float16, **empty) for name, axes in inputs.arrays.items()}
-    index = torch.arange(rows, **empty)
+    image = torch.ones(shape, dtype=torch.uint8 if pixels else torch.float16, device=device)
+    arrays = {name: torch.ones(rows, *axes, dtype=torch.float16, device=device) for name, axes in inputs.arrays.items()}
+    index = torch.arange(rows, device=device)
     return StoredBatch(image, texts, (index + 0.5) / rows, torch.zeros_like(index), index, 0, arrays)
 
 
@@ -181,7 +180,7 @@ class Step:
             loss: Tensor = self.model.training_step(parts, 0)["loss"] / self.accumulate
         if self.accumulate == 1:
             self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     def update(self) -> None:
         """Clipping, the optimizer, the averages."""

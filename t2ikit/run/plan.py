@@ -250,7 +250,7 @@ class Estimator:
                 if key not in known:
                     known[key] = count_sample(plan, sampling, tokens)
                 flops[name] = known[key]
-            except (*USER_ERRORS, ImportError) as error:
+            except USER_ERRORS as error:
                 notes.append(f"snapshot {name}: {error}")
         return flops, notes
 

@@ -25,7 +25,7 @@ _DETAILS = 1_500
 
 def first_set(data: DataModule) -> Path:
     """The training set of a local root, or of its aspect buckets the first."""
-    train = Path(data.folder) / "train"  # type: ignore[arg-type]  # a local one
+    train = Path(data.folder) / "train"
     return train / data.bucket_names[0] if data.bucket_names else train
 
 

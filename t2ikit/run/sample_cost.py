@@ -31,9 +31,18 @@ def count_sample(plan: Plan, sampling: Sampling, tokens: Sequence[int]) -> int:
     counted = _CountsCalls(denoiser)
     text, empty = empty_prompt(denoiser, device), empty_prompt(denoiser, device)
     noise = torch.zeros(1, denoiser.input_shape[0], 2, 2)  # how many calls there are does not depend on the size
-    options = {"steps": sampling.steps, "guidance": sampling.guidance, "method": sampling.method}
     try:
-        sample(counted, model.process, noise, text, empty, threshold="none", **options)
+        sample(
+            counted,
+            model.process,
+            noise,
+            text,
+            empty,
+            steps=sampling.steps,
+            guidance=sampling.guidance,
+            method=sampling.method,
+            threshold="none",
+        )
         with imagined(), torch.no_grad():
             denoiser.eval()
             batch = model.ready(stored_batch(model, Inputs(1, tuple(tokens), {}), device))
