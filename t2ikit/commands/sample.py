@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2ikit.commands.arguments import METHOD_HELP, add_trust, expanded, finite, method, positive, size
+from t2ikit.commands.arguments import METHOD_HELP, add_search, add_trust, expanded, finite, method, positive, size
 from t2ikit.files import require_folder
 
 if TYPE_CHECKING:
@@ -15,8 +16,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from t2ikit.batch import Texts
-    from t2ikit.diffusion.solvers import Solver
+    from t2ikit.evaluation.image_store import ImageStore
+    from t2ikit.evaluation.settings import Sampling
+    from t2ikit.module import TextToImage
     from t2ikit.run.trained import TrainedModel
+
+UNFINISHED = "images.sampling"
+"""Folder, in the one of the images, of a search that is not finished."""
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -26,7 +32,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="sample images from a trained model",
         description="Samples images with the averaged weights of a checkpoint. Image i depends on the seed, on i and "
         "on its prompt alone, not on the batch size. Every PNG holds prompt, seed, settings and the checkpoint's "
-        "SHA-256 as text metadata.",
+        "SHA-256 as text metadata. A search also writes its curve, search_curve.csv and .png, the score of every "
+        "candidate, and a picture of first candidates above chosen ones; an interrupted one goes on.",
     )
     add = parser.add_argument
     add(
@@ -58,6 +65,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--text-encoder", action="append", metavar="FOLDER_OR_ID", help=encoder_help)
     add("--autoencoder", metavar="FOLDER_OR_ID", help="the autoencoder of the training data, if it has moved")
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    add_search(parser)
     add_trust(parser)
     return parser
 
@@ -69,8 +77,10 @@ def run(args: argparse.Namespace) -> int:
         ConfigError, FileNotFoundError, ValueError: what is missing or wrong, and what to change.
     """
     from t2ikit.checkpoints.runs import find_checkpoint
+    from t2ikit.evaluation.settings import Sampling
     from t2ikit.prompts import read_prompts
     from t2ikit.run.experiment import find_method, origins_of
+    from t2ikit.run.search import find_search
     from t2ikit.run.trained import find_device, load_trained
 
     _check_output(args)
@@ -79,10 +89,12 @@ def run(args: argparse.Namespace) -> int:
     solver = find_method(args.method, origins)
     if args.negative is not None and args.guidance == 0.0:
         raise ValueError("--negative acts through guidance: give --guidance another value than 0")
+    search = find_search(args, origins)
     prompts = args.prompt or read_prompts(args.prompts, "--prompts")
     device = find_device(args.device)
     trained = load_trained(checkpoint, args.weights, args.autoencoder, origins=origins)
-    _sample(args, trained, solver, [prompt for prompt in prompts for _ in range(args.count)], device)
+    sampling = Sampling(args.steps, solver, args.guidance, args.seed, args.batch_size, size=args.size, search=search)
+    _sample(args, trained, sampling, [prompt for prompt in prompts for _ in range(args.count)], device)
     return 0
 
 
@@ -100,12 +112,13 @@ def _check_output(args: argparse.Namespace) -> None:
 
 
 def _sample(
-    args: argparse.Namespace, trained: TrainedModel, method: str | Solver, prompts: Sequence[str], device: torch.device
+    args: argparse.Namespace, trained: TrainedModel, sampling: Sampling, prompts: Sequence[str], device: torch.device
 ) -> None:
     """Image i of ``prompts[i]``, written batch by batch, so that an interrupt leaves whole images."""
     import torch
 
-    from t2ikit.evaluation.sampling import Sampling, sample_batches
+    from t2ikit.evaluation.image_store import ImageStore
+    from t2ikit.evaluation.sampling import sample_batches
     from t2ikit.pictures import save_grid, save_png
 
     module = trained.module
@@ -117,17 +130,25 @@ def _sample(
     settings = _settings(args, trained)
     args.out.mkdir(parents=True, exist_ok=True)
     grid: list[Tensor] = []
-    sampling = Sampling(args.steps, method, args.guidance, args.seed, args.batch_size, size=args.size)
     sampling.shape(module.denoiser)
     indices = range(len(prompts))
     batches = [indices[start : start + args.batch_size] for start in indices[:: args.batch_size]]
     rows, uncond = [states[prompt] for prompt in prompts], states[negative]
-    for batch, images in sample_batches(module, rows, sampling, batches, "sampling", uncond):
+    sampled = sample_batches(module, rows, sampling, batches, "sampling", uncond)
+    choices: Sequence[Mapping[str, str]] = [{} for _ in prompts]
+    store = ImageStore(args.out / UNFINISHED, len(prompts))
+    if sampling.search is not None:
+        choices = _search(args.out, store, module, sampling, prompts, rows, uncond)
+        found = store.images()
+        sampled = ((batch, found[batch.start : batch.stop]) for batch in batches)
+    for batch, images in sampled:
         for index, image in zip(batch, images, strict=True):
-            metadata = {"prompt": prompts[index], "index": str(index), **settings}
+            metadata = {"prompt": prompts[index], "index": str(index), **settings, **choices[index]}
             save_png(image, args.out / f"{index:05d}.png", metadata)
         if args.grid is not None:
             grid.append(images)
+    if sampling.search is not None:
+        store.discard()
     print(f"{len(prompts)} image{'s' if len(prompts) > 1 else ''} of step {trained.step} in {args.out}")
     if args.grid is not None:
         args.grid.parent.mkdir(parents=True, exist_ok=True)
@@ -135,6 +156,41 @@ def _sample(
         columns = args.count if args.count > 1 else None
         save_grid(torch.cat(grid), args.grid, {"prompts": listed, **settings}, columns)
         print(f"grid: {args.grid}")
+
+
+def _search(
+    out: Path,
+    store: ImageStore,
+    module: TextToImage,
+    sampling: Sampling,
+    texts: Sequence[str],
+    rows: Sequence[Texts],
+    uncond: Texts,
+) -> list[dict[str, str]]:
+    """Searches the images that the store lacks and writes what the search reached; what was chosen of each image."""
+    from t2ikit.evaluation.sampling import sample_missing
+    from t2ikit.evaluation.selection import Selection
+    from t2ikit.metrics.fingerprint import write_files
+    from t2ikit.prompts import Prompt
+
+    search, prompts = sampling.search, [Prompt(text) for text in texts]
+    assert search is not None
+    search.check(prompts, (), "sample")
+    sample_missing(module, rows, sampling, store, "sample", prompts, uncond)
+    evaluations = sampling.network_evaluations(module.process)
+    selection = Selection(search, prompts, store.values(), evaluations, search.score_name(prompts[0]))
+    write_files(out, selection.files(store.firsts(), store.images()))
+    print(selection)
+    described = json.dumps(search.conditions())
+    return [
+        {
+            "search": described,
+            "network_evaluations": str(search.candidates * evaluations),
+            "chosen": str(candidate),
+            "verifier_score": repr(float(values[candidate])),
+        }
+        for candidate, values in zip(search.chosen(selection.values), selection.values, strict=True)
+    ]
 
 
 def _encode(

@@ -16,7 +16,7 @@ from t2ikit.evaluation.validation import SCORES
 from t2ikit.files import partial_of, publish, write_whole
 from t2ikit.metrics.fingerprint import Score, compare
 
-NO_CURVES = (*SCORES, "kid_std", "num_images", "num_prompts")
+NO_CURVES = (*SCORES, "kid_std", "num_images", "num_prompts", "network_evaluations")
 """Scores that guidance does not move, or that say how sure another one is."""
 
 Sweep = Mapping[float, Sequence[Score]]
