@@ -147,14 +147,18 @@ class Evaluation:
         images = ranks.from_first(store.images)
         conditions = {**sampling.conditions(), "weights": weights}
         of_metrics, files = self._score(images, module.device, conditions, step, costs)
+        scores += of_metrics
         if (search := sampling.search) is not None:
             evaluations, name = sampling.network_evaluations(module.process), search.score_name(self.prompts[0])
             selection = Selection(search, self.prompts, ranks.from_first(store.values), evaluations, name)
-            scores += selection.scores(self.conditions(conditions), step)
+            known = {score.name for score in scores}  # of the verifier itself, named as selection
+            scores += [
+                score for score in selection.scores(self.conditions(conditions), step) if score.name not in known
+            ]
             files |= ranks.from_first(lambda: selection.files(store.firsts(), images))
             if ranks.this() == 0:
                 tqdm.write(f"{self.name}: {selection}")
-        return Evaluated([*scores, *of_metrics], costs, images, files)
+        return Evaluated(scores, costs, images, files)
 
     def check_search(self, sampling: Sampling) -> None:
         """Has the search, if there is one, refuse a verifier that cannot choose or is a metric; after :meth:`prepare`.

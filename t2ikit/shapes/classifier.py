@@ -61,7 +61,7 @@ class AskedProbability(Metric):
     @torch.no_grad()
     def observe(self, batch: SampleBatch) -> Rows:
         """[B] float64; NaN where the prompt asks for no single object."""
-        logits = self._trained().to(batch.images.device)(prepared(batch.images)).double().cpu()
+        logits = self._ready().to(batch.images.device)(prepared(batch.images)).double().cpu()
         outlines, colors = (part.softmax(dim=1) for part in logits.split([len(CLASSES), len(COLORS)], dim=1))
         values = torch.full((len(batch),), math.nan, dtype=torch.float64)
         for row, (prompt, metadata) in enumerate(zip(batch.prompts, batch.metadata, strict=True)):
@@ -85,23 +85,14 @@ class AskedProbability(Metric):
 
     def fingerprint(self) -> dict[str, Any]:
         """The network and the hash of its weights, which a machine with other arithmetic trains differently."""
-        digest = state_sha256(self._trained().state_dict())
+        digest = state_sha256(self._ready().state_dict())
         settings = {"count": self.count, "epochs": self.epochs}
         return {"features": "shapes-classifier-1", "features_sha256": digest, "metric": "asked_probability", **settings}
 
-    def _trained(self) -> nn.Module:
-        """The network, out of the cache or trained now."""
+    def _ready(self) -> nn.Module:
         if self.network is None:
-            network, path = _network(), cache_folder() / f"shapes-classifier-1-{self.count}-{self.epochs}.pt"
-            if path.is_file():
-                network.load_state_dict(torch.load(path, weights_only=True))
-            else:
-                with torch.inference_mode(False), torch.enable_grad():  # the first look may be in a snapshot
-                    _train(network, self.count, self.epochs)
-                content = io.BytesIO()
-                torch.save(network.state_dict(), content)
-                write_whole(path, content.getvalue())
-            self.network = network.eval().requires_grad_(False)
+            with torch.inference_mode(False), torch.enable_grad():  # the first look may be in a snapshot
+                self.network = _trained(self.count, self.epochs)
         return self.network
 
 
@@ -136,6 +127,19 @@ def _network() -> nn.Module:
         return nn.Sequential(
             *layers, nn.Flatten(), nn.Linear(96 * 16, 128), nn.SiLU(), nn.Linear(128, len(CLASSES) + len(COLORS))
         )
+
+
+def _trained(count: int, epochs: int) -> nn.Module:
+    """The network, out of the cache or trained now and kept there."""
+    network, path = _network(), cache_folder() / f"shapes-classifier-1-{count}-{epochs}.pt"
+    if path.is_file():
+        network.load_state_dict(torch.load(path, weights_only=True))
+    else:
+        _train(network, count, epochs)
+        content = io.BytesIO()
+        torch.save(network.state_dict(), content)
+        write_whole(path, content.getvalue())
+    return network.eval().requires_grad_(False)
 
 
 def _train(network: nn.Module, count: int, epochs: int) -> None:
