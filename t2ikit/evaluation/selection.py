@@ -112,7 +112,7 @@ class Selection:
                 for side in (-1, 1)
             )
             axes.fill_between(counts, low, high, alpha=0.2)
-        axes.set_title(f"{self.search.method} search: {self.name} of the verifier (selection, no result)", fontsize=8)
+        axes.set_title(f"{self.search.method} search, {self.name} of its verifier\n(selection, no result)", fontsize=8)
         axes.set_xlabel(f"candidates N; an image takes {self.evaluations} N network evaluations", fontsize=8)
         axes.set_ylabel(f"best of N, mean of {len(self.values)} images", fontsize=8)
         axes.tick_params(labelsize=7)

@@ -42,12 +42,13 @@ class AskedProbability(Metric):
     Attributes:
         count: rendered scenes of difficulty "simple" that it is trained on.
         epochs: how often it sees them.
+        name: put before the score's name.
     """
 
-    def __init__(self, count: int = 4096, epochs: int = 12) -> None:
+    def __init__(self, count: int = 4096, epochs: int = 12, name: str | None = None) -> None:
         if count < _BATCH or epochs < 1:
             raise ValueError(f"AskedProbability: count is at least {_BATCH}, epochs at least 1; got {count}, {epochs}")
-        self.count, self.epochs = count, epochs
+        self.count, self.epochs, self.name = count, epochs, name
         self.network: nn.Module | None = None
 
     def check(self, samples: Samples) -> None:

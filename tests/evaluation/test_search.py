@@ -25,8 +25,11 @@ from t2ikit.evaluation.settings import Sampling
 from t2ikit.metrics import DistributionMetrics, RandomConvFeatures
 from t2ikit.metrics.base import Metric, Result, Rows, SampleBatch, Samples
 from t2ikit.metrics.fingerprint import UnlikeFingerprints, compare
+from t2ikit.metrics.geneval.metric import GenEval
 from t2ikit.module import TextToImage
 from t2ikit.prompts import Encode, Prompt, PromptSource
+from t2ikit.shapes import ShapesDetector
+from t2ikit.shapes.scenes import render, scenes
 from tiny import awake, shallow_cad_i
 
 COUNT = 7
@@ -343,6 +346,16 @@ def test_one_of_several_scores_decides(tmp_path: Path) -> None:
     means = found.images[:-1].double().mean((1, 2, 3))
     assert torch.allclose(values_of(found)[:-1].amax(1), means)
     assert found.scores[0].fingerprint.extra["search"]["verifier"]["score"] == "all"
+
+
+def test_geneval_may_choose() -> None:
+    metadata = {"tag": "single_object", "include": [{"class": "circle", "count": 1}], "prompt": "a photo of a circle"}
+    verifier = GenEval(ShapesDetector())
+    scene = next(scene for scene in scenes(0, "val", 0, 40, "simple") if scene.main.class_name == "circle")
+    images = torch.stack([torch.from_numpy(render(scene, 32)), torch.zeros(3, 32, 32, dtype=torch.uint8)])
+    search = search_of(verifier=verifier, score="correct_images")
+    search.check([Prompt("a photo of a circle", metadata)], [DistributionMetrics(RandomConvFeatures(dim=8))], "val")
+    assert search.values(images, [Prompt("a photo of a circle", metadata)] * 2) == [1.0, 0.0]
 
 
 def test_contexts_are_those_of_the_texts() -> None:
