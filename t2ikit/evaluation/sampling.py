@@ -104,8 +104,8 @@ def sample_missing(
         with Progress(batches, sampling, f"{label}: search") as progress:
             for indices in batches:
                 ranks.stop_if_asked()
-                rows, texts = ([entries[index] for index in indices] for entries in (states, prompts))
-                chosen = search_batch(module, rows, texts, indices.start, sampling, uncond, progress)
+                rows, read = [states[index] for index in indices], [prompts[index] for index in indices]
+                chosen = search_batch(module, rows, read, indices.start, sampling, uncond, progress)
                 store.add_chosen(indices.start, chosen)
         sampling.search.verifier.offload()
 

@@ -93,7 +93,7 @@ class Search:
 
     def conditions(self) -> dict[str, Any]:
         """Everything that the choice depends on, for the fingerprint of every score of the images."""
-        described = {"method": self.method, "candidates": self.candidates}
+        described: dict[str, Any] = {"method": self.method, "candidates": self.candidates}
         if self.method == "zero-order":
             described |= {"neighbours": self.neighbours, "similarity": self.similarity}
         verifier = {"metric": type(self.verifier).__name__, **self.verifier.fingerprint()}
