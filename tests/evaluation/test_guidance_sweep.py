@@ -25,7 +25,6 @@ def scores(weight: float, steps: int = 50) -> list[Score]:
         Score("dinov2/frechet_distance", 5 + (weight - 2) ** 2, conditions),
         Score("clip_score", 20 + weight, conditions, standard_error=0.25),
         Score("overall_se", 0.1, conditions),
-        Score("selection/bright", 7 + weight, conditions),
     ]
 
 
@@ -39,13 +38,23 @@ def printed(table: object) -> str:
     return console.export_text()
 
 
+def test_what_a_search_reached_is_no_curve() -> None:
+    searched = {
+        weight: [*scores(weight), Score("selection/bright", 7 + weight, replace(PRINT, guidance=weight))]
+        for weight in (0.0, 4.0)
+    }
+    assert columns(searched)[-1] == "selection/bright" and curves(searched) == ["dinov2/frechet_distance", "clip_score"]
+    text = printed(sweep_table(searched, LESS))
+    assert "11" in text and "11*" not in text
+
+
 def test_a_sweep_as_table_csv_and_figure(tmp_path: Path) -> None:
-    assert columns(SWEEP) == ["dinov2/frechet_distance", "clip_score", "overall_se", "selection/bright"]
+    assert columns(SWEEP) == ["dinov2/frechet_distance", "clip_score", "overall_se"]
     assert curves(SWEEP) == ["dinov2/frechet_distance", "clip_score"]
     assert best([9, 6, 5, 9], less_is_better=True) == 2 and best([20, 21, 22, 24], less_is_better=False) == 3
     assert best([3, 3, 3], less_is_better=False) is None
     text = printed(sweep_table(SWEEP, LESS))
-    assert "5*" in text and "24*" in text and "w = 4" in text and "0.1*" not in text and "11*" not in text
+    assert "5*" in text and "24*" in text and "w = 4" in text and "0.1*" not in text
     write_csv(tmp_path / "scores.csv", SWEEP)
     rows = list(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()))
     assert [float(row["guidance"]) for row in rows] == [0, 1, 2, 4]
