@@ -27,7 +27,8 @@ from t2ikit.batch import Text
 from t2ikit.denoisers import CADI
 from t2ikit.evaluation import Evaluation
 from t2ikit.evaluation.image_store import ImageStore
-from t2ikit.evaluation.sampling import Sampling, identity_of
+from t2ikit.evaluation.sampling import identity_of
+from t2ikit.evaluation.settings import Sampling
 from t2ikit.metrics import DistributionMetrics, RandomConvFeatures
 from t2ikit.prompts import Encode, Prompt, PromptSource
 from t2ikit.shapes.scenes import render, scenes

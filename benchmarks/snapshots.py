@@ -19,7 +19,8 @@ from t2ikit.batch import Text
 from t2ikit.denoisers import CADI
 from t2ikit.denoisers.cad_i import cad_i_l
 from t2ikit.evaluation import Evaluation
-from t2ikit.evaluation.sampling import Sampling, identity_of, sample_batch
+from t2ikit.evaluation.sampling import identity_of, sample_batch
+from t2ikit.evaluation.settings import Sampling
 from t2ikit.metrics import DistributionMetrics, RandomConvFeatures
 from t2ikit.module import TextToImage
 from t2ikit.pictures import Images

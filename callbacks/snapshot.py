@@ -37,9 +37,9 @@ from t2ikit.denoisers import SavedDenoiser
 from t2ikit.diffusion import Guidance
 from t2ikit.diffusion.samplers import find_solver
 from t2ikit.diffusion.solvers import Solver
-from t2ikit.evaluation import Evaluated, Evaluation
+from t2ikit.evaluation import Evaluated, Evaluation, Search
 from t2ikit.evaluation.image_store import IDENTITY, identity_text
-from t2ikit.evaluation.sampling import Sampling
+from t2ikit.evaluation.settings import Sampling
 from t2ikit.files import below, parse_json, write_whole
 from t2ikit.metrics.base import Metric
 from t2ikit.metrics.fingerprint import write_files, write_scores
@@ -76,6 +76,7 @@ class Snapshot(L.Callback):
         grid: number of images in the picture.
         ema_decay: which EMA profile; None takes the first. Without an EMA callback the raw weights sample.
         keep_images: keep every image as a PNG file, in the layout of the prompt source (that of its benchmark).
+        search: sample candidates of every image, of which a verifier chooses, see ``t2ikit.evaluation.Search``.
 
     Raises:
         ValueError: a number below 1.
@@ -100,6 +101,7 @@ class Snapshot(L.Callback):
         grid: int = 16,
         ema_decay: float | None = None,
         keep_images: bool = False,
+        search: Search | None = None,
     ) -> None:
         super().__init__()
         counts = {"every_n_steps": every_n_steps, "steps": steps, "batch_size": batch_size, "grid": grid}
@@ -112,7 +114,7 @@ class Snapshot(L.Callback):
         self.every_n_steps = every_n_steps
         self.at_start = at_start
         self.at_end = at_end
-        self.sampling = Sampling(steps, method, guidance, seed, batch_size)
+        self.sampling = Sampling(steps, method, guidance, seed, batch_size, search=search)
         self.evaluation = Evaluation(name, prompts, metrics or [], reference, reference_limit, validation_loss)
         self.grid = grid
         self.ema_decay = ema_decay
@@ -154,6 +156,7 @@ class Snapshot(L.Callback):
                 f"callbacks.{self.name}: ema_decay {self.ema_decay} is no profile of the EMA callback; add it there"
             )
         self.evaluation.prepare(trainer.datamodule, pl_module.device)
+        self.evaluation.check_search(self.sampling)
         pl_module.space.load()
         self.sampling = self.sampling.filled(pl_module.device, pl_module.origins)
         pl_module.run_log.scores[self.name] = self.history

@@ -35,6 +35,7 @@ from t2ikit.diffusion import Denoising, Guidance, Objective, Process, sample
 from t2ikit.diffusion.compiled import CompiledObjective
 from t2ikit.diffusion.objectives import fixed_t_loss
 from t2ikit.diffusion.processes import Threshold
+from t2ikit.diffusion.samplers import Condition, Contexts, encode
 from t2ikit.diffusion.solvers import Solver
 from t2ikit.diffusion.terms import Term
 from t2ikit.encoders.autoencoders import ImageSpace, PixelSpace
@@ -303,7 +304,7 @@ class TextToImage(Learner, L.LightningModule):
     @torch.no_grad()
     def sample(
         self,
-        text: Texts,
+        text: Condition,
         noise: Tensor,
         *,
         steps: int,
@@ -316,7 +317,8 @@ class TextToImage(Learner, L.LightningModule):
         """Images of the present weights.
 
         Args:
-            text: B prompts; a tuple with those of every text encoder where there are several.
+            text: B prompts; a tuple with those of every text encoder where there are several, or what ``encode`` made
+                of them.
             noise: [B, C, H, W] standard normal, one row a prompt.
             steps, guidance, method, generators, progress: as in ``t2ikit.diffusion.sample``.
             uncond: encoding of the negative prompt, one row; default the empty prompt of the data.
@@ -338,6 +340,12 @@ class TextToImage(Learner, L.LightningModule):
             progress=progress,
         )
         return self.space.images(x_0)
+
+    def encode(self, text: Texts, guidance: float | Guidance = 0.0, uncond: Texts | None = None) -> Contexts:
+        """The texts of B images encoded once, for several calls of :meth:`sample`; arguments as there."""
+        device = each_text(text)[0].mask.device
+        empty = uncond if uncond is not None else self._empty_prompt(device)
+        return encode(self.denoiser, text, empty, guidance, device)
 
     def _empty_prompt(self, device: torch.device) -> Texts:
         empty = self.unconditional

@@ -21,7 +21,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from t2ikit.files import partial_of, publish
+from t2ikit.files import write_whole
 from t2ikit.photos import SUFFIXES, BadImage, read_rgb, size_of
 
 
@@ -139,15 +139,16 @@ def save_png(picture: Tensor, path: Path, text: Mapping[str, str] | None = None)
         path: of the file; one that is there is replaced.
         text: entries of its text metadata (``PIL.Image.open(path).text``).
     """
-    entries = PngInfo()
+    write_whole(path, png(picture, text))
+
+
+def png(picture: Tensor, text: Mapping[str, str] | None = None) -> bytes:
+    """The content of a PNG of a picture [3, H, W] uint8 on the CPU; ``text`` as in :func:`save_png`."""
+    entries, content = PngInfo(), io.BytesIO()
     for key, value in (text or {}).items():
         entries.add_text(key, value)
-    partial = partial_of(path)
-    try:
-        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(partial, format="PNG", pnginfo=entries)
-        publish(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(content, format="PNG", pnginfo=entries)
+    return content.getvalue()
 
 
 def find_pictures(folder: Path) -> list[Path]:

@@ -59,6 +59,22 @@ def expanded(path: str) -> Path:
         raise argparse.ArgumentTypeError(f"{path!r}: this machine knows no such user; write it in full") from error
 
 
+def add_search(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of a test-time search."""
+    add = parser.add_argument_group(
+        "test-time search", "samples several candidates of every image; a metric chooses one of them"
+    ).add_argument
+    search_help = "random: noise of its own for every candidate; zero-order: neighbours of the best noise so far"
+    add("--search", choices=("random", "zero-order"), help=search_help)
+    add("--candidates", type=positive, metavar="N", help="candidates of every image, the first one counted (16)")
+    verifier_help = "class path of a metric that scores an image by itself, or its class node as in an experiment"
+    add("--verifier", metavar="METRIC", help=verifier_help)
+    add("--verifier-score", metavar="NAME", help="which score of the verifier decides, where it has several")
+    add("--neighbours", type=positive, metavar="N", help="of zero-order: candidates in a round (4)")
+    similarity_help = "of zero-order: cosine between the noise of a neighbour and the best one (0.95)"
+    add("--similarity", type=finite, metavar="COSINE", help=similarity_help)
+
+
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Adds ``--trust``."""
     parser.add_argument(

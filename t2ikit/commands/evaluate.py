@@ -6,7 +6,7 @@ import argparse
 import math
 from typing import Any
 
-from t2ikit.commands.arguments import METHOD_HELP, add_trust, expanded, method, positive
+from t2ikit.commands.arguments import METHOD_HELP, add_search, add_trust, expanded, method, positive
 from t2ikit.commands.overrides import take_overrides
 from t2ikit.config.compose import ConfigError
 from t2ikit.files import require_folder
@@ -21,6 +21,7 @@ EXAMPLES = """examples:
   t2ikit evaluate runs/quickstart/version_0 --snapshot val
   t2ikit evaluate RUN/checkpoints/step-00250000.ckpt --snapshot val --guidance 0,1,2,4 --devices 8
   t2ikit evaluate RUN --snapshot geneval --seed 1 --compare RUN --varied seeds
+  t2ikit evaluate RUN --snapshot val --search random --candidates 8 --verifier t2ikit.shapes.AskedProbability
   t2ikit evaluate --images PICTURES --experiment experiments/quickstart.yaml --snapshot val
   t2ikit evaluate --write-reference statistics --experiment experiments/base/evaluation.yaml --snapshot imagenet_val
 
@@ -35,7 +36,7 @@ Any option of the experiment's data and snapshots may be overridden:
 """
 
 # Options of sampling: none of them has a meaning for existing pictures.
-SAMPLING = ("guidance", "steps", "method", "seed", "batch_size", "weights", "autoencoder")
+SAMPLING = ("guidance", "steps", "method", "seed", "batch_size", "weights", "autoencoder", "search", "verifier")
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -75,6 +76,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--compare", type=expanded, metavar="DIR", help="a run, or a folder with scores/, to compare the scores with")
     varied_help = "fields of the fingerprints that may differ in the comparison, e.g. guidance,steps (of the sampler)"
     add("--varied", type=_names, default=(), metavar="FIELD[,FIELD...]", help=varied_help)
+    add_search(parser)
     add_trust(parser)
     add("--out", type=expanded, metavar="DIR", help="default: RUN/evaluations/NAME; for --images evaluations/NAME")
     return parser

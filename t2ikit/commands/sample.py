@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2ikit.commands.arguments import METHOD_HELP, add_trust, expanded, finite, method, positive, size
+from t2ikit.commands.arguments import METHOD_HELP, add_search, add_trust, expanded, finite, method, positive, size
 from t2ikit.files import require_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from t2ikit.evaluation.sampling import Sampling
+    from t2ikit.evaluation.image_store import ImageStore
+    from t2ikit.evaluation.settings import Sampling
     from t2ikit.run.trained import TrainedModel
+
+UNFINISHED = "images.sampling"
+"""Folder, in the one of the images, of a search that is not finished."""
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -24,7 +29,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="sample images from a trained model",
         description="Samples images with the averaged weights of a checkpoint. Image i depends on the seed, on i and "
         "on its prompt alone, not on the batch size. Every PNG holds prompt, seed, settings and the checkpoint's "
-        "SHA-256 as text metadata.",
+        "SHA-256 as text metadata. A search also writes its curve, search_curve.csv and .png, the score of every "
+        "candidate, and a picture of first candidates above chosen ones; an interrupted one goes on.",
     )
     add = parser.add_argument
     add(
@@ -56,6 +62,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--text-encoder", action="append", metavar="FOLDER_OR_ID", help=encoder_help)
     add("--autoencoder", metavar="FOLDER_OR_ID", help="the autoencoder of the training data, if it has moved")
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    add_search(parser)
     add_trust(parser)
     return parser
 
@@ -67,9 +74,10 @@ def run(args: argparse.Namespace) -> int:
         ConfigError, FileNotFoundError, ValueError: what is missing or wrong, and what to change.
     """
     from t2ikit.checkpoints.runs import find_trained
-    from t2ikit.evaluation.sampling import Sampling
+    from t2ikit.evaluation.settings import Sampling
     from t2ikit.prompts import read_prompts
     from t2ikit.run.experiment import find_method, origins_of
+    from t2ikit.run.search import find_search
     from t2ikit.run.trained import find_device, load_trained
 
     _check_output(args)
@@ -78,12 +86,13 @@ def run(args: argparse.Namespace) -> int:
     solver = find_method(args.method, origins)
     if args.negative is not None and args.guidance == 0.0:
         raise ValueError("--negative acts through guidance: give --guidance another value than 0")
+    search = find_search(args, origins)
     prompts = args.prompt or read_prompts(args.prompts, "--prompts")
     device = find_device(args.device)
     encoders = args.text_encoder
     trained = load_trained(checkpoint, args.weights, args.autoencoder, origins=origins, text_encoders=encoders)
     trained.module.to(device)
-    sampling = Sampling(args.steps, solver, args.guidance, args.seed, args.batch_size, size=args.size)
+    sampling = Sampling(args.steps, solver, args.guidance, args.seed, args.batch_size, size=args.size, search=search)
     _sample(args, trained, sampling, [prompt for prompt in prompts for _ in range(args.count)])
     return 0
 
@@ -105,18 +114,29 @@ def _sample(args: argparse.Namespace, trained: TrainedModel, sampling: Sampling,
     """Image i of ``prompts[i]``, written batch by batch, so that an interrupt leaves whole images."""
     import torch
 
+    from t2ikit.evaluation.image_store import ImageStore
     from t2ikit.pictures import save_grid, save_png
 
     settings = _settings(args, trained)
     grid: list[Tensor] = []
-    batches = trained.images(prompts, sampling, args.negative or "")
+    choices: Sequence[Mapping[str, str]] = [{} for _ in prompts]
+    store = ImageStore(args.out / UNFINISHED, len(prompts))
     args.out.mkdir(parents=True, exist_ok=True)
-    for batch, images in batches:
+    if sampling.search is None:
+        sampled = trained.images(prompts, sampling, args.negative or "")
+    else:
+        choices = _search(args.out, store, trained, sampling, prompts, args.negative or "")
+        found, count = store.images(), sampling.batch_size
+        rows = [range(first, min(first + count, len(prompts))) for first in range(0, len(prompts), count)]
+        sampled = ((batch, found[batch.start : batch.stop]) for batch in rows)
+    for batch, images in sampled:
         for index, image in zip(batch, images, strict=True):
-            metadata = {"prompt": prompts[index], "index": str(index), **settings}
+            metadata = {"prompt": prompts[index], "index": str(index), **settings, **choices[index]}
             save_png(image, args.out / f"{index:05d}.png", metadata)
         if args.grid is not None:
             grid.append(images)
+    if sampling.search is not None:
+        store.discard()
     print(f"{len(prompts)} image{'s' if len(prompts) > 1 else ''} of step {trained.step} in {args.out}")
     if args.grid is not None:
         args.grid.parent.mkdir(parents=True, exist_ok=True)
@@ -124,6 +144,41 @@ def _sample(args: argparse.Namespace, trained: TrainedModel, sampling: Sampling,
         columns = args.count if args.count > 1 else None
         save_grid(torch.cat(grid), args.grid, {"prompts": listed, **settings}, columns)
         print(f"grid: {args.grid}")
+
+
+def _search(
+    out: Path,
+    store: ImageStore,
+    trained: TrainedModel,
+    sampling: Sampling,
+    texts: Sequence[str],
+    negative: str,
+) -> list[dict[str, str]]:
+    """Searches the images that the store lacks and writes what the search reached; what was chosen of each image."""
+    from t2ikit.evaluation.sampling import sample_missing
+    from t2ikit.evaluation.selection import Selection
+    from t2ikit.metrics.fingerprint import write_files
+    from t2ikit.prompts import Prompt
+
+    search, prompts = sampling.search, [Prompt(text) for text in texts]
+    assert search is not None
+    search.check(prompts, (), "sample")
+    rows, uncond = trained.states(texts, sampling, negative)
+    sample_missing(trained.module, rows, sampling, store, "sample", prompts, uncond)
+    evaluations = sampling.network_evaluations(trained.module.process)
+    selection = Selection(search, prompts, store.values(), evaluations, search.score_name(prompts[0]))
+    write_files(out, selection.files(store.firsts(), store.images()))
+    print(selection)
+    described = json.dumps(search.conditions())
+    return [
+        {
+            "search": described,
+            "network_evaluations": str(search.candidates * evaluations),
+            "chosen": str(candidate),
+            "verifier_score": repr(float(values[candidate])),
+        }
+        for candidate, values in zip(search.chosen(selection.values), selection.values, strict=True)
+    ]
 
 
 def _settings(args: argparse.Namespace, trained: TrainedModel) -> dict[str, str]:

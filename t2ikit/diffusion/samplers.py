@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal, overload
 
 import torch
@@ -22,8 +23,29 @@ from t2ikit.diffusion.processes import Process, Threshold
 from t2ikit.diffusion.solvers import SOLVERS, Grid, Normal, Solver
 from t2ikit.diffusion.thresholds import threshold_function
 
-Condition = Texts | Context
-"""What a sample is conditioned on: text of one or of several encoders, or a context that ``encode_text`` made of it."""
+
+@dataclass(frozen=True)
+class Contexts:
+    """Every context that sampling under a rule of guidance needs; :func:`encode` makes it, :func:`sample` takes it.
+
+    Attributes:
+        text: of the text, B rows.
+        uncond: of the unconditional text, B rows; None where the rule needs none.
+        weaker: of the text by the weaker denoiser, B rows; None without autoguidance.
+    """
+
+    text: Context
+    uncond: Context | None = None
+    weaker: Context | None = None
+
+    def rows(self, index: Tensor) -> Contexts:
+        """The contexts at ``index`` [R] int64, in that order; a row may be taken several times."""
+        kept = (None if context is None else context.rows(index) for context in (self.uncond, self.weaker))
+        return Contexts(self.text.rows(index), *kept)
+
+
+Condition = Texts | Context | Contexts
+"""What a sample is conditioned on: text of one or of several encoders, or what ``encode_text`` or `encode` made."""
 
 ALIASES = {"dpm++2m": "dpmpp_2m", "dpm++_2m": "dpmpp_2m"}
 
@@ -34,7 +56,7 @@ def sample(
     process: Process,
     noise: Tensor,
     text: Condition,
-    uncond: Condition | None = None,
+    uncond: Texts | Context | None = None,
     *,
     steps: int,
     guidance: float | Guidance = 0.0,
@@ -52,7 +74,7 @@ def sample(
     process: Process,
     noise: Tensor,
     text: Condition,
-    uncond: Condition | None = None,
+    uncond: Texts | Context | None = None,
     *,
     steps: int,
     guidance: float | Guidance = 0.0,
@@ -70,7 +92,7 @@ def sample(
     process: Process,
     noise: Tensor,
     text: Condition,
-    uncond: Condition | None = None,
+    uncond: Texts | Context | None = None,
     *,
     steps: int,
     guidance: float | Guidance = 0.0,
@@ -90,7 +112,7 @@ def sample(
             ``level_kind`` is "gamma" or "log_snr".
         noise: [B, C, H, W] standard normal; 16-bit noise is converted to fp32.
         text: ``Text`` (or a tuple of them, for several encoders) of B rows or of one for all, or a context that this
-            denoiser's ``encode_text`` made, of B rows.
+            denoiser's ``encode_text`` made, of B rows; or what :func:`encode` made for this guidance, of B rows.
         uncond: the same for the unconditional branch; needed by guidance unless it is autoguidance.
         steps: K, at least 1; "heun" evaluates the network 2 K - 1 times, the others K times.
         guidance: w of (1 + w) cond - w uncond, not applied at the first step; or a :class:`Guidance`.
@@ -119,8 +141,9 @@ def sample(
         times = times.to(x.dtype)
     grid = Grid.of(process, times)
     with _evaluating(denoiser, loaded(rule.weaker)):
-        context, uncond_context, weaker_context = _contexts(denoiser, rule, x, text, uncond)
-        network = GuidedDenoiser(denoiser, process, rule, times, x.device, context, uncond_context, weaker_context)
+        contexts = text if isinstance(text, Contexts) else _contexts(denoiser, rule, x, text, uncond)
+        known = contexts.text, contexts.uncond, contexts.weaker
+        network = GuidedDenoiser(denoiser, process, rule, times, x.device, *known)
 
         def estimate(x: Tensor, node: int, step: int) -> tuple[Tensor, Tensor]:
             x0, noise = network(x, node, step)
@@ -140,6 +163,57 @@ def sample(
         came = f"more than {steps}" if done > steps else str(done)
         raise ValueError(f"method {solver.name}: yields x after each of the {steps} steps, but {came} came")
     return (path[-1], torch.stack(path)) if trajectory else path[-1]
+
+
+@torch.no_grad()
+def encode(
+    denoiser: Denoiser,
+    text: Texts,
+    uncond: Texts | None,
+    guidance: float | Guidance,
+    device: torch.device,
+) -> Contexts:
+    """Encodes texts once, for several calls of :func:`sample` under one rule of guidance.
+
+    Args:
+        denoiser: the network.
+        text: B rows.
+        uncond: of B rows or of one for all; as in :func:`sample`.
+        guidance: as in :func:`sample`.
+        device: of the denoiser.
+
+    Raises:
+        ValueError: guidance without ``uncond``, or rows that do not fit.
+    """
+    rule = guidance if isinstance(guidance, Guidance) else Guidance(float(guidance))
+    rows = torch.empty(text_rows(text), 0, device=device)
+    with _evaluating(denoiser, loaded(rule.weaker)):
+        return _contexts(denoiser, rule, rows, text, uncond)
+
+
+def network_evaluations(
+    process: Process, *, steps: int, guidance: float | Guidance = 0.0, method: str | Solver = "ddim"
+) -> int:
+    """How often :func:`sample` evaluates a network for one image: once for every branch of guidance of every step.
+
+    The solver runs on zeros instead of a network, so that one of your own is counted too.
+    """
+    solver = find_solver(method)
+    rule = guidance if isinstance(guidance, Guidance) else Guidance(float(guidance))
+    times = process.times(steps, solver.spacing)
+    log_snr = process.log_snr(times.double()).tolist()
+    count = 0
+
+    def estimate(x: Tensor, node: int, step: int) -> tuple[Tensor, Tensor]:
+        nonlocal count
+        weight, latent_weight = rule.weights(step, steps, log_snr[node])
+        guided = weight != 0.0 or latent_weight != 0.0
+        count += (3 if latent_weight != 0.0 else 2) if guided else 1
+        return torch.zeros_like(x), torch.zeros_like(x)
+
+    for _ in solver.steps(estimate, Grid.of(process, times), torch.zeros(1, 1, 1, 1), torch.zeros_like):
+        pass
+    return count
 
 
 def find_solver(method: str | Solver) -> Solver:
@@ -165,24 +239,24 @@ def _check(noise: Tensor, steps: int, generators: Sequence[torch.Generator] | No
 
 
 def _contexts(
-    denoiser: Denoiser, rule: Guidance, x: Tensor, text: Condition, uncond: Condition | None
-) -> tuple[Context, Context | None, Context | None]:
+    denoiser: Denoiser, rule: Guidance, x: Tensor, text: Texts | Context, uncond: Texts | Context | None
+) -> Contexts:
     """Contexts of the text, of the unconditional text and of the weaker denoiser; None where not needed."""
     context = _context(denoiser, text, x, "text")
     if not rule.active:
-        return context, None, None
+        return Contexts(context)
     if rule.weaker is not None:
         if not isinstance(text, (Text, tuple)):
             raise ValueError("autoguidance encodes the text with both denoisers: give sample a Text, not a context")
         weaker = loaded(rule.weaker)
         assert weaker is not None
-        return context, None, _context(weaker, text, x, "text")
+        return Contexts(context, weaker=_context(weaker, text, x, "text"))
     if uncond is None:
         raise ValueError("guidance needs `uncond`, the text of the unconditional branch (the empty prompt)")
-    return context, _context(denoiser, uncond, x, "uncond"), None
+    return Contexts(context, _context(denoiser, uncond, x, "uncond"))
 
 
-def _context(denoiser: Denoiser, text: Condition, x: Tensor, name: str) -> Context:
+def _context(denoiser: Denoiser, text: Texts | Context, x: Tensor, name: str) -> Context:
     """The context of a text, encoded once; one row is shared by all rows of x."""
     if not isinstance(text, (Text, tuple)):
         return text

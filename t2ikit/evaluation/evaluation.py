@@ -22,8 +22,10 @@ from t2ikit.encoders.limits import with_remarks
 from t2ikit.encoders.text import encode_prompts, load_encoder
 from t2ikit.evaluation.image_store import ImageStore
 from t2ikit.evaluation.reference_images import ReferenceImages, real_images
-from t2ikit.evaluation.sampling import Sampling, identity_of, sample_missing
+from t2ikit.evaluation.sampling import identity_of, sample_missing
 from t2ikit.evaluation.scoring import Cost, measured, score_name, score_samples, write_references
+from t2ikit.evaluation.selection import Selection
+from t2ikit.evaluation.settings import Sampling
 from t2ikit.evaluation.validation import SCORES, validation_losses
 from t2ikit.files import partial_of, publish, recover
 from t2ikit.metrics.base import Metric, Samples, reference_of, samples_of
@@ -32,7 +34,7 @@ from t2ikit.module import TextToImage
 from t2ikit.pictures import Images
 from t2ikit.prompts import Prompt, PromptSource, prompts_hash
 
-MODEL_FIELDS = ("seeds", "sampler", "steps", "guidance", "precision", "weights")
+MODEL_FIELDS = ("seeds", "sampler", "steps", "guidance", "precision", "weights", "search")
 """Fields of a fingerprint that describe the model's side; they are not known of pictures of another program."""
 
 
@@ -133,6 +135,7 @@ class Evaluation:
             OtherRankFailed: another rank failed.
         """
         self.prepare(data, module.device)
+        self.check_search(sampling)
         assert self._states is not None
         store, costs = ImageStore(folder, len(self.prompts)), list[Cost]()
         scores = []
@@ -140,16 +143,36 @@ class Evaluation:
             with measured("loss", costs):
                 scores += validation_losses(module, data, sampling, weights, step, self.name)
         with measured("sampling", costs):
-            sample_missing(module, self._states, sampling, store, self.name)
+            sample_missing(module, self._states, sampling, store, self.name, self.prompts)
         images = ranks.from_first(store.images)
         conditions = {**sampling.conditions(), "weights": weights}
         of_metrics, files = self._score(images, module.device, conditions, step, costs)
-        return Evaluated([*scores, *of_metrics], costs, images, files)
+        scores += of_metrics
+        if (search := sampling.search) is not None:
+            evaluations, name = sampling.network_evaluations(module.process), search.score_name(self.prompts[0])
+            selection = Selection(search, self.prompts, ranks.from_first(store.values), evaluations, name)
+            known = {score.name for score in scores}  # of the verifier itself, named as selection
+            scores += [
+                score for score in selection.scores(self.conditions(conditions), step) if score.name not in known
+            ]
+            files |= ranks.from_first(lambda: selection.files(store.firsts(), images))
+            if ranks.this() == 0:
+                tqdm.write(f"{self.name}: {selection}")
+        return Evaluated(scores, costs, images, files)
+
+    def check_search(self, sampling: Sampling) -> None:
+        """Has the search, if there is one, refuse a verifier that cannot choose or is a metric; after :meth:`prepare`.
+
+        Raises:
+            ValueError: what to change.
+        """
+        if (search := sampling.search) is not None:
+            ranks.from_first(lambda: search.check(self.prompts, self.metrics, f"callbacks.{self.name}"))
 
     def identity(self, module: TextToImage, sampling: Sampling) -> dict[str, Any]:
         """What the images of the present weights depend on, see :func:`identity_of`; after :meth:`prepare`."""
         assert self._states is not None
-        return identity_of(module, self._states, sampling)
+        return identity_of(module, self._states, sampling, self.prompts)
 
     def evaluate_pictures(self, folder: Path, data: DataModule, device: torch.device | None = None) -> Evaluated:
         """Scores pictures of any model, one for each prompt, in the layout of the prompt source.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from t2ikit.evaluation.search import SELECTION
 from t2ikit.evaluation.validation import SCORES
 from t2ikit.files import partial_of, publish, write_whole
 from t2ikit.metrics.fingerprint import Score, compare
@@ -37,8 +38,9 @@ def columns(sweep: Sweep) -> list[str]:
 
 
 def curves(sweep: Sweep) -> list[str]:
-    """The scores that are worth a panel of the figure."""
-    return [name for name in columns(sweep) if _plain(name) not in NO_CURVES and not name.endswith("_se")]
+    """The scores that are worth a panel of the figure; what a search reached is no result."""
+    judged = [name for name in columns(sweep) if not name.startswith(f"{SELECTION}/")]
+    return [name for name in judged if _plain(name) not in NO_CURVES and not name.endswith("_se")]
 
 
 def best(values: Sequence[float], less_is_better: bool) -> int | None:

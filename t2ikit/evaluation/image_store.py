@@ -2,6 +2,8 @@
 
     NAME.sampling/identity.json                what the images depend on
     NAME.sampling/00000128-00000256.npy        images 128 to 255, uint8 [128, 3, H, W]
+    NAME.sampling/00000128-00000256.values     of a search: the verifier's score of their candidates, float64 [128, N]
+    NAME.sampling/00000128-00000256.firsts     of a search: their first candidates, uint8, of the first images alone
 
 A file is written whole or not at all. Images of another identity are removed when the folder is opened.
 """
@@ -17,12 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from t2ikit.evaluation.search import Chosen
 from t2ikit.files import write_whole
 from t2ikit.pictures import Images, StoredImages
 
 IDENTITY = "identity.json"
+FIRSTS = 64
+"""Images whose first candidate is kept, for the picture of first against best."""
 
 
 def identity_text(identity: dict[str, Any]) -> str:
@@ -67,9 +73,27 @@ class ImageStore:
 
     def add(self, first: int, images: Tensor) -> None:
         """Keeps images ``first`` to ``first + B - 1``, uint8 [B, 3, H, W]."""
+        self._write(first, first + len(images), "npy", images)
+
+    def add_chosen(self, first: int, chosen: Chosen) -> None:
+        """Keeps what a search gave for images ``first`` to ``first + B - 1``."""
+        end = first + len(chosen.images)
+        self._write(first, end, "values", chosen.values)
+        self._write(first, end, "firsts", chosen.firsts[: max(0, FIRSTS - first)])
+        self.add(first, chosen.images)  # the last: without its images a batch is sampled again
+
+    def values(self) -> Tensor:
+        """The verifier's score of every candidate of a search, [count, N] float64, when all images are there."""
+        return torch.cat([torch.from_numpy(np.load(path.with_suffix(".values"))) for _, _, path in self._files()])
+
+    def firsts(self) -> Tensor:
+        """The first candidates of the first images of a search, uint8 [at most FIRSTS, 3, H, W]."""
+        return torch.cat([torch.from_numpy(np.load(path.with_suffix(".firsts"))) for _, _, path in self._files()])
+
+    def _write(self, first: int, end: int, suffix: str, rows: Tensor) -> None:
         content = io.BytesIO()
-        np.save(content, images.cpu().numpy())
-        write_whole(self.folder / f"{first:08d}-{first + len(images):08d}.npy", content.getvalue())
+        np.save(content, rows.cpu().numpy())
+        write_whole(self.folder / f"{first:08d}-{end:08d}.{suffix}", content.getvalue())
 
     def images(self) -> Images:
         """All images, uint8 [N, 3, H, W], as long as the folder is there.

@@ -6,8 +6,9 @@ Shapes: B images of a batch, N of a set; the text of each prompt is one row, wit
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -17,101 +18,26 @@ from tqdm import tqdm
 
 from t2ikit import ranks, rng
 from t2ikit.batch import Text, Texts, each_text, map_texts, text_rows
-from t2ikit.checkpoints import filled
-from t2ikit.config.origins import Origins
-from t2ikit.denoisers import Denoiser
-from t2ikit.diffusion import Guidance
-from t2ikit.diffusion.guidance import loaded
-from t2ikit.diffusion.samplers import find_solver
-from t2ikit.diffusion.solvers import Solver
+from t2ikit.diffusion.samplers import Condition, find_solver
 from t2ikit.evaluation.image_store import ImageStore
+from t2ikit.evaluation.search import Chosen, Rows
+from t2ikit.evaluation.settings import Sampling
 from t2ikit.metrics.fingerprint import state_sha256
 from t2ikit.module import TextToImage
+from t2ikit.prompts import Prompt
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How a set of images is sampled.
-
-    Attributes:
-        steps: sampler steps.
-        method: sampler, see ``t2ikit.diffusion.sample``.
-        guidance: classifier-free guidance w, (1 + w) cond - w uncond; or a Guidance.
-        seed: key of the noise.
-        batch_size: images sampled at once on each rank; changes them by rounding at most.
-        precision: as the Trainer names it; "bf16-..." samples under bfloat16 autocast.
-        size: (H, W) of x_0, one that the denoiser takes beside its ``input_size``; None takes that.
-    """
-
-    steps: int = 50
-    method: str | Solver = "ddim"
-    guidance: float | Guidance = 2.0
-    seed: int = 0
-    batch_size: int = 64
-    precision: str = "32-true"
-    size: tuple[int, int] | None = None
-
-    @property
-    def bf16(self) -> bool:
-        """Whether the network runs under bfloat16 autocast."""
-        return self.precision.startswith("bf16")
-
-    def shape(self, denoiser: Denoiser) -> tuple[int, int, int]:
-        """(C, H, W) of the noise of an image.
-
-        Raises:
-            ValueError: the denoiser takes no x of this size.
-        """
-        if self.size is None:
-            return denoiser.input_shape
-        shape = (denoiser.input_shape[0], *self.size)
-        if shape not in denoiser.shapes:
-            sizes = ", ".join(f"{height}x{width}" for _, height, width in denoiser.shapes)
-            raise ValueError(f"size {self.size[0]}x{self.size[1]}: the denoiser takes {sizes} (its other_sizes)")
-        return shape
-
-    def with_weight(self, weight: float) -> Sampling:
-        """The same with another guidance weight w."""
-        if isinstance(self.guidance, Guidance):
-            return replace(self, guidance=replace(self.guidance, weight=weight))
-        return replace(self, guidance=weight)
-
-    def filled(self, device: torch.device | str, origins: Origins | None = None) -> Sampling:
-        """The same with a weaker denoiser that is there, where guidance names one by its checkpoint; on ``device``.
-
-        ``origins``: which modules the class paths of that checkpoint may name.
-        """
-        if not isinstance(self.guidance, Guidance) or self.guidance.weaker is None:
-            return self
-        return replace(self, guidance=replace(self.guidance, weaker=filled(self.guidance.weaker, origins).to(device)))
-
-    def conditions(self) -> dict[str, Any]:
-        """The fields of a score's fingerprint: all but the batch size."""
-        conditions = {
-            "seeds": str(self.seed),
-            "sampler": find_solver(self.method).name,
-            "steps": self.steps,
-            "guidance": describe_guidance(self.guidance),
-            "precision": self.precision,
-        }
-        return conditions if self.size is None else {**conditions, "size": list(self.size)}
-
-
-def describe_guidance(guidance: float | Guidance) -> float | str:
-    """The weight where there is nothing else to say, else every setting; a weaker denoiser by its hash."""
-    if not isinstance(guidance, Guidance):
-        return float(guidance)
-    if guidance == Guidance(guidance.weight):
-        return float(guidance.weight)
-    plain = repr(replace(guidance, weaker=None))
-    weaker = loaded(guidance.weaker)
-    return plain if weaker is None else f"{plain} weaker={state_sha256(weaker.state_dict())}"
-
-
-def identity_of(module: TextToImage, states: Sequence[Texts], sampling: Sampling) -> dict[str, Any]:
+def identity_of(
+    module: TextToImage,
+    states: Sequence[Texts],
+    sampling: Sampling,
+    prompts: Sequence[Prompt] = (),
+    uncond: Texts | None = None,
+) -> dict[str, Any]:
     """What a set of images depends on, JSON-able: two sets of one identity are equal but for rounding.
 
-    The process is described by what it does at the sampler's nodes, so that every setting of it counts.
+    The process is described by what it does at the sampler's nodes, so that every setting of it counts; the prompts
+    count where a verifier reads them.
     """
     empty = module.unconditional
     assert empty is not None
@@ -121,9 +47,12 @@ def identity_of(module: TextToImage, states: Sequence[Texts], sampling: Sampling
     estimates = process.split(column, column / 2, times)
     nodes = torch.cat([*(values.flatten() for values in estimates), process.level(times, module.denoiser.level_kind)])
     texts = hashlib.sha256()
-    for text in (encoded for prompt in chain([empty], states) for encoded in each_text(prompt)):
+    every = chain([empty], states, [] if uncond is None else [uncond])
+    for text in (encoded for prompt in every for encoded in each_text(prompt)):
         pooled = {} if text.pooled is None else {"pooled": text.pooled}
         texts.update(state_sha256({"state": text.embeddings[text.mask], **pooled}).encode())
+    if sampling.search is not None:
+        texts.update(json.dumps([[prompt.text, prompt.metadata] for prompt in prompts], sort_keys=True).encode())
     return {
         **sampling.conditions(),
         "denoiser": type(module.denoiser).__name__,
@@ -137,16 +66,24 @@ def identity_of(module: TextToImage, states: Sequence[Texts], sampling: Sampling
 
 
 def sample_missing(
-    module: TextToImage, states: Sequence[Texts], sampling: Sampling, store: ImageStore, label: str
+    module: TextToImage,
+    states: Sequence[Texts],
+    sampling: Sampling,
+    store: ImageStore,
+    label: str,
+    prompts: Sequence[Prompt] = (),
+    uncond: Texts | None = None,
 ) -> None:
     """Samples the images that the store lacks, with the present weights, spread over all ranks; every rank calls it.
 
     Args:
         module: the model.
         states: text states of the N prompts, one row each.
-        sampling: steps, method, guidance, seed, batch size, precision.
+        sampling: steps, method, guidance, seed, batch size, precision, search.
         store: where the images go; the folder must be the same for all ranks.
         label: of the progress bar.
+        prompts: what a verifier reads, N of them; needed by a search.
+        uncond: states of the negative prompt, one row; default the empty prompt.
 
     Raises:
         OtherRankFailed: another rank failed.
@@ -154,16 +91,49 @@ def sample_missing(
     """
 
     def open_store() -> list[range]:
-        store.open(identity_of(module, states, sampling))
-        return store.missing(sampling.batch_size)
+        store.open(identity_of(module, states, sampling, prompts, uncond))
+        return store.missing(sampling.images_at_once())
 
     batches = ranks.from_first(open_store)[ranks.this() :: ranks.count()]
 
     def work() -> None:
-        for indices, images in sample_batches(module, states, sampling, batches, f"{label}: sampling"):
-            store.add(indices.start, images)
+        if sampling.search is None:
+            for indices, images in sample_batches(module, states, sampling, batches, f"{label}: sampling", uncond):
+                store.add(indices.start, images)
+            return
+        with Progress(batches, sampling, f"{label}: search") as progress:
+            for indices in batches:
+                ranks.stop_if_asked()
+                rows, read = [states[index] for index in indices], [prompts[index] for index in indices]
+                chosen = search_batch(module, rows, read, indices.start, sampling, uncond, progress)
+                store.add_chosen(indices.start, chosen)
+        sampling.search.verifier.offload()
 
     ranks.together(work)
+
+
+class Progress:
+    """A bar over the sampler's steps of all batches, which the first rank shows; a context manager.
+
+    Called after each step, as ``t2ikit.diffusion.sample`` does; raises Stopped where a signal to any rank asks for it.
+    """
+
+    def __init__(self, batches: Sequence[range], sampling: Sampling, label: str) -> None:
+        search = sampling.search
+        calls = [1 if search is None else search.batches(len(indices), sampling.batch_size) for indices in batches]
+        total, disable = sum(calls) * sampling.steps, ranks.this() > 0
+        self._bar = tqdm(total=total, desc=label, unit="step", leave=False, disable=disable, mininterval=1.0)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def __call__(self, done: int, total: int) -> None:
+        self._bar.update(1)
+        if done < total:  # a whole batch is stored first
+            ranks.stop_if_asked()
 
 
 def sample_batches(
@@ -190,14 +160,7 @@ def sample_batches(
     Raises:
         Stopped: a signal to any rank has ended it; the batch that it is at is lost.
     """
-    total, disable = len(batches) * sampling.steps, ranks.this() > 0
-    with tqdm(total=total, desc=label, unit="step", leave=False, disable=disable, mininterval=1.0) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.update(1)
-            if done < total:  # a whole batch is stored first
-                ranks.stop_if_asked()
-
+    with Progress(batches, sampling, label) as progress:
         for indices in batches:
             ranks.stop_if_asked()
             rows = [states[index] for index in indices]
@@ -227,27 +190,97 @@ def sample_batch(
     Returns:
         [B, 3, H, W] uint8 on the CPU.
     """
-    text, device, seed = map_texts(lambda *rows: Text.join(rows), *states), module.device, sampling.seed
+    text = map_texts(lambda *rows: Text.join(rows), *states)
     count = text_rows(text)
-    noise = rng.normal(seed, "snapshot", first, count, sampling.shape(module.denoiser))
-    generators = [
-        torch.Generator(device).manual_seed(rng.derived_seed(seed, "snapshot steps", first + row))
-        for row in range(count)
-    ]
+    noise = rng.normal(sampling.seed, "snapshot", first, count, sampling.shape(module.denoiser))
+    keys = [("snapshot steps", first + row) for row in range(count)]
+    with _precision(module, sampling):
+        return _images(
+            module,
+            _moved(text, module),
+            noise,
+            keys,
+            sampling,
+            None if uncond is None else _moved(uncond, module),
+            progress,
+        )
+
+
+def search_batch(
+    module: TextToImage,
+    states: Sequence[Texts],
+    prompts: Sequence[Prompt],
+    first: int,
+    sampling: Sampling,
+    uncond: Texts | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Chosen:
+    """Searches images ``first`` to ``first + B - 1``: every text is encoded once, the candidates are batched.
+
+    Candidate 0 is what :func:`sample_batch` gives. Arguments as there; ``prompts`` are what the verifier reads.
+    """
+    search = sampling.search
+    assert search is not None
+    text = _moved(map_texts(lambda *rows: Text.join(rows), *states), module)
+    shape = sampling.shape(module.denoiser)
+    with _precision(module, sampling):
+        contexts = module.encode(text, sampling.guidance, None if uncond is None else _moved(uncond, module))
+
+    def fresh(candidate: int) -> Tensor:
+        purpose = "snapshot" if candidate == 0 else f"search {candidate}"
+        return rng.normal(sampling.seed, purpose, first, len(states), shape)
+
+    def render(noise: Tensor, rows: Rows) -> Tensor:
+        # Neighbours share the noise of the steps, so that their images differ by their starts alone.
+        own = search.method == "random"
+        keys = [
+            (f"search steps {candidate}" if candidate and own else "snapshot steps", first + row)
+            for row, candidate in rows
+        ]
+        chosen = contexts.rows(torch.tensor([row for row, _ in rows]))
+        with _precision(module, sampling):
+            return _images(module, chosen, noise, keys, sampling, None, progress)
+
+    return search.choose(prompts, fresh, render, sampling.batch_size, module.device)
+
+
+@contextmanager
+def _precision(module: TextToImage, sampling: Sampling) -> Iterator[None]:
     # TF32 in the convolutions of a decoder may round by more than one grey level, by other kernels for other batches.
     exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-    with exact, torch.autocast(device.type, dtype=torch.bfloat16, enabled=sampling.bf16):
-        images = module.sample(
-            map_texts(lambda encoded: encoded.to(device), text),
-            noise.to(device),
-            steps=sampling.steps,
-            guidance=sampling.guidance,
-            method=sampling.method,
-            uncond=None if uncond is None else map_texts(lambda encoded: encoded.to(device), uncond),
-            generators=generators,
-            progress=progress,
-        )
+    with exact, torch.autocast(module.device.type, dtype=torch.bfloat16, enabled=sampling.bf16):
+        yield
+
+
+def _images(
+    module: TextToImage,
+    text: Condition,
+    noise: Tensor,
+    keys: Sequence[tuple[str, int]],
+    sampling: Sampling,
+    uncond: Texts | None,
+    progress: Callable[[int, int], None] | None,
+) -> Tensor:
+    """[B, 3, H, W] uint8 on the CPU of noise [B, C, H, W]; ``keys`` are (purpose, index) of the noise of the steps."""
+    device = module.device
+    generators = [
+        torch.Generator(device).manual_seed(rng.derived_seed(sampling.seed, purpose, index)) for purpose, index in keys
+    ]
+    images = module.sample(
+        text,
+        noise.to(device),
+        steps=sampling.steps,
+        guidance=sampling.guidance,
+        method=sampling.method,
+        uncond=uncond,
+        generators=generators,
+        progress=progress,
+    )
     return (images * 255.0).round().to(torch.uint8).cpu()
+
+
+def _moved(texts: Texts, module: TextToImage) -> Texts:
+    return map_texts(lambda encoded: encoded.to(module.device), texts)
 
 
 def _local(weights: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ def score_samples(
     bar = tqdm(metrics, desc=f"{label}: metrics", leave=False, unit="metric", disable=ranks.this() > 0)
     for metric in bar:
         bar.set_postfix_str(metric.title)
-        with measured(metric.title, costs), _exact(), _offloaded(metric):
+        with measured(metric.title, costs), exact(), _offloaded(metric):
             for images in metric.sets(samples):
                 _observe(metric, images)
             given = ranks.from_first(lambda: _sum_up(metric, samples, conditions, step, label, files))  # noqa: B023
@@ -130,7 +130,7 @@ def write_references(folder: Path, samples: Samples, metrics: Sequence[Metric]) 
         path = folder / metric.statistics_file
         if path not in files:
             assert samples.reference is not None
-            with _exact(), _offloaded(metric):
+            with exact(), _offloaded(metric):
                 _observe(metric, samples.reference)
                 ranks.from_first(lambda: metric.write_statistics(path, samples))  # noqa: B023
         files.setdefault(path, []).append(metric.title)
@@ -178,7 +178,7 @@ def _sum_up(
 
 
 @contextlib.contextmanager
-def _exact() -> Iterator[None]:
+def exact() -> Iterator[None]:
     """Feature networks in whole float32: a GPU may round products to TF32, in training on purpose."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

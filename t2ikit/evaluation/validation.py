@@ -13,7 +13,7 @@ from t2ikit import ranks
 from t2ikit.data.datamodule import DataModule
 from t2ikit.data.loaders import EvaluationLoader
 from t2ikit.diffusion.objectives.denoising import SEED
-from t2ikit.evaluation.sampling import Sampling
+from t2ikit.evaluation.settings import Sampling
 from t2ikit.metrics.fingerprint import Fingerprint, Score
 from t2ikit.module import TextToImage
 

@@ -28,10 +28,11 @@ from t2ikit.data.datamodule import DataModule
 from t2ikit.evaluation import MODEL_FIELDS, Evaluated
 from t2ikit.evaluation.comparison import Found, find_scores, paired_tables, score_table
 from t2ikit.evaluation.guidance_sweep import plot_sweep, sweep_table, write_csv
-from t2ikit.evaluation.sampling import Sampling
+from t2ikit.evaluation.settings import Sampling
 from t2ikit.evaluation.validation import SCORES
 from t2ikit.metrics.fingerprint import Fingerprint, Score, compare
 from t2ikit.run.experiment import find_method, origins_of
+from t2ikit.run.search import SEARCH, find_search, verifier_title
 from t2ikit.run.trained import TrainedModel, find_device, load_trained
 
 # Folder of the images of an evaluation that is not finished.
@@ -138,6 +139,7 @@ def _sampling(args: argparse.Namespace, snapshot: Snapshot, config: dict[str, An
     given = {name: getattr(args, name) for name in ("steps", "method", "seed", "batch_size")}
     if args.method is not None:
         given["method"] = find_method(args.method, origins)
+    given["search"] = find_search(args, origins, snapshot.sampling.search)
     precision = str((config.get("trainer") or {}).get("precision"))
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return replace(snapshot.sampling, precision=PRECISIONS.get(precision, precision), **changes)
@@ -149,6 +151,9 @@ def _label(args: argparse.Namespace, step: int) -> str:
     for name in ("weights", "method", "steps", "seed", "limit"):
         if getattr(args, name) is not None:
             words += [name, str(getattr(args, name))]
+    for name in SEARCH:
+        if getattr(args, name) is not None:
+            words += [name.replace("_", "-"), str(getattr(args, name)) if name != "verifier" else verifier_title(args)]
     if args.guidance is not None:
         words += ["guidance", "sweep" if len(args.guidance) > 1 else f"{args.guidance[0]:g}"]
     return "-".join(words)

@@ -15,7 +15,7 @@ from typing import Any
 from t2ikit.callbacks import CutMix, Snapshot
 from t2ikit.config.compose import ConfigError
 from t2ikit.data.datamodule import DataModule
-from t2ikit.evaluation.sampling import Sampling
+from t2ikit.evaluation.settings import Sampling
 from t2ikit.records.manifest import Manifest
 from t2ikit.records.record_set import RecordSet
 from t2ikit.run.cost import (

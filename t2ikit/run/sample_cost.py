@@ -12,7 +12,7 @@ from t2ikit.batch import Prediction, Texts, each_text
 from t2ikit.config.compose import ConfigError
 from t2ikit.denoisers import Denoiser, TextContext
 from t2ikit.diffusion import sample
-from t2ikit.evaluation.sampling import Sampling
+from t2ikit.evaluation.settings import Sampling
 from t2ikit.run.cost import Inputs, empty_prompt, imagined_model, stored_batch
 from t2ikit.run.counting import flops, imagined
 from t2ikit.run.experiment import Plan

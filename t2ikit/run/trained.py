@@ -25,7 +25,8 @@ from t2ikit.diffusion.samplers import find_solver
 from t2ikit.diffusion.solvers import Solver
 from t2ikit.encoders.limits import with_remarks
 from t2ikit.encoders.text import TextEncoder, encode_prompts, encoder_source, load_encoder
-from t2ikit.evaluation.sampling import Sampling, sample_batches
+from t2ikit.evaluation.sampling import sample_batches
+from t2ikit.evaluation.settings import Sampling
 from t2ikit.module import TextToImage
 from t2ikit.pictures import Pictures
 from t2ikit.pretrained import EncoderReference, sha256_of
@@ -121,17 +122,25 @@ class TrainedModel:
         Raises:
             ValueError: as :meth:`sample`.
         """
+        rows, uncond = self.states(prompts, sampling, negative)
+        indices = range(len(prompts))
+        batches = [indices[start : start + sampling.batch_size] for start in indices[:: sampling.batch_size]]
+        return sample_batches(self.module, rows, sampling, batches, "sampling", uncond)
+
+    def states(self, prompts: Sequence[str], sampling: Sampling, negative: str = "") -> tuple[list[Texts], Texts]:
+        """The text states of every prompt and of the negative one; what sampling lacks is refused before the work.
+
+        Raises:
+            ValueError: as :meth:`sample`.
+        """
         if negative and sampling.guidance == 0.0:
             raise ValueError("a negative prompt acts through guidance: give guidance another value than 0")
         find_solver(sampling.method)
         sampling.shape(self.module.denoiser)
-        self.module.space.load()  # refuses a missing one before the work, not after it
+        self.module.space.load()
         self._encode([*prompts, negative, ""])
         self.module.unconditional = self._states[""]
-        indices = range(len(prompts))
-        batches = [indices[start : start + sampling.batch_size] for start in indices[:: sampling.batch_size]]
-        rows = [self._states[prompt] for prompt in prompts]
-        return sample_batches(self.module, rows, sampling, batches, "sampling", self._states[negative])
+        return [self._states[prompt] for prompt in prompts], self._states[negative]
 
     def _encode(self, prompts: Sequence[str]) -> None:
         """Keeps the states of new prompts, one row on the CPU; each by itself, so that the others cannot change it."""

@@ -18,7 +18,7 @@ from t2ikit.config.origins import Origins
 from t2ikit.denoisers import DiTI
 from t2ikit.denoisers.saved import SavedDenoiser
 from t2ikit.diffusion import Guidance
-from t2ikit.evaluation.sampling import Sampling
+from t2ikit.evaluation.settings import Sampling
 from t2ikit.run.experiment import Plan, build, check, origins_of
 
 STRANGER = """

@@ -226,7 +226,7 @@ from t2ikit.batch import Text
 from t2ikit.denoisers import CADI
 from t2ikit.diffusion import Denoising, GaussianDiffusion
 from t2ikit.evaluation import ClassPrompts, Evaluation
-from t2ikit.evaluation.sampling import Sampling
+from t2ikit.evaluation.settings import Sampling
 from benchmarks.snapshots import perturbed
 
 torch.set_num_threads(1)

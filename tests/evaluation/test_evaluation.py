@@ -17,7 +17,8 @@ from t2ikit.denoisers import CADI
 from t2ikit.diffusion import Guidance
 from t2ikit.evaluation import Evaluated, Evaluation
 from t2ikit.evaluation.image_store import ImageStore
-from t2ikit.evaluation.sampling import Sampling, identity_of
+from t2ikit.evaluation.sampling import identity_of
+from t2ikit.evaluation.settings import Sampling
 from t2ikit.evaluation.validation import SCORES
 from t2ikit.metrics.base import CPU, Metric, Result, Rows, SampleBatch, Samples
 from t2ikit.metrics.distribution.cmmd import CMMD

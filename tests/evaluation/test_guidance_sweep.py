@@ -38,6 +38,16 @@ def printed(table: object) -> str:
     return console.export_text()
 
 
+def test_what_a_search_reached_is_no_curve() -> None:
+    searched = {
+        weight: [*scores(weight), Score("selection/bright", 7 + weight, replace(PRINT, guidance=weight))]
+        for weight in (0.0, 4.0)
+    }
+    assert columns(searched)[-1] == "selection/bright" and curves(searched) == ["dinov2/frechet_distance", "clip_score"]
+    text = printed(sweep_table(searched, LESS))
+    assert "11" in text and "11*" not in text
+
+
 def test_a_sweep_as_table_csv_and_figure(tmp_path: Path) -> None:
     assert columns(SWEEP) == ["dinov2/frechet_distance", "clip_score", "overall_se"]
     assert curves(SWEEP) == ["dinov2/frechet_distance", "clip_score"]

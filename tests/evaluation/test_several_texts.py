@@ -12,7 +12,8 @@ import torch
 from t2ikit.batch import Text, Texts
 from t2ikit.diffusion import Denoising, RectifiedFlow
 from t2ikit.evaluation.evaluation import Evaluation
-from t2ikit.evaluation.sampling import Sampling, identity_of, sample_batch
+from t2ikit.evaluation.sampling import identity_of, sample_batch
+from t2ikit.evaluation.settings import Sampling
 from t2ikit.module import TextToImage
 from t2ikit.prompts import Prompt, PromptSource
 from tiny import awake, shallow_cad_i

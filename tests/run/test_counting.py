@@ -15,7 +15,7 @@ from benchmarks.counting import Operations
 from t2ikit.batch import Text
 from t2ikit.denoisers import Denoiser
 from t2ikit.diffusion import Denoising, GaussianDiffusion, sample
-from t2ikit.evaluation.sampling import Sampling
+from t2ikit.evaluation.settings import Sampling
 from t2ikit.module import TextToImage
 from t2ikit.optim import AdamW, Lamb
 from t2ikit.run.cost import Inputs, Step

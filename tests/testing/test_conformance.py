@@ -17,7 +17,7 @@ from t2ikit.denoisers import Levels
 from t2ikit.diffusion import Denoising, RectifiedFlow, VelocityError
 from t2ikit.diffusion.solvers import SOLVERS
 from t2ikit.metrics import DistributionMetrics, GenEval, RandomConvFeatures
-from t2ikit.shapes import LargestColorShare, ShapesDetector
+from t2ikit.shapes import AskedProbability, LargestColorShare, ShapesDetector
 from t2ikit.testing import examine
 from t2ikit.testing.__main__ import main
 from t2ikit.testing.base import Subject, run_checks
@@ -65,6 +65,7 @@ OURS: dict[str, tuple[Callable[[], Any], set[str]]] = {
     "distribution": (lambda: DistributionMetrics(RandomConvFeatures()), set()),
     "geneval": (lambda: GenEval(ShapesDetector()), set()),
     "largest_color_share": (LargestColorShare, set()),
+    "asked_probability": (lambda: AskedProbability(64, 1), set()),
     "brightness": (broken_others.Brightness, set()),
 }
 

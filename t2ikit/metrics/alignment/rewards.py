@@ -64,10 +64,12 @@ class _Reward(Metric):
 
     Attributes:
         batch_size: images a pass.
+        name: put before the score's name, where a snapshot has two of these.
         score_name: the score's name.
     """
 
     batch_size: int = field(default=32, kw_only=True)
+    name: str | None = field(default=None, kw_only=True)
     score_name = ""
 
     def __post_init__(self) -> None:
