@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from t2ikit.augment.cutmix import SETTINGS
 from t2ikit.launch import first_rank
 from t2ikit.photos import SIDE_BELOW, BadImage, TooSmall, decode
-from t2ikit.prepare.buckets import bucket_shapes, dealt
+from t2ikit.prepare.buckets import dealt
 from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.engine.shards import Rejected, Results
 from t2ikit.prepare.engine.work import HostWork
@@ -17,7 +19,10 @@ from t2ikit.prepare.image_options import ImageOptions, Sources
 from t2ikit.prepare.photo_lists import bad_photos, list_name, photo_lines, same_photos, unlisted
 from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder
 from t2ikit.prepare.sources import ImageList, find_images
+from t2ikit.prepare.sources.captions import NO_CAPTION
+from t2ikit.prepare.sources.photos import NO_CLASS_ID
 from t2ikit.prepare.steps import hash_of, require_disk, sha256_of_json, versions, write_lines
+from t2ikit.records.buckets import bucket_shapes
 from t2ikit.records.compressed import stored_picture
 from t2ikit.records.manifest import MANIFEST_NAME, Manifest, set_names
 from t2ikit.records.record import Record
@@ -46,12 +51,15 @@ def prepare_images(
     picture_format: str = ImageOptions.picture_format,
     bucket: Sequence[str] | None = None,
     append: bool = ImageOptions.append,
+    into: str | None = ImageOptions.into,
     launch: Launch = ON_THIS_CPU,
     shard_size: int | None = None,
     overwrite: bool = False,
     **source_options: Any,
 ) -> dict[str, Manifest]:
     """Writes the image sets ``out/images/train`` and ``out/images/val``, or those of aspect buckets below these.
+
+    With ``into``, writes that set alone.
 
     The arguments are the options of ``t2ikit prepare images``; its ``--help`` explains them.
 
@@ -76,7 +84,11 @@ def prepare_images(
     _refuse_mixture(root, shapes)
     if Path(source).is_dir() and root.resolve().is_relative_to(Path(source).resolve()):
         raise ValueError(f"--out {root} lies inside --source {source}: what is written there would be taken for photos")
-    lists = find_images(source, class_names, val_share, seed, index=root / IMAGES / ".index", **source_options)
+    index = root / IMAGES / ".index"
+    lists = find_images(source, class_names, val_share, seed, index=index, train_only=bool(into), **source_options)
+    if into:
+        _refuse_set_name(into)
+        lists = {into: lists["train"]}
     for images in lists.values() if first_rank() else ():
         for line in images.left_out.lines(str(images.root)):
             print(line)
@@ -97,13 +109,23 @@ def prepare_images(
     )
     if not shapes:
         return {split: step.run(split, images) for split, images in lists.items()}
-    index = root / IMAGES / ".index"
     dealt_lists = {split: dealt(images, shapes, index, split, launch) for split, images in lists.items()}
     return {
         f"{split}/{name}": replace(step, size=shapes[name]).run(f"{split}/{name}", images)
         for split, of_buckets in dealt_lists.items()
         for name, images in of_buckets.items()
     }
+
+
+def _refuse_set_name(name: str) -> None:
+    """A further set is no split, and no CutMix set, which other steps know by their names.
+
+    Raises:
+        ValueError: it has such a name; names ``--into``.
+    """
+    taken = ("train", "val", *(f"train_{setting}" for setting in SETTINGS))
+    if name in taken or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ValueError(f"--into {name}: a further set has a name of its own, of letters, digits, _ and -: train_coco")
 
 
 def _refuse_mixture(root: Path, shapes: Mapping[str, tuple[int, int]]) -> None:
@@ -186,7 +208,8 @@ class _Step:
         manifest = add_part(results, folder, part, wanted, digest, files=lists)
         listed = _list_bad(folder, part + 1) if results.chief else ""
         added = f" ({manifest.parts[-1].count:,} new)" if part else ""
-        print(f"{folder}: {manifest.count:,} images{added} of {len(images.class_names)} classes{listed}")
+        classes = "" if NO_CLASS_ID in images.class_names else f" of {len(images.class_names)} classes"
+        print(f"{folder}: {manifest.count:,} images{added}{classes}{listed}")
         return manifest
 
     def _stop_if_strict(self, images: ImageList, results: Results) -> None:
@@ -226,13 +249,17 @@ class _Decoding(HostWork):
         Raises:
             ValueError: it cannot be used, and ``strict`` is set.
         """
+        caption = self.images.caption(index)
         try:
+            if caption == "":
+                raise BadImage(NO_CAPTION)
             pixels = decode(self.images.read(index), self.size, self._place(index), self.min_side)
             class_id = int(self.images.class_ids[index])
             metadata = {
                 "key": self.images.keys[index],
                 "class_id": class_id,
                 "class_name": self.images.class_names[class_id],
+                **({} if caption is None else {"caption": caption}),
             }
             return Record({"image": stored_picture(pixels, self.codec)}, metadata=metadata).to_bytes()
         except TooSmall as error:
