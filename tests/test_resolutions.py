@@ -1,4 +1,4 @@
-"""256, 512 and 1024 pixels in small: 16, 32 and 64 on shapes, three aspect buckets in the last, killed in each stage."""
+"""256, 512 and 1024 pixels in small: 16, 32, 64 on shapes, three aspect buckets in the last, killed in each stage."""
 
 from __future__ import annotations
 
@@ -79,6 +79,7 @@ def test_an_image_of_any_bucket_is_sampled(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)
 @pytest.mark.fault(
     "SIGKILL in stages of three resolutions, and between two", "bit for bit as one that nobody disturbed"
 )

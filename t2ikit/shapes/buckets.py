@@ -3,7 +3,7 @@
     ROOT/captioned/val, train, text_encoder       the scenes as they are rendered first, smallest: captions and states
     ROOT/val/NAME, train/NAME, text_encoder       those of each bucket, at its size
 
-A scene is a square. In a bucket it is rendered as large as the shorter side, in the middle; around it, the pixels of its
+A scene is a square. In a bucket it is as large as the shorter side, in the middle; around it, the pixels of its
 edge are repeated, which are background alone. So left stays left, and no object is cut. Scene i is in bucket i modulo
 their number. Every set appears whole or not at all, and one that fits is kept.
 """
