@@ -102,7 +102,8 @@ def samples(
         for stem, contents in sample.labels.items():
             if not sample.photos:
                 left_out.add("labels without a photo", stem, len(contents))
-    return [(photo.name, photo, *facts) for _, photo, *facts in sorted(photos, key=lambda entry: entry[0])]
+    ordered = sorted(photos, key=lambda entry: entry[0])
+    return [(photo.name, photo, label, caption) for _, photo, label, caption in ordered]
 
 
 def split_ending(name: str) -> tuple[str, str]:
