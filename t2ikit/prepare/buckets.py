@@ -26,7 +26,7 @@ _SHAPE = struct.Struct("<II")
 
 
 def dealt(
-    images: ImageList, shapes: Mapping[str, tuple[int, int]], index: Path, label: str, launch: Launch
+    images: ImageList, shapes: Mapping[str, tuple[int, int]], index: Path, label: str, launch: Launch, min_side: int = 0
 ) -> dict[str, ImageList]:
     """The photos of every bucket, in their order; a photo that cannot be read goes to the first, which lists it as bad.
 
@@ -38,9 +38,10 @@ def dealt(
         index: folder where the sizes are kept.
         label: of the progress bar.
         launch: processes that read.
+        min_side: smaller photos will be left out.
 
     Raises:
-        ValueError: a bucket gets no photo.
+        ValueError: a bucket gets no photo, or only smaller ones.
     """
     sizes = _sizes(images, index, label, launch).astype(np.float64)
     aspects = np.log([width / height for height, width in shapes.values()])
@@ -52,6 +53,11 @@ def dealt(
         chosen = np.flatnonzero(nearest == bucket)
         if not len(chosen):
             raise ValueError(f"{label}: no photo is nearest to the aspect of --bucket {height}x{width}: leave it out")
+        if known[chosen].all() and (sizes[chosen].min(axis=1) < min_side).all():
+            raise ValueError(
+                f"{label}: every photo nearest to the aspect of --bucket {height}x{width} is smaller than --min-side "
+                f"{min_side}: leave the bucket out, or lower it"
+            )
         photos = images.take(chosen)
         lists[name] = replace(photos, sha256=_identity(photos))
     return lists

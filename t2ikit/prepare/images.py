@@ -106,7 +106,7 @@ def prepare_images(
     )
     if not shapes:
         return {split: step.run(split, images) for split, images in lists.items()}
-    dealt_lists = {split: dealt(images, shapes, index, split, launch) for split, images in lists.items()}
+    dealt_lists = {split: dealt(images, shapes, index, split, launch, min_side) for split, images in lists.items()}
     return {
         f"{split}/{name}": replace(step, size=shapes[name]).run(f"{split}/{name}", images)
         for split, of_buckets in dealt_lists.items()

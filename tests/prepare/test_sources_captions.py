@@ -100,6 +100,10 @@ def test_laion_pop_in_small_from_shards_to_buckets(
     assert cli.main(words) == 0
     said = capsys.readouterr().out
     assert "classes" not in said and "smaller than --min-side" in said
+    assert cli.main([*words, "--out", "other", "--min-side", "50"]) == 2  # the squares have 40 pixels
+    assert (
+        "every photo nearest to the aspect of --bucket 16x16 is smaller than --min-side 50" in capsys.readouterr().err
+    )
     listed = "".join(path.read_text() for path in (tmp_path / "data/images").rglob("bad_*.tsv"))
     assert listed.count("000000005.png\tthe source has no caption of it") == 1
     assert cli.main(["prepare", "captions", "--out", "data"]) == 2
@@ -118,6 +122,20 @@ def test_laion_pop_in_small_from_shards_to_buckets(
     capsys.readouterr()
     assert cli.main(words) == 0 and cli.main(["prepare", "captions", "--out", "data", "--kind", "source"]) == 0
     assert "up to date" in capsys.readouterr().out
+
+
+def test_what_a_downloader_leaves_beside_is_counted(tmp_path: Path) -> None:
+    """A table beside every tar, or files with what went wrong."""
+    source, options = form(tmp_path / "pop", "webdataset")
+    pq.write_table(pa.table({"url": ["https://a.example/1.jpg"], "caption": ["A."]}), source / "00000.parquet")
+    (source / "00000_stats.json").write_text("{}")
+    left_out = find_images(source, val_share=0.2, **options)["train"].left_out  # type: ignore[arg-type]
+    assert left_out.reasons["tables beside tars of the same name"][0] == 1
+    folder, options = form(tmp_path / "files", "folder")
+    (folder / "00000_stats.json").write_text("{}")
+    left_out = find_images(folder, val_share=0.2, **options)["train"].left_out  # type: ignore[arg-type]
+    assert left_out.reasons["captions without a picture"] == (1, "00000_stats.json")
+    assert left_out.reasons["no picture"][0] == COUNT  # the files of text
 
 
 def test_captions_of_a_source_are_extended_to_new_images(tmp_path: Path) -> None:

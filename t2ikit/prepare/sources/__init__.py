@@ -247,29 +247,37 @@ def _in_folder(files: Files, root: str, option: str, options: _Options) -> dict[
     if options.kind == "pictures":
         return picture_photos(files, root, options.caption_field)
     if options.kind == "folders" or (options.kind == "auto" and split_folders(files, root)):
-        return folder_photos(files, root, options.val_labels)
+        return _class_folders(files, root, options)
     names = [entry.name for entry in files.visible(root) if not entry.is_folder]
     imagenet = [name for name in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar") if name in names]
     shards = [f"{root}/{name}" for name in imagenet] or sorted(_shards(files, root))
-    if options.kind == "parquet" or (options.kind == "auto" and any(path.endswith(".parquet") for path in shards)):
-        shards = [path for path in shards if path.endswith(".parquet")]
-    else:
-        shards = [path for path in shards if path.endswith(".tar")]
+    tables = [path for path in shards if path.endswith(".parquet")]
+    tars = [path for path in shards if path.endswith(".tar")]
+    # A downloader of pictures writes a table of what it has done beside every tar.
+    beside_tars = all(f"{path.removesuffix('.parquet')}.tar" in tars for path in tables)
+    shards = tables if options.kind == "parquet" or (options.kind == "auto" and not beside_tars) else tars
     if not shards and options.kind != "auto":
         raise ValueError(f"{root} holds no file of --kind {options.kind}: give {option} {FORMS}")
-    if not shards and options.caption_field is not None:
-        raise ValueError(
-            f"{root} is a folder of class folders, which hold no captions: say --kind pictures if the captions lie "
-            "beside the pictures, or leave out --caption-field"
-        )
     if not shards:
-        return folder_photos(files, root, options.val_labels)
+        return _class_folders(files, root, options)
     if not imagenet and options.kind == "auto" and (photo := _loose_photo(files, root)):
         raise ValueError(
             f"{root} holds both {shards[0].removeprefix(f'{root}/')} and photos, such as {photo}: say with --kind "
             "which of them is the source (folders for the photos, webdataset or parquet)"
         )
-    return _of_files(files, shards, options) or {}
+    by_split = _of_files(files, shards, options) or {}
+    if by_split and shards is tars and tables:
+        next(iter(by_split.values())).left_out.add("tables beside tars of the same name", tables[0], len(tables))
+    return by_split
+
+
+def _class_folders(files: Files, root: str, options: _Options) -> dict[str, Photos]:
+    if options.caption_field is not None:
+        raise ValueError(
+            f"{root} is a folder of class folders, which hold no captions: say --kind pictures if the captions lie "
+            "beside the pictures, or leave out --caption-field"
+        )
+    return folder_photos(files, root, options.val_labels)
 
 
 def _shards(files: Files, folder: str, depth: int = 2) -> list[str]:

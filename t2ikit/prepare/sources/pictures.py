@@ -43,17 +43,20 @@ def _listed(files: Files, root: str, folder: str, caption_field: str | None) -> 
     left_out, listing, captions = LeftOut(), Listing(), Listing()
     ending = caption_ending(caption_field)
     sizes = dict(_below(files, f"{root}/{folder}".rstrip("/"), f"{folder}/" if folder else "", left_out))
-    for path in sorted(sizes):
+    texts = {path for path in sizes if ending and path.endswith(ending)}
+    for path in sorted(sizes.keys() - texts):
         stem, dot, suffix = path.rpartition(".")
         if f"{dot}{suffix}".lower() not in SUFFIXES:
-            if not ending or f"{dot}{suffix}".lower() != ending:
-                left_out.add(NO_PICTURE, path)
+            left_out.add(NO_PICTURE, path)
             continue
         listing.add(path, sizes[path], NO_CLASS_ID)
         if caption_field is not None:
             beside = f"{stem}{ending}"
+            texts.discard(beside)
             contents = {ending: files.read(f"{root}/{beside}")} if beside in sizes else {}
             captions.add(caption_in(contents, caption_field, path), -1, NO_CLASS_ID)
+    for path in sorted(texts):
+        left_out.add("captions without a picture", path)
     keys = listing.keys
     return Photos(
         keys,
