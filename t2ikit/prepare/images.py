@@ -220,7 +220,8 @@ def _inputs_that_differ(images: ImageList, folder: Path, buckets: bool) -> str:
     """Which options give other photos, or the same ones in another order."""
     if same_photos(images, folder, len(Manifest.read(folder).parts)):
         order = "--seed or the order of --bucket differs" if buckets else "--seed differs"
-        return f"{order} (or --crop, --min-side)"
+        captions = "" if images.captions is None else ", --caption-field, the captions of the source"
+        return f"{order} (or --crop, --min-side{captions})"
     return (
         "the photos or their classes differ (--source, --val-source, --val-labels, --val-share, --class-names, "
         "--label-field, or --seed if it holds val out; --append if photos were added to the source)"

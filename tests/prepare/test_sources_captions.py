@@ -87,6 +87,10 @@ def test_the_same_photos_with_another_caption_are_another_source(tmp_path: Path)
     key = before.keys[0].replace(".png", ".txt")
     (source / key).write_text("Another.")
     assert find_images(source, val_share=0.2, **options)["train"].sha256 != before.sha256  # type: ignore[arg-type]
+    prepare_images(str(source), tmp_path / "data", 16, val_share=0.2, **options)  # type: ignore[arg-type]
+    (source / key).write_text("A third one.")
+    with pytest.raises(FileExistsError, match="the captions of the source"):
+        prepare_images(str(source), tmp_path / "data", 16, val_share=0.2, **options)  # type: ignore[arg-type]
 
 
 def test_laion_pop_in_small_from_shards_to_buckets(
