@@ -1,6 +1,6 @@
 """What happens around a training step. Callbacks decide when; the mathematics are elsewhere."""
 
-from t2ikit.callbacks.augmentation import AugmentationCallback, CutMix
+from t2ikit.callbacks.augmentation import AugmentationCallback, CutMix, MixedSet
 from t2ikit.callbacks.checkpoint import Checkpoint
 from t2ikit.callbacks.checkpoint_files import CheckpointFiles
 from t2ikit.callbacks.crop import Crop
@@ -21,6 +21,7 @@ __all__ = [
     "Crop",
     "CutMix",
     "MetricsCSV",
+    "MixedSet",
     "NonFiniteGuard",
     "ScoreTable",
     "Snapshot",

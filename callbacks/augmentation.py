@@ -1,4 +1,7 @@
-"""Augmentations are callbacks: a stored stream behind a noise gate (CutMix), or a transform of every batch."""
+"""Augmentations are callbacks: a stored stream behind a noise gate (CutMix), or a transform of every batch.
+
+A further training set (MixedSet) is a stored stream at all noise levels.
+"""
 
 from __future__ import annotations
 
@@ -109,3 +112,41 @@ class CutMix(AugmentationCallback):
             ) from error
         data.add_stream(self.setting, self.folder, module.process.quantile(self.log_snr), self.p)
         check_cutmix(data.record_set("train"), mixed, self.setting)
+
+
+class MixedSet(AugmentationCallback):
+    """Mixes a further prepared set with the training set, at all noise levels: ImageNet and COCO.
+
+    Args:
+        folder: the encoded set below the data root, such as ``train_coco`` of ``t2ikit prepare images --into``.
+        share: of the samples that come from it, in [0, 1]; by default its share of all records, so that every image of
+            both sets comes equally often.
+        name: of the stream in the log; by default the folder without ``train_``.
+
+    Raises:
+        ValueError: a share outside [0, 1].
+    """
+
+    def __init__(self, folder: str, share: float | None = None, name: str | None = None) -> None:
+        super().__init__()
+        if share is not None and not 0.0 <= share <= 1.0:
+            raise ValueError(f"share of {folder}: must lie in [0, 1], got {share}")
+        self.folder = folder
+        self.share = share
+        self.name = name if name is not None else folder.removeprefix("train_")
+
+    def register(self, data: DataModule, module: TextToImage) -> None:
+        try:
+            count = sum(map(len, data.record_sets(self.folder)))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"there is no prepared set {data.folder / self.folder} to mix with train. Make it with the size and "
+                f"the encoders of train/:\n"
+                f"  t2ikit prepare images --source FOLDER --into {self.folder} --out {data.folder}\n"
+                f"  t2ikit prepare captions --sets {self.folder} --out {data.folder}\n"
+                f"  t2ikit prepare encode --out {data.folder}"
+            ) from error
+        share = self.share
+        if share is None:
+            share = count / (count + sum(map(len, data.record_sets("train"))))
+        data.add_stream(self.name, self.folder, 0.0, share)

@@ -130,7 +130,8 @@ class DiTI(Denoiser):
         checkpoint_blocks: recompute each block in the backward pass; saves memory, costs about a third more time.
         level_kind: scalar that the network receives: "gamma" for Gaussian diffusion, "t" for flows.
         other_sizes: (H, W) of further images that it takes, such as those of aspect buckets. There is one table of
-            positions, as high and as wide as the largest of all; an image has those in the middle.
+            positions, as high and as wide as the largest of all; an image has those in the middle. The positions of
+            ``input_size`` are those without other sizes; they go on to both sides in the same steps.
         pooled_dim: width of the pooled vectors of all text encoders together, whose projection, zero at first, is added
             to the embedding of the noise level; 0 ignores them.
 
@@ -195,7 +196,7 @@ class DiTI(Denoiser):
         self.final_norm = LayerNorm(hidden_size)
         self.final = Linear(hidden_size, patch_size * patch_size * in_channels)
         # Computed, not learned: outside the state, rebuilt where it is needed, and fp32 whatever the weights are.
-        self._positions = sincos_grid(self.grid, hidden_size, self.registers.device)
+        self._positions = self._sincos(self.registers.device)
         self._reset_own()
 
     def _reset_own(self) -> None:
@@ -212,8 +213,11 @@ class DiTI(Denoiser):
     def _place(self, device: torch.device) -> Tensor:
         """The positions [h, w, D] on ``device``."""
         if self._positions.device != device:
-            self._positions = sincos_grid(self.grid, self.hidden_size, device)
+            self._positions = self._sincos(device)
         return self._positions
+
+    def _sincos(self, device: torch.device) -> Tensor:
+        return sincos_grid(self.grid, self.hidden_size, device, whole=self.grids[0])
 
     @property
     def supports(self) -> frozenset[str]:

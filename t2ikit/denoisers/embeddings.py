@@ -68,20 +68,35 @@ def sincos(values: Tensor, channels: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def sincos_grid(grid: tuple[int, int], channels: int, device: torch.device, base: int = 16) -> Tensor:
+def sincos_grid(
+    grid: tuple[int, int],
+    channels: int,
+    device: torch.device,
+    base: int = 16,
+    whole: tuple[int, int] | None = None,
+) -> Tensor:
     """Fixed 2-D positions [h, w, channels] float32 (PixArt): half from the column index, half from the row index.
 
-    Each half is [sin, cos] with frequencies 10000^(-i / (channels / 4)); an index is divided by (grid / base), so that
+    Each half is [sin, cos] with frequencies 10000^(-i / (channels / 4)); an index is divided by (whole / base), so that
     another resolution spans the same range.
+
+    Args:
+        grid: rows and columns (h, w).
+        channels: width of a position, a multiple of 4.
+        device: of the result.
+        base: range that ``whole`` spans.
+        whole: rows and columns of the grid in the middle that begins at 0 and spans ``base``; by default all.
     """
     omega = frequencies(channels // 4, device)
 
-    def axis(count: int) -> Tensor:
-        angles = torch.arange(count, dtype=torch.float32, device=device)[:, None] * (base / count) * omega
+    def axis(count: int, inner: int) -> Tensor:
+        index = torch.arange(count, dtype=torch.float32, device=device) - (count - inner) // 2
+        angles = index[:, None] * (base / inner) * omega
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
-    columns = axis(grid[1])[None].expand(grid[0], -1, -1)
-    rows = axis(grid[0])[:, None].expand(-1, grid[1], -1)
+    whole = whole or grid
+    columns = axis(grid[1], whole[1])[None].expand(grid[0], -1, -1)
+    rows = axis(grid[0], whole[0])[:, None].expand(-1, grid[1], -1)
     return torch.cat([columns, rows], dim=2)
 
 

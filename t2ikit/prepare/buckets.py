@@ -6,9 +6,8 @@ A bucket is an image set of its own, ``images/train/0.75``, named by its width o
 from __future__ import annotations
 
 import io
-import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,34 +25,8 @@ _UNKNOWN = (0, 0)
 _SHAPE = struct.Struct("<II")
 
 
-def bucket_shapes(sizes: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """(H, W) of the buckets by their names, in the order of ``sizes``.
-
-    Args:
-        sizes: ``HEIGHTxWIDTH`` each, in pixels.
-
-    Raises:
-        ValueError: one is no size, or two have the same aspect; names ``--bucket``.
-
-    Example:
-        >>> bucket_shapes(["256x256", "320x192"])
-        {'1.00': (256, 256), '0.60': (320, 192)}
-    """
-    shapes: dict[str, tuple[int, int]] = {}
-    for size in sizes:
-        match = re.fullmatch(r"([0-9]+)x([0-9]+)", size)
-        height, width = (int(match[1]), int(match[2])) if match else (0, 0)
-        if min(height, width) < 4:
-            raise ValueError(f"--bucket expects HEIGHTxWIDTH of at least 4 pixels each, such as 256x256; got {size!r}")
-        name = f"{width / height:.2f}"
-        if name in shapes:
-            raise ValueError(f"--bucket {size} has the aspect {name} of another bucket: give each aspect once")
-        shapes[name] = height, width
-    return shapes
-
-
 def dealt(
-    images: ImageList, shapes: Mapping[str, tuple[int, int]], index: Path, label: str, launch: Launch
+    images: ImageList, shapes: Mapping[str, tuple[int, int]], index: Path, label: str, launch: Launch, min_side: int = 0
 ) -> dict[str, ImageList]:
     """The photos of every bucket, in their order; a photo that cannot be read goes to the first, which lists it as bad.
 
@@ -65,9 +38,10 @@ def dealt(
         index: folder where the sizes are kept.
         label: of the progress bar.
         launch: processes that read.
+        min_side: smaller photos will be left out.
 
     Raises:
-        ValueError: a bucket gets no photo.
+        ValueError: a bucket gets no photo, or only smaller ones.
     """
     sizes = _sizes(images, index, label, launch).astype(np.float64)
     aspects = np.log([width / height for height, width in shapes.values()])
@@ -79,6 +53,11 @@ def dealt(
         chosen = np.flatnonzero(nearest == bucket)
         if not len(chosen):
             raise ValueError(f"{label}: no photo is nearest to the aspect of --bucket {height}x{width}: leave it out")
+        if known[chosen].all() and (sizes[chosen].min(axis=1) < min_side).all():
+            raise ValueError(
+                f"{label}: every photo nearest to the aspect of --bucket {height}x{width} is smaller than --min-side "
+                f"{min_side}: leave the bucket out, or lower it"
+            )
         photos = images.take(chosen)
         lists[name] = replace(photos, sha256=_identity(photos))
     return lists
@@ -92,7 +71,9 @@ def _identity(photos: ImageList) -> str:
     if (photos.sizes < 0).any():
         return photos.sha256
     facts = zip(photos.keys, photos.sizes.tolist(), photos.class_ids.tolist(), strict=True)
-    return sha256_of_json(sorted(facts))
+    if photos.captions is None:
+        return sha256_of_json(sorted(facts))
+    return sha256_of_json(sorted((*fact, photos.caption(index)) for index, fact in enumerate(facts)))
 
 
 def _sizes(images: ImageList, index: Path, label: str, launch: Launch) -> np.ndarray:

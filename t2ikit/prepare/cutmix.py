@@ -13,7 +13,7 @@ import torch
 from t2ikit.augment.cutmix import MixPlan, compose
 from t2ikit.launch import first_rank
 from t2ikit.prepare.captions.caption_file import CaptionSet, caption_file
-from t2ikit.prepare.captions.captions import write_aio
+from t2ikit.prepare.captions.captions import write_known
 from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.engine.work import HostWork
 from t2ikit.prepare.images import IMAGES, ON_THIS_CPU, image_sets
@@ -100,7 +100,7 @@ def prepare_cutmix(
         manifest = add_part(results, folder, index, wanted, hashes[index])
         print(f"{folder}: {manifest.count:,} images")
     if caption_file(root, "train").is_file() and CaptionSet(root, "train").header.kind == "aio" and first_rank():
-        write_aio(root, name, overwrite)
+        write_known(root, name, overwrite)
     return Manifest.read(folder)
 
 

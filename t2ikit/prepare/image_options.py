@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-Kind = Literal["auto", "folders", "webdataset", "parquet"]
+Kind = Literal["auto", "folders", "pictures", "webdataset", "parquet"]
 """What a source is, where names and first bytes would say something else."""
 
 
@@ -25,6 +25,8 @@ class ImageOptions:
             the names, 1.00 before others. Several values, or given several times.
         append: add the photos that are new in the source at the end of the set; the images that it has stay as they
             are, and their photos are not read again; captions, cutmix and encode then process the new ones only.
+        into: name of a further set for training, such as train_coco: all photos of train go to DIR/images/<name>,
+            beside the sets that DIR has; nothing is held out, and photos of val are not read.
     """
 
     seed: int = 0
@@ -34,6 +36,7 @@ class ImageOptions:
     picture_format: Literal["raw", "png", "webp"] = "raw"
     bucket: Annotated[tuple[str, ...] | None, "HEIGHTxWIDTH"] = None
     append: bool = False
+    into: Annotated[str | None, "NAME"] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,15 +46,16 @@ class Sources:
     --source may be: a folder of class folders (ImageNet: one per wnid), or one with train/ and val/; a folder with
     ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz as they are downloaded, or one of
     the tars: nothing is unpacked; Parquet files of the Hugging Face Hub (a folder, or hf://datasets/ILSVRC/imagenet-1k;
-    pip install t2ikit[parquet]); WebDataset tars (a folder, or a pattern in quotes: 'shards/train-{000..146}.tar'). All
-    of them also as URLs: s3:// (pip install s3fs), gs:// (gcsfs), hf://, https://.
+    pip install t2ikit[parquet]); WebDataset tars (a folder, or a pattern in quotes: 'shards/train-{000..146}.tar'); a
+    folder of pictures without classes (--kind pictures). All of them also as URLs: s3:// (pip install s3fs), gs://
+    (gcsfs), hf://, https://.
 
     What lies in a source and is no photo of it is counted with its reason: files of systems (.DS_Store, Thumbs.db,
     @eaDir), files in no class folder, samples without a photo. Folders of val may be called val, valid or validation.
 
     Attributes:
-        kind: what the source is, if it is taken for something else: class folders (also inside tars), WebDataset tars,
-            or Parquet files.
+        kind: what the source is, if it is taken for something else: class folders (also inside tars), a folder of
+            pictures without classes at any depth, WebDataset tars, or Parquet files.
         val_source: where the photos of val are, if not in --source, such as ILSVRC2012_img_val.tar.
         val_labels: classes of ImageNet's val photos: ILSVRC2012_devkit_t12.tar.gz, Kaggle's LOC_val_solution.csv, or a
             text file with one wnid, or `photo wnid`, per line; not needed if one of the first two lies beside the
@@ -60,6 +64,9 @@ class Sources:
         class_names: one `folder<TAB>name` per line, the first line for class 0, if the classes are not ImageNet's; the
             word imagenet if a source only numbers its classes and the numbers are ImageNet's.
         label_field: Parquet column, or field of a WebDataset's JSON, that holds the class.
+        caption_field: Parquet column, or field of a WebDataset's JSON, that holds the caption of a photo; txt means the
+            file of this ending beside the photo. The photos then need no class, those without a caption are listed, and
+            `prepare captions --kind source` takes the captions.
     """
 
     kind: Kind = "auto"
@@ -68,3 +75,4 @@ class Sources:
     val_share: float = 0.02
     class_names: Annotated[str | None, "FILE|imagenet"] = None
     label_field: Annotated[str | None, "NAME"] = None
+    caption_field: Annotated[str | None, "NAME"] = None

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from t2ikit.augment.cutmix import SETTINGS
 from t2ikit.launch import first_rank
-from t2ikit.photos import SIDE_BELOW, BadImage, TooSmall, decode
-from t2ikit.prepare.buckets import bucket_shapes, dealt
+from t2ikit.photos import SIDE_BELOW
+from t2ikit.prepare.buckets import dealt
+from t2ikit.prepare.decoding import Decoding, refusal
 from t2ikit.prepare.engine.launch import Launch
-from t2ikit.prepare.engine.shards import Rejected, Results
-from t2ikit.prepare.engine.work import HostWork
+from t2ikit.prepare.engine.shards import Results
 from t2ikit.prepare.image_options import ImageOptions, Sources
 from t2ikit.prepare.photo_lists import bad_photos, list_name, photo_lines, same_photos, unlisted
 from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder
 from t2ikit.prepare.sources import ImageList, find_images
-from t2ikit.prepare.steps import hash_of, require_disk, sha256_of_json, versions, write_lines
-from t2ikit.records.compressed import stored_picture
+from t2ikit.prepare.sources.photos import NO_CLASS_ID
+from t2ikit.prepare.steps import require_disk, sha256_of_json, versions, write_lines
+from t2ikit.records.buckets import bucket_shapes
 from t2ikit.records.manifest import MANIFEST_NAME, Manifest, set_names
-from t2ikit.records.record import Record
 from t2ikit.records.record_set import RecordSet
 
 IMAGES = "images"
@@ -46,12 +48,15 @@ def prepare_images(
     picture_format: str = ImageOptions.picture_format,
     bucket: Sequence[str] | None = None,
     append: bool = ImageOptions.append,
+    into: str | None = ImageOptions.into,
     launch: Launch = ON_THIS_CPU,
     shard_size: int | None = None,
     overwrite: bool = False,
     **source_options: Any,
 ) -> dict[str, Manifest]:
     """Writes the image sets ``out/images/train`` and ``out/images/val``, or those of aspect buckets below these.
+
+    With ``into``, writes that set alone.
 
     The arguments are the options of ``t2ikit prepare images``; its ``--help`` explains them.
 
@@ -76,7 +81,11 @@ def prepare_images(
     _refuse_mixture(root, shapes)
     if Path(source).is_dir() and root.resolve().is_relative_to(Path(source).resolve()):
         raise ValueError(f"--out {root} lies inside --source {source}: what is written there would be taken for photos")
-    lists = find_images(source, class_names, val_share, seed, index=root / IMAGES / ".index", **source_options)
+    index = root / IMAGES / ".index"
+    lists = find_images(source, class_names, val_share, seed, index=index, train_only=bool(into), **source_options)
+    if into:
+        _refuse_set_name(into)
+        lists = {into: lists["train"]}
     for images in lists.values() if first_rank() else ():
         for line in images.left_out.lines(str(images.root)):
             print(line)
@@ -97,13 +106,23 @@ def prepare_images(
     )
     if not shapes:
         return {split: step.run(split, images) for split, images in lists.items()}
-    index = root / IMAGES / ".index"
-    dealt_lists = {split: dealt(images, shapes, index, split, launch) for split, images in lists.items()}
+    dealt_lists = {split: dealt(images, shapes, index, split, launch, min_side) for split, images in lists.items()}
     return {
         f"{split}/{name}": replace(step, size=shapes[name]).run(f"{split}/{name}", images)
         for split, of_buckets in dealt_lists.items()
         for name, images in of_buckets.items()
     }
+
+
+def _refuse_set_name(name: str) -> None:
+    """A further set is no split, and no CutMix set, which other steps know by their names.
+
+    Raises:
+        ValueError: it has such a name; names ``--into``.
+    """
+    taken = ("train", "val", *(f"train_{setting}" for setting in SETTINGS))
+    if name in taken or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ValueError(f"--into {name}: a further set has a name of its own, of letters, digits, _ and -: train_coco")
 
 
 def _refuse_mixture(root: Path, shapes: Mapping[str, tuple[int, int]]) -> None:
@@ -178,7 +197,7 @@ class _Step:
         bytes_each = 3 * self.size[0] * self.size[1] + _METADATA_BYTES
         require_disk(self.root, len(images), bytes_each, str(folder), work_folder(folder, part))
         seed = self.seed if self.random_crop else None
-        work = _Decoding(images, self.size, self.strict, digest, self.codec, self.min_side, seed)
+        work = Decoding(images, self.size, self.strict, digest, self.codec, self.min_side, seed)
         shard_size = shard_size_of(bytes_each, self.shard_size)
         results = run_part(work, folder, part, self.launch, shard_size, f"images {split}", self.overwrite)
         self._stop_if_strict(images, results)
@@ -186,79 +205,23 @@ class _Step:
         manifest = add_part(results, folder, part, wanted, digest, files=lists)
         listed = _list_bad(folder, part + 1) if results.chief else ""
         added = f" ({manifest.parts[-1].count:,} new)" if part else ""
-        print(f"{folder}: {manifest.count:,} images{added} of {len(images.class_names)} classes{listed}")
+        classes = "" if NO_CLASS_ID in images.class_names else f" of {len(images.class_names)} classes"
+        print(f"{folder}: {manifest.count:,} images{added}{classes}{listed}")
         return manifest
 
     def _stop_if_strict(self, images: ImageList, results: Results) -> None:
         """For photos that an earlier call without ``strict`` found bad."""
         for index, reason in results.rejected() if self.strict else ():
             if not reason.startswith(SIDE_BELOW):
-                raise _refusal(images.where(index), reason)
-
-
-class _Decoding(HostWork):
-    """Photos to records; ``crop_seed`` is that of random crops, None for centres."""
-
-    def __init__(
-        self,
-        images: ImageList,
-        size: tuple[int, int],
-        strict: bool,
-        digest: str,
-        codec: str,
-        min_side: int,
-        crop_seed: int | None,
-    ) -> None:
-        self.images = images
-        self.size = size
-        self.strict = strict
-        self.codec = codec
-        self.min_side = min_side
-        self.crop_seed = crop_seed
-        self.identity = sha256_of_json([digest, size, len(images), codec])
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def load(self, index: int) -> bytes | Rejected:
-        """The record of a photo.
-
-        Raises:
-            ValueError: it cannot be used, and ``strict`` is set.
-        """
-        try:
-            pixels = decode(self.images.read(index), self.size, self._place(index), self.min_side)
-            class_id = int(self.images.class_ids[index])
-            metadata = {
-                "key": self.images.keys[index],
-                "class_id": class_id,
-                "class_name": self.images.class_names[class_id],
-            }
-            return Record({"image": stored_picture(pixels, self.codec)}, metadata=metadata).to_bytes()
-        except TooSmall as error:
-            return Rejected(str(error))
-        except BadImage as error:
-            reason = str(error)
-        except OSError as error:
-            reason = f"cannot be read: {error.strerror or error}"
-        except UnicodeEncodeError:
-            reason = "its name is not UTF-8"
-        if self.strict:
-            raise _refusal(self.images.where(index), reason)
-        return Rejected(reason.replace("\t", " ").replace("\n", " "))
-
-    def _place(self, index: int) -> float:
-        """Where the part of a photo lies, a pure function of the seed and its name."""
-        if self.crop_seed is None:
-            return 0.5
-        return hash_of(f"{self.crop_seed} {self.images.keys[index]}".encode("utf-8", "surrogateescape")) / 2**64
+                raise refusal(images.where(index), reason)
 
 
 def _inputs_that_differ(images: ImageList, folder: Path, buckets: bool) -> str:
     """Which options give other photos, or the same ones in another order."""
     if same_photos(images, folder, len(Manifest.read(folder).parts)):
         order = "--seed or the order of --bucket differs" if buckets else "--seed differs"
-        return f"{order} (or --crop, --min-side)"
+        captions = "" if images.captions is None else ", --caption-field, the captions of the source"
+        return f"{order} (or --crop, --min-side{captions})"
     return (
         "the photos or their classes differ (--source, --val-source, --val-labels, --val-share, --class-names, "
         "--label-field, or --seed if it holds val out; --append if photos were added to the source)"
@@ -277,10 +240,6 @@ def _list_bad(folder: Path, parts: int) -> str:
     told = [f"{bad - small} files could not be used"] if bad > small else []
     told += [f"{small} are smaller than --min-side"] if small else []
     return f", {', '.join(told)} (listed in {path})"
-
-
-def _refusal(where: str, reason: str) -> ValueError:
-    return ValueError(f"{where} cannot be used: {reason} (leave --strict out to continue without it)")
 
 
 def _shown(key: str) -> str:

@@ -54,7 +54,7 @@ def encode_shapes(root: Path, sets: Sequence[str], autoencoder: str) -> None:
         digest = sha256_of_json([images.manifest.chunk_sha256, weights])
         if not _fits(root / name, digest, images.manifest):
             _encode(root / name, images, space, digest)
-    _copy_text_encoder(root)
+    copy_text_encoder(root / IMAGES, root)
 
 
 def _fits(folder: Path, digest: str, images: Manifest) -> bool:
@@ -97,9 +97,9 @@ def _records(images: RecordSet, space: LatentSpace, bar: tqdm) -> Iterator[Recor
         bar.update(len(block))
 
 
-def _copy_text_encoder(root: Path) -> None:
-    """The text encoder of the images, which the records name by its folder beside them."""
-    source, target = root / IMAGES / ENCODER_FOLDER, root / ENCODER_FOLDER
+def copy_text_encoder(rendered: Path, root: Path) -> None:
+    """Copies the text encoder of ``rendered``, which the records of ``root`` name by its folder beside them."""
+    source, target = rendered / ENCODER_FOLDER, root / ENCODER_FOLDER
     recover(target)
     if target.is_dir():
         wanted, present = (find_pretrained(str(path.resolve()), None, _OPTION, _TOKENIZER) for path in (source, target))

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, get_args
 from t2ikit.data.datamodule import DataModule
 from t2ikit.files import require_folder
 from t2ikit.pretrained import cache_folder, find_pretrained
+from t2ikit.records.buckets import bucket_shapes
 from t2ikit.shapes.prompts import Difficulty
 
 Captions = Literal["long", "aio"]
@@ -27,6 +28,8 @@ class ShapesData(DataModule):
         captions: "long" or "aio" (an image of <class>).
         settings: CutMix settings that are built beside the images.
         scene_seed: seed of the scenes.
+        bucket_sizes: HEIGHTxWIDTH of aspect buckets, in place of ``size``, such as ``[64x64, 48x80, 80x48]``: the
+            scenes are dealt out evenly over them, and a step takes one of them. Pixels only, without CutMix settings.
         autoencoder: encode the images into latents, by "embedded:shapes-full" or "embedded:shapes-simple", a folder in
             the format of diffusers or a repository of the Hub; the experiment then needs LatentSpace. By default they
             stay pixels.
@@ -48,6 +51,7 @@ class ShapesData(DataModule):
     settings: tuple[str, ...] = ("cmall",)
     scene_seed: int = 0
     autoencoder: str | None = None
+    bucket_sizes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for option, choices in (("difficulty", get_args(Difficulty)), ("captions", get_args(Captions))):
@@ -57,10 +61,17 @@ class ShapesData(DataModule):
                 )
         if self.size < 16:
             raise ValueError(f"data.size must be at least 16, not {self.size}")
-        self.settings = tuple(self.settings)
+        self.settings, self.bucket_sizes = tuple(self.settings), tuple(self.bucket_sizes)
+        if self.bucket_sizes:
+            if self.settings or self.autoencoder is not None:
+                raise ValueError(
+                    "data.bucket_sizes are pixels without CutMix, whose settings are defined on squares: set "
+                    "--data.settings [] and --data.autoencoder null"
+                )
+            self.buckets = list(bucket_shapes(self.bucket_sizes, "data.bucket_sizes"))
         if self.root is None:
             options = [self.size, self.difficulty, self.captions, self.count, self.val_count, *self.settings]
-            name = "-".join(["shapes", *map(str, options), str(self.scene_seed)])
+            name = "-".join(["shapes", *map(str, options), *self.bucket_sizes, str(self.scene_seed)])
             if self.autoencoder is not None:
                 name += "-" + find_pretrained(self.autoencoder, None, "data.autoencoder").reference.sha256[:12]
             self.root = str(cache_folder() / name)
@@ -83,6 +94,13 @@ class ShapesData(DataModule):
 
         self.find_data()
         root = Path(self.folder)
+        if self.bucket_sizes:
+            from t2ikit.shapes.buckets import build_buckets
+
+            shapes = bucket_shapes(self.bucket_sizes)
+            facts = (self.difficulty, self.count, self.val_count, self.captions, self.scene_seed)
+            build_buckets(root, shapes, *facts)
+            return
         build_shapes(
             root if self.autoencoder is None else root / IMAGES,
             self.size,

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import tiny
 from t2ikit.batch import Text
 from t2ikit.denoisers import DiTI
+from t2ikit.denoisers.embeddings import sincos_grid
 
 
 def small(**options: object) -> DiTI:
@@ -129,3 +130,15 @@ def test_position_table_stays_fp32_through_a_cast() -> None:
     before = denoiser._positions.clone()
     assert torch.equal(denoiser.bfloat16()._positions, before)
     assert not [name for name in denoiser.state_dict() if "position" in name]
+
+
+def test_other_sizes_leave_the_positions_of_the_input_size_as_they_were() -> None:
+    """A stage on aspect buckets starts from a network of squares, and predicts the same for a square."""
+    square, buckets = tiny.dit_i(), tiny.dit_i(other_sizes=[(12, 4), (4, 12)])
+    buckets.load_state_dict(square.state_dict())
+    assert buckets.grid == (6, 6) and square.grid == (4, 4)
+    assert torch.equal(buckets._positions[1:5, 1:5], square._positions)
+    step = 16 / 4
+    columns = sincos_grid((1, 6), 64, torch.device("cpu"), whole=(1, 4))[0, :, :16]
+    omega = torch.tensor([10000 ** (-i / 16) for i in range(16)])
+    torch.testing.assert_close(columns, (torch.arange(-1, 5.0)[:, None] * step * omega).sin())

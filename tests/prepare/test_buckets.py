@@ -12,9 +12,9 @@ from PIL import Image
 from t2ikit import cli
 from t2ikit.data.datamodule import DataModule
 from t2ikit.photos import decode
-from t2ikit.prepare.buckets import bucket_shapes
 from t2ikit.prepare.check.record import BaseImages
 from t2ikit.prepare.images import prepare_images
+from t2ikit.records.buckets import bucket_shapes
 from t2ikit.records.record_set import RecordSet
 
 BUCKETS = ("16x16", "20x12", "12x20")

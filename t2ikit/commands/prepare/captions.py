@@ -1,4 +1,4 @@
-"""``t2ikit prepare captions``: from class names, from a model or from a file."""
+"""``t2ikit prepare captions``: from class names, from the source, from a model or from a file."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from t2ikit.prepare.engine.launch import Devices, Launch
 
 @dataclass(frozen=True, kw_only=True)
 class Captions(DataSet):
-    """Writes the captions of the image sets: `An image of <class name>`, long captions of a model, or your own.
+    """Writes the captions of the image sets: `An image of <class name>`, those of the source, of a model, or your own.
 
     `An image of` names both classes of a CutMix image. A model gets the prompts of the papers, of which one is for
     CutMix images. To continue after a call was stopped, give the same command again.
 
     Attributes:
-        kind: aio takes the class names; llava runs a LLaVA-NeXT on the devices of this machine; http asks a model
+        kind: aio takes the class names; source the captions that the source holds beside its photos (--caption-field of
+            `prepare images`); llava runs a LLaVA-NeXT on the devices of this machine; http asks a model
             behind an OpenAI-compatible server. It is aio if neither this nor --captions is given.
         captions: a file with your own captions, instead of --kind. It has one line per image, as TSV
             (`path<TAB>caption`), JSON lines or Parquet (key or path, caption or captions). The path is relative to
@@ -30,11 +31,12 @@ class Captions(DataSet):
             of its base image.
         sets: only these image sets (train, val, train_cmall, ...).
         add: keep the existing captions and add these to them.
-        name: name of these captions, which experiments use; if not given, aio for class names, long for a model, own
+        name: name of these captions, which experiments use; if not given, aio for class names, source for those of the
+            source, long for a model, own
             for a file. A file with several captions per image needs one name for each.
     """
 
-    kind: Literal["aio", "llava", "http"] | None = None
+    kind: Literal["aio", "source", "llava", "http"] | None = None
     captions: Annotated[Path | None, "FILE"] = None
     sets: Annotated[tuple[str, ...] | None, "SET"] = None
     add: bool = False
@@ -99,6 +101,7 @@ def _run(args: argparse.Namespace) -> int:
     prepare_captions(
         args.out,
         captioner=captioner,
+        from_source=args.kind == "source",
         file=args.captions,
         sets=args.sets,
         names=args.name or (),
@@ -127,7 +130,7 @@ def _captioner(args: argparse.Namespace) -> Captioner | None:
 
 STEP = Step(
     "captions",
-    "3. captions from class names, from a model or from a file",
+    "3. captions from class names, from the source, from a model or from a file",
     Captions,
     _run,
     (Asked, Llava, Server, Devices),

@@ -43,7 +43,7 @@ class CaptionColumn:
 
     Attributes:
         name: of the column, unique in the file; streams mix columns by it.
-        kind: "aio", "llava", "http" or "file".
+        kind: "aio", "source", "llava", "http" or "file".
         identity: hash of what decides the captions: weights, prompts and decoding, or the captions themselves.
         source: file, or address of the server.
         model: name of the captioner.
@@ -151,8 +151,32 @@ def caption_file(root: Path, name: str) -> Path:
     return root / CAPTIONS / f"{name}.jsonl"
 
 
+def source_caption(metadata: dict[str, Any]) -> str:
+    """The caption that the source holds beside a photo.
+
+    Raises:
+        ValueError: it holds none; says how to read it.
+    """
+    caption = metadata.get("caption")
+    if not isinstance(caption, str):
+        raise ValueError(
+            f"the images were read without captions, such as {metadata['key']}: give t2ikit prepare images "
+            "--caption-field NAME, the column or field of the source that holds them"
+        )
+    return caption
+
+
 def aio_caption(metadata: dict[str, Any]) -> str:
-    """ "An image of <class name>"; a CutMix image names both classes."""
+    """ "An image of <class name>"; a CutMix image names both classes.
+
+    Raises:
+        ValueError: the image has no class.
+    """
+    if not metadata["class_name"]:
+        raise ValueError(
+            f"the images have no classes, such as {metadata['key']}: give t2ikit prepare captions --kind source for "
+            "the captions of their source, --kind llava for a captioner, or --captions FILE for your own"
+        )
     caption = f"An image of {metadata['class_name']}"
     return f"{caption} and {metadata['other_class_name']}" if "other_class_name" in metadata else caption
 
@@ -278,7 +302,9 @@ def _joined(old: CaptionSet, names: Sequence[str], rows: Iterable[Row]) -> Itera
 def _with_aio(stored: Sequence[str], names: Sequence[str], rows: Iterable[Captioned]) -> Iterator[Row]:
     """Rows of appended images: the columns ``names`` as given, the other stored ones as AIO captions."""
     for metadata, texts in rows:
-        captions = dict.fromkeys(stored, aio_caption(metadata)) | dict(zip(names, texts, strict=True))
+        given = dict(zip(names, texts, strict=True))
+        others = {name: aio_caption(metadata) for name in stored if name not in given}
+        captions = dict.fromkeys(stored, "") | others | given
         yield metadata["key"], tuple(captions.values())
 
 

@@ -1,4 +1,4 @@
-"""Captions of the image sets: "An image of <class name>" (AIO), those of a captioner, or the user's own from a file."""
+"""Captions of the image sets: "An image of <class name>" (AIO), of the source, of a captioner, or from a file."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from t2ikit.prepare.captions.caption_file import (
     aio_caption,
     column_names,
     images_done,
+    source_caption,
     write_captions,
 )
 from t2ikit.prepare.captions.captioner import Captioner
@@ -26,6 +27,7 @@ def prepare_captions(
     out: str | Path,
     *,
     captioner: Captioner | None = None,
+    from_source: bool = False,
     file: str | Path | None = None,
     sets: Sequence[str] | None = None,
     names: Sequence[str] = (),
@@ -33,7 +35,7 @@ def prepare_captions(
     launch: Launch | None = None,
     overwrite: bool = False,
 ) -> list[str]:
-    """Writes the captions of image sets: of a captioner, from a file, or else from the class names (AIO).
+    """Writes the captions of image sets: of a captioner, of the source, from a file, or of the class names (AIO).
 
     Captions stay when images are appended: the same call then adds those of the new images, and the AIO captions of
     these if the file has such a column. ``t2ikit prepare captions --help`` explains the options ``sets``, ``names``,
@@ -42,10 +44,12 @@ def prepare_captions(
     Args:
         out: the folder of the data set.
         captioner: a model that describes the images.
+        from_source: take the captions that the source holds beside the photos (``--caption-field``).
         file: the option ``--captions``. A key in it is the key of an image, such as ``train/n02012849/x.JPEG``, or
             ``train_cmall/train/n02012849/x.JPEG`` for CutMix.
         sets: None takes all, or with a file those whose keys it has.
-        names: of the columns; default "aio", "long" for a captioner, for a file "own" or "own1", "own2", ...
+        names: of the columns; default "aio", "source" for those of the source, "long" for a captioner, for a file "own"
+            or "own1", "own2", ...
         launch: on which devices the captioner runs.
 
     Returns:
@@ -56,7 +60,7 @@ def prepare_captions(
     """
     root = Path(out)
     targets = wanted_sets(root, sets)
-    if captioner is not None and file is not None:
+    if (captioner is not None or from_source) and file is not None:
         raise ValueError("captions come from a file (--captions) or from a captioner (--kind), not from both at once")
     if captioner is None and not first_rank():
         return targets  # nothing to share: one process writes
@@ -70,16 +74,32 @@ def prepare_captions(
 
         targets = import_captions(root, targets, Path(file), names, add, overwrite, every=sets is not None)
     else:
-        name = column_names(names, "aio", 1)[0]
+        kind = "source" if from_source else "aio"
+        name = column_names(names, kind, 1)[0]
         for target in targets:
-            write_aio(root, target, overwrite, name, add)
+            write_known(root, target, overwrite, name, add, kind)
     return targets
 
 
-def write_aio(root: Path, name: str, overwrite: bool, column: str = "aio", add: bool = False) -> None:
-    """Writes the AIO captions of one image set; does nothing where they are there."""
-    columns = (CaptionColumn(column, "aio", "aio"),)
+def write_known(
+    root: Path, name: str, overwrite: bool, column: str = "aio", add: bool = False, kind: str = "aio"
+) -> None:
+    """Writes the captions of one image set that follow from its metadata; does nothing where they are there.
+
+    Args:
+        root: the folder of the data set.
+        name: of the image set.
+        overwrite: replace other captions.
+        column: name of these captions.
+        add: keep the others.
+        kind: "aio", or "source" for those of the source.
+
+    Raises:
+        ValueError: the images have no class, or were read without captions.
+    """
+    caption = {"aio": aio_caption, "source": source_caption}[kind]
+    columns = (CaptionColumn(column, kind, kind),)
     done = images_done(root, name, columns, add, overwrite)
     if done < len(RecordSet(root / IMAGES / name)):
-        rows = ((metadata, (aio_caption(metadata),)) for metadata in metadata_of(root, name, done))
+        rows = ((metadata, (caption(metadata),)) for metadata in metadata_of(root, name, done))
         write_captions(root, name, columns, rows, add, done)

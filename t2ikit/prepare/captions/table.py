@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from t2ikit.prepare.steps import hash_of
 SUFFIXES = (".tsv", ".txt", ".jsonl", ".ndjson", ".parquet")
 _EXPECTED = {
     "tsv": "`path<TAB>caption`",
-    "jsonl": '`{"key": "...", "caption": "..."}` (or "path" for "key", "captions": ["...", ...] for "caption")',
-    "parquet": "the columns key (or path) and caption (or captions, a list)",
+    "jsonl": '`{"key": "...", "caption": "..."}` (or "path" for "key", "captions": ["...", ...] for '
+    '"caption"; or "file_name" and "text")',
+    "parquet": "the columns key (or path) and caption (or captions, a list), or file_name and text",
 }
 _OPTION = "--captions"
 _KEYS, _CAPTIONS = ("key", "path"), ("caption", "captions")
+_FOLDER_KEY, _FOLDER_CAPTION = "file_name", "text"  # names in the metadata files of picture folders on the Hub
 _BATCH = 1024
 
 
@@ -246,10 +248,16 @@ def _json_line(line: str) -> tuple[str, tuple[str, ...]] | None:
     return _row(row) if isinstance(row, dict) else None
 
 
+def _columns(names: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names that key and caption may have among these."""
+    if _FOLDER_KEY in names and not any(name in names for name in _KEYS):
+        return (_FOLDER_KEY,), _CAPTIONS if any(name in names for name in _CAPTIONS) else (_FOLDER_CAPTION,)
+    return _KEYS, _CAPTIONS
+
+
 def _row(row: dict[str, Any]) -> tuple[str, tuple[str, ...]] | None:
     """Key and captions of a row; None if it has not just one of each, or no text."""
-    keys = [row[name] for name in _KEYS if row.get(name) is not None]
-    texts = [row[name] for name in _CAPTIONS if row.get(name) is not None]
+    keys, texts = ([row[name] for name in names if row.get(name) is not None] for names in _columns(row))
     if len(keys) != 1 or len(texts) != 1 or not isinstance(keys[0], str) or not keys[0]:
         return None
     captions = [texts[0]] if isinstance(texts[0], str) else texts[0]
@@ -282,8 +290,9 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with ParquetFile(path) as file:
             names = file.schema_arrow.names
-            wanted = [name for name in (*_KEYS, *_CAPTIONS) if name in names]
-            if len(wanted) != 2 or wanted[0] not in _KEYS:
+            keys, texts = _columns(names)
+            wanted = [name for name in (*keys, *texts) if name in names]
+            if len(wanted) != 2 or wanted[0] not in keys:
                 raise ValueError(f"{path} has the columns {', '.join(names)}; {_OPTION} needs {_EXPECTED['parquet']}")
             for batch in file.iter_batches(_BATCH, columns=wanted):
                 yield from batch.to_pylist()

@@ -24,6 +24,7 @@ from t2ikit.prepare.sources.left_out import LeftOut
 from t2ikit.prepare.sources.parquet import parquet_photos
 from t2ikit.prepare.sources.paths import SPLITS, expand, files_of, is_pattern
 from t2ikit.prepare.sources.photos import Photos, Reader
+from t2ikit.prepare.sources.pictures import picture_photos
 from t2ikit.prepare.sources.tars.listing import tar_photos
 from t2ikit.prepare.steps import hash_of
 from t2ikit.rng import permutation
@@ -31,8 +32,9 @@ from t2ikit.rng import permutation
 __all__ = ["ImageList", "SourceLost", "find_images"]
 
 FORMS = (
-    "a folder of class folders, or one with train/ and val/; a folder with ILSVRC2012_img_train.tar and "
-    "ILSVRC2012_img_val.tar, or one of these tars; a folder or pattern of Parquet files; a folder or pattern of "
+    "a folder of class folders, or one with train/ and val/; a folder of pictures without classes (--kind pictures); a "
+    "folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, or one of these tars; a folder or pattern of "
+    "Parquet files; a folder or pattern of "
     "WebDataset tars, such as 'shards/train-{000..146}.tar'; each also behind s3://, gs://, hf:// or https://"
 )
 
@@ -53,6 +55,7 @@ class ImageList:
         sha256: of the keys, sizes and classes, whatever the order.
         reader: reads a photo by its position in the source.
         left_out: what lies in the source and is none of its photos; of val only where val has a source of its own.
+        captions: of all photos of the source, if it holds them, by their position in it.
     """
 
     root: Path
@@ -63,9 +66,14 @@ class ImageList:
     sha256: str
     reader: Reader
     left_out: LeftOut = field(default_factory=LeftOut)
+    captions: Keys | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def caption(self, index: int) -> str | None:
+        """The caption of photo ``index``, empty if it has none; None from a source without captions."""
+        return None if self.captions is None else self.captions[self.keys.position(index)]
 
     def read(self, index: int) -> bytes:
         """The bytes of photo ``index``, from wherever they are.
@@ -97,8 +105,10 @@ def find_images(
     val_source: str | os.PathLike[str] | None = None,
     val_labels: str | None = None,
     label_field: str | None = None,
+    caption_field: str | None = None,
     index: str | os.PathLike[str] | None = None,
     kind: Kind = "auto",
+    train_only: bool = False,
 ) -> dict[str, ImageList]:
     """Lists the photos of a source, shuffled: in the order of the folders every chunk would hold one class.
 
@@ -111,11 +121,14 @@ def find_images(
         val_source: where val comes from, if not from ``source``.
         val_labels: ground truth of ImageNet's validation photos, if it does not lie beside them.
         label_field: column of a Parquet file, or field of a WebDataset's JSON, that holds the class.
+        caption_field: column of a Parquet file, field of a WebDataset's JSON, or "txt", that holds the caption of a
+            photo; the photos then need no class.
         index: folder that keeps the index of tars; without it, it is made again in every call.
         kind: what the sources are, where names and first bytes would say something else.
+        train_only: take all photos of train and hold none out; photos of val are not read.
 
     Returns:
-        The lists of "train" and "val".
+        The lists of "train" and "val", or of "train" alone.
 
     Raises:
         FileNotFoundError: no such folder or file; names the option.
@@ -128,7 +141,7 @@ def find_images(
     """
     if not 0 < val_share < 1:
         raise ValueError(f"--val-share must lie between 0 and 1; got {val_share}")
-    options = _Options(val_labels, label_field, Path(index) if index is not None else None, kind)
+    options = _Options(val_labels, label_field, caption_field, Path(index) if index is not None else None, kind)
     origins = dict.fromkeys(SPLITS, str(source))
     by_split = _photos_of(str(source), "--source", options)
     if val_source is not None:
@@ -138,16 +151,20 @@ def find_images(
         by_split["val"], origins["val"] = others["val" if "val" in others else "train"], str(val_source)
     if not by_split:
         raise ValueError(f"{source} holds no photos: give --source {FORMS}")
+    if train_only and "val" in by_split:
+        held_back = by_split.pop("val")
+        if by_split:
+            by_split["train"].left_out.add("of val, which --into does not read", held_back.keys[0], len(held_back))
     if "train" not in by_split:
         raise ValueError(f"{source} holds val only: give the source of train with --source, this one with --val-source")
     resolved = {split: resolve(photos, class_names, origins[split]) for split, photos in by_split.items()}
     kept_positions = {split: np.arange(len(photos)) for split, photos in by_split.items()}
-    if "val" not in by_split:
+    if "val" not in by_split and not train_only:
         by_split["val"], resolved["val"] = replace(by_split["train"], left_out=LeftOut()), resolved["train"]
         held_out = _held_out(by_split["train"].keys, val_share, seed)
         kept_positions = {"train": np.flatnonzero(~held_out), "val": np.flatnonzero(held_out)}
     lists = {}
-    for split in SPLITS:
+    for split in [split for split in SPLITS if split in by_split]:
         photos, (class_ids, names), positions = by_split[split], resolved[split], kept_positions[split]
         if not len(positions):
             raise ValueError(
@@ -164,6 +181,7 @@ def find_images(
             identity,
             photos.reader,
             photos.left_out,
+            photos.captions,
         )
         lists[split] = whole.take(_order(photos, positions, split, seed))
     return lists
@@ -175,6 +193,7 @@ class _Options:
 
     val_labels: str | None
     label_field: str | None
+    caption_field: str | None
     index: Path | None
     kind: Kind
 
@@ -216,33 +235,49 @@ def _photos_of(source: str, option: str, options: _Options) -> dict[str, Photos]
 def _of_files(files: Files, paths: Sequence[str], options: _Options) -> dict[str, Photos] | None:
     """The photos of Parquet files or of tars; None for anything else."""
     if options.kind in ("auto", "parquet") and all(path.endswith(".parquet") for path in paths):
-        return parquet_photos(files, paths, options.label_field)
-    if options.kind != "parquet" and all(path.endswith(".tar") for path in paths):
-        return tar_photos(files, paths, options.val_labels, options.label_field, options.index, options.kind)
+        return parquet_photos(files, paths, options.label_field, options.caption_field)
+    if options.kind not in ("parquet", "pictures") and all(path.endswith(".tar") for path in paths):
+        fields = options.label_field, options.caption_field
+        return tar_photos(files, paths, options.val_labels, fields, options.index, options.kind)
     return None
 
 
 def _in_folder(files: Files, root: str, option: str, options: _Options) -> dict[str, Photos]:
     """A folder of class folders, of tars or of Parquet files; unpacked photos are preferred to their tars."""
+    if options.kind == "pictures":
+        return picture_photos(files, root, options.caption_field)
     if options.kind == "folders" or (options.kind == "auto" and split_folders(files, root)):
-        return folder_photos(files, root, options.val_labels)
+        return _class_folders(files, root, options)
     names = [entry.name for entry in files.visible(root) if not entry.is_folder]
     imagenet = [name for name in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar") if name in names]
     shards = [f"{root}/{name}" for name in imagenet] or sorted(_shards(files, root))
-    if options.kind == "parquet" or (options.kind == "auto" and any(path.endswith(".parquet") for path in shards)):
-        shards = [path for path in shards if path.endswith(".parquet")]
-    else:
-        shards = [path for path in shards if path.endswith(".tar")]
+    tables = [path for path in shards if path.endswith(".parquet")]
+    tars = [path for path in shards if path.endswith(".tar")]
+    # A downloader of pictures writes a table of what it has done beside every tar.
+    beside_tars = all(f"{path.removesuffix('.parquet')}.tar" in tars for path in tables)
+    shards = tables if options.kind == "parquet" or (options.kind == "auto" and not beside_tars) else tars
     if not shards and options.kind != "auto":
         raise ValueError(f"{root} holds no file of --kind {options.kind}: give {option} {FORMS}")
     if not shards:
-        return folder_photos(files, root, options.val_labels)
+        return _class_folders(files, root, options)
     if not imagenet and options.kind == "auto" and (photo := _loose_photo(files, root)):
         raise ValueError(
             f"{root} holds both {shards[0].removeprefix(f'{root}/')} and photos, such as {photo}: say with --kind "
             "which of them is the source (folders for the photos, webdataset or parquet)"
         )
-    return _of_files(files, shards, options) or {}
+    by_split = _of_files(files, shards, options) or {}
+    if by_split and shards is tars and tables:
+        next(iter(by_split.values())).left_out.add("tables beside tars of the same name", tables[0], len(tables))
+    return by_split
+
+
+def _class_folders(files: Files, root: str, options: _Options) -> dict[str, Photos]:
+    if options.caption_field is not None:
+        raise ValueError(
+            f"{root} is a folder of class folders, which hold no captions: say --kind pictures if the captions lie "
+            "beside the pictures, or leave out --caption-field"
+        )
+    return folder_photos(files, root, options.val_labels)
 
 
 def _shards(files: Files, folder: str, depth: int = 2) -> list[str]:
@@ -295,4 +330,6 @@ def _identity(photos: Photos, class_ids: np.ndarray, positions: np.ndarray) -> s
     for position in positions:
         digest.update(photos.keys.encoded(position))
         digest.update(f"\t{photos.sizes[position]}\t{class_ids[position]}\n".encode())
+        if photos.captions is not None:
+            digest.update(photos.captions.encoded(position) + b"\n")
     return digest.hexdigest()

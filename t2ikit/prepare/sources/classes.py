@@ -17,7 +17,7 @@ import numpy as np
 
 from t2ikit.files import read_lines
 from t2ikit.prepare.sources.keys import Keys
-from t2ikit.prepare.sources.photos import Photos
+from t2ikit.prepare.sources.photos import NO_CLASS_ID, Photos
 
 IMAGENET = "imagenet"
 """Value of ``--class-names`` that says: numbers 0 .. 999 are ImageNet's."""
@@ -62,6 +62,8 @@ def resolve(photos: Photos, class_names: str | None, source: str) -> tuple[np.nd
     """
     if not len(photos):
         return photos.labels, {}
+    if photos.classless:
+        return photos.labels, {NO_CLASS_ID: ""}
     photos = _with_numbers(photos, class_names)
     if photos.texts is not None:
         numbers, names = _of_texts(photos.texts, class_names, source)

@@ -19,26 +19,31 @@ from typing import Any
 import numpy as np
 
 from t2ikit.files import parse_json
+from t2ikit.prepare.sources.captions import plain_caption
 from t2ikit.prepare.sources.files import Files, LocalFiles, SourceLost, of_machine, require_photo_size
 from t2ikit.prepare.sources.keys import Keys
 from t2ikit.prepare.sources.paths import split_of
-from t2ikit.prepare.sources.photos import Listing, Photos, Reader
+from t2ikit.prepare.sources.photos import NO_CLASS_ID, Listing, Photos, Reader
 
 _IMAGE_NAMES = ("image", "images", "img", "jpg", "jpeg", "png", "webp")
 _LABEL_NAMES = ("label", "labels", "cls", "class", "class_id", "fine_label")
+_ADDRESSES = ("url", "URL", "image_url")
 _SORTED_RUN = 8
 """Photos of a row group that stay together where neighbours are of one class."""
 _OPEN_FILES = 4
 _HELD_GROUPS = 2
 
 
-def parquet_photos(files: Files, paths: Sequence[str], field: str | None) -> dict[str, Photos]:
+def parquet_photos(
+    files: Files, paths: Sequence[str], field: str | None, caption_field: str | None = None
+) -> dict[str, Photos]:
     """The photos of Parquet files, by split; files that name none are "train".
 
     Args:
         files: how they are read.
         paths: the files.
         field: the option ``--label-field``, the column of the class.
+        caption_field: the option ``--caption-field``, the column of the caption; the class may then be missing.
 
     Raises:
         FileNotFoundError, ValueError: what is wrong with which file.
@@ -49,32 +54,38 @@ def parquet_photos(files: Files, paths: Sequence[str], field: str | None) -> dic
             raise FileNotFoundError(f"there is no file {path}: --source names it")
         by_split.setdefault(split_of(path) or "train", []).append(path)
     tests = by_split.pop("test", [])
-    listed = {split: _listed(files, split, tuple(members), field) for split, members in by_split.items()}
+    listed = {split: _listed(files, split, tuple(members), field, caption_field) for split, members in by_split.items()}
     if tests and listed:
         rows = sum(_open(files, path).metadata.num_rows for path in tests)
         next(iter(listed.values())).left_out.add("of the split test, which is not read", tests[0], rows)
     return listed
 
 
-def _listed(files: Files, split: str, paths: tuple[str, ...], field: str | None) -> Photos:
-    image, label, names = _columns(paths[0], _open(files, paths[0]).schema_arrow, field)
-    listing, names_listing = Listing(), Listing()
+def _listed(files: Files, split: str, paths: tuple[str, ...], field: str | None, caption_field: str | None) -> Photos:
+    image, label, names = _columns(paths[0], _open(files, paths[0]).schema_arrow, field, caption_field)
+    listing, names_listing, captions = Listing(), Listing(), Listing()
     groups: list[tuple[int, int, int]] = []  # first position, number of the file, row group
     stamps = []
     for file_index, path in enumerate(paths):
         opened = _open(files, path)
-        if _columns(path, opened.schema_arrow, field)[:2] != (image, label):
+        if _columns(path, opened.schema_arrow, field, caption_field)[:2] != (image, label):
             raise ValueError(f"{path} has other columns than {paths[0]}: give files of one data set with --source")
         stamps.append([path.rpartition("/")[2], files.stamp(path)[0]])
         shard, row, base = path.rpartition("/")[2].removesuffix(".parquet"), 0, len(listing)
-        wanted = [label, f"{image}.path"] if _has_path(opened.schema_arrow.field(image).type) else [label]
+        has_path = _has_path(opened.schema_arrow.field(image).type)
+        wanted = [column for column in (label, caption_field) if column] + ([f"{image}.path"] if has_path else [])
         for group in range(opened.num_row_groups):
             groups.append((len(listing), file_index, group))
             table = opened.read_row_group(group, columns=wanted, use_threads=False)
-            labels = table.column(label).to_pylist()
-            photo_paths = table.column(image).to_pylist() if len(wanted) == 2 else [None] * len(labels)
-            for class_of_row, facts in zip(labels, photo_paths, strict=True):
-                class_id = _class_of(class_of_row, f"row {row} of column {label} of {path}")
+            columns = [
+                table.column(column).to_pylist() if column in table.column_names else [None] * len(table)
+                for column in (label, caption_field, image)
+            ]
+            for class_of_row, caption, facts in zip(*columns, strict=True):
+                where = f"row {row} of column {label} of {path}"
+                class_id = NO_CLASS_ID if label is None else _class_of(class_of_row, where)
+                if caption_field is not None:
+                    captions.add(plain_caption(caption, caption_field, f"row {row} of {path}"), -1, NO_CLASS_ID)
                 name = (facts or {}).get("path")
                 listing.add(f"{split}/{shard}/{row:06d}", -1, class_id)
                 names_listing.add(f"{split}/{name}" if name else "", -1, 0)
@@ -96,6 +107,8 @@ def _listed(files: Files, split: str, paths: tuple[str, ...], field: str | None)
         names,
         _runs(class_labels, starts),
         stamp=json.dumps(stamps),
+        captions=captions.keys if caption_field is not None else None,
+        classless=label is None,
     )
 
 
@@ -193,8 +206,10 @@ def _open(files: Files, path: str) -> Any:
         raise ValueError(f"{path} is no Parquet file or not complete ({error}): download it again; --source") from error
 
 
-def _columns(path: str, schema: Any, field: str | None) -> tuple[str, str, tuple[str, ...] | None]:
-    """The columns of photo and class, and the names of the classes."""
+def _columns(
+    path: str, schema: Any, field: str | None, caption_field: str | None
+) -> tuple[str, str | None, tuple[str, ...] | None]:
+    """The columns of photo and class, and the names of the classes; no class where there are captions and none is."""
     features = parse_json((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     kinds = {name: facts.get("_type") for name, facts in features.items() if isinstance(facts, dict)}
     images = (
@@ -209,7 +224,18 @@ def _columns(path: str, schema: Any, field: str | None) -> tuple[str, str, tuple
         (name for name in _LABEL_NAMES if name in labels or name in plain), labels[0] if len(labels) == 1 else None
     )
     if image is None:
-        raise ValueError(f"{path} has no column of images among {', '.join(schema.names)}: give another --source")
+        address = next((name for name in _ADDRESSES if name in schema.names), None)
+        download = f" (its column {address} holds addresses: download the pictures first, into WebDataset tars)"
+        raise ValueError(
+            f"{path} has no column of images among {', '.join(schema.names)}{download if address else ''}: give "
+            "another --source"
+        )
+    if caption_field is not None and caption_field not in schema.names:
+        raise ValueError(
+            f"{path} has no column {caption_field}: name one of {', '.join(schema.names)} with --caption-field"
+        )
+    if label is None and caption_field is not None:
+        return image, None, None
     if label is None or label not in schema.names:
         raise ValueError(
             f"{path} has {f'no column {field}' if field else 'no column that must be the class'}: name one of "

@@ -14,6 +14,9 @@ from t2ikit.prepare.sources.files import Files, SourceLost, require_photo_size
 from t2ikit.prepare.sources.keys import Keys
 from t2ikit.prepare.sources.left_out import LeftOut
 
+NO_CLASS_ID = -1
+"""Class of the photos of a source that has none."""
+
 NO_TARGET = "a link to a file that is not in the tar"
 """Why a photo of a tar cannot be read that is such a link."""
 
@@ -50,6 +53,8 @@ class Photos:
             Without it, each is read by itself.
         stamp: changes with the content where ``keys`` and ``sizes`` do not.
         left_out: what lies in the source and is none of its photos.
+        captions: [N] of the photos, if the source holds them; empty where one has none.
+        classless: the source has no classes; ``labels`` are ``NO_CLASS_ID``.
     """
 
     keys: Keys
@@ -61,6 +66,8 @@ class Photos:
     runs: np.ndarray | None = None
     stamp: str = ""
     left_out: LeftOut = field(default_factory=LeftOut)
+    captions: Keys | None = None
+    classless: bool = False
 
     def __len__(self) -> int:
         return len(self.keys)

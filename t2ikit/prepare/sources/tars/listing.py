@@ -27,7 +27,7 @@ from t2ikit.prepare.sources.folder import BESIDE, NO_CLASS
 from t2ikit.prepare.sources.keys import Keys
 from t2ikit.prepare.sources.left_out import OF_SYSTEM, LeftOut, is_of_system
 from t2ikit.prepare.sources.paths import SPLITS, split_of, split_of_folder
-from t2ikit.prepare.sources.photos import Listing, PartReader, Photos
+from t2ikit.prepare.sources.photos import NO_CLASS_ID, Listing, PartReader, Photos
 from t2ikit.prepare.sources.tars.tar import Member, OpenTar
 from t2ikit.prepare.sources.tars.webdataset import LABEL_ENDINGS, samples, split_ending
 from t2ikit.prepare.sources.truth import Truth, truth_of
@@ -52,10 +52,16 @@ class _Source(NamedTuple):
     paths: tuple[str, ...]
     truth: Truth | None
     field: str | None
+    caption_field: str | None
 
 
 def tar_photos(
-    files: Files, paths: Sequence[str], labels: str | None, field: str | None, index: Path | None, kind: Kind = "auto"
+    files: Files,
+    paths: Sequence[str],
+    labels: str | None,
+    fields: tuple[str | None, str | None],
+    index: Path | None,
+    kind: Kind = "auto",
 ) -> dict[str, Photos]:
     """The photos of tars, by split; those of tars that name none are "train".
 
@@ -63,7 +69,7 @@ def tar_photos(
         files: how they are read.
         paths: the tars, all of one kind.
         labels: the option ``--val-labels``.
-        field: the option ``--label-field``.
+        fields: the options ``--label-field`` and ``--caption-field``.
         index: folder that keeps the index.
         kind: the option ``--kind``.
 
@@ -81,7 +87,9 @@ def tar_photos(
     by_split: dict[str, Photos] = {}
     for (kind_of_tar, split), members in groups.items():
         truth = truth_of(labels, members[0]) if kind_of_tar == "validation" else None
-        source = _Source(files, kind_of_tar, split, tuple(members), truth, field)
+        if fields[1] is not None and kind_of_tar != "webdataset":
+            raise ValueError(f"{members[0]} is no WebDataset, and holds no captions: leave out --caption-field")
+        source = _Source(files, kind_of_tar, split, tuple(members), truth, *fields)
         for name, photos in _indexed(source, index).items():
             if name in by_split:
                 raise ValueError(
@@ -140,13 +148,14 @@ def _indexed(source: _Source, index: Path | None) -> dict[str, Photos]:
     files, paths, truth = source.files, source.paths, source.truth
     stamps = [[path, *files.stamp(path)] for path in paths]
     facts = [source.kind, source.split, stamps, source.field, truth and [truth.by_number, truth.by_name]]
+    facts += [source.caption_field] if source.caption_field is not None else []
     name = hashlib.sha256(json.dumps([_VERSION, *facts], sort_keys=True).encode()).hexdigest()[:32]
     kept = index / f"{name}.npz" if index else None
     if kept is not None and kept.is_file():
         return _load(kept, files, paths)
     listings: dict[str, tuple[Listing, array[int], array[int]]] = {}
-    left_out = LeftOut()
-    for split, key, tar_index, offset, size, label in _walk(source, left_out):
+    left_out, captions = LeftOut(), Listing()
+    for split, key, tar_index, offset, size, label in _walk(source, left_out, captions):
         listing, tar_indices, offsets = listings.setdefault(split, (Listing(), array("i"), array("q")))
         listing.add(key, size, label)
         tar_indices.append(tar_index)
@@ -155,15 +164,31 @@ def _indexed(source: _Source, index: Path | None) -> dict[str, Photos]:
     for split, (listing, tar_indices, offsets) in sorted(listings.items(), key=lambda item: item[0] not in SPLITS):
         sizes = listing.sizes
         reader = PartReader(files, paths, np.array(tar_indices, np.int32), np.array(offsets, np.int64), sizes)
-        photos = Photos(listing.keys, sizes, listing.labels, reader, listing.texts)
+        texts = captions.keys if source.caption_field is not None else None
+        photos = _photos(listing.keys, sizes, listing.labels, reader, listing.texts, texts)
         by_split[split] = replace(photos, left_out=LeftOut() if by_split else left_out)
     if kept is not None:
         _save(kept, by_split)
     return by_split
 
 
-def _walk(source: _Source, left_out: LeftOut) -> Iterator[_Photo]:
-    """The photos in the order of class folders, so that a tar and its unpacked folder give the same list."""
+def _photos(
+    keys: Keys,
+    sizes: np.ndarray,
+    labels: np.ndarray,
+    reader: PartReader,
+    texts: tuple[str, ...] | None,
+    captions: Keys | None,
+) -> Photos:
+    classless = captions is not None and texts is None and bool((labels == NO_CLASS_ID).all())
+    return Photos(keys, sizes, labels, reader, texts, captions=captions, classless=classless)
+
+
+def _walk(source: _Source, left_out: LeftOut, captions: Listing) -> Iterator[_Photo]:
+    """The photos in the order of class folders, so that a tar and its unpacked folder give the same list.
+
+    The captions of a WebDataset, all of whose photos are of one split, go to ``captions``.
+    """
     tar_sizes = [source.files.stamp(path)[0] for path in source.paths]
     total = sum(tar_sizes)
     with tqdm(total=total, desc=f"index {source.split or 'tar'}", unit="B", unit_scale=True, mininterval=0.5) as bar:
@@ -189,8 +214,9 @@ def _walk(source: _Source, left_out: LeftOut) -> Iterator[_Photo]:
                 else:
                     shard = path.rpartition("/")[2].removesuffix(".tar")
                     prefix = f"{source.split}/" if source.split else ""
-                    for name, member, label in samples(tar, source.field, left_out):
+                    for name, member, label, caption in samples(tar, source.field, source.caption_field, left_out):
                         key = f"{prefix}{shard}/{name}"
+                        captions.add(caption, -1, NO_CLASS_ID)
                         yield source.split or "train", key, tar_index, member.offset, member.size, label
         bar.update(total - bar.n)
 
@@ -278,6 +304,8 @@ def _save(path: Path, by_split: dict[str, Photos]) -> None:
             f"{split}.numbers": reader.file_of,
             f"{split}.offsets": reader.offsets,
         }
+        if photos.captions is not None:
+            arrays |= {f"{split}.captions": photos.captions.text, f"{split}.caption_starts": photos.captions.starts}
     content = io.BytesIO()
     arrays["texts"] = np.frombuffer(json.dumps(texts).encode(), np.uint8)
     left_out = {split: photos.left_out.reasons for split, photos in by_split.items()}
@@ -297,6 +325,8 @@ def _load(path: Path, files: Files, paths: tuple[str, ...]) -> dict[str, Photos]
             reader = PartReader(files, paths, values["numbers"], values["offsets"], values["sizes"])
             keys = Keys(values["text"], values["starts"])
             left_out = LeftOut({reason: (count, first) for reason, (count, first) in reasons[split].items()})
-            texts = texts and tuple(texts)
-            by_split[split] = Photos(keys, values["sizes"], values["labels"], reader, texts, left_out=left_out)
+            names = [f"{split}.captions", f"{split}.caption_starts"]
+            captions = Keys(*(stored[name] for name in names)) if names[0] in stored else None
+            photos = _photos(keys, values["sizes"], values["labels"], reader, texts and tuple(texts), captions)
+            by_split[split] = replace(photos, left_out=left_out)
     return by_split

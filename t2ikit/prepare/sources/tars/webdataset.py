@@ -6,12 +6,14 @@ sample that is not complete where its name ends is completed by members of that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from t2ikit.files import parse_json
 from t2ikit.photos import SUFFIXES
+from t2ikit.prepare.sources.captions import caption_ending, caption_in
 from t2ikit.prepare.sources.left_out import OF_SYSTEM, LeftOut, is_of_system
+from t2ikit.prepare.sources.photos import NO_CLASS_ID
 from t2ikit.prepare.sources.tars.tar import Member, OpenTar
 
 LABEL_ENDINGS = (".cls", ".json")
@@ -55,20 +57,24 @@ class _Sample:
         return [(position, photo, self.labels.get(self.key, everything))]
 
 
-def samples(tar: OpenTar, label_field: str | None, left_out: LeftOut) -> list[tuple[str, Member, str | int]]:
-    """Name, photo and label of every sample of a shard, in the order of the photos.
+def samples(
+    tar: OpenTar, label_field: str | None, caption_field: str | None, left_out: LeftOut
+) -> list[tuple[str, Member, str | int, str]]:
+    """Name, photo, label and caption of every sample of a shard, in the order of the photos.
 
     The label is ``KEY.cls`` (a number or a word), else a field of ``KEY.json``.
 
     Args:
         tar: the shard.
         label_field: name of the JSON's field, which then goes before ``KEY.cls``; without it, the usual ones are tried.
+        caption_field: name of the JSON's field, or "txt" for ``KEY.txt``, that holds the caption; without it captions
+            are empty. With it, a photo needs no label and has ``NO_CLASS_ID``.
         left_out: counts the members that are neither photo nor label.
 
     Raises:
         ValueError: a photo without a label.
     """
-    photos: list[tuple[int, Member, str | int]] = []
+    photos: list[tuple[int, Member, str | int, str]] = []
     incomplete: dict[str, _Sample] = {}
     finished: set[str] = set()
 
@@ -76,13 +82,16 @@ def samples(tar: OpenTar, label_field: str | None, left_out: LeftOut) -> list[tu
         labelled = sample.labelled() if sample.labels or sample.key not in finished else []
         finished.add(sample.key)
         for position, photo, contents in labelled:
-            photos.append((position, photo, _label(tar, split_ending(photo.name)[0], contents, label_field)))
+            stem = split_ending(photo.name)[0]
+            label = _label(tar, stem, contents, label_field, needed=caption_field is None)
+            caption = caption_in(contents, caption_field, f"{stem} in {tar.path}") if caption_field else ""
+            photos.append((position, photo, label, caption))
         taken = {position for position, *_ in labelled}
         for position, photo in sample.photos:
             if position not in taken:
                 left_out.add("a further picture of a sample", photo.name)
 
-    for sample in _neighbours(tar, left_out):
+    for sample in _neighbours(tar, (*LABEL_ENDINGS, caption_ending(caption_field)), left_out):
         if sample.photos and sample.labels:
             finish(sample)
         else:
@@ -93,7 +102,8 @@ def samples(tar: OpenTar, label_field: str | None, left_out: LeftOut) -> list[tu
         for stem, contents in sample.labels.items():
             if not sample.photos:
                 left_out.add("labels without a photo", stem, len(contents))
-    return [(photo.name, photo, label) for _, photo, label in sorted(photos, key=lambda entry: entry[0])]
+    ordered = sorted(photos, key=lambda entry: entry[0])
+    return [(photo.name, photo, label, caption) for _, photo, label, caption in ordered]
 
 
 def split_ending(name: str) -> tuple[str, str]:
@@ -108,7 +118,7 @@ def split_ending(name: str) -> tuple[str, str]:
     return (f"{folder}{slash}{stem}", f".{ending.lower()}") if dot else (name, "")
 
 
-def _neighbours(tar: OpenTar, left_out: LeftOut) -> Iterator[_Sample]:
+def _neighbours(tar: OpenTar, endings: Sequence[str], left_out: LeftOut) -> Iterator[_Sample]:
     """Members that follow on each other and share a name up to the first dot."""
     sample: _Sample | None = None
     for position, member in enumerate(tar.members()):
@@ -124,7 +134,7 @@ def _neighbours(tar: OpenTar, left_out: LeftOut) -> Iterator[_Sample]:
         stem, ending = split_ending(member.name)
         if ending in _IMAGE_ENDINGS:
             sample.photos.append((position, member))
-        elif ending in LABEL_ENDINGS:
+        elif ending and ending in endings:
             sample.labels.setdefault(stem, {})[ending] = tar.content(member)
         else:
             left_out.add(f"neither photo nor label ({ending or 'no ending'})", member.name)
@@ -132,7 +142,7 @@ def _neighbours(tar: OpenTar, left_out: LeftOut) -> Iterator[_Sample]:
         yield sample
 
 
-def _label(tar: OpenTar, key: str, contents: dict[str, bytes], label_field: str | None) -> str | int:
+def _label(tar: OpenTar, key: str, contents: dict[str, bytes], label_field: str | None, needed: bool) -> str | int:
     try:
         facts = parse_json(contents[".json"]) if ".json" in contents else {}
         words = contents[".cls"].decode("utf-8-sig").strip() if ".cls" in contents else ""
@@ -143,6 +153,8 @@ def _label(tar: OpenTar, key: str, contents: dict[str, bytes], label_field: str 
     value = facts.get(label_field) if label_field else words
     if value in ("", None) and not label_field:
         value = next((facts[name] for name in _FIELDS if facts.get(name) is not None), None)
+    if value in ("", None) and not needed and not label_field:
+        return NO_CLASS_ID
     if isinstance(value, (list, tuple)) and len(value) == 1:
         value = value[0]
     if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
