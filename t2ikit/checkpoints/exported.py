@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import t2ikit
-from t2ikit.files import below, partial_of, publish
+from t2ikit.files import below, parse_json, partial_of, publish
 from t2ikit.pretrained import cache_folder
 
 PREFIX = "denoiser."
@@ -79,7 +79,7 @@ def read_exported(path: Path) -> dict[str, Any] | None:
     if _sha256(tensors) != metadata["sha256"]:
         raise ValueError(f"{path} is damaged: its bytes have another SHA-256 than those that were written")
     own = ("format", "sha256", _MARK)
-    facts = {name: json.loads(value) for name, value in metadata.items() if name not in own}
+    facts = {name: parse_json(value) for name, value in metadata.items() if name not in own}
     state = {PREFIX + name: value for name, value in tensors.items() if not name.startswith(_FILES)}
     return {"state_dict": state, "callbacks": {}, "t2ikit": metadata[_MARK], **facts}
 

@@ -6,7 +6,6 @@ A run that was killed, that still trains, or of which only some files were copie
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from t2ikit.callbacks.metrics_csv import parse_metrics
 from t2ikit.checkpoints.runs import is_finished, latest_config, newest_checkpoint
 from t2ikit.checkpoints.saving import step_in_name
 from t2ikit.config.compose import ConfigError, flatten
+from t2ikit.files import parse_json
 from t2ikit.metrics.fingerprint import Score, read_scores
 
 MOST_RUNS = 32
@@ -278,7 +278,7 @@ def _classification(folder: Path, missing: list[str]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         return content if isinstance(content, dict) else {}
     except ValueError as error:
         missing.append(f"classification.json cannot be read ({error}).")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from t2ikit.callbacks.step_records import read_steps
 from t2ikit.checkpoints.files import read_weights
 from t2ikit.checkpoints.saving import step_in_name
 from t2ikit.classify.results import FILE
-from t2ikit.files import read_utf8
+from t2ikit.files import parse_json, read_utf8
 
 # What depends on the clock or on the place of a run, and not on its numbers.
 TIMED_METRICS = ("train/images_per_second", "/seconds/")
@@ -200,7 +199,7 @@ def _of_files(run: Path, pattern: str) -> list[Entry]:
 def _of_classifier(run: Path) -> list[Entry]:
     """Its tests, the weights that it selected, and its fingerprint."""
     path = run / FILE
-    return [Entry(None, *leaf) for leaf in leaves(json.loads(read_utf8(path)))] if path.is_file() else []
+    return [Entry(None, *leaf) for leaf in leaves(parse_json(read_utf8(path)))] if path.is_file() else []
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

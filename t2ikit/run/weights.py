@@ -19,7 +19,7 @@ from t2ikit.classify.depth import DepthMaps
 from t2ikit.data.datamodule import DataModule
 from t2ikit.encoders.autoencoders import LatentSpace
 from t2ikit.encoders.text import TextEncoder, split_layer
-from t2ikit.files import write_whole
+from t2ikit.files import parse_json, write_whole
 from t2ikit.metrics.base import Metric, Samples
 from t2ikit.metrics.features.features import FeatureExtractor
 from t2ikit.metrics.features.inception import WEIGHTS_URL
@@ -180,7 +180,7 @@ def try_weights(weights: Weights, device: torch.device) -> Trial:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(record, indent=2) + "\n")
         return Trial(weights, "recorded now", _shown(values), digest)
-    before: Mapping[str, Any] = json.loads(path.read_text())
+    before: Mapping[str, Any] = parse_json(path.read_text())
     if before["sha256"] != digest:
         return Trial(weights, "differs", f"SHA-256 was {before['sha256'][:12]} at the first trial ({path})", digest)
     if not _alike(before["output"], values):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
+
+from t2ikit.files import parse_json
 
 TEXT = "txt"
 """The field that means a file with this ending."""
@@ -34,7 +35,7 @@ def caption_in(contents: Mapping[str, bytes], field: str, where: str) -> str:
         return ""
     try:
         text = content.decode("utf-8-sig")
-        facts = {TEXT: text} if field == TEXT else json.loads(text)
+        facts = {TEXT: text} if field == TEXT else parse_json(text)
     except ValueError as error:
         raise ValueError(f"the caption of {where} cannot be read: {error}") from error
     return plain_caption(facts.get(field) if isinstance(facts, dict) else None, field, where)
