@@ -127,8 +127,8 @@ def stored_batch(model: TextToImage, inputs: Inputs, device: torch.device) -> St
     shape = (rows, channels, height, width) if pixels else (rows, 2, channels, height, width)
     image = torch.ones(shape, dtype=torch.uint8 if pixels else torch.float16, device=device)
     arrays = {name: torch.ones(rows, *axes, dtype=torch.float16, device=device) for name, axes in inputs.arrays.items()}
-    index = torch.arange(rows, device=device)
-    return StoredBatch(image, texts, (index + 0.5) / rows, torch.zeros_like(index), index, 0, arrays)
+    slots = torch.arange(rows, device=device)
+    return StoredBatch(image, texts, (slots + 0.5) / rows, torch.zeros_like(slots), slots, 0, arrays)
 
 
 def empty_prompt(denoiser: Denoiser, device: torch.device) -> Texts:
