@@ -155,18 +155,29 @@ def _gpus() -> list[str]:
 
 
 def _commit(path: Path) -> str | None:
-    """The commit of the git checkout that holds a file or a folder; "changed" where tracked files differ from it."""
-    folder = path if path.is_dir() else path.parent
-    git = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(folder)]
+    """The commit of the git checkout that holds a file or a folder; "changed" where tracked files differ from it.
 
-    def asked(*words: str) -> str:
-        done = subprocess.run([*git, *words], capture_output=True, text=True, timeout=20, check=True)
-        return done.stdout.strip()
+    The settings of a checkout come with its folder, perhaps from a stranger, and some are commands that git runs: a
+    monitor, filters of files (nothing is compared then), programs that fetch what is missing, those of submodules.
+    """
+    folder = path if path.is_dir() else path.parent
+    safe = ("core.fsmonitor=false", "safe.bareRepository=explicit")
+    git = ["git", "--no-optional-locks", *(word for setting in safe for word in ("-c", setting)), "-C", str(folder)]
+    variables = {**os.environ, "GIT_ALLOW_PROTOCOL": "none"}
+
+    def asked(*words: str, refused: bool = True) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*git, *words], capture_output=True, text=True, timeout=20, check=refused, env=variables)
 
     try:
         if path.is_file():  # an environment inside somebody's checkout is no part of it
             asked("ls-files", "--error-unmatch", path.name)
-        return asked("rev-parse", "HEAD") + (", changed" if asked("status", "--porcelain", "-uno") else "")
+        commit = asked("rev-parse", "HEAD").stdout.strip()
+        filters = asked("config", "--name-only", "--show-scope", "--get-regexp", r"^filter\.", refused=False)
+        own = any(line.startswith(("local", "worktree")) for line in filters.stdout.splitlines())
+        if own or filters.returncode not in (0, 1):  # 1: there are none
+            return f"{commit}, files not compared"
+        status = asked("status", "--porcelain", "-uno", "--ignore-submodules=dirty").stdout.strip()
+        return f"{commit}, changed" if status else commit
     except (OSError, subprocess.SubprocessError):
         return None
 
