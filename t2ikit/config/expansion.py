@@ -10,10 +10,14 @@ from omegaconf.base import Container
 from omegaconf.basecontainer import BaseContainer
 
 MOST = 2**24
-"""Characters that an experiment may become; a text, a number, a list and a mapping each count for ``_STEP`` at least."""
+"""Characters that an experiment may become; each text, number, list and mapping counts for at least ``_STEP``."""
 _STEP = 256
-_METHODS = ((Container, "resolve_parse_tree"), (Container, "_resolve_node_interpolation"), (BaseContainer, "_to_content"))
-"""Of OmegaConf: the value of a text with interpolations, the node that one of them names, a list or mapping as it is."""
+_METHODS = (
+    (Container, "resolve_parse_tree"),
+    (Container, "_resolve_node_interpolation"),
+    (BaseContainer, "_to_content"),
+)
+"""Of OmegaConf: the value of a text with interpolations, the node that one names, a list or mapping as it is."""
 
 
 @contextmanager
