@@ -13,6 +13,7 @@ from t2ikit.checkpoints.exported import INDEX, exported_weights
 from t2ikit.checkpoints.foreign import TRAINING, reason_of, refuse_foreign
 from t2ikit.checkpoints.saving import fault_of, is_complete, step_in_name
 from t2ikit.config.compose import ConfigError, nearest
+from t2ikit.config.values import parse_stored
 from t2ikit.files import write_whole
 from t2ikit.launch import first_rank
 
@@ -127,7 +128,8 @@ def is_finished(folder: Path) -> bool:
 def finish_record(folder: Path) -> dict[str, Any] | None:
     """What :func:`finish` wrote; None if there is nothing, or something else."""
     try:
-        record = yaml.safe_load((folder / FINISHED).read_text())
+        path = folder / FINISHED
+        record = parse_stored(path.read_text()) if path.is_file() else None
     except (OSError, ValueError, yaml.YAMLError):
         return None
     return record if isinstance(record, dict) and {"checkpoint", "experiment"} <= record.keys() else None

@@ -106,6 +106,8 @@ def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
 
 def is_complete(checkpoint: Path) -> bool:
     """Whether a checkpoint is whole: torch's zip archive with its directory at the end."""
+    if not checkpoint.is_file():  # opening a pipe would wait for ever
+        return False
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             return any(entry.endswith("data.pkl") for entry in archive.namelist())

@@ -26,6 +26,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from t2ikit.config.expansion import bounded
 from t2ikit.config.secrets import Untrusted, variables
 from t2ikit.config.values import read_value, with_home
 
@@ -395,7 +396,7 @@ def _is_class(node: dict[str, Any], path: tuple[str, ...]) -> bool:
 def _interpolate(config: dict[str, Any]) -> dict[str, Any]:
     keys = [key for key, _ in flatten(config)]
     try:
-        with variables():
+        with variables(), bounded():
             resolved = OmegaConf.to_container(OmegaConf.create(config), resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key}: must be set (it is '???'): --{error.full_key} VALUE") from None

@@ -21,11 +21,17 @@ CODE = "code:"
 """Of one that stands for the code of a model's repository."""
 
 _NAME = re.compile(
-    r"key|token|passw|passphrase|passcode|secret|credential|private|cookie|webhook|signature"
-    r"|(^|_)(pass|pwd|pw|auth|pat|dsn|sas|session|login|netrc|jwt|otp|pin)(_|$)",
+    r"key|token|passw|passphrase|passcode|secret|credential|private|cookie|webhook|signature|oauth|bearer|conn(ection)?_?str"
+    r"|pass(_|$)|(^|_)(pwd|pw|auth|pat|dsn|sas|session|login|netrc|jwt|otp|pin)(_|$)",
     re.IGNORECASE,
 )
-_IN_ADDRESS = re.compile(r"://[^/@\s]*:[^/@\s]+@")
+_VALUE = re.compile(
+    r"://[^/@\s]*:[^/@\s]+@|[?&](sig|signature|x-amz-signature|token|access_token|api_?key)=|hooks\.slack\.com/"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY|\"private_key\"|AccountKey=|SharedAccessSignature|^eyJ[\w-]+\.eyJ[\w-]+\."
+    r"|(?<![A-Za-z0-9])(hf_[A-Za-z0-9]{20}|gh[pousr]_[A-Za-z0-9]{20}|github_pat_|glpat-|sk-[\w-]{20}|xox[abpr]-|AKIA[A-Z0-9]{16})",
+    re.IGNORECASE,
+)
+"""Addresses with a password or a signature, and what common services give as keys."""
 _OPTION = re.compile(r"(^|_)(secret|passw(or)?d|passphrase|api_?key|secret_?key|access_?token|auth_?token)(_|$)", re.I)
 _OF_STORE = re.compile(r"(^|_)(token|account_key|sas_token|connection_string)$", re.I)
 _NO_SECRETS = ("", "anon", "cloud", "browser", "cache", "google_default")
@@ -50,13 +56,13 @@ def may_run_code(model: str) -> bool:
 
 
 def is_secret(name: str, value: str = "") -> bool:
-    """Whether a variable looks like a secret by its name, or holds an address with a password.
+    """Whether a variable looks like a secret by its name or by its value, such as an address with a password.
 
     Example:
         >>> is_secret("HF_TOKEN"), is_secret("DB", "postgres://me:word@host/x"), is_secret("PWD"), is_secret("HOME")
         (True, True, False, False)
     """
-    return (name not in ("PWD", "OLDPWD") and bool(_NAME.search(name))) or bool(_IN_ADDRESS.search(value))
+    return (name not in ("PWD", "OLDPWD") and bool(_NAME.search(name))) or bool(_VALUE.search(value))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from t2ikit.config.compose import ConfigError, Override, check_overlay, compose,
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 _PLACE = {"data": ("root", "num_workers"), "trainer": ("accelerator", "devices", "num_nodes", "strategy")}
 """Options that say where a cell is trained, and not what."""
+MOST_CELLS = 10_000
+"""Of a grid."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,9 @@ def _cells(where: str, name: Any, grid: Any) -> Iterator[Cell]:
         for value, overlay in values.items():
             _check_name(value, f"{where}.axes.{axis}.{value}")
             check_overlay(overlay, f"{where}.axes.{axis}.{value}")
+    count = math.prod([len(set(seeds)), *map(len, axes.values())])
+    if count > MOST_CELLS:
+        raise ConfigError(f"{where}: {count:,} cells; a grid has at most {MOST_CELLS:,}")
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
         overlays = tuple(axes[axis][value] or {} for axis, value in chosen.items())

@@ -19,6 +19,8 @@ import yaml
 
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"-?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
+MOST_VALUES = 100_000
+"""Of a YAML file of a run, each repeated as often as aliases repeat it."""
 _CONSTANTS = {"null": None, "Null": None, "NULL": None, "true": True, "True": True, "false": False, "False": False}
 _NOT_FINITE = re.compile(r"[-+]?(nan|inf|infinity)", re.IGNORECASE)
 _LIKE_A_NUMBER = re.compile(r"[-+]?[0-9_.:]*[0-9][0-9_.:]*([eE][-+]?[0-9]+)?")
@@ -69,6 +71,36 @@ def _plain_value(text: str) -> Any:
 def to_yaml(config: dict[str, Any]) -> str:
     """An experiment as a file that reads back the same: a run called 1e-4 is not called 0.0001 then."""
     return yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _StoredLoader(yaml.SafeLoader):
+    """YAML without merge keys: ten lines of them fill the memory while they are read."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, "a merge key", key.start_mark)
+
+
+def parse_stored(text: str) -> Any:
+    """The content of a YAML file of a run folder, which may come from a stranger.
+
+    Raises:
+        ValueError: it is nested too deeply, or its aliases make more than ``MOST_VALUES`` of it.
+        yaml.YAMLError: it is no YAML.
+    """
+    try:
+        content = yaml.load(text, Loader=_StoredLoader)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    left, count = [content], 0
+    while left:
+        node = left.pop()
+        count += 1
+        if count > MOST_VALUES:
+            raise ValueError(f"it holds more than {MOST_VALUES:,} values")
+        left.extend(node.values() if isinstance(node, dict) else node if isinstance(node, (list, set, tuple)) else ())
+    return content
 
 
 def plain(node: Any) -> Any:

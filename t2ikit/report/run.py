@@ -185,13 +185,13 @@ def _fingerprints(measured: Sequence[tuple[Run, Measured]]) -> Table:
 
 def _classification(run: Run) -> Table:
     """The tests of a classifier of SynthReal."""
-    tests = run.classification.get("tests") or {}
+    tests = _part(run.classification, "tests")
     lines: list[list[Cell]] = [
         [name, number(test.get("accuracy")), test.get("images")]
         for name, test in tests.items()
         if isinstance(test, dict)
     ]
-    selected = run.classification.get("selected") or {}
+    selected = _part(run.classification, "selected")
     notes = [f"Selected weights: {', '.join(f'{key} {value}' for key, value in selected.items())}."] if selected else []
     notes.append(
         "A whole benchmark, with gaps and the paper's numbers, has a page of its own: t2ikit benchmark synthreal."
@@ -256,8 +256,8 @@ def _facts(run: Run) -> dict[str, Cell]:
     training, evaluation = seconds_of(run.series, batch)
     devices = _devices(run)
     total = None if training is None else training + evaluation
-    machine = run.environment.get("machine") or {}
-    packages = run.environment.get("packages") or {}
+    machine, packages = (_part(run.environment, name) for name in ("machine", "packages"))
+    gpus = machine.get("gpus")
     kind = {"cpu": "CPU", "cuda": "GPU", "gpu": "GPU"}.get(str(run.option("trainer.accelerator")), "device")
     return {
         "steps": run.last_step,
@@ -271,13 +271,19 @@ def _facts(run: Run) -> dict[str, Cell]:
         "processor": _word(machine.get("processor")),
         "cores": _word(machine.get("cores")),
         "memory, GB": _word(machine.get("memory_gb")),
-        "GPUs": ", ".join(machine["gpus"]) or "none" if "gpus" in machine else None,
+        "GPUs": ", ".join(map(str, gpus)) or "none" if isinstance(gpus, list) else _word(gpus),
         "system": _word(run.environment.get("platform")),
         "t2ikit": _word(run.environment.get("t2ikit")),
         "commit": _word(run.environment.get("commit")),
         "torch": _word(packages.get("torch")),
         "command": _word(run.environment.get("command")),
     }
+
+
+def _part(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A mapping below a mapping; an empty one for anything else."""
+    part = content.get(name)
+    return part if isinstance(part, dict) else {}
 
 
 def _word(value: Any) -> str | None:
@@ -290,4 +296,5 @@ def _devices(run: Run) -> int | None:
     if isinstance(devices, str) and devices.isdigit():
         devices = int(devices)
     count = len(devices) if isinstance(devices, list) else devices
-    return count * int(machines or 1) if isinstance(count, int) and count > 0 else None
+    machines = machines or 1
+    return count * machines if isinstance(count, int) and isinstance(machines, int) and count > 0 else None

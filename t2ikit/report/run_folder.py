@@ -17,10 +17,14 @@ from t2ikit.callbacks.metrics_csv import parse_metrics
 from t2ikit.checkpoints.runs import is_finished, latest_config, newest_checkpoint
 from t2ikit.checkpoints.saving import step_in_name
 from t2ikit.config.compose import ConfigError, flatten
+from t2ikit.config.values import parse_stored
 from t2ikit.files import parse_json
 from t2ikit.metrics.fingerprint import Score, read_scores
 
 MOST_RUNS = 32
+MOST_BYTES = 2**28
+"""Of a file that is read."""
+MOST_BYTES_OF_YAML = 2**22
 _NO_CURVES = "there are no curves"
 _STEP = "step-"
 
@@ -157,10 +161,10 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 def read_run(folder: Path, name: str) -> Run:
     """One run folder."""
     missing: list[str] = []
-    configs = {path.name: content for path in _configs(folder) if (content := _mapping(path, missing))}
+    configs = {path.name: content for path in _configs(folder) if (content := _mapping(folder, path, missing))}
     if not configs:
         missing.append("There is no config.yaml: the options of this run are not known.")
-    environment = _mapping(folder / "environment.yaml", missing)
+    environment = _mapping(folder, folder / "environment.yaml", missing)
     if not environment:
         missing.append("There is no environment.yaml: command, versions and machine of this run are not known.")
     series = _series(folder, missing)
@@ -168,7 +172,7 @@ def read_run(folder: Path, name: str) -> Run:
     grids = [
         Grid(path.parent.name, step, path)
         for path in sorted(folder.glob(f"samples/*/{_STEP}*.png"))
-        if (step := _step_of(path.stem)) is not None
+        if (step := _step_of(path.stem)) is not None and _is_own(folder, path, missing)
     ]
     classification = _classification(folder, missing)
     if not measured and not classification:
@@ -188,7 +192,7 @@ def read_run(folder: Path, name: str) -> Run:
         series,
         measured,
         grids,
-        _prompts(folder),
+        _prompts(folder, missing),
         classification,
         is_finished(folder),
         step,
@@ -210,12 +214,31 @@ def _configs(folder: Path) -> list[Path]:
     return [folder / "config.yaml", *resumes]
 
 
-def _mapping(path: Path, missing: list[str]) -> dict[str, Any]:
+def _is_own(folder: Path, path: Path, missing: list[str], most: int = MOST_BYTES) -> bool:
+    """Whether a path is a file in the run folder, of a size that can be read; a sentence where it is anything else.
+
+    The folder may come from a stranger, and the page shows what it holds: no link to a file of the reader's, no pipe.
+    """
+    if not path.exists() and not path.is_symlink():
+        return False
+    name = path.relative_to(folder)
+    if folder.resolve() not in path.resolve().parents:
+        missing.append(f"{name} is left out: it is a link out of the run folder.")
+    elif not path.is_file():
+        missing.append(f"{name} is left out: it is no file.")
+    elif path.stat().st_size > most:
+        missing.append(f"{name} is left out: it has more than {most:,} bytes.")
+    else:
+        return True
+    return False
+
+
+def _mapping(folder: Path, path: Path, missing: list[str]) -> dict[str, Any]:
     """A mapping of a YAML file; an empty one, and a sentence, where it cannot be read."""
-    if not path.is_file():
+    if not _is_own(folder, path, missing, MOST_BYTES_OF_YAML):
         return {}
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_stored(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         missing.append(f"{path.name} cannot be read ({' '.join(str(error).split())[:120]}).")
         return {}
@@ -227,6 +250,7 @@ def _series(folder: Path, missing: list[str]) -> dict[str, list[tuple[int, float
     path = folder / "metrics.csv"
     if not path.is_file():
         missing.append(f"There is no metrics.csv: {_NO_CURVES} (keep loggers.csv in the experiment).")
+    if not _is_own(folder, path, missing):
         return {}
     text = path.read_text(encoding="utf-8", errors="replace")
     whole = text[: text.rfind("\n") + 1]
@@ -242,14 +266,16 @@ def _series(folder: Path, missing: list[str]) -> dict[str, list[tuple[int, float
 def _measured(folder: Path, missing: list[str]) -> list[Measured]:
     entries = []
     for path in sorted(folder.glob(f"samples/*/scores/{_STEP}*")):
-        entries.append(_scores(path, path.parent.parent.name, "", missing))
+        entries.append(_scores(folder, path, path.parent.parent.name, "", missing))
     for path in sorted(folder.glob("evaluations/*/**/scores")):
         snapshot, *inside = path.relative_to(folder / "evaluations").parent.parts
-        entries.append(_scores(path, snapshot, "/".join(inside), missing))
+        entries.append(_scores(folder, path, snapshot, "/".join(inside), missing))
     return [entry for entry in entries if entry is not None and entry.scores]
 
 
-def _scores(path: Path, snapshot: str, how: str, missing: list[str]) -> Measured | None:
+def _scores(folder: Path, path: Path, snapshot: str, how: str, missing: list[str]) -> Measured | None:
+    if not all(_is_own(folder, file, missing) for file in path.rglob("*.json")):
+        return None
     try:
         scores = read_scores(path)
     except (OSError, ValueError) as error:
@@ -266,16 +292,17 @@ def _step_of(name: str) -> int | None:
     return int(digits) if digits.isdigit() else None
 
 
-def _prompts(folder: Path) -> dict[str, list[str]]:
+def _prompts(folder: Path, missing: list[str]) -> dict[str, list[str]]:
     return {
         path.parent.name: path.read_text(encoding="utf-8", errors="replace").splitlines()
         for path in sorted(folder.glob("samples/*/prompts.txt"))
+        if _is_own(folder, path, missing)
     }
 
 
 def _classification(folder: Path, missing: list[str]) -> dict[str, Any]:
     path = folder / "classification.json"
-    if not path.is_file():
+    if not _is_own(folder, path, missing):
         return {}
     try:
         content = parse_json(path.read_text(encoding="utf-8"))

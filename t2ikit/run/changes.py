@@ -16,6 +16,7 @@ from t2ikit.checkpoints import read_weights
 from t2ikit.checkpoints.runs import latest_config
 from t2ikit.config.compose import ConfigError, flatten
 from t2ikit.config.imports import find_class
+from t2ikit.config.values import parse_stored
 from t2ikit.data import DataModule
 from t2ikit.data.resume import Continuation, check_allowed, refuse
 from t2ikit.module import TextToImage
@@ -142,8 +143,8 @@ def _callback(name: str, before: Mapping[str, Any], plan: Plan) -> type:
 def _experiment(content: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
     """The experiment in a checkpoint; of a module that keeps none in it, the one beside it."""
     stored = content.get("experiment")
-    with suppress(OSError, yaml.YAMLError):
-        stored = stored or yaml.safe_load(latest_config(checkpoint.parent.parent).read_text())
+    with suppress(OSError, ValueError, yaml.YAMLError):
+        stored = stored or parse_stored(latest_config(checkpoint.parent.parent).read_text())
     return stored if isinstance(stored, dict) else {}
 
 

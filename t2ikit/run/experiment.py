@@ -330,6 +330,8 @@ def origins_of(
     run = None if checkpoint is None else run_folder_of(checkpoint)
     kept = None if run is None else kept_plugins(run)
     strange = None if checkpoint is None or run == checkpoint.parent else run  # a lone file is in no run folder
+    if strange is not None and strange.absolute().parent.name.startswith("version_"):  # a stage of a run
+        strange = strange.absolute().parent
     if experiment is not None and experiment.name.startswith("config.") and kept_plugins(experiment.parent) is not None:
         strange, kept = experiment.parent, kept_plugins(experiment.parent)
     elif experiment is not None:

@@ -22,6 +22,7 @@ from t2ikit.checkpoints.runs import (
 )
 from t2ikit.checkpoints.saving import step_in_name
 from t2ikit.config.compose import ConfigError, nearest
+from t2ikit.config.values import parse_stored
 from t2ikit.files import write_whole
 from t2ikit.launch import first_rank
 from t2ikit.run.lock import is_locked
@@ -102,8 +103,8 @@ def refuse_other_place(folder: Path, versions: Path) -> None:
     """
     if folder.resolve().parent == versions.resolve():
         return
-    with suppress(OSError, yaml.YAMLError, KeyError, TypeError):
-        run = yaml.safe_load(latest_config(folder).read_text())["run"]
+    with suppress(OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        run = parse_stored(latest_config(folder).read_text())["run"]
         if Path(run["directory"]) / run["name"] == versions:
             return
     raise ConfigError(

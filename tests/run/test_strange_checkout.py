@@ -15,7 +15,8 @@ pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="there is no
 
 def git(folder: Path, *words: str) -> str:
     who = ("-c", "user.name=me", "-c", "user.email=me@example.org")
-    return subprocess.run(["git", *who, "-C", folder, *words], check=True, capture_output=True, text=True).stdout.strip()
+    done = subprocess.run(["git", *who, "-C", folder, *words], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 @pytest.fixture
