@@ -204,6 +204,9 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["e.yaml", "--print_config=yes"], "--print_config takes no value"),
     (["e.yaml", "--trainr.max_steps", "1"], "unknown option 'trainr'; nearest known: 'trainer'"),
     (["e.yaml", "--resum", "last"], "unknown option 'resum'; nearest known: 'resume'"),
+    (["e.yaml", "--stge", "one"], "unknown option 'stge'; nearest known: 'stage'"),
+    (["e.yaml", "--print_confg"], "unknown option 'print_confg'; nearest known: 'print_config'"),
+    (["e.yaml", "--callbacks.gat", "null"], "the experiment has no callback 'gat'; nearest known: 'gate'"),
     (["e.yaml", "--trainer.max_stps", "1"], "trainer: unknown key 'max_stps'; nearest known: 'max_steps'"),
     (["e.yaml", "--trainer.max_steps", "many"], "trainer.max_steps: expected int, got many"),
     (["e.yaml", "--data.rot", "x"], "data.init_args.rot: Data takes no 'rot'; nearest known: 'root'"),
@@ -292,7 +295,8 @@ def test_help_of_an_experiment_names_the_classes_that_may_stand_there(run: Run, 
     assert said_of("model.denoiser") == (
         "      one of t2ikit.denoisers.CADI, t2ikit.denoisers.DiTI, t2ikit.denoisers.UViT, a class of your own"
     )
-    assert "one of ddim, ddpm, euler, heun, dpmpp_2m, a class of your own" in said_of("callbacks.val.method")
+    methods = "one of ddim, ddpm, euler, heun, dpmpp_2m, t2ikit.diffusion.solvers.DDPM, a class of your own"
+    assert methods in said_of("callbacks.val.method")
     metrics = said_of("callbacks.val.metrics")
     for metric in ("DistributionMetrics", "GenEval", "distribution.kid.KID", "alignment.rewards.ImageReward"):
         assert f"t2ikit.metrics.{metric}" in metrics

@@ -148,6 +148,7 @@ def test_nothing_is_overwritten_and_nothing_is_left_of_a_failure(
     Path("mine/notes.txt").touch()
     assert "is no export, and is not replaced" in refused("mine", "--force") and Path("mine/notes.txt").exists()
     assert "ends with .safetensors" in refused("one.bin", "--format", "safetensors")
+    assert "add --format safetensors" in refused("one.safetensors")
     assert "--push is of a folder" in refused("a.safetensors", "--format", "safetensors", "--push", "a/b")
     assert "OWNER/NAME" in refused("other", "--push", "name")
 

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         for finding in examine(plan):
             print(finding, flush=True)
             missing += finding.state == "missing"
-        print(f"\n{missing} things are missing" if missing else "\nnothing is missing")
+        print(f"\n{missing} missing" if missing else "\nnothing is missing")
         return int(missing > 0)
     device, trials = find_device(args.device), []
     print(f"{signature()}, tried on {device}")

@@ -71,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
         for option, given in (("--push", args.push), ("--include-encoders", args.include_encoders)):
             if given:
                 raise ConfigError(f"{option} is of a folder: leave out --format safetensors")
+    elif args.out.suffix == ".safetensors":
+        raise ConfigError(f"{args.out}: --format diffusers writes a folder; for one file add --format safetensors")
     if args.push is not None and args.push.count("/") != 1:
         raise ConfigError(f"--push {args.push}: a repository of the Hub is OWNER/NAME")
     if args.private and args.push is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from t2ikit.config.compose import ConfigError, Override
+from t2ikit.config.compose import ConfigError, Override, check_option
 
 
 def take_overrides(
@@ -28,6 +28,7 @@ def take_overrides(
             continue
         if not equals:
             if not left or left[0].startswith("--"):
+                check_option(key)
                 raise ConfigError(f"--{key} needs a value: --{key} VALUE or --{key}=VALUE")
             value = left.pop(0)
         overrides.append(Override(key, value))

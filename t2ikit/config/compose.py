@@ -60,6 +60,9 @@ class ConfigError(ValueError):
     """A mistake of the user: the message names the key and what to change. Ends a command with status 2."""
 
 
+_OPTIONS_OF_A_RUN = ["resume", "fork", "stage", "allow", "trust", "print_config", "debug", "help"]
+
+
 @dataclass(frozen=True)
 class Override:
     """``--key value`` of the command line; :func:`~t2ikit.config.values.read_value` says what the value means."""
@@ -97,6 +100,7 @@ def compose(
             missing key.
     """
     config, others = _read_whole(path, overrides)
+    _check_dropped(config, others)
     stages = config.pop("stages", None) or {}
     config.pop("sweep", None)
     if stage is not None:
@@ -354,11 +358,26 @@ def _same_class(first: Any, second: Any) -> bool:
 
 
 def _apply(config: dict[str, Any], override: Override) -> dict[str, Any]:
-    names = override.key.split(".")
+    check_option(override.key)
+    return set_below(config, override.key.split("."), override, ())
+
+
+def check_option(key: str) -> None:
+    """Refuses ``--key`` that is no key of an experiment, with the nearest option of a run."""
+    names = key.split(".")
     if names[0] not in TOP_KEYS or names[0] == "extends" or "" in names:
-        options = [key for key in TOP_KEYS if key != "extends"] + ["resume", "print_config", "debug", "help"]
-        raise ConfigError(f"--{override.key}: unknown option '{names[0]}'{nearest(names[0], options)}")
-    return set_below(config, names, override, ())
+        options = [key for key in TOP_KEYS if key != "extends"] + _OPTIONS_OF_A_RUN
+        raise ConfigError(f"--{key}: unknown option '{names[0]}'{nearest(names[0], options)}")
+
+
+def _check_dropped(config: dict[str, Any], overrides: Sequence[Override]) -> None:
+    """Refuses ``--callbacks.NAME null`` where no part of the file, its stages and its sweep has such a callback."""
+    keys = [*(key for key, _ in flatten(config)), *(override.key for override in overrides if override.value)]
+    names = set(re.findall(r"\bcallbacks\.([^.\s]+)", "\n".join(keys)))
+    for override in overrides:
+        group, _, name = override.key.partition(".")
+        if group == "callbacks" and name and "." not in name and override.value is None and name not in names:
+            raise ConfigError(f"--{override.key} null: the experiment has no callback '{name}'{nearest(name, names)}")
 
 
 def set_below(node: Any, names: Sequence[str], override: Override, path: tuple[str, ...] = ()) -> Any:

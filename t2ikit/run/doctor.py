@@ -93,7 +93,7 @@ def _versions() -> Iterator[Finding]:
             said = f"{present} is installed, t2ikit needs {requirement.specifier}: pip install '{requirement}'"
             yield Finding("missing", requirement.name, said)
     shown = [line for line in good if line.split()[0] in ("torch", "lightning", "litdata", "transformers", "diffusers")]
-    yield Finding("ok", "packages", f"{len(good)} as setup.cfg asks for: {', '.join(shown)}, ...")
+    yield Finding("ok", "packages", f"{len(good)} in versions that t2ikit accepts: {', '.join(shown)}, ...")
 
 
 def _programs() -> Iterator[Finding]:
