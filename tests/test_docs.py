@@ -113,7 +113,8 @@ def options(command: str) -> set[str]:
 
 def test_a_command_that_is_wrong_is_found() -> None:
     assert command_lines("t2ikit sample RUN --prompt x   # why\n  t2ikit plan\nt2ikit prepare a | b\n") == [
-        ["sample", "RUN", "--prompt", "x"]
+        ["sample", "RUN", "--prompt", "x"],
+        ["plan"],
     ]
     parse(["sample", "RUN", "--prompt", "x"])
     with pytest.raises(SystemExit):
@@ -135,7 +136,11 @@ def test_pages_are_found() -> None:
     assert {"README.md", "CONTRIBUTING.md"} <= {name(page) for page in PAGES}
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "extend.md"], ids=name)
+# Run by the tests below, and by test_notebook.py after a short training.
+OTHERS = ("extend.md", "python.md", "export.md")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in OTHERS], ids=name)
 def test_python_blocks_run(page: Path) -> None:
     """The blocks of a page, one after the other in one module; one that begins with ``python fragment`` is not run."""
     shown: dict[str, Any] = {}

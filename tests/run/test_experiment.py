@@ -238,8 +238,8 @@ def test_nested_class_of_the_trainer() -> None:
 
 
 def test_import_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "needs_a_module.py").write_text("import no_such_module_at_all")
-    (tmp_path / "is_broken.py").write_text("1 / 0")
+    (tmp_path / "needs_a_module.py").write_text("import no_such_module_at_all\n\n\nclass X: ...\n")
+    (tmp_path / "is_broken.py").write_text("1 / 0\n\n\nclass X: ...\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ConfigError, match="importing it runs its code. If you trust it: --trust needs_a_module"):
         find_class("needs_a_module.X", "data")
