@@ -35,6 +35,7 @@ callbacks:
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("T2IKIT_CACHE", str(tmp_path / "cache"))  # no data of another test
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return enter(tmp_path, monkeypatch, {"networks.yaml": NETWORKS})
 

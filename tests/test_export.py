@@ -120,7 +120,8 @@ def test_weights_elsewhere(run: Path, place: Path, capsys: pytest.CaptureFixture
     with torch.no_grad():
         for parameter in denoiser.parameters():
             parameter.zero_()
-    assert start_from(denoiser, Start(str(one), weights="auto"))["weights"] == "raw"
+    start = Start(str(one), weights="auto")
+    assert start_from(denoiser, start, *start.read())["weights"] == "raw"
     assert all(torch.equal(value, stored[f"denoiser.{name}"]) for name, value in denoiser.state_dict().items())
     with pytest.raises(ValueError, match="holds the weights 'raw' alone"):
         t2ikit.load(one)

@@ -32,6 +32,7 @@ sweep:
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("T2IKIT_CACHE", str(tmp_path / "cache"))  # no data of another test
     return enter(tmp_path, monkeypatch, {"stages.yaml": STAGES, "sweep.yaml": SWEEP})
 
 
@@ -58,6 +59,7 @@ def test_a_plan_needs_neither_data_nor_weights(capsys: pytest.CaptureFixture[str
     assert not (Path.cwd() / "runs").exists()
 
 
+@pytest.mark.long
 def test_every_stage_and_every_cell(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "stages.yaml", "--json", "stages.json", "--gpu", "h100"]) == 0
     first, longer = json.loads(Path("stages.json").read_text())

@@ -213,6 +213,7 @@ def test_the_file_for_skypilot_goes_on_by_the_same_command(folder: Path, monkeyp
     assert newest["global_step"] == 60
 
 
+@pytest.mark.long
 def test_processes_that_would_train_alone_are_refused(folder: Path) -> None:
     command = [sys.executable, "-m", *TORCHRUN, "run", "small.yaml", "--trainer.devices", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)

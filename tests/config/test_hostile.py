@@ -259,6 +259,7 @@ def test_a_secret_that_stands_in_an_experiment_is_refused(data: str) -> None:
     checked("data: {class_path: t2ikit.data.DataModule, init_args: {root: x, storage_options: {token: anon}}}")
 
 
+@pytest.mark.long
 def test_a_trusted_secret_is_written_nowhere() -> None:
     """Every file of a run and of its resume, and what they print, hold the expression."""
     Path("mine.py").write_text(

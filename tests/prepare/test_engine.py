@@ -183,6 +183,7 @@ def start(folder: Path, *words: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.long
 def test_two_ranks_give_the_same(tmp_path: Path) -> None:
     """Rank 1 finishes what it was dealt, rank 0 alone uses the results, and both wait until they are used."""
     (tmp_path / "two").mkdir()

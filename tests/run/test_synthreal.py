@@ -112,6 +112,7 @@ def test_a_source_that_comes_later_is_tested_on_the_kept_weights(folder: Path, m
     assert table("later")["rgb", "good"] == table("both")["rgb", "good"]
 
 
+@pytest.mark.long
 def test_two_processes_give_what_one_gives(folder: Path) -> None:
     assert cli.main(words("one")) == 0
     assert cli.main(words("two", "--jobs", "2")) == 0
