@@ -71,7 +71,7 @@ def test_each_stage_starts_from_the_averages_of_the_one_before(straight: Path) -
 def test_an_image_of_any_bucket_is_sampled(
     straight: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(straight)
+    tiny.current(straight, monkeypatch)
     words = ["sample", "runs/small/version_0/at64", "--prompt", "a red circle", "--steps", "1", "--out", str(tmp_path)]
     assert cli.main([*words, "--size", "48x80"]) == 0
     with Image.open(tmp_path / "00000.png") as image:

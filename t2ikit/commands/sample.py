@@ -121,7 +121,6 @@ def _sample(args: argparse.Namespace, trained: TrainedModel, sampling: Sampling,
     grid: list[Tensor] = []
     choices: Sequence[Mapping[str, str]] = [{} for _ in prompts]
     store = ImageStore(args.out / UNFINISHED, len(prompts))
-    args.out.mkdir(parents=True, exist_ok=True)
     if sampling.search is None:
         sampled = trained.images(prompts, sampling, args.negative or "")
     else:
@@ -129,6 +128,7 @@ def _sample(args: argparse.Namespace, trained: TrainedModel, sampling: Sampling,
         found, count = store.images(), sampling.batch_size
         rows = [range(first, min(first + count, len(prompts))) for first in range(0, len(prompts), count)]
         sampled = ((batch, found[batch.start : batch.stop]) for batch in rows)
+    args.out.mkdir(parents=True, exist_ok=True)
     for batch, images in sampled:
         for index, image in zip(batch, images, strict=True):
             metadata = {"prompt": prompts[index], "index": str(index), **settings, **choices[index]}
