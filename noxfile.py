@@ -34,12 +34,15 @@ def install_wheel(session: nox.Session, *tools: str) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """pytest on the installed project; arguments go to pytest: ``nox -s tests -- -k config``."""
+    """pytest on the installed project; ``nox -s tests -- slow`` adds what takes some seconds, kills and ranks.
+
+    Other arguments go to pytest: ``nox -s tests -- -k config``.
+    """
     session.install("-e", ".[dev]")
-    parallel = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"] if not session.posargs else []
-    session.run(
-        "pytest", "-q", *parallel, *session.posargs, env={"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    )
+    slow = session.posargs == ["slow"]
+    words = ["-m", "not long"] if slow else session.posargs
+    parallel = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"] if slow or not words else []
+    session.run("pytest", "-q", *parallel, *words, env={"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
 
 
 @nox.session

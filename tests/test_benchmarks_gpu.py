@@ -108,6 +108,7 @@ def test_mistakes_are_said_before_anything_is_measured(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
+@pytest.mark.slow
 def test_a_series_that_is_ended_ends_its_part_and_clears_up(tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / "gpu.json"
     call = [sys.executable, "-m", "benchmarks", "gpu", "--dry-run", "--only", "peak", "losses", f"--out={out}"]

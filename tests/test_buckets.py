@@ -96,6 +96,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.fault("SIGKILL on aspect buckets", "bit for bit as one that nobody disturbed")
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.slow
 def test_a_killed_run_on_buckets_ends_as_an_undisturbed_one(
     ranks: int,
     root: Path,

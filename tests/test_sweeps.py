@@ -68,6 +68,7 @@ def digests() -> dict[str, str]:
 
 
 @pytest.mark.fault("SIGKILL in a sweep", "the cell goes on, no cell is trained twice")
+@pytest.mark.slow
 def test_a_killed_cell_goes_on_and_the_missing_ones_are_trained(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,6 +140,7 @@ def test_committed_scores_count_as_done_until_the_experiment_changes(
     assert "is of another experiment than the file (or an override, or other images)" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_leaves_the_others(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     text = EXPERIMENT.replace("same: null", "same: {trainer: {max_steps: -1}}").replace("seeds: [0, 1]", "seeds: [0]")
     Path("recipe.yaml").write_text(text)

@@ -63,6 +63,7 @@ def two_ranks(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=280)
 
 
+@pytest.mark.slow
 def test_two_ranks_make_the_steps_of_one(folder: Path) -> None:
     assert cli.main(["run", "small.yaml", "--run.name", "one"]) == 0
     done = two_ranks("--run.name", "two")
@@ -77,6 +78,7 @@ def test_two_ranks_make_the_steps_of_one(folder: Path) -> None:
 
 
 @pytest.mark.fault("a loss that is not finite on one of two ranks", "both stop before the update")
+@pytest.mark.slow
 def test_both_ranks_stop_for_a_loss_of_one(folder: Path) -> None:
     done = two_ranks("--callbacks.poison", "poison.Poison")
     assert done.returncode == 1 and "error: the loss is not finite" in done.stderr and "Traceback" not in done.stderr
@@ -124,6 +126,7 @@ def test_two_ranks_train_one_stage_after_the_other_as_one_does(
     assert len(list(folder.glob("runs/two/*"))) == len(commands)
 
 
+@pytest.mark.slow
 def test_a_stage_for_another_number_of_ranks_is_refused(folder: Path) -> None:
     (folder / "stages.yaml").write_text(STAGES)
     command = [sys.executable, "-m", *TORCHRUN, "run", "stages.yaml", "--stages.a.trainer.devices", "2"]
@@ -142,6 +145,7 @@ def test_a_stage_for_another_number_of_ranks_is_refused(folder: Path) -> None:
         pytest.param("torchrun", "all", "SIGTERM", "steps", marks=pytest.mark.long),
     ],
 )
+@pytest.mark.slow
 def test_a_signal_to_any_rank_stops_both(tmp_path: Path, launch: str, target: str, name: str, phase: str) -> None:
     """More tries, at random moments: ``nox -s signals``."""
     assert signal_trials.attempt(tmp_path / "try", launch, target, name, 0.3, phase).failure == ""
@@ -160,6 +164,7 @@ def test_a_dead_rank_ends_the_other(tmp_path: Path, target: str) -> None:
 
 @pytest.mark.fault("torchrun is killed", "its ranks stop after the same step, status 75")
 @pytest.mark.parametrize("phase", ["steps", pytest.param("snapshot", marks=pytest.mark.long)])
+@pytest.mark.slow
 def test_ranks_notice_that_torchrun_is_gone(tmp_path: Path, phase: str) -> None:
     done = signal_trials.attempt(tmp_path / "try", "torchrun", "launcher", "SIGKILL", 0.3, phase)
     assert done.seconds < signal_trials.LIMIT_SECONDS and "torchrun is gone" in done.said, done.said[-3000:]

@@ -93,6 +93,7 @@ def test_below_ten_rows_any_number_is_kept_by_one_graph_under_autocast() -> None
 
 @pytest.mark.parametrize("build", [cad_i, dit_i])
 @pytest.mark.parametrize("options", [{"backend": "aot_eager"}, {"backend": "aot_eager", "blocks": True}])
+@pytest.mark.slow
 def test_code_compiled_under_autocast_is_not_used_outside_it_nor_the_reverse(
     build: Callable[[], Denoiser], options: dict[str, object]
 ) -> None:

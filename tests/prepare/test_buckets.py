@@ -42,6 +42,7 @@ def prepare(photos: Path, out: Path, *words: str) -> int:
     return cli.main([*command, *words])
 
 
+@pytest.mark.slow
 def test_photos_go_to_the_nearest_aspect_and_train_in_one_shape_a_step(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -109,6 +109,7 @@ def steps(name: str) -> list[int]:
     "SIGTERM, SIGUSR1 or Ctrl+C in setup, steps, snapshot",
     "one checkpoint, status 75; resumed bit for bit",
 )
+@pytest.mark.slow
 def test_stopped_at_any_moment_a_run_ends_as_if_undisturbed(
     at: dict[tuple[str, int], Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
