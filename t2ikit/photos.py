@@ -19,8 +19,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageChops, ImageOps
 
-MAX_PIXELS = 2**27
-"""Larger pictures are taken for bombs: a worker takes up to 1.7 GB until they are RGB: 8 to 10 bytes a pixel."""
+MAX_PIXELS = 2**28
+"""Larger pictures are taken for bombs: a worker takes up to 3.3 GB until they are RGB: 8 to 10 bytes a pixel."""
 
 _HALF = ("WEBP", "TIFF", "AVIF", "JPEG2000", "ICO")
 """Formats whose decoders take 16 to 25 bytes a pixel: half as many are read."""
