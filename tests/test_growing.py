@@ -48,6 +48,8 @@ SHIFT = """
 import torch
 from lightning import Callback
 
+pytestmark = pytest.mark.slow  # the module trains first
+
 
 class Shift(Callback):
     '''Changes a weight of the core.'''

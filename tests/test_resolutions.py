@@ -20,6 +20,8 @@ from t2ikit.shapes import ShapesData
 from t2ikit.shapes.buckets import in_shape
 from t2ikit.shapes.scenes import render, scenes
 
+pytestmark = pytest.mark.slow  # the module trains first
+
 # Every part of experiments/shapes_resolutions.yaml in the smallest size that has it.
 EXPERIMENT = """
 extends: [shapes_resolutions.yaml]

@@ -24,6 +24,8 @@ from t2ikit.callbacks.checkpoint import refuse_broken_weights
 from t2ikit.callbacks.metrics_csv import read_metrics
 from t2ikit.metrics.fingerprint import read_scores
 
+pytestmark = pytest.mark.slow  # the module trains first
+
 ROOT = Path(__file__).parent.parent
 EXPERIMENT = """
 extends: [tiny.yaml]

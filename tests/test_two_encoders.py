@@ -23,6 +23,8 @@ from t2ikit.metrics.fingerprint import read_scores
 from t2ikit.records.manifest import Manifest
 from t2ikit.run.trained import load_trained
 
+pytestmark = pytest.mark.slow  # the module trains first
+
 EXPERIMENT = """
 extends: [tiny.yaml]
 model:
