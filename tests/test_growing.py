@@ -181,6 +181,7 @@ def test_names_and_shapes_that_do_not_fit_are_refused(
     assert all(text in said for text in messages) and "Traceback" not in said, said
 
 
+@pytest.mark.slow
 def test_a_frozen_weight_that_changes_gives_no_checkpoint(
     grown: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
