@@ -16,6 +16,8 @@ import tiny
 from t2ikit import cli
 from t2ikit.callbacks.metrics_csv import read_metrics
 
+pytestmark = pytest.mark.slow  # the module trains first
+
 EXPERIMENT = """
 extends: [shapes_growing.yaml]
 model:
@@ -47,8 +49,6 @@ stages:
 SHIFT = """
 import torch
 from lightning import Callback
-
-pytestmark = pytest.mark.slow  # the module trains first
 
 
 class Shift(Callback):
@@ -181,7 +181,6 @@ def test_names_and_shapes_that_do_not_fit_are_refused(
     assert all(text in said for text in messages) and "Traceback" not in said, said
 
 
-@pytest.mark.slow
 def test_a_frozen_weight_that_changes_gives_no_checkpoint(
     grown: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
