@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.base import Measurement, Settings
+from t2ikit.run.kept import processor_name
 
 _PACKAGES = ("t2ikit", "torch", "triton", "lightning", "diffusers", "litdata", "numpy", "pillow")
 
@@ -47,12 +48,12 @@ def number(value: float) -> str:
 
 def machine(device: str) -> dict[str, Any]:
     """What the figures are made on."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        named = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = named[0] if named else model
-    described = {"processor": model, "cores": os.cpu_count(), "gpu": None, "python": platform.python_version()}
+    described = {
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "gpu": None,
+        "python": platform.python_version(),
+    }
     if device == "cuda":
         import torch
 

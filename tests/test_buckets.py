@@ -72,7 +72,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def enter(folder: Path, patch: pytest.MonkeyPatch, root: Path) -> Path:
-    sys.modules.pop("stop", None)  # of an earlier test, from another folder
     return tiny.enter(folder, patch, {"buckets.yaml": EXPERIMENT.replace("DATA", str(root)), "stop.py": STOP})
 
 

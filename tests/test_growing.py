@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,6 @@ FROZEN = ("text.", "core.")
 
 
 def enter(folder: Path, patch: pytest.MonkeyPatch) -> Path:
-    sys.modules.pop("stop", None)  # of an earlier test, from another folder
     return tiny.enter(folder, patch, {"grow.yaml": EXPERIMENT, "stop.py": STOP})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,6 @@ SHAPES = {"1.00": (64, 64), "1.67": (48, 80), "0.60": (80, 48)}
 
 
 def enter(folder: Path, patch: pytest.MonkeyPatch) -> Path:
-    sys.modules.pop("stop", None)  # of an earlier test, from another folder
     return tiny.enter(folder, patch, {"small.yaml": EXPERIMENT, "stop.py": STOP})
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,6 @@ stages:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    sys.modules.pop("stop", None)  # of an earlier test, from another folder
     return tiny.enter(tmp_path, monkeypatch, {"tree.yaml": EXPERIMENT, "stop.py": STOP})
 
 
@@ -139,7 +137,6 @@ b: {trainer: {max_steps: 2}, model: {init_args: {start: {checkpoint: stages.a@2}
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an experiment of two stages, b from step 2 of a, and a version in which both are trained."""
     folder = tmp_path_factory.mktemp("finished")
-    sys.modules.pop("stop", None)
     with pytest.MonkeyPatch.context() as patch:
         experiment = {**yaml.safe_load(EXPERIMENT), "stages": yaml.safe_load(TWO)}
         tiny.enter(folder, patch, {"two.yaml": yaml.safe_dump(experiment, sort_keys=False), "stop.py": STOP})
@@ -150,7 +147,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def two(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of ``finished``, which is the current folder."""
-    sys.modules.pop("stop", None)  # of an earlier test, from another folder
     return tiny.current(shutil.copytree(finished, tmp_path / "two"), monkeypatch)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +48,6 @@ SCORES = Path("recipe.scores")
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    sys.modules.pop("stop", None)  # of an earlier test, from another folder
     return tiny.enter(tmp_path, monkeypatch, {"recipe.yaml": EXPERIMENT, "stop.py": tiny.STOP})
 
 

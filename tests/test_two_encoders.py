@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -107,7 +106,6 @@ def prepare(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with photos, encoders, data, and two runs: ``whole``, and ``killed``, which was resumed."""
-    sys.modules.pop("stop", None)  # of an earlier test, from another folder
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         tiny.enter(folder, patch, {"two.yaml": EXPERIMENT, "stop.py": tiny.STOP})

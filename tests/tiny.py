@@ -166,10 +166,9 @@ def enter(folder: Path, patch: pytest.MonkeyPatch, files: dict[str, str]) -> Pat
         patch: undoes the change of folder, and what a run adds to ``sys.path``.
         files: their text by name; experiments say ``extends: [tiny.yaml]``.
     """
-    current(folder, patch)
     for name, text in {"tiny.yaml": EXPERIMENT, **files}.items():
         (folder / name).write_text(text)
-    return folder
+    return current(folder, patch)
 
 
 def packed(path: Path, members: dict[str, bytes | str]) -> Path:
@@ -185,7 +184,14 @@ def packed(path: Path, members: dict[str, bytes | str]) -> Path:
 
 
 def current(folder: Path, patch: pytest.MonkeyPatch) -> Path:
-    """Makes an existing ``folder`` the current one; ``patch`` undoes that, and what a run adds to ``sys.path``."""
+    """Makes an existing ``folder`` the current one; ``patch`` undoes that, and what a run adds to ``sys.path``.
+
+    Modules of its names that an earlier test has imported from another folder are forgotten.
+    """
+    for path in folder.glob("*.py"):
+        loaded = getattr(sys.modules.get(path.stem), "__file__", None)
+        if loaded is not None and Path(loaded).resolve() != path.resolve():
+            del sys.modules[path.stem]
     patch.chdir(folder)
     patch.setattr(sys, "path", list(sys.path))
     return folder

@@ -134,15 +134,20 @@ def environment(command: str) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """What a run is made on: processor, cores that this process may use, memory, names of the machine's GPUs."""
-    processor = platform.processor() or platform.machine()
-    with suppress(OSError):  # Linux
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), processor)
     memory = None
     with suppress(OSError, ValueError, AttributeError):
         memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": processor, "cores": cores, "memory_gb": memory, "gpus": _gpus()}
+    return {"processor": processor_name(), "cores": cores, "memory_gb": memory, "gpus": _gpus()}
+
+
+def processor_name() -> str:
+    """The model of the processor, as the system calls it."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):  # Linux
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return name
 
 
 def _gpus() -> list[str]:
