@@ -1,4 +1,4 @@
-"""When an alarm is given, in closed form; what a snapshot of a run gives and writes, and that training does not notice."""
+"""When an alarm is given, in closed form, and what the options of `Overfitting` may be."""
 
 from __future__ import annotations
 
