@@ -270,10 +270,12 @@ def curves(history: History, most_copies: float, title: str) -> bytes:
         axes = figure.add_subplot(1, len(panels), index)
         for label, name in lines.items():
             points = series(history, name)
+            if not points:
+                continue
             axes.plot(
                 [step for step, _ in points], [value for _, value in points], marker="o", ms=3, lw=1.3, label=label
             )
-            if points and name in watched(history):
+            if name in watched(history):
                 step, best = min(points, key=lambda point: point[1])
                 axes.plot([step], [best], marker="s", markersize=9, fillstyle="none", color="tab:red")
         if COPIES in lines.values():
@@ -283,7 +285,8 @@ def curves(history: History, most_copies: float, title: str) -> bytes:
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        if axes.lines:
+            axes.legend(fontsize=7)
     figure.suptitle(title, fontsize=9)
     content = io.BytesIO()
     canvas.print_png(content)
@@ -292,12 +295,17 @@ def curves(history: History, most_copies: float, title: str) -> bytes:
 
 @torch.no_grad()
 def _features(features: FeatureExtractor, images: Images, rows: range, size: int, device: torch.device) -> Tensor:
-    """Features [n, D] float32 on the CPU of consecutive images."""
+    """Features [n, D] float32 on the CPU of consecutive images; ValueError where they are not finite."""
     parts = [
         features(images[start : min(start + size, rows.stop)].to(device)).to("cpu", torch.float32)
         for start in range(rows.start, rows.stop, size)
     ]
-    return torch.cat(parts)
+    table = torch.cat(parts)
+    broken = (~table.isfinite().all(dim=1)).nonzero()
+    if len(broken):
+        index = rows.start + int(broken[0])
+        raise ValueError(f"{features.name} gives features that are not finite for training image {index}")
+    return table
 
 
 def _table(times: Tensor, columns: Mapping[str, Tensor]) -> bytes:

@@ -76,14 +76,14 @@ class TrainingCopies(ComparedMetric):
             self.offload()
 
     def score(self, samples: Samples, rows: Rows) -> Result:
-        """``copies``, with its binomial standard error; the nearest pairs as a picture, all distances as a table."""
+        """``copies``, with its binomial standard error unless all or none are; the nearest pairs as a picture, all distances as a table."""
         device = samples.device
         fake, held_out = unit_rows(torch.as_tensor(rows)), unit_rows(self.reference_features(samples))
         copies = find_copies(fake.to(device), self._blocks(device), held_out.to(device), self.threshold(device))
         share = copies.share
-        error = math.sqrt(share * (1.0 - share) / len(fake))
+        errors = {"copies": math.sqrt(share * (1.0 - share) / len(fake))} if 0.0 < share < 1.0 else {}
         files = {PAIRS: png(self._picture(samples, copies)), "nearest.csv": _table(copies)}
-        return Result({"copies": share}, {"copies": error}, files)
+        return Result({"copies": share}, errors, files)
 
     def fingerprint_of(self, samples: Samples) -> dict[str, Any]:
         """The settings with the held-out images, the training images and the quantile."""
