@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,6 +161,26 @@ def test_the_training_set_is_looked_at_once(folder: Path, monkeypatch: pytest.Mo
     kept = read_scores(Path("runs/small/version_0/samples/val/scores/step-00000004"))
     for name in ("overfitting/copies", "loss_fixed_t", "overfitting/gap"):
         assert scores[name].value == pytest.approx(kept[name].value, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_two_ranks_see_what_one_sees(folder: Path) -> None:
+    command = [sys.executable, "-m", "t2ikit", "run", "small.yaml", "--run.name", "two", "--trainer.max_steps", "0"]
+    command += ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--model.denoiser.dropout", "0.2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "T2IKIT_CACHE": str(folder / "cache")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    one, two = (Path("runs") / name / "version_0/samples/val" for name in ("small", "two"))
+    assert (two / "overfitting.png").is_file(), done.stderr[-3000:]
+    label = "step-00000000"
+    ours, theirs = (read_scores(run / "scores" / label) for run in (two, one))
+    for name in ("overfitting/gap", "overfitting/gap_cmall", "overfitting/copies", "loss_fixed_t_train"):
+        assert ours[name].value == pytest.approx(theirs[name].value, rel=1e-4, abs=1e-6)
+        assert ours[name].fingerprint == theirs[name].fingerprint
+    tables = []
+    for run in (one, two):
+        with (run / "details" / label / "overfitting_nearest.csv").open() as file:
+            tables.append([(row["train_index"], row["held_out_index"]) for row in csv.DictReader(file)])
+    assert tables[0] == tables[1] and len(tables[0]) == 10
 
 
 @pytest.mark.slow
