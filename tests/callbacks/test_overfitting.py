@@ -165,7 +165,7 @@ def test_the_training_set_is_looked_at_once(folder: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 def test_two_ranks_see_what_one_sees(folder: Path) -> None:
-    command = [sys.executable, "-m", "t2ikit", "run", "small.yaml", "--run.name", "two", "--trainer.max_steps", "0"]
+    command = [sys.executable, "-m", "t2ikit", "run", "small.yaml", "--run.name", "two", "--trainer.max_steps", "1"]
     command += ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--model.denoiser.dropout", "0.2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "T2IKIT_CACHE": str(folder / "cache")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)

@@ -76,7 +76,10 @@ class TrainingCopies(ComparedMetric):
             self.offload()
 
     def score(self, samples: Samples, rows: Rows) -> Result:
-        """``copies``, with its binomial standard error unless all or none are; the nearest pairs as a picture, all distances as a table."""
+        """``copies``, with its binomial standard error unless all or none are.
+
+        Files: the nearest pairs as a picture, all distances as a table.
+        """
         device = samples.device
         fake, held_out = unit_rows(torch.as_tensor(rows)), unit_rows(self.reference_features(samples))
         copies = find_copies(fake.to(device), self._blocks(device), held_out.to(device), self.threshold(device))
