@@ -224,7 +224,8 @@ class Evaluation:
 
     def less_is_better(self) -> set[str]:
         """Names of the scores of which a smaller value is better, as their metrics say."""
-        return {*SCORES, GAP, *(score_name(metric, name) for metric in self.metrics for name in metric.less_is_better)}
+        of_metrics = {score_name(metric, name) for metric in self.metrics for name in metric.less_is_better}
+        return {*SCORES, *of_metrics} | (set() if self.overfitting is None else {GAP})
 
     def write_reference(self, folder: Path, data: DataModule, device: torch.device) -> dict[Path, list[str]]:
         """Writes the statistics of the reference set, for the ``reference_statistics`` of the metrics.
