@@ -1,4 +1,4 @@
-"""The grid of a snapshot for each kind of logger: each takes pictures in a way of its own."""
+"""The pictures of a snapshot for each kind of logger: each takes them in a way of its own."""
 
 from __future__ import annotations
 
@@ -19,11 +19,24 @@ def log_grid(logger: Any, snapshot: str, picture: Tensor, texts: Sequence[str], 
         texts: prompts in the order of the grid.
         step: optimizer steps done.
     """
-    name = f"{snapshot}/grid"
+    log_picture(logger, f"{snapshot}/grid", picture, step, texts)
     if isinstance(logger, TensorBoardLogger):
         listed = "\n".join(f"{index}. {text}" for index, text in enumerate(texts))
-        logger.experiment.add_image(name, picture, global_step=step)
         logger.experiment.add_text(f"{snapshot}/prompts", listed, global_step=step)
+
+
+def log_picture(logger: Any, name: str, picture: Tensor, step: int, texts: Sequence[str] = ()) -> None:
+    """Hands a picture to a logger; one that knows no pictures gets none.
+
+    Args:
+        logger: of a run.
+        name: of the picture.
+        picture: [3, H, W] uint8.
+        step: optimizer steps done.
+        texts: its caption, line by line.
+    """
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(name, picture, global_step=step)
     elif isinstance(logger, MLFlowLogger):
         pixels = picture.permute(1, 2, 0).cpu().numpy()
         logger.experiment.log_image(logger.run_id, pixels, artifact_file=f"{name}/step-{step:08d}.png")

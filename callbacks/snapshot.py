@@ -7,6 +7,7 @@ An ``Evaluation`` samples and scores; the callback decides when, with which weig
     samples/NAME/details/step-00000500/               what the scores were made of: verdicts, answers
     samples/NAME/step-00000500/                       all images, with ``keep_images``
     samples/NAME/step-00000500.sampling/               unfinished images: an interrupted snapshot continues with them
+    samples/NAME/overfitting.png, overfitting.json    see ``overfitting_alarm``; with ``overfitting``
     samples/NAME/newest.json                           what the newest snapshot gave, and a hash of what it depends on
 
 The checkpoint of a step is written before its snapshot. A run that goes on from it takes the snapshot first; or what
@@ -32,12 +33,13 @@ from torch import Tensor
 from t2ikit import ranks
 from t2ikit.callbacks.logged_grids import log_grid
 from t2ikit.callbacks.monitors import look
+from t2ikit.callbacks.overfitting_alarm import judge, log_pairs
 from t2ikit.checkpoints.runs import find_checkpoint
 from t2ikit.denoisers import SavedDenoiser
 from t2ikit.diffusion import Guidance
 from t2ikit.diffusion.samplers import find_solver
 from t2ikit.diffusion.solvers import Solver
-from t2ikit.evaluation import Evaluated, Evaluation, Search
+from t2ikit.evaluation import Evaluated, Evaluation, Overfitting, Search
 from t2ikit.evaluation.image_store import IDENTITY, identity_text
 from t2ikit.evaluation.settings import Sampling
 from t2ikit.files import below, parse_json, write_whole
@@ -77,6 +79,8 @@ class Snapshot(L.Callback):
         ema_decay: which EMA profile; None takes the first. Without an EMA callback the raw weights sample.
         keep_images: keep every image as a PNG file, in the layout of the prompt source (that of its benchmark).
         search: sample candidates of every image, of which a verifier chooses, see ``t2ikit.evaluation.Search``.
+        overfitting: watch whether the training images are learned by heart, see ``t2ikit.evaluation.Overfitting``; the
+            reference must be held-out images. Brings the losses of ``validation_loss``.
 
     Raises:
         ValueError: a number below 1.
@@ -102,6 +106,7 @@ class Snapshot(L.Callback):
         ema_decay: float | None = None,
         keep_images: bool = False,
         search: Search | None = None,
+        overfitting: Overfitting | None = None,
     ) -> None:
         super().__init__()
         counts = {"every_n_steps": every_n_steps, "steps": steps, "batch_size": batch_size, "grid": grid}
@@ -115,7 +120,9 @@ class Snapshot(L.Callback):
         self.at_start = at_start
         self.at_end = at_end
         self.sampling = Sampling(steps, method, guidance, seed, batch_size, search=search)
-        self.evaluation = Evaluation(name, prompts, metrics or [], reference, reference_limit, validation_loss)
+        self.evaluation = Evaluation(
+            name, prompts, metrics or [], reference, reference_limit, validation_loss, overfitting=overfitting
+        )
         self.grid = grid
         self.ema_decay = ema_decay
         self.keep_images = keep_images
@@ -218,6 +225,8 @@ class Snapshot(L.Callback):
     ) -> None:
         """Keeps the scores of a step, logs values, and has other callbacks look at them."""
         self.history[step] = scores
+        if (watch := self.evaluation.overfitting) is not None:
+            values |= judge(trainer, watch, self.name, self.history, self.folder(trainer))
         pl_module.run_log.log(trainer, values, step)
         look(trainer, pl_module, values, [entry.name for entry in trainer.callbacks if isinstance(entry, Snapshot)])
 
@@ -305,6 +314,7 @@ class Snapshot(L.Callback):
         texts = [prompt.text for prompt in prompts[: self.grid]]
         for logger in trainer.loggers:
             log_grid(logger, self.name, picture, texts, step)
+        log_pairs(trainer, self.name, evaluated.files, step)
         return identity
 
 

@@ -3,6 +3,7 @@
 from t2ikit.evaluation.caption_prompts import CaptionPrompts
 from t2ikit.evaluation.class_prompts import ClassPrompts
 from t2ikit.evaluation.evaluation import MODEL_FIELDS, Evaluated, Evaluation
+from t2ikit.evaluation.overfitting import Overfitting
 from t2ikit.evaluation.search import Search
 
-__all__ = ["MODEL_FIELDS", "CaptionPrompts", "ClassPrompts", "Evaluated", "Evaluation", "Search"]
+__all__ = ["MODEL_FIELDS", "CaptionPrompts", "ClassPrompts", "Evaluated", "Evaluation", "Overfitting", "Search"]

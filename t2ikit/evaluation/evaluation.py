@@ -21,14 +21,16 @@ from t2ikit.data.datamodule import DataModule
 from t2ikit.encoders.limits import with_remarks
 from t2ikit.encoders.text import encode_prompts, load_encoder
 from t2ikit.evaluation.image_store import ImageStore
+from t2ikit.evaluation.overfitting import GAP, Overfitting
 from t2ikit.evaluation.reference_images import ReferenceImages, real_images
 from t2ikit.evaluation.sampling import identity_of, sample_missing
-from t2ikit.evaluation.scoring import Cost, measured, score_name, score_samples, write_references
+from t2ikit.evaluation.scoring import Cost, exact, measured, score_name, score_samples, write_references
 from t2ikit.evaluation.selection import Selection
 from t2ikit.evaluation.settings import Sampling
-from t2ikit.evaluation.validation import SCORES, validation_losses
+from t2ikit.evaluation.validation import SCORES, LevelLosses, validation_losses
 from t2ikit.files import partial_of, publish, recover
 from t2ikit.metrics.base import Metric, Samples, reference_of, samples_of
+from t2ikit.metrics.distribution.training_copies import TrainingCopies
 from t2ikit.metrics.fingerprint import Score
 from t2ikit.module import TextToImage
 from t2ikit.pictures import Images
@@ -72,6 +74,7 @@ class Evaluation:
         reference_limit: how many of them; None takes all.
         validation_loss: also compute losses of the validation set, see :func:`validation_losses`.
         limit: take the first prompts only; None takes all.
+        overfitting: also compare with the training images, by losses and by copies; None does not.
         prompts: known after ``prepare``.
     """
 
@@ -82,9 +85,14 @@ class Evaluation:
     reference_limit: int | None = None
     validation_loss: bool = False
     limit: int | None = None
+    overfitting: Overfitting | None = None
     prompts: list[Prompt] = field(default_factory=list, init=False)
     _states: Sequence[Texts] | None = field(default=None, init=False)
     _reference: ReferenceImages | None = field(default=None, init=False)
+    _copies: TrainingCopies | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.validation_loss = self.validation_loss or self.overfitting is not None
 
     def prepare(self, data: DataModule, device: torch.device | str = "cpu", samples: bool = True) -> None:
         """Reads prompts, text states and reference images; they are kept, being the same for every checkpoint.
@@ -104,6 +112,7 @@ class Evaluation:
                 raise ValueError(f"callbacks.{self.name}: {type(self.source).__name__} gives no prompt")
             if self.reference is not None:
                 self._reference = ReferenceImages(self.reference, self.reference_limit, self.source, data)
+            self._watch_copies(data)
             ranks.from_first(lambda: self._check(prompts))
             self.prompts = prompts
         if samples and self._states is None:
@@ -138,16 +147,21 @@ class Evaluation:
         self.check_search(sampling)
         assert self._states is not None
         store, costs = ImageStore(folder, len(self.prompts)), list[Cost]()
-        scores = []
+        scores, of_losses = [], dict[str, bytes]()
         if self.validation_loss:
+            levels: LevelLosses | None = None if self.overfitting is None else {}
             with measured("loss", costs):
-                scores += validation_losses(module, data, sampling, weights, step, self.name)
+                scores += validation_losses(module, data, sampling, weights, step, self.name, levels)
+            if self.overfitting is not None and levels is not None:
+                gaps, of_losses = self.overfitting.gaps(levels, scores, data, module.process, step)
+                scores += gaps
         with measured("sampling", costs):
             sample_missing(module, self._states, sampling, store, self.name, self.prompts)
         images = ranks.from_first(store.images)
         conditions = {**sampling.conditions(), "weights": weights}
         of_metrics, files = self._score(images, module.device, conditions, step, costs)
         scores += of_metrics
+        files |= of_losses if ranks.this() == 0 else {}
         if (search := sampling.search) is not None:
             evaluations, name = sampling.network_evaluations(module.process), search.score_name(self.prompts[0])
             selection = Selection(search, self.prompts, ranks.from_first(store.values), evaluations, name)
@@ -210,7 +224,8 @@ class Evaluation:
 
     def less_is_better(self) -> set[str]:
         """Names of the scores of which a smaller value is better, as their metrics say."""
-        return {*SCORES, *(score_name(metric, name) for metric in self.metrics for name in metric.less_is_better)}
+        of_metrics = {score_name(metric, name) for metric in self.metrics for name in metric.less_is_better}
+        return {*SCORES, *of_metrics} | (set() if self.overfitting is None else {GAP})
 
     def write_reference(self, folder: Path, data: DataModule, device: torch.device) -> dict[Path, list[str]]:
         """Writes the statistics of the reference set, for the ``reference_statistics`` of the metrics.
@@ -248,6 +263,15 @@ class Evaluation:
         """
         name = self.source.name or type(self.source).__name__
         return {"prompts": name, "prompts_sha256": prompts_hash(self.prompts), **sampling}
+
+    def _watch_copies(self, data: DataModule) -> None:
+        """Adds the metric of the copies, where overfitting is watched; every rank must call it."""
+        if self.overfitting is not None and self._copies is None:
+            made: list[TrainingCopies] = []
+            watch, label = self.overfitting, f"callbacks.{self.name}"
+            ranks.together(lambda: made.append(watch.metric(label, self.metrics, self.reference, data)))
+            self._copies = made[0]
+            self.metrics = [*self.metrics, self._copies]
 
     def _check(self, prompts: Sequence[Prompt]) -> None:
         """Has every metric refuse what it cannot score, before anything is sampled.
@@ -295,6 +319,9 @@ class Evaluation:
         if self._reference is not None:
             samples.reference = self._reference.samples(images.shape[-1], device)
         label, known = f"callbacks.{self.name}", self.conditions(conditions)
+        if self._copies is not None and not ranks.from_first(self._copies.training.complete):
+            with measured("training_features", costs), exact():
+                self._copies.look_at_training(device)
         scored = score_samples(samples, self.metrics, known, step, label, costs)
         for cost in costs if ranks.this() == 0 else ():
             tqdm.write(f"{self.name}: {cost}")

@@ -9,7 +9,6 @@ A key stands for the images and the network, so what is there is used again, als
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -19,7 +18,6 @@ import numpy as np
 import torch
 from filelock import FileLock
 from torch import Tensor
-from tqdm import tqdm
 
 from t2ikit import rng
 from t2ikit.classify.pictures import Pictures, find
@@ -28,11 +26,11 @@ from t2ikit.files import parse_json, write_whole
 from t2ikit.metrics.distribution.copies import share_of_copies
 from t2ikit.metrics.distribution.precision_recall import PRESETS, prdc_preset
 from t2ikit.metrics.features.features import FeatureExtractor
+from t2ikit.metrics.features.stored import StoredFeatures
 from t2ikit.run.synthreal import Benchmark, Source
 
 PRESET = "synthreal"
 LEAST = PRESETS[PRESET].k + 2
-_CHUNK = 1024
 
 
 def distributions(
@@ -82,20 +80,15 @@ def _features(
     """Features [N, D] float32 of the training images of a source."""
     pictures = find(str(source.train), benchmark.class_list, source.name)
     network = json.dumps(features.fingerprint(), sort_keys=True)
-    folder = _made(benchmark.out / "features" / _key(network, benchmark.hashes[str(source.train)]))
-    chunks = []
-    bar = tqdm(
-        range(0, len(pictures), _CHUNK), desc=f"features of {source.name}", unit="chunk", leave=False, disable=None
+    folder = benchmark.out / "features" / _key(network, benchmark.hashes[str(source.train)])
+    stored = StoredFeatures(
+        folder,
+        len(pictures),
+        lambda rows, where: _of_chunk(pictures, rows, features, where, batch_size),
+        f"features of {source.name}",
     )
-    for start in bar:
-        path = folder / f"{start:08d}.npy"
-        if not path.is_file():
-            rows = _of_chunk(pictures, range(start, min(start + _CHUNK, len(pictures))), features, device, batch_size)
-            content = io.BytesIO()
-            np.save(content, rows.numpy())
-            write_whole(path, content.getvalue())
-        chunks.append(torch.from_numpy(np.load(path)))
-    return torch.cat(chunks)
+    stored.fill(device)
+    return torch.cat(list(stored.blocks()))
 
 
 def _of_chunk(
