@@ -27,6 +27,7 @@ class CellScores:
     Attributes:
         experiment: digest of what was trained.
         scores: last value of every score and validation loss, by name.
+        series: every value of them, as pairs of step and value.
         fingerprints: SHA-256 of the conditions of a score, but for its seeds, which a sweep varies; by its name.
         step: of the last score.
         cpu_seconds: of the training process, where it was not interrupted.
@@ -35,6 +36,7 @@ class CellScores:
 
     experiment: str
     scores: Mapping[str, float]
+    series: Mapping[str, Sequence[tuple[int, float]]]
     fingerprints: Mapping[str, str]
     step: int
     cpu_seconds: float | None
@@ -69,7 +71,8 @@ def scores_of_run(folder: Path, experiment: str, cpu_seconds: float | None, vers
         series = read_metrics(folder / "metrics.csv")
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError(f"a sweep reads scores from metrics.csv: keep loggers.csv ({error})") from error
-    last = {name: values[-1] for name, values in series.items() if not name.startswith("train/")}
+    series = {name: values for name, values in sorted(series.items()) if not name.startswith("train/")}
+    last = {name: values[-1] for name, values in series.items()}
     if not last:
         raise ConfigError(f"{folder}: the run gave no scores: name a snapshot or validate in the experiment")
     newest = {path.parent.parent.name: path for path in sorted(folder.glob("samples/*/scores/step-*"))}
@@ -79,8 +82,8 @@ def scores_of_run(folder: Path, experiment: str, cpu_seconds: float | None, vers
         for name, score in read_scores(path).items()
     }
     step = max(at for at, _ in last.values())
-    scores = {name: value for name, (_, value) in sorted(last.items())}
-    return CellScores(experiment, scores, fingerprints, step, cpu_seconds, dict(versions))
+    scores = {name: value for name, (_, value) in last.items()}
+    return CellScores(experiment, scores, series, fingerprints, step, cpu_seconds, dict(versions))
 
 
 def table(sweep: Sweep, done: Mapping[str, CellScores]) -> str:

@@ -5,8 +5,10 @@ objects and background are facts that the class name does not tell. A scene is a
 difficulty) and does not know pixels: lengths are shares of the image's side, (0, 0) is the top left corner. The same
 scene renders at any size.
 
-Difficulties: "simple" has one plain object, six shapes, six colours and a plain background; "full" has textures, up to
-four objects of one class, further objects of other classes, ten colours, and gradients or noise behind them.
+Difficulties: "simple" has one plain object, six shapes, six colours and a plain background; "imagenet" the same, and in
+a minority of the scenes a second object of another class, while some pairs of classes, and some relations of the other
+pairs, never occur (`held_out`); "full" has textures, up to four objects of one class, further objects of other classes,
+ten colours, and gradients or noise behind them.
 
 Shapes: images are uint8 [3, S, S], channels first, as records store them.
 """
@@ -21,14 +23,19 @@ from t2ikit.rng import derived_seed, uniforms
 from t2ikit.shapes.geometry import SHAPES, TEXTURES, VARIANTS, class_id, class_name, inside, local, marked
 from t2ikit.shapes.palette import BACKGROUNDS, COLORS, MARKS
 
-DIFFICULTIES = ("simple", "full")
+DIFFICULTIES = ("simple", "imagenet", "full")
 SPLITS = ("train", "val")
 SMALLEST_SIZE = 16
 
-SHAPES_OF = {"simple": SHAPES[:6], "full": SHAPES}
-TEXTURES_OF = {"simple": TEXTURES[:1], "full": TEXTURES}
-COLORS_OF = {"simple": ("red", "orange", "yellow", "green", "blue", "purple"), "full": tuple(COLORS)}
+_SIX_COLORS = ("red", "orange", "yellow", "green", "blue", "purple")
+SHAPES_OF = {"simple": SHAPES[:6], "imagenet": SHAPES[:6], "full": SHAPES}
+TEXTURES_OF = {"simple": TEXTURES[:1], "imagenet": TEXTURES[:1], "full": TEXTURES}
+COLORS_OF = {"simple": _SIX_COLORS, "imagenet": _SIX_COLORS, "full": tuple(COLORS)}
 """What a difficulty draws from."""
+
+RELATIONS = ("left of", "right of", "above", "below")
+_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+_SHARE_OF_TWO = 0.3  # of the scenes of difficulty "imagenet"
 
 _TINT, _SHADE, _NOISE = 10.0, 9.0, 16.0  # grey levels by which object, background and each noisy pixel may differ
 _MARGIN = 0.04  # of the side, around every object
@@ -101,6 +108,24 @@ class Scene:
         return class_id(self.main.shape, self.main.texture)
 
 
+def held_out(first: str, second: str, relation: str | None = None) -> bool:
+    """Whether difficulty "imagenet" never shows two shapes together, or never the second in this relation to the first.
+
+    Each of the six shapes lacks one partner; every other pair lacks one relation out of four.
+    """
+    shapes = SHAPES_OF["imagenet"]
+    a, b = shapes.index(first), shapes.index(second)
+    if abs(a - b) == len(shapes) // 2:
+        return True
+    if relation is None:
+        return False
+    return RELATIONS[(a + b) % 4] == (relation if a < b else _OPPOSITE[relation])
+
+
+def _partners(shape: str) -> tuple[str, ...]:
+    return tuple(other for other in SHAPES_OF["imagenet"] if other != shape and not held_out(shape, other))
+
+
 class _Chooser:
     """Hands out the uniform numbers of one scene in order."""
 
@@ -140,7 +165,7 @@ def scenes(seed: int, split: str, first: int, count: int, difficulty: str) -> li
         raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
     if difficulty not in DIFFICULTIES:
         raise ValueError(f"unknown difficulty {difficulty!r}; set data.difficulty to one of {', '.join(DIFFICULTIES)}")
-    build = _simple if difficulty == "simple" else _full
+    build = {"simple": _simple, "imagenet": _imagenet, "full": _full}[difficulty]
     rows = uniforms(seed, f"shapes-{split}", first, count, _COLUMNS)
     wording = uniforms(seed, f"shapes-words-{split}", first, count, WORDS)
     return [
@@ -155,6 +180,38 @@ def _simple(chooser: _Chooser, noise_seed: int, wording: tuple[float, ...]) -> S
     name = chooser.name(tuple(BACKGROUNDS))
     background = Background("plain", name, name, 0.0, chooser.uniform(-_SHADE, _SHADE))
     return Scene((placed,), 1, background, noise_seed, wording)
+
+
+def _imagenet(chooser: _Chooser, noise_seed: int, wording: tuple[float, ...]) -> Scene:
+    """A main object, and in `_SHARE_OF_TWO` of the scenes one of another class and colour beside it."""
+    names, colors = SHAPES_OF["imagenet"], COLORS_OF["imagenet"]
+    shape, color = chooser.name(names), chooser.name(colors)
+    two = chooser.uniform() < _SHARE_OF_TWO
+    other, other_color = chooser.name(_partners(shape)), chooser.name(colors, color)
+    left = [relation for relation in RELATIONS if not held_out(shape, other, relation)]
+    relation = left[chooser.index(len(left))]
+    kinds = [(shape, color), (other, other_color)] if two else [(shape, color)]
+    sizes, cells = _side_by_side(chooser, relation) if two else ([chooser.uniform(0.42, 0.66)], [(0.0, 0.0, 1.0, 1.0)])
+    objects = tuple(
+        _place(chooser, name, "plain", its_color, diameter=size, cell=cell)
+        for (name, its_color), size, cell in zip(kinds, sizes, cells, strict=True)
+    )
+    name = chooser.name(tuple(BACKGROUNDS))
+    background = Background("plain", name, name, 0.0, chooser.uniform(-_SHADE, _SHADE))
+    return Scene(objects, 1, background, noise_seed, wording)
+
+
+def _side_by_side(chooser: _Chooser, relation: str) -> tuple[list[float], list[Cell]]:
+    """Diameters of two objects that fill the side together, and their cells, the second in a relation to the first."""
+    sizes = [chooser.uniform(0.40, 0.44), chooser.uniform(0.38, 0.42)]
+    split = chooser.uniform(sizes[0] + 0.055, 1 - sizes[1] - 0.055)
+    low = chooser.uniform(0.0, 0.3)  # of a band across, so narrow that the relation is plain
+    cells: list[Cell] = [(-0.02, low, split + 0.02, low + 0.7), (split - 0.02, low, 1.02, low + 0.7)]
+    if relation in ("left of", "above"):
+        cells = [(1 - x1, y0, 1 - x0, y1) for x0, y0, x1, y1 in cells]
+    if relation in ("above", "below"):
+        cells = [(y0, x0, y1, x1) for x0, y0, x1, y1 in cells]
+    return sizes, cells
 
 
 def _full(chooser: _Chooser, noise_seed: int, wording: tuple[float, ...]) -> Scene:
