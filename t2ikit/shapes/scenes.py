@@ -28,18 +28,19 @@ SPLITS = ("train", "val")
 SMALLEST_SIZE = 16
 
 _SIX_COLORS = ("red", "orange", "yellow", "green", "blue", "purple")
-SHAPES_OF = {"simple": SHAPES[:6], "imagenet": SHAPES[:6], "full": SHAPES}
+SHAPES_OF = {"simple": SHAPES[:6], "imagenet": SHAPES[:4], "full": SHAPES}
 TEXTURES_OF = {"simple": TEXTURES[:1], "imagenet": TEXTURES[:1], "full": TEXTURES}
 COLORS_OF = {"simple": _SIX_COLORS, "imagenet": _SIX_COLORS, "full": tuple(COLORS)}
 """What a difficulty draws from."""
 
 RELATIONS = ("left of", "right of", "above", "below")
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-_SHARE_OF_TWO = 0.3  # of the scenes of difficulty "imagenet"
+_SHARE_OF_TWO = 0.4  # of the scenes of difficulty "imagenet", whose objects are near one of few places:
+_CENTRES, _SIDES, _PLAY = (0.34, 0.5, 0.66), (0.26, 0.74), 0.005
 
 _TINT, _SHADE, _NOISE = 10.0, 9.0, 16.0  # grey levels by which object, background and each noisy pixel may differ
 _MARGIN = 0.04  # of the side, around every object
-_LARGEST_ANGLE = np.deg2rad(10)
+_LARGEST_ANGLE, _SMALL_ANGLE = np.deg2rad(10), np.deg2rad(2)
 _COLUMNS = 64  # uniform numbers a scene may use
 WORDS = 32  # uniform numbers its caption may use
 _OVERSAMPLING = 4
@@ -190,28 +191,28 @@ def _imagenet(chooser: _Chooser, noise_seed: int, wording: tuple[float, ...]) ->
     other, other_color = chooser.name(_partners(shape)), chooser.name(colors, color)
     left = [relation for relation in RELATIONS if not held_out(shape, other, relation)]
     relation = left[chooser.index(len(left))]
-    kinds = [(shape, color), (other, other_color)] if two else [(shape, color)]
-    sizes, cells = _side_by_side(chooser, relation) if two else ([chooser.uniform(0.42, 0.66)], [(0.0, 0.0, 1.0, 1.0)])
+    column, row, along = chooser.index(3), chooser.index(3), chooser.index(3)
+    if two:
+        low, high = _SIDES
+        across = (0.3, 0.5, 0.7)[along]
+        ends = (high, low) if relation in ("left of", "above") else (low, high)
+        centres = [(end, across) if relation in ("left of", "right of") else (across, end) for end in ends]
+        kinds, diameter = [(shape, color), (other, other_color)], chooser.uniform(0.42, 0.44)
+    else:
+        centres, kinds, diameter = [(_CENTRES[column], _CENTRES[row])], [(shape, color)], chooser.uniform(0.54, 0.58)
     objects = tuple(
-        _place(chooser, name, "plain", its_color, diameter=size, cell=cell)
-        for (name, its_color), size, cell in zip(kinds, sizes, cells, strict=True)
+        _place(chooser, name, "plain", its_color, diameter, _around(x, y, diameter), _SMALL_ANGLE)
+        for (name, its_color), (x, y) in zip(kinds, centres, strict=True)
     )
     name = chooser.name(tuple(BACKGROUNDS))
     background = Background("plain", name, name, 0.0, chooser.uniform(-_SHADE, _SHADE))
     return Scene(objects, 1, background, noise_seed, wording)
 
 
-def _side_by_side(chooser: _Chooser, relation: str) -> tuple[list[float], list[Cell]]:
-    """Diameters of two objects that fill the side together, and their cells, the second in a relation to the first."""
-    sizes = [chooser.uniform(0.40, 0.44), chooser.uniform(0.38, 0.42)]
-    split = chooser.uniform(sizes[0] + 0.055, 1 - sizes[1] - 0.055)
-    low = chooser.uniform(0.0, 0.3)  # of a band across, so narrow that the relation is plain
-    cells: list[Cell] = [(-0.02, low, split + 0.02, low + 0.7), (split - 0.02, low, 1.02, low + 0.7)]
-    if relation in ("left of", "above"):
-        cells = [(1 - x1, y0, 1 - x0, y1) for x0, y0, x1, y1 in cells]
-    if relation in ("above", "below"):
-        cells = [(y0, x0, y1, x1) for x0, y0, x1, y1 in cells]
-    return sizes, cells
+def _around(x: float, y: float, diameter: float) -> Cell:
+    """A cell that leaves an object of this diameter `_PLAY` around its centre."""
+    reach = diameter / 2 + _MARGIN + _PLAY
+    return x - reach, y - reach, x + reach, y + reach
 
 
 def _full(chooser: _Chooser, noise_seed: int, wording: tuple[float, ...]) -> Scene:
@@ -263,11 +264,19 @@ def _layout(chooser: _Chooser, count: int, others: int) -> tuple[list[Cell], lis
     return cells, sizes
 
 
-def _place(chooser: _Chooser, shape: str, texture: str, color: str, diameter: float, cell: Cell) -> SceneObject:
+def _place(
+    chooser: _Chooser,
+    shape: str,
+    texture: str,
+    color: str,
+    diameter: float,
+    cell: Cell,
+    largest_angle: float = _LARGEST_ANGLE,
+) -> SceneObject:
     reach = diameter / 2 + _MARGIN
     x = chooser.uniform(cell[0] + reach, max(cell[2] - reach, cell[0] + reach))
     y = chooser.uniform(cell[1] + reach, max(cell[3] - reach, cell[1] + reach))
-    angle = chooser.uniform(-_LARGEST_ANGLE, _LARGEST_ANGLE)
+    angle = chooser.uniform(-largest_angle, largest_angle)
     tint = (chooser.uniform(-_TINT, _TINT), chooser.uniform(-_TINT, _TINT), chooser.uniform(-_TINT, _TINT))
     return SceneObject(shape, texture, color, x, y, diameter, angle, chooser.index(VARIANTS[texture]), tint)
 
