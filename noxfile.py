@@ -1,10 +1,11 @@
-"""The project's checks: ``nox -s`` tests, long, faults, verify, signals, leaks, audit, synthreal,
+"""The project's checks: ``nox -s`` tests, ci, long, faults, verify, signals, leaks, audit, synthreal,
 lint, types, docs, quickstart, wheel, release.
 
 ``lint`` and ``types`` read an installed wheel with the working folder outside the repository: the editable mapping of
 ``callbacks/`` to ``t2ikit.callbacks`` is invisible to import-linter and mypy.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import nox
@@ -38,9 +39,22 @@ def tests(session: nox.Session) -> None:
 
     Other arguments go to pytest: ``nox -s tests -- -k config``.
     """
+    run_tests(session, session.posargs)
+
+
+@nox.session
+def ci(session: nox.Session) -> None:
+    """What ``.ci/run`` does after ``lint``: ``wheel``, then ``tests -- slow``, in one environment to save minutes."""
+    try_wheel(session, build_wheel(session))
+    session.chdir(ROOT)
+    run_tests(session, ["slow"])
+
+
+def run_tests(session: nox.Session, arguments: Sequence[str]) -> None:
+    """Installs the project as it is edited and runs pytest; ``["slow"]``: all that is not long."""
     session.install("-e", ".[dev]", env={"PIP_NO_COMPILE": "1"})  # most of it is never imported
-    slow = session.posargs == ["slow"]
-    words = ["-m", "not long"] if slow else session.posargs
+    slow = list(arguments) == ["slow"]
+    words = ["-m", "not long"] if slow else arguments
     parallel = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"] if slow or not words else []
     session.run("pytest", "-q", *parallel, *words, env={"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
 

@@ -58,6 +58,7 @@ def test_all_of_it_in_small(tmp_path: Path) -> None:
     assert time.monotonic() - started < 180
 
 
+@pytest.mark.slow
 def test_what_a_part_measured_before_it_is_cut_off_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "GRACE", 1.0)
     args = command.parser().parse_args(["--dry-run", "--minutes", "1", "--out", str(tmp_path / "gpu.json")])
@@ -75,6 +76,7 @@ def test_what_a_part_measured_before_it_is_cut_off_is_kept(tmp_path: Path, monke
     assert written["left_out"]["needy"] == "needs no_such_package"
 
 
+@pytest.mark.slow
 def test_without_time_nothing_is_begun(tmp_path: Path) -> None:
     status, written, _ = series("--only", "peak", out=tmp_path / "gpu.json", minutes=0.05)
     assert status == 1 and written["left_out"] == {"peak": "no time was left"} and not written["results"]

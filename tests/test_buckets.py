@@ -123,6 +123,7 @@ def test_a_killed_run_on_buckets_ends_as_an_undisturbed_one(
         assert "the denoiser takes 16x16, 12x20, 20x12" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_each_shape_is_compiled_once(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     enter(tmp_path, monkeypatch, root)
     torch._dynamo.reset()

@@ -151,6 +151,7 @@ def test_a_signal_to_any_rank_stops_both(tmp_path: Path, launch: str, target: st
     assert signal_trials.attempt(tmp_path / "try", launch, target, name, 0.3, phase).failure == ""
 
 
+@pytest.mark.slow
 @pytest.mark.fault("a rank is killed", "the other ends, and the message says which")
 @pytest.mark.parametrize("target", ["rank 1", pytest.param("launcher", marks=pytest.mark.long)])
 def test_a_dead_rank_ends_the_other(tmp_path: Path, target: str) -> None:

@@ -84,6 +84,7 @@ def undisturbed(root: Path) -> list[list[StoredBatch]]:
     return [served(make_loader(root, rank, 0), 4 * STEPS) for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [0, 1, 4])
 @pytest.mark.parametrize("cut", [1, STEPS, STEPS + 2, 2 * STEPS], ids=lambda cut: f"after {cut}")

@@ -49,6 +49,7 @@ def _fresh() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "process", "backend", "lengths"),
     [

@@ -70,6 +70,7 @@ OURS: dict[str, tuple[Callable[[], Any], set[str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OURS)
 def test_ours_pass(name: str) -> None:
     build, lacks = OURS[name]
