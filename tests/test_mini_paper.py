@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import mini_paper
+from benchmarks import mini_paper, mini_paper_again
 from benchmarks.mini_paper import BEGIN, CLAIMS, END, GAP, METHODS, NETWORKS, Claim, differences, verdict
 from t2ikit.config.sweep import sweep_of
 from t2ikit.run.sweep_scores import CellScores
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 def cell_scores(experiment: str, values: dict[str, float]) -> CellScores:
     series = {name: [(500, number / 2), (1500, number)] for name, number in values.items()}
-    return CellScores(experiment, values, series, {}, 1500, 480.0, {"t2ikit": "0"})
+    return CellScores(experiment, values, series, {}, 1500, 480.0, {"t2ikit": "0"}, "")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_the_page_holds_the_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         folder = experiments / f"{name}.scores"
         folder.mkdir()
         for index, (key, cell) in enumerate(list(sweep.cells.items())[:-2]):
-            values = {score: 0.001 * index + 0.5 * ("cmall" in key) for score in sorted(names - {GAP, None})}
+            values = dict.fromkeys(sorted(names - {GAP, None}), 0.001 * index + 0.5 * ("cmall" in key))
             values |= {"val/loss_fixed_t": 0.7, "val/loss_fixed_t_train": 0.6}
             cell_scores(place_of(sweep, cell).digest, values).write(folder / f"{key}.json")
         (experiments / f"{name}.yaml").write_text(f"extends: ['{ROOT}/experiments/{name}.yaml']\n")
@@ -82,3 +82,16 @@ def test_the_page_holds_the_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
     mini_paper.main(words)
     assert (tmp_path / "page.md").read_text() == page  # the same cells make the same page
+
+
+def test_a_cell_is_compared_bit_for_bit() -> None:
+    before = cell_scores("", {"geneval/overall": 0.3, "val/seconds/loss": 1.0})
+    assert mini_paper_again.unequal(before, cell_scores("", {"geneval/overall": 0.3, "val/seconds/loss": 2.0})) == []
+    assert len(mini_paper_again.unequal(before, cell_scores("", {"geneval/overall": 0.30000000000000004}))) == 1
+    assert len(mini_paper_again.unequal(before, cell_scores("", {"geneval/colors": 0.3}))) == 2
+
+
+def test_only_a_finished_cell_can_be_compared(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        mini_paper_again.main(["--experiment", str(tmp_path / "none.yaml")])
+    assert "only a cell that is done can be compared" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from t2ikit.config.compose import ConfigError
 from t2ikit.config.sweep import Cell, Sweep
 from t2ikit.files import parse_json, write_whole
 from t2ikit.metrics.fingerprint import read_scores
+from t2ikit.run.kept import processor_name
 
 _CONFIDENCE = 0.95
 
@@ -32,6 +33,7 @@ class CellScores:
         step: of the last score.
         cpu_seconds: of the training process, where it was not interrupted.
         versions: of the kit and torch.
+        processor: the model of the machine's processor: on the same one the same cell gives the same numbers.
     """
 
     experiment: str
@@ -41,6 +43,7 @@ class CellScores:
     step: int
     cpu_seconds: float | None
     versions: Mapping[str, str]
+    processor: str
 
     def write(self, path: Path) -> None:
         """Writes it as JSON, whole or not at all."""
@@ -83,7 +86,7 @@ def scores_of_run(folder: Path, experiment: str, cpu_seconds: float | None, vers
     }
     step = max(at for at, _ in last.values())
     scores = {name: value for name, (_, value) in last.items()}
-    return CellScores(experiment, scores, series, fingerprints, step, cpu_seconds, dict(versions))
+    return CellScores(experiment, scores, series, fingerprints, step, cpu_seconds, dict(versions), processor_name())
 
 
 def table(sweep: Sweep, done: Mapping[str, CellScores]) -> str:
