@@ -6,9 +6,8 @@ difficulty) and does not know pixels: lengths are shares of the image's side, (0
 scene renders at any size.
 
 Difficulties: "simple" has one plain object, six shapes, six colours and a plain background; "imagenet" the same, and in
-a minority of the scenes a second object of another class, while some pairs of classes, and some relations of the other
-pairs, never occur (`held_out`); "full" has textures, up to four objects of one class, further objects of other classes,
-ten colours, and gradients or noise behind them.
+a minority of the scenes a second object of another class, where some pairs of classes never occur (`held_out`); "full"
+has textures, up to four objects of one class, further objects of other classes, ten colours, and gradients or noise.
 
 Shapes: images are uint8 [3, S, S], channels first, as records store them.
 """
@@ -28,13 +27,12 @@ SPLITS = ("train", "val")
 SMALLEST_SIZE = 16
 
 _SIX_COLORS = ("red", "orange", "yellow", "green", "blue", "purple")
-SHAPES_OF = {"simple": SHAPES[:6], "imagenet": SHAPES[:4], "full": SHAPES}
+SHAPES_OF = {"simple": SHAPES[:6], "imagenet": (*SHAPES[:4], "diamond", "heart"), "full": SHAPES}
 TEXTURES_OF = {"simple": TEXTURES[:1], "imagenet": TEXTURES[:1], "full": TEXTURES}
 COLORS_OF = {"simple": _SIX_COLORS, "imagenet": _SIX_COLORS, "full": tuple(COLORS)}
 """What a difficulty draws from."""
 
 RELATIONS = ("left of", "right of", "above", "below")
-_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 _SHARE_OF_TWO = 0.4  # of the scenes of difficulty "imagenet", whose objects are near one of few places:
 _CENTRES, _SIDES, _PLAY = (0.34, 0.5, 0.66), (0.26, 0.74), 0.005
 
@@ -109,18 +107,10 @@ class Scene:
         return class_id(self.main.shape, self.main.texture)
 
 
-def held_out(first: str, second: str, relation: str | None = None) -> bool:
-    """Whether difficulty "imagenet" never shows two shapes together, or never the second in this relation to the first.
-
-    Each of the six shapes lacks one partner; every other pair lacks one relation out of four.
-    """
+def held_out(first: str, second: str) -> bool:
+    """Whether difficulty "imagenet" never shows two shapes together; each of the six lacks one partner."""
     shapes = SHAPES_OF["imagenet"]
-    a, b = shapes.index(first), shapes.index(second)
-    if abs(a - b) == len(shapes) // 2:
-        return True
-    if relation is None:
-        return False
-    return RELATIONS[(a + b) % 4] == (relation if a < b else _OPPOSITE[relation])
+    return abs(shapes.index(first) - shapes.index(second)) == len(shapes) // 2
 
 
 def _partners(shape: str) -> tuple[str, ...]:
@@ -189,8 +179,7 @@ def _imagenet(chooser: _Chooser, noise_seed: int, wording: tuple[float, ...]) ->
     shape, color = chooser.name(names), chooser.name(colors)
     two = chooser.uniform() < _SHARE_OF_TWO
     other, other_color = chooser.name(_partners(shape)), chooser.name(colors, color)
-    left = [relation for relation in RELATIONS if not held_out(shape, other, relation)]
-    relation = left[chooser.index(len(left))]
+    relation = chooser.name(RELATIONS)
     column, row, along = chooser.index(3), chooser.index(3), chooser.index(3)
     if two:
         low, high = _SIDES
