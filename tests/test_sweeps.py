@@ -57,7 +57,7 @@ def versions(cell: str) -> list[str]:
 
 def finish(cell: str, experiment: str) -> None:
     """The scores of a cell, as if it had been trained elsewhere."""
-    CellScores(experiment, {"val/loss": 0.5}, {}, 3, 1.0, {}).write(SCORES / f"{cell}.json")
+    CellScores(experiment, {"val/loss": 0.5}, {}, {}, 3, 1.0, {}, "").write(SCORES / f"{cell}.json")
 
 
 def digests() -> dict[str, str]:
@@ -181,7 +181,9 @@ def test_the_table_gives_means_with_intervals_and_keeps_unlike_scores_apart(fold
     sweep = sweep_of(Path("recipe.yaml"))
     share = "val/largest_color_share"
     done = {
-        name: CellScores("", {"val/loss": float(index), share: 0.5}, {share: "x" if index < 2 else "y"}, 3, None, {})
+        name: CellScores(
+            "", {"val/loss": float(index), share: 0.5}, {}, {share: "x" if index < 2 else "y"}, 3, None, {}, ""
+        )
         for index, name in enumerate(NAMES)
     }
     lines = [[entry.strip() for entry in line.strip("|").split("|")] for line in table(sweep, done).splitlines()]
@@ -189,5 +191,5 @@ def test_the_table_gives_means_with_intervals_and_keeps_unlike_scores_apart(fold
     assert lines[2] == ["rate low", "2", "0.5 ± 6.35", "0.5 ± 0 a"]
     assert lines[3] == ["rate same", "2", "2.5 ± 6.35", "0.5 ± 0 b"]
     assert "not comparable" in lines[-1][0]
-    done[NAMES[1]] = CellScores("", {share: 0.5}, {share: "z"}, 3, None, {})
+    done[NAMES[1]] = CellScores("", {share: 0.5}, {}, {share: "z"}, 3, None, {}, "")
     assert "measured otherwise between seeds" in table(sweep, done)

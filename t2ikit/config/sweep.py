@@ -114,6 +114,7 @@ def sweep_of(path: Path, overrides: Sequence[Override] = ()) -> Sweep:
     grids = sweep.get("grids")
     if not isinstance(grids, dict) or not grids:
         raise ConfigError(f"{path}: sweep.grids: expected grids by name, got {grids!r}")
+    grids = {name: grid for name, grid in grids.items() if grid is not None}  # null drops a grid of `extends`
     cells = [cell for name, grid in grids.items() for cell in _cells(f"{path}: sweep.grids.{name}", name, grid)]
     return Sweep(path, tuple(overrides), {cell.name: cell for cell in cells}, tuple(scores))
 

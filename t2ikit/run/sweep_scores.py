@@ -16,6 +16,7 @@ from t2ikit.config.compose import ConfigError
 from t2ikit.config.sweep import Cell, Sweep
 from t2ikit.files import parse_json, write_whole
 from t2ikit.metrics.fingerprint import read_scores
+from t2ikit.run.kept import processor_name
 
 _CONFIDENCE = 0.95
 
@@ -27,18 +28,22 @@ class CellScores:
     Attributes:
         experiment: digest of what was trained.
         scores: last value of every score and validation loss, by name.
+        series: every value of them, as pairs of step and value.
         fingerprints: SHA-256 of the conditions of a score, but for its seeds, which a sweep varies; by its name.
         step: of the last score.
         cpu_seconds: of the training process, where it was not interrupted.
         versions: of the kit and torch.
+        processor: the model of the machine's processor: on the same one the same cell gives the same numbers.
     """
 
     experiment: str
     scores: Mapping[str, float]
+    series: Mapping[str, Sequence[tuple[int, float]]]
     fingerprints: Mapping[str, str]
     step: int
     cpu_seconds: float | None
     versions: Mapping[str, str]
+    processor: str
 
     def write(self, path: Path) -> None:
         """Writes it as JSON, whole or not at all."""
@@ -69,7 +74,8 @@ def scores_of_run(folder: Path, experiment: str, cpu_seconds: float | None, vers
         series = read_metrics(folder / "metrics.csv")
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError(f"a sweep reads scores from metrics.csv: keep loggers.csv ({error})") from error
-    last = {name: values[-1] for name, values in series.items() if not name.startswith("train/")}
+    series = {name: values for name, values in sorted(series.items()) if not name.startswith("train/")}
+    last = {name: values[-1] for name, values in series.items()}
     if not last:
         raise ConfigError(f"{folder}: the run gave no scores: name a snapshot or validate in the experiment")
     newest = {path.parent.parent.name: path for path in sorted(folder.glob("samples/*/scores/step-*"))}
@@ -79,8 +85,8 @@ def scores_of_run(folder: Path, experiment: str, cpu_seconds: float | None, vers
         for name, score in read_scores(path).items()
     }
     step = max(at for at, _ in last.values())
-    scores = {name: value for name, (_, value) in sorted(last.items())}
-    return CellScores(experiment, scores, fingerprints, step, cpu_seconds, dict(versions))
+    scores = {name: value for name, (_, value) in last.items()}
+    return CellScores(experiment, scores, series, fingerprints, step, cpu_seconds, dict(versions), processor_name())
 
 
 def table(sweep: Sweep, done: Mapping[str, CellScores]) -> str:

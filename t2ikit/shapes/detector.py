@@ -81,7 +81,7 @@ class ShapesDetector:
 
     def find(self, image: Tensor | np.ndarray) -> list[Found]:
         """Everything that stands out from the background of an image [3, H, W] uint8, however badly it fits."""
-        pixels, factor = _pixels(image)
+        pixels, factor = seen_pixels(image)
         return [_identify(segment, factor) for segment in segments(pixels)]
 
     def fingerprint(self) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def _colors(samples: Samples | SampleBatch) -> list[str | None]:
 
 def largest_color(image: Tensor | np.ndarray, least_purity: float = 0.5) -> str | None:
     """The colour of the largest object of an image [3, H, W] uint8; None where nothing has a colour."""
-    candidates = [segment for segment in segments(_pixels(image)[0]) if segment.purity >= least_purity]
+    candidates = [segment for segment in segments(seen_pixels(image)[0]) if segment.purity >= least_purity]
     return max(candidates, key=lambda segment: segment.area).color if candidates else None
 
 
@@ -147,7 +147,7 @@ def _asked_color(metadata: dict[str, Any]) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _pixels(image: Tensor | np.ndarray) -> tuple[np.ndarray, int]:
+def seen_pixels(image: Tensor | np.ndarray) -> tuple[np.ndarray, int]:
     """An image [3, H, W] uint8 as float64 [h, w, 3], averaged down by the factor that is returned with it."""
     array = image.numpy(force=True) if isinstance(image, Tensor) else np.asarray(image)
     if array.ndim != 3 or array.shape[0] != 3 or array.dtype != np.uint8:

@@ -63,8 +63,8 @@ def _asked(clause: Mapping[str, Any]) -> _Asked:
 
 
 def _candidates(seed: int, difficulty: str, asked: Sequence[_Asked]) -> Iterator[Scene]:
-    """Random scenes; of difficulty "full" where the prompt asks for several objects, which "simple" does not have."""
-    several = sum(one.count for one in asked) > 1
+    """Random scenes; of difficulty "full" where the prompt asks for more objects than the difficulty has."""
+    several = len(asked) > 1 and difficulty != "imagenet" or asked[0].count > 1
     for first in itertools.count(0, _BLOCK):
         yield from scenes(seed, "val", first, _BLOCK, "full" if several else difficulty)
 

@@ -22,7 +22,8 @@ class ShapesData(DataModule):
 
     Attributes:
         size: height and width of the images, at least 16.
-        difficulty: "simple" (one plain object) or "full".
+        difficulty: "simple" (one plain object), "imagenet" (one, in a minority of the images a second one; some
+            pairs of classes never occur) or "full".
         count: training images.
         val_count: validation images.
         captions: "long" or "aio" (an image of <class>).
@@ -56,9 +57,8 @@ class ShapesData(DataModule):
     def __post_init__(self) -> None:
         for option, choices in (("difficulty", get_args(Difficulty)), ("captions", get_args(Captions))):
             if getattr(self, option) not in choices:
-                raise ValueError(
-                    f'data.{option} must be "{choices[0]}" or "{choices[1]}", not "{getattr(self, option)}"'
-                )
+                names = " or ".join(f'"{choice}"' for choice in choices)
+                raise ValueError(f'data.{option} must be {names}, not "{getattr(self, option)}"')
         if self.size < 16:
             raise ValueError(f"data.size must be at least 16, not {self.size}")
         self.settings, self.bucket_sizes = tuple(self.settings), tuple(self.bucket_sizes)

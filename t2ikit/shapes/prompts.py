@@ -13,10 +13,9 @@ from t2ikit.rng import permutation
 from t2ikit.shapes.captions import NUMBERS, plural, with_article
 from t2ikit.shapes.extension import extended_prompt
 from t2ikit.shapes.geometry import class_name
-from t2ikit.shapes.scenes import COLORS_OF, SHAPES_OF, TEXTURES_OF
+from t2ikit.shapes.scenes import COLORS_OF, RELATIONS, SHAPES_OF, TEXTURES_OF, held_out
 
-Difficulty = Literal["simple", "full"]
-RELATIONS = ("left of", "right of", "above", "below")
+Difficulty = Literal["simple", "imagenet", "full"]
 COUNTS = (2, 3, 4)
 
 
@@ -36,6 +35,8 @@ def geneval_prompts(difficulty: str, per_task: int, seed: int = 0) -> list[dict[
     shapes, colors = SHAPES_OF[difficulty], COLORS_OF[difficulty]
     names = [class_name(shape, texture) for texture in TEXTURES_OF[difficulty] for shape in shapes]
     pairs = [(a, b) for a, b in itertools.permutations(names, 2) if a.split()[-1] != b.split()[-1]]
+    if difficulty == "imagenet":  # asked for is what the training never shows
+        pairs = [pair for pair in pairs if held_out(*pair)]
     options: tuple[Sequence[Any], ...] = (
         names,
         pairs,

@@ -5,8 +5,9 @@ objects and background are facts that the class name does not tell. A scene is a
 difficulty) and does not know pixels: lengths are shares of the image's side, (0, 0) is the top left corner. The same
 scene renders at any size.
 
-Difficulties: "simple" has one plain object, six shapes, six colours and a plain background; "full" has textures, up to
-four objects of one class, further objects of other classes, ten colours, and gradients or noise behind them.
+Difficulties: "simple" has one plain object, six shapes, six colours and a plain background; "imagenet" the same, and in
+a minority of the scenes a second object of another class, where some pairs of classes never occur (`held_out`); "full"
+has textures, up to four objects of one class, further objects of other classes, ten colours, and gradients or noise.
 
 Shapes: images are uint8 [3, S, S], channels first, as records store them.
 """
@@ -21,18 +22,23 @@ from t2ikit.rng import derived_seed, uniforms
 from t2ikit.shapes.geometry import SHAPES, TEXTURES, VARIANTS, class_id, class_name, inside, local, marked
 from t2ikit.shapes.palette import BACKGROUNDS, COLORS, MARKS
 
-DIFFICULTIES = ("simple", "full")
+DIFFICULTIES = ("simple", "imagenet", "full")
 SPLITS = ("train", "val")
 SMALLEST_SIZE = 16
 
-SHAPES_OF = {"simple": SHAPES[:6], "full": SHAPES}
-TEXTURES_OF = {"simple": TEXTURES[:1], "full": TEXTURES}
-COLORS_OF = {"simple": ("red", "orange", "yellow", "green", "blue", "purple"), "full": tuple(COLORS)}
+_SIX_COLORS = ("red", "orange", "yellow", "green", "blue", "purple")
+SHAPES_OF = {"simple": SHAPES[:6], "imagenet": (*SHAPES[:4], "diamond", "heart"), "full": SHAPES}
+TEXTURES_OF = {"simple": TEXTURES[:1], "imagenet": TEXTURES[:1], "full": TEXTURES}
+COLORS_OF = {"simple": _SIX_COLORS, "imagenet": _SIX_COLORS, "full": tuple(COLORS)}
 """What a difficulty draws from."""
+
+RELATIONS = ("left of", "right of", "above", "below")
+_SHARE_OF_TWO = 0.4  # of the scenes of difficulty "imagenet", whose objects are near one of few places:
+_CENTRES, _SIDES, _PLAY = (0.34, 0.5, 0.66), (0.26, 0.74), 0.005
 
 _TINT, _SHADE, _NOISE = 10.0, 9.0, 16.0  # grey levels by which object, background and each noisy pixel may differ
 _MARGIN = 0.04  # of the side, around every object
-_LARGEST_ANGLE = np.deg2rad(10)
+_LARGEST_ANGLE, _SMALL_ANGLE = np.deg2rad(10), np.deg2rad(2)
 _COLUMNS = 64  # uniform numbers a scene may use
 WORDS = 32  # uniform numbers its caption may use
 _OVERSAMPLING = 4
@@ -101,6 +107,16 @@ class Scene:
         return class_id(self.main.shape, self.main.texture)
 
 
+def held_out(first: str, second: str) -> bool:
+    """Whether difficulty "imagenet" never shows two shapes together; each of the six lacks one partner."""
+    shapes = SHAPES_OF["imagenet"]
+    return abs(shapes.index(first) - shapes.index(second)) == len(shapes) // 2
+
+
+def _partners(shape: str) -> tuple[str, ...]:
+    return tuple(other for other in SHAPES_OF["imagenet"] if other != shape and not held_out(shape, other))
+
+
 class _Chooser:
     """Hands out the uniform numbers of one scene in order."""
 
@@ -140,7 +156,7 @@ def scenes(seed: int, split: str, first: int, count: int, difficulty: str) -> li
         raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
     if difficulty not in DIFFICULTIES:
         raise ValueError(f"unknown difficulty {difficulty!r}; set data.difficulty to one of {', '.join(DIFFICULTIES)}")
-    build = _simple if difficulty == "simple" else _full
+    build = {"simple": _simple, "imagenet": _imagenet, "full": _full}[difficulty]
     rows = uniforms(seed, f"shapes-{split}", first, count, _COLUMNS)
     wording = uniforms(seed, f"shapes-words-{split}", first, count, WORDS)
     return [
@@ -155,6 +171,37 @@ def _simple(chooser: _Chooser, noise_seed: int, wording: tuple[float, ...]) -> S
     name = chooser.name(tuple(BACKGROUNDS))
     background = Background("plain", name, name, 0.0, chooser.uniform(-_SHADE, _SHADE))
     return Scene((placed,), 1, background, noise_seed, wording)
+
+
+def _imagenet(chooser: _Chooser, noise_seed: int, wording: tuple[float, ...]) -> Scene:
+    """A main object, and in `_SHARE_OF_TWO` of the scenes one of another class and colour beside it."""
+    names, colors = SHAPES_OF["imagenet"], COLORS_OF["imagenet"]
+    shape, color = chooser.name(names), chooser.name(colors)
+    two = chooser.uniform() < _SHARE_OF_TWO
+    other, other_color = chooser.name(_partners(shape)), chooser.name(colors, color)
+    relation = chooser.name(RELATIONS)
+    column, row, along = chooser.index(3), chooser.index(3), chooser.index(3)
+    if two:
+        low, high = _SIDES
+        across = (0.3, 0.5, 0.7)[along]
+        ends = (high, low) if relation in ("left of", "above") else (low, high)
+        centres = [(end, across) if relation in ("left of", "right of") else (across, end) for end in ends]
+        kinds, diameter = [(shape, color), (other, other_color)], chooser.uniform(0.42, 0.44)
+    else:
+        centres, kinds, diameter = [(_CENTRES[column], _CENTRES[row])], [(shape, color)], chooser.uniform(0.54, 0.58)
+    objects = tuple(
+        _place(chooser, name, "plain", its_color, diameter, _around(x, y, diameter), _SMALL_ANGLE)
+        for (name, its_color), (x, y) in zip(kinds, centres, strict=True)
+    )
+    name = chooser.name(tuple(BACKGROUNDS))
+    background = Background("plain", name, name, 0.0, chooser.uniform(-_SHADE, _SHADE))
+    return Scene(objects, 1, background, noise_seed, wording)
+
+
+def _around(x: float, y: float, diameter: float) -> Cell:
+    """A cell that leaves an object of this diameter `_PLAY` around its centre."""
+    reach = diameter / 2 + _MARGIN + _PLAY
+    return x - reach, y - reach, x + reach, y + reach
 
 
 def _full(chooser: _Chooser, noise_seed: int, wording: tuple[float, ...]) -> Scene:
@@ -206,11 +253,19 @@ def _layout(chooser: _Chooser, count: int, others: int) -> tuple[list[Cell], lis
     return cells, sizes
 
 
-def _place(chooser: _Chooser, shape: str, texture: str, color: str, diameter: float, cell: Cell) -> SceneObject:
+def _place(
+    chooser: _Chooser,
+    shape: str,
+    texture: str,
+    color: str,
+    diameter: float,
+    cell: Cell,
+    largest_angle: float = _LARGEST_ANGLE,
+) -> SceneObject:
     reach = diameter / 2 + _MARGIN
     x = chooser.uniform(cell[0] + reach, max(cell[2] - reach, cell[0] + reach))
     y = chooser.uniform(cell[1] + reach, max(cell[3] - reach, cell[1] + reach))
-    angle = chooser.uniform(-_LARGEST_ANGLE, _LARGEST_ANGLE)
+    angle = chooser.uniform(-largest_angle, largest_angle)
     tint = (chooser.uniform(-_TINT, _TINT), chooser.uniform(-_TINT, _TINT), chooser.uniform(-_TINT, _TINT))
     return SceneObject(shape, texture, color, x, y, diameter, angle, chooser.index(VARIANTS[texture]), tint)
 

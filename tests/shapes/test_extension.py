@@ -14,7 +14,7 @@ from t2ikit.shapes.extension import extended_prompt, extended_scene
 from t2ikit.shapes.prompts import geneval_prompts
 from t2ikit.shapes.scenes import COLORS_OF, SHAPES_OF, render
 
-LEVELS = pytest.mark.parametrize("difficulty", ["simple", "full"])
+LEVELS = pytest.mark.parametrize("difficulty", ["simple", "imagenet", "full"])
 
 
 def words(text: str) -> list[str]:

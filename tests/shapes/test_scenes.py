@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import pytest
 
 from t2ikit.shapes.geometry import SHAPES, TEXTURES, class_id, class_name, inside, local, marked, moments
 from t2ikit.shapes.palette import BACKGROUNDS, COLORS, MARKS
-from t2ikit.shapes.scenes import COLORS_OF, DIFFICULTIES, SHAPES_OF, Scene, render, scenes
+from t2ikit.shapes.scenes import COLORS_OF, DIFFICULTIES, RELATIONS, SHAPES_OF, Scene, held_out, render, scenes
 
 
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)
@@ -35,6 +36,26 @@ def test_simple_scenes_hold_one_plain_object() -> None:
     assert {scene.main.color for scene in block} == set(COLORS_OF["simple"]) and len(COLORS_OF["simple"]) == 6
     assert {scene.main.texture for scene in block} == {"plain"}
     assert {scene.background.color for scene in block} == set(BACKGROUNDS)
+
+
+def test_imagenet_scenes_hold_out_pairs() -> None:
+    block = scenes(0, "train", 0, 6000, "imagenet")
+    two = [scene for scene in block if scene.secondary]
+    assert all(scene.count == 1 and len(scene.objects) <= 2 for scene in block)
+    assert 0.37 < len(two) / len(block) < 0.43  # a minority
+    assert all(scene.main.color != scene.secondary[0].color for scene in two)
+    shown = set()
+    for scene in two:
+        other = scene.secondary[0]
+        dx, dy = other.x - scene.main.x, other.y - scene.main.y
+        assert max(abs(dx), abs(dy)) > 2 * min(abs(dx), abs(dy))  # the relation is plain
+        across = abs(dx) > abs(dy)
+        relation = RELATIONS[int(dx > 0)] if across else RELATIONS[2 + int(dy > 0)]
+        shown.add((scene.main.shape, other.shape, relation))
+    shapes = SHAPES_OF["imagenet"]
+    every = {(a, b, relation) for a, b in itertools.permutations(shapes, 2) for relation in RELATIONS}
+    assert shown == {(a, b, relation) for a, b, relation in every if not held_out(a, b)}
+    assert all(sum(held_out(a, b) and held_out(b, a) for b in shapes if b != a) == 1 for a in shapes)
 
 
 def test_full_scenes_hold_what_the_class_does_not_tell() -> None:

@@ -33,7 +33,7 @@ class Autoencoder:
     out: Annotated[Path, "DIR"]
     source: Annotated[str, "shapes|DIR"]
     size: int = 32
-    difficulty: Literal["simple", "full"] = "full"
+    difficulty: Literal["simple", "imagenet", "full"] = "full"
     device: Annotated[str, "auto|cpu|cuda"] = "auto"
     overwrite: bool = False
 

@@ -27,7 +27,7 @@ class Shapes:
 
     out: Annotated[Path, "DIR"]
     size: int = 16
-    difficulty: Literal["simple", "full"] = "simple"
+    difficulty: Literal["simple", "imagenet", "full"] = "simple"
     count: int = 20000
     val_count: int = 1000
     captions: Literal["aio", "long"] = "long"

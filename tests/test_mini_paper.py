@@ -1,0 +1,97 @@
+"""The page of the mini-paper is made of the scores of its cells, whatever they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import mini_paper, mini_paper_again
+from benchmarks.mini_paper import BEGIN, CLAIMS, END, GAP, METHODS, NETWORKS, Claim, differences, verdict
+from t2ikit.config.sweep import sweep_of
+from t2ikit.run.sweep_scores import CellScores
+from t2ikit.run.sweeps import place_of
+
+ROOT = Path(__file__).parents[1]
+
+
+def cell_scores(experiment: str, values: dict[str, float]) -> CellScores:
+    series = {name: [(500, number / 2), (1500, number)] for name, number in values.items()}
+    return CellScores(experiment, values, series, {}, 1500, 480.0, {"t2ikit": "0"}, "")
+
+
+@pytest.mark.parametrize(
+    ("gaps", "sign", "words"),
+    [
+        ([0.1, 0.2, 0.3], 1, "cannot be said: the interval holds 0"),  # 0.2 ± 0.248
+        ([0.19, 0.2, 0.21], 1, "**appears**"),
+        ([0.19, 0.2, 0.21], -1, "**contradicted**"),
+        ([-0.19, -0.2, -0.21], -1, "**appears**"),
+        ([0.2, 0.2], 1, "cannot be said: fewer than three pairs"),
+    ],
+)
+def test_a_verdict_is_the_interval_of_paired_differences(gaps: list[float], sign: int, words: str) -> None:
+    assert verdict(gaps, sign) == words
+
+
+def test_pairs_differ_in_the_method_alone() -> None:
+    sweep = sweep_of(ROOT / "experiments/mini_paper.yaml")
+    losses = {"val/loss_fixed_t": 0.5, "val/loss_fixed_t_train": 0.3}
+    done = {
+        f"main-cad_i-ta-seed{seed}": cell_scores("", losses | {"geneval/two_object": 0.1 * seed}) for seed in range(3)
+    }
+    less = losses | {"val/loss_fixed_t": 0.4}
+    done["main-cad_i-cmall-seed1"] = cell_scores("", less | {"geneval/two_object": 0.4})
+    done["main-dit_i-cmall-seed2"] = cell_scores("", less | {"geneval/two_object": 0.9})
+    claim = Claim("", "geneval/two_object", "cmall", "ta")
+    assert differences(sweep, done, claim) == pytest.approx([0.3])
+    assert differences(sweep, done, Claim("", GAP, "cmall", "ta", -1)) == pytest.approx([-0.1])
+    assert differences(sweep, done, claim, ["dit_i"]) == []
+
+
+def test_the_page_holds_the_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {claim.score for claim in CLAIMS} | {claim.other_score for claim in CLAIMS} - {GAP, None}
+    experiments = tmp_path / "experiments"
+    experiments.mkdir()
+    for name in ("mini_paper", "mini_paper_cutmix"):
+        sweep = sweep_of(ROOT / f"experiments/{name}.yaml")
+        folder = experiments / f"{name}.scores"
+        folder.mkdir()
+        for index, (key, cell) in enumerate(list(sweep.cells.items())[:-2]):
+            values = dict.fromkeys(sorted(names - {GAP, None}), 0.001 * index + 0.5 * ("cmall" in key))
+            values |= {"val/loss_fixed_t": 0.7, "val/loss_fixed_t_train": 0.6}
+            cell_scores(place_of(sweep, cell).digest, values).write(folder / f"{key}.json")
+        (experiments / f"{name}.yaml").write_text(f"extends: ['{ROOT}/experiments/{name}.yaml']\n")
+    (tmp_path / "page.md").write_text(f"# Page\n\n{BEGIN}\nold\n{END}\n\nafter\n")
+    monkeypatch.chdir(tmp_path)
+    words = ["--page", "page.md", "--table", "all.csv", "--images", "images"]
+    assert mini_paper.main(words) == 0
+    page = (tmp_path / "page.md").read_text()
+    assert page.startswith("# Page\n") and page.endswith(f"{END}\n\nafter\n") and "\nold\n" not in page
+    assert "22 of 24 cells of the first sweep are done, 10 of 12 of the second" in page
+    assert "| CutMix raises two objects | `geneval/two_object`, TA + CutMix − TA |" in page
+    line = next(line for line in page.splitlines() if line.startswith("| CutMix raises two objects |"))
+    assert "**appears**" in line and "| 4 |" in line  # two cells of the last method are missing
+    assert "not run: `t2ikit sweep experiments/mini_paper_cutmix.yaml --cell tau-tau_0_8-seed0`" in page
+    assert "| *paper, v2* | | *0.94* | *0.68* | *0.70* | *0.35* | *0.36* | *0.57* |" in page
+    assert all(f"| {shown} {words} | 3 |" in page for shown in NETWORKS.values() for words in METHODS.values()) is False
+    assert (tmp_path / "images/mini_paper_curves.webp").is_file()
+    table = (tmp_path / "all.csv").read_text().splitlines()
+    assert table[0] == "sweep,cell,step,score,value" and len(table) == 1 + (22 + 10) * 2 * (
+        len(names - {GAP, None}) + 2
+    )
+    mini_paper.main(words)
+    assert (tmp_path / "page.md").read_text() == page  # the same cells make the same page
+
+
+def test_a_cell_is_compared_bit_for_bit() -> None:
+    before = cell_scores("", {"geneval/overall": 0.3, "val/seconds/loss": 1.0})
+    assert mini_paper_again.unequal(before, cell_scores("", {"geneval/overall": 0.3, "val/seconds/loss": 2.0})) == []
+    assert len(mini_paper_again.unequal(before, cell_scores("", {"geneval/overall": 0.30000000000000004}))) == 1
+    assert len(mini_paper_again.unequal(before, cell_scores("", {"geneval/colors": 0.3}))) == 2
+
+
+def test_only_a_finished_cell_can_be_compared(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        mini_paper_again.main(["--experiment", str(tmp_path / "none.yaml")])
+    assert "only a cell that is done can be compared" in capsys.readouterr().err
