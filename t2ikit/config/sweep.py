@@ -146,7 +146,11 @@ def _paper(where: str, node: Any, known: set[str]) -> Paper:
     if node is None:
         return Paper()
     columns, rows = (node.get("columns"), node.get("rows")) if isinstance(node, dict) else (None, None)
-    if not isinstance(columns, list) or not isinstance(rows, dict) or not all(isinstance(word, str) for word in columns):
+    if (
+        not isinstance(columns, list)
+        or not isinstance(rows, dict)
+        or not all(isinstance(word, str) for word in columns)
+    ):
         raise ConfigError(f"{where}: expected {{columns: [NAME, ...], rows: {{CELL: [NUMBER, ...]}}}}, got {node!r}")
     _check_keys(node, ("columns", "rows"), where)
     for name, numbers in rows.items():
