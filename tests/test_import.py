@@ -198,6 +198,7 @@ def test_the_released_network_predicts_the_same(
         (["theirs", "new", "--model.denoiser.num_registers", "3"], "text_registers"),
         (["theirs", "new", "--experiment", "smal"], "nearest known: 'small'"),
         (["theirs", "new", "--step", "-1"], "less than 0"),
+        (["theirs", "new", "--experiment", "quickstart"], "of 3 channels, LatentSpace of"),
     ],
 )
 def test_refusals_leave_nothing(

@@ -70,9 +70,14 @@ class Request:
     command: str = "t2ikit import"
 
     @property
+    def asked(self) -> str:
+        """The experiment as it was named, or as the repository says."""
+        return str(self.experiment or EXPERIMENTS.get(self.source, OTHERWISE))
+
+    @property
     def named(self) -> Path:
         """The file of the experiment."""
-        return find_experiment(self.experiment or EXPERIMENTS.get(self.source, OTHERWISE))
+        return find_experiment(self.asked)
 
 
 def import_released(request: Request, folder: Path, origins: Origins) -> dict[str, Any]:
@@ -109,6 +114,11 @@ def import_released(request: Request, folder: Path, origins: Origins) -> dict[st
     module = plan.model.build(USER_ERRORS)
     if not isinstance(module, TextToImage):
         raise ConfigError(f"{request.named}: its model is no t2ikit.module.TextToImage")
+    if module.space.channels not in (0, sizes["in_channels"]):
+        raise ConfigError(
+            f"{file}: these weights are of images of {sizes['in_channels']} channels, {type(module.space).__name__} of "
+            f"{request.named} gives {module.space.channels}: name another --experiment, or set --model.space.channels"
+        )
     averages = _load(module, content, read)
     step = request.step if request.step is not None else int(content.get("global_step") or 0)
     encoder = _encoder(request.text_encoder or DEFAULT_TEXT_ENCODER, "--text-encoder", TOKENIZER_FILES)
@@ -119,7 +129,7 @@ def import_released(request: Request, folder: Path, origins: Origins) -> dict[st
         "sha256": reference.sha256,
         "weights": "averages and raw ones" if read.prefix and averages is not None else "one set, as both",
         "coherence": read.choice or "no coherence token",
-        "experiment": request.named.stem,
+        "experiment": request.asked,
         "step": step,
     }
     _describe(module, facts, encoder)
@@ -143,7 +153,7 @@ def _find(request: Request) -> tuple[Path, EncoderReference, Mapping[str, Any]]:
             raise ConfigError(f"--revision {request.revision}: {file} is a file, which has none")
         reference = EncoderReference(str(file.resolve()), None, sha256_of(file))
     else:
-        found = find_pretrained(request.source, request.revision, "SOURCE")
+        found = find_pretrained(_place(request.source), request.revision, "SOURCE")
         reference, files = found.reference, weight_files(found.folder)
         if len(files) > 1:
             names = ", ".join(path.name for path in files)
