@@ -90,7 +90,7 @@ class Sweep:
     overrides: tuple[Override, ...]
     cells: Mapping[str, Cell]
     scores: tuple[str, ...]
-    paper: Paper = Paper()
+    paper: Paper = field(default_factory=Paper, kw_only=True)
 
     def cell(self, name: str) -> Cell:
         """The cell of a name.
@@ -139,7 +139,7 @@ def sweep_of(path: Path, overrides: Sequence[Override] = ()) -> Sweep:
         raise ConfigError(f"{path}: sweep.grids: expected grids by name, got {grids!r}")
     cells = [cell for name, grid in grids.items() for cell in _cells(f"{path}: sweep.grids.{name}", name, grid)]
     paper = _paper(f"{path}: sweep.paper", sweep.get("paper"), {cell.row for cell in cells})
-    return Sweep(path, tuple(overrides), {cell.name: cell for cell in cells}, tuple(scores), paper)
+    return Sweep(path, tuple(overrides), {cell.name: cell for cell in cells}, tuple(scores), paper=paper)
 
 
 def _paper(where: str, node: Any, known: set[str]) -> Paper:

@@ -192,18 +192,22 @@ def _load(module: TextToImage, content: Mapping[str, Any], read: UpstreamWeights
 
 def _describe(module: TextToImage, facts: Mapping[str, Any], encoder: EncoderReference) -> None:
     """Gives the module the manifest that its data would have, so far as it is known."""
-    space, shape = module.space, module.denoiser.input_shape
+    space, shape, width = module.space, module.denoiser.input_shape, module.denoiser.text_dim
+    assert isinstance(width, int)  # the layout has one text encoder
     name = getattr(space, "autoencoder", None)
-    autoencoder = None if name is None else _encoder(name, "--autoencoder")
-    texts = {"t5": TextSource(module.denoiser.text_dim, encoder)}
-    source = f"unknown: imported from {facts['source']}"
-    image = shape if space.kind == "pixels" else (2, *shape)
-    kinds = {"texts": texts, "token_limit": MAX_TOKENS, "autoencoder": autoencoder, "source": source}
-    module.check_manifest(Manifest(space.kind, image, **kinds))
-    _refuse_width(encoder, module.denoiser.text_dim)
+    manifest = Manifest(
+        space.kind,
+        shape if space.kind == "pixels" else (2, *shape),
+        texts={"t5": TextSource(width, encoder)},
+        token_limit=MAX_TOKENS,
+        autoencoder=None if name is None else _encoder(name, "--autoencoder"),
+        source=f"unknown: imported from {facts['source']}",
+    )
+    module.check_manifest(manifest)
+    _refuse_width(encoder, width)
 
 
-def _refuse_width(encoder: EncoderReference, width: Any) -> None:
+def _refuse_width(encoder: EncoderReference, width: int) -> None:
     """Refuses a text encoder of a local folder whose states have another width."""
     if not encoder.sha256:
         return
