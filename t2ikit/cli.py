@@ -32,6 +32,7 @@ COMMANDS = {
         "t2ikit.commands.verify_resume",
     ),
     "export": ("a trained model for diffusers, as one file, or on the Hub", "t2ikit.commands.export"),
+    "import": ("released weights as a run of one's own", "t2ikit.commands.import_checkpoint"),
     "experiments": ("the experiments that come with the kit: list, show, copy", "t2ikit.commands.experiments"),
     "completion": ("the script that completes commands in a shell", "t2ikit.commands.completion"),
     "report": ("one page about runs: curves, samples, scores, differences, cost", "t2ikit.commands.report"),

@@ -36,7 +36,8 @@ class EncoderReference:
     Attributes:
         name: repository of the Hub, or the local folder as it was given.
         revision: commit of the Hub; None for a local folder.
-        sha256: of the weight file; of several files (weights, tokenizer), that of their ``sha256sum`` listing.
+        sha256: of the weight file; of several files (weights, tokenizer), that of their ``sha256sum`` listing; empty
+            where it is not known, as of released weights, which say a name at most.
     """
 
     name: str

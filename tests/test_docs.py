@@ -83,7 +83,8 @@ def command_lines(fenced: str) -> list[list[str]]:
     """The words of every ``t2ikit COMMAND ...`` in blocks but ``run``, which :func:`test_commands` checks."""
     lines = fenced.replace("\\\n", " ").splitlines()
     found = (re.match(r"\s*(?:t2ikit|python -m t2ikit) +([a-z].*)", line) for line in lines)
-    words = [shlex.split(match[1], comments=True) for match in found if match and " | " not in match[1]]
+    typed = [match[1].partition(" > ")[0] for match in found if match and " | " not in match[1]]
+    words = [shlex.split(line, comments=True) for line in typed]
     return [line for line in words if line[0] != "run" and line[0] in COMMANDS and "..." not in line]
 
 

@@ -90,7 +90,7 @@ def test_greedy_growing_has_its_rows_and_each_trains_what_its_name_says() -> Non
 def test_the_papers_evaluations_can_be_built() -> None:
     plan = check(compose(FOLDER / "base" / "evaluation.yaml"))
     snapshots = {name: part for name, part in plan.callbacks.items() if part.class_path.endswith("Snapshot")}
-    assert set(snapshots) == {"imagenet_val", "coco", "geneval", "dpg", "parti"}
+    assert set(snapshots) == {"imagenet_val", "coco", "geneval", "geneval_extended", "dpg", "parti", "parti_search"}
     with pytest.raises(ConfigError, match=r"no file of questions data/benchmarks/dpg/dpg_bench.csv.*questions"):
         snapshots.pop("dpg").build()  # opens its file of questions, which its authors publish
     for name, part in snapshots.items():

@@ -269,3 +269,4 @@ def test_a_start_from_a_run_with_another_text_encoder_of_the_same_width_is_said(
     assert len(warned(Start("a", fit="grow", take=("text", "core")), other)) == 1
     assert not warned(Start("a", fit="grow", take=("core",)), other)
     assert not warned(Start("a"), texts("1" * 64).to_json()) and not warned(Start("a"), None)
+    assert not warned(Start("a"), texts("").to_json())  # of imported weights only the name is known

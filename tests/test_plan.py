@@ -92,3 +92,15 @@ def test_measured_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
 def test_mistakes(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "tiny.yaml", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_search_costs_its_candidates_and_one_encoding_of_the_text(capsys: pytest.CaptureFixture[str]) -> None:
+    flops = []
+    for candidates in (1, 3, 5):
+        search = f"{{class_path: t2ikit.evaluation.Search, init_args: {{candidates: {candidates}, verifier: NAME}}}}"
+        search = search.replace("NAME", "{class_path: t2ikit.shapes.AskedProbability}")
+        given = [] if candidates == 1 else ["--callbacks.val.search", search]
+        assert cli.main(["plan", "tiny.yaml", *given, "--gpu", "l4", "--json", "plan.json"]) == 0
+        (plan,) = json.loads(Path("plan.json").read_text())
+        flops.append(plan["sample_flops"]["val"])
+    assert flops[2] - flops[1] == flops[1] - flops[0] > 0 and flops[1] < 3 * flops[0]

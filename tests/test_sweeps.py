@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -158,6 +159,17 @@ def test_a_cell_that_fails_leaves_the_others(folder: Path, capfd: pytest.Capture
         ("same: null", "same: {modle: {}}", r"unknown key 'modle'"),
         ("    rate:\n", "    rate:\n      seed: 1\n", r"sweep.grids.rate: unknown key 'seed'.*seeds"),
         ("sweep:", "stages: {a: null}\nsweep:", r"`stages` and `sweep`"),
+        ("  grids:", "  paper: [6.13]\n  grids:", r"sweep.paper: expected \{columns"),
+        (
+            "  grids:",
+            "  paper: {columns: [FID], rows: {rate high: [1]}}\n  grids:",
+            r"no cells 'rate high'; known: rate low, rate same",
+        ),
+        (
+            "  grids:",
+            "  paper: {columns: [FID], rows: {rate low: 1}}\n  grids:",
+            r"paper.rows.rate low: expected an entry for each",
+        ),
     ],
 )
 def test_refusals(folder: Path, before: str, after: str, message: str) -> None:
@@ -193,3 +205,32 @@ def test_the_table_gives_means_with_intervals_and_keeps_unlike_scores_apart(fold
     assert "not comparable" in lines[-1][0]
     done[NAMES[1]] = CellScores("", {share: 0.5}, {}, {share: "z"}, 3, None, {}, "")
     assert "measured otherwise between seeds" in table(sweep, done)
+
+
+def test_the_numbers_of_a_paper_stand_beside_those_that_are_not_measured(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    paper = 'sweep:\n  paper: {columns: [loss, FID], rows: {rate low: ["0.50", 6.13]}}'
+    Path("recipe.yaml").write_text(EXPERIMENT.replace("sweep:", paper, 1))
+    finish(NAMES[2], digests()[NAMES[2]])
+    assert cli.main(["sweep", "recipe.yaml", "--list"]) == 0
+    lines = [[entry.strip() for entry in line.strip("|").split("|")] for line in capfd.readouterr().out.splitlines()]
+    assert ["cell", "seeds", "val/loss", "val/largest_color_share", "paper: loss", "paper: FID"] in lines
+    assert ["rate low", "0", "unmeasured", "unmeasured", "0.50", "6.13"] in lines
+    assert ["rate same", "1", "0.5", "-", "-", "-"] in lines
+
+
+def test_every_cell_is_a_plain_command(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["sweep", "recipe.yaml", "--commands"]) == 2
+    assert "--list --commands" in capfd.readouterr().err
+    assert cli.main(["sweep", "recipe.yaml", "--list", "--commands", "--data.root", "a b", "--trust", "mine"]) == 0
+    lines = [shlex.split(line) for line in capfd.readouterr().out.splitlines()]
+    assert [words[-1] for words in lines] == NAMES and all(
+        words[:3] == ["t2ikit", "sweep", "recipe.yaml"] for words in lines
+    )
+    ran: list[tuple[object, ...]] = []
+    monkeypatch.setattr(sweeps, "run_cell", lambda sweep, name, *_: ran.append((name, sweep.overrides)) or 0)
+    assert [cli.main(words[1:]) for words in lines] == [0] * 4
+    assert [name for name, _ in ran] == NAMES and {overrides[0].value for _, overrides in ran} == {"a b"}

@@ -8,6 +8,7 @@ the network's tensors under bare names; training checkpoints hold them with the 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
@@ -24,6 +25,22 @@ WeightsError = Callable[[dict[str, Tensor]], float]
 # Best first. Lightning's names for the averaged and the live weights; "" is a released file.
 PREFIXES = ("ema_network.", "network.", "")
 CONSTANTS = ("attention_mask_dummy", "_mask", "freqs")
+SETTINGS: dict[str, Any] = {
+    "noise_embedding_type": "positional",
+    "data_positional_embedding_type": "learned",
+    "time_scaling": 1000.0,
+    "concat_cond_token_to_latents": False,
+    "modulate_conditioning": False,
+    "use_biases": True,
+}
+"""Settings of the released program that decide what its network computes, with the values that ours computes."""
+OPTIONS = {
+    "read_write_heads": "read_write_heads",
+    "compute_heads": "compute_heads",
+    "compute_dropout": "dropout",
+    "compute_stochastic_depth": "drop_path",
+}
+"""Settings of the released program that no weight shows, and the options of CADI that they are."""
 COHERENCE_ROOTS = ("coherence_embedder", "coherence_positional_embedding")
 ROOTS = (
     "data_pos_embedding",
@@ -171,6 +188,54 @@ def coherence_is_trained(state_dict: Mapping[str, Tensor]) -> bool:
     if missing:
         raise ValueError(f"no coherence embedding in these weights: {', '.join(missing)} missing")
     return any(bool(state_dict[name].count_nonzero()) for name in biases)
+
+
+def sizes_of(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of :class:`t2ikit.denoisers.CADI` that a network of these weights has.
+
+    Sizes are in the shapes of the weights. Numbers of heads are not: they are those of the released program's settings,
+    or of its sizes S (3 blocks of width 512), base (width 768) and L.
+
+    Args:
+        weights: of :func:`read_upstream`.
+        settings: the ``config.json`` beside a released file, by the names of the released program; empty without it.
+
+    Raises:
+        ValueError: positions of no square image, or settings of a network that CADI does not compute.
+    """
+    for name, value in SETTINGS.items():
+        if settings.get(name, value) != value:
+            raise ValueError(f"its config.json says {name} {settings[name]!r}; CADI computes {name} {value!r} alone")
+    positions, channels = weights["data_pos_embedding"].shape[0], weights["patch_extractor.weight"]
+    patch, grid = channels.shape[-1], math.isqrt(positions)
+    if grid * grid != positions:
+        raise ValueError(f"data_pos_embedding has {positions} positions, which are no square image")
+    width, blocks = weights["latents"].shape[1], _count(weights, "rin_blocks.")
+    heads = {(512, 3): (8, 16), (768, 4): (16, 12)}.get((width, blocks), (16, 16))
+    sizes = {
+        "input_size": grid * patch,
+        "in_channels": channels.shape[1],
+        "patch_size": patch,
+        "data_dim": channels.shape[0],
+        "num_latents": weights["latents"].shape[0],
+        "latent_dim": width,
+        "num_blocks": blocks,
+        "num_layers": _count(weights, "rin_blocks.0.processer_sa."),
+        "read_write_heads": heads[0],
+        "compute_heads": heads[1],
+        "latent_mlp_ratio": weights["rin_blocks.0.retriever_ca.ffn.0.weight"].shape[0] // width,
+        "data_mlp_ratio": weights["rin_blocks.0.writer_ca.ffn.0.weight"].shape[0] // channels.shape[0],
+        "text_dim": weights["map_text_tokens.weight"].shape[1],
+        "num_registers": weights["text_registers"].shape[0],
+        "coherence": "coherence_positional_embedding" in weights,
+    }
+    given = {option: settings[name] for name, option in OPTIONS.items() if name in settings}
+    return {**sizes, **given}
+
+
+def _count(weights: Mapping[str, Tensor], prefix: str) -> int:
+    """How many numbered parts have names with this prefix."""
+    return len({name.removeprefix(prefix).partition(".")[0] for name in weights if name.startswith(prefix)})
 
 
 def _root(name: str) -> str:

@@ -18,6 +18,8 @@ from t2ikit.files import write_whole
 from t2ikit.launch import first_rank
 
 FINISHED = "finished"
+IMPORTED = "imported.yaml"
+"""File of a run folder whose weights were trained by another program: where they come from."""
 PLUGINS = "plugins"
 """Folder of a run for the sources of the user's own classes; of a resume with others: ``plugins.resume-N``."""
 
@@ -159,6 +161,15 @@ def kept_plugins(folder: Path) -> Path | None:
     return folder / PLUGINS if (folder / PLUGINS).is_dir() else None
 
 
+def imported_refusal(checkpoint: Path) -> ConfigError:
+    """What is said of a resume from imported weights."""
+    return ConfigError(
+        f"--resume {checkpoint}: these weights were imported (`t2ikit import`): they lack the state of the optimizer "
+        f"and the place in the data, with which a run goes on. Begin a new one from them: "
+        f"--model.start.checkpoint {checkpoint}"
+    )
+
+
 def step_of(checkpoint: Path, explained: bool = True) -> int:
     """Optimizer steps that a checkpoint of a run has made.
 
@@ -180,5 +191,7 @@ def step_of(checkpoint: Path, explained: bool = True) -> int:
         content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:
         raise ConfigError(f"--resume {checkpoint}: not a checkpoint of a run ({reason_of(error)})") from error
+    if isinstance(content, dict) and "imported_from" in content:
+        raise imported_refusal(checkpoint)
     needs = (*TRAINING, "experiment") if explained else TRAINING
     return int(refuse_foreign(content, checkpoint, "--resume", needs)["global_step"])

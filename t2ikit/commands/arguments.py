@@ -22,6 +22,18 @@ def positive(text: str) -> int:
     return value
 
 
+def whole(text: str) -> int:
+    """An integer of at least 0.
+
+    Raises:
+        ArgumentTypeError: it is less than 0.
+    """
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is less than 0")
+    return value
+
+
 def finite(text: str) -> float:
     """A number that is neither infinite nor NaN.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from t2ikit.commands.arguments import add_trust, expanded, positive
 from t2ikit.commands.overrides import take_overrides
-from t2ikit.config.compose import find_experiment
+from t2ikit.config.compose import ConfigError, find_experiment
 from t2ikit.config.sweep import Sweep, sweep_of
 from t2ikit.files import require_folder
 
@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   t2ikit sweep recipe.yaml --list
   t2ikit sweep recipe.yaml --jobs 2
   t2ikit sweep recipe.yaml --cell rates-low-none-seed0
+  t2ikit sweep recipe.yaml --list --commands > cells.txt      # line N is the job of array index N (docs/extend.md)
 
 in the experiment:
   sweep:
@@ -52,6 +53,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("experiment", metavar="FILE", type=expanded, help="experiment with a `sweep`: a file, or a name")
     add("--list", action="store_true", help="train nothing: print the state of every cell, and the table")
+    commands_help = "with --list: print a command for each cell instead, a line each, for the jobs of an array"
+    add("--commands", action="store_true", help=commands_help)
     add("--jobs", type=positive, default=1, metavar="N", help="cells at once on this machine (default: 1)")
     add("--cell", metavar="NAME", help="train this cell only, in this process")
     add("--scores", type=expanded, metavar="DIR", help="folder of the scores (default: FILE.scores, beside FILE.yaml)")
@@ -65,8 +68,17 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: no sweep, or a cell that cannot be trained.
     """
+    if args.commands and not args.list:
+        raise ConfigError("--commands is about --list: give --list --commands")
     sweep = sweep_of(args.experiment, args.overrides)
     scores: Path = args.scores or args.experiment.with_suffix(".scores")
+    words = ["sweep", str(args.experiment), "--scores", str(scores)]
+    words += [word for name in args.trust for word in ("--trust", name)]
+    words += [f"--{override.key}={override.text}" for override in args.overrides]
+    if args.commands:
+        for name in sweep.cells:
+            print(f"t2ikit {shlex.join([*words, '--cell', name])}")
+        return 0
     if args.list:
         from t2ikit.run.sweeps import place_of
 
@@ -79,9 +91,6 @@ def run(args: argparse.Namespace) -> int:
     from t2ikit.run.sweeps import run_cell, run_missing
 
     origins = origins_of(experiment=find_experiment(args.experiment), trusted=args.trust)
-    words = ["sweep", str(args.experiment), "--scores", str(scores)]
-    words += [word for name in args.trust for word in ("--trust", name)]
-    words += [f"--{override.key}={override.text}" for override in args.overrides]
     if args.cell is not None:
         command = f"t2ikit {shlex.join([*words, '--cell', args.cell])}"
         return run_cell(sweep, args.cell, scores, origins, command)
@@ -95,6 +104,6 @@ def _print_table(sweep: Sweep, scores: Path) -> int:
 
     done = finished_cells(sweep, scores)
     print(f"\n{len(done)} of {len(sweep.cells)} cells are done")
-    if done:
+    if done or sweep.paper.columns:
         print(f"\n{table(sweep, done)}")
     return 0

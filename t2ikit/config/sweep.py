@@ -8,6 +8,9 @@ sweep:
       axes:
         rate: {low: OVERLAY, high: OVERLAY}  # null is the experiment as it is
         network: {cad: OVERLAY, dit: OVERLAY}
+  paper:                                     # what a paper says of these cells, to stand beside ours
+    columns: [FID, GenEval]
+    rows: {rates low cad: [6.13, 0.55]}      # grid, then the value of each axis
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +51,27 @@ class Cell:
     overlays: tuple[dict[str, Any], ...]
 
     @property
+    def row(self) -> str:
+        """What it has in common with the other seeds, such as "rates low cad"."""
+        return " ".join([self.grid, *self.values.values()])
+
+    @property
     def name(self) -> str:
         """Of its folder and its file of scores, such as "rates-low-cad-seed0"."""
         return "-".join([self.grid, *self.values.values(), f"seed{self.seed}"])
+
+
+@dataclass(frozen=True)
+class Paper:
+    """The numbers of a paper for the rows of a sweep.
+
+    Attributes:
+        columns: their headings.
+        rows: an entry for each column, by the grid and the values of its axes: "rates low cad".
+    """
+
+    columns: tuple[str, ...] = ()
+    rows: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,12 +83,14 @@ class Sweep:
         overrides: over every cell.
         cells: by name.
         scores: names of the scores that the table shows; empty for all.
+        paper: numbers that stand beside them.
     """
 
     path: Path
     overrides: tuple[Override, ...]
     cells: Mapping[str, Cell]
     scores: tuple[str, ...]
+    paper: Paper = field(default_factory=Paper, kw_only=True)
 
     def cell(self, name: str) -> Cell:
         """The cell of a name.
@@ -107,7 +130,7 @@ def sweep_of(path: Path, overrides: Sequence[Override] = ()) -> Sweep:
         raise ConfigError(f"{path}: has no `sweep`: grids, each with axes of overlays")
     if part_of(path, "stages", overrides):
         raise ConfigError(f"{path}: has `stages` and `sweep`; cells are trained in one stage: take one of them out")
-    _check_keys(sweep, ("grids", "scores"), f"{path}: sweep")
+    _check_keys(sweep, ("grids", "scores", "paper"), f"{path}: sweep")
     scores = sweep.get("scores") or []
     if not isinstance(scores, list) or not all(isinstance(name, str) for name in scores):
         raise ConfigError(f"{path}: sweep.scores: expected names of scores, such as [geneval/overall], got {scores!r}")
@@ -116,7 +139,27 @@ def sweep_of(path: Path, overrides: Sequence[Override] = ()) -> Sweep:
         raise ConfigError(f"{path}: sweep.grids: expected grids by name, got {grids!r}")
     grids = {name: grid for name, grid in grids.items() if grid is not None}  # null drops a grid of `extends`
     cells = [cell for name, grid in grids.items() for cell in _cells(f"{path}: sweep.grids.{name}", name, grid)]
-    return Sweep(path, tuple(overrides), {cell.name: cell for cell in cells}, tuple(scores))
+    paper = _paper(f"{path}: sweep.paper", sweep.get("paper"), {cell.row for cell in cells})
+    return Sweep(path, tuple(overrides), {cell.name: cell for cell in cells}, tuple(scores), paper=paper)
+
+
+def _paper(where: str, node: Any, known: set[str]) -> Paper:
+    if node is None:
+        return Paper()
+    columns, rows = (node.get("columns"), node.get("rows")) if isinstance(node, dict) else (None, None)
+    if (
+        not isinstance(columns, list)
+        or not isinstance(rows, dict)
+        or not all(isinstance(word, str) for word in columns)
+    ):
+        raise ConfigError(f"{where}: expected {{columns: [NAME, ...], rows: {{CELL: [NUMBER, ...]}}}}, got {node!r}")
+    _check_keys(node, ("columns", "rows"), where)
+    for name, numbers in rows.items():
+        if name not in known:
+            raise ConfigError(f"{where}.rows: the sweep has no cells '{name}'{nearest(str(name), known)}")
+        if not isinstance(numbers, list) or len(numbers) != len(columns):
+            raise ConfigError(f"{where}.rows.{name}: expected an entry for each of {columns}, got {numbers!r}")
+    return Paper(tuple(columns), {name: tuple(map(str, numbers)) for name, numbers in rows.items()})
 
 
 def _cells(where: str, name: Any, grid: Any) -> Iterator[Cell]:

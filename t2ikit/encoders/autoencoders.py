@@ -227,7 +227,7 @@ class LatentSpace(ImageSpace):
             self._compare(self.reference)
 
     def _compare(self, reference: EncoderReference) -> None:
-        if self._stored is not None and reference.sha256 != self._stored.sha256:
+        if self._stored is not None and self._stored.sha256 not in ("", reference.sha256):
             raise ValueError(
                 f"the prepared latents are those of {self._stored.name} (SHA-256 {self._stored.sha256[:12]}), but "
                 f"`autoencoder` of LatentSpace is {self.autoencoder} ({reference.sha256[:12]}): set it to the first, "

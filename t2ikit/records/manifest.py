@@ -269,8 +269,12 @@ class Manifest:
             raise ValueError(f"cannot use {path}: {error}. Prepare the set again:\n{PREPARE_COMMANDS}") from error
 
     def same_encoders(self, other: Manifest) -> bool:
-        """Whether the same text encoders, in the same order, encoded the captions of both."""
-        return bool(_identity(self.text_encoders) == _identity(other.text_encoders))
+        """Whether the same text encoders, in the same order, encoded the captions of both; by name without a hash."""
+        known = all(reference.sha256 for reference in (*self.text_encoders, *other.text_encoders))
+        if known or len(self.text_encoders) != len(other.text_encoders):
+            return bool(_identity(self.text_encoders) == _identity(other.text_encoders))
+        pairs = zip(self.text_encoders, other.text_encoders, strict=True)  # of imported weights only the name is known
+        return all(mine.name == theirs.name for mine, theirs in pairs)
 
     def mismatch(self, other: Manifest) -> str | None:
         """Why ``other`` cannot be mixed with this set: the first unlike field and both values; None if it can."""

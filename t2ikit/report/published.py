@@ -92,14 +92,14 @@ CAD-I TA + CutMix: 0.55
 DiT-I AIO: 0.07
 DiT-I TA: 0.25
 DiT-I TA + CutMix: 0.24
-v1 | geneval | {_EXTENDED} | overall
+v1 | geneval_extended | {_EXTENDED} | overall
 CAD-I AIO: 0.04
 CAD-I TA: 0.55
 CAD-I TA + CutMix: 0.57
 DiT-I AIO: 0.00
 DiT-I TA: 0.55
 DiT-I TA + CutMix: 0.57
-v2 | geneval | {_EXTENDED} | overall
+v2 | geneval_extended | {_EXTENDED} | overall
 CAD-I AIO: 0.17
 CAD-I TA: 0.55
 CAD-I TA + CutMix: 0.57
@@ -142,14 +142,14 @@ CAD-I TA + CutMix: 0.94 0.64 0.38 0.77 0.21 0.37
 DiT-I AIO: 0.33 0.00 0.00 0.06 0.00 0.00
 DiT-I TA: 0.71 0.16 0.17 0.39 0.05 0.04
 DiT-I TA + CutMix: 0.65 0.10 0.17 0.44 0.03 0.02
-v1 | geneval | {_EXTENDED} | {_TASKS}
+v1 | geneval_extended | {_EXTENDED} | {_TASKS}
 CAD-I AIO: 0.20 0.01 0.00 0.02 0.00 0.00
 CAD-I TA: 0.97 0.60 0.42 0.74 0.26 0.35
 CAD-I TA + CutMix: 0.94 0.68 0.40 0.70 0.35 0.36
 DiT-I AIO: 0.00 0.00 0.00 0.00 0.00 0.00
 DiT-I TA: 0.95 0.61 0.36 0.80 0.28 0.33
 DiT-I TA + CutMix: 0.96 0.68 0.36 0.74 0.28 0.39
-v2 | geneval | {_EXTENDED} | {_TASKS}
+v2 | geneval_extended | {_EXTENDED} | {_TASKS}
 CAD-I TA: 0.97 0.60 0.42 0.74 0.26 0.35
 CAD-I TA + CutMix: 0.94 0.68 0.40 0.70 0.35 0.36
 CAD-I TA + Crop: 0.96 0.61 0.40 0.71 0.23 0.33

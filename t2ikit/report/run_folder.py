@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from t2ikit.callbacks.metrics_csv import parse_metrics
-from t2ikit.checkpoints.runs import is_finished, latest_config, newest_checkpoint
+from t2ikit.checkpoints.runs import IMPORTED, is_finished, latest_config, newest_checkpoint
 from t2ikit.checkpoints.saving import step_in_name
 from t2ikit.config.compose import ConfigError, flatten
 from t2ikit.config.values import parse_stored
@@ -167,6 +167,9 @@ def read_run(folder: Path, name: str) -> Run:
     environment = _mapping(folder, folder / "environment.yaml", missing)
     if not environment:
         missing.append("There is no environment.yaml: command, versions and machine of this run are not known.")
+    imported = _mapping(folder, folder / IMPORTED, missing)
+    if imported:
+        missing.append(f"Its weights were imported from {imported.get('source')}: nothing was trained in this folder.")
     series = _series(folder, missing)
     measured = _measured(folder, missing)
     grids = [

@@ -175,7 +175,7 @@ def _parts(trained: TrainedModel, include: bool) -> list[Part]:
         found = None
         if include or not of_hub:
             found = find_pretrained(split_layer(source)[0], revision, option, TOKENIZER_FILES)
-            if split_layer(reference.name)[1] == -1 and found.reference.sha256 != reference.sha256:
+            if split_layer(reference.name)[1] == -1 and reference.sha256 not in ("", found.reference.sha256):
                 raise ConfigError(f"{source} has other weights than the text encoder of the training data: {option}")
         parts.append(Part(name, found, _said("text encoder", reference.name, reference.revision, found)))
     space = trained.module.space

@@ -14,11 +14,14 @@ from pathlib import Path
 import yaml
 
 from t2ikit.checkpoints.runs import (
+    IMPORTED,
     find_checkpoint,
     good_checkpoint,
+    imported_refusal,
     is_finished,
     latest_config,
     newest_checkpoint,
+    run_folder_of,
 )
 from t2ikit.checkpoints.saving import step_in_name
 from t2ikit.config.compose import ConfigError, nearest
@@ -84,6 +87,8 @@ def _requested_checkpoint(versions: Path, resume: str | None) -> Path | None:
         return _last(versions)
     if resume != "auto":
         path = find_checkpoint(Path(resume), "--resume")
+        if (run_folder_of(path) / IMPORTED).is_file():  # before what it says of its name and place
+            raise imported_refusal(path)
         return path if len(path.parts) > 2 else path.absolute()  # from inside of its run folder
     going_on = (folder for folder in _newest_first(versions) if not is_finished(folder))
     return next(filter(None, map(good_checkpoint, going_on)), None)

@@ -246,7 +246,8 @@ class Estimator:
                 continue
             try:
                 sampling: Sampling = component.build(USER_ERRORS).sampling
-                key = repr((sampling.steps, sampling.method, sampling.guidance))
+                candidates = 1 if sampling.search is None else sampling.search.candidates
+                key = repr((sampling.steps, sampling.method, sampling.guidance, candidates))
                 if key not in known:
                     known[key] = count_sample(plan, sampling, tokens)
                 flops[name] = known[key]

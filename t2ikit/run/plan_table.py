@@ -16,7 +16,7 @@ def table(estimates: Sequence[Estimate], assumptions: Assumptions) -> Iterator[s
     for estimate in estimates:
         yield estimate.name
         for label, text in _rows(estimate):
-            yield f"  {label:<{_WIDTH}}{text}"
+            yield f"  {label:<{_WIDTH - 1}} {text}"
         for note in estimate.notes:
             yield f"  not counted: {note}"
         yield ""

@@ -21,14 +21,15 @@ from t2ikit.run.experiment import Plan
 def count_sample(plan: Plan, sampling: Sampling, tokens: Sequence[int]) -> int:
     """FLOPs of one image: the encoding of its text, and every evaluation of the network that the sampler makes.
 
-    The sampler runs with a network that counts its calls; then each kind of call is counted once.
+    The sampler runs with a network that counts its calls; then each kind of call is counted once. A search makes these
+    calls for every candidate, and encodes the text once; what its verifier costs is not counted.
 
     Raises:
         ConfigError: it cannot be counted, as where a weaker network is named whose checkpoint is missing.
     """
     model = imagined_model(plan)
     denoiser, device = model.denoiser, torch.device("cpu")
-    counted = _CountsCalls(denoiser)
+    counted, candidates = _CountsCalls(denoiser), 1 if sampling.search is None else sampling.search.candidates
     text, empty = empty_prompt(denoiser, device), empty_prompt(denoiser, device)
     noise = torch.zeros(1, denoiser.input_shape[0], 2, 2)  # how many calls there are does not depend on the size
     try:
@@ -52,7 +53,8 @@ def count_sample(plan: Plan, sampling: Sampling, tokens: Sequence[int]) -> int:
             for rows, calls in counted.calls.items():
                 batch = model.ready(stored_batch(model, Inputs(rows, tuple(tokens), {}), device))
                 context = denoiser.encode_text(batch.text)
-                total += calls * flops(lambda: denoiser(batch.latents, batch.t, context))  # noqa: B023
+                call = flops(lambda: denoiser(batch.latents, batch.t, context))  # noqa: B023
+                total += candidates * calls * call
     except (RuntimeError, ValueError, FileNotFoundError, NotImplementedError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"a sample cannot be counted: {line}") from error

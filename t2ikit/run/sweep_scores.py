@@ -18,6 +18,7 @@ from t2ikit.files import parse_json, write_whole
 from t2ikit.metrics.fingerprint import read_scores
 from t2ikit.run.kept import processor_name
 
+UNMEASURED = "unmeasured"
 _CONFIDENCE = 0.95
 
 
@@ -93,22 +94,25 @@ def table(sweep: Sweep, done: Mapping[str, CellScores]) -> str:
     """The means over seeds, with the half width of their 95 % interval by Student's t, as a table of Markdown.
 
     A letter stands behind scores of a column where their fingerprints differ: only those of one letter may be compared.
+    A sweep with the numbers of a paper has all of its rows, and these numbers at their end.
 
     Args:
         sweep: names the rows and, with ``scores``, the columns.
         done: scores of the finished cells, by name.
     """
-    rows: dict[tuple[str, ...], list[Cell]] = {}
+    paper = sweep.paper
+    rows: dict[str, list[Cell]] = {cell.row: [] for cell in sweep.cells.values() if paper.columns or cell.name in done}
     for cell in sweep.cells.values():
         if cell.name in done:
-            rows.setdefault((cell.grid, *cell.values.values()), []).append(cell)
+            rows[cell.row].append(cell)
     known = dict.fromkeys(name for scores in done.values() for name in scores.scores if "/seconds/" not in name)
     names = list(sweep.scores or known)
     letters = {name: _letters(done, name) for name in names}
-    lines = [["cell", "seeds", *names]]
-    for key, cells in rows.items():
+    lines = [["cell", "seeds", *names, *(f"paper: {column}" for column in paper.columns)]]
+    for row, cells in rows.items():
         results = [done[cell.name] for cell in cells]
-        lines.append([" ".join(key), str(len(cells)), *(_entry(results, name, letters[name]) for name in names)])
+        ours = [_entry(results, name, letters[name]) if results else UNMEASURED for name in names]
+        lines.append([row, str(len(cells)), *ours, *paper.rows.get(row, ["-"] * len(paper.columns))])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = [
         "| " + " | ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)) + " |" for line in lines

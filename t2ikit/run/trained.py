@@ -175,9 +175,10 @@ class TrainedModel:
                 yield load_encoder(reference, root, remedy, name, device, self.manifest.token_limit)
             except FileNotFoundError as error:
                 searched = f", nor in the data root {root}" if root else ""
+                known = f" (SHA-256 {reference.sha256[:12]}...)" if reference.sha256 else ""
                 raise FileNotFoundError(
                     f"no text encoder {name or reference.name}{searched}: give the folder or the repository of the one "
-                    f"that the training data was encoded with (SHA-256 {reference.sha256[:12]}...) with --text-encoder"
+                    f"that the training data was encoded with{known} with --text-encoder"
                 ) from error
 
     def encoder_sources(self) -> Iterator[tuple[EncoderReference, str, str | None]]:
