@@ -8,6 +8,7 @@ from typing import Any
 from t2ikit.commands.arguments import add_trust, expanded
 from t2ikit.commands.overrides import take_overrides
 from t2ikit.config.compose import ConfigError, compose, find_experiment, stages_of
+from t2ikit.config.origins import printable
 
 __all__ = ["add_parser", "run", "take_overrides"]
 
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.weights or plan is None:
         missing = 0
         for finding in examine(plan):
-            print(finding, flush=True)
+            print(printable(str(finding)), flush=True)
             missing += finding.state == "missing"
         print(f"\n{missing} missing" if missing else "\nnothing is missing")
         return int(missing > 0)
@@ -83,7 +84,8 @@ def run(args: argparse.Namespace) -> int:
         trials.append(try_weights(weights, device))
         trial = trials[-1]
         digest = f" (SHA-256 {trial.sha256})" if trial.sha256 else ""
-        print(f"{trial.state:<14}{weights.name} ({weights.where}): {trial.said}{digest}", flush=True)
+        line = f"{trial.state:<14}{weights.name} ({weights.where}): {trial.said}{digest}"
+        print(printable(line), flush=True)
     bad = [trial for trial in trials if not trial.good]
     if bad:
         print(f"\n{len(bad)} of {len(trials)} do not work: please report the lines above, with the first one")
