@@ -16,9 +16,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import pre_tokenizers
-
 from tiny_models import tiny_llava
+from tokenizers import pre_tokenizers
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CLASSES = ("n01440764", "n01443537")
@@ -29,8 +28,8 @@ SHAPES = """
     --callbacks.geneval.steps 1 --callbacks.geneval.prompts.tasks [colors] --callbacks.checkpoint.every_n_steps 1
 """
 CAD_I = """
-    --model.denoiser.data_dim 16 --model.denoiser.num_latents 4 --model.denoiser.latent_dim 16 --model.denoiser.num_blocks 1
-    --model.denoiser.num_layers 1 --model.denoiser.read_write_heads 2 --model.denoiser.compute_heads 2
+    --model.denoiser.data_dim 16 --model.denoiser.num_latents 4 --model.denoiser.latent_dim 16
+    --model.denoiser.num_blocks 1 --model.denoiser.num_layers 1 --model.denoiser.read_write_heads 2 --model.denoiser.compute_heads 2
 """
 DIT_I = "--model.denoiser.hidden_size 16 --model.denoiser.depth 1 --model.denoiser.num_heads 2"
 CORE = '--model.denoiser.core "{width: 32, blocks: 1, heads: 2, noise_width: 16}"'

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 from docs_in_small import CLASSES, dino, hub, photo, small, sources
+from tiny_models import small_clip
 
 import tiny
 from t2ikit import cli
 from t2ikit.config.compose import find_experiment
-from tiny_models import small_clip
 
 ROOT = Path(__file__).parents[1]
 FIRST = "start README experiments photos data growing reproduce search shapes synthreal extend export plan report"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_models
 from PIL import Image
 
-import tiny_models
 from t2ikit.prepare.captions.captions import prepare_captions
 from t2ikit.prepare.cutmix import prepare_cutmix
 from t2ikit.prepare.encode.encode import prepare_encode
