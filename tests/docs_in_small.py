@@ -29,10 +29,12 @@ SHAPES = """
 """
 CAD_I = """
     --model.denoiser.data_dim 16 --model.denoiser.num_latents 4 --model.denoiser.latent_dim 16
-    --model.denoiser.num_blocks 1 --model.denoiser.num_layers 1 --model.denoiser.read_write_heads 2 --model.denoiser.compute_heads 2
+    --model.denoiser.num_blocks 1 --model.denoiser.num_layers 1 --model.denoiser.read_write_heads 2
+    --model.denoiser.compute_heads 2
 """
 DIT_I = "--model.denoiser.hidden_size 16 --model.denoiser.depth 1 --model.denoiser.num_heads 2"
 CORE = '--model.denoiser.core "{width: 32, blocks: 1, heads: 2, noise_width: 16}"'
+SHELL = "--model.denoiser.shell"
 LEVELS = """
     --model.denoiser.shell.channels [8,8,8] --model.denoiser.shell.blocks [1,1,1] --model.denoiser.shell.head_channels 8
 """
@@ -57,7 +59,8 @@ OPTIONS = {
     " --stages.shallow.model.denoiser.shell.channels 8 --stages.shallow.data.batch_size 2"
     " --stages.thawed.trainer.max_steps 1"
     + "".join(
-        LEVELS.replace("--model", f" --stages.{stage}.model") for stage in ("frozen", "finetuned", "scratch", "thawed")
+        LEVELS.replace(SHELL, f" --stages.{stage}.model.init_args.denoiser.init_args.shell.init_args")
+        for stage in ("frozen", "finetuned", "scratch", "thawed")
     ),
 }
 SCORES = {
@@ -77,7 +80,7 @@ def photo(path: Path, seed: int, size: tuple[int, int]) -> None:
 def sources() -> None:
     """IMAGENET and PHOTOS (class folders), CC12M with captions.tsv, and files of GenEval, in the current folder."""
     for source in ("IMAGENET", "PHOTOS"):
-        for split, count in (("train", 4), ("val", 4)):
+        for split, count in (("train", 6), ("val", 4)):
             for label, wnid in enumerate(CLASSES):
                 for number in range(count):
                     seed = 100 * label + number + 10 * (split == "val")
@@ -182,6 +185,8 @@ def small(line: str) -> list[str]:
         (r"--nproc_per_node 8 ", "--nproc_per_node 2 "),
     ):
         line = re.sub(pattern, text, line)
+    if "experiments/base/evaluation.yaml" in line:
+        line = line.replace("runs/quickstart/", "runs/cad_i_cmall/")
     words = shlex.split(line, comments=True)
     while "=" in words[0]:
         words.pop(0)
@@ -200,7 +205,7 @@ def small(line: str) -> list[str]:
         return [*words, *(() if "--steps" in words else ("--steps", "1")), "--device", "cpu"]
     if words[0] == "evaluate":
         snapshot_name = words[words.index("--snapshot") + 1]
-        words += ["--steps", "1", "--device", "cpu"]
+        words += [*(() if "--steps" in words else ("--steps", "1")), "--device", "cpu"]
         if "experiments/base/evaluation.yaml" in words:
             words += [f"--callbacks.{snapshot_name}.metrics", SCORES.get(snapshot_name, SCORES["geneval"])]
         return words
