@@ -47,7 +47,7 @@ KNOWN = ("prepare", "report", "export", "plan", "doctor", "experiments", "sweep"
 OPTIONS = {
     "quickstart": SHAPES,
     "my_experiment": SHAPES,
-    "shapes_cad_i_cmall": SHAPES,
+    "shapes_cad_i_cmall": f"{SHAPES} --callbacks.geneval_original null",
     "shapes_growing": f"{SHAPES.partition('--callbacks.geneval')[0]} {CORE} --callbacks.checkpoint.every_n_steps 1"
     " --stages.shallow.trainer.max_steps 1 --stages.shallow.data.count 64",
     "photos_cad_i_cmall": "--trainer.max_steps 1 --data.batch_size 4 --callbacks.val.steps 1",
