@@ -47,6 +47,9 @@ KNOWN = ("prepare", "report", "export", "plan", "doctor", "experiments", "sweep"
 OPTIONS = {
     "quickstart": SHAPES,
     "my_experiment": SHAPES,
+    "shapes_pixels": SHAPES,
+    "color": SHAPES,
+    "staged": SHAPES,
     "shapes_cad_i_cmall": f"{SHAPES} --callbacks.geneval_original null",
     "shapes_growing": f"{SHAPES.partition('--callbacks.geneval')[0]} {CORE} --callbacks.checkpoint.every_n_steps 1"
     " --stages.shallow.trainer.max_steps 1 --stages.shallow.data.count 64",

@@ -82,6 +82,7 @@ BEFORE = {
         "t2ikit prepare captions --out data/imagenet256 --kind llava",
         "t2ikit prepare encode --out data/imagenet256 --text-dtype bfloat16",
     ),
+    "lightning run experiments/base/shapes_pixels.yaml": ("t2ikit run staged.yaml", "t2ikit run color_run.yaml"),
     "t2ikit report runs/mine": ("lightning run experiments/quickstart.yaml --run.name mine",),
     't2ikit sample exported --prompt "a red circle"': ("t2ikit export runs/quickstart exported --license apache-2.0",),
 }
@@ -149,6 +150,10 @@ def files_of_the_pages() -> None:
             Path("my_experiment.yaml").write_text(block)
         if "grids:" in block:
             Path("recipe.yaml").write_text(block)
+        if "color.Color" in block:
+            Path("color_run.yaml").write_text(block)
+        if "stages:\n  small: {}" in block:
+            Path("staged.yaml").write_text(block)
 
 
 def run(line: str) -> None:
