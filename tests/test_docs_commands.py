@@ -84,7 +84,6 @@ BEFORE = {
     ),
     "lightning run experiments/base/shapes_pixels.yaml": ("t2ikit run staged.yaml", "t2ikit run color_run.yaml"),
     "t2ikit report runs/mine": ("lightning run experiments/quickstart.yaml --run.name mine",),
-    't2ikit sample exported --prompt "a red circle"': ("t2ikit export runs/quickstart exported --license apache-2.0",),
 }
 # Two ways to prepare one folder are two folders here; the second way would be refused without --overwrite.
 FOLDERS = {
