@@ -76,8 +76,11 @@ def run(args: argparse.Namespace) -> int:
         return int(missing > 0)
     device, trials = find_device(args.device), []
     print(f"{signature()}, tried on {device}")
-    tried = set[int]()
-    for weights in weights_of(plan):
+    tried, refused = set[int](), list[str]()
+    entries = weights_of(plan, refused)
+    for message in refused:
+        print(printable(f"{'not tried':<14}{message}"), flush=True)
+    for weights in entries:
         if id(weights.owner) in tried:  # a network and a file of one owner are loaded together
             continue
         tried.add(id(weights.owner))
@@ -87,8 +90,11 @@ def run(args: argparse.Namespace) -> int:
         line = f"{trial.state:<14}{weights.name} ({weights.where}): {trial.said}{digest}"
         print(printable(line), flush=True)
     bad = [trial for trial in trials if not trial.good]
-    if bad:
-        print(f"\n{len(bad)} of {len(trials)} do not work: please report the lines above, with the first one")
+    if bad or refused:
+        count = len(bad) + len(refused)
+        print(
+            f"\n{count} of {len(trials) + len(refused)} do not work: please report the lines above, with the first one"
+        )
     else:
         print(f"\nall {len(trials)} load; where an output was recorded now, a report of these lines helps others")
-    return int(bool(bad))
+    return int(bool(bad or refused))
