@@ -82,8 +82,8 @@ def photo(path: Path, seed: int, size: tuple[int, int]) -> None:
 
 def sources() -> None:
     """IMAGENET and PHOTOS (class folders), CC12M with captions.tsv, and files of GenEval, in the current folder."""
-    for source in ("IMAGENET", "PHOTOS"):
-        for split, count in (("train", 6), ("val", 4)):
+    for source, train, val in (("IMAGENET", 4, 4), ("PHOTOS", 6, 12)):  # of a class; a third has each aspect
+        for split, count in (("train", train), ("val", val)):
             for label, wnid in enumerate(CLASSES):
                 for number in range(count):
                     seed = 100 * label + number + 10 * (split == "val")
