@@ -69,7 +69,7 @@ def test_run_writes_what_it_promises(run: Run, tmp_path: Path) -> None:
     assert done.status == 0
     folder = tmp_path / "runs" / "e" / "version_0"
     assert "Run folder: runs/e/version_0" in done.out and "tensorboard --logdir runs/e" in done.out
-    longer = "t2ikit run e.yaml --trainer.max_steps 3 --model.lr 0.05 --trainer.max_steps 6 --resume runs/e/version_0"
+    longer = "t2ikit run e.yaml --model.lr 0.05 --trainer.max_steps 6 --resume runs/e/version_0"
     assert done.out.endswith(f"Next:\n  {longer}\n")
     assert "runs/e/version_0/config.yaml" in done.out and "runs/e/version_0/checkpoints/" in done.out
     names = {path.name.split(".")[0] for path in folder.glob("[!.]*")}

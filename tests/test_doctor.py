@@ -40,6 +40,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return enter(tmp_path, monkeypatch, {"networks.yaml": NETWORKS})
 
 
+def test_a_callback_that_lacks_a_file_is_named_and_the_others_are_tried(capsys: pytest.CaptureFixture[str]) -> None:
+    dpg = "{class_path: t2ikit.metrics.DPGBench, init_args: {questions: none.csv, answerer: {class_path: "
+    dpg += "t2ikit.metrics.questions.models.BlipAnswerer}}}"
+    words = ["doctor", "tiny.yaml", "--callbacks.val.metrics", f"[{dpg}]"]
+    assert cli.main(words) == 1
+    assert "cannot be built: callbacks.val" in capsys.readouterr().out
+    assert cli.main([*words, "--weights", "--device", "cpu"]) == 1
+    printed = capsys.readouterr().out
+    assert "not tried     callbacks.val" in printed and "1 of 1 do not work" in printed
+
+
 @pytest.fixture
 def dino(folder: Path) -> Path:
     """A DINOv2 of two small blocks."""

@@ -17,6 +17,7 @@ from t2ikit import cli
 from t2ikit.checkpoints import load_denoiser
 from t2ikit.config.compose import ConfigError
 from t2ikit.config.origins import Origins
+from t2ikit.diffusion import GaussianDiffusion, RectifiedFlow
 from t2ikit.run.trained import load_trained
 
 PROMPTS = ["a large red circle", "a blue square", "", "a blue square"]
@@ -129,6 +130,26 @@ def test_a_png_says_how_it_was_made(folder: Path, tmp_path: Path, capsys: pytest
     assert {key: text[key] for key in expected} == expected
     plain = sample("--prompt", "a ré ☃", "--seed", 9, out=tmp_path / "plain")
     assert np.abs(plain - read(tmp_path)).max() > 1  # the negative prompt acts
+
+
+def test_the_sampler_is_that_of_the_process_where_none_is_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = sample("--prompt", "a red circle", "--method", "ddim", out=tmp_path / "given")
+    assert np.array_equal(given, sample("--prompt", "a red circle", out=tmp_path / "none"))
+    assert "(ddim, 3 steps, guidance 2)" in capsys.readouterr().out
+    assert GaussianDiffusion().solver == "ddim" and RectifiedFlow().solver == "euler"
+    trained = load_trained(RUN)
+    trained.module.objective.process = RectifiedFlow()
+    pictures, euler = (trained.sample("a red circle", steps=3, method=method) for method in (None, "euler"))
+    assert np.array_equal(np.asarray(pictures[0]), np.asarray(euler[0]))
+
+
+def test_an_experiment_is_no_trained_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "mine.yaml", "--prompt", "a red circle")
+    assert (
+        "mine.yaml: an experiment says how to train" in said and "runs/mine" in said and "t2ikit run mine.yaml" in said
+    )
 
 
 def test_which_weights_and_which_experiment(folder: Path, tmp_path: Path) -> None:

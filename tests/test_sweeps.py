@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +24,7 @@ from t2ikit.run import sweeps
 from t2ikit.run.experiment import Plan, check, origins_of
 from t2ikit.run.folder import RunFolder
 from t2ikit.run.sweep_scores import CellScores, mean_and_interval, table
-from t2ikit.run.sweeps import ELSEWHERE
+from t2ikit.run.sweeps import ELSEWHERE, place_of
 
 EXPERIMENT = """
 extends: [tiny.yaml]
@@ -64,6 +67,21 @@ def finish(cell: str, experiment: str) -> None:
 def digests() -> dict[str, str]:
     sweep = sweep_of(Path("recipe.yaml"))
     return {name: sweep.digest(sweep.compose(cell)) for name, cell in sweep.cells.items()}
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_sweep_saves_the_step_of_its_cell(folder: Path) -> None:
+    every_third = EXPERIMENT.replace("every_n_steps: 1", "every_n_steps: 3")
+    Path("recipe.yaml").write_text(every_third)
+    Path("stop.py").write_text(tiny.STOP.replace("os.getpid(), signal.SIGKILL", "os.getppid(), signal.SIGTERM"))
+    command = [sys.executable, "-m", "t2ikit", "sweep", "recipe.yaml"]
+    done = subprocess.run(command, env={**os.environ, "KILL": "2"}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr[-3000:]
+    place = place_of(sweep_of(Path("recipe.yaml")), sweep_of(Path("recipe.yaml")).cell(NAMES[0]))
+    assert place.state() == "left at step 2" and f"--cell {NAMES[0]}" in done.stderr
+    assert cli.main(["sweep", "recipe.yaml", "--cell", NAMES[0]]) == 0
+    trained = read_metrics(RUNS / NAMES[0] / "version_0" / "metrics.csv")["train/loss"]
+    assert [step for step, _ in trained] == [1, 2, 3]
 
 
 @pytest.mark.fault("SIGKILL in a sweep", "the cell goes on, no cell is trained twice")

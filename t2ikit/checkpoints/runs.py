@@ -12,7 +12,7 @@ import yaml
 from t2ikit.checkpoints.exported import INDEX, exported_weights
 from t2ikit.checkpoints.foreign import TRAINING, reason_of, refuse_foreign
 from t2ikit.checkpoints.saving import fault_of, is_complete, step_in_name
-from t2ikit.config.compose import ConfigError, nearest
+from t2ikit.config.compose import SUFFIXES, ConfigError, nearest
 from t2ikit.config.values import parse_stored
 from t2ikit.files import write_whole
 from t2ikit.launch import first_rank
@@ -93,6 +93,11 @@ def find_trained(path: Path, option: str) -> Path:
         ConfigError: as there; or the newest version has several stages, which are named.
     """
     path = path.expanduser()
+    if path.suffix in SUFFIXES:
+        raise ConfigError(
+            f"{option} {path}: an experiment says how to train a model; give a trained one, such as runs/{path.stem}, "
+            f"the folder of its runs, or train it first: t2ikit run {path}"
+        )
     versions = [folder for folder in path.glob("version_*") if folder.name.rpartition("_")[2].isdecimal()]
     for version in sorted(versions, key=lambda folder: int(folder.name.rpartition("_")[2]), reverse=True):
         if newest_checkpoint(version) is not None:

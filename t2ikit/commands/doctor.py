@@ -8,6 +8,7 @@ from typing import Any
 from t2ikit.commands.arguments import add_trust, expanded
 from t2ikit.commands.overrides import take_overrides
 from t2ikit.config.compose import ConfigError, compose, find_experiment, stages_of
+from t2ikit.config.origins import printable
 
 __all__ = ["add_parser", "run", "take_overrides"]
 
@@ -69,24 +70,31 @@ def run(args: argparse.Namespace) -> int:
     if not args.weights or plan is None:
         missing = 0
         for finding in examine(plan):
-            print(finding, flush=True)
+            print(printable(str(finding)), flush=True)
             missing += finding.state == "missing"
         print(f"\n{missing} missing" if missing else "\nnothing is missing")
         return int(missing > 0)
     device, trials = find_device(args.device), []
     print(f"{signature()}, tried on {device}")
-    tried = set[int]()
-    for weights in weights_of(plan):
+    tried, refused = set[int](), list[str]()
+    entries = weights_of(plan, refused)
+    for message in refused:
+        print(printable(f"{'not tried':<14}{message}"), flush=True)
+    for weights in entries:
         if id(weights.owner) in tried:  # a network and a file of one owner are loaded together
             continue
         tried.add(id(weights.owner))
         trials.append(try_weights(weights, device))
         trial = trials[-1]
         digest = f" (SHA-256 {trial.sha256})" if trial.sha256 else ""
-        print(f"{trial.state:<14}{weights.name} ({weights.where}): {trial.said}{digest}", flush=True)
+        line = f"{trial.state:<14}{weights.name} ({weights.where}): {trial.said}{digest}"
+        print(printable(line), flush=True)
     bad = [trial for trial in trials if not trial.good]
-    if bad:
-        print(f"\n{len(bad)} of {len(trials)} do not work: please report the lines above, with the first one")
+    if bad or refused:
+        count = len(bad) + len(refused)
+        print(
+            f"\n{count} of {len(trials) + len(refused)} do not work: please report the lines above, with the first one"
+        )
     else:
         print(f"\nall {len(trials)} load; where an output was recorded now, a report of these lines helps others")
-    return int(bool(bad))
+    return int(bool(bad or refused))

@@ -11,6 +11,7 @@ from typing import Any
 from t2ikit.commands.arguments import add_trust, expanded, finite, positive
 from t2ikit.commands.overrides import take_overrides
 from t2ikit.config.compose import compose, find_experiment, part_of, stages_of
+from t2ikit.config.origins import printable
 from t2ikit.config.sweep import sweep_of
 
 __all__ = ["add_parser", "run", "take_overrides"]
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     estimator = Estimator(assumptions, measure)
     origins = origins_of(experiment=find_experiment(args.experiment), trusted=args.trust)
     estimates = [estimator.estimate(name, check(config, origins)) for name, config in configs.items()]
-    print("\n".join(table(estimates, assumptions)))
+    print("\n".join(map(printable, table(estimates, assumptions))))
     if args.json is not None:
         args.json.write_text(json.dumps([estimate.to_dict() for estimate in estimates], indent=2) + "\n")
     return 0

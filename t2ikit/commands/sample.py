@@ -42,7 +42,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--count", type=positive, default=1, metavar="N", help="images per prompt (%(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the noise (%(default)s)")
     add("--steps", type=positive, default=50, metavar="N", help="steps of the sampler (%(default)s)")
-    add("--method", type=method, default="ddim", help=f"{METHOD_HELP} (%(default)s)")
+    method_help = f"{METHOD_HELP} (default: euler for a model trained by rectified flow, else ddim)"
+    add("--method", type=method, help=method_help)
     add("--guidance", type=finite, default=2.0, metavar="W", help="w of (1 + w) cond - w uncond (%(default)s)")
     add("--negative", metavar="TEXT", help="prompt that guidance moves away from, instead of the empty one")
     size_help = "height and width of x_0, one of those that the denoiser takes (its input_size, then other_sizes)"
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     _check_output(args)
     checkpoint = find_trained(args.checkpoint, "checkpoint")
     origins = origins_of(trusted=args.trust, checkpoint=checkpoint)
-    solver = find_method(args.method, origins)
+    solver = None if args.method is None else find_method(args.method, origins)
     if args.negative is not None and args.guidance == 0.0:
         raise ValueError("--negative acts through guidance: give --guidance another value than 0")
     search = find_search(args, origins)
@@ -92,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
     encoders = args.text_encoder
     trained = load_trained(checkpoint, args.weights, args.autoencoder, origins=origins, text_encoders=encoders)
     trained.module.to(device)
+    if solver is None:
+        args.method = solver = trained.module.process.solver
     sampling = Sampling(args.steps, solver, args.guidance, args.seed, args.batch_size, size=args.size, search=search)
     _sample(args, trained, sampling, [prompt for prompt in prompts for _ in range(args.count)])
     return 0
@@ -137,7 +140,8 @@ def _sample(args: argparse.Namespace, trained: TrainedModel, sampling: Sampling,
             grid.append(images)
     if sampling.search is not None:
         store.discard()
-    print(f"{len(prompts)} image{'s' if len(prompts) > 1 else ''} of step {trained.step} in {args.out}")
+    how = f"{args.method}, {args.steps} steps, guidance {args.guidance:g}"
+    print(f"{len(prompts)} image{'s' if len(prompts) > 1 else ''} of step {trained.step} in {args.out} ({how})")
     if args.grid is not None:
         args.grid.parent.mkdir(parents=True, exist_ok=True)
         listed = "\n".join(dict.fromkeys(prompts))

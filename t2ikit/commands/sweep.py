@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
+from t2ikit import stopping
 from t2ikit.commands.arguments import add_trust, expanded, positive
 from t2ikit.commands.overrides import take_overrides
 from t2ikit.config.compose import ConfigError, find_experiment
 from t2ikit.config.sweep import Sweep, sweep_of
 from t2ikit.files import require_folder
+from t2ikit.launch import first_rank
 
 __all__ = ["add_parser", "run", "take_overrides"]
 
@@ -63,7 +66,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs what was parsed; returns the exit status: 0, 1 for a cell that failed, 3 for one that runs elsewhere.
+    """Runs what was parsed; returns the exit status.
+
+    0; 1 for a cell that failed, 3 for one that runs elsewhere, 75 for one that a signal has stopped.
 
     Raises:
         ConfigError: no sweep, or a cell that cannot be trained.
@@ -93,7 +98,13 @@ def run(args: argparse.Namespace) -> int:
     origins = origins_of(experiment=find_experiment(args.experiment), trusted=args.trust)
     if args.cell is not None:
         command = f"t2ikit {shlex.join([*words, '--cell', args.cell])}"
-        return run_cell(sweep, args.cell, scores, origins, command)
+        with stopping.handled():
+            try:
+                return run_cell(sweep, args.cell, scores, origins, command)
+            except stopping.Stopped as error:
+                if first_rank():
+                    print(f"\nStopped by {error.reason} before the first step.", file=sys.stderr)
+                return stopping.STATUS
     status = run_missing(sweep, scores, origins, args.jobs, words)
     return _print_table(sweep, scores) or status
 

@@ -24,6 +24,8 @@ class RectifiedFlow(Process):
         ValueError: a shift that is not above 0, or an unknown law.
     """
 
+    solver = "euler"
+
     def __init__(self, shift: float = 1.0, t_distribution: TimeLaw | str = "uniform") -> None:
         if not 0.0 < shift < math.inf:
             raise ValueError(f"shift must be above 0, got {shift}")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -30,7 +30,13 @@ LOG_SNR_LIMIT = 30.0
 
 
 class Process(ABC):
-    """x_t = alpha(t) x_0 + sigma(t) noise, with alpha falling and sigma rising in t."""
+    """x_t = alpha(t) x_0 + sigma(t) noise, with alpha falling and sigma rising in t.
+
+    Attributes:
+        solver: name of the sampler that `t2ikit sample` and `t2ikit.load` take where none is given.
+    """
+
+    solver: ClassVar[str] = "ddim"
 
     @abstractmethod
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -230,11 +230,14 @@ def _set(folder: Path, data: DataModule) -> Finding:
 
 
 def _weights(plan: Plan) -> Iterator[Finding]:
+    refused: list[str] = []
     try:
-        entries: Sequence[Weights] = weights_of(plan)
+        entries: Sequence[Weights] = weights_of(plan, refused)
     except USER_ERRORS as error:
         yield Finding("missing", "experiment", f"cannot be built: {' '.join(str(error).split())}")
         return
+    for message in refused:
+        yield Finding("missing", "experiment", f"cannot be built: {message}")
     for entry in entries:
         path = entry.here()
         label = f"{entry.name}" + (f" at {entry.revision}" if entry.revision else "")

@@ -81,7 +81,7 @@ def export_folder(
         components = {"denoiser": [PIPELINE, "ExportedDenoiser"], "scheduler": [PIPELINE, "SamplerSettings"]}
         _write_json(folder / "denoiser" / "config.json", _versions("ExportedDenoiser"))
         (folder / "scheduler").mkdir()
-        settings = {"steps": 50, "method": "ddim", "guidance": 2.0, "process": _process(trained)}
+        settings = {"steps": 50, "method": trained.module.process.solver, "guidance": 2.0, "process": _process(trained)}
         _write_json(folder / "scheduler" / "scheduler_config.json", {**_versions("SamplerSettings"), **settings})
         for part in parts:
             components |= _write_part(part, folder)

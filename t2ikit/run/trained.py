@@ -80,7 +80,7 @@ class TrainedModel:
         seed: int = 0,
         steps: int = 50,
         guidance: float = 2.0,
-        method: str | Solver = "ddim",
+        method: str | Solver | None = None,
         negative: str = "",
         size: tuple[int, int] | None = None,
         batch_size: int = 16,
@@ -93,7 +93,8 @@ class TrainedModel:
             seed: of the noise; image i depends on it, on i and on its prompt alone.
             steps: of the sampler.
             guidance: w of (1 + w) cond - w uncond.
-            method: sampler: ddim, ddpm, euler, heun, dpmpp_2m, or a Solver.
+            method: sampler: ddim, ddpm, euler, heun, dpmpp_2m, or a Solver; None takes that of the process, euler for a
+                rectified flow and ddim for the others.
             negative: prompt that guidance moves away from, instead of the empty one.
             size: (H, W) of x_0, one that the denoiser takes beside its ``input_size``.
             batch_size: images sampled at once.
@@ -108,6 +109,7 @@ class TrainedModel:
         if count < 1 or steps < 1 or batch_size < 1:
             raise ValueError(f"count, steps and batch_size are at least 1; got {count}, {steps} and {batch_size}")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        method = self.module.process.solver if method is None else method
         sampling = Sampling(steps, method, guidance, seed, batch_size, size=size)
         rows = [text for text in prompts for _ in range(count)]
         images = [image for _, batch in self.images(rows, sampling, negative) for image in batch]

@@ -16,6 +16,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
 
 from t2ikit.classify.depth import DepthMaps
+from t2ikit.config.compose import ConfigError
 from t2ikit.data.datamodule import DataModule
 from t2ikit.encoders.autoencoders import LatentSpace
 from t2ikit.encoders.text import TextEncoder, split_layer
@@ -77,18 +78,26 @@ class Weights:
         return find_pretrained(split_layer(self.name)[0], self.revision, self.where).reference.sha256
 
 
-def weights_of(plan: Plan) -> list[Weights]:
+def weights_of(plan: Plan, refused: list[str]) -> list[Weights]:
     """Whatever an experiment loads, each once; what does not depend on the data first.
 
+    Args:
+        plan: the experiment.
+        refused: gets the message of every callback that cannot be built, such as one that lacks a file.
+
     Raises:
-        ConfigError: a constructor refuses its arguments.
+        ConfigError: the constructor of the model or of the data refuses its arguments.
     """
     with torch.device("meta"):
         model: LightningModule = plan.model.build(USER_ERRORS)
     data: LightningDataModule = plan.data.build(USER_ERRORS)
     entries = list(_text_encoders(data))
     roots: dict[str, Any] = {"model": model, "data": data}
-    roots |= {f"callbacks.{name}": component.build(USER_ERRORS) for name, component in plan.callbacks.items()}
+    for name, component in plan.callbacks.items():
+        try:
+            roots[f"callbacks.{name}"] = component.build(USER_ERRORS)
+        except ConfigError as error:
+            refused.append(" ".join(str(error).split()))
     for where, root in roots.items():
         entries += _below(root, where, set())
     unique = {(entry.name, entry.revision): entry for entry in reversed(entries)}

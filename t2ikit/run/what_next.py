@@ -32,14 +32,16 @@ def what_next(plan: Plan, folder: Path, command: str | None) -> Iterator[str]:
         scored = [name for name, entry in snapshots.items() if entry.node().get("init_args", {}).get("metrics")]
         for name in [*scored, *snapshots][:1]:
             yield f"t2ikit evaluate {where} --snapshot {name}"
-    longer = _longer(plan.config["trainer"])
-    if command is not None and longer:
-        yield f"{command} {longer} --resume {where}"
+    if command is not None and (longer := _longer(shlex.split(command), plan.config["trainer"])):
+        yield f"{shlex.join(longer)} --resume {where}"
 
 
-def _longer(trainer: dict[str, Any]) -> str:
-    """The option that doubles the length of a run; nothing for one that only a clock ends."""
+def _longer(words: list[str], trainer: dict[str, Any]) -> list[str]:
+    """The command with an option that doubles the length of its run; nothing for one that only a clock ends."""
     for name in ("max_steps", "max_epochs"):
         if int(trainer.get(name) or -1) > 0:
-            return f"--trainer.{name} {2 * trainer[name]}"
-    return ""
+            option = f"--trainer.{name}"
+            while option in words:  # with its value, which the new one replaces
+                del words[words.index(option) : words.index(option) + 2]
+            return [*words, option, str(2 * trainer[name])]
+    return []

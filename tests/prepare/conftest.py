@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+import tiny_models
 from PIL import Image
 
 from t2ikit.prepare.captions.captions import prepare_captions
@@ -58,69 +58,7 @@ def prepared(prepared_once: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LLaVA-NeXT of the real classes with seeded random weights, as a folder: 28 x 28 pixels a view, 16 tokens."""
-    from tokenizers import AddedToken, Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-    from tokenizers.processors import TemplateProcessing
-    from transformers import (
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaNextConfig,
-        LlavaNextForConditionalGeneration,
-        LlavaNextImageProcessor,
-        LlavaNextProcessor,
-        PreTrainedTokenizerFast,
-    )
-
-    from t2ikit.prepare.captions.captioner import CUTMIX_PROMPT, PROMPT
-
-    special = ["<pad>", "<unk>", "<begin>", "<end>", "<image>", "<head>", "</head>"]
-    words = sorted({*f"{PROMPT} {CUTMIX_PROMPT}".replace(".", " .").replace(",", " ,").split(), "user", "assistant"})
-    colours = ["red", "green", "blue", "grey"]
-    things = ["dog", "fish", "crane", "ship", "tree", "lake", "sky", "stone"]
-    vocabulary = {word: index for index, word in enumerate([*special, *words, *colours, *things])}
-    base = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    base.pre_tokenizer = Whitespace()
-    base.add_special_tokens([AddedToken(token, normalized=False) for token in special])
-    base.post_processor = TemplateProcessing(
-        single="<begin> $A", pair="<begin> $A $B", special_tokens=[("<begin>", vocabulary["<begin>"])]
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=base, bos_token="<begin>", eos_token="<end>", unk_token="<unk>", pad_token="<pad>"
-    )
-    pinpoints = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
-    side = {"height": 28, "width": 28}
-    processor = LlavaNextProcessor(
-        LlavaNextImageProcessor(size={"shortest_edge": 28}, crop_size=side, image_grid_pinpoints=pinpoints),
-        tokenizer,
-        patch_size=7,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        # As that of llama3-llava-next: images first, no token of the beginning.
-        chat_template="{% for message in messages %}<head>{{ message['role'] }}</head>\n"
-        "{% for part in message['content'] if part['type'] == 'image' %}<image>{% endfor %}"
-        "{% for part in message['content'] if part['type'] == 'text' %}\n{{ part['text'] }}<end>{% endfor %}"
-        "{% endfor %}{% if add_generation_prompt %}<head>assistant</head>\n{% endif %}",
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=7,
-        initializer_range=0.5, initializer_factor=4.0,
-    )  # fmt: skip
-    text = LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, initializer_range=0.4, bos_token_id=2, eos_token_id=3, pad_token_id=0,
-        max_position_embeddings=512,
-    )  # fmt: skip
-    config = LlavaNextConfig(
-        vision_config=vision, text_config=text, image_token_index=vocabulary["<image>"], image_grid_pinpoints=pinpoints
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        model = LlavaNextForConditionalGeneration(config)
-        for weight in model.model.multi_modal_projector.parameters():
-            torch.nn.init.normal_(weight, std=0.5)
+    """A LLaVA-NeXT as a folder: 28 x 28 pixels a view, 16 tokens."""
     folder = tmp_path_factory.mktemp("models") / "tiny-llava-next"
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    tiny_models.tiny_llava(folder)
     return folder
