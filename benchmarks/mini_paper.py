@@ -158,7 +158,7 @@ def scores_table(done: Done, snapshot: str, version: str, prompts: str) -> str:
             paper = {
                 number.score.partition("/")[2]: number.value
                 for number in numbers_of(f"{shown} {words}")
-                if number.version == version and number.score.startswith("geneval/") and number.prompts == prompts
+                if number.version == version and number.score.startswith("geneval") and number.prompts == prompts
             }
             if paper and snapshot in (EXTENDED, ORIGINAL):
                 theirs = " | ".join(f"*{paper[name]:.2f}*" if name in paper else "" for name in names)
@@ -224,7 +224,8 @@ def page(main: Sweep, done: Done, cutmix: Sweep, done_cutmix: Done) -> str:
     minutes = f"; {min(cpu) / 60:.1f} to {max(cpu) / 60:.1f} CPU-minutes a cell" if cpu else ""
     parts = [
         f"{len(done)} of {len(main.cells)} cells of the first sweep are done, "
-        f"{len(done_cutmix)} of {len(cutmix.cells)} of the second{minutes}.",
+        f"{len(done_cutmix)} of {len(cutmix.cells)} of the second{minutes}. "
+        "All scores at all steps: [mini-paper.csv](mini-paper.csv).",
         "### Which claims appear\n\n" + claims_table(main, done),
         "### Tasks, extended prompts\n\n" + scores_table(done, EXTENDED, "v2", "extended prompts"),
         "### Tasks, original prompts\n\n" + scores_table(done, ORIGINAL, "v1", "original prompts"),

@@ -34,7 +34,7 @@ ELSEWHERE = {
     r"^hf auth|--push|^wandb sync": "needs an account; tests/test_export.py publishes to a stand-in",
     r"--data.root s3://": "a bucket: tests/records has a stand-in",
     r"--kind http": "a server: tests/prepare/test_captioners_http.py has a stand-in",
-    r"^torchrun|^sbatch|^sky ": "two ranks or a cluster: tests/test_two_ranks.py, tests/test_launch.py",
+    r"^torchrun|^sbatch|^sky |SLURM_ARRAY": "two ranks or a cluster: tests/test_two_ranks.py, tests/test_launch.py",
     r"benchmarks gpu": "tests/test_benchmarks_gpu.py runs it with --dry-run",
     r"benchmarks.growing_proof": "tests/test_benchmarks_growing.py",
     r"benchmarks.synthreal": "half an hour: nox -s synthreal",
@@ -46,11 +46,14 @@ ELSEWHERE = {
     r"train_coco": ROWS,
     r"shapes_resolutions": "tests/test_resolutions.py",
     r"benchmark synthreal|prepare reencode|experiments/synthreal/": "tests/test_synthreal_rows.py, tests/classify",
+    r"^t2ikit import |released_cad": "tests/test_import.py",
+    r"experiments/(cad_i|dit_i)_cutmix.yaml": "tests/test_paper_rows.py trains every cell in small",
+    r"by_heart|runs/large|large.yaml": "minutes: docs/overfitting.md; tests/callbacks/test_overfitting.py",
     r"prepare extend": "tests/prepare/test_extend_prompts.py",
     r"prepare autoencoder --source shapes": "tests/prepare/test_autoencoder.py",
     r"--compare OTHER|--images DIR|--write-reference|evaluate --compare": "a pattern: tests/test_evaluate.py",
     r"--sets X|--text-encoder A|--kind source$|--key value|--size 80x48|DIR --overwrite|DIR$": "a pattern",
-    r"(EXPERIMENT|ROOT|STEP|COMMAND|NAME|DIR)\b(?!/)": "a pattern",
+    r"(EXPERIMENT|ROOT|STEP|COMMAND|NAME|FILE|DIR)\b(?!/)": "a pattern",
 }
 # What a page says in words, or takes for granted, before this line of it.
 BEFORE = {
@@ -76,11 +79,6 @@ BEFORE = {
     "lightning run experiments/imagenet_growing.yaml": (
         "t2ikit prepare captions --out data/imagenet256_pixels --kind llava",
         "t2ikit prepare encode --out data/imagenet256_pixels --autoencoder pixels --text-dtype bfloat16",
-    ),
-    "lightning run experiments/cad_i_cmall.yaml --data.root data/imagenet256 --callbacks.cutmix.setting cm4": (
-        *(f"t2ikit prepare cutmix --out data/imagenet256 --setting {name}" for name in ("cm4", "cm9", "cm16")),
-        "t2ikit prepare captions --out data/imagenet256 --kind llava",
-        "t2ikit prepare encode --out data/imagenet256 --text-dtype bfloat16",
     ),
     "lightning run experiments/base/shapes_pixels.yaml": ("t2ikit run staged.yaml", "t2ikit run color_run.yaml"),
     "t2ikit report runs/mine": ("lightning run experiments/quickstart.yaml --run.name mine",),

@@ -68,7 +68,9 @@ def test_the_page_holds_the_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert mini_paper.main(words) == 0
     page = (tmp_path / "page.md").read_text()
     assert page.startswith("# Page\n") and page.endswith(f"{END}\n\nafter\n") and "\nold\n" not in page
-    assert "22 of 24 cells of the first sweep are done, 10 of 12 of the second" in page
+    assert (
+        "22 of 24 cells of the first sweep are done, 10 of 12 of the second; 8.0 to 8.0 CPU-minutes a cell. All" in page
+    )
     assert "| CutMix raises two objects | `geneval/two_object`, TA + CutMix − TA |" in page
     line = next(line for line in page.splitlines() if line.startswith("| CutMix raises two objects |"))
     assert "**appears**" in line and "| 4 |" in line  # two cells of the last method are missing
