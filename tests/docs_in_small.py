@@ -99,6 +99,7 @@ def sources() -> None:
     for path in (Path("data/benchmarks/geneval/evaluation_metadata.jsonl"), Path("evaluation_metadata.jsonl")):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("data/benchmarks/geneval/extended.jsonl").write_text("A photo of a wooden bench in a park.\n")
     Path("prompts.txt").write_text("a purple star\na green ring\n")
 
 
