@@ -48,7 +48,7 @@ ELSEWHERE = {
     r"benchmark synthreal|prepare reencode|experiments/synthreal/": "tests/test_synthreal_rows.py, tests/classify",
     r"^t2ikit import |released_cad": "tests/test_import.py",
     r"experiments/(cad_i|dit_i)_cutmix.yaml": "tests/test_paper_rows.py trains every cell in small",
-    r"by_heart|runs/large|large.yaml": "minutes: docs/overfitting.md; tests/callbacks/test_overfitting.py",
+    r"by_heart|runs/large| large.yaml": "minutes: docs/overfitting.md; tests/callbacks/test_overfitting.py",
     r"prepare extend": "tests/prepare/test_extend_prompts.py",
     r"prepare autoencoder --source shapes": "tests/prepare/test_autoencoder.py",
     r"--compare OTHER|--images DIR|--write-reference|evaluate --compare": "a pattern: tests/test_evaluate.py",
