@@ -16,11 +16,15 @@ from t2ikit.shapes.geometry import class_name
 from t2ikit.shapes.scenes import COLORS_OF, RELATIONS, SHAPES_OF, TEXTURES_OF, held_out
 
 Difficulty = Literal["simple", "imagenet", "full"]
+Pairs = Literal["held_out", "seen"]
 COUNTS = (2, 3, 4)
 
 
-def geneval_prompts(difficulty: str, per_task: int, seed: int = 0) -> list[dict[str, Any]]:
+def geneval_prompts(difficulty: str, per_task: int, seed: int = 0, pairs: Pairs = "held_out") -> list[dict[str, Any]]:
     """The six tasks on shapes: metadata in the official format, ``per_task`` lines a task.
+
+    At difficulty "imagenet" prompts with two objects ask for pairs of classes that never occur in the training, or with
+    ``pairs`` "seen" for the others; the other difficulties hold no pair out.
 
     Combinations come in random order, all of a task before any comes again: at difficulty "simple" there are six single
     objects, so that prompt comes several times, each time with other noise.
@@ -34,16 +38,16 @@ def geneval_prompts(difficulty: str, per_task: int, seed: int = 0) -> list[dict[
         raise ValueError(f"per_task must be at least 1; got {per_task}")
     shapes, colors = SHAPES_OF[difficulty], COLORS_OF[difficulty]
     names = [class_name(shape, texture) for texture in TEXTURES_OF[difficulty] for shape in shapes]
-    pairs = [(a, b) for a, b in itertools.permutations(names, 2) if a.split()[-1] != b.split()[-1]]
-    if difficulty == "imagenet":  # asked for is what the training never shows
-        pairs = [pair for pair in pairs if held_out(*pair)]
+    both = [(a, b) for a, b in itertools.permutations(names, 2) if a.split()[-1] != b.split()[-1]]
+    if difficulty == "imagenet":
+        both = [pair for pair in both if held_out(*pair) == (pairs == "held_out")]
     options: tuple[Sequence[Any], ...] = (
         names,
-        pairs,
+        both,
         list(itertools.product(COUNTS, names)),
         list(itertools.product(colors, names)),
-        list(itertools.product(RELATIONS, pairs)),
-        [(first, second, pair) for first, second in itertools.permutations(colors, 2) for pair in pairs],
+        list(itertools.product(RELATIONS, both)),
+        [(first, second, pair) for first, second in itertools.permutations(colors, 2) for pair in both],
     )
     prompts = []
     for index, (task, combinations) in enumerate(zip(TASKS, options, strict=True)):
@@ -63,6 +67,8 @@ class ShapesGenEvalPrompts(PromptSource):
             background: what was not asked for is random. The verdict asks for the same as without.
         tasks: some of GenEval's tasks; None takes all six. At difficulty "simple" no image of the training has more
             than one object, so only single_object and colors ask for something that it shows.
+        pairs: at difficulty "imagenet", whether prompts of two objects ask for pairs of classes that the training never
+            shows together ("held_out") or for those that it does ("seen").
     """
 
     def __init__(
@@ -72,6 +78,7 @@ class ShapesGenEvalPrompts(PromptSource):
         seed: int = 0,
         extended: bool = False,
         tasks: Sequence[str] | None = None,
+        pairs: Pairs = "held_out",
     ) -> None:
         if per_task < 1:
             raise ValueError(f"ShapesGenEvalPrompts: per_task must be at least 1, got {per_task}")
@@ -82,6 +89,9 @@ class ShapesGenEvalPrompts(PromptSource):
         self.difficulty = difficulty
         self.seed = seed
         self.extended = extended
+        if pairs not in get_args(Pairs):
+            raise ValueError(f"ShapesGenEvalPrompts: pairs is held_out or seen; got {pairs!r}")
+        self.pairs = pairs
 
     def prompts(self) -> list[Prompt]:
         """The prompts, task by task.
@@ -93,7 +103,7 @@ class ShapesGenEvalPrompts(PromptSource):
             raise ValueError(
                 "ShapesGenEvalPrompts: set difficulty, or take that of the data: with_data(data).prompts()"
             )
-        lines = list(enumerate(geneval_prompts(self.difficulty, self.per_task, self.seed)))
+        lines = list(enumerate(geneval_prompts(self.difficulty, self.per_task, self.seed, self.pairs)))
         lines = [(index, line) for index, line in lines if line["tag"] in self.tasks]
         if not self.extended:
             return [Prompt(line["prompt"], line) for _, line in lines]
@@ -106,7 +116,7 @@ class ShapesGenEvalPrompts(PromptSource):
             ValueError: the data is not the embedded data set, and no difficulty was given.
         """
         difficulty = self.difficulty or source_difficulty(data.manifest.source)
-        return ShapesGenEvalPrompts(self.per_task, difficulty, self.seed, self.extended, self.tasks)
+        return ShapesGenEvalPrompts(self.per_task, difficulty, self.seed, self.extended, self.tasks, self.pairs)
 
 
 def source_name(difficulty: str) -> str:

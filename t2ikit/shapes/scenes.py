@@ -27,7 +27,7 @@ SPLITS = ("train", "val")
 SMALLEST_SIZE = 16
 
 _SIX_COLORS = ("red", "orange", "yellow", "green", "blue", "purple")
-SHAPES_OF = {"simple": SHAPES[:6], "imagenet": (*SHAPES[:4], "diamond", "heart"), "full": SHAPES}
+SHAPES_OF = {"simple": SHAPES[:6], "imagenet": SHAPES[:4], "full": SHAPES}
 TEXTURES_OF = {"simple": TEXTURES[:1], "imagenet": TEXTURES[:1], "full": TEXTURES}
 COLORS_OF = {"simple": _SIX_COLORS, "imagenet": _SIX_COLORS, "full": tuple(COLORS)}
 """What a difficulty draws from."""
@@ -108,7 +108,7 @@ class Scene:
 
 
 def held_out(first: str, second: str) -> bool:
-    """Whether difficulty "imagenet" never shows two shapes together; each of the six lacks one partner."""
+    """Whether difficulty "imagenet" never shows two shapes together; each of the four lacks one partner."""
     shapes = SHAPES_OF["imagenet"]
     return abs(shapes.index(first) - shapes.index(second)) == len(shapes) // 2
 

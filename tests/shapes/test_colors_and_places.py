@@ -33,7 +33,7 @@ def test_any_outline_in_the_right_colour_and_place() -> None:
     shapes = [
         replace(
             scene,
-            objects=tuple(replace(one, shape=others[(others.index(one.shape) + 2) % 6]) for one in scene.objects),
+            objects=tuple(replace(one, shape=others[(others.index(one.shape) + 1) % 4]) for one in scene.objects),
         )
         for scene in right
     ]

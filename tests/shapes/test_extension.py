@@ -75,3 +75,14 @@ def test_some_tasks_have_the_same_prompts_as_among_all(extended: bool) -> None:
     for wrong in ([], ["colours"]):
         with pytest.raises(ValueError, match=r"tasks are some of single_object, .*; got \["):
             ShapesGenEvalPrompts(3, "simple", tasks=wrong)
+
+
+@pytest.mark.parametrize("pairs", ["held_out", "seen"])
+def test_prompts_of_two_objects_ask_for_pairs_of_one_kind(pairs: str) -> None:
+    lines = [line for line in geneval_prompts("imagenet", 40, 0, pairs) if len(line["include"]) == 2]
+    asked = {tuple(sorted(clause["class"] for clause in line["include"])) for line in lines}
+    held = {("circle", "triangle"), ("cross", "square")}
+    assert asked == held if pairs == "held_out" else len(asked) == 4 and not asked & held
+    assert ShapesGenEvalPrompts(3, "imagenet", pairs=pairs).prompts()[3].metadata in lines
+    with pytest.raises(ValueError, match="pairs is held_out or seen; got 'both'"):
+        ShapesGenEvalPrompts(3, "imagenet", pairs="both")
