@@ -181,6 +181,7 @@ def small(line: str) -> list[str]:
     for pattern, text in (
         (r"step-(00000500|00050000)\.ckpt", "step-00000001.ckpt"),
         ("step-00001900-", "step-00000002-"),
+        (r" > \S+$", ""),
         (r"\bRUN\b", "runs/quickstart/version_0"),
         (r"\bDIR\b", "OUT"),
         (r"--workers 16", "--workers 1"),
