@@ -207,6 +207,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["e.yaml", "--stge", "one"], "unknown option 'stge'; nearest known: 'stage'"),
     (["e.yaml", "--print_confg"], "unknown option 'print_confg'; nearest known: 'print_config'"),
     (["e.yaml", "--callbacks.gat", "null"], "the experiment has no callback 'gat'; nearest known: 'gate'"),
+    (["e.yaml", "--loggers.tensorbord", "null"], "no logger 'tensorbord'; nearest known: 'tensorboard'"),
     (["e.yaml", "--trainer.max_stps", "1"], "trainer: unknown key 'max_stps'; nearest known: 'max_steps'"),
     (["e.yaml", "--trainer.max_steps", "many"], "trainer.max_steps: expected int, got many"),
     (["e.yaml", "--data.rot", "x"], "data.init_args.rot: Data takes no 'rot'; nearest known: 'root'"),
