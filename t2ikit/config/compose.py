@@ -176,6 +176,9 @@ def find_experiment(name: str | Path) -> Path:
     if path.is_file():
         return path
     if path.suffix in SUFFIXES:
+        plain = path.with_suffix("").as_posix().removeprefix("experiments/")
+        if (shipped_experiments() / f"{plain}.yaml").is_file():
+            raise ConfigError(f"no experiment file {path}; the one that comes with the kit is called {plain}")
         shipped = Path(os.path.relpath(shipped_experiments()))
         if ".." in shipped.parts:
             shipped = shipped.resolve()
