@@ -195,7 +195,9 @@ def small(line: str) -> list[str]:
     words = shlex.split(line, comments=True)
     while "=" in words[0]:
         words.pop(0)
-    words = words[1:]
+    program, *words = words
+    if program == "lightning" and words[0] != "run":
+        raise LookupError(f"{line}: lightning has one command, run")
     if words[0] == "run" and "--print_config" not in words:
         name = Path(words[1]).stem
         options = OPTIONS[max((start for start in OPTIONS if name.startswith(start)), key=len)]

@@ -64,6 +64,12 @@ def losses(folder: Path) -> dict[int, str]:
 # ------------------------------------------------------------------ a run
 
 
+def test_the_last_next_line_doubles_the_option_that_ended_the_run(run: Run) -> None:
+    done = run("run", "e.yaml", "--trainer.max_steps", "5000", "--trainer.max_epochs", "1")
+    longer = "--trainer.max_steps 5000 --trainer.max_epochs 2 --resume runs/e/version_0"
+    assert done.status == 0 and done.out.endswith(f"Next:\n  t2ikit run e.yaml {longer}\n")
+
+
 def test_run_writes_what_it_promises(run: Run, tmp_path: Path) -> None:
     done = run("run", "e.yaml", "--trainer.max_steps", "3", "--model.lr=0.05")
     assert done.status == 0
@@ -207,6 +213,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["e.yaml", "--stge", "one"], "unknown option 'stge'; nearest known: 'stage'"),
     (["e.yaml", "--print_confg"], "unknown option 'print_confg'; nearest known: 'print_config'"),
     (["e.yaml", "--callbacks.gat", "null"], "the experiment has no callback 'gat'; nearest known: 'gate'"),
+    (["e.yaml", "--loggers.tensorbord", "null"], "no logger 'tensorbord'; nearest known: 'tensorboard'"),
     (["e.yaml", "--trainer.max_stps", "1"], "trainer: unknown key 'max_stps'; nearest known: 'max_steps'"),
     (["e.yaml", "--trainer.max_steps", "many"], "trainer.max_steps: expected int, got many"),
     (["e.yaml", "--data.rot", "x"], "data.init_args.rot: Data takes no 'rot'; nearest known: 'root'"),

@@ -55,6 +55,8 @@ ELSEWHERE = {
     r"--sets X|--text-encoder A|--kind source$|--key value|--size 80x48|DIR --overwrite|DIR$": "a pattern",
     r"(EXPERIMENT|ROOT|STEP|COMMAND|NAME|FILE|DIR)\b(?!/)": "a pattern",
 }
+LANGUAGES = ("", "python", "python fragment", "yaml")  # commands stand in blocks without one
+BESIDE = ("$ cmp straight.csv killed.csv && echo IDENTICAL", "IDENTICAL")  # in a block of commands, none of ours
 # What a page says in words, or takes for granted, before this line of it.
 BEFORE = {
     "t2ikit prepare captions --out data/two256": (
@@ -100,8 +102,7 @@ def lines() -> list[tuple[str, str]]:
     found = []
     for page in PAGES:
         text = page.read_text()
-        blocks = re.findall(r"^```([^\n]*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-        shown = "".join(block for language, block in blocks if not language).replace("\\\n", " ").splitlines()
+        shown = [line for language, block in blocks_of(text) if not language for line in block]
         prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
         named = [code for code in re.findall(r"`([^`\n]+)`", prose) if WHOLE.search(code)]
         for line in (*shown, *named):
@@ -109,6 +110,25 @@ def lines() -> list[tuple[str, str]]:
             if LINE.match(line):
                 found.append((page.name, adapted(page.name, line)))
     return found
+
+
+def blocks_of(text: str) -> list[tuple[str, list[str]]]:
+    """(Language, lines) of every block; a line that goes on is one."""
+    blocks = re.findall(r"^```([^\n]*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [(language, block.replace("\\\n", " ").splitlines()) for language, block in blocks]
+
+
+def is_command(line: str) -> bool:
+    return LINE.match(line.removeprefix("$ ")) is not None
+
+
+def test_no_command_hides() -> None:
+    """In a block of another language, or beside commands as one of a program that is not known here."""
+    for page in PAGES:
+        for language, block in blocks_of(page.read_text()):
+            assert language in LANGUAGES, f"{page}: {language}"
+            if not language and any(map(is_command, block)):
+                assert not [line for line in block if line.strip() and not is_command(line) and line not in BESIDE]
 
 
 def adapted(page: str, line: str) -> str:

@@ -104,3 +104,22 @@ def test_a_search_costs_its_candidates_and_one_encoding_of_the_text(capsys: pyte
         (plan,) = json.loads(Path("plan.json").read_text())
         flops.append(plan["sample_flops"]["val"])
     assert flops[2] - flops[1] == flops[1] - flops[0] > 0 and flops[1] < 3 * flops[0]
+
+
+def test_a_place_that_takes_no_numbers_is_refused_before_the_work(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: object) -> None:
+        raise AssertionError("counted")
+
+    Path("samples").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("t2ikit.run.plan.Estimator.estimate", never)
+        for place, message in (("samples", "--json samples is a folder"), ("tiny.yaml/x.json", "is a file, no folder")):
+            assert cli.main(["plan", "tiny.yaml", "--json", place]) == 2
+            assert message in capsys.readouterr().err
+    # Of a run that only a clock ends no hours are known, and JSON knows no NaN.
+    clock = ["--trainer.max_steps", "-1", "--trainer.max_time", "00:00:01:00"]
+    assert cli.main(["plan", "tiny.yaml", *clock, "--gpu", "l4", "--json", "new/plan.json"]) == 0
+    (plan,) = json.loads(Path("new/plan.json").read_text(), parse_constant=pytest.fail)
+    assert plan["steps"] is None and plan["gpus"]["L4"]["hours"] is None

@@ -85,6 +85,7 @@ def test_what_load_and_sample_refuse(folder: Path) -> None:
     for options, message in [
         ({"count": 0}, "at least 1"),
         ({"method": "dpmp"}, "the nearest is 'ddpm'"),
+        ({"method": "DDIM"}, "the nearest is 'ddim'"),
         ({"negative": "a ring", "guidance": 0.0}, "acts through guidance"),
         ({"size": (5, 5)}, "the denoiser takes 16x16"),
     ]:

@@ -152,6 +152,13 @@ def test_an_experiment_is_no_trained_model(folder: Path, capsys: pytest.CaptureF
     )
 
 
+def test_the_name_of_an_experiment_and_the_folder_of_all_runs_say_which_to_give(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "small: no such file; the runs of this name are in runs/small" in refused(capsys, "small", "--prompt", "x")
+    assert "runs: name one of the runs in it: runs/small" in refused(capsys, "runs", "--prompt", "x")
+
+
 def test_which_weights_and_which_experiment(folder: Path, tmp_path: Path) -> None:
     stored = torch.load(CHECKPOINT, weights_only=True)
     (averages,) = stored["callbacks"]["EMA"]["profiles"].values()

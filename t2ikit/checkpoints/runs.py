@@ -23,6 +23,8 @@ IMPORTED = "imported.yaml"
 PLUGINS = "plugins"
 """Folder of a run for the sources of the user's own classes; of a resume with others: ``plugins.resume-N``."""
 
+_MOST_NAMED = 5
+
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The complete checkpoint of the highest step in ``<folder>/checkpoints``; without a step in the name, by age.
@@ -108,7 +110,24 @@ def find_trained(path: Path, option: str) -> Path:
             raise ConfigError(f"{option} {path}: {version} has several stages: name one of {', '.join(stages)}")
         if stages:
             return find_checkpoint(Path(stages[0]), option)
+    _refuse_another_folder(path, option)
     return find_checkpoint(path, option)
+
+
+def _refuse_another_folder(path: Path, option: str) -> None:
+    """Refuses the name of an experiment in place of the folder of its runs, and a folder of such folders.
+
+    Raises:
+        ConfigError: names the folders that can be given.
+    """
+    if not path.exists() and (runs := Path("runs") / path).is_dir():
+        raise ConfigError(f"{option} {path}: no such file; the runs of this name are in {runs}")
+    if path.is_dir() and newest_checkpoint(path) is None:
+        files = filter(is_complete, path.glob("*/version_*/checkpoints/*.ckpt"))
+        inside = sorted({str(file.parents[2]) for file in files})
+        if inside:
+            more = f", ... ({len(inside)} in all)" if len(inside) > _MOST_NAMED else ""
+            raise ConfigError(f"{option} {path}: name one of the runs in it: {', '.join(inside[:_MOST_NAMED])}{more}")
 
 
 def _run_of(folder: Path) -> Path:

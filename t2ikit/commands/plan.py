@@ -10,9 +10,10 @@ from typing import Any
 
 from t2ikit.commands.arguments import add_trust, expanded, finite, positive
 from t2ikit.commands.overrides import take_overrides
-from t2ikit.config.compose import compose, find_experiment, part_of, stages_of
+from t2ikit.config.compose import ConfigError, compose, find_experiment, part_of, stages_of
 from t2ikit.config.origins import printable
 from t2ikit.config.sweep import sweep_of
+from t2ikit.files import require_folder, write_whole
 
 __all__ = ["add_parser", "run", "take_overrides"]
 
@@ -64,6 +65,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: the experiment is refused, or its model cannot be counted.
     """
+    if args.json is not None:
+        if args.json.is_dir():
+            raise ConfigError(f"--json {args.json} is a folder: name a file, such as {args.json / 'plan.json'}")
+        require_folder(args.json.absolute().parent, "--json")
     configs = dict(_runs(args.experiment, args.overrides))
     # These load torch and Lightning: not before the file is read.
     from t2ikit.run.experiment import check, origins_of
@@ -84,7 +89,8 @@ def run(args: argparse.Namespace) -> int:
     estimates = [estimator.estimate(name, check(config, origins)) for name, config in configs.items()]
     print("\n".join(map(printable, table(estimates, assumptions))))
     if args.json is not None:
-        args.json.write_text(json.dumps([estimate.to_dict() for estimate in estimates], indent=2) + "\n")
+        content = json.dumps([estimate.to_dict() for estimate in estimates], indent=2, allow_nan=False)
+        write_whole(args.json, content + "\n")
     return 0
 
 

@@ -176,6 +176,9 @@ def find_experiment(name: str | Path) -> Path:
     if path.is_file():
         return path
     if path.suffix in SUFFIXES:
+        plain = path.with_suffix("").as_posix().removeprefix("experiments/")
+        if (shipped_experiments() / f"{plain}.yaml").is_file():
+            raise ConfigError(f"no experiment file {path}; the one that comes with the kit is called {plain}")
         shipped = Path(os.path.relpath(shipped_experiments()))
         if ".." in shipped.parts:
             shipped = shipped.resolve()
@@ -371,13 +374,16 @@ def check_option(key: str) -> None:
 
 
 def _check_dropped(config: dict[str, Any], overrides: Sequence[Override]) -> None:
-    """Refuses ``--callbacks.NAME null`` where no part of the file, its stages and its sweep has such a callback."""
-    keys = [*(key for key, _ in flatten(config)), *(override.key for override in overrides if override.value)]
-    names = set(re.findall(r"\bcallbacks\.([^.\s]+)", "\n".join(keys)))
+    """Refuses ``--callbacks.NAME null`` where file, stages and sweep name no such callback; ``loggers`` likewise."""
+    keys = "\n".join([*(key for key, _ in flatten(config)), *(entry.key for entry in overrides if entry.value)])
     for override in overrides:
         group, _, name = override.key.partition(".")
-        if group == "callbacks" and name and "." not in name and override.value is None and name not in names:
-            raise ConfigError(f"--{override.key} null: the experiment has no callback '{name}'{nearest(name, names)}")
+        if group not in ("callbacks", "loggers") or not name or "." in name or override.value is not None:
+            continue
+        names = set(re.findall(rf"\b{group}\.([^.\s]+)", keys))
+        if name not in names:
+            kind = group.removesuffix("s")
+            raise ConfigError(f"--{override.key} null: the experiment has no {kind} '{name}'{nearest(name, names)}")
 
 
 def set_below(node: Any, names: Sequence[str], override: Override, path: tuple[str, ...] = ()) -> Any:

@@ -222,7 +222,7 @@ def find_solver(method: str | Solver) -> Solver:
         return method
     name = ALIASES.get(method, method)
     if name not in SOLVERS:
-        near = difflib.get_close_matches(str(name), SOLVERS, n=1, cutoff=0.0)[0]
+        near = difflib.get_close_matches(str(name).lower(), SOLVERS, n=1, cutoff=0.0)[0]
         raise ValueError(f"unknown sampling method {method!r}; the nearest is {near!r} (known: {', '.join(SOLVERS)})")
     return SOLVERS[name]
 

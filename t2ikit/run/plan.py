@@ -143,10 +143,15 @@ class Estimate:
             "memory": memory,
             "disk": dict(self.disk),
             "disk_is_read": self.prepared,
-            "gpus": {name: vars(entry) for name, entry in self.gpus.items()},
+            "gpus": {name: _known(vars(entry)) for name, entry in self.gpus.items()},
             "measured": self.measured,
             "notes": list(self.notes),
         }
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """NaN, which JSON has not, as None: hours of a run that only a clock ends."""
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
 
 
 def memory_of(step: StepCost) -> dict[str, int]:

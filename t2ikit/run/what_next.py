@@ -9,6 +9,7 @@ from typing import Any
 
 from t2ikit.callbacks import Snapshot
 from t2ikit.checkpoints.runs import newest_checkpoint
+from t2ikit.checkpoints.saving import step_in_name
 from t2ikit.module import TextToImage
 from t2ikit.run.experiment import Plan
 
@@ -23,7 +24,8 @@ def what_next(plan: Plan, folder: Path, command: str | None) -> Iterator[str]:
         folder: of the run, which is as it is after it.
         command: that trained it; None where it is trained as a part of something larger, a stage or a cell.
     """
-    if newest_checkpoint(folder) is None or plan.trainer.get("fast_dev_run"):
+    newest = newest_checkpoint(folder)
+    if newest is None or plan.trainer.get("fast_dev_run"):
         return
     where = shlex.quote(str(folder))
     if issubclass(plan.model.cls, TextToImage):
@@ -32,13 +34,14 @@ def what_next(plan: Plan, folder: Path, command: str | None) -> Iterator[str]:
         scored = [name for name, entry in snapshots.items() if entry.node().get("init_args", {}).get("metrics")]
         for name in [*scored, *snapshots][:1]:
             yield f"t2ikit evaluate {where} --snapshot {name}"
-    if command is not None and (longer := _longer(shlex.split(command), plan.config["trainer"])):
+    if command is not None and (longer := _longer(shlex.split(command), plan.config["trainer"], step_in_name(newest))):
         yield f"{shlex.join(longer)} --resume {where}"
 
 
-def _longer(words: list[str], trainer: dict[str, Any]) -> list[str]:
+def _longer(words: list[str], trainer: dict[str, Any], step: int) -> list[str]:
     """The command with an option that doubles the length of its run; nothing for one that only a clock ends."""
-    for name in ("max_steps", "max_epochs"):
+    names = ("max_steps", "max_epochs")
+    for name in names if step >= int(trainer.get("max_steps") or -1) else reversed(names):  # that which has ended it
         if int(trainer.get(name) or -1) > 0:
             option = f"--trainer.{name}"
             while option in words:  # with its value, which the new one replaces

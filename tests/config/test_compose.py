@@ -253,6 +253,17 @@ def test_override_refused(tmp_path: Path, key: str, text: str, message: str) -> 
         composed(tmp_path / "e.yaml", (key, text))
 
 
+@pytest.mark.parametrize("name", ["quickstart", "base/evaluation", "synthreal/rgb"])
+def test_the_file_of_a_shipped_experiment_that_is_not_here_has_a_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after ``pip install``, with a command of the pages."""
+    monkeypatch.chdir(tmp_path)
+    for path in (f"experiments/{name}.yaml", f"{name}.yaml"):
+        with pytest.raises(ConfigError, match=f"no experiment file {path}; .* is called {name}$"):
+            find_experiment(path)
+
+
 def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
     write(tmp_path, quickstart="trainer: {}")
     with pytest.raises(ConfigError, match=r"no experiment file .*quikstart\.yaml.*quickstart\.yaml"):
