@@ -42,6 +42,8 @@ ELSEWHERE = {
     r"verify-resume": "minutes: tests/test_verify_resume.py",
     r"t2ikit replay": "needs a step that is not finite: tests/callbacks/test_guard.py",
     r"sweep .*--jobs|sweep experiments/shapes_recipe.yaml$": "many cells: tests/test_sweeps.py",
+    r"^eval .*cells.txt|--commands > cells.txt": "a job of an array: tests/test_paper_rows.py runs the lines",
+    r"sweep experiments/(cad|dit)_i_cutmix": "cells of 250,000 steps: tests/test_paper_rows.py",
     r"laion_pop|imagenet_coco|COCO|imagenet512|dit_i_512_1024": ROWS,
     r"train_coco": ROWS,
     r"shapes_resolutions": "tests/test_resolutions.py",
