@@ -43,6 +43,7 @@ ELSEWHERE = {
     r"t2ikit replay": "needs a step that is not finite: tests/callbacks/test_guard.py",
     r"sweep .*--jobs|sweep experiments/shapes_recipe.yaml$": "many cells: tests/test_sweeps.py",
     r"^eval .*cells.txt|--commands > cells.txt": "a job of an array: tests/test_paper_rows.py runs the lines",
+    r"by_heart|large.yaml|runs/large": "a thousand steps each: tests/callbacks/test_overfitting.py watches small runs",
     r"sweep experiments/(cad|dit)_i_cutmix": "cells of 250,000 steps: tests/test_paper_rows.py",
     r"laion_pop|imagenet_coco|COCO|imagenet512|dit_i_512_1024": ROWS,
     r"train_coco": ROWS,
@@ -78,11 +79,6 @@ BEFORE = {
     "lightning run experiments/imagenet_growing.yaml": (
         "t2ikit prepare captions --out data/imagenet256_pixels --kind llava",
         "t2ikit prepare encode --out data/imagenet256_pixels --autoencoder pixels --text-dtype bfloat16",
-    ),
-    "lightning run experiments/cad_i_cmall.yaml --data.root data/imagenet256 --callbacks.cutmix.setting cm4": (
-        *(f"t2ikit prepare cutmix --out data/imagenet256 --setting {name}" for name in ("cm4", "cm9", "cm16")),
-        "t2ikit prepare captions --out data/imagenet256 --kind llava",
-        "t2ikit prepare encode --out data/imagenet256 --text-dtype bfloat16",
     ),
     "lightning run experiments/base/shapes_pixels.yaml": ("t2ikit run staged.yaml", "t2ikit run color_run.yaml"),
     "t2ikit report runs/mine": ("lightning run experiments/quickstart.yaml --run.name mine",),
