@@ -170,6 +170,7 @@ def evaluate_stages() -> None:
     benchmarks()
     small_clip(Path("clip"))
     for words in EVALUATE:
+        words = [str(ROOT / word) if word.startswith("experiments/") else word for word in words]
         name = words[words.index("--snapshot") + 1]
         role, more = "", ["--steps", "1", "--device", "cpu", "--data.text_encoder", "text_encoder"]
         if name == "parti_search":
