@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tiny_models import tiny_llava
 from tokenizers import pre_tokenizers
 
@@ -42,7 +43,7 @@ ONE_STEP = """
     --trainer.max_steps 1 --data.batch_size 2 --data.num_workers 0
     --callbacks.samples.steps 1 --callbacks.samples.batch_size 2 --callbacks.samples.prompts.limit 2
 """
-KNOWN = ("prepare", "report", "export", "plan", "doctor", "experiments", "sweep")  # small, or made so above
+KNOWN = ("prepare", "report", "export", "plan", "doctor", "experiments", "sweep", "import")  # small, or made so above
 # By the beginning of an experiment's name.
 OPTIONS = {
     "quickstart": SHAPES,
@@ -95,12 +96,31 @@ def sources() -> None:
             photo(Path(f"CC12M/{split}/{number}.png"), number, (530, 516))
             lines.append(f"{split}/{number}.png\tAn image of a tench")
     Path("captions.tsv").write_text("\n".join(lines) + "\n")
-    rows = [{"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"}]
-    for path in (Path("data/benchmarks/geneval/evaluation_metadata.jsonl"), Path("evaluation_metadata.jsonl")):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    Path("data/benchmarks/geneval/extended.jsonl").write_text("A photo of a wooden bench in a park.\n")
+    benchmarks()
+    shutil.copy("data/benchmarks/geneval/evaluation_metadata.jsonl", "evaluation_metadata.jsonl")
     Path("prompts.txt").write_text("a purple star\na green ring\n")
+
+
+def benchmarks() -> None:
+    """Files of the benchmarks, as their authors publish them, with a prompt or two, below data/benchmarks."""
+    folder = Path("data/benchmarks")
+    row = {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"}
+    files = {
+        "geneval/evaluation_metadata.jsonl": json.dumps(row) + "\n",
+        "geneval/extended.jsonl": "A wooden bench in a park.\n",
+        "dpg/prompts/0.txt": "A bench beside a tree.\n",
+        "PartiPrompts.tsv": "Prompt\tCategory\tChallenge\tNote\na bench\tArtifacts\tBasic\t\n",
+        "coco/captions_val2014.json": json.dumps(
+            {
+                "images": [{"id": 1, "file_name": "1.jpg"}],
+                "annotations": [{"id": 1, "image_id": 1, "caption": "A bench."}],
+            }
+        ),
+    }
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    photo(folder / "coco/val2014/1.jpg", 1, (60, 48))
 
 
 def hub(folder: Path, patch: pytest.MonkeyPatch) -> None:
@@ -115,6 +135,8 @@ def hub(folder: Path, patch: pytest.MonkeyPatch) -> None:
     text_to_states(snapshot(folder, "google/flan-t5-xl"), 2048)
     text_to_states(snapshot(folder, "google/t5-v1_1-xxl"), 4096)
     clip_text(snapshot(folder, "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"), 1024)
+    for name in ("Lucasdegeorge/CAD-I", "Lucasdegeorge/CAD-I_TA", "nicolas-dufour/CAD_256"):
+        released(snapshot(folder, name))
     autoencoder(snapshot(folder, "stabilityai/sd-vae-ft-ema"))
 
 
@@ -141,6 +163,15 @@ def text_to_states(folder: Path, width: int) -> None:
     torch.manual_seed(0)
     sizes = {"d_model": width, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
     T5EncoderModel(T5Config(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
+
+
+def released(folder: Path) -> None:
+    """A CAD-I of one thin layer, as its authors release theirs; with a coherence token."""
+    from t2ikit.denoisers import CADI
+
+    torch.manual_seed(0)
+    sizes = {"data_dim": 16, "num_latents": 4, "latent_dim": 16, "num_blocks": 1, "num_layers": 1}
+    save_file(CADI(**sizes, coherence=True).state_dict(), folder / "model.safetensors")
 
 
 def clip_text(folder: Path, width: int) -> None:
@@ -215,6 +246,8 @@ def small(line: str) -> list[str]:
         words += [*(() if "--steps" in words else ("--steps", "1")), "--device", "cpu"]
         if "experiments/base/evaluation.yaml" in words:
             words += [f"--callbacks.{snapshot_name}.metrics", SCORES.get(snapshot_name, SCORES["geneval"])]
+        if snapshot_name == "coco":
+            words += ["--callbacks.coco.prompts.count", "1"]
         return words
     if words[0] in KNOWN or words[:2] == ["-m", "t2ikit.testing"] or "--print_config" in words:
         return words

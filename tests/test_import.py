@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,91 @@ def test_settings_that_cannot_be(
     Path("theirs/config.json").write_text(json.dumps({**SETTINGS, **change}))
     assert cli.main(["import", "theirs", "new", "--experiment", "small.yaml", *ENCODER]) == 2
     assert message in capsys.readouterr().err and not Path("new").exists()
+
+
+def other_content(place: Path, change: str) -> str:
+    """A file of weights with one fault, as a source."""
+    content = torch.load("theirs/epoch=0-step=2.ckpt", weights_only=True)
+    state = content["state_dict"]
+    if change == "number":
+        state[1] = torch.ones(1)
+    elif change == "twice":
+        state |= {f"module.{name}": value for name, value in state.items() if name.startswith("network.")}
+    elif change == "flat":
+        state["ema_network.latents"] = state["ema_network.latents"].flatten()
+    elif change == "empty":
+        state["ema_network.latents"] = torch.zeros(4, 0)
+    elif change == "nan":
+        state["ema_network.latents"][0, 0] = torch.nan
+    elif change == "raw":
+        del state["network.latents"]
+    else:
+        content["global_step"] = {"negative": -3, "text": "many", "tensor": torch.tensor([1, 2])}[change]
+    torch.save(content, "theirs/other.ckpt")
+    return "theirs/other.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("number", "a name that is no text: 1"),
+        ("twice", "hold network.data_pos_embedding twice"),
+        ("flat", "latents has the shape [64]; 2 sizes above 0 were expected"),
+        ("empty", "latents has the shape [4, 0]; 2 sizes above 0 were expected"),
+        ("nan", "latents is not finite"),
+        ("raw", "nothing under (latents)"),
+        ("negative", "global_step is -3: give --step"),
+        ("text", "global_step is 'many': give --step"),
+        ("tensor", "global_step is tensor([1, 2]): give --step"),
+    ],
+)
+def test_weights_with_a_fault(place: Path, change: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    source = other_content(place, change)
+    assert cli.main(["import", source, "new", "--experiment", "small.yaml", *ENCODER]) == 2
+    said = capsys.readouterr().err
+    assert message in said and source in said and not Path("new").exists() and not list(place.glob(".new*"))
+
+
+def test_weights_of_a_compiled_module_keep_both(place: Path) -> None:
+    content = torch.load("theirs/epoch=0-step=2.ckpt", weights_only=True)
+    content["state_dict"] = {f"_orig_mod.{name}": value for name, value in content["state_dict"].items()}
+    torch.save(content, "theirs/compiled.ckpt")
+    sources = ("theirs/compiled.ckpt", "theirs/epoch=0-step=2.ckpt")
+    first, second = (load_denoiser(bring(source, f"{source}.run"), weights="raw").state_dict() for source in sources)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty"),
+        (b"PK\3\4" + bytes(20_000), "not of torch, or cut off"),
+        (pickle.dumps({"latents": Path("x")}), "whose code would run"),
+    ],
+)
+def test_files_that_are_none_of_weights(
+    place: Path, content: bytes, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("theirs/broken.ckpt").write_bytes(content)
+    assert cli.main(["import", "theirs/broken.ckpt", "new", "--experiment", "small.yaml", *ENCODER]) == 2
+    said = capsys.readouterr().err
+    assert "broken.ckpt is not a readable weight file" in said and message in said and "weights_only" not in said
+
+
+def test_a_checkpoint_that_is_cut_off(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = Path("theirs/epoch=0-step=2.ckpt").read_bytes()
+    for share in (0.01, 0.3, 0.9):
+        Path("theirs/cut.ckpt").write_bytes(whole[: int(share * len(whole))])
+        assert cli.main(["import", "theirs/cut.ckpt", "new", "--experiment", "small.yaml", *ENCODER]) == 2
+        assert "cut.ckpt is not a readable weight file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["{not json", "[1, 2]"])
+def test_a_broken_config_is_named(place: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("theirs/config.json").write_text(content)
+    assert cli.main(["import", "theirs", "new", "--experiment", "small.yaml", *ENCODER]) == 2
+    said = capsys.readouterr().err
+    assert "config.json" in said and "settings of the released program" in said
 
 
 def test_other_weights_and_other_encoders(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from docs_in_small import benchmarks
 from PIL import Image
+from tiny_models import small_clip
 
 import tiny
 from t2ikit import cli
@@ -44,7 +46,10 @@ def block(page: str, heading: str) -> list[list[str]]:
 
 
 PREPARE = block("data.md", "## Further sets")
-TRAIN = [words for words in block("reproduce.md", "### 512 and 1024") if words[:2] == ["lightning", "run"]]
+COMMANDS = block("reproduce.md", "### 512 and 1024")
+TRAIN = [words for words in COMMANDS if words[:2] == ["lightning", "run"]]
+EVALUATE = [words for words in COMMANDS if words[:2] == ["t2ikit", "evaluate"]]
+CLIP = "{class_path: t2ikit.metrics.alignment.clip_score.CLIPScore, init_args: {model: clip%s}}"
 
 
 def photo(path: Path, number: int, size: tuple[int, int]) -> bytes:
@@ -160,6 +165,20 @@ def test_the_table_of_buckets_is_that_of_the_command_and_of_the_experiment() -> 
         assert int(row[3]) == height * width // 4
 
 
+def evaluate_stages() -> None:
+    """The page's evaluations of the stages, by a small CLIP in the place of the metrics and of the verifier."""
+    benchmarks()
+    small_clip(Path("clip"))
+    for words in EVALUATE:
+        words = [str(ROOT / word) if word.startswith("experiments/") else word for word in words]
+        name = words[words.index("--snapshot") + 1]
+        role, more = "", ["--steps", "1", "--device", "cpu", "--data.text_encoder", "text_encoder"]
+        if name == "parti_search":
+            role, more = ", name: selection", [*more, "--verifier", CLIP % "", "--candidates", "2"]
+        assert cli.main([*words[1:], *more, f"--callbacks.{name}.metrics", f"[{CLIP % role}]"]) == 0, words
+    assert len(EVALUATE) == 6
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_every_row_trains(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +196,8 @@ def test_every_row_trains(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
         if "--stage" in words:
             shutil.rmtree("runs/dit_i_512_1024")
         assert cli.main(words[1:]) == 0, words
+        if Path(words[2]).stem == "dit_i_512_1024" and "--stage" not in words:
+            evaluate_stages()
         ran.append(Path(words[2]).stem)
     assert len(ran) == 6 and set(ran) == {path.stem for path in Path("experiments").glob("*")} - {"dit_i_cmall"}
     path = Path("runs/dit_i_imagenet_coco/version_0/checkpoints/step-00000001.ckpt")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from t2ikit.checkpoints.exported import read_exported
-from t2ikit.checkpoints.foreign import reason_of
+from t2ikit.checkpoints.foreign import kind_of_file, reason_of
 from t2ikit.checkpoints.saving import fault_of, is_complete
 from t2ikit.denoisers import Denoiser
 from t2ikit.denoisers.adopt import listed_faults
@@ -43,8 +43,10 @@ def read_weights(path: str | Path, mmap: bool = False) -> dict[str, Any]:
         if fault is not None:
             raise ValueError(f"{path} is not a readable weight file: {fault}")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except (SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} is not a readable weight file: {reason_of(error)}") from error
+    except (EOFError, OSError) as error:
+        raise ValueError(f"{path} is not a readable weight file: {kind_of_file(path)} ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}; a mapping of names to tensors was expected")
     return content

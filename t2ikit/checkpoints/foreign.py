@@ -83,6 +83,8 @@ def reason_of(error: Exception) -> str:
             f"it holds objects ({objects[1]}) of another program, whose code would run: only weights and plain values "
             "are read"
         )
+    if "weights_only" in str(error):
+        return "it is a pickle of more than weights and plain values, whose code would run"
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 

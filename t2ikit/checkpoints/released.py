@@ -41,6 +41,16 @@ OPTIONS = {
     "compute_stochastic_depth": "drop_path",
 }
 """Settings of the released program that no weight shows, and the options of CADI that they are."""
+DIMENSIONS = {
+    "data_pos_embedding": 2,
+    "patch_extractor.weight": 4,
+    "latents": 2,
+    "text_registers": 2,
+    "map_text_tokens.weight": 2,
+    "rin_blocks.0.retriever_ca.ffn.0.weight": 2,
+    "rin_blocks.0.writer_ca.ffn.0.weight": 2,
+}
+"""Tensors whose shapes say the sizes of the network, and how many dimensions they have."""
 COHERENCE_ROOTS = ("coherence_embedder", "coherence_positional_embedding")
 ROOTS = (
     "data_pos_embedding",
@@ -94,7 +104,7 @@ def read_upstream(
         raise ValueError(f"coherence must be one of {', '.join(get_args(Coherence))}; got {coherence!r}")
     inner = state_dict.get("state_dict")
     stored = cast(Mapping[str, Any], inner) if isinstance(inner, Mapping) else state_dict
-    tensors = {_unwrapped(name): value for name, value in stored.items()}
+    tensors = _unwrapped_names(stored)
     prefix = next(prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in tensors) or not prefix)
     weights: dict[str, Tensor] = {}
     ignored: list[str] = []
@@ -114,7 +124,19 @@ def read_upstream(
     return UpstreamWeights(weights, prefix, tuple(ignored), held, choice)
 
 
-def _unwrapped(name: str) -> str:
+def _unwrapped_names(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors under the names of :func:`unwrapped`; ValueError where two have one name."""
+    tensors: dict[str, Any] = {}
+    for name, value in stored.items():
+        if not isinstance(name, str):
+            raise ValueError(f"not a CAD-I layout: a name that is no text: {name!r}")
+        if unwrapped(name) in tensors:
+            raise ValueError(f"these weights hold {unwrapped(name)} twice, once as {name}: which one is meant?")
+        tensors[unwrapped(name)] = value
+    return tensors
+
+
+def unwrapped(name: str) -> str:
     """Without the marks of ``torch.compile`` (``_orig_mod.``) and of DistributedDataParallel (``module.``)."""
     return name.replace("_orig_mod.", "").removeprefix("module.")
 
@@ -201,11 +223,17 @@ def sizes_of(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict
         settings: the ``config.json`` beside a released file, by the names of the released program; empty without it.
 
     Raises:
-        ValueError: positions of no square image, or settings of a network that CADI does not compute.
+        ValueError: positions of no square image, a tensor of other dimensions, or settings of a network that CADI does
+            not compute.
+        KeyError: a tensor is missing.
     """
     for name, value in SETTINGS.items():
         if settings.get(name, value) != value:
             raise ValueError(f"its config.json says {name} {settings[name]!r}; CADI computes {name} {value!r} alone")
+    for name, count in DIMENSIONS.items():
+        shape = list(weights[name].shape)
+        if len(shape) != count or 0 in shape:
+            raise ValueError(f"{name} has the shape {shape}; {count} sizes above 0 were expected")
     positions, channels = weights["data_pos_embedding"].shape[0], weights["patch_extractor.weight"]
     patch, grid = channels.shape[-1], math.isqrt(positions)
     if grid * grid != positions:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import t2ikit
 from t2ikit.checkpoints.files import load_weights, read_weights
-from t2ikit.checkpoints.released import Coherence, UpstreamWeights, read_upstream, sizes_of
+from t2ikit.checkpoints.released import Coherence, UpstreamWeights, read_upstream, sizes_of, unwrapped
 from t2ikit.checkpoints.runs import IMPORTED, finish
 from t2ikit.checkpoints.saving import write_checkpoint
 from t2ikit.config.compose import ConfigError, Override, compose, find_experiment
@@ -107,6 +107,8 @@ def import_released(request: Request, folder: Path, origins: Origins) -> dict[st
     try:
         read = read_upstream(content, request.coherence)
         sizes = sizes_of(read.weights, settings)
+        _refuse_infinite(read.weights)
+        step = _step(content) if request.step is None else request.step
     except (ValueError, KeyError) as error:
         lacking = f"{error} is missing" if isinstance(error, KeyError) else error
         raise ConfigError(f"{file}: {lacking}") from error
@@ -119,8 +121,10 @@ def import_released(request: Request, folder: Path, origins: Origins) -> dict[st
             f"{file}: these weights are of images of {sizes['in_channels']} channels, {type(module.space).__name__} of "
             f"{request.named} gives {module.space.channels}: name another --experiment, or set --model.space.channels"
         )
-    averages = _load(module, content, read)
-    step = request.step if request.step is not None else int(content.get("global_step") or 0)
+    try:
+        averages = _load(module, content, read)
+    except ValueError as error:
+        raise ConfigError(f"{file}: {error}") from error
     encoder = _encoder(request.text_encoder or DEFAULT_TEXT_ENCODER, "--text-encoder", TOKENIZER_FILES)
     facts = {
         "source": reference.name,
@@ -160,8 +164,27 @@ def _find(request: Request) -> tuple[Path, EncoderReference, Mapping[str, Any]]:
             raise ConfigError(f"{request.source} holds several files of weights: name one of {names}")
         file = files[0]
     path = file.parent / "config.json"
-    settings = parse_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return file, reference, settings if isinstance(settings, dict) else {}
+    try:
+        settings = parse_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ConfigError(f"{path}: expected the settings of the released program as JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path}: expected the settings of the released program by name, got {settings!r:.80}")
+    return file, reference, settings
+
+
+def _step(content: Mapping[str, Any]) -> int:
+    """The optimizer steps that a checkpoint names, or 0."""
+    step = content.get("global_step", 0)
+    if type(step) is not int or step < 0:
+        raise ValueError(f"its global_step is {step!r}: give --step")
+    return step
+
+
+def _refuse_infinite(weights: Mapping[str, Tensor]) -> None:
+    broken = [name for name, value in weights.items() if not bool(value.isfinite().all())]
+    if broken:
+        raise ValueError(f"{broken[0]} is not finite (of {len(broken)} such tensors): no image comes of these weights")
 
 
 def _plan(request: Request, sizes: Mapping[str, Any], origins: Origins) -> Plan:
@@ -182,8 +205,8 @@ def _load(module: TextToImage, content: Mapping[str, Any], read: UpstreamWeights
     """Gives the denoiser the raw weights; the averages where the file holds both, else None."""
     load_weights(module.denoiser, read.weights)
     stored = content.get("state_dict", content)
-    raw = {name: value for name, value in stored.items() if not name.replace("module.", "").startswith("ema_network.")}
-    if read.prefix != "ema_network." or not any("network." in name for name in raw):
+    raw = {name: value for name, value in stored.items() if not unwrapped(name).startswith("ema_network.")}
+    if read.prefix != "ema_network." or not any(unwrapped(name).startswith("network.") for name in raw):
         return None
     averages = {name: parameter.detach().clone() for name, parameter in module.denoiser.named_parameters()}
     load_weights(module.denoiser, read_upstream(raw, "keep" if read.coherence else "drop").weights)

@@ -102,6 +102,34 @@ def test_the_metric_and_its_files(tmp_path: Path) -> None:
         metric.check(Samples(fake))
 
 
+@pytest.mark.parametrize("damage", ["cut", "empty", "short", "text"])
+def test_damaged_features_are_computed_again(tmp_path: Path, damage: str) -> None:
+    wanted = torch.arange(22.0).reshape(11, 2)
+    features = StoredFeatures(tmp_path, 11, lambda rows, device: wanted[rows.start : rows.stop], "training")
+    features.fill(CPU)
+    path = tmp_path / "00000000.npy"
+    whole = path.read_bytes()
+    if damage == "short":
+        np.save(path, wanted[:3].numpy())
+    else:
+        path.write_bytes({"cut": whole[:-9], "empty": b"", "text": b"hello"}[damage])
+    features.fill(CPU)
+    assert torch.equal(torch.cat(list(features.blocks())), wanted) and path.read_bytes() == whole
+
+
+def test_a_damaged_threshold_and_features_of_another_network(tmp_path: Path) -> None:
+    samples = Samples(images(9, 2), reference=reference_of(images(30, 1), "val"))
+    metric = metric_of(tmp_path, images(40, 0))
+    metric.look_at_training(CPU)
+    wanted = metric.compute(samples).files
+    for content in ("", "{", "[1]", '{"threshold": "x"}'):
+        (tmp_path / "threshold-0.01.json").write_text(content)
+        assert metric.compute(samples).files == wanted
+    np.save(tmp_path / "00000000.npy", np.zeros((40, 3), np.float32))
+    with pytest.raises(ValueError, match="holds features of another network: remove this folder"):
+        metric.compute(samples)
+
+
 def test_training_features_are_computed_once_and_read_in_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_ranks: Callable[[Callable[[], Any]], list[Any]]
 ) -> None:

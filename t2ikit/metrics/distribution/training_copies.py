@@ -82,6 +82,9 @@ class TrainingCopies(ComparedMetric):
         """
         device = samples.device
         fake, held_out = unit_rows(torch.as_tensor(rows)), unit_rows(self.reference_features(samples))
+        widths = {block.shape[1] for block in self.training.blocks()}
+        if widths != {fake.shape[1]}:
+            raise ValueError(f"{self.training.folder} holds features of another network: remove this folder")
         copies = find_copies(fake.to(device), self._blocks(device), held_out.to(device), self.threshold(device))
         share = copies.share
         errors = {"copies": math.sqrt(share * (1.0 - share) / len(fake))} if 0.0 < share < 1.0 else {}
@@ -95,12 +98,15 @@ class TrainingCopies(ComparedMetric):
     def threshold(self, device: torch.device) -> float:
         """Cosine distance below which an image may be a copy; kept beside the features."""
         path = self.training.folder / f"threshold-{self.quantile:g}.json"
-        if not path.is_file():
+        try:
+            return float(parse_json(path.read_text(encoding="utf-8"))["threshold"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # not there yet, or damaged
             count = self.training.count
             chosen = sorted({index * count // min(count, _ROWS) for index in range(min(count, _ROWS))})
             rows = unit_rows(self.training.rows(chosen)).to(device)
-            write_whole(path, json.dumps({"threshold": copy_threshold(rows, self._blocks(device), self.quantile)}))
-        return float(parse_json(path.read_text(encoding="utf-8"))["threshold"])
+            threshold = float(copy_threshold(rows, self._blocks(device), self.quantile))
+            write_whole(path, json.dumps({"threshold": threshold}))
+            return threshold
 
     def _blocks(self, device: torch.device) -> Iterator[Tensor]:
         return (unit_rows(block).to(device) for block in self.training.blocks())

@@ -41,7 +41,7 @@ class StoredFeatures:
     label: str
 
     def fill(self, device: torch.device) -> None:
-        """Computes what is missing; every rank must call it, and each computes a share.
+        """Computes what is missing or damaged; every rank must call it, and each computes a share.
 
         Args:
             device: of this rank.
@@ -79,8 +79,16 @@ class StoredFeatures:
     def _file(self, chunk: range) -> Path:
         return self.folder / f"{chunk.start:08d}.npy"
 
+    def _is_whole(self, chunk: range) -> bool:
+        """Whether the file of a chunk has a row of numbers for each image, by its head and its length."""
+        try:
+            table = np.load(self._file(chunk), mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return False
+        return table.ndim == 2 and len(table) == len(chunk) and table.dtype == np.float32
+
     def _write_missing(self, chunks: Sequence[range], device: torch.device) -> None:
-        missing = [chunk for chunk in chunks if not self._file(chunk).is_file()]
+        missing = [chunk for chunk in chunks if not self._is_whole(chunk)]
         quiet = not missing or ranks.this() > 0 or None
         for chunk in tqdm(missing, desc=self.label, unit="chunk", leave=False, disable=quiet):
             ranks.stop_if_asked()
