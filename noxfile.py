@@ -47,6 +47,7 @@ def ci(session: nox.Session) -> None:
     """What ``.ci/run`` does after ``lint``: ``wheel``, then ``tests -- slow``, in one environment to save minutes."""
     try_wheel(session, build_wheel(session))
     session.chdir(ROOT)
+    session.env.pop("TMPDIR", None)  # the wheel's, too deep for sockets and closed to other users
     run_tests(session, ["slow"])
 
 
