@@ -128,6 +128,13 @@ def entry(values: Sequence[float]) -> str:
 # ------------------------------------------------------------------ tables
 
 
+def row(done: Done, network: str, method: str, names: Iterable[str]) -> tuple[int, str]:
+    """How many seeds of a network and method are done, and the entries of some scores over them."""
+    cells = [scores for name, scores in done.items() if name.startswith(f"main-{network}-{method}-")]
+    found = [[v for scores in cells if (v := value(scores, name)) is not None] for name in names]
+    return len(cells), " | ".join(map(entry, found))
+
+
 def claims_table(sweep: Sweep, done: Done) -> str:
     """Claim, differences by network and over both, verdict over both."""
     lines = [
@@ -148,21 +155,20 @@ def claims_table(sweep: Sweep, done: Done) -> str:
     return "\n".join(lines)
 
 
-def scores_table(done: Done, snapshot: str, version: str, prompts: str) -> str:
-    """Tasks of GenEval by network and method, ours above the paper's in each cell of the table."""
+def scores_table(done: Done, snapshot: str, version: str = "", prompts: str = "") -> str:
+    """Tasks of GenEval by network and method; below ours the paper's of a version and kind of prompts, if given."""
     names = (*TASKS, "overall")
     lines = [f"| | seeds | {' | '.join(name.replace('_', ' ') for name in names)} |", "|---" * (len(names) + 2) + "|"]
     for network, shown in NETWORKS.items():
         for method, words in METHODS.items():
-            cells = [scores for name, scores in done.items() if name.startswith(f"main-{network}-{method}-")]
-            ours = [[v for scores in cells if (v := value(scores, f"{snapshot}/{name}")) is not None] for name in names]
-            lines.append(f"| {shown} {words} | {len(cells)} | {' | '.join(map(entry, ours))} |")
+            count, ours = row(done, network, method, [f"{snapshot}/{name}" for name in names])
+            lines.append(f"| {shown} {words} | {count} | {ours} |")
             paper = {
                 number.score.partition("/")[2]: number.value
                 for number in numbers_of(f"{shown} {words}")
                 if number.version == version and number.score.startswith("geneval") and number.prompts == prompts
             }
-            if paper and snapshot in (EXTENDED, ORIGINAL):
+            if paper:
                 theirs = " | ".join(f"*{paper[name]:.2f}*" if name in paper else "" for name in names)
                 lines.append(f"| *paper, {version}* | | {theirs} |")
     return "\n".join(lines)
@@ -183,9 +189,7 @@ def losses_table(done: Done) -> str:
     lines = [f"| | {' | '.join(names.values())} |", "|---" * (len(names) + 1) + "|"]
     for network, shown in NETWORKS.items():
         for method, words in METHODS.items():
-            cells = [scores for name, scores in done.items() if name.startswith(f"main-{network}-{method}-")]
-            ours = [[v for scores in cells if (v := value(scores, name)) is not None] for name in names]
-            lines.append(f"| {shown} {words} | {' | '.join(map(entry, ours))} |")
+            lines.append(f"| {shown} {words} | {row(done, network, method, names)[1]} |")
     return "\n".join(lines)
 
 
@@ -231,9 +235,9 @@ def page(main: Sweep, done: Done, cutmix: Sweep, done_cutmix: Done) -> str:
         "### Which claims appear\n\n" + claims_table(main, done),
         "### Tasks, extended prompts; two objects are pairs that training never shows\n\n"
         + scores_table(done, EXTENDED, "v2", "extended prompts"),
-        "### Pairs that training shows, extended prompts\n\n" + scores_table(done, SEEN, "v2", ""),
+        "### Pairs that training shows, extended prompts\n\n" + scores_table(done, SEEN),
         "### Tasks, original prompts\n\n" + scores_table(done, ORIGINAL, "v1", "original prompts"),
-        "### Judged by colour and place alone, extended prompts\n\n" + scores_table(done, PLACES, "v2", ""),
+        "### Judged by colour and place alone, extended prompts\n\n" + scores_table(done, PLACES),
         "### Distribution and overfitting\n\n" + losses_table(done),
         "![Scores and losses against steps](images/mini_paper_curves.webp)",
         "### CutMix's settings, p and tau (CAD-I)\n\n" + cutmix_table(cutmix, done_cutmix),

@@ -16,10 +16,7 @@ def positive(text: str) -> int:
     Raises:
         ArgumentTypeError: it is less than 1.
     """
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is less than 1")
-    return value
+    return _at_least(1, text)
 
 
 def whole(text: str) -> int:
@@ -28,9 +25,13 @@ def whole(text: str) -> int:
     Raises:
         ArgumentTypeError: it is less than 0.
     """
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
     value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is less than 0")
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{value} is less than {least}")
     return value
 
 
