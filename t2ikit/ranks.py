@@ -81,7 +81,8 @@ def stop_if_asked() -> None:
         _Look.at = now
         try:
             reason = _told(distributed.distributed_c10d._get_default_store(), reason)
-        except distributed.DistNetworkError:  # torchrun keeps the store: it is gone, as its ranks soon notice
+        except distributed.DistNetworkError:  # torchrun keeps the store
+            stopping.say_launcher_gone()
             reason = reason or "SIGTERM"
     if reason is not None:
         raise stopping.Stopped(reason)

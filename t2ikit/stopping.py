@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import functools
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -131,6 +133,13 @@ def ask() -> None:
     """Asks this process to stop from another of its threads, as SIGTERM does; nothing where none is handled."""
     _thread.interrupt_main(signal.SIGTERM)
     threading.Thread(target=_leave, args=(_state,), daemon=True).start()
+
+
+@functools.cache
+def say_launcher_gone() -> None:
+    """Says once why this rank stops: torchrun was killed, which passes no signal on."""
+    rank = os.environ.get("RANK", "0")
+    print(f"\nrank {rank}: torchrun is gone; its ranks stop", file=sys.stderr, flush=True)
 
 
 def _note(number: int, frame: FrameType | None) -> None:

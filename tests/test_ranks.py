@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from torch import distributed
 
-from t2ikit import ranks
+from t2ikit import ranks, stopping
 
 TwoRanks = Callable[[Callable[[], Any]], list[Any]]
 
@@ -51,3 +52,21 @@ def test_a_failure_on_one_rank_is_raised_on_all(two_ranks: TwoRanks, error: Base
 def test_the_other_rank_may_fail_too(two_ranks: TwoRanks) -> None:
     found = two_ranks(lambda: ranks.together(lambda: fail_on(1, ValueError("no memory"))))
     assert found == ["OtherRankFailed: rank 1 failed: ValueError: no memory", "ValueError: no memory"]
+
+
+def test_a_rank_that_misses_the_store_says_that_torchrun_is_gone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Gone:
+        def check(self, keys: list[str]) -> bool:
+            raise distributed.DistNetworkError("Failed to recv, got 0 bytes")
+
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    monkeypatch.setattr(ranks._Look, "at", 0.0)
+    monkeypatch.setattr(distributed.distributed_c10d, "_get_default_store", Gone)
+    stopping.say_launcher_gone.cache_clear()
+    for _ in range(2):
+        ranks._Look.at = 0.0
+        with pytest.raises(stopping.Stopped, match="SIGTERM"):
+            ranks.stop_if_asked()
+    assert capsys.readouterr().err.count("torchrun is gone") == 1

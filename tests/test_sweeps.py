@@ -45,6 +45,22 @@ sweep:
       seeds: [0, 1]
       axes: {rate: {low: {model: {init_args: {optimizer: {init_args: {lr: 0.0001}}}}}, same: null}}
 """
+TO_SWEEP = """
+import os, signal, time
+from lightning import Callback
+from t2ikit import stopping
+
+
+class Stop(Callback):
+    '''Ends the sweep after the step in the variable KILL, and that step once the sweep has passed the signal on.'''
+
+    def on_train_batch_end(self, trainer, *args):
+        if os.environ.get("KILL") == str(trainer.global_step):
+            os.kill(os.getppid(), signal.SIGTERM)
+            until = time.monotonic() + 60
+            while stopping.asked() is None and time.monotonic() < until:
+                time.sleep(0.01)
+"""
 NAMES = ["rate-low-seed0", "rate-low-seed1", "rate-same-seed0", "rate-same-seed1"]
 RUNS = Path("runs") / "recipe"
 SCORES = Path("recipe.scores")
@@ -73,7 +89,7 @@ def digests() -> dict[str, str]:
 def test_a_signal_to_the_sweep_saves_the_step_of_its_cell(folder: Path) -> None:
     every_third = EXPERIMENT.replace("every_n_steps: 1", "every_n_steps: 3")
     Path("recipe.yaml").write_text(every_third)
-    Path("stop.py").write_text(tiny.STOP.replace("os.getpid(), signal.SIGKILL", "os.getppid(), signal.SIGTERM"))
+    Path("stop.py").write_text(TO_SWEEP)
     command = [sys.executable, "-m", "t2ikit", "sweep", "recipe.yaml"]
     done = subprocess.run(command, env={**os.environ, "KILL": "2"}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr[-3000:]

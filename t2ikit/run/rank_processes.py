@@ -132,8 +132,7 @@ def leave_with_parent(environment: Mapping[str, str] = os.environ) -> None:
         while os.getppid() == parent:
             time.sleep(1.0)
         if by_torchrun:
-            rank = environment.get("RANK", "0")
-            print(f"\nrank {rank}: torchrun is gone; its ranks stop", file=sys.stderr, flush=True)
+            stopping.say_launcher_gone()
             stopping.ask()
             return
         time.sleep(GRACE_SECONDS)
