@@ -33,7 +33,7 @@ COLORS_OF = {"simple": _SIX_COLORS, "imagenet": _SIX_COLORS, "full": tuple(COLOR
 """What a difficulty draws from."""
 
 RELATIONS = ("left of", "right of", "above", "below")
-_SHARE_OF_TWO = 0.4  # of the scenes of difficulty "imagenet", whose objects are near one of few places:
+_SHARE_OF_TWO = 0.48  # of the scenes of difficulty "imagenet", whose objects are near one of few places:
 _CENTRES, _SIDES, _PLAY = (0.34, 0.5, 0.66), (0.26, 0.74), 0.005
 
 _TINT, _SHADE, _NOISE = 10.0, 9.0, 16.0  # grey levels by which object, background and each noisy pixel may differ
