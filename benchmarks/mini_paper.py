@@ -1,15 +1,10 @@
 """The page of the mini-paper, from the scores of its sweeps: ``python -m benchmarks.mini_paper``.
 
-    experiments/mini_paper.scores/<cell>.json          read: the finished cells of the first sweep
-    experiments/mini_paper_cutmix.scores/<cell>.json   read: those of the second one
-    docs/mini-paper.md                                 the tables and the verdicts between its two marks are replaced
-    docs/mini-paper.csv                                every score of every cell at every step
-    docs/images/mini_paper_curves.webp                 scores and losses against steps
-    docs/images/mini_paper/<cell>.webp                 samples of cells whose runs are on this machine (seed 0)
-
-A verdict is taken from paired differences: one number a seed and network, their mean with its 95 % interval by
-Student's t. A claim appears where the interval lies on the claimed side of 0, is contradicted where it lies on the
-other one, and cannot be said where it holds 0.
+experiments/<sweep>.scores/<cell>.json   read: the finished cells of `SWEEPS`
+docs/mini-paper.md                       the tables and the verdicts between its two marks are replaced
+docs/mini-paper.csv                      every score of every cell at every step
+docs/images/mini_paper_curves.webp       scores and losses against steps
+docs/images/mini_paper/<cell>.webp       samples of cells whose runs are on this machine (seed 0)
 """
 
 from __future__ import annotations
@@ -18,103 +13,51 @@ import argparse
 import csv
 import io
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from benchmarks.mini_paper_claims import (
+    CLAIMS,
+    DISTANCE,
+    EXTENDED,
+    GAP,
+    HELD_OUT,
+    KINDS,
+    METHODS,
+    NETWORKS,
+    ORIGINAL,
+    PLACES,
+    SEEN,
+    Done,
+    differences,
+    seed_of,
+    value,
+    verdict,
+)
 from benchmarks.mini_paper_pictures import plot_curves, save_grids
 from t2ikit.config.sweep import Sweep, sweep_of
 from t2ikit.files import write_whole
 from t2ikit.report.published import numbers_of
-from t2ikit.run.sweep_scores import CellScores, mean_and_interval
+from t2ikit.run.sweep_scores import mean_and_interval
 from t2ikit.run.sweeps import finished_cells
 
 EXPERIMENTS = Path("experiments")
+SWEEPS = {"mini_paper": "the first sweep", "mini_paper_few": "few scenes", "mini_paper_cutmix": "CutMix's options"}
 PAGE, TABLE = Path("docs/mini-paper.md"), Path("docs/mini-paper.csv")
 IMAGES = Path("docs/images")
 BEGIN, END = "<!-- made by python -m benchmarks.mini_paper: begin -->", "<!-- end -->"
-NETWORKS = {"cad_i": "CAD-I", "dit_i": "DiT-I"}
-METHODS = {"aio": "AIO", "ta": "TA", "crop": "TA + Crop", "cmall": "TA + CutMix"}
 TASKS = ("single_object", "two_object", "colors", "position", "color_attr")
-EXTENDED, SEEN, ORIGINAL, PLACES = "geneval", "geneval_seen", "geneval_original", "geneval/colors_and_places"
-GAP = "gap"
-"""Validation loss at fixed t minus that of as many training records: how far a network has overfitted."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What the papers say of a difference between two kinds of cells.
-
-    Attributes:
-        text: the claim.
-        score: name of the score, or `GAP`.
-        first, second: methods, the claimed better one first.
-        sign: +1 where the claim is that the first has more of the score, -1 less.
-        other_score: score of the second one, where it is not ``score``.
-    """
-
-    text: str
-    score: str
-    first: str
-    second: str
-    sign: int = 1
-    other_score: str | None = None
-
-
-CLAIMS = (
-    Claim("Long captions raise GenEval (extended prompts)", f"{EXTENDED}/overall", "ta", "aio"),
-    Claim("Long captions raise GenEval (original prompts)", f"{ORIGINAL}/overall", "ta", "aio"),
-    Claim("CutMix raises two objects, pairs never seen", f"{EXTENDED}/two_object", "cmall", "ta"),
-    Claim("CutMix raises position, pairs never seen", f"{EXTENDED}/position", "cmall", "ta"),
-    Claim("CutMix raises two objects, pairs seen", f"{SEEN}/two_object", "cmall", "ta"),
-    Claim("CutMix raises position, pairs seen", f"{SEEN}/position", "cmall", "ta"),
-    Claim("CutMix raises two objects, by colour and place alone", f"{PLACES}/two_object", "cmall", "ta"),
-    Claim("CutMix raises position, by colour and place alone", f"{PLACES}/position", "cmall", "ta"),
-    Claim("CutMix raises GenEval", f"{EXTENDED}/overall", "cmall", "ta"),
-    Claim("CutMix delays overfitting", GAP, "cmall", "ta", -1),
-    Claim("Crop delays overfitting", GAP, "crop", "ta", -1),
-    Claim("Crop raises two objects, pairs seen", f"{SEEN}/two_object", "crop", "ta"),
-    Claim("Crop lowers the Frechet distance", "val/frechet_distance", "crop", "ta", -1),
-    Claim(
-        "Extended prompts score higher than original ones", f"{EXTENDED}/overall", "ta", "ta", 1, f"{ORIGINAL}/overall"
-    ),
-)
-
-Done = Mapping[str, CellScores]
-
-
-def value(scores: CellScores, name: str) -> float | None:
-    """A score of a cell, or the gap of its losses; None where it has none."""
-    if name == GAP:
-        held_out, train = (scores.scores.get(f"val/loss_fixed_t{split}") for split in ("", "_train"))
-        return None if held_out is None or train is None else held_out - train
-    return scores.scores.get(name)
-
-
-def differences(sweep: Sweep, done: Done, claim: Claim, networks: Iterable[str] = NETWORKS) -> list[float]:
-    """First minus second of every pair of cells that differ in the method alone, both finished."""
-    found = []
-    for network in networks:
-        for seed in sorted({cell.seed for cell in sweep.cells.values()}):
-            names = [f"main-{network}-{method}-seed{seed}" for method in (claim.first, claim.second)]
-            if not all(name in done for name in names):
-                continue
-            first = value(done[names[0]], claim.score)
-            second = value(done[names[1]], claim.other_score or claim.score)
-            if first is not None and second is not None:
-                found.append(first - second)
-    return found
-
-
-def verdict(gaps: Sequence[float], sign: int) -> str:
-    """In words what paired differences say of a claim."""
-    if len(gaps) < 3:
-        return "cannot be said: fewer than three pairs"
-    mean, half = mean_and_interval(gaps)
-    assert half is not None
-    if sign * mean > half:
-        return "**appears**"
-    return "**contradicted**" if -sign * mean > half else "cannot be said: the interval holds 0"
+FEW = ("ta", "crop", "cmall")
+DISTRIBUTION = {
+    DISTANCE: "Frechet distance",
+    "val/precision": "precision",
+    "val/recall": "recall",
+    "val/density": "density",
+    "val/coverage": "coverage",
+    HELD_OUT: "held-out loss",
+    f"{HELD_OUT}_train": "training loss",
+    GAP: "gap",
+}
 
 
 def entry(values: Sequence[float]) -> str:
@@ -125,33 +68,22 @@ def entry(values: Sequence[float]) -> str:
     return f"{mean:.3f}" + ("" if half is None else f" ± {half:.3f}")
 
 
-# ------------------------------------------------------------------ tables
-
-
-def row(done: Done, network: str, method: str, names: Iterable[str]) -> tuple[int, str]:
-    """How many seeds of a network and method are done, and the entries of some scores over them."""
-    cells = [scores for name, scores in done.items() if name.startswith(f"main-{network}-{method}-")]
+def row(done: Done, kind: str, network: str, names: Iterable[str]) -> tuple[int, str]:
+    """How many seeds of a kind are done, and the entries of some scores over them."""
+    seeds = sorted({seed_of(name) for name in done})
+    cells = [done[name] for name in KINDS[kind].names(network, seeds) if name in done]
     found = [[v for scores in cells if (v := value(scores, name)) is not None] for name in names]
     return len(cells), " | ".join(map(entry, found))
 
 
-def claims_table(sweep: Sweep, done: Done) -> str:
+def claims_table(done: Done) -> str:
     """Claim, differences by network and over both, verdict over both."""
-    lines = [
-        "| claim | difference of | CAD-I | DiT-I | both | pairs | here |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = ["| claim | difference of | CAD-I | DiT-I | both | pairs | here |", "|---" * 7 + "|"]
     for claim in CLAIMS:
-        own = [entry(differences(sweep, done, claim, [network])) for network in NETWORKS]
-        gaps = differences(sweep, done, claim)
-        name = claim.score if claim.other_score is None else f"{claim.score} and {claim.other_score}"
-        kinds = (
-            METHODS[claim.first] if claim.first == claim.second else f"{METHODS[claim.first]} − {METHODS[claim.second]}"
-        )
-        what = f"{'loss gap' if name == GAP else f'`{name}`'}, {kinds}"
-        lines.append(
-            f"| {claim.text} | {what} | {' | '.join(own)} | {entry(gaps)} | {len(gaps)} | {verdict(gaps, claim.sign)} |"
-        )
+        own = [entry(differences(done, claim, [network])) for network in NETWORKS]
+        gaps = differences(done, claim)
+        words = " | ".join([claim.text, claim.difference, *own, entry(gaps), str(len(gaps))])
+        lines.append(f"| {words} | {verdict(gaps, claim.sign)} |")
     return "\n".join(lines)
 
 
@@ -161,7 +93,7 @@ def scores_table(done: Done, snapshot: str, version: str = "", prompts: str = ""
     lines = [f"| | seeds | {' | '.join(name.replace('_', ' ') for name in names)} |", "|---" * (len(names) + 2) + "|"]
     for network, shown in NETWORKS.items():
         for method, words in METHODS.items():
-            count, ours = row(done, network, method, [f"{snapshot}/{name}" for name in names])
+            count, ours = row(done, method, network, [f"{snapshot}/{name}" for name in names])
             lines.append(f"| {shown} {words} | {count} | {ours} |")
             paper = {
                 number.score.partition("/")[2]: number.value
@@ -175,33 +107,35 @@ def scores_table(done: Done, snapshot: str, version: str = "", prompts: str = ""
 
 
 def losses_table(done: Done) -> str:
-    """Distribution scores and losses by network and method."""
-    names = {
-        "val/frechet_distance": "Frechet distance",
-        "val/precision": "precision",
-        "val/recall": "recall",
-        "val/density": "density",
-        "val/coverage": "coverage",
-        "val/loss_fixed_t": "held-out loss",
-        "val/loss_fixed_t_train": "training loss",
-        GAP: "gap",
-    }
-    lines = [f"| | {' | '.join(names.values())} |", "|---" * (len(names) + 1) + "|"]
-    for network, shown in NETWORKS.items():
-        for method, words in METHODS.items():
-            lines.append(f"| {shown} {words} | {row(done, network, method, names)[1]} |")
+    """Distribution scores and losses at the end, by network and method, then those on few scenes."""
+    lines = [f"| | seeds | {' | '.join(DISTRIBUTION.values())} |", "|---" * (len(DISTRIBUTION) + 2) + "|"]
+    rows = [
+        (method, network, f"{shown} {words}")
+        for network, shown in NETWORKS.items()
+        for method, words in METHODS.items()
+    ]
+    rows += [(f"few {method}", "cad_i", f"CAD-I {KINDS[f'few {method}'].words}") for method in FEW]
+    for kind, network, words in rows:
+        count, entries = row(done, kind, network, DISTRIBUTION)
+        lines.append(f"| {words} | {count} | {entries} |")
     return "\n".join(lines)
 
 
-def cutmix_table(sweep: Sweep, done: Done) -> str:
-    """The cells of the second sweep, those that were not run with their command."""
-    names = (
-        f"{EXTENDED}/two_object",
-        f"{EXTENDED}/position",
-        f"{EXTENDED}/overall",
-        f"{ORIGINAL}/overall",
-        "val/frechet_distance",
-    )
+def lowest_table(done: Done) -> str:
+    """On few scenes: where held-out loss and Frechet distance were lowest, and how far they had risen at the end."""
+    lines = ["| cell | lowest held-out loss | at the end | lowest Frechet distance | at the end |", "|---" * 5 + "|"]
+    for name in (name for name in done if name.startswith("few-")):
+        shown = [name]
+        for score in (HELD_OUT, DISTANCE):
+            step, least = min(done[name].series[score], key=lambda pair: pair[1])
+            shown += [f"{least:.3f}, step {step:,}", f"{done[name].series[score][-1][1]:.3f}"]
+        lines.append(f"| {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def cells_table(sweep: Sweep, done: Done) -> str:
+    """The cells of a sweep, those that were not run with their command."""
+    names = (f"{EXTENDED}/two_object", f"{EXTENDED}/position", f"{EXTENDED}/overall", f"{ORIGINAL}/overall", DISTANCE)
     lines = [f"| cell | {' | '.join(f'`{name}`' for name in names)} | gap |", "|---" * (len(names) + 2) + "|"]
     for name in sweep.cells:
         if name in done:
@@ -212,36 +146,52 @@ def cutmix_table(sweep: Sweep, done: Done) -> str:
     return "\n".join(lines)
 
 
-def every_score(sweeps: Sequence[tuple[Sweep, Done]]) -> str:
+def every_score(sweeps: Iterable[Sweep], done: Done) -> str:
     """All scores of all finished cells at all steps, as CSV."""
     rows = io.StringIO()
     writer = csv.writer(rows, lineterminator="\n")
     writer.writerow(["sweep", "cell", "step", "score", "value"])
-    for sweep, done in sweeps:
+    for sweep in sweeps:
         for name in sweep.cells:
             for score, series in done[name].series.items() if name in done else ():
                 writer.writerows([sweep.path.stem, name, step, score, repr(number)] for step, number in series)
     return rows.getvalue()
 
 
-def page(main: Sweep, done: Done, cutmix: Sweep, done_cutmix: Done) -> str:
-    """What stands between the marks."""
+def counts(sweeps: Sequence[Sweep], done: Done) -> str:
+    """How many cells of each sweep are done, and what a cell cost."""
+    finished = [f"{sum(name in done for name in sweep.cells)} of {len(sweep.cells)}" for sweep in sweeps]
+    shown = ", ".join(f"{words} {count}" for words, count in zip(SWEEPS.values(), finished, strict=True))
     cpu = [scores.cpu_seconds for scores in done.values() if scores.cpu_seconds is not None]
-    minutes = f"; {min(cpu) / 60:.1f} to {max(cpu) / 60:.1f} CPU-minutes a cell" if cpu else ""
+    return f"Cells done: {shown}" + (f"; {min(cpu) / 60:.1f} to {max(cpu) / 60:.1f} CPU-minutes a cell" if cpu else "")
+
+
+def page(sweeps: Sequence[Sweep], done: Done) -> str:
+    """What stands between the marks."""
     parts = [
-        f"{len(done)} of {len(main.cells)} cells of the first sweep are done, "
-        f"{len(done_cutmix)} of {len(cutmix.cells)} of the second{minutes}. "
-        "All scores at all steps: [mini-paper.csv](mini-paper.csv).",
-        "### Which claims appear\n\n" + claims_table(main, done),
+        f"{counts(sweeps, done)}. All scores at all steps: [mini-paper.csv](mini-paper.csv).",
+        "### Which claims appear\n\n" + claims_table(done),
         "### Tasks, extended prompts; two objects are pairs that training never shows\n\n"
         + scores_table(done, EXTENDED, "v2", "extended prompts"),
         "### Pairs that training shows, extended prompts\n\n" + scores_table(done, SEEN),
         "### Tasks, original prompts\n\n" + scores_table(done, ORIGINAL, "v1", "original prompts"),
         "### Judged by colour and place alone, extended prompts\n\n" + scores_table(done, PLACES),
-        "### Distribution and overfitting\n\n" + losses_table(done),
+        "### Distribution and overfitting\n\n"
+        + losses_table(done)
+        + "\n\nDistances and losses of AIO are those of AIO "
+        "captions: they cannot be compared with the other rows.",
         "![Scores and losses against steps](images/mini_paper_curves.webp)",
-        "### CutMix's settings, p and tau (CAD-I)\n\n" + cutmix_table(cutmix, done_cutmix),
+        "### 2,000 scenes: lowest and last\n\n" + lowest_table(done),
+        "### CutMix's tau, p and setting (CAD-I)\n\n" + cells_table(sweeps[-1], done),
     ]
+    missing = [
+        f"`t2ikit sweep {sweep.path} --cell {name}`"
+        for sweep in sweeps[:-1]
+        for name in sweep.cells
+        if name not in done
+    ]
+    if missing:
+        parts.append("Not run yet of the other sweeps:\n\n" + "\n".join(f"- {command}" for command in missing))
     return "\n\n".join(parts)
 
 
@@ -252,11 +202,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--table", type=Path, default=TABLE, help="%(default)s")
     parser.add_argument("--images", type=Path, default=IMAGES, help="folder (%(default)s)")
     args = parser.parse_args(arguments)
-    sweeps = []
-    for name in ("mini_paper", "mini_paper_cutmix"):
-        sweep = sweep_of(EXPERIMENTS / f"{name}.yaml")
-        sweeps.append((sweep, finished_cells(sweep, EXPERIMENTS / f"{name}.scores")))
-    (first, done), (second, done_cutmix) = sweeps
+    sweeps = [sweep_of(EXPERIMENTS / f"{name}.yaml") for name in SWEEPS]
+    done: Done = {
+        name: scores
+        for sweep in sweeps
+        for name, scores in finished_cells(sweep, sweep.path.with_suffix(".scores")).items()
+    }
     if not done:
         print("no cell is done: t2ikit sweep experiments/mini_paper.yaml --jobs 2", file=sys.stderr)
         return 1
@@ -265,11 +216,12 @@ def main(arguments: list[str] | None = None) -> int:
     _, found, after = rest.partition(END)
     if not found:
         raise ValueError(f"{args.page} lacks the marks {BEGIN} and {END}")
-    plot_curves(done, NETWORKS, METHODS, args.images / "mini_paper_curves.webp")
-    save_grids(first, args.images / "mini_paper")
-    write_whole(args.table, every_score(sweeps))
-    write_whole(args.page, f"{before}{BEGIN}\n\n{page(first, done, second, done_cutmix)}\n\n{END}{after}")
-    print(f"{args.page}: {len(done)} of {len(first.cells)} cells, {len(done_cutmix)} of {len(second.cells)}")
+    plot_curves(done, args.images / "mini_paper_curves.webp")
+    for sweep in sweeps[:2]:
+        save_grids(sweep, args.images / "mini_paper")
+    write_whole(args.table, every_score(sweeps, done))
+    write_whole(args.page, f"{before}{BEGIN}\n\n{page(sweeps, done)}\n\n{END}{after}")
+    print(f"{args.page}: {counts(sweeps, done)}")
     return 0
 
 

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
+from benchmarks.mini_paper_claims import KINDS, METHODS, NETWORKS, Done, seed_of
 from t2ikit.config.sweep import Sweep
-from t2ikit.run.sweep_scores import CellScores, mean_and_interval
+from t2ikit.run.sweep_scores import mean_and_interval
 from t2ikit.run.sweeps import place_of
 
 SHOWN = {
     "geneval/overall": "GenEval, extended prompts",
     "geneval/two_object": "two objects",
     "geneval/position": "position",
+    "val/frechet_distance": "Frechet distance",
     "val/loss_fixed_t": "held-out loss at fixed t",
     "val/loss_fixed_t_train": "training loss at fixed t",
 }
 
 
-def plot_curves(
-    done: Mapping[str, CellScores], networks: Mapping[str, str], methods: Mapping[str, str], out: Path
-) -> None:
-    """A row a network, a panel a score, a line a method: means over seeds, with their range.
+def plot_curves(done: Done, out: Path) -> None:
+    """A row a network and number of scenes, a panel a score, a line a method: means over seeds, with their range.
 
     Args:
-        done: finished cells, ``main-<network>-<method>-seed<N>``.
-        networks, methods: keys in the cells' names, and what is shown of them.
+        done: finished cells.
         out: the WebP.
     """
     import matplotlib
@@ -35,21 +34,15 @@ def plot_curves(
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, rows = pyplot.subplots(len(networks), len(SHOWN), figsize=(17, 3.3 * len(networks)), squeeze=False)
-    for panels, (network, network_name) in zip(rows, networks.items(), strict=True):
-        for panel, (score, title) in zip(panels, SHOWN.items(), strict=True):
-            for method, label in methods.items():
-                cells = [scores for name, scores in done.items() if name.startswith(f"main-{network}-{method}-")]
-                by_step: dict[int, list[float]] = {}
-                for cell in cells:
-                    for step, value in cell.series.get(score, ()):
-                        by_step.setdefault(step, []).append(value)
-                steps = sorted(by_step)
-                means = [mean_and_interval(by_step[step])[0] for step in steps]
-                line = panel.plot(steps, means, marker="o", markersize=3, label=label)[0]
-                ranges = [min(by_step[step]) for step in steps], [max(by_step[step]) for step in steps]
-                panel.fill_between(steps, *ranges, alpha=0.15, color=line.get_color())
-            panel.set_title(f"{network_name}: {title}", fontsize=9)
+    figures = [(network, "", title) for network, title in NETWORKS.items()]
+    if any(name.startswith("few-") for name in done):
+        figures.append(("cad_i", "few ", "CAD-I, 2,000 scenes"))
+    figure, rows = pyplot.subplots(len(figures), len(SHOWN), figsize=(20, 3.3 * len(figures)), squeeze=False)
+    for panels, (network, few, title) in zip(rows, figures, strict=True):
+        for panel, (score, shown) in zip(panels, SHOWN.items(), strict=True):
+            for method, label in METHODS.items():
+                _plot_line(panel, done, KINDS[few + method].names(network, _seeds(done)), score, label)
+            panel.set_title(f"{title}: {shown}", fontsize=9)
             panel.set_xlabel("steps")
             panel.grid(alpha=0.3)
         panels[0].legend(fontsize=7)
@@ -57,6 +50,23 @@ def plot_curves(
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=80)
     pyplot.close(figure)
+
+
+def _seeds(done: Done) -> list[int]:
+    return sorted({seed_of(name) for name in done})
+
+
+def _plot_line(panel: Any, done: Done, cells: list[str], score: str, label: str) -> None:
+    """Mean over the finished ones of some cells, with their range; a method keeps its colour where it has no cell."""
+    by_step: dict[int, list[float]] = {}
+    for name in cells:
+        for step, value in done[name].series.get(score, ()) if name in done else ():
+            by_step.setdefault(step, []).append(value)
+    steps = sorted(by_step)
+    means = [mean_and_interval(by_step[step])[0] for step in steps]
+    line = panel.plot(steps, means, marker="o", markersize=3, label=label)[0]
+    ranges = [min(by_step[step]) for step in steps], [max(by_step[step]) for step in steps]
+    panel.fill_between(steps, *ranges, alpha=0.15, color=line.get_color())
 
 
 def save_grids(sweep: Sweep, folder: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import mini_paper, mini_paper_again
-from benchmarks.mini_paper import BEGIN, CLAIMS, END, GAP, METHODS, NETWORKS, Claim, differences, verdict
+from benchmarks.mini_paper import BEGIN, END, SWEEPS
+from benchmarks.mini_paper_claims import CLAIMS, GAP, KINDS, METHODS, NETWORKS, Claim, differences, verdict
 from t2ikit.config.sweep import sweep_of
 from t2ikit.run.sweep_scores import CellScores
 from t2ikit.run.sweeps import place_of
@@ -28,6 +29,7 @@ def cell_scores(experiment: str, values: dict[str, float]) -> CellScores:
         ([0.19, 0.2, 0.21], -1, "**contradicted**"),
         ([-0.19, -0.2, -0.21], -1, "**appears**"),
         ([0.2, 0.2], 1, "cannot be said: fewer than three pairs"),
+        ([], 1, "not run"),
     ],
 )
 def test_a_verdict_is_the_interval_of_paired_differences(gaps: list[float], sign: int, words: str) -> None:
@@ -35,7 +37,6 @@ def test_a_verdict_is_the_interval_of_paired_differences(gaps: list[float], sign
 
 
 def test_pairs_differ_in_the_method_alone() -> None:
-    sweep = sweep_of(ROOT / "experiments/mini_paper.yaml")
     losses = {"val/loss_fixed_t": 0.5, "val/loss_fixed_t_train": 0.3}
     done = {
         f"main-cad_i-ta-seed{seed}": cell_scores("", losses | {"geneval/two_object": 0.1 * seed}) for seed in range(3)
@@ -44,16 +45,26 @@ def test_pairs_differ_in_the_method_alone() -> None:
     done["main-cad_i-cmall-seed1"] = cell_scores("", less | {"geneval/two_object": 0.4})
     done["main-dit_i-cmall-seed2"] = cell_scores("", less | {"geneval/two_object": 0.9})
     claim = Claim("", "geneval/two_object", "cmall", "ta")
-    assert differences(sweep, done, claim) == pytest.approx([0.3])
-    assert differences(sweep, done, Claim("", GAP, "cmall", "ta", -1)) == pytest.approx([-0.1])
-    assert differences(sweep, done, claim, ["dit_i"]) == []
+    assert differences(done, claim) == pytest.approx([0.3])
+    assert differences(done, Claim("", GAP, "cmall", "ta", -1)) == pytest.approx([-0.1])
+    assert differences(done, claim, ["dit_i"]) == []
+    done["tau-tau_0-seed1"] = cell_scores("", {"geneval/two_object": 0.1})
+    assert differences(done, Claim("", "geneval/two_object", "tau 0.4", "tau 0")) == pytest.approx([0.3])
+
+
+def test_every_kind_of_a_claim_is_trained_by_a_sweep() -> None:
+    cells = {name for file in SWEEPS for name in sweep_of(ROOT / f"experiments/{file}.yaml").cells}
+    for claim in CLAIMS:
+        for network in ("cad_i",) if "{network}" not in KINDS[claim.first].cells else NETWORKS:
+            for kind in (claim.first, claim.second):
+                assert cells.issuperset(KINDS[kind].names(network, range(3))), claim
 
 
 def test_the_page_holds_the_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = {claim.score for claim in CLAIMS} | {claim.other_score for claim in CLAIMS} - {GAP, None}
     experiments = tmp_path / "experiments"
     experiments.mkdir()
-    for name in ("mini_paper", "mini_paper_cutmix"):
+    for name in SWEEPS:
         sweep = sweep_of(ROOT / f"experiments/{name}.yaml")
         folder = experiments / f"{name}.scores"
         folder.mkdir()
@@ -69,19 +80,20 @@ def test_the_page_holds_the_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     page = (tmp_path / "page.md").read_text()
     assert page.startswith("# Page\n") and page.endswith(f"{END}\n\nafter\n") and "\nold\n" not in page
     assert (
-        "22 of 24 cells of the first sweep are done, 10 of 12 of the second; 8.0 to 8.0 CPU-minutes a cell. All" in page
+        "Cells done: the first sweep 22 of 24, few scenes 7 of 9, CutMix's options 17 of 19; 8.0 to 8.0 CPU-minutes a "
+        "cell. All" in page
     )
     assert "| CutMix raises two objects, pairs never seen | `geneval/two_object`, TA + CutMix − TA |" in page
     line = next(line for line in page.splitlines() if line.startswith("| CutMix raises two objects, pairs never"))
     assert "**appears**" in line and "| 4 |" in line  # two cells of the last method are missing
-    assert "not run: `t2ikit sweep experiments/mini_paper_cutmix.yaml --cell tau-tau_0_8-seed0`" in page
+    assert "not run: `t2ikit sweep experiments/mini_paper_cutmix.yaml --cell more-tau_0_8-seed0`" in page
+    assert "- `t2ikit sweep experiments/mini_paper_few.yaml --cell few-cad_i-cmall-seed2`" in page
     assert "| *paper, v2* | | *0.94* | *0.68* | *0.70* | *0.35* | *0.36* | *0.57* |" in page
     assert all(f"| {shown} {words} | 3 |" in page for shown in NETWORKS.values() for words in METHODS.values()) is False
     assert (tmp_path / "images/mini_paper_curves.webp").is_file()
     table = (tmp_path / "all.csv").read_text().splitlines()
-    assert table[0] == "sweep,cell,step,score,value" and len(table) == 1 + (22 + 10) * 2 * (
-        len(names - {GAP, None}) + 2
-    )
+    scores = names - {GAP, None} | {"val/loss_fixed_t", "val/loss_fixed_t_train"}
+    assert table[0] == "sweep,cell,step,score,value" and len(table) == 1 + (22 + 7 + 17) * 2 * len(scores)
     mini_paper.main(words)
     assert (tmp_path / "page.md").read_text() == page  # the same cells make the same page
 
