@@ -17,7 +17,9 @@ from functools import cache
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageChops, ImageOps
+from PIL import Image, ImageOps
+
+from t2ikit import jpeg
 
 MAX_PIXELS = 2**28
 """Larger pictures are taken for bombs: a worker takes up to 3.3 GB until they are RGB: 8 to 10 bytes a pixel."""
@@ -37,14 +39,8 @@ SUFFIXES = (
 """Endings of names, in lower case, by which a file says that it is a picture. HEIC is refused when it is decoded."""
 
 _LIMIT = threading.Lock()
-_PIXELS_AT_ONCE = 2**22
 _HEIC = re.compile(rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", re.DOTALL)
-_MARKER = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")  # within a scan, FF00 is a byte and FFD0 .. FFD7 belong to the data
-_TEXT = re.compile(rb"[\t\n\r\x20-\x7e]{64}")
-_FILL = np.random.default_rng(0).integers(0, 255, 512, np.uint8).tobytes()
-_PROGRESSIVE = (0xC2, 0xCA)
 _ON_ITS_SIDE = range(5, 9)  # values of EXIF's orientation
-_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
 
 class BadImage(ValueError):
@@ -176,10 +172,12 @@ def _rgb_image(content: bytes, size: tuple[int, int] | None, min_side: int = 0) 
             raise _wrong_size(image, size)
         is_jpeg = image.format in ("JPEG", "MPO")
         if is_jpeg:
-            _refuse_cut(content)
+            reason = jpeg.missing_of(content)
+            if reason is not None:
+                raise BadImage(reason)
         image.load()
-        if is_jpeg:
-            _refuse_grey_end(image, content)
+        if is_jpeg and jpeg.is_half(image, content, _opened):
+            raise BadImage("the data end before the image does: half a file")
         image = _as_rgb(_upright(image))
         if size is not None and image.size != size:
             raise _wrong_size(image, size)
@@ -227,99 +225,6 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-# ------------------------------------------------------------------ JPEG files that end too early
-
-
-def _refuse_cut(content: bytes) -> None:
-    """Refuses a JPEG that lacks data behind some point, where its bytes say so.
-
-    Its decoder takes what is missing for grey, or for zero coefficients, and reports nothing.
-
-    Raises:
-        BadImage: zeros or text in place of the rest, or scans that never come.
-    """
-    tail = content.removesuffix(b"\xff\xd9")[-64:]
-    text = _TEXT.fullmatch(tail) is not None and len(set(tail)) > 8
-    if (text or tail.endswith(bytes(16))) and _scans(content)[-1:]:
-        ended = content.endswith(b"\xff\xd9")
-        inside = _scans(content)[-1][2] >= len(content) - 2
-        if inside and text:
-            raise BadImage("the file ends in text before the image does, as a download does that failed half way")
-        if inside and not ended:
-            raise BadImage("the file ends in zeros before the image does, as half a download does")
-    if not _has_all_scans(content):
-        raise BadImage("the file ends before its last scans: it is not complete")
-
-
-def _refuse_grey_end(image: Image.Image, content: bytes) -> None:
-    """Refuses a JPEG whose data end before its last block does: an end mark behind half a file.
-
-    The decoder fills the rest of such a scan with the middle grey. A picture that ends in such a grey, and a
-    progressive one, whose last scan only refines it, is decoded once more with other bytes behind the data of every
-    scan: a complete one does not reach them and stays the same.
-
-    Raises:
-        BadImage: half a file.
-    """
-    corner = image.crop((image.width - 1, image.height - 1, *image.size))
-    grey = image.mode == "CMYK" or abs(corner.convert("L").tobytes()[0] - 128) <= 2
-    if not grey and not image.info.get("progressive"):
-        return
-    pieces, start = [], 0
-    for _, _, end in _scans(content):
-        pieces += [content[start:end], _FILL]
-        start = end
-    other = _opened(b"".join([*pieces, content[start:]]))
-    other.load()
-    rows = max(1, _PIXELS_AT_ONCE // image.width)
-    parts = [(0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)]
-    if other.size != image.size or any(
-        ImageChops.difference(image.crop(part), other.crop(part)).getbbox(alpha_only=False) for part in parts
-    ):
-        raise BadImage("the data end before the image does: half a file")
-
-
-def _segments(content: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, first byte of its content, end) of the segments of a JPEG up to its end mark, scan data left out."""
-    position = 2
-    while (match := _MARKER.search(content, position)) is not None and match.end() + 2 <= len(content):
-        marker, start = content[match.end() - 1], match.end()
-        if marker == 0xD9:
-            return
-        end = start if marker in (0x01, 0xD8) else start + int.from_bytes(content[start : start + 2], "big")
-        yield marker, start, end
-        position = end
-
-
-def _scans(content: bytes) -> list[tuple[int, int, int]]:
-    """(first byte of the header, first byte of the data, end of the data) of every scan of a JPEG."""
-    scans = []
-    for marker, start, end in _segments(content):
-        if marker == 0xDA:
-            behind = _MARKER.search(content, end)
-            scans.append((start, end, behind.start() if behind else len(content)))
-    return scans
-
-
-def _has_all_scans(content: bytes) -> bool:
-    """Whether scans bring every coefficient of every component to its full precision."""
-    precision: dict[int, list[int]] = {}  # of each component: the bits that are missing of its 64 coefficients
-    progressive = False
-    for marker, start, end in _segments(content):
-        if marker in _FRAMES and not precision:
-            progressive = marker in _PROGRESSIVE
-            precision = {content[offset]: [255] * 64 for offset in range(start + 8, end - 2, 3)}
-        elif marker == 0xDA and end <= len(content):
-            count = content[start + 2]
-            first, last, approximation = content[end - 3 : end] if progressive else (0, 63, 0)
-            for component in content[start + 3 : start + 3 + 2 * count : 2]:
-                if component in precision:
-                    precision[component][first : last + 1] = [approximation & 15] * (last + 1 - first)
-            if all(not any(missing) for missing in precision.values()):
-                return True  # of most files, at the first scan: its data are not searched for a marker
-    return False
-
-
 # ------------------------------------------------------------------ any picture to upright 8-bit RGB
 
 
@@ -345,7 +250,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 def _on_white(image: Image.Image) -> Image.Image:
     """Transparency to white, some rows at a time: the layers of a large picture would take four times its memory."""
     whole = Image.new("RGB", image.size)
-    rows = max(1, _PIXELS_AT_ONCE // image.width)
+    rows = max(1, jpeg.PIXELS_AT_ONCE // image.width)
     for top in range(0, image.height, rows):
         layers = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
         white = Image.new("RGBA", layers.size, "white")
@@ -365,7 +270,7 @@ def _eight_bits(image: Image.Image) -> np.ndarray:
         scale = 1.0 if image.mode == "I" and high <= 255 else 255 / 65535
     clear = image.info.get("transparency")
     eight = np.empty(values.shape, np.uint8)
-    rows = max(1, _PIXELS_AT_ONCE // image.width)
+    rows = max(1, jpeg.PIXELS_AT_ONCE // image.width)
     for top in range(0, image.height, rows):
         part = values[top : top + rows].astype(np.float32)
         if isinstance(clear, int):
