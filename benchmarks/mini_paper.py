@@ -158,6 +158,16 @@ def every_score(sweeps: Iterable[Sweep], done: Done) -> str:
     return rows.getvalue()
 
 
+def samples_table(images: Path, shown: str) -> str:
+    """The pictures of the cells of seed 0 that there are, a row a network."""
+    lines = [f"| | {' | '.join(METHODS.values())} |", "|---" * (len(METHODS) + 1) + "|"]
+    for network, words in NETWORKS.items():
+        names = [f"main-{network}-{method}-seed0.webp" for method in METHODS]
+        cells = [f"![{name}]({shown}/{name})" if (images / name).is_file() else "-" for name in names]
+        lines.append(f"| {words} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def counts(sweeps: Sequence[Sweep], done: Done) -> str:
     """How many cells of each sweep are done, and what a cell cost."""
     finished = [f"{sum(name in done for name in sweep.cells)} of {len(sweep.cells)}" for sweep in sweeps]
@@ -166,11 +176,13 @@ def counts(sweeps: Sequence[Sweep], done: Done) -> str:
     return f"Cells done: {shown}" + (f"; {min(cpu) / 60:.1f} to {max(cpu) / 60:.1f} CPU-minutes a cell" if cpu else "")
 
 
-def page(sweeps: Sequence[Sweep], done: Done) -> str:
-    """What stands between the marks."""
+def page(sweeps: Sequence[Sweep], done: Done, images: Path) -> str:
+    """What stands between the marks; the pictures that ``images`` holds are shown."""
     parts = [
         f"{counts(sweeps, done)}. All scores at all steps: [mini-paper.csv](mini-paper.csv).",
-        "### Which claims appear\n\n" + claims_table(done),
+        "### Which claims appear\n\n"
+        + claims_table(done)
+        + f"\n\nIntervals are of 95 %: of {len(CLAIMS)} claims one or two may be decided by chance alone.",
         "### Tasks, extended prompts; two objects are pairs that training never shows\n\n"
         + scores_table(done, EXTENDED, "v2", "extended prompts"),
         "### Pairs that training shows, extended prompts\n\n" + scores_table(done, SEEN),
@@ -181,6 +193,8 @@ def page(sweeps: Sequence[Sweep], done: Done) -> str:
         + "\n\nDistances and losses of AIO are those of AIO "
         "captions: they cannot be compared with the other rows.",
         "![Scores and losses against steps](images/mini_paper_curves.webp)",
+        "### Samples, seed 0: upper half single objects, lower half two objects (pairs seen)\n\n"
+        + samples_table(images / "mini_paper", "images/mini_paper"),
         "### 2,000 scenes: lowest and last\n\n" + lowest_table(done),
         "### CutMix's tau, p and setting (CAD-I)\n\n" + cells_table(sweeps[-1], done),
     ]
@@ -220,7 +234,7 @@ def main(arguments: list[str] | None = None) -> int:
     for sweep in sweeps[:2]:
         save_grids(sweep, args.images / "mini_paper")
     write_whole(args.table, every_score(sweeps, done))
-    write_whole(args.page, f"{before}{BEGIN}\n\n{page(sweeps, done)}\n\n{END}{after}")
+    write_whole(args.page, f"{before}{BEGIN}\n\n{page(sweeps, done, args.images)}\n\n{END}{after}")
     print(f"{args.page}: {counts(sweeps, done)}")
     return 0
 

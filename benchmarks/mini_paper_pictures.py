@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.mini_paper_claims import KINDS, METHODS, NETWORKS, Done, seed_of
+from benchmarks.mini_paper_claims import EXTENDED, KINDS, METHODS, NETWORKS, SEEN, Done, seed_of
 from t2ikit.config.sweep import Sweep
 from t2ikit.run.sweep_scores import mean_and_interval
 from t2ikit.run.sweeps import place_of
@@ -70,11 +70,19 @@ def _plot_line(panel: Any, done: Done, cells: list[str], score: str, label: str)
 
 
 def save_grids(sweep: Sweep, folder: Path) -> None:
-    """The last samples for GenEval's extended prompts of every cell of seed 0 that was trained on this machine."""
+    """The last samples of every cell of seed 0 that was trained on this machine: single objects, then pairs seen."""
     for name, cell in sweep.cells.items():
         if cell.seed:
             continue
         for version in place_of(sweep, cell).versions()[:1]:
-            for picture in sorted((version / "samples/geneval").glob("step-*.png"))[-1:]:
+            grids = [sorted((version / f"samples/{snapshot}").glob("step-*.png"))[-1:] for snapshot in (EXTENDED, SEEN)]
+            if all(grids):
                 folder.mkdir(parents=True, exist_ok=True)
-                Image.open(picture).save(folder / f"{name}.webp", quality=85, method=6)
+                _halves(*(Image.open(path) for (path,) in grids)).save(folder / f"{name}.webp", quality=85, method=6)
+
+
+def _halves(first: Image.Image, second: Image.Image) -> Image.Image:
+    """The upper halves of two grids of one size, one above the other."""
+    joined, middle = first.copy(), first.height // 2
+    joined.paste(second.crop((0, 0, second.width, first.height - middle)), (0, middle))
+    return joined
