@@ -107,7 +107,14 @@ def test_every_experiment_of_the_papers_is_on_the_page() -> None:
     listed = {Path(words[2]).stem for words in (*TRAIN, *SWEEPS)} | set(re.findall(r"experiments/(\w+)\.yaml", PAGE))
     shipped = {path.stem for path in (ROOT / "experiments").glob("*.yaml") if "shapes" not in path.stem}
     # No rows: small photos, the shortest run, growing on ImageNet (docs/growing.md), the claims on shapes.
-    others = {"photos_cad_i_cmall", "quickstart", "imagenet_growing", "mini_paper", "mini_paper_few", "mini_paper_cutmix"}
+    others = {
+        "photos_cad_i_cmall",
+        "quickstart",
+        "imagenet_growing",
+        "mini_paper",
+        "mini_paper_few",
+        "mini_paper_cutmix",
+    }
     assert shipped - listed == others
     assert len(TRAIN) == 29 and all(f"lightning run experiments/{Path(words[2]).name}" in PAGE for words in TRAIN)
 
