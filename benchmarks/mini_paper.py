@@ -30,7 +30,7 @@ from benchmarks.mini_paper_claims import (
     SEEN,
     Done,
     differences,
-    seed_of,
+    finished,
     value,
     verdict,
 )
@@ -70,8 +70,7 @@ def entry(values: Sequence[float]) -> str:
 
 def row(done: Done, kind: str, network: str, names: Iterable[str]) -> tuple[int, str]:
     """How many seeds of a kind are done, and the entries of some scores over them."""
-    seeds = sorted({seed_of(name) for name in done})
-    cells = [done[name] for name in KINDS[kind].names(network, seeds) if name in done]
+    cells = finished(done, kind, network)
     found = [[v for scores in cells if (v := value(scores, name)) is not None] for name in names]
     return len(cells), " | ".join(map(entry, found))
 

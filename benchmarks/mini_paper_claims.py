@@ -127,9 +127,19 @@ def seed_of(cell: str) -> int:
     return int(cell.rpartition("-seed")[2])
 
 
+def seeds_of(done: Done) -> list[int]:
+    """The seeds of the finished cells."""
+    return sorted({seed_of(name) for name in done})
+
+
+def finished(done: Done, kind: str, network: str) -> list[CellScores]:
+    """The finished cells of a kind and network, by seed."""
+    return [done[name] for name in KINDS[kind].names(network, seeds_of(done)) if name in done]
+
+
 def differences(done: Done, claim: Claim, networks: Iterable[str] = NETWORKS) -> list[float]:
     """First minus second of every pair of finished cells that differ in what the claim is on alone."""
-    seeds = sorted({seed_of(name) for name in done})
+    seeds = seeds_of(done)
     found = []
     for network in networks:
         firsts, seconds = (KINDS[kind].names(network, seeds) for kind in (claim.first, claim.second))

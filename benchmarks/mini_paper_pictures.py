@@ -7,9 +7,9 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.mini_paper_claims import EXTENDED, KINDS, METHODS, NETWORKS, SEEN, Done, seed_of
+from benchmarks.mini_paper_claims import EXTENDED, METHODS, NETWORKS, SEEN, Done, finished
 from t2ikit.config.sweep import Sweep
-from t2ikit.run.sweep_scores import mean_and_interval
+from t2ikit.run.sweep_scores import CellScores, mean_and_interval
 from t2ikit.run.sweeps import place_of
 
 SHOWN = {
@@ -41,7 +41,7 @@ def plot_curves(done: Done, out: Path) -> None:
     for panels, (network, few, title) in zip(rows, figures, strict=True):
         for panel, (score, shown) in zip(panels, SHOWN.items(), strict=True):
             for method, label in METHODS.items():
-                _plot_line(panel, done, KINDS[few + method].names(network, _seeds(done)), score, label)
+                _plot_line(panel, finished(done, few + method, network), score, label)
             panel.set_title(f"{title}: {shown}", fontsize=9)
             panel.set_xlabel("steps")
             panel.grid(alpha=0.3)
@@ -52,15 +52,11 @@ def plot_curves(done: Done, out: Path) -> None:
     pyplot.close(figure)
 
 
-def _seeds(done: Done) -> list[int]:
-    return sorted({seed_of(name) for name in done})
-
-
-def _plot_line(panel: Any, done: Done, cells: list[str], score: str, label: str) -> None:
-    """Mean over the finished ones of some cells, with their range; a method keeps its colour where it has no cell."""
+def _plot_line(panel: Any, cells: list[CellScores], score: str, label: str) -> None:
+    """Mean over some cells, with their range; a method keeps its colour where it has no cell."""
     by_step: dict[int, list[float]] = {}
-    for name in cells:
-        for step, value in done[name].series.get(score, ()) if name in done else ():
+    for cell in cells:
+        for step, value in cell.series.get(score, ()):
             by_step.setdefault(step, []).append(value)
     steps = sorted(by_step)
     means = [mean_and_interval(by_step[step])[0] for step in steps]
