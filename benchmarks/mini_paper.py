@@ -13,6 +13,7 @@ import argparse
 import csv
 import io
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -168,11 +169,13 @@ def samples_table(images: Path, shown: str) -> str:
 
 
 def counts(sweeps: Sequence[Sweep], done: Done) -> str:
-    """How many cells of each sweep are done, and what a cell cost."""
+    """How many cells of each sweep are done, what a cell cost, and on which processors they ran."""
     finished = [f"{sum(name in done for name in sweep.cells)} of {len(sweep.cells)}" for sweep in sweeps]
     shown = ", ".join(f"{words} {count}" for words, count in zip(SWEEPS.values(), finished, strict=True))
     cpu = [scores.cpu_seconds for scores in done.values() if scores.cpu_seconds is not None]
-    return f"Cells done: {shown}" + (f"; {min(cpu) / 60:.1f} to {max(cpu) / 60:.1f} CPU-minutes a cell" if cpu else "")
+    cost = f"; {min(cpu) / 60:.1f} to {max(cpu) / 60:.1f} CPU-minutes a cell" if cpu else ""
+    processors = Counter(scores.processor for scores in done.values())
+    return f"Cells done: {shown}{cost}; processors: {', '.join(f'{name} {n}' for name, n in processors.most_common())}"
 
 
 def page(sweeps: Sequence[Sweep], done: Done, images: Path) -> str:

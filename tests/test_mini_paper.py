@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 def cell_scores(experiment: str, values: dict[str, float]) -> CellScores:
     series = {name: [(500, number / 2), (1500, number)] for name, number in values.items()}
-    return CellScores(experiment, values, series, {}, 1500, 480.0, {"t2ikit": "0"}, "")
+    return CellScores(experiment, values, series, {}, 1500, 480.0, {"t2ikit": "0"}, "Abacus 9")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_the_page_holds_the_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert page.startswith("# Page\n") and page.endswith(f"{END}\n\nafter\n") and "\nold\n" not in page
     assert (
         "Cells done: the first sweep 22 of 24, few scenes 7 of 9, CutMix's options 17 of 19; 8.0 to 8.0 CPU-minutes a "
-        "cell. All" in page
+        "cell; processors: Abacus 9 46. All" in page
     )
     assert "| CutMix raises two objects, pairs never seen | `geneval/two_object`, TA + CutMix − TA |" in page
     line = next(line for line in page.splitlines() if line.startswith("| CutMix raises two objects, pairs never"))
@@ -105,7 +105,23 @@ def test_a_cell_is_compared_bit_for_bit() -> None:
     assert len(mini_paper_again.unequal(before, cell_scores("", {"geneval/colors": 0.3}))) == 2
 
 
-def test_only_a_finished_cell_can_be_compared(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_only_a_finished_cell_can_be_compared(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in SWEEPS:
+        (tmp_path / "experiments").mkdir(exist_ok=True)
+        (tmp_path / f"experiments/{name}.yaml").write_text(f"extends: ['{ROOT}/experiments/{name}.yaml']\n")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
-        mini_paper_again.main(["--experiment", str(tmp_path / "none.yaml")])
-    assert "only a cell that is done can be compared" in capsys.readouterr().err
+        mini_paper_again.main(["tau-tau_0-seed0"])
+    said = capsys.readouterr().err
+    assert "mini_paper_cutmix.scores/tau-tau_0-seed0.json: only a cell that is done can be compared" in said
+    with pytest.raises(SystemExit):
+        mini_paper_again.main(["tau"])
+    assert "no sweep of the mini-paper (mini_paper, mini_paper_few, mini_paper_cutmix) has a cell tau" in (
+        capsys.readouterr().err
+    )
+
+
+def test_the_committed_cell_that_is_run_again_is_there() -> None:
+    assert (ROOT / f"experiments/mini_paper_few.scores/{mini_paper_again.CELL}.json").is_file()

@@ -30,6 +30,8 @@ from t2ikit.files import partial_of, publish, recover, write_whole
 from t2ikit.records.fits import OWN_TEXT_ENCODER
 
 _INSTALLED = ("site-packages", "dist-packages")
+_KIND = {"cpu family": "family", "model": "model"}
+"""Lines of /proc/cpuinfo that tell processors of one name apart, and how they are called."""
 
 
 class KeepEncoder(Callback):
@@ -141,13 +143,18 @@ def machine() -> dict[str, Any]:
     return {"processor": processor_name(), "cores": cores, "memory_gb": memory, "gpus": _gpus()}
 
 
-def processor_name() -> str:
-    """The model of the processor, as the system calls it."""
-    name = platform.processor() or platform.machine()
+def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The model of the processor, as the system calls it, with its family and model number where they are known.
+
+    A virtual machine may call processors of several generations by one name, and their last digits differ.
+    """
     with suppress(OSError):  # Linux
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    return name
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0].splitlines()
+        facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        if name := facts.get("model name"):
+            kind = [f"{word} {facts[key]}" for key, word in _KIND.items() if key in facts]
+            return f"{name} ({', '.join(kind)})" if kind else name
+    return platform.processor() or platform.machine()
 
 
 def _gpus() -> list[str]:

@@ -16,6 +16,7 @@ from PIL import Image
 import tiny
 from t2ikit import cli
 from t2ikit.checkpoints.runs import kept_plugins, run_folder_of
+from t2ikit.run.kept import processor_name
 
 PART = """
 from beside import TAU
@@ -114,6 +115,17 @@ def test_what_is_kept(trained: Path, capsys: pytest.CaptureFixture[str], monkeyp
         "plugins",
         "plugins.resume-1",
     }
+
+
+def test_processors_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    core = "processor\t: {}\ncpu family\t: 25\nmodel\t\t: 1\nmodel name\t: Abacus 9\n"
+    cpuinfo.write_text(core.format(0) + "\n" + core.format(1))
+    assert processor_name(cpuinfo) == "Abacus 9 (family 25, model 1)"
+    cpuinfo.write_text("processor\t: 0\nmodel name\t: Abacus 9\n")
+    assert processor_name(cpuinfo) == "Abacus 9"
+    cpuinfo.write_text("processor\t: 0\nBogoMIPS\t: 50.00\n")  # ARM names no model
+    assert processor_name(cpuinfo) == processor_name(tmp_path / "none") != ""
 
 
 def test_a_moved_run_is_sampled_and_evaluated_where_nothing_else_is_left(
