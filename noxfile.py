@@ -103,7 +103,7 @@ def synthreal(session: nox.Session) -> None:
 
 @nox.session
 def mini_paper(session: nox.Session) -> None:
-    """One cell of the mini-paper once more, compared bit for bit; ten minutes of a core. ``-- CELL`` names another."""
+    """One cell of the mini-paper once more, compared bit for bit, in 12 to 25 minutes. ``-- CELL`` names another."""
     session.install("-e", ".")
     words = ["python", "-m", "benchmarks.mini_paper_again", *session.posargs]
     session.run(*words, env={"OMP_NUM_THREADS": "1"}, success_codes=[0, 3])  # 3: another processor, which it says
