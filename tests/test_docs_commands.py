@@ -38,6 +38,7 @@ ELSEWHERE = {
     r"benchmarks gpu": "tests/test_benchmarks_gpu.py runs it with --dry-run",
     r"benchmarks.growing_proof": "tests/test_benchmarks_growing.py",
     r"benchmarks.synthreal": "half an hour: nox -s synthreal",
+    r"^nox -s mini_paper": "minutes: tests/test_mini_paper.py compares without training",
     r"-m benchmarks": "minutes on quiet cores: tests/test_benchmarks*.py run each in small",
     r"verify-resume": "minutes: tests/test_verify_resume.py",
     r"t2ikit replay": "needs a step that is not finite: tests/callbacks/test_guard.py",
