@@ -4,7 +4,7 @@ experiments/<sweep>.scores/<cell>.json   read: the finished cells of `SWEEPS`
 docs/mini-paper.md                       the tables and the verdicts between its two marks are replaced
 docs/mini-paper.csv                      every score of every cell at every step
 docs/images/mini_paper_curves.webp       scores and losses against steps
-docs/images/mini_paper/<cell>.webp       samples of cells whose runs are on this machine (seed 0)
+docs/images/mini_paper/<cell>.webp       samples of the first sweep's cells whose runs are on this machine (seed 0)
 """
 
 from __future__ import annotations
@@ -170,8 +170,8 @@ def samples_table(images: Path, shown: str) -> str:
 
 def counts(sweeps: Sequence[Sweep], done: Done) -> str:
     """How many cells of each sweep are done, what a cell cost, and on which processors they ran."""
-    finished = [f"{sum(name in done for name in sweep.cells)} of {len(sweep.cells)}" for sweep in sweeps]
-    shown = ", ".join(f"{words} {count}" for words, count in zip(SWEEPS.values(), finished, strict=True))
+    progress = [f"{sum(name in done for name in sweep.cells)} of {len(sweep.cells)}" for sweep in sweeps]
+    shown = ", ".join(f"{words} {count}" for words, count in zip(SWEEPS.values(), progress, strict=True))
     cpu = [scores.cpu_seconds for scores in done.values() if scores.cpu_seconds is not None]
     cost = f"; {min(cpu) / 60:.1f} to {max(cpu) / 60:.1f} CPU-minutes a cell" if cpu else ""
     processors = Counter(scores.processor for scores in done.values())
@@ -233,8 +233,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not found:
         raise ValueError(f"{args.page} lacks the marks {BEGIN} and {END}")
     plot_curves(done, args.images / "mini_paper_curves.webp")
-    for sweep in sweeps[:2]:
-        save_grids(sweep, args.images / "mini_paper")
+    save_grids(sweeps[0], args.images / "mini_paper")  # the page shows no others
     write_whole(args.table, every_score(sweeps, done))
     write_whole(args.page, f"{before}{BEGIN}\n\n{page(sweeps, done, args.images)}\n\n{END}{after}")
     print(f"{args.page}: {counts(sweeps, done)}")

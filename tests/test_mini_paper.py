@@ -108,8 +108,8 @@ def test_a_cell_is_compared_bit_for_bit() -> None:
 def test_only_a_finished_cell_can_be_compared(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "experiments").mkdir()
     for name in SWEEPS:
-        (tmp_path / "experiments").mkdir(exist_ok=True)
         (tmp_path / f"experiments/{name}.yaml").write_text(f"extends: ['{ROOT}/experiments/{name}.yaml']\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
