@@ -76,7 +76,7 @@ def test_what_a_part_measured_before_it_is_cut_off_is_kept(tmp_path: Path, monke
     assert written["left_out"]["needy"] == "needs no_such_package"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_time_nothing_is_begun(tmp_path: Path) -> None:
     status, written, _ = series("--only", "peak", out=tmp_path / "gpu.json", minutes=0.05)
     assert status == 1 and written["left_out"] == {"peak": "no time was left"} and not written["results"]
@@ -110,7 +110,7 @@ def test_mistakes_are_said_before_anything_is_measured(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_series_that_is_ended_ends_its_part_and_clears_up(tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / "gpu.json"
     call = [sys.executable, "-m", "benchmarks", "gpu", "--dry-run", "--only", "peak", "losses", f"--out={out}"]

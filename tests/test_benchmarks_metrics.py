@@ -26,7 +26,7 @@ def test_frechet_of_both_sides() -> None:
     assert row.reference is not None and float(row.note.split()[-1]) < 1e-6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_pipeline_is_timed() -> None:
     assert [row.what.split()[2].rstrip(",") for row in metrics.throughput(1, 64, repeats=1)] == list(PIPELINES)
 

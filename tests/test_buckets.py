@@ -95,7 +95,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.fault("SIGKILL on aspect buckets", "bit for bit as one that nobody disturbed")
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_on_buckets_ends_as_an_undisturbed_one(
     ranks: int,
     root: Path,
@@ -123,7 +123,7 @@ def test_a_killed_run_on_buckets_ends_as_an_undisturbed_one(
         assert "the denoiser takes 16x16, 12x20, 20x12" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_shape_is_compiled_once(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     enter(tmp_path, monkeypatch, root)
     torch._dynamo.reset()

@@ -406,7 +406,7 @@ def test_help_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", check], capture_output=True).returncode == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_ranks_share_one_folder(tmp_path: Path) -> None:
     """A process of its own, with classes from a file outside the package; Lightning runs sys.argv again for rank 1."""
     shutil.copy(PARTS, tmp_path / "tiny_parts.py")

@@ -111,7 +111,7 @@ def test_other_settings_are_other_scores(folder: Path, tmp_path: Path, capsys: p
 
 
 @pytest.mark.fault("SIGKILL in an evaluation", "the same command ends with the same scores")
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_goes_on_where_it_was_killed(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,7 +272,7 @@ def test_mistakes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert message in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_devices(folder: Path, tmp_path: Path) -> None:
     """Lightning starts the second process by running the command again."""
     words = ["evaluate", str(RUN), "--snapshot", "val", "--device", "cpu", "--devices", "2", "--out", str(tmp_path)]

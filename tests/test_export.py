@@ -81,7 +81,7 @@ def expected(run: Path, *words: str) -> np.ndarray:
     return np.asarray(Image.open("samples/00000.png"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_same_picture_in_another_process(run: Path, place: Path) -> None:
     picture = expected(run)
     export(run, "folder", "--license", "apache-2.0")

@@ -89,7 +89,7 @@ def losses(folder: Path, run: str, name: str = "train/loss") -> list[tuple[int, 
     return read_metrics(folder / "runs" / run / "version_0" / "metrics.csv")[name]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_objective_with_a_parameter_a_tap_and_an_array_is_compiled_killed_and_goes_on_bit_for_bit(
     folder: Path,
 ) -> None:

@@ -73,7 +73,7 @@ def unequal(first: Any, second: Any, key: str = "") -> list[str]:
     return [] if first == second else [key]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("trainable", ["null", TRAINABLE], ids=["all trained", "some trained"])
 def test_a_run_killed_before_the_end_of_a_term_resumes_bit_for_bit(folder: Path, trainable: str) -> None:
     words = ["run", "terms.yaml", "--model.trainable", trainable]

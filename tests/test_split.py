@@ -43,7 +43,7 @@ def trained(name: str, steps: int) -> dict[str, Tensor]:
         pytest.param("plain.yaml", 200, marks=pytest.mark.long),
     ],
 )
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_split_of_a_batch_changes_nothing(
     experiment: str, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

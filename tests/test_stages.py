@@ -242,7 +242,7 @@ def test_a_trained_stage_that_the_experiment_no_longer_describes_is_refused_and_
     assert files(two) == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_finished_stage_goes_on_to_more_steps_and_what_started_from_its_end_is_refused(
     two: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -276,7 +276,7 @@ def test_what_decides_nothing_may_change_about_a_finished_stage(two: Path, capsy
     assert files(two / "runs" / "two") == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stage_that_was_killed_after_its_extension_began_is_not_taken_for_finished(two: Path) -> None:
     edited(two, lambda stages: stages["a"]["trainer"].update(max_steps=6))
     shutil.rmtree(two / "runs/two/version_0/b")

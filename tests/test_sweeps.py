@@ -85,7 +85,7 @@ def digests() -> dict[str, str]:
     return {name: sweep.digest(sweep.compose(cell)) for name, cell in sweep.cells.items()}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_signal_to_the_sweep_saves_the_step_of_its_cell(folder: Path) -> None:
     every_third = EXPERIMENT.replace("every_n_steps: 1", "every_n_steps: 3")
     Path("recipe.yaml").write_text(every_third)

@@ -126,7 +126,7 @@ def test_two_ranks_train_one_stage_after_the_other_as_one_does(
     assert len(list(folder.glob("runs/two/*"))) == len(commands)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stage_for_another_number_of_ranks_is_refused(folder: Path) -> None:
     (folder / "stages.yaml").write_text(STAGES)
     command = [sys.executable, "-m", *TORCHRUN, "run", "stages.yaml", "--stages.a.trainer.devices", "2"]
@@ -151,7 +151,7 @@ def test_a_signal_to_any_rank_stops_both(tmp_path: Path, launch: str, target: st
     assert signal_trials.attempt(tmp_path / "try", launch, target, name, 0.3, phase).failure == ""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.fault("a rank is killed", "the other ends, and the message says which")
 @pytest.mark.parametrize("target", ["rank 1", pytest.param("launcher", marks=pytest.mark.long)])
 def test_a_dead_rank_ends_the_other(tmp_path: Path, target: str) -> None:
@@ -165,7 +165,7 @@ def test_a_dead_rank_ends_the_other(tmp_path: Path, target: str) -> None:
 
 @pytest.mark.fault("torchrun is killed", "its ranks stop after the same step, status 75")
 @pytest.mark.parametrize("phase", ["steps", pytest.param("snapshot", marks=pytest.mark.long)])
-@pytest.mark.slow
+@pytest.mark.long
 def test_ranks_notice_that_torchrun_is_gone(tmp_path: Path, phase: str) -> None:
     done = signal_trials.attempt(tmp_path / "try", "torchrun", "launcher", "SIGKILL", 0.3, phase)
     assert done.seconds < signal_trials.LIMIT_SECONDS and "torchrun is gone" in done.said, done.said[-3000:]

@@ -60,7 +60,7 @@ def verify(*words: str) -> int:
 
 
 @pytest.mark.fault("SIGKILL at random moments (verify-resume)", "equal, or the first difference and status 1")
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_and_resumed_run_is_the_undisturbed_one(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert verify("--out", "both") == 0
     out = capfd.readouterr().out

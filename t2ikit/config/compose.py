@@ -9,11 +9,13 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib
+import io
 import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -307,7 +309,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MOST_BYTES:
             raise ConfigError(f"{path}: more than {MOST_BYTES:,} bytes: this is no experiment")
-        loaded = OmegaConf.to_container(OmegaConf.load(path))
+        loaded = copy.deepcopy(_parsed(path.read_bytes()))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}" if mark is not None else ""
@@ -317,6 +319,12 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path}: an experiment is a mapping of {', '.join(TOP_KEYS)}")
     return {str(key): value for key, value in loaded.items()}
+
+
+@lru_cache(maxsize=64)
+def _parsed(content: bytes) -> Any:
+    """Kept, since every cell of a sweep and every card of a list has the same parents."""
+    return OmegaConf.to_container(OmegaConf.load(io.StringIO(content.decode())))
 
 
 def _check_shape(config: dict[str, Any], where: str) -> None:

@@ -162,7 +162,7 @@ def test_nothing_is_cropped_at_p_0_and_drawing_shows_the_whole_image() -> None:
     assert context.window is not None and context.window.tolist() == [[0, 0, 1, 1]] * 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("rows", [16, 24])
 def test_cad_i_carries_its_state_through_windows_and_compiles(rows: int) -> None:
     """24 rows are two parts of 12; about half of each is self-conditioned."""

@@ -163,7 +163,7 @@ def test_the_training_set_is_looked_at_once(folder: Path, monkeypatch: pytest.Mo
         assert scores[name].value == pytest.approx(kept[name].value, rel=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_ranks_see_what_one_sees(folder: Path) -> None:
     command = [sys.executable, "-m", "t2ikit", "run", "small.yaml", "--run.name", "two", "--trainer.max_steps", "1"]
     command += ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--model.denoiser.dropout", "0.2"]

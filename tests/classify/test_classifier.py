@@ -68,7 +68,7 @@ def test_a_run_is_tested_with_the_selected_weights(folder: Path) -> None:
 
 
 @pytest.mark.fault("SIGKILL in the training of a classifier", "goes on bit for bit")
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_goes_on_bit_for_bit(folder: Path) -> None:
     """In the middle of an epoch, at its end before its validation, and at the end of the run before its tests."""
     assert run() == 0

@@ -92,14 +92,19 @@ def test_below_ten_rows_any_number_is_kept_by_one_graph_under_autocast() -> None
     assert not counters["graph_break"]
 
 
-@pytest.mark.parametrize("build", [cad_i, dit_i])
-@pytest.mark.parametrize("options", [{"backend": "aot_eager"}, {"backend": "aot_eager", "blocks": True}])
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("build", "blocks"),
+    [
+        pytest.param(cad_i, False, marks=pytest.mark.slow),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in ((cad_i, True), (dit_i, False), (dit_i, True))),
+    ],
+)
 def test_code_compiled_under_autocast_is_not_used_outside_it_nor_the_reverse(
-    build: Callable[[], Denoiser], options: dict[str, object]
+    build: Callable[[], Denoiser], blocks: bool
 ) -> None:
     """PyTorch 2.11's Dynamo could not trace whether autocast is there (2.14's can): this failed with it."""
     denoiser, objective = build(), Denoising(GaussianDiffusion())
+    options: dict[str, object] = {"backend": "aot_eager", "blocks": blocks}
     compiled, graphs = CompiledObjective(objective, options), []
     for autocast in (True, False, True, False):
         results = []

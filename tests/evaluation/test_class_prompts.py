@@ -191,7 +191,7 @@ raise SystemExit(cli.main({words}))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_images_of_classes_go_on_in_the_middle_of_a_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.enter(tmp_path, monkeypatch, {"small.yaml": EXPERIMENT, "draw.yaml": SNAPSHOT})
     names = SHAPES[:3]  # class i of the embedded data set is that of line i

@@ -194,7 +194,7 @@ def test_two_ranks_give_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_rank_that_fails_stops_all_and_the_rest_is_kept(tmp_path: Path) -> None:
     failed = start(tmp_path, "2", "75")  # shard 7, of rank 1
     assert failed.returncode != 0 and "item 75 is broken" in failed.stderr and "chief" not in failed.stdout

@@ -104,6 +104,7 @@ reencode.prepare_reencode(Path(sys.argv[1]), Path(sys.argv[2]), options, batch_s
 """
 
 
+@pytest.mark.long
 def test_a_killed_call_goes_on(source: Path, tmp_path: Path) -> None:
     options = Reencoding(autoencoder=EMBEDDED, size=32, sample=True)
     prepare_reencode(source, tmp_path / "whole", options, batch_size=2)

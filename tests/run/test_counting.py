@@ -25,6 +25,10 @@ from tiny import cad_i, dit_i, grown_uvit, uvit
 
 CPU = torch.device("cpu")
 ROWS, TOKENS = 16, 24
+UNFOLDS = pytest.mark.skipif(
+    not torch.cpu._is_avx512_supported(),
+    reason="without AVX-512 torch unfolds what a convolution in bf16 reads into a copy that no GPU makes",
+)
 
 
 def wide_cad_i(**options: Any) -> Denoiser:
@@ -104,7 +108,8 @@ def allocated(work: Callable[[], object]) -> int:
         ("dit_i", [], {"gradient_clip_val": 1.0}),
         ("dit_i", [0.999], {"accumulate_grad_batches": 2, "precision": "bf16-mixed"}),
         ("uvit", [0.999], {}),
-        ("grown_uvit", [], {"precision": "bf16-mixed"}),
+        ("grown_uvit", [], {}),
+        pytest.param("grown_uvit", [], {"precision": "bf16-mixed"}, marks=UNFOLDS),
     ],
 )
 def test_a_step_without_data_costs_what_a_real_one_does(

@@ -70,8 +70,14 @@ OURS: dict[str, tuple[Callable[[], Any], set[str]]] = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", OURS)
+LONG = ("cad_i-two", "dit_i-two", "uvit-levels-two", "denoising-term")
+"""Left to ``nox -s long``: each differs little from one that is not."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.long if name in LONG else pytest.mark.slow) for name in OURS],
+)
 def test_ours_pass(name: str) -> None:
     build, lacks = OURS[name]
     report = examine(build, broken_others.ARRAYS)
