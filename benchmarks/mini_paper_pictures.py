@@ -1,33 +1,32 @@
-"""Curves and samples of the mini-paper."""
+"""Curves and samples of the mini-paper, as the bytes of WebP files."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
 from typing import Any
 
 from PIL import Image
 
-from benchmarks.mini_paper_claims import EXTENDED, METHODS, NETWORKS, SEEN, Done, finished
+from benchmarks.mini_paper_claims import EXTENDED, GAP, HELD_OUT, METHODS, NETWORKS, SEEN, Done, finished
+from t2ikit.checkpoints.runs import is_finished
 from t2ikit.config.sweep import Sweep
 from t2ikit.run.sweep_scores import CellScores, mean_and_interval
 from t2ikit.run.sweeps import place_of
 
 SHOWN = {
     "geneval/overall": "GenEval, extended prompts",
-    "geneval/two_object": "two objects",
-    "geneval/position": "position",
+    "geneval_seen/two_object": "two objects, pairs seen",
+    "geneval_seen/position": "position, pairs seen",
     "val/frechet_distance": "Frechet distance",
-    "val/loss_fixed_t": "held-out loss at fixed t",
-    "val/loss_fixed_t_train": "training loss at fixed t",
+    HELD_OUT: "held-out loss at fixed t",
+    GAP: "held-out − training loss",
 }
 
 
-def plot_curves(done: Done, out: Path) -> None:
+def curves(done: Done) -> bytes:
     """A row a network and number of scenes, a panel a score, a line a method: means over seeds, with their range.
 
-    Args:
-        done: finished cells.
-        out: the WebP.
+    A network or a method without a finished cell is left out.
     """
     import matplotlib
 
@@ -35,46 +34,60 @@ def plot_curves(done: Done, out: Path) -> None:
     from matplotlib import pyplot
 
     figures = [(network, "", title) for network, title in NETWORKS.items()]
-    if any(name.startswith("few-") for name in done):
-        figures.append(("cad_i", "few ", "CAD-I, 2,000 scenes"))
+    figures.append(("cad_i", "few ", "CAD-I, 2,000 scenes"))
+    figures = [(net, few, title) for net, few, title in figures if any(finished(done, few + m, net) for m in METHODS)]
     figure, rows = pyplot.subplots(len(figures), len(SHOWN), figsize=(20, 3.3 * len(figures)), squeeze=False)
     for panels, (network, few, title) in zip(rows, figures, strict=True):
         for panel, (score, shown) in zip(panels, SHOWN.items(), strict=True):
-            for method, label in METHODS.items():
-                _plot_line(panel, finished(done, few + method, network), score, label)
+            for color, (method, label) in enumerate(METHODS.items()):
+                if cells := finished(done, few + method, network):
+                    _plot_line(panel, cells, score, label, f"C{color}")
             panel.set_title(f"{title}: {shown}", fontsize=9)
             panel.set_xlabel("steps")
             panel.grid(alpha=0.3)
         panels[0].legend(fontsize=7)
     figure.tight_layout()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=80)
+    file = io.BytesIO()
+    figure.savefig(file, dpi=80, format="webp")
     pyplot.close(figure)
+    return file.getvalue()
 
 
-def _plot_line(panel: Any, cells: list[CellScores], score: str, label: str) -> None:
-    """Mean over some cells, with their range; a method keeps its colour where it has no cell."""
+def _series(cell: CellScores, score: str) -> list[tuple[int, float]]:
+    """Steps and values of a score; the gap is the difference of two."""
+    if score != GAP:
+        return [(step, value) for step, value in cell.series.get(score, ())]
+    train = dict(cell.series.get(f"{HELD_OUT}_train", ()))
+    return [(step, value - train[step]) for step, value in cell.series.get(HELD_OUT, ()) if step in train]
+
+
+def _plot_line(panel: Any, cells: list[CellScores], score: str, label: str, color: str) -> None:
+    """Mean over some cells, with their range."""
     by_step: dict[int, list[float]] = {}
     for cell in cells:
-        for step, value in cell.series.get(score, ()):
+        for step, value in _series(cell, score):
             by_step.setdefault(step, []).append(value)
     steps = sorted(by_step)
     means = [mean_and_interval(by_step[step])[0] for step in steps]
-    line = panel.plot(steps, means, marker="o", markersize=3, label=label)[0]
+    panel.plot(steps, means, marker="o", markersize=3, label=label, color=color)
     ranges = [min(by_step[step]) for step in steps], [max(by_step[step]) for step in steps]
-    panel.fill_between(steps, *ranges, alpha=0.15, color=line.get_color())
+    panel.fill_between(steps, *ranges, alpha=0.15, color=color)
 
 
-def save_grids(sweep: Sweep, folder: Path) -> None:
-    """The last samples of every cell of seed 0 that was trained on this machine: single objects, then pairs seen."""
+def grids(sweep: Sweep, done: Done) -> dict[str, bytes]:
+    """The last samples of every finished cell of seed 0 whose run is on this machine, by name of the file: single
+    objects, then pairs seen."""
+    found = {}
     for name, cell in sweep.cells.items():
-        if cell.seed:
+        if cell.seed or name not in done:
             continue
-        for version in place_of(sweep, cell).versions()[:1]:
-            grids = [sorted((version / f"samples/{snapshot}").glob("step-*.png"))[-1:] for snapshot in (EXTENDED, SEEN)]
-            if all(grids):
-                folder.mkdir(parents=True, exist_ok=True)
-                _halves(*(Image.open(path) for (path,) in grids)).save(folder / f"{name}.webp", quality=85, method=6)
+        for version in filter(is_finished, place_of(sweep, cell).versions()):
+            paths = [sorted((version / f"samples/{snapshot}").glob("step-*.png"))[-1:] for snapshot in (EXTENDED, SEEN)]
+            if all(paths) and f"{name}.webp" not in found:
+                file = io.BytesIO()
+                _halves(*(Image.open(path) for (path,) in paths)).save(file, "webp", quality=85, method=6)
+                found[f"{name}.webp"] = file.getvalue()
+    return found
 
 
 def _halves(first: Image.Image, second: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Which process of a launch this is, before any process group exists.
+"""Which process of a launch this is, before any process group exists, and its share of the cores.
 
 Lightning's launcher, torchrun, srun and jsrun each tell it by environment variables of their own. Once there is a
 process group, ``ranks.py`` knows.
@@ -85,3 +85,19 @@ def _check_slurm(environment: Mapping[str, str]) -> None:
     for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"):
         if not environment.get(name):
             raise ValueError(f"SLURM_NTASKS={tasks} is set in the environment, but {name} is not: {start}")
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def with_share_of_cores(processes: int, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of one of some processes beside each other: torch gets its share of the cores as threads, unless
+    the user has set ``OMP_NUM_THREADS``.
+
+    Example:
+        >>> with_share_of_cores(2, {"OMP_NUM_THREADS": "3"})
+        {'OMP_NUM_THREADS': '3'}
+    """
+    return {"OMP_NUM_THREADS": str(max(1, cores() // processes)), **environment}

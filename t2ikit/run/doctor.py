@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 import t2ikit
 from t2ikit.callbacks import CutMix
 from t2ikit.data.datamodule import DataModule
+from t2ikit.launch import cores
 from t2ikit.pretrained import WEIGHT_PATTERNS, cache_folder
 from t2ikit.records.chunks import open_chunk
 from t2ikit.records.manifest import MANIFEST_NAME
@@ -111,8 +112,7 @@ def _programs() -> Iterator[Finding]:
 
 
 def _devices(plan: Plan | None) -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Finding("ok", "CPU", f"{cores} cores, {_memory()}{torch.get_num_threads()} threads of torch")
+    yield Finding("ok", "CPU", f"{cores()} cores, {_memory()}{torch.get_num_threads()} threads of torch")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for index in range(count):
         free, total = torch.cuda.mem_get_info(index)

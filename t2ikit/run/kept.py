@@ -27,6 +27,7 @@ from t2ikit.config.compose import LIBRARIES
 from t2ikit.config.imports import leaves
 from t2ikit.config.origins import homes
 from t2ikit.files import partial_of, publish, recover, write_whole
+from t2ikit.launch import cores
 from t2ikit.records.fits import OWN_TEXT_ENCODER
 
 _INSTALLED = ("site-packages", "dist-packages")
@@ -139,8 +140,7 @@ def machine() -> dict[str, Any]:
     memory = None
     with suppress(OSError, ValueError, AttributeError):
         memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": processor_name(), "cores": cores, "memory_gb": memory, "gpus": _gpus()}
+    return {"processor": processor_name(), "cores": cores(), "memory_gb": memory, "gpus": _gpus()}
 
 
 def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

@@ -26,7 +26,7 @@ from t2ikit.config.origins import Origins
 from t2ikit.config.sweep import Cell, Sweep
 from t2ikit.config.values import to_yaml
 from t2ikit.files import parse_json, write_whole
-from t2ikit.launch import first_rank
+from t2ikit.launch import first_rank, with_share_of_cores
 from t2ikit.prepare.steps import versions
 from t2ikit.run.experiment import check
 from t2ikit.run.folder import FOLDER_VARIABLE, choose, version_number
@@ -182,7 +182,7 @@ def run_missing(sweep: Sweep, scores: Path | None, origins: Origins, jobs: int, 
             while missing and len(running) < jobs:
                 name = missing.pop(0)
                 if places[name].finished() is None and not is_locked(places[name].folder):
-                    running[name] = _start(name, places[name], words, shown=jobs == 1)
+                    running[name] = _start(name, places[name], words, jobs)
             for name, process in wait_for_some(running).items():
                 if not _ended(name, process, places[name], shown=jobs == 1):
                     failed.append(name)
@@ -206,15 +206,17 @@ def _locked(folder: Path) -> bool:
     return False
 
 
-def _start(name: str, place: Place, words: Sequence[str], shown: bool) -> subprocess.Popen[bytes]:
+def _start(name: str, place: Place, words: Sequence[str], jobs: int) -> subprocess.Popen[bytes]:
+    """Trains a cell in a process of its own; several of them share the cores, unless OMP_NUM_THREADS is set."""
     command = [sys.executable, "-m", "t2ikit", *words, "--cell", name]
-    if shown:
+    if jobs == 1:
         print(f"{name}: {place.folder}", flush=True)
         return subprocess.Popen(command)
+    environment = with_share_of_cores(jobs)
     place.folder.mkdir(parents=True, exist_ok=True)
     print(f"{name}: output in {place.folder / _OUTPUT}", flush=True)
     with (place.folder / _OUTPUT).open("ab") as output:
-        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
 
 
 def _ended(name: str, process: subprocess.Popen[bytes], place: Place, shown: bool) -> bool:

@@ -14,6 +14,8 @@ from types import FrameType
 
 import torch
 
+from t2ikit.launch import with_share_of_cores
+
 _PAUSE = 0.1  # seconds between two looks at the processes
 
 
@@ -77,8 +79,7 @@ def wait_for_some(running: dict[str, subprocess.Popen[bytes]]) -> dict[str, subp
 
 def _environment(number: int, count: int) -> dict[str, str]:
     """Of one process: the cores are shared, and the GPUs dealt out."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    environment = {"OMP_NUM_THREADS": str(max(1, cores // count)), **os.environ}
+    environment = with_share_of_cores(count)
     gpus = torch.cuda.device_count()
     if gpus > 1:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from t2ikit.commands.prepare.options import Chunked, Setting, Step, cores, values_of
+from t2ikit.commands.prepare.options import Chunked, Setting, Step, values_of
+from t2ikit.launch import cores
 from t2ikit.prepare.engine.launch import Launch
 
 

@@ -6,7 +6,8 @@ import argparse
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from t2ikit.commands.prepare.options import Chunked, Revision, Step, cores, refuse_unused, values_of
+from t2ikit.commands.prepare.options import Chunked, Revision, Step, refuse_unused, values_of
+from t2ikit.launch import cores
 from t2ikit.prepare.engine.launch import Launch
 
 

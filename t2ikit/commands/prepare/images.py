@@ -6,7 +6,8 @@ import argparse
 from dataclasses import dataclass
 from typing import Annotated
 
-from t2ikit.commands.prepare.options import Chunked, Step, cores, values_of
+from t2ikit.commands.prepare.options import Chunked, Step, values_of
+from t2ikit.launch import cores
 from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.image_options import ImageOptions, Sources
 

@@ -183,10 +183,5 @@ def text_of(path: Path | None, option: str, default: str) -> str:
         raise ValueError(f"{option} needs a text file; {path} cannot be read ({error})") from error
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _name(field: Field[Any]) -> str:
     return f"--{field.name.replace('_', '-')}"
