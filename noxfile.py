@@ -55,14 +55,14 @@ def run_tests(session: nox.Session, arguments: Sequence[str]) -> None:
     """Installs the project as it is edited and runs pytest; ``["slow"]``: all that is not long."""
     session.install("-e", ".[dev]", env={"PIP_NO_COMPILE": "1"})  # most of it is never imported
     slow = list(arguments) == ["slow"]
-    words = ["-m", "not long"] if slow else arguments
+    words = ["-m", "not long", "--durations=30"] if slow else arguments
     parallel = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"] if slow or not words else []
     session.run("pytest", "-q", *parallel, *words, env={"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
 
 
 @nox.session
 def long(session: nox.Session) -> None:
-    """The tests that take minutes: kills at 20 moments, memory of 21,000 images."""
+    """The tests that take minutes or many processes: kills at 20 moments, ranks, memory of 21,000 images."""
     session.install("-e", ".[dev]")
     session.run("pytest", "-q", "-s", "-m", "long", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
