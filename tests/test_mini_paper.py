@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +14,7 @@ from benchmarks import mini_paper, mini_paper_again
 from benchmarks.mini_paper import BEGIN, END, EXPERIMENTS, IMAGES, PAGE, SWEEPS, TABLE
 from benchmarks.mini_paper_claims import CLAIMS, GAP, KINDS, METHODS, NETWORKS, Claim, differences, interval, verdict
 from t2ikit.config.sweep import sweep_of
-from t2ikit.run.sweep_scores import CellScores
+from t2ikit.run.sweep_scores import CellScores, read_cell
 from t2ikit.run.sweeps import finished_cells, place_of
 
 ROOT = Path(__file__).parents[1]
@@ -157,3 +160,34 @@ def test_only_a_finished_cell_can_be_compared(
 
 def test_the_committed_cell_that_is_run_again_is_there() -> None:
     assert (ROOT / f"experiments/mini_paper_few.scores/{mini_paper_again.CELL}.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "said"),
+    [
+        ({}, 0, "0 of 46 scores differ\n"),
+        ({"processor": "Abacus 9"}, 0, "another processor: 'AMD EPYC (family 25, model 1)' before, 'Abacus 9' now"),
+        ({"series": {}}, 1, "46 of 46 scores differ\n"),
+        ({"series": {}, "versions": {"torch": "0"}}, 3, "before, 0 now; last digits may differ"),
+    ],
+)
+def test_a_cell_that_was_trained_again_is_compared(
+    changes: dict[str, Any],
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(ROOT)
+
+    def trained(command: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
+        assert env["OMP_NUM_THREADS"] == "1"
+        before = read_cell(ROOT / f"experiments/mini_paper_few.scores/{mini_paper_again.CELL}.json")
+        assert before is not None
+        scores = Path(command[command.index("--scores") + 1])
+        replace(before, **changes).write(scores / f"{mini_paper_again.CELL}.json")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(mini_paper_again.subprocess, "run", trained)
+    assert mini_paper_again.main([]) == status
+    assert said in capsys.readouterr().out
