@@ -149,12 +149,17 @@ CLAIMS = (
 )
 
 
+def series(scores: CellScores, name: str) -> list[tuple[int, float]]:
+    """Steps and values of a score of a cell, or of the gap of its losses; empty where it has none."""
+    if name != GAP:
+        return [(step, number) for step, number in scores.series.get(name, ())]
+    train = dict(series(scores, f"{HELD_OUT}_train"))
+    return [(step, number - train[step]) for step, number in series(scores, HELD_OUT) if step in train]
+
+
 def value(scores: CellScores, name: str) -> float | None:
-    """A score of a cell, or the gap of its losses; None where it has none."""
-    if name == GAP:
-        held_out, train = scores.scores.get(HELD_OUT), scores.scores.get(f"{HELD_OUT}_train")
-        return None if held_out is None or train is None else held_out - train
-    return scores.scores.get(name)
+    """The last value of `series`; None where there is none."""
+    return next((number for _, number in reversed(series(scores, name))), None)
 
 
 def seed_of(cell: str) -> int:

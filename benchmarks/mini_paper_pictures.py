@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.mini_paper_claims import EXTENDED, GAP, HELD_OUT, METHODS, NETWORKS, SEEN, Done, finished
+from benchmarks.mini_paper_claims import EXTENDED, GAP, HELD_OUT, METHODS, NETWORKS, SEEN, Done, finished, series
 from t2ikit.checkpoints.runs import is_finished
 from t2ikit.config.sweep import Sweep
 from t2ikit.run.sweep_scores import CellScores, mean_and_interval
@@ -53,19 +53,11 @@ def curves(done: Done) -> bytes:
     return file.getvalue()
 
 
-def _series(cell: CellScores, score: str) -> list[tuple[int, float]]:
-    """Steps and values of a score; the gap is the difference of two."""
-    if score != GAP:
-        return [(step, value) for step, value in cell.series.get(score, ())]
-    train = dict(cell.series.get(f"{HELD_OUT}_train", ()))
-    return [(step, value - train[step]) for step, value in cell.series.get(HELD_OUT, ()) if step in train]
-
-
 def _plot_line(panel: Any, cells: list[CellScores], score: str, label: str, color: str) -> None:
     """Mean over some cells, with their range."""
     by_step: dict[int, list[float]] = {}
     for cell in cells:
-        for step, value in _series(cell, score):
+        for step, value in series(cell, score):
             by_step.setdefault(step, []).append(value)
     steps = sorted(by_step)
     means = [mean_and_interval(by_step[step])[0] for step in steps]
