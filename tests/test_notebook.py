@@ -24,7 +24,7 @@ SMALL = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_notebook_and_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     notebook = json.loads((DOCS / "notebooks" / "start.ipynb").read_text())

@@ -94,6 +94,7 @@ def test_mistakes(words: list[str], message: str, capsys: pytest.CaptureFixture[
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_search_costs_its_candidates_and_one_encoding_of_the_text(capsys: pytest.CaptureFixture[str]) -> None:
     flops = []
     for candidates in (1, 3, 5):

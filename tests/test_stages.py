@@ -297,7 +297,7 @@ def test_a_stage_that_is_trained_already_says_where(two: Path, capsys: pytest.Ca
     assert (two / "runs/two/version_0/b/finished").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_auto_goes_on_with_a_version_that_has_not_ended(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
     version = two / "runs/two/version_0"
     (version / "b/finished").unlink()

@@ -101,7 +101,7 @@ def test_a_signal_to_the_sweep_saves_the_step_of_its_cell(folder: Path) -> None:
 
 
 @pytest.mark.fault("SIGKILL in a sweep", "the cell goes on, no cell is trained twice")
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_cell_goes_on_and_the_missing_ones_are_trained(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

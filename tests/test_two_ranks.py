@@ -78,7 +78,7 @@ def test_two_ranks_make_the_steps_of_one(folder: Path) -> None:
 
 
 @pytest.mark.fault("a loss that is not finite on one of two ranks", "both stop before the update")
-@pytest.mark.slow
+@pytest.mark.long
 def test_both_ranks_stop_for_a_loss_of_one(folder: Path) -> None:
     done = two_ranks("--callbacks.poison", "poison.Poison")
     assert done.returncode == 1 and "error: the loss is not finite" in done.stderr and "Traceback" not in done.stderr
@@ -140,7 +140,7 @@ def test_a_stage_for_another_number_of_ranks_is_refused(folder: Path) -> None:
     ("launch", "target", "name", "phase"),
     [
         pytest.param("ddp", "rank 1", "SIGTERM", "snapshot", marks=pytest.mark.long),
-        ("ddp", "all", "SIGUSR1", "steps"),
+        pytest.param("ddp", "all", "SIGUSR1", "steps", marks=pytest.mark.long),
         pytest.param("ddp_fork", "launcher", "SIGINT", "snapshot", marks=pytest.mark.long),
         pytest.param("torchrun", "all", "SIGTERM", "steps", marks=pytest.mark.long),
     ],

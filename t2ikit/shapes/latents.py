@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from tqdm import tqdm
 
 from t2ikit.encoders.autoencoders import LatentSpace
 from t2ikit.files import partial_of, publish, recover
+from t2ikit.launch import cores
 from t2ikit.prepare.steps import sha256_of_json, versions
 from t2ikit.pretrained import find_pretrained
 from t2ikit.records.manifest import Manifest
@@ -88,13 +91,25 @@ def _encode(folder: Path, images: RecordSet, space: LatentSpace, digest: str) ->
 
 
 def _records(images: RecordSet, space: LatentSpace, bar: tqdm) -> Iterator[Record]:
-    for first in range(0, len(images), _BATCH):
-        block = [images[index] for index in range(first, min(first + _BATCH, len(images)))]
-        pixels = torch.from_numpy(np.stack([record.image for record in block]))
-        posteriors = torch.stack(space.encode(pixels), dim=1).to(torch.float16).numpy()
-        for record, posterior in zip(block, posteriors, strict=True):
-            yield Record({**record.arrays, "image": posterior}, record.captions, record.metadata)
-        bar.update(len(block))
+    # One rank prepares while the others wait: their cores are free for it.
+    workers = max(1, cores() // torch.get_num_threads())
+    firsts = range(0, len(images), _BATCH)
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(firsts), workers):
+            blocks = [
+                [images[index] for index in range(first, min(first + _BATCH, len(images)))]
+                for first in firsts[start : start + workers]
+            ]
+            for block, posteriors in zip(blocks, pool.map(partial(_posteriors, space), blocks), strict=True):
+                for record, posterior in zip(block, posteriors, strict=True):
+                    yield Record({**record.arrays, "image": posterior}, record.captions, record.metadata)
+                bar.update(len(block))
+
+
+def _posteriors(space: LatentSpace, block: Sequence[Record]) -> np.ndarray:
+    """[B, 2, C, h, w] of the images of B records."""
+    pixels = torch.from_numpy(np.stack([record.image for record in block]))
+    return torch.stack(space.encode(pixels), dim=1).to(torch.float16).numpy()
 
 
 def copy_text_encoder(rendered: Path, root: Path) -> None:

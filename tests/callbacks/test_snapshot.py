@@ -169,7 +169,7 @@ def test_the_table_sets_only_like_beside_like(folder: Path, capsys: pytest.Captu
     assert "they differ in extra.add: 0.0 and 5.0" in printed and "val/loss:" not in printed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_ranks_score_as_one_and_fail_together(folder: Path) -> None:
     """Processes of their own, through the real Trainer, which starts rank 1; a metric fails in the second snapshot."""
     kept = ["--trainer.max_steps", "2", "--callbacks.val.keep_images", "true"]

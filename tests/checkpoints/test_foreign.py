@@ -77,7 +77,7 @@ RESUMED = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_command_names_the_file_and_what_it_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

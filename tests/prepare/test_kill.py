@@ -67,7 +67,7 @@ def check_kills(tmp_path: Path, count: int, kills: int, seed: int) -> None:
 
 
 @pytest.mark.fault("SIGKILL in prepare", "the same command ends with the same bytes")
-@pytest.mark.slow
+@pytest.mark.long
 def test_three_kills(tmp_path: Path) -> None:
     check_kills(tmp_path, 120, 3, 0)
 

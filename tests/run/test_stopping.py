@@ -109,7 +109,7 @@ def steps(name: str) -> list[int]:
     "SIGTERM, SIGUSR1 or Ctrl+C in setup, steps, snapshot",
     "one checkpoint, status 75; resumed bit for bit",
 )
-@pytest.mark.slow
+@pytest.mark.long
 def test_stopped_at_any_moment_a_run_ends_as_if_undisturbed(
     at: dict[tuple[str, int], Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,6 +169,7 @@ def test_stopped_at_any_moment_a_run_ends_as_if_undisturbed(
 
 
 @pytest.mark.fault("an exception in a callback", "the state is saved where it is that of a whole step")
+@pytest.mark.long
 def test_an_error_saves_where_the_state_is_whole(at: dict[tuple[str, int], Any]) -> None:
     for hook, step, saved in [("snapshot", 4, [3, 4]), ("step", 4, [3]), ("start", 4, [3]), ("end", 5, [3])]:
         name = f"{hook}{step}"

@@ -94,7 +94,7 @@ def test_cells_files_page_and_nothing_the_second_time(
     assert {path: path.stat().st_mtime_ns for path in (folder / "out/runs").rglob("*")} == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_source_that_comes_later_is_tested_on_the_kept_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.main(words("both")) == 0
     assert cli.main(words("later", sources=("good",))) == 0
@@ -127,7 +127,7 @@ def test_two_processes_give_what_one_gives(folder: Path) -> None:
 
 
 @pytest.mark.fault("SIGKILL of a benchmark, ten times", "the same results as undisturbed")
-@pytest.mark.slow
+@pytest.mark.long
 def test_ten_kills_change_nothing(folder: Path) -> None:
     """Each call is a process that is forked, so that it begins at once: kills come at random moments of its work."""
     call = ["--distribution", "--features", "random"]
