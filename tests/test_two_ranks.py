@@ -139,13 +139,13 @@ def test_a_stage_for_another_number_of_ranks_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("launch", "target", "name", "phase"),
     [
-        pytest.param("ddp", "rank 1", "SIGTERM", "snapshot", marks=pytest.mark.long),
-        pytest.param("ddp", "all", "SIGUSR1", "steps", marks=pytest.mark.long),
-        pytest.param("ddp_fork", "launcher", "SIGINT", "snapshot", marks=pytest.mark.long),
-        pytest.param("torchrun", "all", "SIGTERM", "steps", marks=pytest.mark.long),
+        ("ddp", "rank 1", "SIGTERM", "snapshot"),
+        ("ddp", "all", "SIGUSR1", "steps"),
+        ("ddp_fork", "launcher", "SIGINT", "snapshot"),
+        ("torchrun", "all", "SIGTERM", "steps"),
     ],
 )
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_signal_to_any_rank_stops_both(tmp_path: Path, launch: str, target: str, name: str, phase: str) -> None:
     """More tries, at random moments: ``nox -s signals``."""
     assert signal_trials.attempt(tmp_path / "try", launch, target, name, 0.3, phase).failure == ""

@@ -92,13 +92,8 @@ def test_below_ten_rows_any_number_is_kept_by_one_graph_under_autocast() -> None
     assert not counters["graph_break"]
 
 
-@pytest.mark.parametrize(
-    ("build", "blocks"),
-    [
-        pytest.param(*case, marks=pytest.mark.long)
-        for case in ((cad_i, False), (cad_i, True), (dit_i, False), (dit_i, True))
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("build", "blocks"), [(cad_i, False), (cad_i, True), (dit_i, False), (dit_i, True)])
 def test_code_compiled_under_autocast_is_not_used_outside_it_nor_the_reverse(
     build: Callable[[], Denoiser], blocks: bool
 ) -> None:
