@@ -142,7 +142,7 @@ def test_two_micro_batches_make_the_step_of_one_of_twice_the_size(folder: Path) 
         torch.testing.assert_close(second, first, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("optimizer", ["AdamW", "Lamb"])
+@pytest.mark.parametrize("optimizer", ["AdamW", "Lamb", "Muon"])
 def test_a_term_beside_weights_of_16_bits_trains_its_parameters_in_fp32_and_resumes(
     folder: Path, optimizer: str
 ) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from t2ikit.optim.lamb import LAMB, check_options
+from t2ikit.optim.muon import MuonAdam, check_momentum
 
 
 class OptimizerFactory(ABC):
@@ -85,6 +86,44 @@ class AdamW(OptimizerFactory):
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps)
 
 
+@dataclass
+class Muon(OptimizerFactory):
+    """:class:`MuonAdam` over :func:`hidden_groups`: Muon for the matrices inside blocks, AdamW for the rest.
+
+    Attributes:
+        lr: base learning rate of both; one that suits AdamW suits.
+        momentum: of Muon.
+        betas: decay of the two moments of AdamW.
+        eps: added to the root of the second moment of AdamW.
+        weight_decay: of matrices.
+        scale: factors of the learning rate by part of the denoiser, such as {core: 0.1}.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    lr: float = 2e-4
+    momentum: float = 0.95
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    scale: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_options(self.lr, self.betas, self.eps, self.weight_decay)
+        check_momentum(self.momentum)
+        _check_scale(self.scale)
+
+    def build(self, module: nn.Module) -> Optimizer:
+        """The optimizer.
+
+        Raises:
+            ValueError: no trainable matrix inside a block.
+        """
+        groups = scaled_groups(module, hidden_groups(module, self.weight_decay), self.lr, self.scale)
+        return MuonAdam(groups, lr=self.lr, momentum=self.momentum, betas=self.betas, eps=self.eps)
+
+
 def parameter_groups(module: nn.Module, weight_decay: float = 0.01) -> list[dict[str, Any]]:
     """Two groups of the trainable parameters, as LAMB takes them.
 
@@ -115,6 +154,46 @@ def matrix_groups(module: nn.Module, weight_decay: float = 0.01) -> list[dict[st
     adapted, plain = (group["params"] for group in parameter_groups(module))
     matrices = [p for p in adapted if p.dim() >= 2]
     return _two_groups(matrices, [p for p in adapted if p.dim() < 2] + plain, weight_decay)
+
+
+STACKED = {"qkv": 3, "kv": 2}
+"""Projections that are stacked in the weight of a layer, by its name; others hold one."""
+
+
+def hidden_groups(module: nn.Module, weight_decay: float = 0.01) -> list[dict[str, Any]]:
+    """Groups of the trainable parameters as Muon takes them.
+
+    First, one group for each number of stacked projections, the weights of linear layers inside the blocks of an
+    ``nn.ModuleList``, without those called "modulation": {"params", "weight_decay", "parts"}. Then all else, such as
+    embeddings, the first and the last layer, position tables, biases and norms, in the two groups of
+    :func:`matrix_groups` with ``parts`` 0.
+
+    Raises:
+        ValueError: no trainable matrix inside a block.
+    """
+    hidden: dict[int, int] = {}
+    for network in module.modules():
+        for block in network if isinstance(network, nn.ModuleList) else ():
+            for name, layer in block.named_modules():
+                own = name.rpartition(".")[2]
+                if name and isinstance(layer, nn.Linear) and own != "modulation":
+                    stacked = STACKED.get(own, 1)
+                    hidden[id(layer.weight)] = stacked if layer.out_features % stacked == 0 else 1
+    trained = [p for p in module.parameters() if p.requires_grad and id(p) in hidden]
+    if not trained:
+        raise ValueError(
+            "Muon is for matrices inside blocks (linear layers below an nn.ModuleList), and the network has none that "
+            "is trained: set model.init_args.optimizer to t2ikit.optim.AdamW"
+        )
+    counts = sorted({hidden[id(p)] for p in trained})
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if hidden[id(p)] == parts], "weight_decay": weight_decay, "parts": parts}
+        for parts in counts
+    ]
+    for group in matrix_groups(module, weight_decay):
+        group["params"] = [p for p in group["params"] if id(p) not in hidden]
+        groups.append({**group, "trust_ratio": False, "parts": 0})
+    return groups
 
 
 def scaled_groups(

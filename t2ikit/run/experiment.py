@@ -40,6 +40,7 @@ from t2ikit.diffusion.samplers import find_solver
 from t2ikit.diffusion.solvers import Solver
 from t2ikit.learner import Learner
 from t2ikit.run.kept import print_unlike
+from t2ikit.run.parameters import with_parameter_counts
 from t2ikit.run.trainer_options import (
     count_from_this_start,
     refuse_callbacks,
@@ -213,8 +214,9 @@ def build(plan: Plan, folder: Path, step: int = 0) -> Experiment:
     refuse_validation(options, model)
     # Without a checkpoint callback Lightning would add one: only the callbacks of the experiment write files.
     options.setdefault("enable_checkpointing", any(isinstance(callback, Checkpoint) for callback in callbacks.values()))
+    every = with_parameter_counts(list(callbacks.values()), options)
     try:
-        trainer = Trainer(**options, callbacks=list(callbacks.values()), logger=loggers, default_root_dir=str(folder))
+        trainer = Trainer(**options, callbacks=every, logger=loggers, default_root_dir=str(folder))
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the experiment names no other
             trainer.strategy.checkpoint_io = CheckpointFiles()
         count_from_this_start(trainer, options.get("max_time"), list(callbacks.values()))

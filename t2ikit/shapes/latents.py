@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import torch
@@ -50,14 +52,55 @@ def encode_shapes(root: Path, sets: Sequence[str], autoencoder: str) -> None:
         FileNotFoundError: there is no such autoencoder.
         ValueError: sides of the images that it cannot halve often enough.
     """
+    _missing(root, sets, autoencoder).encode(Event())
+    copy_text_encoder(root / IMAGES, root)
+
+
+@contextmanager
+def encoding_beside(root: Path, sets: Sequence[str], autoencoder: str) -> Iterator[None]:
+    """Encodes what is missing of the sets, without their text encoder, in threads beside the body of the block.
+
+    Returns when both are done. A body that fails, or that Ctrl-C ends, ends the encoding after its batch.
+
+    Raises:
+        FileNotFoundError, ValueError: as `encode_shapes`.
+    """
+    work, stop = _missing(root, sets, autoencoder), Event()
+    with ThreadPoolExecutor(1) as pool:
+        encoded = pool.submit(work.encode, stop)
+        try:
+            yield
+        except BaseException:
+            stop.set()
+            raise
+        encoded.result()
+
+
+@dataclass(frozen=True)
+class _Missing:
+    """Sets that are to be encoded: name, images and digest of each. ``space`` is loaded if there are any."""
+
+    root: Path
+    sets: Sequence[tuple[str, RecordSet, str]]
+    space: LatentSpace
+
+    def encode(self, stop: Event) -> None:
+        for name, images, digest in self.sets:
+            _encode(self.root / name, images, self.space, digest, stop)
+
+
+def _missing(root: Path, sets: Sequence[str], autoencoder: str) -> _Missing:
     weights = find_pretrained(autoencoder, None, _OPTION).reference.sha256
-    space = LatentSpace(autoencoder, channels=0, batch_size=_BATCH)
+    missing = []
     for name in sets:
         images = RecordSet(root / IMAGES / name)
         digest = sha256_of_json([images.manifest.chunk_sha256, weights])
         if not _fits(root / name, digest, images.manifest):
-            _encode(root / name, images, space, digest)
-    copy_text_encoder(root / IMAGES, root)
+            missing.append((name, images, digest))
+    space = LatentSpace(autoencoder, channels=0, batch_size=_BATCH)
+    if missing:
+        space.load()  # here, not in a thread: while it loads, no other thread may make a network
+    return _Missing(root, missing, space)
 
 
 def _fits(folder: Path, digest: str, images: Manifest) -> bool:
@@ -69,7 +112,7 @@ def _fits(folder: Path, digest: str, images: Manifest) -> bool:
     return manifest.source_sha256 == digest and manifest.text_encoders == images.text_encoders
 
 
-def _encode(folder: Path, images: RecordSet, space: LatentSpace, digest: str) -> None:
+def _encode(folder: Path, images: RecordSet, space: LatentSpace, digest: str, stop: Event) -> None:
     size = images.manifest.image_shape[-1]
     if size % space.downsampling:
         raise ValueError(
@@ -87,15 +130,17 @@ def _encode(folder: Path, images: RecordSet, space: LatentSpace, digest: str) ->
         versions={**images.manifest.versions, **versions("diffusers")},
     )
     with tqdm(total=len(images), desc=f"shapes: latents of {folder.name}", unit="image", mininterval=0.5) as bar:
-        write_set(folder, _records(images, space, bar), manifest, images.empty_prompt, overwrite=True)
+        write_set(folder, _records(images, space, bar, stop), manifest, images.empty_prompt, overwrite=True)
 
 
-def _records(images: RecordSet, space: LatentSpace, bar: tqdm) -> Iterator[Record]:
+def _records(images: RecordSet, space: LatentSpace, bar: tqdm, stop: Event) -> Iterator[Record]:
     # One rank prepares while the others wait: their cores are free for it.
     workers = max(1, cores() // torch.get_num_threads())
     firsts = range(0, len(images), _BATCH)
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(firsts), workers):
+            if stop.is_set():
+                raise CancelledError("the images that are drawn beside it failed")
             blocks = [
                 [images[index] for index in range(first, min(first + _BATCH, len(images)))]
                 for first in firsts[start : start + workers]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
@@ -90,7 +90,7 @@ class ShapesData(DataModule):
         """Renders, captions and encodes the data where it does not exist yet."""
         # Imported here: the renderer and the small text encoder are not needed to stream prepared data.
         from t2ikit.shapes.dataset import build_shapes
-        from t2ikit.shapes.latents import IMAGES, encode_shapes
+        from t2ikit.shapes.latents import IMAGES, encode_shapes, encoding_beside
 
         self.find_data()
         root = Path(self.folder)
@@ -101,15 +101,17 @@ class ShapesData(DataModule):
             facts = (self.difficulty, self.count, self.val_count, self.captions, self.scene_seed)
             build_buckets(root, shapes, *facts)
             return
-        build_shapes(
-            root if self.autoencoder is None else root / IMAGES,
-            self.size,
-            self.difficulty,
-            self.count,
-            self.val_count,
-            self.captions,
-            self.settings,
-            self.scene_seed,
-        )
-        if self.autoencoder is not None:
-            encode_shapes(root, ["val", "train", *(f"train_{setting}" for setting in self.settings)], self.autoencoder)
+        rendered = root if self.autoencoder is None else root / IMAGES
+
+        def render(settings: Sequence[str]) -> None:
+            sizes = (self.size, self.difficulty, self.count, self.val_count)
+            build_shapes(rendered, *sizes, self.captions, settings, self.scene_seed)
+
+        if self.autoencoder is None:
+            render(self.settings)
+            return
+        render(())
+        # CutMix images are drawn on one core: latents of the images that they are made of are encoded on the others.
+        with encoding_beside(root, ["val", "train"], self.autoencoder):
+            render(self.settings)
+        encode_shapes(root, ["val", "train", *(f"train_{setting}" for setting in self.settings)], self.autoencoder)

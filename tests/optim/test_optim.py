@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import tiny
 from t2ikit.checkpoints.start import train_only
-from t2ikit.optim import LAMB, AdamW, Constant, Lamb, WarmupCosine, lr_factor, matrix_groups, parameter_groups
+from t2ikit.optim import LAMB, AdamW, Constant, Lamb, Muon, WarmupCosine, lr_factor, matrix_groups, parameter_groups
 from t2ikit.optim.factories import OptimizerFactory
 from t2ikit.optim.precision import wide_dtype, widened
 
@@ -282,8 +282,8 @@ def test_wrong_options_are_refused() -> None:
 # ------------------------------------------------------------------ rates by part
 
 
-@pytest.mark.parametrize("kind", [AdamW, Lamb])
-def test_a_part_has_its_own_rate_and_the_rest_stays(kind: type[OptimizerFactory]) -> None:
+@pytest.mark.parametrize(("kind", "groups"), [(AdamW, 2), (Lamb, 2), (Muon, 5)])
+def test_a_part_has_its_own_rate_and_the_rest_stays(kind: type[OptimizerFactory], groups: int) -> None:
     denoiser = tiny.uvit()
     whole = nn.ModuleDict({"denoiser": denoiser, "objective": nn.Linear(2, 2)})
     plain, scaled = kind(lr=0.5).build(whole), kind(lr=0.5, scale={"core": 0.1, "text": 0.0}).build(whole)
@@ -296,7 +296,7 @@ def test_a_part_has_its_own_rate_and_the_rest_stays(kind: type[OptimizerFactory]
     for name, parameter in whole.named_parameters():
         part = name.removeprefix("denoiser.").partition(".")[0]
         assert rates[id(parameter)] == pytest.approx({"core": 0.05, "text": 0.0}.get(part, 0.5))
-    assert len(plain.param_groups) == 2
+    assert len(plain.param_groups) == groups
 
 
 def test_scales_that_name_nothing_to_train_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from t2ikit.encoders import LatentSpace
 from t2ikit.evaluation.reference_images import real_images
 from t2ikit.prepare.autoencoder import build_autoencoder
 from t2ikit.prepare.autoencoder_options import AutoencoderOptions
+from t2ikit.records.record import Record
 from t2ikit.records.record_set import RecordSet
-from t2ikit.shapes import ShapesData
+from t2ikit.shapes import ShapesData, latents
+from t2ikit.shapes.latents import encoding_beside
 
 SMALL = {"size": 16, "count": 24, "val_count": 8, "batch_size": 8}
 AUTOENCODER = "embedded:shapes-full"
@@ -29,13 +32,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["val", "train", "train_cmall"])
 def test_records_are_those_of_the_images_with_posteriors(root: Path, name: str) -> None:
-    images, latents = RecordSet(root / "images" / name), RecordSet(root / name)
-    assert (latents.manifest.kind, len(latents)) == ("latents", len(images))
-    assert latents.manifest.text_encoders == images.manifest.text_encoders
+    images, encoded = RecordSet(root / "images" / name), RecordSet(root / name)
+    assert (encoded.manifest.kind, len(encoded)) == ("latents", len(images))
+    assert encoded.manifest.text_encoders == images.manifest.text_encoders
     space = LatentSpace(AUTOENCODER, channels=0)
     pixels = torch.from_numpy(np.stack([record.image for record in images]))
     mean, std = space.encode(pixels)
-    for index, (image, latent) in enumerate(zip(images, latents, strict=True)):
+    for index, (image, latent) in enumerate(zip(images, encoded, strict=True)):
         assert (image.captions, image.metadata) == (latent.captions, latent.metadata)
         states = (record.texts["t5"][0].tokens for record in (image, latent))
         assert np.array_equal(*(tokens.values for tokens in states))
@@ -56,6 +59,34 @@ def test_a_second_call_writes_nothing_and_a_lost_set_is_made_again(root: Path, t
     data.prepare_data()
     assert RecordSet(copy / "train").manifest.chunk_sha256 == hashes
     assert (copy / "text_encoder" / "config.json").is_file()
+
+
+def test_images_are_encoded_while_others_are_drawn(tmp_path: Path) -> None:
+    ShapesData(root=str(tmp_path / "images"), settings=(), **SMALL).prepare_data()
+    with encoding_beside(tmp_path, ["val", "train"], AUTOENCODER):
+        pass
+    assert [len(RecordSet(tmp_path / name)) for name in ("val", "train")] == [8, 24]
+    assert not (tmp_path / "text_encoder").exists()  # may be written anew at the time: copied when all is drawn
+
+
+def test_a_failure_beside_the_encoding_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ShapesData(root=str(tmp_path / "images"), settings=(), **SMALL | {"count": 2000}).prepare_data()
+    encoded, posteriors = [], latents._posteriors
+
+    def slow(space: LatentSpace, block: list[Record]) -> np.ndarray:
+        encoded.append(len(block))
+        time.sleep(0.1)
+        return posteriors(space, block)
+
+    monkeypatch.setattr(latents, "_posteriors", slow)
+    with pytest.raises(KeyboardInterrupt), encoding_beside(tmp_path, ["train"], AUTOENCODER):
+        while not encoded:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+    assert 0 < sum(encoded) < 1000
+    assert not (tmp_path / "train").exists()
+    with pytest.raises(FileNotFoundError), encoding_beside(tmp_path, ["nothing"], AUTOENCODER):
+        pass
 
 
 def test_another_autoencoder_encodes_again_and_another_folder(root: Path, tmp_path: Path) -> None:
