@@ -17,6 +17,7 @@ import tiny
 from t2ikit import cli
 from t2ikit.evaluation.image_store import ImageStore
 from t2ikit.metrics.fingerprint import read_scores
+from t2ikit.run.lock import LOCK, is_locked
 from t2ikit.run.trained import load_trained
 
 EXPERIMENT = """
@@ -72,7 +73,7 @@ def test_the_scores_of_the_run_again(folder: Path, tmp_path: Path, snapshot: str
     assert ours.keys() >= ({"loss", "frechet_distance"} if snapshot == "val" else {"overall", "two_object"})
     weights = {score.fingerprint.extra["weights"] for score in ours.values()}
     assert weights == {"ema 0.9" if snapshot == "val" else "ema 0.5"}
-    files = {path.name for path in (tmp_path / "step-00000002").iterdir()}
+    files = {path.name for path in (tmp_path / "step-00000002").iterdir() if path.name != LOCK}
     assert files == {"scores", "grid.png", "images" if snapshot == "val" else "details"}
     if snapshot == "val":
         for number in range(16):
@@ -100,7 +101,7 @@ def test_other_settings_are_other_scores(folder: Path, tmp_path: Path, capsys: p
     evaluate(*plain, "--varied", "steps", out=tmp_path)
     assert "difference" in capsys.readouterr().out
     where = tmp_path / "step-00000002-steps-3"
-    assert {path.name for path in where.iterdir()} == {"scores", "grid.png"}
+    assert {path.name for path in where.iterdir() if path.name != LOCK} == {"scores", "grid.png"}
     assert {
         score.fingerprint.steps for name, score in read_scores(where / "scores").items() if not name.startswith("loss")
     } == {3}
@@ -151,6 +152,31 @@ cli.main(["evaluate", {str(RUN)!r}, *{words!r}])
     swept = read_scores(where / "guidance-3" / "scores")  # the snapshot's own weight
     of_run = read_scores(RUN / "samples" / "val" / "scores" / "step-00000002")
     assert {name: score for name, score in of_run.items() if not name.startswith("loss")} == swept
+
+
+@pytest.mark.fault("two evaluations into one folder", "the second is refused; no images get the other's scores")
+def test_a_folder_into_which_another_process_samples_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = tmp_path / "step-00000002"
+    where.mkdir()
+    hold = """import fcntl, sys
+file = open(sys.argv[1], "ab")
+fcntl.lockf(file, fcntl.LOCK_EX)
+print(flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(where / LOCK)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None and other.stdin is not None
+        other.stdout.readline()
+        message = refused(capsys, RUN, "--snapshot", "geneval", "--device", "cpu", "--out", tmp_path)
+        assert str(where) in message and "another process samples into this folder" in message and "--out" in message
+        assert [path.name for path in where.iterdir()] == [LOCK]
+        other.kill()
+    evaluate(out=tmp_path, snapshot="geneval")
+    assert (where / "scores").exists() and not is_locked(where)
 
 
 def test_pictures_of_another_program(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -163,10 +163,13 @@ def _search(
     from t2ikit.evaluation.selection import Selection
     from t2ikit.metrics.fingerprint import write_files
     from t2ikit.prompts import Prompt
+    from t2ikit.run.lock import SAMPLES, lock
 
     search, prompts = sampling.search, [Prompt(text) for text in texts]
     assert search is not None
     search.check(prompts, (), "sample")
+    out.mkdir(parents=True, exist_ok=True)
+    lock(out, SAMPLES)
     rows, uncond = trained.states(texts, sampling, negative)
     sample_missing(trained.module, rows, sampling, store, "sample", prompts, uncond)
     evaluations = sampling.network_evaluations(trained.module.process)

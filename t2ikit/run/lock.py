@@ -1,4 +1,4 @@
-"""One training at a time in a run folder: a lock that ends with its process, however that ends.
+"""One writer at a time in a folder: a lock that ends with its process, however that ends.
 
 It is a POSIX record lock and no ``flock``: the workers of a loader, which are forked and outlive a killed run by some
 seconds, do not inherit it. Only the first rank of a run takes it.
@@ -14,16 +14,22 @@ from typing import IO
 from t2ikit.config.compose import ConfigError
 
 LOCK = ".lock"
+TRAINS = "trains in this run folder. Wait until it ends, or leave out --resume to begin another run"
+SAMPLES = "samples into this folder. Wait until it ends, or give another folder with --out"
 _locks: dict[Path, IO[bytes]] = {}
 
 
-def lock(folder: Path) -> None:
-    """Locks a run folder until ``unlock`` or the end of this process; a folder that it has locked stays so.
+def lock(folder: Path, work: str = TRAINS) -> None:
+    """Locks a folder until ``unlock`` or the end of this process; a folder that it has locked stays so.
 
-    A file system without locks gives none, and the run goes on.
+    A file system without locks gives none, and the work goes on.
+
+    Args:
+        folder: exists.
+        work: what another process does there, and what to do then.
 
     Raises:
-        ConfigError: another process trains there.
+        ConfigError: another process works there.
     """
     key = folder.resolve()
     if key in _locks:
@@ -31,29 +37,26 @@ def lock(folder: Path) -> None:
     try:
         file = (folder / LOCK).open("ab")
     except OSError as error:
-        raise ConfigError(f"{folder}: this run folder cannot be written to ({error.strerror})") from error
+        raise ConfigError(f"{folder}: this folder cannot be written to ({error.strerror})") from error
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             return
-        raise ConfigError(
-            f"{folder}: another process trains in this run folder. Wait until it ends, or leave out --resume to begin "
-            "another run"
-        ) from error
+        raise ConfigError(f"{folder}: another process {work}") from error
     _locks[key] = file
 
 
 def unlock(folder: Path) -> None:
-    """Ends the lock of this process on a run folder, if it has one."""
+    """Ends the lock of this process on a folder, if it has one."""
     file = _locks.pop(folder.resolve(), None)
     if file is not None:
         file.close()
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether another process trains in a run folder."""
+    """Whether another process works in a folder."""
     if folder.resolve() in _locks or not (folder / LOCK).exists():
         return False
     try:

@@ -32,6 +32,7 @@ from t2ikit.evaluation.settings import Sampling
 from t2ikit.evaluation.validation import SCORES
 from t2ikit.metrics.fingerprint import Fingerprint, Score, compare
 from t2ikit.run.experiment import find_method, origins_of
+from t2ikit.run.lock import SAMPLES, lock, unlock
 from t2ikit.run.search import SEARCH, find_search, verifier_title
 from t2ikit.run.trained import TrainedModel, find_device, load_trained
 
@@ -209,13 +210,22 @@ def _model(
 def _evaluate(
     folder: Path, snapshot: Snapshot, trained: TrainedModel, data: DataModule, sampling: Sampling
 ) -> list[Score]:
-    """One evaluation into its folder."""
-    evaluated = snapshot.evaluation.evaluate(
-        trained.module, data, sampling, folder / UNFINISHED, weights=trained.weights, step=trained.step
-    )
-    facts = {**sampling.conditions(), "weights": trained.weights, "checkpoint_sha256": trained.sha256}
-    ranks.from_first(lambda: _write(folder, snapshot, evaluated, facts))
+    """One evaluation into its folder, in which no other process samples meanwhile: its images would get our scores."""
+    ranks.from_first(lambda: _take(folder))
+    try:
+        evaluated = snapshot.evaluation.evaluate(
+            trained.module, data, sampling, folder / UNFINISHED, weights=trained.weights, step=trained.step
+        )
+        facts = {**sampling.conditions(), "weights": trained.weights, "checkpoint_sha256": trained.sha256}
+        ranks.from_first(lambda: _write(folder, snapshot, evaluated, facts))
+    finally:
+        unlock(folder)
     return evaluated.scores
+
+
+def _take(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    lock(folder, SAMPLES)
 
 
 def _remove_unfinished(where: Path) -> None:
