@@ -87,32 +87,26 @@ class AdamW(OptimizerFactory):
 
 
 @dataclass
-class Muon(OptimizerFactory):
+class Muon(AdamW):
     """:class:`MuonAdam` over :func:`hidden_groups`: Muon for the matrices inside blocks, AdamW for the rest.
 
     Attributes:
         lr: base learning rate of both; one that suits AdamW suits.
-        momentum: of Muon.
         betas: decay of the two moments of AdamW.
         eps: added to the root of the second moment of AdamW.
         weight_decay: of matrices.
         scale: factors of the learning rate by part of the denoiser, such as {core: 0.1}.
+        momentum: of Muon.
 
     Raises:
         ValueError: a value out of range.
     """
 
-    lr: float = 2e-4
     momentum: float = 0.95
-    betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    scale: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_options(self.lr, self.betas, self.eps, self.weight_decay)
+        super().__post_init__()
         check_momentum(self.momentum)
-        _check_scale(self.scale)
 
     def build(self, module: nn.Module) -> Optimizer:
         """The optimizer.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from t2ikit.optim.precision import wide_dtype, widened
+from t2ikit.optim.precision import wide_dtype, widened, write_back
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "master")
 
@@ -102,9 +102,7 @@ class LAMB(Optimizer):
             torch._foreach_addcmul_(weights, updates, steps)
         else:
             torch._foreach_add_(weights, updates, alpha=-group["lr"])
-        low = [index for index, state in enumerate(states) if "master" in state]
-        if low:
-            torch._foreach_copy_([params[index] for index in low], [weights[index] for index in low])
+        write_back(params, weights)
 
     def _state(self, p: Tensor) -> dict[str, Any]:
         state: dict[str, Any] = self.state[p]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from t2ikit.optim.lamb import LAMB
-from t2ikit.optim.precision import wide_dtype, widened
+from t2ikit.optim.precision import wide_dtype, widened, write_back
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """a, b, c of the iteration X <- a X + (b X X^T + c (X X^T)^2) X, chosen by Jordan et al. for speed: it takes singular
@@ -75,9 +75,7 @@ class MuonAdam(LAMB):
         ahead = torch._foreach_lerp(grads, momenta, group["momentum"])
         torch._foreach_mul_(weights, 1.0 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(weights, _updates(list(ahead), group["parts"]), alpha=-group["lr"])
-        low = [index for index, state in enumerate(states) if "master" in state]
-        if low:
-            torch._foreach_copy_([params[index] for index in low], [weights[index] for index in low])
+        write_back(params, weights)
 
     def _momentum(self, p: Tensor) -> dict[str, Any]:
         state: dict[str, Any] = self.state[p]

@@ -31,3 +31,10 @@ def widened(tensors: list[Tensor]) -> list[Tensor]:
     torch._foreach_copy_(copies, low)
     wide = {id(tensor): copy for tensor, copy in zip(low, copies, strict=True)}
     return [wide.get(id(tensor), tensor) for tensor in tensors]
+
+
+def write_back(params: list[Tensor], weights: list[Tensor]) -> None:
+    """Rounds the wide copies in ``weights`` into their 16-bit parameters; a weight that is its parameter stays."""
+    low = [(p, weight) for p, weight in zip(params, weights, strict=True) if p is not weight]
+    if low:
+        torch._foreach_copy_([p for p, _ in low], [weight for _, weight in low])
