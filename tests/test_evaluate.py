@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,7 @@ def test_other_settings_are_other_scores(folder: Path, tmp_path: Path, capsys: p
     assert not list(tmp_path.iterdir())  # refused before anything is drawn
     evaluate(*plain, "--varied", "steps", out=tmp_path)
     assert "difference" in capsys.readouterr().out
-    where = tmp_path / "step-00000002-steps-3"
+    where = tmp_path / "step-00000002-steps-3-keep_images-false"
     assert {path.name for path in where.iterdir() if path.name != LOCK} == {"scores", "grid.png"}
     assert {
         score.fingerprint.steps for name, score in read_scores(where / "scores").items() if not name.startswith("loss")
@@ -109,6 +110,20 @@ def test_other_settings_are_other_scores(folder: Path, tmp_path: Path, capsys: p
     raw = read_scores(tmp_path / "step-00000002-weights-raw-seed-4-limit-8" / "scores")
     fingerprint = raw["frechet_distance"].fingerprint
     assert (fingerprint.num_images, fingerprint.seeds, fingerprint.extra["weights"]) == (8, "4", "raw")
+
+
+def test_overrides_are_part_of_the_folders_name(folder: Path, tmp_path: Path) -> None:
+    """What was overridden is another evaluation: it does not replace the scores of an earlier one."""
+    for key in ("prompts.per_task", "prompts.init_args.per_task"):
+        evaluate(f"--callbacks.geneval.{key}", "1", "--limit", "3", snapshot="geneval", out=tmp_path)
+    evaluate("--limit", "3", snapshot="geneval", out=tmp_path)
+    one, plain = sorted(tmp_path.iterdir(), reverse=True)
+    assert (one.name, plain.name) == ("step-00000002-limit-3-prompts.per_task-1", "step-00000002-limit-3")
+    assert read_scores(one / "scores") != read_scores(plain / "scores")
+    metrics = "[t2ikit.shapes.LargestColorShare]"
+    evaluate("--callbacks.val.metrics", metrics, "--callbacks.val.steps", "1", out=tmp_path / "hashed")
+    (hashed,) = (tmp_path / "hashed").iterdir()
+    assert hashed.name == f"step-00000002-metrics-{sha256(metrics.encode()).hexdigest()[:8]}-steps-1"
 
 
 @pytest.mark.fault("SIGKILL in an evaluation", "the same command ends with the same scores")

@@ -118,10 +118,10 @@ def test_evaluate_searches(folder: Path, tmp_path: Path) -> None:
     words = ["evaluate", str(RUN), "--snapshot", "val", "--out", str(tmp_path)]
     plain = ["--callbacks.val.search", "null"]
     assert cli.main([*words, *plain]) == 0
-    compared = ["--compare", str(tmp_path / "step-00000002"), "--varied", "search"]
+    compared = ["--compare", str(tmp_path / "step-00000002-search-null"), "--varied", "search"]
     assert cli.main([*words, *plain, *SEARCH, *compared]) == 0
-    name = "step-00000002-search-random-candidates-3-verifier-Bright"
-    first, best = (read_scores(tmp_path / folder / "scores") for folder in ("step-00000002", name))
+    names = ("step-00000002-search-null", "step-00000002-search-random-candidates-3-verifier-Bright-search-null")
+    first, best = (read_scores(tmp_path / name / "scores") for name in names)
     assert set(first) == {"largest_color_share"} and set(best) > set(first)
     assert best["selection/bright"].fingerprint.extra["search"]["method"] == "random"
     # Options replace those of the snapshot's own search.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,8 @@ from t2ikit.run.trained import TrainedModel, find_device, load_trained
 
 # Folder of the images of an evaluation that is not finished.
 UNFINISHED = "images.sampling"
+# Values of overrides that are part of a folder's name as they are.
+PLAIN = re.compile(r"[\w.+-]{1,24}", re.ASCII)
 # Precisions as an experiment may say them, and as the Trainer calls them.
 PRECISIONS = {"None": "32-true", "32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
@@ -70,7 +74,8 @@ def evaluate(args: argparse.Namespace) -> None:
         _report_reference(snapshot.evaluation.write_reference(args.write_reference, data, device))
         return
     if checkpoint is None:
-        where = (args.out or Path("evaluations") / args.snapshot) / args.images.resolve().name
+        label = "-".join([args.images.resolve().name, *_overridden(args)])
+        where = (args.out or Path("evaluations") / args.snapshot) / label
         evaluated = snapshot.evaluation.evaluate_pictures(args.images, data, device)
         ranks.from_first(lambda: _write(where, snapshot, evaluated, None))
         _report(where, evaluated.scores, others, args)
@@ -147,7 +152,7 @@ def _sampling(args: argparse.Namespace, snapshot: Snapshot, config: dict[str, An
 
 
 def _label(args: argparse.Namespace, step: int) -> str:
-    """Name of the folder of an evaluation: its step, and the settings that the command line changes."""
+    """Name of the folder of an evaluation: its step, and everything that the command line changes."""
     words = [f"step-{step:08d}"]
     for name in ("weights", "method", "steps", "seed", "limit"):
         if getattr(args, name) is not None:
@@ -157,7 +162,20 @@ def _label(args: argparse.Namespace, step: int) -> str:
             words += [name.replace("_", "-"), str(getattr(args, name)) if name != "verifier" else verifier_title(args)]
     if args.guidance is not None:
         words += ["guidance", "sweep" if len(args.guidance) > 1 else f"{args.guidance[0]:g}"]
-    return "-".join(words)
+    return "-".join([*words, *_overridden(args)])
+
+
+def _overridden(args: argparse.Namespace) -> list[str]:
+    """``prompts.extended-false`` for ``--callbacks.NAME.prompts.extended false``.
+
+    Of a value that is no plain word its hash; of an override that is repeated the last one counts.
+    """
+    own = f"callbacks.{args.snapshot}."
+    values = {override.key.replace(".init_args", ""): override.text for override in args.overrides}
+    return [
+        f"{key.removeprefix(own)}-{text if PLAIN.fullmatch(text) else sha256(text.encode()).hexdigest()[:8]}"
+        for key, text in sorted(values.items())
+    ]
 
 
 # ------------------------------------------------------------------ device, data, model
