@@ -17,7 +17,7 @@ import pytest
 import tiny
 from t2ikit import cli
 from t2ikit.callbacks.metrics_csv import read_metrics
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.compose import ConfigError, Override
 from t2ikit.config.sweep import sweep_of
 from t2ikit.metrics.fingerprint import read_score
 from t2ikit.run import sweeps
@@ -157,6 +157,42 @@ def test_processes_beside_each_other_train_no_cell_twice(folder: Path, monkeypat
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
     assert sorted(Path("trained").read_text().split()) == NAMES
     assert {path.stem for path in SCORES.iterdir()} == {*NAMES}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "visible", "devices", "dealt"),
+    [
+        (4, None, "auto", ["0,1", "2,3"]),
+        (2, "GPU-a,GPU-b", "1", ["GPU-a", "GPU-b"]),
+        (1, None, "1", [None, None]),
+        (4, None, "4", [None, None]),  # each cell wants all of them
+        (4, "4,5,6,7", "[2, 3]", ["4,5,6,7", "4,5,6,7"]),  # their numbers are those of all
+    ],
+)
+def test_cells_beside_each_other_share_the_gpus(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, visible: str | None, devices: str, dealt: list[str | None]
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    given: list[str | None] = []
+
+    class Process:
+        """Two run beside each other, and end together."""
+
+        returncode = ELSEWHERE
+
+        def __init__(self, command: list[str], env: dict[str, str], **options: object) -> None:
+            given.append(env.get("CUDA_VISIBLE_DEVICES"))
+
+        def poll(self) -> int:
+            return ELSEWHERE
+
+    monkeypatch.setattr("subprocess.Popen", Process)
+    sweep = sweep_of(Path("recipe.yaml"), [Override("trainer.devices", devices)])
+    assert sweeps.run_missing(sweep, None, origins_of(folder), 2, ["sweep", "recipe.yaml"]) == 0
+    assert given == dealt * 2
 
 
 def test_committed_scores_count_as_done_until_the_experiment_changes(

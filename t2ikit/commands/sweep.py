@@ -58,7 +58,13 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--list", action="store_true", help="train nothing: print the state of every cell, and the table")
     commands_help = "with --list: print a command for each cell instead, a line each, for the jobs of an array"
     add("--commands", action="store_true", help=commands_help)
-    add("--jobs", type=positive, default=1, metavar="N", help="cells at once on this machine (default: 1)")
+    add(
+        "--jobs",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="cells at once on this machine (default: 1), which share its cores and GPUs",
+    )
     add("--cell", metavar="NAME", help="train this cell only, in this process")
     add("--scores", type=expanded, metavar="DIR", help="folder of the scores (default: FILE.scores, beside FILE.yaml)")
     add_trust(parser)

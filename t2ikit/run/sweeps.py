@@ -26,14 +26,14 @@ from t2ikit.config.origins import Origins
 from t2ikit.config.sweep import Cell, Sweep
 from t2ikit.config.values import to_yaml
 from t2ikit.files import parse_json, write_whole
-from t2ikit.launch import first_rank, with_share_of_cores
+from t2ikit.launch import first_rank
 from t2ikit.prepare.steps import versions
 from t2ikit.run.experiment import check
 from t2ikit.run.folder import FOLDER_VARIABLE, choose, version_number
 from t2ikit.run.lock import is_locked, lock, unlock
 from t2ikit.run.sweep_scores import CellScores, read_cell, scores_of_run
 from t2ikit.run.train import train
-from t2ikit.run.workers import children, wait_for_some
+from t2ikit.run.workers import children, environment_of, wait_for_some
 
 ELSEWHERE = 3
 """Exit status of a cell that another process trains."""
@@ -52,11 +52,13 @@ class Place:
         folder: of its versions.
         scores: its file of scores.
         digest: of what is trained.
+        devices: how many the experiment wants.
     """
 
     folder: Path
     scores: Path
     digest: str
+    devices: int
 
     def finished(self) -> CellScores | None:
         """The scores of the cell; None where it is not done.
@@ -108,7 +110,7 @@ def place_of(sweep: Sweep, cell: Cell, scores: Path | None = None) -> Place:
     config = sweep.compose(cell)
     folder = Path(config["run"]["directory"]) / cell.name
     scores = scores or sweep.path.with_suffix(".scores")
-    return Place(folder, scores / f"{cell.name}.json", sweep.digest(config))
+    return Place(folder, scores / f"{cell.name}.json", sweep.digest(config), _devices(config["trainer"].get("devices")))
 
 
 def run_cell(sweep: Sweep, name: str, scores: Path | None, origins: Origins, command: str) -> int:
@@ -177,12 +179,14 @@ def run_missing(sweep: Sweep, scores: Path | None, origins: Origins, jobs: int, 
     for name in missing:
         check(sweep.compose(sweep.cells[name]), origins)
     failed: list[str] = []
+    numbers: dict[str, int] = {}  # of the running cells, below ``jobs``
     with children() as running:
         while missing or running:
             while missing and len(running) < jobs:
                 name = missing.pop(0)
                 if places[name].finished() is None and not is_locked(places[name].folder):
-                    running[name] = _start(name, places[name], words, jobs)
+                    numbers[name] = min(set(range(jobs)) - {numbers[other] for other in running})
+                    running[name] = _start(name, places[name], words, numbers[name], jobs)
             for name, process in wait_for_some(running).items():
                 if not _ended(name, process, places[name], shown=jobs == 1):
                     failed.append(name)
@@ -206,13 +210,20 @@ def _locked(folder: Path) -> bool:
     return False
 
 
-def _start(name: str, place: Place, words: Sequence[str], jobs: int) -> subprocess.Popen[bytes]:
-    """Trains a cell in a process of its own; several of them share the cores, unless OMP_NUM_THREADS is set."""
+def _devices(wanted: object) -> int:
+    """How many devices ``trainer.devices`` asks for at least; those that it names by number are not to be renamed."""
+    if isinstance(wanted, list):
+        return sys.maxsize
+    return max(int(wanted), 1) if isinstance(wanted, (int, str)) and str(wanted).lstrip("-").isdecimal() else 1
+
+
+def _start(name: str, place: Place, words: Sequence[str], number: int, jobs: int) -> subprocess.Popen[bytes]:
+    """Trains a cell in a process of its own; several share GPUs and cores, these unless OMP_NUM_THREADS is set."""
     command = [sys.executable, "-m", "t2ikit", *words, "--cell", name]
     if jobs == 1:
         print(f"{name}: {place.folder}", flush=True)
         return subprocess.Popen(command)
-    environment = with_share_of_cores(jobs)
+    environment = environment_of(number, jobs, place.devices)
     place.folder.mkdir(parents=True, exist_ok=True)
     print(f"{name}: output in {place.folder / _OUTPUT}", flush=True)
     with (place.folder / _OUTPUT).open("ab") as output:

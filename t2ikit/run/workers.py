@@ -41,7 +41,7 @@ def run_workers(words: Sequence[str], count: int, logs: Path) -> int:
                     [sys.executable, "-m", "t2ikit", *words],
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    env=_environment(number, count),
+                    env=environment_of(number, count),
                 )
         while running:
             for name, process in wait_for_some(running).items():
@@ -71,20 +71,28 @@ def children() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
             process.wait()
 
 
+def environment_of(number: int, count: int, devices: int = 1) -> dict[str, str]:
+    """The environment of one of ``count`` processes: the cores are shared, and the GPUs dealt out.
+
+    Args:
+        number: of the process, from 0.
+        count: of the processes beside each other.
+        devices: GPUs that it needs; a process whose share is smaller sees all of them.
+    """
+    environment = with_share_of_cores(count)
+    gpus = torch.cuda.device_count()
+    share = max(gpus // count, 1)
+    if gpus > 1 and share >= devices:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+        own = [visible[(number * share + i) % gpus] for i in range(share)]
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+    return environment
+
+
 def wait_for_some(running: dict[str, subprocess.Popen[bytes]]) -> dict[str, subprocess.Popen[bytes]]:
     """Waits a moment, and takes those that have ended out of ``running``."""
     time.sleep(_PAUSE)
     return {name: running.pop(name) for name, process in list(running.items()) if process.poll() is not None}
-
-
-def _environment(number: int, count: int) -> dict[str, str]:
-    """Of one process: the cores are shared, and the GPUs dealt out."""
-    environment = with_share_of_cores(count)
-    gpus = torch.cuda.device_count()
-    if gpus > 1:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-        environment["CUDA_VISIBLE_DEVICES"] = visible[number % len(visible)]
-    return environment
 
 
 def _end(number: int, frame: FrameType | None) -> None:
