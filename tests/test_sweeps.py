@@ -165,8 +165,10 @@ def test_processes_beside_each_other_train_no_cell_twice(folder: Path, monkeypat
         (4, None, "auto", ["0,1", "2,3"]),
         (2, "GPU-a,GPU-b", "1", ["GPU-a", "GPU-b"]),
         (1, None, "1", [None, None]),
-        (4, None, "4", [None, None]),  # each cell wants all of them
+        (4, None, "3", ["0,1,2", "3,0,1"]),  # more than its share
+        (2, None, "4", [None, None]),  # the cell says that there are too few
         (4, "4,5,6,7", "[2, 3]", ["4,5,6,7", "4,5,6,7"]),  # their numbers are those of all
+        (4, None, "2,3", [None, None]),
     ],
 )
 def test_cells_beside_each_other_share_the_gpus(

@@ -19,6 +19,9 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 values to about 0.7 .. 1.2, not to 1."""
 
 ITERATIONS = 5
+AT_ONCE = 2**26
+"""Numbers of the matrices that are orthogonalised together: the iteration holds four copies of them."""
+
 RMS_OF_ADAM = 0.2
 
 
@@ -42,7 +45,7 @@ class MuonAdam(LAMB):
         eps: added to the root of the second moment.
 
     Raises:
-        ValueError: a value out of range; the message names it.
+        ValueError: a value out of range, or ``parts`` that do not divide a matrix; the message names it.
     """
 
     def __init__(
@@ -56,6 +59,12 @@ class MuonAdam(LAMB):
         check_momentum(momentum)
         given = {"parts": 0, "momentum": momentum, "trust_ratio": False}
         super().__init__([{**given, **group} for group in params], lr, betas, eps, weight_decay=0.0, trust_ratio=False)
+        for group in self.param_groups:
+            check_momentum(group["momentum"])
+            parts = group["parts"]
+            if parts < 0 or (parts and any(len(p) % parts for p in group["params"])):
+                shapes = [list(p.shape) for p in group["params"]]
+                raise ValueError(f"parts is the number of projections stacked in each matrix; got {parts} of {shapes}")
 
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
         if not group["parts"]:
@@ -88,15 +97,17 @@ class MuonAdam(LAMB):
 
 
 def _updates(matrices: list[Tensor], parts: int) -> list[Tensor]:
-    """The matrices with their ``parts`` orthogonalised and scaled; those of one shape at once."""
+    """The matrices with their ``parts`` orthogonalised and scaled; those of one shape together, as far as they fit."""
     updates: list[Tensor] = list(matrices)
     shapes = [tuple(matrix.shape) for matrix in matrices]
     for out, width in dict.fromkeys(shapes):
         same = [index for index, shape in enumerate(shapes) if shape == (out, width)]
-        stacked = torch.stack([matrices[index] for index in same]).unflatten(1, (parts, out // parts))
         scale = RMS_OF_ADAM * max(out // parts, width) ** 0.5
-        for index, update in zip(same, (scale * orthogonal(stacked)).flatten(1, 2), strict=True):
-            updates[index] = update
+        count = max(1, AT_ONCE // (out * width))
+        for together in (same[start : start + count] for start in range(0, len(same), count)):
+            stacked = torch.stack([matrices[index] for index in together]).unflatten(1, (parts, out // parts))
+            for index, update in zip(together, (scale * orthogonal(stacked)).flatten(1, 2), strict=True):
+                updates[index] = update
     return updates
 
 

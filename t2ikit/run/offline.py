@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import re
 import shutil
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +31,14 @@ from t2ikit.evaluation.guidance_sweep import plot_sweep, sweep_table, write_csv
 from t2ikit.evaluation.settings import Sampling
 from t2ikit.evaluation.validation import SCORES
 from t2ikit.metrics.fingerprint import Fingerprint, Score, compare
+from t2ikit.run.evaluation_name import check_overrides, evaluation_name
 from t2ikit.run.experiment import find_method, origins_of
 from t2ikit.run.lock import SAMPLES, lock, unlock
-from t2ikit.run.search import SEARCH, find_search, verifier_title
+from t2ikit.run.search import find_search
 from t2ikit.run.trained import TrainedModel, find_device, load_trained
 
 # Folder of the images of an evaluation that is not finished.
 UNFINISHED = "images.sampling"
-# Values of overrides that are part of a folder's name as they are.
-PLAIN = re.compile(r"[\w.+-]{1,24}", re.ASCII)
 # Precisions as an experiment may say them, and as the Trainer calls them.
 PRECISIONS = {"None": "32-true", "32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
@@ -56,9 +53,11 @@ def evaluate(args: argparse.Namespace) -> None:
     experiment: Path | None = args.experiment or checkpoint
     assert experiment is not None  # the command line gives one of them
     if checkpoint is None or args.experiment:
-        config = compose(experiment, args.overrides)
+        plain, config = compose(experiment), compose(experiment, args.overrides)
     else:
-        config = changed(stored_experiment(read_weights(checkpoint, mmap=True), checkpoint), args.overrides)
+        stored = stored_experiment(read_weights(checkpoint, mmap=True), checkpoint)
+        plain, config = changed(stored), changed(stored, args.overrides)
+    check_overrides(args, plain)
     # Files of a run folder may come from elsewhere: only an experiment that the user names brings its own.
     named = find_experiment(experiment) if args.experiment else None
     origins = origins_of(trusted=args.trust, checkpoint=checkpoint, experiment=named)
@@ -74,31 +73,34 @@ def evaluate(args: argparse.Namespace) -> None:
         _report_reference(snapshot.evaluation.write_reference(args.write_reference, data, device))
         return
     if checkpoint is None:
-        label = "-".join([args.images.resolve().name, *_overridden(args)])
-        where = (args.out or Path("evaluations") / args.snapshot) / label
+        name = evaluation_name(args.images.resolve().name, args, config, plain)
+        where = (args.out or Path("evaluations") / args.snapshot) / name
         evaluated = snapshot.evaluation.evaluate_pictures(args.images, data, device)
         ranks.from_first(lambda: _write(where, snapshot, evaluated, None))
         _report(where, evaluated.scores, others, args)
         return
     trained = _model(args, checkpoint, snapshot, data, device, origins)
     run_folder = run_folder_of(checkpoint)
-    where = (args.out or run_folder / "evaluations" / args.snapshot) / _label(args, trained.step)
+    name = evaluation_name(f"step-{trained.step:08d}", args, config, plain)
+    where = (args.out or run_folder / "evaluations" / args.snapshot) / name
     if args.guidance is None or len(args.guidance) == 1:
         sampling = sampling if args.guidance is None else sampling.with_weight(args.guidance[0])
         if others is not None:
             _check_comparable(snapshot, data, {**sampling.conditions(), "weights": trained.weights}, others, args)
-        scores = _evaluate(where, snapshot, trained, data, sampling)
-        _remove_unfinished(where)
+        with _alone_in(where):
+            scores = _evaluate(where, snapshot, trained, data, sampling)
+            _remove_unfinished(where)
         _report(where, scores, others, args)
     else:
         snapshot.evaluation.validation_loss = False  # guidance does not change it
-        sweep = {
-            weight: _evaluate(where / f"guidance-{weight:g}", snapshot, trained, data, sampling.with_weight(weight))
-            for weight in args.guidance
-        }
-        _remove_unfinished(where)
         title = f"{run_folder}: {args.snapshot} of {checkpoint.name}, {trained.weights}"
-        _report_sweep(where, sweep, title, snapshot.evaluation.less_is_better())
+        with _alone_in(where):
+            sweep = {
+                weight: _evaluate(where / f"guidance-{weight:g}", snapshot, trained, data, sampling.with_weight(weight))
+                for weight in args.guidance
+            }
+            _remove_unfinished(where)
+            _report_sweep(where, sweep, title, snapshot.evaluation.less_is_better())
 
 
 # ------------------------------------------------------------------ the request
@@ -151,33 +153,6 @@ def _sampling(args: argparse.Namespace, snapshot: Snapshot, config: dict[str, An
     return replace(snapshot.sampling, precision=PRECISIONS.get(precision, precision), **changes)
 
 
-def _label(args: argparse.Namespace, step: int) -> str:
-    """Name of the folder of an evaluation: its step, and everything that the command line changes."""
-    words = [f"step-{step:08d}"]
-    for name in ("weights", "method", "steps", "seed", "limit"):
-        if getattr(args, name) is not None:
-            words += [name, str(getattr(args, name))]
-    for name in SEARCH:
-        if getattr(args, name) is not None:
-            words += [name.replace("_", "-"), str(getattr(args, name)) if name != "verifier" else verifier_title(args)]
-    if args.guidance is not None:
-        words += ["guidance", "sweep" if len(args.guidance) > 1 else f"{args.guidance[0]:g}"]
-    return "-".join([*words, *_overridden(args)])
-
-
-def _overridden(args: argparse.Namespace) -> list[str]:
-    """``prompts.extended-false`` for ``--callbacks.NAME.prompts.extended false``.
-
-    Of a value that is no plain word its hash; of an override that is repeated the last one counts.
-    """
-    own = f"callbacks.{args.snapshot}."
-    values = {override.key.replace(".init_args", ""): override.text for override in args.overrides}
-    return [
-        f"{key.removeprefix(own)}-{text if PLAIN.fullmatch(text) else sha256(text.encode()).hexdigest()[:8]}"
-        for key, text in sorted(values.items())
-    ]
-
-
 # ------------------------------------------------------------------ device, data, model
 
 
@@ -228,17 +203,23 @@ def _model(
 def _evaluate(
     folder: Path, snapshot: Snapshot, trained: TrainedModel, data: DataModule, sampling: Sampling
 ) -> list[Score]:
-    """One evaluation into its folder, in which no other process samples meanwhile: its images would get our scores."""
+    """One evaluation into its folder."""
+    evaluated = snapshot.evaluation.evaluate(
+        trained.module, data, sampling, folder / UNFINISHED, weights=trained.weights, step=trained.step
+    )
+    facts = {**sampling.conditions(), "weights": trained.weights, "checkpoint_sha256": trained.sha256}
+    ranks.from_first(lambda: _write(folder, snapshot, evaluated, facts))
+    return evaluated.scores
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """No other process samples into the folder meanwhile: we would score its images as ours."""
     ranks.from_first(lambda: _take(folder))
     try:
-        evaluated = snapshot.evaluation.evaluate(
-            trained.module, data, sampling, folder / UNFINISHED, weights=trained.weights, step=trained.step
-        )
-        facts = {**sampling.conditions(), "weights": trained.weights, "checkpoint_sha256": trained.sha256}
-        ranks.from_first(lambda: _write(folder, snapshot, evaluated, facts))
+        yield
     finally:
         unlock(folder)
-    return evaluated.scores
 
 
 def _take(folder: Path) -> None:

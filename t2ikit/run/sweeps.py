@@ -110,7 +110,8 @@ def place_of(sweep: Sweep, cell: Cell, scores: Path | None = None) -> Place:
     config = sweep.compose(cell)
     folder = Path(config["run"]["directory"]) / cell.name
     scores = scores or sweep.path.with_suffix(".scores")
-    return Place(folder, scores / f"{cell.name}.json", sweep.digest(config), _devices(config["trainer"].get("devices")))
+    devices = _devices((config.get("trainer") or {}).get("devices"))
+    return Place(folder, scores / f"{cell.name}.json", sweep.digest(config), devices)
 
 
 def run_cell(sweep: Sweep, name: str, scores: Path | None, origins: Origins, command: str) -> int:
@@ -212,13 +213,13 @@ def _locked(folder: Path) -> bool:
 
 def _devices(wanted: object) -> int:
     """How many devices ``trainer.devices`` asks for at least; those that it names by number are not to be renamed."""
-    if isinstance(wanted, list):
+    if isinstance(wanted, list) or "," in str(wanted):
         return sys.maxsize
     return max(int(wanted), 1) if isinstance(wanted, (int, str)) and str(wanted).lstrip("-").isdecimal() else 1
 
 
 def _start(name: str, place: Place, words: Sequence[str], number: int, jobs: int) -> subprocess.Popen[bytes]:
-    """Trains a cell in a process of its own; several share GPUs and cores, these unless OMP_NUM_THREADS is set."""
+    """Trains a cell in a process of its own; several share the GPUs, and the cores unless OMP_NUM_THREADS is set."""
     command = [sys.executable, "-m", "t2ikit", *words, "--cell", name]
     if jobs == 1:
         print(f"{name}: {place.folder}", flush=True)

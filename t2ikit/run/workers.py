@@ -1,4 +1,4 @@
-"""Several processes of one command beside each other, each with its share of the cores and a GPU of its own."""
+"""Several processes of one command beside each other, each with its share of the cores and the GPUs."""
 
 from __future__ import annotations
 
@@ -77,15 +77,15 @@ def environment_of(number: int, count: int, devices: int = 1) -> dict[str, str]:
     Args:
         number: of the process, from 0.
         count: of the processes beside each other.
-        devices: GPUs that it needs; a process whose share is smaller sees all of them.
+        devices: GPUs that it needs. It gets as many, and its whole share where that is more; where there are fewer, it
+            sees all.
     """
     environment = with_share_of_cores(count)
     gpus = torch.cuda.device_count()
-    share = max(gpus // count, 1)
-    if gpus > 1 and share >= devices:
+    own = max(gpus // count, devices)
+    if gpus > 1 and own <= gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-        own = [visible[(number * share + i) % gpus] for i in range(share)]
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible[(number * own + i) % gpus] for i in range(own))
     return environment
 
 

@@ -70,10 +70,10 @@ def encoding_beside(root: Path, sets: Sequence[str], autoencoder: str) -> Iterat
         encoded = pool.submit(work.encode, stop)
         try:
             yield
+            encoded.result()
         except BaseException:
             stop.set()
             raise
-        encoded.result()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from t2ikit.optim import Muon, MuonAdam, hidden_groups
+from t2ikit.optim import Muon, MuonAdam, hidden_groups, muon
 from t2ikit.optim.muon import COEFFICIENTS, ITERATIONS, RMS_OF_ADAM, orthogonal
 
 
@@ -87,6 +87,13 @@ def test_stacked_projections_move_as_matrices_of_their_own() -> None:
         apart.step()
         whole.step()
     torch.testing.assert_close(together.detach(), torch.cat([p.detach() for p in params]), rtol=1e-12, atol=1e-12)
+
+
+def test_matrices_that_do_not_fit_together_move_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = [_random(4, 6, seed=place) for place in range(5)]
+    whole = _stepped(weights, parts=2)
+    monkeypatch.setattr(muon, "AT_ONCE", 2 * 4 * 6)
+    torch.testing.assert_close(_stepped(weights, parts=2), whole, rtol=1e-12, atol=1e-12)
 
 
 def test_the_rest_moves_as_by_adamw() -> None:
@@ -172,3 +179,8 @@ def test_what_it_cannot_do_is_refused() -> None:
     flat.grad = torch.ones(6)
     with pytest.raises(RuntimeError, match=r"trainer\.strategy"):
         MuonAdam([{"params": [flat], "parts": 1, "weight_decay": 0.0}]).step()
+    for parts in (-1, 4):
+        with pytest.raises(ValueError, match=rf"parts is .*; got {parts} of \[\[6\]\]"):
+            MuonAdam([{"params": [flat], "parts": parts, "weight_decay": 0.0}])
+    with pytest.raises(ValueError, match="momentum"):
+        MuonAdam([{"params": [flat], "momentum": 1.5}])

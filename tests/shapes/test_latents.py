@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -61,27 +62,34 @@ def test_a_second_call_writes_nothing_and_a_lost_set_is_made_again(root: Path, t
     assert (copy / "text_encoder" / "config.json").is_file()
 
 
-def test_images_are_encoded_while_others_are_drawn(tmp_path: Path) -> None:
+def test_images_are_encoded_while_others_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ShapesData(root=str(tmp_path / "images"), settings=(), **SMALL).prepare_data()
+    begun, posteriors = Event(), latents._posteriors
+
+    def seen(space: LatentSpace, block: list[Record]) -> np.ndarray:
+        begun.set()
+        return posteriors(space, block)
+
+    monkeypatch.setattr(latents, "_posteriors", seen)
     with encoding_beside(tmp_path, ["val", "train"], AUTOENCODER):
-        pass
+        assert begun.wait(60)
     assert [len(RecordSet(tmp_path / name)) for name in ("val", "train")] == [8, 24]
     assert not (tmp_path / "text_encoder").exists()  # may be written anew at the time: copied when all is drawn
 
 
 def test_a_failure_beside_the_encoding_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ShapesData(root=str(tmp_path / "images"), settings=(), **SMALL | {"count": 2000}).prepare_data()
-    encoded, posteriors = [], latents._posteriors
+    encoded, begun, posteriors = [], Event(), latents._posteriors
 
     def slow(space: LatentSpace, block: list[Record]) -> np.ndarray:
         encoded.append(len(block))
+        begun.set()
         time.sleep(0.1)
         return posteriors(space, block)
 
     monkeypatch.setattr(latents, "_posteriors", slow)
     with pytest.raises(KeyboardInterrupt), encoding_beside(tmp_path, ["train"], AUTOENCODER):
-        while not encoded:
-            time.sleep(0.01)
+        assert begun.wait(60)
         raise KeyboardInterrupt
     assert 0 < sum(encoded) < 1000
     assert not (tmp_path / "train").exists()
