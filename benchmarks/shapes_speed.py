@@ -40,7 +40,7 @@ class _Step:
         self.batch = self.ready()
         self.draws = self.module.objective.draw(self.batch, self.module.rng, 0)
         self.parameters = [p for p in self.module.optimized.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-3, fused=True)
+        self.optimizer = self.module.optimizer_factory.build(self.module.optimized)
         self.averages = [p.detach().clone() for p in self.parameters]
         self.context = self.module.denoiser.encode_text(self.batch.text)
         self.level = self.module.process.level(self.batch.t, self.module.denoiser.level_kind)
@@ -94,7 +94,7 @@ def _measure(settings: Settings) -> Iterator[Measurement]:
         }
         if step.module.denoiser(step.batch.latents, step.level, step.context).state is not None:
             parts["first pass of self-conditioning, all rows"] = step.image_without_gradient
-        parts["clipping, AdamW, EMA"] = step.update
+        parts["clipping, optimizer, EMA"] = step.update
         seconds = cpu_seconds(parts, repeats=1 if settings.small else 7)
         for part, value in seconds.items():
             yield Measurement(f"{name}, {rows} samples: {part}", 1000 * value, "ms")

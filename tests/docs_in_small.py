@@ -211,7 +211,7 @@ def small(line: str) -> list[str]:
     """The words of a command line of a page, with what makes it small; without the name of the program."""
     for pattern, text in (
         (r"step-(00000500|00050000)\.ckpt", "step-00000001.ckpt"),
-        ("step-00001900-", "step-00000002-"),
+        ("step-00001320-", "step-00000002-"),
         (r" > \S+$", ""),
         (r"\bRUN\b", "runs/quickstart/version_0"),
         (r"\bDIR\b", "OUT"),
