@@ -28,7 +28,7 @@ from typing import Any
 from t2ikit.config.compose import ConfigError, Override, check_overlay, compose, nearest, part_of
 
 _NAME = re.compile(r"[A-Za-z0-9_]+")
-_PLACE = {"data": ("root", "num_workers"), "trainer": ("accelerator", "devices", "num_nodes", "strategy")}
+PLACE = {"data": ("root", "num_workers"), "trainer": ("accelerator", "devices", "num_nodes", "strategy")}
 """Options that say where a cell is trained, and not what."""
 MOST_CELLS = 10_000
 """Of a grid."""
@@ -111,7 +111,7 @@ class Sweep:
     def digest(self, config: Mapping[str, Any]) -> str:
         """SHA-256 of what a cell trains, wherever it is trained."""
         decides = {key: value for key, value in config.items() if key not in ("run", "loggers")}
-        for key, names in _PLACE.items():
+        for key, names in PLACE.items():
             node = dict(decides.get(key) or {})
             options = node.get("init_args", {}) if key == "data" else node
             options = {name: value for name, value in options.items() if name not in names}

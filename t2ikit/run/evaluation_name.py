@@ -14,6 +14,7 @@ from hashlib import sha256
 from typing import Any
 
 from t2ikit.config.compose import ConfigError, flatten, nearest
+from t2ikit.config.sweep import PLACE
 from t2ikit.run.search import SEARCH, verifier_title
 
 LONGEST = 180
@@ -21,7 +22,7 @@ LONGEST = 180
 
 _PLAIN = re.compile(r"[\w.+-]{1,24}", re.ASCII)
 _STRANGE = re.compile(r"[^\w.+-]", re.ASCII)
-_PLACE = ("data.init_args.root", "data.init_args.num_workers")
+_PLACE = [f"data.init_args.{name}" for name in PLACE["data"]]
 
 
 def evaluation_name(first: str, args: argparse.Namespace, config: dict[str, Any], plain: dict[str, Any]) -> str:
