@@ -11,11 +11,13 @@ from t2ikit.callbacks.progress import StepProgress
 from t2ikit.callbacks.score_table import ScoreTable
 from t2ikit.callbacks.snapshot import Snapshot
 from t2ikit.callbacks.step_records import StepRecords
+from t2ikit.callbacks.text_length import ByTextLength
 from t2ikit.callbacks.training_log import TrainingLog
 
 __all__ = [
     "EMA",
     "AugmentationCallback",
+    "ByTextLength",
     "Checkpoint",
     "CheckpointFiles",
     "Crop",

@@ -95,6 +95,12 @@ class Text(Movable):
         embeddings = torch.nn.functional.pad(self.embeddings, (0, 0, 0, extra))
         return Text(embeddings, torch.nn.functional.pad(self.mask, (0, extra)), self.pooled)
 
+    def cut(self, length: int) -> Text:
+        """The same without its columns from ``length`` on, which must be padding in every row; no copy."""
+        if length >= self.mask.shape[1]:
+            return self
+        return Text(self.embeddings[:, :length], self.mask[:, :length], self.pooled)
+
     def replace(self, drop: Tensor, other: Text) -> Text:
         """The texts where ``drop`` [B] bool is False, and the single text of ``other`` where it is True.
 
@@ -253,6 +259,7 @@ class StoredText(Movable):
         max_length: L of the padded text; a Python number, so that unpacking needs no host sync.
         group: channels that share one scale.
         pooled: [B, P] float16, or None for an encoder that gives no pooled vectors.
+        lengths: [B] int64 on the host, tokens of each caption; None where nobody counted them.
     """
 
     tokens: Tensor
@@ -262,6 +269,7 @@ class StoredText(Movable):
     max_length: int
     group: int = 64
     pooled: Tensor | None = None
+    lengths: np.ndarray | None = None
 
     def text(self) -> Text:
         """Dequantised and padded on the device of the batch: embeddings [B, max_length, D] float32."""
@@ -318,6 +326,11 @@ class StoredBatch(Movable):
         texts = tuple(text.text() for text in self.texts.values())
         return texts[0] if len(texts) == 1 else texts
 
+    def text_lengths(self) -> np.ndarray | None:
+        """[B, E] int64 on the host, tokens of each caption for each of E text encoders; None where unknown."""
+        lengths = [text.lengths for text in self.texts.values() if text.lengths is not None]
+        return np.stack(lengths, axis=1) if lengths and len(lengths) == len(self.texts) else None
+
 
 @dataclass
 class Batch(Movable):
@@ -333,6 +346,7 @@ class Batch(Movable):
         slot: the key of every random number of the batch (``t2ikit.rng``): the global slot of the first row, where the
             slots of the rows are consecutive, or those of all rows, [B] int64.
         extra: [B, ...] by name, the arrays of the records that the objective named; of whole images.
+        text_lengths: [B, E] int64 on the host, tokens of each row's text for each of E text encoders; None = unknown.
     """
 
     latents: Tensor
@@ -343,6 +357,7 @@ class Batch(Movable):
     window: Tensor | None = None
     slot: int | np.ndarray = 0
     extra: dict[str, Tensor] = field(default_factory=dict)
+    text_lengths: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.t.shape[0]
@@ -355,13 +370,15 @@ class Batch(Movable):
     def part(self, start: int, end: int) -> Batch:
         """Rows ``start`` .. ``end - 1``, with the slots that they have in the whole: random numbers stay theirs."""
         slot = self.slot[start:end] if isinstance(self.slot, np.ndarray) else self.slot + start
-        return self._at(slice(start, end), slot)
+        lengths = None if self.text_lengths is None else self.text_lengths[start:end]
+        return self._at(slice(start, end), slot, lengths)
 
     def rows(self, index: np.ndarray) -> Batch:
         """The rows at ``index`` [K] int64, in that order, with the slots that they have in the whole."""
-        return self._at(torch.from_numpy(index).to(self.t.device, non_blocking=True), self.slots[index])
+        lengths = None if self.text_lengths is None else self.text_lengths[index]
+        return self._at(torch.from_numpy(index).to(self.t.device, non_blocking=True), self.slots[index], lengths)
 
-    def _at(self, rows: Tensor | slice, slot: int | np.ndarray) -> Batch:
+    def _at(self, rows: Tensor | slice, slot: int | np.ndarray, text_lengths: np.ndarray | None) -> Batch:
         return Batch(
             self.latents[rows],
             map_texts(lambda text: text.rows(rows), self.text),
@@ -371,4 +388,5 @@ class Batch(Movable):
             None if self.window is None else self.window[rows],
             slot,
             {name: array[rows] for name, array in self.extra.items()},
+            text_lengths,
         )

@@ -258,7 +258,10 @@ class TextToImage(Learner, L.LightningModule):
         latents = self.space.x_0(stored.image, noise)
         t = self.process.t(stored.u)
         extra = {name: stored.array(name) for name in self.objective.needs.arrays}
-        return Batch(latents, stored.text(), t, stored.source, stored.index, slot=stored.slot, extra=extra)
+        lengths = stored.text_lengths()
+        return Batch(
+            latents, stored.text(), t, stored.source, stored.index, None, stored.slot, extra, text_lengths=lengths
+        )
 
     # ------------------------------------------------------------------ the training step
 

@@ -342,4 +342,5 @@ def _packed(views: Sequence[RecordView], captions: Sequence[int], encoder: str, 
         max_length=max_length,
         group=GROUP,
         pooled=pooled,
+        lengths=lengths,
     )
