@@ -38,6 +38,7 @@ class TrialData:
 
     batch_size = BATCH_SIZE
     bucket_count = 1
+    length_bucket = 1
     folder = Path("data")
 
     def __init__(self) -> None:

@@ -90,14 +90,16 @@ def trial_batch(
     """A batch of random numbers, the same each time, with t over nearly all of [0, 1]."""
     generator = torch.Generator().manual_seed(slot)
     names = {name: torch.randn(rows, *size, generator=generator) for name, size in (arrays or {}).items()}
+    text = _text(TEXT_DIM, rows, tokens, slot)
     return Batch(
         torch.randn(rows, *shape, generator=generator),
-        _text(TEXT_DIM, rows, tokens, slot),
+        text,
         torch.linspace(0.05, 0.95, rows),
         torch.zeros(rows, dtype=torch.int64),
         torch.arange(rows) + 100,
         slot=slot,
         extra=names,
+        text_lengths=text.mask.sum(1, keepdim=True).numpy(),
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 from testing import broken_denoisers, broken_others
 
 import tiny
-from t2ikit.callbacks import Crop, CutMix
+from t2ikit.callbacks import ByTextLength, Crop, CutMix
 from t2ikit.denoisers import Levels
 from t2ikit.diffusion import Denoising, RectifiedFlow, VelocityError
 from t2ikit.diffusion.solvers import SOLVERS
@@ -61,6 +61,7 @@ OURS: dict[str, tuple[Callable[[], Any], set[str]]] = {
     "term": (broken_others.Align, {"window"}),
     **{name: (lambda name=name: SOLVERS[name], set()) for name in SOLVERS},
     "crop": (Crop, {"stored stream"}),
+    "by-text-length": (lambda: ByTextLength(2), {"stored stream"}),
     "crop-free": (lambda: Crop(0.7, "free"), {"stored stream"}),
     "distribution": (lambda: DistributionMetrics(RandomConvFeatures()), set()),
     "geneval": (lambda: GenEval(ShapesDetector()), set()),
