@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -119,6 +120,21 @@ def test_overrides_are_part_of_the_folders_name(folder: Path, tmp_path: Path) ->
     one, plain = sorted(tmp_path.iterdir(), reverse=True)
     assert (one.name, plain.name) == ("step-00000002-limit-3-prompts.per_task-1", "step-00000002-limit-3")
     assert read_scores(one / "scores") != read_scores(plain / "scores")
+
+
+def test_a_weaker_network_is_loaded_from_its_checkpoint(folder: Path, tmp_path: Path) -> None:
+    """Guided by itself a network draws what it draws without guidance."""
+    itself = f"{{class_path: t2ikit.diffusion.Guidance, init_args: {{weight: 3, weaker: {{checkpoint: {RUN}}}}}}}"
+    evaluate("--limit", "8", "--guidance", "0", out=tmp_path / "none")
+    evaluate("--limit", "8", "--callbacks.val.guidance", itself, out=tmp_path / "itself")
+    evaluate("--limit", "8", "--callbacks.val.guidance", itself, "--guidance", "1,2", out=tmp_path / "sweep")
+    drawn = []
+    for name, count in (("none", 8), ("itself", 8), ("sweep", 16)):
+        paths = sorted((tmp_path / name).rglob("images/*.png"))
+        assert len(paths) == count
+        drawn.append(np.stack([np.asarray(Image.open(path), dtype=float) for path in paths]))
+    assert np.abs(drawn[1] - drawn[0]).mean() < 0.5  # of 255; rounding
+    assert np.abs(drawn[2] - np.concatenate([drawn[0]] * 2)).mean() < 0.5
 
 
 @pytest.mark.fault("SIGKILL in an evaluation", "the same command ends with the same scores")

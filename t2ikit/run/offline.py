@@ -80,6 +80,7 @@ def evaluate(args: argparse.Namespace) -> None:
         _report(where, evaluated.scores, others, args)
         return
     trained = _model(args, checkpoint, snapshot, data, device, origins)
+    sampling = sampling.filled(device, origins)
     run_folder = run_folder_of(checkpoint)
     name = evaluation_name(f"step-{trained.step:08d}", args, config, plain)
     where = (args.out or run_folder / "evaluations" / args.snapshot) / name
@@ -196,7 +197,6 @@ def _model(
     trained.module.unconditional = data.unconditional()
     trained.module.space.load()  # refuses a missing one before the work, not after it
     trained.module.to(device)
-    snapshot.sampling = snapshot.sampling.filled(device, origins)
     return trained
 
 
