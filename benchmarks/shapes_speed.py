@@ -1,7 +1,8 @@
 """CPU-seconds of a training step on shapes, by part: ``python -m benchmarks shapes_speed``.
 
-The shipped experiments as they are, on one rank: its batch, its data, its objective. "Text" and "image tokens" are the
-forward pass that has a gradient; the backward pass of both and the pass of self-conditioning stand by themselves.
+The shipped experiments as they are, on one rank: its batch, its data and augmentations, its objective. "Text" and
+"image tokens" are the forward pass that has a gradient; the backward pass of both and the pass of self-conditioning
+stand by themselves. Where texts of about one length are computed together, a step without that stands beside it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import torch
 from torch import nn
 
 from benchmarks.base import Benchmark, Measurement, Settings, cpu_seconds
+from t2ikit.batch import Batch
+from t2ikit.callbacks import AugmentationCallback, ByTextLength
 from t2ikit.config.compose import Override, compose, shipped_experiments
 from t2ikit.data.datamodule import DataModule
 from t2ikit.module import TextToImage
@@ -26,7 +29,7 @@ _DECAY = 0.995
 class _Step:
     """A training step of one rank of an experiment, part by part."""
 
-    def __init__(self, name: str, settings: Settings) -> None:
+    def __init__(self, name: str, settings: Settings, parts: int | None = None) -> None:
         overrides = [Override(key, str(value)) for key, value in _SMALL.items()]
         plan = check(compose(shipped_experiments() / f"{name}.yaml", overrides))
         ranks = plan.trainer["devices"]
@@ -34,20 +37,25 @@ class _Step:
         self.module: TextToImage = plan.model.build()
         self.data: DataModule = check(plan.config).data.build()
         self.data.prepare_data()
+        for component in plan.callbacks.values():
+            if issubclass(component.cls, AugmentationCallback):
+                callback = component.build()
+                if parts is not None and isinstance(callback, ByTextLength):
+                    callback = ByTextLength(parts)
+                callback.register(self.data, self.module)
         self.data.setup()
         self.module.unconditional = self.data.unconditional()
         self.batches: Iterator[Any] = iter(self.data.train_dataloader())
-        self.batch = self.ready()
-        self.draws = self.module.objective.draw(self.batch, self.module.rng, 0)
+        self.parts: tuple[Batch, ...] = self.ready()
+        self.rows = sum(map(len, self.parts))
         self.parameters = [p for p in self.module.optimized.parameters() if p.requires_grad]
         self.optimizer = self.module.optimizer_factory.build(self.module.optimized)
         self.averages = [p.detach().clone() for p in self.parameters]
-        self.context = self.module.denoiser.encode_text(self.batch.text)
-        self.level = self.module.process.level(self.batch.t, self.module.denoiser.level_kind)
+        self.contexts = self.text()
 
-    def ready(self) -> Any:
-        """Reads a batch and draws its noise levels and posteriors."""
-        return self.module.ready(next(self.batches))
+    def ready(self) -> tuple[Batch, ...]:
+        """Reads a batch, draws its noise levels and posteriors, and augments it."""
+        return self.module.on_after_batch_transfer(next(self.batches), 0)
 
     def whole(self) -> None:
         """Forward and backward pass, clipping, optimizer and EMA."""
@@ -57,15 +65,21 @@ class _Step:
 
     def loss(self) -> torch.Tensor:
         """Every forward pass of the step."""
-        return self.module.objective(self.module.denoiser, self.batch, self.draws).loss_B.mean()
+        objective, denoiser, rng = self.module.objective, self.module.denoiser, self.module.rng
+        losses = [objective(denoiser, part, objective.draw(part, rng, 0)).loss_B for part in self.parts]
+        return torch.cat(losses).mean()
 
-    def text(self) -> object:
+    def text(self) -> list[Any]:
         """The text, forward."""
-        return self.module.denoiser.encode_text(self.batch.text)
+        return [self.module.denoiser.encode_text(part.text) for part in self.parts]
 
-    def image(self) -> object:
+    def image(self) -> list[Any]:
         """The image tokens, forward."""
-        return self.module.denoiser(self.batch.latents, self.level, self.context)
+        denoiser = self.module.denoiser
+        return [
+            denoiser(part.latents, self.module.process.level(part.t, denoiser.level_kind), context)
+            for part, context in zip(self.parts, self.contexts, strict=True)
+        ]
 
     @torch.no_grad()
     def image_without_gradient(self) -> object:
@@ -84,7 +98,7 @@ def _measure(settings: Settings) -> Iterator[Measurement]:
     for name in _EXPERIMENTS:
         step = _Step(name, settings)
         step.whole()
-        rows = len(step.batch.latents)
+        rows = step.rows
         parts: dict[str, Callable[[], object]] = {
             "data": step.ready,
             "text, forward": step.text,
@@ -92,7 +106,7 @@ def _measure(settings: Settings) -> Iterator[Measurement]:
             "all forward passes": step.loss,
             "whole step without data": step.whole,
         }
-        if step.module.denoiser(step.batch.latents, step.level, step.context).state is not None:
+        if step.image()[0].state is not None:
             parts["first pass of self-conditioning, all rows"] = step.image_without_gradient
         parts["clipping, optimizer, EMA"] = step.update
         seconds = cpu_seconds(parts, repeats=1 if settings.small else 7)
@@ -100,6 +114,17 @@ def _measure(settings: Settings) -> Iterator[Measurement]:
             yield Measurement(f"{name}, {rows} samples: {part}", 1000 * value, "ms")
         total = seconds["data"] + seconds["whole step without data"]
         yield Measurement(f"{name}: samples of a CPU-second", rows / total, "samples/s")
+        if len(step.parts) > 1:
+            undivided = _Step(name, settings, parts=1)
+            undivided.whole()
+            both = cpu_seconds({"parts": step.whole, "whole": undivided.whole}, repeats=1 if settings.small else 7)
+            yield Measurement(
+                f"{name}, {rows} samples: step in {len(step.parts)} parts of about one text length",
+                1000 * both["parts"],
+                "ms",
+                "the same in one part",
+                1000 * both["whole"],
+            )
 
 
 BENCHMARKS = [
