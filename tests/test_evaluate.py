@@ -247,7 +247,7 @@ callbacks:
 """
     Path("stored.yaml").write_text(metrics)
     evaluate("--experiment", "stored.yaml", out=tmp_path / "out")
-    ours = read_scores(tmp_path / "out" / "step-00000002" / "scores")
+    ours = read_scores(tmp_path / "out" / "step-00000002-experiment-stored" / "scores")  # not the run's own `val`
     of_run = read_scores(RUN / "samples" / "val" / "scores" / "step-00000002")
     assert {"frechet_distance", "coverage"} <= ours.keys() <= of_run.keys()
     for name, score in ours.items():

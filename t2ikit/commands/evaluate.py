@@ -29,8 +29,8 @@ What is written, below --out:
   step-00250000/scores/SCORE.json      each score with everything it depends on (its fingerprint); grid.png;
                                        details/ with verdicts and answers of the metrics that give them
   step-00250000-guidance-sweep/        a folder for each weight, scores.csv, and guidance.png with their curves
-Options and overrides that change what is evaluated are part of the folder's name (--data.root is not). An interrupted
-call continues with its images.
+Options and overrides that change what is evaluated are part of the folder's name (--data.root is not), as is an
+--experiment with a snapshot that the run has under the same name. An interrupted call continues with its images.
 
 Any option of the experiment's data and snapshots may be overridden:
 --data.root DIR, --callbacks.val.reference_limit 500

@@ -82,7 +82,10 @@ def evaluate(args: argparse.Namespace) -> None:
     trained = _model(args, checkpoint, snapshot, data, device, origins)
     sampling = sampling.filled(device, origins)
     run_folder = run_folder_of(checkpoint)
-    name = evaluation_name(f"step-{trained.step:08d}", args, config, plain)
+    first = f"step-{trained.step:08d}"
+    if args.experiment is not None and args.snapshot in (trained.config.get("callbacks") or {}):
+        first += f"-experiment-{args.experiment.stem}"  # the run's own snapshot of that name is another evaluation
+    name = evaluation_name(first, args, config, plain)
     where = (args.out or run_folder / "evaluations" / args.snapshot) / name
     if args.guidance is None or len(args.guidance) == 1:
         sampling = sampling if args.guidance is None else sampling.with_weight(args.guidance[0])
