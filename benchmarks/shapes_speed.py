@@ -37,11 +37,13 @@ class _Step:
         self.module: TextToImage = plan.model.build()
         self.data: DataModule = check(plan.config).data.build()
         self.data.prepare_data()
+        self.by_text_length = False
         for component in plan.callbacks.values():
             if issubclass(component.cls, AugmentationCallback):
                 callback = component.build()
-                if parts is not None and isinstance(callback, ByTextLength):
-                    callback = ByTextLength(parts)
+                if isinstance(callback, ByTextLength):
+                    callback = callback if parts is None else ByTextLength(parts)
+                    self.by_text_length = callback.parts > 1
                 callback.register(self.data, self.module)
         self.data.setup()
         self.module.unconditional = self.data.unconditional()
@@ -62,6 +64,11 @@ class _Step:
         self.optimizer.zero_grad(set_to_none=True)
         self.loss().backward()
         self.update()
+
+    def next(self) -> None:
+        """Reads a batch and makes the whole step."""
+        self.parts = self.ready()
+        self.whole()
 
     def loss(self) -> torch.Tensor:
         """Every forward pass of the step."""
@@ -114,10 +121,9 @@ def _measure(settings: Settings) -> Iterator[Measurement]:
             yield Measurement(f"{name}, {rows} samples: {part}", 1000 * value, "ms")
         total = seconds["data"] + seconds["whole step without data"]
         yield Measurement(f"{name}: samples of a CPU-second", rows / total, "samples/s")
-        if len(step.parts) > 1:
+        if step.by_text_length:
             undivided = _Step(name, settings, parts=1)
-            undivided.whole()
-            both = cpu_seconds({"parts": step.whole, "whole": undivided.whole}, repeats=1 if settings.small else 7)
+            both = cpu_seconds({"parts": step.next, "whole": undivided.next}, repeats=1 if settings.small else 15)
             yield Measurement(
                 f"{name}, {rows} samples: step in {len(step.parts)} parts of about one text length",
                 1000 * both["parts"],

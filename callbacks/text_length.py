@@ -16,9 +16,10 @@ from t2ikit.module import TextToImage
 class ByTextLength(AugmentationCallback):
     """Computes every micro-batch in parts, whose texts are padded to the longest of the part alone.
 
-    Losses and gradients are those without it, but for rounding: every random number belongs to its slot, and the loss
-    is the mean over all rows. It pays where much of a step is text, texts differ much in length, and the processor is
-    as fast on small batches: on CPU cores. The lengths are known on the host; nothing waits for a device.
+    Losses and gradients are those without it, but for rounding: every random number belongs to its slot (but masks of
+    dropout, which belong to a micro-batch), and the loss is the mean over all rows. It pays where much of a step is
+    text, texts differ much in length, and the processor is as fast on small batches: on CPU cores, uncompiled. The
+    lengths are known on the host; nothing waits for a device.
 
     Args:
         parts: parts of a micro-batch, of equal numbers of rows but for one; 1 is off.
@@ -35,12 +36,19 @@ class ByTextLength(AugmentationCallback):
         self._length_bucket = 1
 
     def validate_experiment(self, experiment: Any) -> None:
-        """Refuses an objective that compares the rows of a batch with each other."""
+        """Refuses an objective that compares the rows of a batch with each other, and compiled code."""
+        if self.parts == 1:
+            return
+        if getattr(experiment.model, "compiled", None) is not None:
+            raise ValueError(
+                "callbacks.by_text_length: the step would be compiled for every text length of every part: remove the "
+                "callback (--callbacks.by_text_length null) or --model.compile"
+            )
         objective = getattr(experiment.model, "objective", None)
         if objective is not None and any(getattr(layer, "compares_rows", False) for layer in objective.modules()):
             raise ValueError(
                 "callbacks.by_text_length: a term of the objective compares the rows of a batch, which parts would "
-                "keep from one another: remove the callback"
+                "keep from one another: remove the callback (--callbacks.by_text_length null)"
             )
 
     def register(self, data: DataModule, module: TextToImage) -> None:

@@ -16,6 +16,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -122,6 +123,8 @@ def assert_same(first: Any, second: Any, name: str = "") -> None:
         assert list(first) == list(second), name
         for key, value in first.items():
             assert_same(value, second[key], f"{name} {key}")
+    elif isinstance(first, np.ndarray):
+        assert first.dtype == second.dtype and np.array_equal(first, second), name
     else:
         assert torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second, name
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from t2ikit.callbacks import EMA, AugmentationCallback, CutMix
+from t2ikit.callbacks import EMA, AugmentationCallback, ByTextLength, CutMix
 from t2ikit.checkpoints import read_weights
 from t2ikit.checkpoints.runs import latest_config
 from t2ikit.config.compose import ConfigError, flatten
@@ -127,6 +127,8 @@ def _decides(key: str, before: Mapping[str, Any], plan: Plan, ended: bool) -> bo
         return name in DECIDING_OF_TRAINER or (ended and name in ENDS_OF_TRAINER)
     if group == "callbacks":
         cls = _callback(name, before, plan)
+        if issubclass(cls, ByTextLength):  # it moves the rounding, as another number of devices does
+            return False
         return issubclass(cls, (EMA, AugmentationCallback)) and (ended or not issubclass(cls, CutMix))  # or by its gate
     return key == "seed_everything"
 

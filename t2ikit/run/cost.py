@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -122,7 +123,8 @@ def stored_batch(model: TextToImage, inputs: Inputs, device: torch.device) -> St
         # The width of all pooled vectors together is known, and no other.
         pooled_dim = model.denoiser.pooled_dim if index == 0 else 0
         pooled = torch.ones(rows, pooled_dim, dtype=torch.float16, device=device) if pooled_dim else None
-        texts[str(index)] = StoredText(states, scales, torch.arange(count, device=device), rows, length, GROUP, pooled)
+        positions, lengths = torch.arange(count, device=device), np.full(rows, length)
+        texts[str(index)] = StoredText(states, scales, positions, rows, length, GROUP, pooled, lengths)
     pixels = model.space.kind == "pixels"
     shape = (rows, channels, height, width) if pixels else (rows, 2, channels, height, width)
     image = torch.ones(shape, dtype=torch.uint8 if pixels else torch.float16, device=device)

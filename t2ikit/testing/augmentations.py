@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from t2ikit.batch import Batch, Text
+from t2ikit.batch import Batch, Text, each_text
 from t2ikit.callbacks import AugmentationCallback
 from t2ikit.data.datamodule import DataModule
 from t2ikit.module import TextToImage
@@ -171,6 +171,11 @@ def well_formed(subject: Subject[AugmentationCallback]) -> None:
         expect(inside, f"t must be [{rows}] in [0, 1]; it is {list(chunk.t.shape)}")
         text = isinstance(chunk.text, Text) and len(chunk.text) == rows and bool(chunk.text.mask.any(1).all())
         expect(text, f"text must have {rows} rows, each with at least one token")
+        lengths = chunk.text_lengths
+        expect(
+            lengths is None or np.array_equal(lengths, each_text(chunk.text)[0].mask.sum(1, keepdim=True).numpy()),
+            "text_lengths must be [B, 1] with the tokens of each text: who changes text sets them too, or None",
+        )
         smaller = latents.shape[2:] != (8, 8)
         expect(
             not smaller or chunk.window is not None,

@@ -116,3 +116,7 @@ def test_what_is_refused() -> None:
     objective = nn.ModuleList([Compares()])
     with pytest.raises(ValueError, match="by_text_length: a term of the objective compares the rows"):
         ByTextLength().validate_experiment(SimpleNamespace(model=SimpleNamespace(objective=objective)))
+    compiled = SimpleNamespace(model=SimpleNamespace(compiled=object(), objective=objective))
+    with pytest.raises(ValueError, match="compiled for every text length of every part: remove .* or --model.compile"):
+        ByTextLength().validate_experiment(compiled)
+    ByTextLength(1).validate_experiment(compiled)  # off
