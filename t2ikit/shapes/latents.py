@@ -3,6 +3,7 @@
     ROOT/images/val, train, train_<setting>, text_encoder    as rendered: pixels, captions and their states
     ROOT/val, train, train_<setting>, text_encoder           the same records, with the posterior in place of the pixels
 
+The text encoder is the same one, unless ROOT has been given its own, whose states the records then hold.
 So the layout is that of ``t2ikit prepare``, whose ``images/`` hold the pictures that generated ones are compared with.
 Every set appears whole or not at all, and one that fits is kept.
 
@@ -25,13 +26,15 @@ import torch
 from tqdm import tqdm
 
 from t2ikit.encoders.autoencoders import LatentSpace
+from t2ikit.encoders.text import TextEncoder
 from t2ikit.files import partial_of, publish, recover
 from t2ikit.launch import cores
 from t2ikit.prepare.steps import sha256_of_json, versions
-from t2ikit.pretrained import find_pretrained
-from t2ikit.records.manifest import Manifest
-from t2ikit.records.record import Record
+from t2ikit.pretrained import EncoderReference, find_pretrained
+from t2ikit.records.manifest import Manifest, TextSource
+from t2ikit.records.record import Record, Stored, text_arrays
 from t2ikit.records.record_set import RecordSet
+from t2ikit.records.states import States, quantise_tokens
 from t2ikit.records.writing import write_set
 from t2ikit.shapes.dataset import ENCODER_FOLDER
 
@@ -40,24 +43,27 @@ _BATCH = 64
 _OPTION = "data.autoencoder"
 
 
-def encode_shapes(root: Path, sets: Sequence[str], autoencoder: str) -> None:
+def encode_shapes(root: Path, sets: Sequence[str], autoencoder: str, own_encoder: bool = False) -> None:
     """Encodes what is missing of the sets of ``root/images``.
 
     Args:
         root: folder of the encoded sets.
         sets: their names.
         autoencoder: a folder in the format of diffusers, a repository, or the name of an embedded one.
+        own_encoder: ``root`` has a text encoder of its own, which encodes the captions anew; otherwise it gets that of
+            the images, and the records keep their states.
 
     Raises:
         FileNotFoundError: there is no such autoencoder.
         ValueError: sides of the images that it cannot halve often enough.
     """
-    _missing(root, sets, autoencoder).encode(Event())
-    copy_text_encoder(root / IMAGES, root)
+    _missing(root, sets, autoencoder, own_encoder).encode(Event())
+    if not own_encoder:
+        copy_text_encoder(root / IMAGES, root)
 
 
 @contextmanager
-def encoding_beside(root: Path, sets: Sequence[str], autoencoder: str) -> Iterator[None]:
+def encoding_beside(root: Path, sets: Sequence[str], autoencoder: str, own_encoder: bool = False) -> Iterator[None]:
     """Encodes what is missing of the sets, without their text encoder, in threads beside the body of the block.
 
     Returns when both are done. A body that fails, or that Ctrl-C ends, ends the encoding after its batch.
@@ -65,7 +71,7 @@ def encoding_beside(root: Path, sets: Sequence[str], autoencoder: str) -> Iterat
     Raises:
         FileNotFoundError, ValueError: as `encode_shapes`.
     """
-    work, stop = _missing(root, sets, autoencoder), Event()
+    work, stop = _missing(root, sets, autoencoder, own_encoder), Event()
     with ThreadPoolExecutor(1) as pool:
         encoded = pool.submit(work.encode, stop)
         try:
@@ -78,41 +84,57 @@ def encoding_beside(root: Path, sets: Sequence[str], autoencoder: str) -> Iterat
 
 @dataclass(frozen=True)
 class _Missing:
-    """Sets that are to be encoded: name, images and digest of each. ``space`` is loaded if there are any."""
+    """Sets that are to be encoded: name, images and digest of each. ``space`` is loaded if there are any.
+
+    ``encoder`` encodes their captions anew; None keeps the states of the images' records.
+    """
 
     root: Path
     sets: Sequence[tuple[str, RecordSet, str]]
     space: LatentSpace
+    encoder: TextEncoder | None
 
     def encode(self, stop: Event) -> None:
         for name, images, digest in self.sets:
-            _encode(self.root / name, images, self.space, digest, stop)
+            manifest = replace(_with_texts(images.manifest, self.encoder), source_sha256=digest)
+            _encode(self.root / name, images, self.space, self.encoder, manifest, stop)
 
 
-def _missing(root: Path, sets: Sequence[str], autoencoder: str) -> _Missing:
+def _missing(root: Path, sets: Sequence[str], autoencoder: str, own_encoder: bool) -> _Missing:
     weights = find_pretrained(autoencoder, None, _OPTION).reference.sha256
+    encoder = TextEncoder.load(str((root / ENCODER_FOLDER).resolve())) if own_encoder else None
     missing = []
     for name in sets:
         images = RecordSet(root / IMAGES / name)
         digest = sha256_of_json([images.manifest.chunk_sha256, weights])
-        if not _fits(root / name, digest, images.manifest):
+        if not _fits(root / name, digest, _with_texts(images.manifest, encoder)):
             missing.append((name, images, digest))
     space = LatentSpace(autoencoder, channels=0, batch_size=_BATCH)
     if missing:
         space.load()  # here, not in a thread: while it loads, no other thread may make a network
-    return _Missing(root, missing, space)
+    return _Missing(root, missing, space, encoder)
 
 
-def _fits(folder: Path, digest: str, images: Manifest) -> bool:
+def _with_texts(images: Manifest, encoder: TextEncoder | None) -> Manifest:
+    """The manifest of the images, with the text encoder of the latents beside them."""
+    if encoder is None:
+        return images
+    reference = EncoderReference(ENCODER_FOLDER, None, encoder.reference.sha256)
+    return replace(images, texts={name: TextSource(encoder.dim, reference) for name in images.texts})
+
+
+def _fits(folder: Path, digest: str, wanted: Manifest) -> bool:
     recover(folder)
     try:
         manifest = Manifest.read(folder)
     except (FileNotFoundError, ValueError):
         return False
-    return manifest.source_sha256 == digest and manifest.text_encoders == images.text_encoders
+    return manifest.source_sha256 == digest and manifest.text_encoders == wanted.text_encoders
 
 
-def _encode(folder: Path, images: RecordSet, space: LatentSpace, digest: str, stop: Event) -> None:
+def _encode(
+    folder: Path, images: RecordSet, space: LatentSpace, encoder: TextEncoder | None, wanted: Manifest, stop: Event
+) -> None:
     size = images.manifest.image_shape[-1]
     if size % space.downsampling:
         raise ValueError(
@@ -121,19 +143,25 @@ def _encode(folder: Path, images: RecordSet, space: LatentSpace, digest: str, st
         )
     side = size // space.downsampling
     manifest = replace(
-        images.manifest,
+        wanted,
         kind="latents",
         image_shape=(2, space.model.config.latent_channels, side, side),
         autoencoder=space.reference,
         autoencoder_dtype="float32",
-        source_sha256=digest,
-        versions={**images.manifest.versions, **versions("diffusers")},
+        versions={**wanted.versions, **versions("diffusers")},
     )
+    empty_prompt = images.empty_prompt
+    if encoder is not None:
+        empty = States(quantise_tokens(encoder.encode([""])[0]))
+        empty_prompt = dict.fromkeys(empty_prompt, empty)
     with tqdm(total=len(images), desc=f"shapes: latents of {folder.name}", unit="image", mininterval=0.5) as bar:
-        write_set(folder, _records(images, space, bar, stop), manifest, images.empty_prompt, overwrite=True)
+        write_set(folder, _records(images, space, encoder, bar, stop), manifest, empty_prompt, overwrite=True)
 
 
-def _records(images: RecordSet, space: LatentSpace, bar: tqdm, stop: Event) -> Iterator[Record]:
+def _records(
+    images: RecordSet, space: LatentSpace, encoder: TextEncoder | None, bar: tqdm, stop: Event
+) -> Iterator[Record]:
+    (name,) = images.manifest.texts
     # One rank prepares while the others wait: their cores are free for it.
     workers = max(1, cores() // torch.get_num_threads())
     firsts = range(0, len(images), _BATCH)
@@ -146,9 +174,20 @@ def _records(images: RecordSet, space: LatentSpace, bar: tqdm, stop: Event) -> I
                 for first in firsts[start : start + workers]
             ]
             for block, posteriors in zip(blocks, pool.map(partial(_posteriors, space), blocks), strict=True):
-                for record, posterior in zip(block, posteriors, strict=True):
-                    yield Record({**record.arrays, "image": posterior}, record.captions, record.metadata)
+                texts = _texts(name, encoder, block)
+                for record, posterior, states in zip(block, posteriors, texts, strict=True):
+                    arrays = {**record.arrays, "image": posterior, **states}
+                    yield Record(arrays, record.captions, record.metadata)
                 bar.update(len(block))
+
+
+def _texts(name: str, encoder: TextEncoder | None, block: Sequence[Record]) -> list[dict[str, Stored]]:
+    """The states of the captions of each record, as arrays by name, where they are to be others; else nothing."""
+    if encoder is None:
+        return [{}] * len(block)
+    captions = list(dict.fromkeys(caption for record in block for caption in record.captions))
+    states = {text: States(quantise_tokens(row)) for text, row in zip(captions, encoder.encode(captions), strict=True)}
+    return [text_arrays(name, [states[text] for text in record.captions]) for record in block]
 
 
 def _posteriors(space: LatentSpace, block: Sequence[Record]) -> np.ndarray:

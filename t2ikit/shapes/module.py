@@ -34,6 +34,9 @@ class ShapesData(DataModule):
         autoencoder: encode the images into latents, by "embedded:shapes-full" or "embedded:shapes-simple", a folder in
             the format of diffusers or a repository of the Hub; the experiment then needs LatentSpace. By default they
             stay pixels.
+        word_order: a small T5 whose heads look at neighbouring words makes the text states, so that they say which
+            adjective belongs to which noun, as those of trained encoders do; with random weights alone they do not
+            (docs/shapes.md). Only with an autoencoder.
         root: where the data is kept; by default below ``$T2IKIT_CACHE`` (or ``~/.cache/t2ikit``), by its options.
         batch_size: samples of one optimizer step, over all devices and accumulated batches.
         num_workers: reading processes of each device; 0 reads in the training process.
@@ -53,6 +56,7 @@ class ShapesData(DataModule):
     scene_seed: int = 0
     autoencoder: str | None = None
     bucket_sizes: tuple[str, ...] = ()
+    word_order: bool = False
 
     def __post_init__(self) -> None:
         for option, choices in (("difficulty", get_args(Difficulty)), ("captions", get_args(Captions))):
@@ -69,11 +73,15 @@ class ShapesData(DataModule):
                     "--data.settings [] and --data.autoencoder null"
                 )
             self.buckets = list(bucket_shapes(self.bucket_sizes, "data.bucket_sizes"))
+        if self.word_order and self.autoencoder is None:
+            raise ValueError("data.word_order needs latents: set data.autoencoder, such as embedded:shapes-full")
         if self.root is None:
             options = [self.size, self.difficulty, self.captions, self.count, self.val_count, *self.settings]
             name = "-".join(["shapes", *map(str, options), *self.bucket_sizes, str(self.scene_seed)])
             if self.autoencoder is not None:
                 name += "-" + find_pretrained(self.autoencoder, None, "data.autoencoder").reference.sha256[:12]
+            if self.word_order:
+                name += "-order"
             self.root = str(cache_folder() / name)
         super().__post_init__()
 
@@ -89,7 +97,9 @@ class ShapesData(DataModule):
     def prepare_data(self) -> None:
         """Renders, captions and encodes the data where it does not exist yet."""
         # Imported here: the renderer and the small text encoder are not needed to stream prepared data.
-        from t2ikit.shapes.dataset import build_shapes
+        from t2ikit.encoders.small_t5 import build_small_t5
+        from t2ikit.shapes.captions import vocabulary
+        from t2ikit.shapes.dataset import ENCODER_FOLDER, build_shapes
         from t2ikit.shapes.latents import IMAGES, encode_shapes, encoding_beside
 
         self.find_data()
@@ -110,8 +120,11 @@ class ShapesData(DataModule):
         if self.autoencoder is None:
             render(self.settings)
             return
+        if self.word_order:
+            build_small_t5(root / ENCODER_FOLDER, vocabulary(self.difficulty), overwrite=True, word_order=True)
         render(())
         # CutMix images are drawn on one core: latents of the images that they are made of are encoded on the others.
-        with encoding_beside(root, ["val", "train"], self.autoencoder):
+        with encoding_beside(root, ["val", "train"], self.autoencoder, self.word_order):
             render(self.settings)
-        encode_shapes(root, ["val", "train", *(f"train_{setting}" for setting in self.settings)], self.autoencoder)
+        every = ["val", "train", *(f"train_{setting}" for setting in self.settings)]
+        encode_shapes(root, every, self.autoencoder, self.word_order)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -106,3 +107,22 @@ def test_refusals(tmp_path: Path, folder: Path) -> None:
         build_small_t5(tmp_path / "odd", TEXTS, dim=30)
     with pytest.raises(ValueError, match="none of them has a word"):
         build_small_t5(tmp_path / "empty", ["", " "])
+
+
+@pytest.mark.parametrize(("word_order", "least", "most"), [(False, 0.0, 0.9), (True, 0.97, 1.0)])
+def test_word_order_is_what_tells_which_adjective_belongs_to_a_noun(
+    tmp_path: Path, word_order: bool, least: float, most: float
+) -> None:
+    """A linear map of the state of a noun finds its own adjective of the two in a text."""
+    adjectives, nouns = ["striped", "dotted", "checked", "plain"], ["ring", "star", "heart", "cross", "arrow"]
+    rng = np.random.default_rng(0)
+    pairs = [(rng.permutation(adjectives)[:2], rng.permutation(nouns)[:2]) for _ in range(1500)]
+    texts = [f"There is a {a[0]} {n[0]} and a {a[1]} {n[1]} on the left." for a, n in pairs]
+    encoder = TextEncoder.load(str(build_small_t5(tmp_path / "t5", texts, word_order=word_order)))
+    states = torch.stack([row[[4, 8][index % 2]] for index, row in enumerate(encoder.encode(texts))]).double()
+    own = torch.tensor([adjectives.index(a[index % 2]) for index, (a, _) in enumerate(pairs)])
+    x = torch.cat([states, torch.ones(len(states), 1)], dim=1)
+    target = torch.nn.functional.one_hot(own).double()
+    weights = torch.linalg.solve(x[:1000].T @ x[:1000] + 1e-3 * torch.eye(x.shape[1]), x[:1000].T @ target[:1000])
+    right = float(((x[1000:] @ weights).argmax(1) == own[1000:]).double().mean())
+    assert least <= right <= most

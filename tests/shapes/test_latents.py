@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from t2ikit.encoders import LatentSpace
+from t2ikit.encoders.text import TextEncoder
 from t2ikit.evaluation.reference_images import real_images
 from t2ikit.prepare.autoencoder import build_autoencoder
 from t2ikit.prepare.autoencoder_options import AutoencoderOptions
@@ -119,3 +120,34 @@ def test_what_cannot_be_encoded_is_refused(tmp_path: Path) -> None:
         ShapesData(root=str(tmp_path), autoencoder=AUTOENCODER, **SMALL | {"size": 18}).prepare_data()
     with pytest.raises(FileNotFoundError, match=r"data\.autoencoder"):
         ShapesData(autoencoder="./nowhere", **SMALL)
+
+
+def test_a_text_encoder_that_knows_the_order_of_words_makes_the_states_anew(root: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(root / "images", copy / "images")
+    data = ShapesData(root=str(copy), autoencoder=AUTOENCODER, word_order=True, **SMALL)
+    data.prepare_data()
+    encoder = TextEncoder.load(str(copy / "text_encoder"))
+    for name in ("val", "train", "train_cmall"):
+        plain, ordered = RecordSet(root / name), RecordSet(copy / name)
+        [reference] = ordered.manifest.text_encoders
+        assert (reference.name, reference.sha256) == ("text_encoder", encoder.reference.sha256)
+        for before, after in zip(plain, ordered, strict=True):
+            assert (before.captions, before.metadata) == (after.captions, after.metadata)
+            assert np.array_equal(before.image, after.image)
+            [expected] = encoder.encode(after.captions)
+            states = after.texts["t5"][0].tokens.dequantise()
+            np.testing.assert_allclose(states, expected, atol=0.02 * np.abs(expected).max())
+            assert not np.allclose(states, before.texts["t5"][0].tokens.dequantise(), atol=0.1)
+        empty = ordered.empty_prompt["t5"].tokens.dequantise()
+        np.testing.assert_allclose(empty, encoder.encode([""])[0], atol=0.05)
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()}
+    data.prepare_data()
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()} == before
+
+
+def test_word_order_has_a_folder_of_its_own_and_needs_latents() -> None:
+    names = {ShapesData(autoencoder=AUTOENCODER, word_order=order, **SMALL).root for order in (False, True)}
+    assert len(names) == 2
+    with pytest.raises(ValueError, match="data.word_order needs latents: set data.autoencoder"):
+        ShapesData(word_order=True, **SMALL)
