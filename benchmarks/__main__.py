@@ -15,6 +15,7 @@ ROOMS = (
     "training",
     "shapes_speed",
     "text_length",
+    "word_order",
     "memory",
     "sampling",
     "solvers",
