@@ -77,7 +77,8 @@ def build_small_t5(
         torch.manual_seed(seed)
         model = T5EncoderModel(config)
     if word_order:
-        _look_at_neighbours(model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias, heads)
+        blocks: Any = model.encoder.block
+        _look_at_neighbours(blocks[0].layer[0].SelfAttention.relative_attention_bias, heads)
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     recover(folder)
