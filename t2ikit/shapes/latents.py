@@ -84,52 +84,55 @@ def encoding_beside(root: Path, sets: Sequence[str], autoencoder: str, own_encod
 
 @dataclass(frozen=True)
 class _Missing:
-    """Sets that are to be encoded: name, images and digest of each. ``space`` is loaded if there are any.
+    """Sets that are to be encoded: name, images, and the start of the manifest; ``space`` is loaded if there are any.
 
     ``encoder`` encodes their captions anew; None keeps the states of the images' records.
     """
 
     root: Path
-    sets: Sequence[tuple[str, RecordSet, str]]
+    sets: Sequence[tuple[str, RecordSet, Manifest]]
     space: LatentSpace
     encoder: TextEncoder | None
 
     def encode(self, stop: Event) -> None:
-        for name, images, digest in self.sets:
-            manifest = replace(_with_texts(images.manifest, self.encoder), source_sha256=digest)
-            _encode(self.root / name, images, self.space, self.encoder, manifest, stop)
+        for name, images, wanted in self.sets:
+            _encode(self.root / name, images, self.space, self.encoder, wanted, stop)
 
 
 def _missing(root: Path, sets: Sequence[str], autoencoder: str, own_encoder: bool) -> _Missing:
     weights = find_pretrained(autoencoder, None, _OPTION).reference.sha256
-    encoder = TextEncoder.load(str((root / ENCODER_FOLDER).resolve())) if own_encoder else None
+    own = str((root / ENCODER_FOLDER).resolve())
+    reference = find_pretrained(own, None, _OPTION, _TOKENIZER).reference if own_encoder else None
     missing = []
     for name in sets:
         images = RecordSet(root / IMAGES / name)
         digest = sha256_of_json([images.manifest.chunk_sha256, weights])
-        if not _fits(root / name, digest, _with_texts(images.manifest, encoder)):
-            missing.append((name, images, digest))
+        wanted = replace(images.manifest, texts=_texts_of(images.manifest, reference), source_sha256=digest)
+        if not _fits(root / name, wanted):
+            missing.append((name, images, wanted))
     space = LatentSpace(autoencoder, channels=0, batch_size=_BATCH)
-    if missing:
-        space.load()  # here, not in a thread: while it loads, no other thread may make a network
+    encoder = None
+    if missing:  # here, not in a thread: while one loads, no other thread may make a network
+        space.load()
+        encoder = TextEncoder.load(own) if own_encoder else None
     return _Missing(root, missing, space, encoder)
 
 
-def _with_texts(images: Manifest, encoder: TextEncoder | None) -> Manifest:
-    """The manifest of the images, with the text encoder of the latents beside them."""
-    if encoder is None:
-        return images
-    reference = EncoderReference(ENCODER_FOLDER, None, encoder.reference.sha256)
-    return replace(images, texts={name: TextSource(encoder.dim, reference) for name in images.texts})
+def _texts_of(images: Manifest, own: EncoderReference | None) -> dict[str, TextSource]:
+    """The text encoder of the images' records, or that of the latents, of the same width."""
+    if own is None:
+        return images.texts
+    reference = replace(own, name=ENCODER_FOLDER)
+    return {name: replace(source, encoder=reference) for name, source in images.texts.items()}
 
 
-def _fits(folder: Path, digest: str, wanted: Manifest) -> bool:
+def _fits(folder: Path, wanted: Manifest) -> bool:
     recover(folder)
     try:
         manifest = Manifest.read(folder)
     except (FileNotFoundError, ValueError):
         return False
-    return manifest.source_sha256 == digest and manifest.text_encoders == wanted.text_encoders
+    return manifest.source_sha256 == wanted.source_sha256 and manifest.text_encoders == wanted.text_encoders
 
 
 def _encode(
