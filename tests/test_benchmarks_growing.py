@@ -13,6 +13,7 @@ from t2ikit.config.compose import compose, stages_of
 from t2ikit.run.experiment import check
 
 
+@pytest.mark.long
 def test_scratch_is_trained_for_as_long_as_growing_costs(tmp_path: Path) -> None:
     path = write_experiment(tmp_path, small=False)
     assert tuple(stages_of(path)) == STAGES

@@ -73,6 +73,7 @@ def test_every_kind_of_a_claim_is_trained_by_a_sweep() -> None:
                 assert cells.issuperset(KINDS[kind].names(network, range(3))), claim
 
 
+@pytest.mark.long
 def test_the_page_holds_the_scores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -99,7 +99,7 @@ def train(kind: str, precision: Any, steps: int = STEPS) -> tuple[Curve, TextToI
     return curve, module
 
 
-@pytest.mark.parametrize("kind", ["cad_i", "dit_i"])
+@pytest.mark.parametrize("kind", ["cad_i", pytest.param("dit_i", marks=pytest.mark.long)])
 def test_all_precisions_learn_alike(kind: str) -> None:
     curves = {precision: torch.tensor(train(kind, precision)[0].losses) for precision in PRECISIONS}
     full = curves["32-true"]

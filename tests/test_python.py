@@ -113,6 +113,7 @@ def test_train_is_the_run_of_the_command(folder: Path, capsys: pytest.CaptureFix
     assert one.step == 1
 
 
+@pytest.mark.long
 def test_stages(folder: Path) -> None:
     staged = t2ikit.train("staged")
     assert staged.checkpoint.parts[-3] == "second"

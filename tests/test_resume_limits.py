@@ -35,6 +35,7 @@ def trained(*words: str, name: str = "short") -> list[tuple[int, float]]:
     return read_metrics(f"runs/{name}/version_0/metrics.csv")["train/loss"]
 
 
+@pytest.mark.long
 def test_a_resumed_run_ends_where_max_epochs_ends_an_undisturbed_one(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
     return status, *capsys.readouterr()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_card_has_a_title_and_needs(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys)
     assert status == 0

@@ -183,7 +183,7 @@ def test_two_ranks_see_what_one_sees(folder: Path) -> None:
     assert tables[0] == tables[1] and len(tables[0]) == 10
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_resumed_run_comes_to_the_same_curve_and_alarm(folder: Path) -> None:
     turning = ["--callbacks.val.metrics", "[turning.Turning]", "--callbacks.val.overfitting.features"]
     turning.append("t2ikit.metrics.RandomConvFeatures")

@@ -122,7 +122,7 @@ class Killed(BaseException):
     """Nothing catches it, as nothing catches kill -9."""
 
 
-@pytest.mark.parametrize("resumed_at", [1, 2])
+@pytest.mark.parametrize("resumed_at", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_an_interrupted_snapshot_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch, resumed_at: int) -> None:
     """Killed in the snapshot of step 2, training goes on from a checkpoint before it, or from one at it."""
     straight = run("--run.name", "straight")

@@ -17,8 +17,17 @@ from t2ikit.run.experiment import check
 FOLDER = shipped_experiments() / "synthreal"
 VIEWS = ("rgb", "depth", "texture", "low", "high")
 CASES = [
-    *(("rgb", network, 32) for network in ("resnet50", "vit_tiny", "convnext_tiny", "swin_tiny")),
-    *(("texture", network, 40) for network in ("bagnet9", "bagnet17", "bagnet33")),
+    *(("rgb", network, 32) for network in ("resnet50", "vit_tiny")),
+    ("texture", "bagnet9", 40),
+    *(
+        pytest.param(*case, marks=pytest.mark.long)
+        for case in (
+            ("rgb", "convnext_tiny", 32),
+            ("rgb", "swin_tiny", 32),
+            ("texture", "bagnet17", 40),
+            ("texture", "bagnet33", 40),
+        )
+    ),
     *((view, "test_resnet", 32) for view in ("depth", "low", "high")),
 ]
 

@@ -165,7 +165,7 @@ for cut in (0, 4):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_of_two_processes_resumes_bit_for_bit(root: Path, tmp_path: Path) -> None:
     """Cut in the middle of the second epoch; the rest crosses an epoch end."""
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(root), str(tmp_path), "1"]

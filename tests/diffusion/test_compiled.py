@@ -49,16 +49,14 @@ def _fresh() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "process", "backend", "lengths"),
     [
-        (cad_i, GaussianDiffusion(), "aot_eager", (4,)),
-        (cad_i, RectifiedFlow(), "eager", (4, 8, 4)),
-        (dit_i, GaussianDiffusion(), "aot_eager", (4,)),
-        (dit_i, RectifiedFlow(), "eager", (4, 8, 4)),
+        pytest.param(cad_i, GaussianDiffusion(), "aot_eager", (4,), id="cad_i-epsilon", marks=pytest.mark.slow),
+        pytest.param(cad_i, RectifiedFlow(), "eager", (4, 8, 4), id="cad_i-flow", marks=pytest.mark.long),
+        pytest.param(dit_i, GaussianDiffusion(), "aot_eager", (4,), id="dit_i-epsilon", marks=pytest.mark.long),
+        pytest.param(dit_i, RectifiedFlow(), "eager", (4, 8, 4), id="dit_i-flow", marks=pytest.mark.slow),
     ],
-    ids=["cad_i-epsilon", "cad_i-flow", "dit_i-epsilon", "dit_i-flow"],
 )
 def test_one_graph_a_text_length_and_the_same_losses_and_gradients(
     build: Callable[[], Denoiser], process: Process, backend: str, lengths: tuple[int, ...]

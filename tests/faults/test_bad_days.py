@@ -146,7 +146,7 @@ def test_the_clock_goes_backwards(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.fault("the disk is full at the start", "refused, and no folder stays")
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_disk_is_full_at_the_start(folder: Path) -> None:
     with small_disk(folder / "runs", "200k"):
         done = run("run", "short.yaml")

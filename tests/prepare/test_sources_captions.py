@@ -93,7 +93,7 @@ def test_the_same_photos_with_another_caption_are_another_source(tmp_path: Path)
         prepare_images(str(source), tmp_path / "data", 16, val_share=0.2, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_laion_pop_in_small_from_shards_to_buckets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,7 +71,7 @@ OURS: dict[str, tuple[Callable[[], Any], set[str]]] = {
 }
 
 
-LONG = ("cad_i-two", "dit_i-two", "uvit-levels-two", "denoising-term")
+LONG = ("cad_i-two", "dit_i-two", "dit_i-two-modulated", "uvit-levels-two", "denoising-term")
 """Left to ``nox -s long``: each differs little from one that is not."""
 
 
