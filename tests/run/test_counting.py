@@ -17,7 +17,7 @@ from t2ikit.denoisers import Denoiser
 from t2ikit.diffusion import Denoising, GaussianDiffusion, sample
 from t2ikit.evaluation.settings import Sampling
 from t2ikit.module import TextToImage
-from t2ikit.optim import AdamW, Lamb
+from t2ikit.optim import AdamW, Lamb, Muon
 from t2ikit.run.cost import Inputs, Step
 from t2ikit.run.counting import LiveBytes, flops, imagined, without_weights
 from t2ikit.run.sample_cost import count_sample
@@ -43,14 +43,15 @@ NETWORKS: dict[str, Callable[..., Denoiser]] = {
     "uvit": uvit,
     "grown_uvit": grown_uvit,
 }
+OPTIMIZERS = {"cad_i": Lamb, "cad": Lamb, "dit_i": AdamW, "uvit": AdamW, "grown_uvit": AdamW}
 
 
 def model_of(name: str, **options: Any) -> TextToImage:
-    """Pixels where the network has three channels."""
+    """Pixels where the network has three channels; ``NETWORK by Muon`` has that optimizer."""
+    name, _, muon = name.partition(" by ")
     denoiser = NETWORKS[name](in_channels=3, **options)
     objective = Denoising(GaussianDiffusion(), self_condition_rate=0.9)
-    optimizer = Lamb() if "cad" in name else AdamW()
-    return TextToImage(denoiser, objective, optimizer=optimizer)
+    return TextToImage(denoiser, objective, optimizer=Muon() if muon else OPTIMIZERS[name]())
 
 
 def step_of(model: TextToImage, decays: list[float], trainer: dict[str, Any], rows: int = ROWS) -> Step:
@@ -109,6 +110,8 @@ def allocated(work: Callable[[], object]) -> int:
         ("dit_i", [0.999], {"accumulate_grad_batches": 2, "precision": "bf16-mixed"}),
         ("uvit", [0.999], {}),
         ("grown_uvit", [], {}),
+        ("cad_i by Muon", [0.999], {"gradient_clip_val": 1.0}),
+        ("dit_i by Muon", [], {}),
         pytest.param("grown_uvit", [], {"precision": "bf16-mixed"}, marks=UNFOLDS),
     ],
 )
