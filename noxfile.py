@@ -69,14 +69,14 @@ def long(session: nox.Session) -> None:
 
 @nox.session
 def signals(session: nox.Session) -> None:
-    """50 runs of two ranks that a signal stops at random moments, as a table; half an hour on two cores."""
+    """50 runs of two ranks that a signal stops at random moments, as a table; 15 to 30 minutes of two cores."""
     session.install("-e", ".")
     session.run("python", "tests/signal_trials.py", *(session.posargs or ["50"]))
 
 
 @nox.session
 def leaks(session: nox.Session) -> None:
-    """5,000 steps and 50 snapshots hold no more than 500 and 5; a few minutes, a table."""
+    """5,000 steps and 50 snapshots hold no more than 500 and 5; 10 minutes, a table."""
     session.install("-e", ".")
     session.run("python", "tests/leaks.py", *session.posargs)
 

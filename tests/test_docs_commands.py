@@ -19,7 +19,7 @@ from t2ikit import cli
 from t2ikit.config.compose import find_experiment
 
 ROOT = Path(__file__).parents[1]
-FIRST = "start README experiments photos data growing reproduce search shapes synthreal extend export plan report"
+FIRST = "start README experiments runs photos data growing reproduce search shapes synthreal extend export plan report"
 PAGES = [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]
 PAGES.sort(key=lambda page: (FIRST.split().index(page.stem) if page.stem in FIRST.split() else 99, page.name))
 PROGRAMS = "lightning|t2ikit|python3?|nox|torchrun|tensorboard|hf|pip|wandb|pre-commit|eval|sky|sbatch"
@@ -35,6 +35,7 @@ ELSEWHERE = {
     r"--data.root s3://": "a bucket: tests/records has a stand-in",
     r"--kind http": "a server: tests/prepare/test_captioners_http.py has a stand-in",
     r"^torchrun|^sbatch|^sky |SLURM_ARRAY": "two ranks or a cluster: tests/test_two_ranks.py, tests/test_launch.py",
+    r"accelerator gpu": "needs a GPU",
     r"benchmarks gpu": "tests/test_benchmarks_gpu.py runs it with --dry-run",
     r"benchmarks.growing_proof": "tests/test_benchmarks_growing.py",
     r"benchmarks.synthreal": "half an hour: nox -s synthreal",
@@ -158,8 +159,8 @@ def test_every_line_is_sorted() -> None:
 
 
 def files_of_the_pages() -> None:
-    """The files that docs/extend.md has its reader write."""
-    text = (ROOT / "docs/extend.md").read_text()
+    """The files that docs/runs.md and docs/extend.md have their reader write."""
+    text = "".join((ROOT / f"docs/{name}.md").read_text() for name in ("runs", "extend"))
     for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         for name in re.findall(r"^class (\w+)\(", block, re.MULTILINE):
             Path(f"{name.lower()}.py").write_text(block)

@@ -47,9 +47,11 @@ options:
   --help            shows this help; after a file, every option of its classes as well
 
 exit status:
-  0   the run has come to its end
-  2   it is refused
-  75  it has stopped and is not finished: the same command with --resume auto goes on
+  0    the run has come to its end
+  1    it ended before: an error, a full disk, or a loss that is not finite
+  2    it is refused
+  75   it has stopped and is not finished: the same command with --resume auto goes on
+  130  Ctrl+C twice
 SIGTERM, SIGUSR1 or Ctrl+C stop a run at the end of a step, or in a snapshot, whose images so far stay; a checkpoint of
 this step is written. Ctrl+C again ends it at once.
 

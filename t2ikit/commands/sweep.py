@@ -28,7 +28,7 @@ EXAMPLES = """examples:
   t2ikit sweep recipe.yaml --list
   t2ikit sweep recipe.yaml --jobs 2
   t2ikit sweep recipe.yaml --cell rates-low-none-seed0
-  t2ikit sweep recipe.yaml --list --commands > cells.txt      # line N is the job of array index N (docs/extend.md)
+  t2ikit sweep recipe.yaml --list --commands > cells.txt      # line N is the job of array index N (docs/runs.md)
 
 in the experiment:
   sweep:
