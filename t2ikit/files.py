@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ MOST_CHARACTERS = 2**16
 """Of a caption or a prompt: a hundred times a long caption, eight times what the longest text encoder reads."""
 
 _BLOCK = 2**22
+_DAY = 24 * 3600.0  # seconds
 
 
 def below(folder: Path, name: str) -> Path:
@@ -69,7 +71,7 @@ def require_folder(path: Path, option: str) -> None:
 
 def partial_of(path: Path) -> Path:
     """A name next to ``path`` for its unfinished content; no other process takes the same one."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.partial")
 
 
 def sync(path: Path) -> None:
@@ -102,14 +104,20 @@ def publish(partial: Path, path: Path) -> None:
 def recover(path: Path) -> None:
     """Repairs what killed processes left next to ``path``: removes unfinished content, restores a replaced folder.
 
-    What belongs to processes of this machine that still run is left alone.
+    What belongs to processes of this machine that still run is left alone, and for a day what those of others write: of
+    them nobody here knows whether they run.
     """
     for hidden in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        owner = re.fullmatch(r"(\d+)-[0-9a-f]+\.(partial|old)", hidden.name.removeprefix(f".{path.name}."))
-        if owner is None or _runs(int(owner[1])):
+        owner = re.fullmatch(r"(?:m([0-9a-f]+)-)?(\d+)-[0-9a-f]+\.(partial|old)", hidden.name[len(path.name) + 2 :])
+        if owner is None:
             continue
-        if owner[2] == "old" and not path.exists():
+        elsewhere = owner[1] is not None and f"m{owner[1]}" != _machine()
+        if not elsewhere and _runs(int(owner[2])):
+            continue
+        if owner[3] == "old" and not path.exists():
             os.replace(hidden, path)
+        elif elsewhere and _written_lately(hidden):
+            continue
         elif hidden.is_dir():
             shutil.rmtree(hidden, ignore_errors=True)
         else:
@@ -252,6 +260,20 @@ def _set_direct(descriptor: int, direct: bool) -> bool:
     except OSError:  # a file system without it
         return False
     return before != after
+
+
+def _machine() -> str:
+    """A short name of this machine or container, as processes are numbered in it."""
+    return "m" + hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:6]
+
+
+def _written_lately(hidden: Path) -> bool:
+    """Whether a file, or any of a folder, was written during the last day; false where it is gone already."""
+    try:
+        newest = max(path.stat().st_mtime for path in [hidden, *hidden.rglob("*")])
+    except FileNotFoundError:
+        return False
+    return newest > time.time() - _DAY
 
 
 def _runs(process: int) -> bool:

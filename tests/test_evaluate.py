@@ -226,6 +226,34 @@ def test_pictures_of_another_program(folder: Path, tmp_path: Path, capsys: pytes
     assert "no folder nowhere" in refused(capsys, "--images", "nowhere", *base[2:])
 
 
+def test_a_folder_holds_scores_of_one_thing(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for parent in ("a", "b"):
+        shutil.copytree(RUN / "samples" / "val" / "step-00000002", tmp_path / parent / "images")
+    words = ["--experiment", "small.yaml", "--snapshot", "val", "--device", "cpu", "--out", tmp_path / "out"]
+    for _ in range(2):  # the same again replaces its own
+        evaluate("--images", tmp_path / "a/images", *words[:2], out=tmp_path / "out", checkpoint=None)
+    before = (tmp_path / "out" / "images" / "scores" / "frechet_distance.json").read_bytes()
+    message = refused(capsys, "--images", tmp_path / "b/images", *words)
+    assert f"holds scores of {tmp_path}/a/images by" in message and message.endswith("with --out")
+    shutil.copy("small.yaml", "other.yaml")
+    other = ["--experiment", "other.yaml", *words[2:]]
+    assert "other.yaml: give another folder with --out" in refused(capsys, "--images", tmp_path / "a/images", *other)
+    assert (tmp_path / "out" / "images" / "scores" / "frechet_distance.json").read_bytes() == before
+    (tmp_path / "b/images/00003.png").unlink()
+    new = [*words[:-1], tmp_path / "new"]
+    assert "15 pictures" in refused(capsys, "--images", tmp_path / "b/images", *new)
+    assert not (tmp_path / "new" / "images").exists()
+
+
+def test_states_of_another_text_encoder_are_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = ["--data.root", tmp_path / "full", "--data.difficulty", "full"]  # which has more words
+    message = refused(capsys, RUN, "--snapshot", "val", "--device", "cpu", *other)
+    assert "trained on the text states of text_encoder" in message and "--data.root" in message
+    assert "--data.word_order" in message
+
+
 def test_the_reference_is_computed_once_for_all(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -296,6 +324,11 @@ def test_mistakes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         ([*val, "--callbacks.val.stps", "2"], "Snapshot takes no 'stps'; nearest known: 'steps'"),
         ([*val, "--callbacks.val.steps"], "--callbacks.val.steps needs a value"),
         ([*val, "--callbacks.vall.steps", "2"], "has no callback vall; nearest known: 'val'"),
+        (
+            [*val, "--callbacks.ema.decay", "0.7"],
+            "changes nothing of the snapshot val: its own options begin with --callb",
+        ),
+        ([*val, "--callbacks.geneval.steps", "7"], "--callbacks.geneval.steps changes nothing of the snapshot val"),
         ([*val, "--data.root", "nowhere.else", "--data", "x"], "unrecognized arguments"),
         ([*val, "--compare", tmp_path], "no scores of val in it; give a run"),
         ([*val, "--guidance", "1,2", "--compare", RUN], "give --guidance one weight"),

@@ -8,6 +8,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,6 +141,23 @@ def test_what_a_killed_process_left_is_put_right(tmp_path: Path) -> None:
     os.rename(path, tmp_path / f".set.{gone}-ab12.old")  # killed between the two renames
     recover(path)
     assert (path / "file").read_text() == "whole" and sorted(one.name for one in tmp_path.iterdir())[-1] == "set"
+
+
+def test_what_another_machine_writes_is_left_alone_for_a_day(tmp_path: Path) -> None:
+    path, theirs = tmp_path / "set", tmp_path / ".set.m0badca-1-ab12.partial"
+    ours = partial_of(path).name.split(".")[2].partition("-")[0]
+    assert ours.startswith("m") and ours != "m0badca"
+    write_whole(theirs / "chunk", "half")
+    recover(path)
+    assert (theirs / "chunk").exists()
+    for one in (theirs / "chunk", theirs):
+        os.utime(one, (time.time() - 90_000,) * 2)
+    recover(path)
+    assert not theirs.exists()
+    old = tmp_path / ".set.m0badca-1-ab12.old"
+    write_whole(old / "file", "whole")
+    recover(path)  # nothing is at its place: it is restored at once, whosever it was
+    assert (path / "file").read_text() == "whole" and not old.exists()
 
 
 OUTSIDE = ["../../x", "/abs", "a/../../b", "..", "", ".", "a//b", "a/", "C:x", "c:/x", "a\\b", "a\0b"]

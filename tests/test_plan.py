@@ -72,6 +72,17 @@ def test_every_stage_and_every_cell(capsys: pytest.CaptureFixture[str]) -> None:
     assert cells["sizes-large-seed0"] == pytest.approx(2 * cells["sizes-small-seed1"], rel=0.02)
 
 
+def test_an_update_counts_once_a_step_however_many_micro_batches(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model.optimizer", "t2ikit.optim.Muon", "--model.optimizer.lr", "0.001", "--json", "plan.json"]
+    costs = []
+    for count in (1, 2, 4):
+        assert cli.main(["plan", "tiny.yaml", *words, "--trainer.accumulate_grad_batches", str(count)]) == 0
+        costs.append(json.loads(Path("plan.json").read_text())[0]["step_flops"])
+    assert costs[1:] == pytest.approx([costs[0]] * 2, rel=1e-3)
+    assert cli.main(["plan", "tiny.yaml", "--json", "plan.json"]) == 0
+    assert json.loads(Path("plan.json").read_text())[0]["step_flops"] < 0.99 * costs[0]
+
+
 def test_measured_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--trainer.max_steps", "100", "--callbacks.val", "null", "--callbacks.geneval", "null"]
     assert cli.main(["plan", "tiny.yaml", *words, "--measure", "1", "--json", "plan.json"]) == 0

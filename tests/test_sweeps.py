@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import tiny
 from t2ikit import cli
@@ -23,8 +24,10 @@ from t2ikit.metrics.fingerprint import read_score
 from t2ikit.run import sweeps
 from t2ikit.run.experiment import Plan, check, origins_of
 from t2ikit.run.folder import RunFolder
+from t2ikit.run.lock import LOCK, is_locked
 from t2ikit.run.sweep_scores import CellScores, mean_and_interval, table
 from t2ikit.run.sweeps import ELSEWHERE, place_of
+from t2ikit.run.workers import children, environment_of
 
 EXPERIMENT = """
 extends: [tiny.yaml]
@@ -197,6 +200,70 @@ def test_cells_beside_each_other_share_the_gpus(
     assert given == dealt * 2
 
 
+@pytest.mark.parametrize(("devices", "jobs", "threads"), [("1", 2, 8), ("2", 2, 4), ("2", 3, 2), ("[0, 1]", 2, 8)])
+def test_ranks_of_a_cell_share_its_cores(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, devices: str, jobs: int, threads: int
+) -> None:
+    monkeypatch.setattr("t2ikit.launch.cores", lambda: 16)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    sweep = sweep_of(Path("recipe.yaml"), [Override("trainer.devices", devices)])
+    place = place_of(sweep, sweep.cell(NAMES[0]))
+    assert environment_of(0, jobs, place.devices)["OMP_NUM_THREADS"] == str(threads)
+
+
+def test_what_is_written_down_before_any_step_is_no_claim(folder: Path) -> None:
+    place = place_of(sweep_of(Path("recipe.yaml")), sweep_of(Path("recipe.yaml")).cell(NAMES[0]))
+    place.folder.mkdir(parents=True)
+    replace(place, digest="too large a batch").claim()
+    place.claim()  # it ended before its first step
+    checkpoints = place.folder / "version_0" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    torch.save({}, checkpoints / "step-00000001.ckpt")
+    with pytest.raises(ConfigError, match="is of another experiment"):
+        replace(place, digest="another").claim()
+
+
+def test_a_folder_that_cannot_be_written_to_is_not_taken_for_a_running_cell(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (RUNS / NAMES[0] / LOCK).mkdir(parents=True)  # as one of another user
+    assert not is_locked(RUNS / NAMES[0])
+    assert cli.main(["sweep", "recipe.yaml", "--cell", NAMES[0]]) == 2
+    assert "this folder cannot be written to" in capfd.readouterr().err
+
+
+def test_a_cell_that_is_done_ends_on_every_rank(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish(NAMES[0], digests()[NAMES[0]])
+    monkeypatch.setattr(sweeps, "first_rank", lambda: False)
+    assert sweeps.run_cell(sweep_of(Path("recipe.yaml")), NAMES[0], None, origins_of(folder), "") == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--loggers.csv null", "keep loggers.csv"),
+        ("--loggers.csv null --cell rate-low-seed0", "keep loggers.csv"),
+        ("--list --cell rate-low-seed0", "leave out --list"),
+        ("--jobs 2 --cell rate-low-seed0", "leave out --jobs"),
+        ("--list --jobs 2", "--list trains nothing: leave out --jobs"),
+    ],
+)
+def test_options_that_would_lose_work_or_do_nothing(
+    folder: Path, capfd: pytest.CaptureFixture[str], words: str, message: str
+) -> None:
+    assert cli.main(["sweep", "recipe.yaml", *words.split()]) == 2
+    assert message in capfd.readouterr().err and not RUNS.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_no_process_outlives_a_signal(number: signal.Signals) -> None:
+    with pytest.raises(SystemExit), children() as running:
+        running["one"] = subprocess.Popen(["sleep", "60"])
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+    assert running["one"].poll() == -signal.SIGTERM and signal.getsignal(number) not in (None, signal.SIG_IGN)
+
+
 def test_committed_scores_count_as_done_until_the_experiment_changes(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,6 +273,7 @@ def test_committed_scores_count_as_done_until_the_experiment_changes(
     assert not RUNS.exists() and "4 of 4 cells are done" in capfd.readouterr().out
     # Where it runs does not matter, what it trains does.
     moved = ["--data.root=elsewhere", "--trainer.devices=2", "--data.num_workers=3", "--run.directory=other"]
+    moved += ["--data.pin_memory=false", "--data.cache_dir=scratch"]
     assert cli.main(["sweep", "recipe.yaml", "--list", *moved]) == 0
     assert cli.main(["sweep", "recipe.yaml", "--trainer.max_steps", "4"]) == 2
     assert "is of another experiment than the file (or an override, or other images)" in capfd.readouterr().err

@@ -47,7 +47,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--guidance", type=finite, default=2.0, metavar="W", help="w of (1 + w) cond - w uncond (%(default)s)")
     add("--negative", metavar="TEXT", help="prompt that guidance moves away from, instead of the empty one")
     size_help = "height and width of x_0, one of those that the denoiser takes (its input_size, then other_sizes)"
-    add("--size", type=size, metavar="HEIGHTxWIDTH", help=f"{size_help}; latents of the SD VAE are an eighth of the pixels")
+    add(
+        "--size",
+        type=size,
+        metavar="HEIGHTxWIDTH",
+        help=f"{size_help}; latents of the SD VAE are an eighth of the pixels",
+    )
     out_help = "folder for 00000.png, ...; replaces files of these names (%(default)s)"
     add("--out", type=expanded, default=Path("samples"), metavar="DIR", help=out_help)
     add(

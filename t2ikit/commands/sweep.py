@@ -61,7 +61,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add(
         "--jobs",
         type=positive,
-        default=1,
         metavar="N",
         help="cells at once on this machine (default: 1), which share its cores and GPUs",
     )
@@ -81,6 +80,10 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.commands and not args.list:
         raise ConfigError("--commands is about --list: give --list --commands")
+    if args.cell is not None and (args.list or args.jobs is not None):
+        raise ConfigError(f"--cell trains one cell in this process: leave out {'--list' if args.list else '--jobs'}")
+    if args.list and args.jobs is not None:
+        raise ConfigError("--list trains nothing: leave out --jobs")
     sweep = sweep_of(args.experiment, args.overrides)
     scores: Path = args.scores or args.experiment.with_suffix(".scores")
     words = ["sweep", str(args.experiment), "--scores", str(scores)]
@@ -111,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
                 if first_rank():
                     print(f"\nStopped by {error.reason} before the first step.", file=sys.stderr)
                 return stopping.STATUS
-    status = run_missing(sweep, scores, origins, args.jobs, words)
+    status = run_missing(sweep, scores, origins, args.jobs or 1, words)
     return _print_table(sweep, scores) or status
 
 

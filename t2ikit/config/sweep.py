@@ -28,7 +28,9 @@ from typing import Any
 from t2ikit.config.compose import ConfigError, Override, check_overlay, compose, nearest, part_of
 
 _NAME = re.compile(r"[A-Za-z0-9_]+")
-PLACE = {"data": ("root", "num_workers"), "trainer": ("accelerator", "devices", "num_nodes", "strategy")}
+READING = ("num_workers", "pin_memory", "eval_batch_size", "verify", "cache_dir", "cache_gb", "storage_options")
+"""Options of the data that say how they are read, and not which."""
+PLACE = {"data": ("root", *READING), "trainer": ("accelerator", "devices", "num_nodes", "strategy")}
 """Options that say where a cell is trained, and not what."""
 MOST_CELLS = 10_000
 """Of a grid."""

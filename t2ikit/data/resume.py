@@ -78,7 +78,13 @@ class Continuation:
         buckets = tuple(state.get("buckets", ()))
         return Continuation(**{**state, "gates": gates, "manifests": manifests, "buckets": buckets})
 
-    def check(self, now: Continuation, allow: Collection[str] = (), changes: Collection[tuple[str, str]] = ()) -> None:
+    def check(
+        self,
+        now: Continuation,
+        allow: Collection[str] = (),
+        changes: Collection[tuple[str, str]] = (),
+        options: Collection[str] = (),
+    ) -> None:
         """Refuses to resume a run whose rest would not be that of the run of the checkpoint.
 
         Encoders, shapes and formats must never change, since the network was trained on them. Other entries of a
@@ -88,6 +94,7 @@ class Continuation:
             now: of the present run; its position is not compared.
             allow: keys that may differ, or parents of them.
             changes: what else differs, of the experiment: key and what is said of it.
+            options: keys of the data that differ, which may be why the records are of another kind.
 
         Raises:
             ValueError: lists everything that differs and is not allowed, with the options that let it pass.
@@ -95,9 +102,10 @@ class Continuation:
         for name, manifest in self.manifests.items():
             unlike = manifest.mismatch(now.manifests[name]) if name in now.manifests else None
             if unlike is not None:
+                known = ", ".join(f"--{key}" for key in options if key != "data.root")
                 raise ValueError(
                     f"{_set_name(name)} is not of the kind that the checkpoint was trained on ({unlike}; here: the "
-                    "checkpoint): set --data.root as it was, or begin a new run"
+                    f"checkpoint): set {known or '--data.root'} as it was, or begin a new run"
                 )
         refuse([*changes, *self._differences(now)], [*allow, APPENDED] if RECORDS in allow else allow)
 

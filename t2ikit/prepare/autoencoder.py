@@ -119,7 +119,7 @@ def prepare_autoencoder(
         out: the folder; it appears whole.
         options: see there.
         device: a name of torch, or "auto" for a GPU where there is one.
-        overwrite: replace another autoencoder.
+        overwrite: replace another autoencoder; nothing else is ever replaced.
         command: recorded beside the weights.
         score: further scores of decoded pictures.
 
@@ -140,8 +140,10 @@ def prepare_autoencoder(
     known = _known(out)
     if known is not None and {name: known.get(name) for name in wanted} == wanted:
         return known
-    if not overwrite and out.exists() and (known is not None or any(out.iterdir())):
-        raise FileExistsError(f"{out} holds something else: choose another --out, or replace it with --overwrite")
+    if known is not None and not overwrite:
+        raise FileExistsError(f"{out} holds another autoencoder: choose another --out, or replace it with --overwrite")
+    if known is None and out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} holds something else, no autoencoder of this command: choose another --out")
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     training = _Training(pictures, options, torch.device(chosen), out.with_name(f".{out.name}.training.pt"), wanted)
     training.restore(overwrite)

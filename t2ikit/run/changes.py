@@ -16,6 +16,7 @@ from t2ikit.checkpoints import read_weights
 from t2ikit.checkpoints.runs import latest_config
 from t2ikit.config.compose import ConfigError, flatten
 from t2ikit.config.imports import find_class
+from t2ikit.config.sweep import READING
 from t2ikit.config.values import parse_stored
 from t2ikit.data import DataModule
 from t2ikit.data.resume import Continuation, check_allowed, refuse
@@ -27,7 +28,6 @@ from t2ikit.run.experiment import Plan
 FREE_OF_MODEL, COMPARED_OF_MODEL = ("model.compile", "model.noise_bins"), ("model.start", "model.space")
 # Names of options of any data module, and of ours.
 FREE_OF_DATA = ("num_workers", "pin_memory")
-FREE_OF_OUR_DATA = (*FREE_OF_DATA, "eval_batch_size", "verify", "cache_dir", "cache_gb", "storage_options")
 DECIDING_OF_TRAINER = (
     "precision",
     "gradient_clip_val",
@@ -96,7 +96,8 @@ class Changes(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, DataModule) and self._data is not None:
             data.allowed = frozenset(self.allow)
-            Continuation.from_state(self._data).check(data.continuation(), self.allow, deciding)
+            options = [c.key for c in self.listed if c.key.startswith("data.")]
+            Continuation.from_state(self._data).check(data.continuation(), self.allow, deciding, options)
         else:
             refuse(deciding, self.allow)
 
@@ -121,7 +122,7 @@ def _decides(key: str, before: Mapping[str, Any], plan: Plan, ended: bool) -> bo
         return not (issubclass(plan.model.cls, TextToImage) and key.startswith(free_of_model))
     if group == "data":
         ours = issubclass(plan.data.cls, DataModule) and key != "data"
-        free_of_data = FREE_OF_OUR_DATA if ours else FREE_OF_DATA
+        free_of_data = READING if ours else FREE_OF_DATA
         return name not in free_of_data and (ended or not ours)  # a Continuation compares ours
     if group == "trainer":
         return name in DECIDING_OF_TRAINER or (ended and name in ENDS_OF_TRAINER)

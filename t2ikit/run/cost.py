@@ -79,9 +79,16 @@ class Memory:
 
 @dataclass(frozen=True)
 class StepCost:
-    """Of one micro-batch with its update: FLOPs and memory."""
+    """Of one micro-batch with its update.
+
+    Attributes:
+        flops: of both passes of the micro-batch.
+        update: FLOPs of clipping, optimizer and averages, once a step on every device.
+        memory: of both.
+    """
 
     flops: int
+    update: int
     memory: Memory
 
 
@@ -242,12 +249,12 @@ def count_step(plan: Plan, inputs: Inputs, checkpointed: bool = False) -> StepCo
             kept = live.fixed + live.rows
             optimizer = kept - weights - averages - gradients
             live.restart()
-            total = flops(step)
+            passes, update = flops(step.backward), flops(step.update)
     except (RuntimeError, NotImplementedError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"model: a step of it cannot be counted without its data: {line}") from error
     memory = Memory(weights, gradients, optimizer, averages, live.peak() - kept, live, inputs.rows)
-    return StepCost(total, memory)
+    return StepCost(passes, update, memory)
 
 
 def can_checkpoint(plan: Plan) -> bool:

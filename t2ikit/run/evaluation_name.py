@@ -1,7 +1,7 @@
 """The name of an evaluation's folder: its step or its pictures, and what the command line changes.
 
-Two calls have one name where they ask for the same thing, in whatever order and spelling. Where the data lie is no part
-of it, nor what the experiment says.
+The order of options and where the data lie are no part of it, nor what the experiment says: of which pictures and which
+experiment the scores in a folder are stands in ``asked.json``, and others are refused there.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from typing import Any
 
-from t2ikit.config.compose import ConfigError, flatten, nearest
+from t2ikit.config.compose import ConfigError, Override, flatten, nearest
 from t2ikit.config.sweep import PLACE
-from t2ikit.run.search import SEARCH, verifier_title
+from t2ikit.run.search import SEARCH, verifier_options, verifier_title
 
 LONGEST = 180
 """Characters; file systems take 255 bytes."""
@@ -45,7 +45,9 @@ def _options(args: argparse.Namespace) -> list[str]:
             words += [name, _word(getattr(args, name))]
     for name in SEARCH:
         if getattr(args, name) is not None:
-            words += [name.replace("_", "-"), str(getattr(args, name)) if name != "verifier" else verifier_title(args)]
+            words += [name.replace("_", "-"), verifier_title(args) if name == "verifier" else str(getattr(args, name))]
+            if name == "verifier" and (options := verifier_options(args)):
+                words.append(_digest(json.dumps(options, sort_keys=True, default=str)))
     if args.guidance is not None:
         words += ["guidance", "sweep" if len(args.guidance) > 1 else f"{args.guidance[0]:g}"]
     return words
@@ -70,18 +72,29 @@ def _leaves(snapshot: str, config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     return flatten(taken)
 
 
-def check_overrides(args: argparse.Namespace, plain: dict[str, Any]) -> None:
-    """Refuses an override of a callback that the experiment does not have: it would change nothing.
+def check_overrides(args: argparse.Namespace, composed: Callable[[Sequence[Override]], dict[str, Any]]) -> None:
+    """Refuses an override of a callback that would change nothing of the evaluation.
+
+    Args:
+        args: the command line.
+        composed: the experiment with some overrides.
 
     Raises:
-        ConfigError: names it.
+        ConfigError: names the override.
     """
-    known = plain.get("callbacks") or {}
+    known = composed(()).get("callbacks") or {}
     for override in args.overrides:
         group, _, rest = override.key.partition(".")
         name = rest.partition(".")[0]
         if group == "callbacks" and name not in known and name != args.snapshot:
             raise ConfigError(f"--{override.key}: the experiment has no callback {name}{nearest(name, known)}")
+        if group == "callbacks" and name != args.snapshot and rest != name:
+            without = composed([other for other in args.overrides if other is not override])
+            if dict(_leaves(args.snapshot, without)) == dict(_leaves(args.snapshot, composed(args.overrides))):
+                raise ConfigError(
+                    f"--{override.key} changes nothing of the snapshot {args.snapshot}: its own options begin with "
+                    f"--callbacks.{args.snapshot}."
+                )
 
 
 def _word(value: Any) -> str:

@@ -19,6 +19,10 @@ SAMPLES = "samples into this folder. Wait until it ends, or give another folder 
 _locks: dict[Path, IO[bytes]] = {}
 
 
+class Locked(ConfigError):
+    """Another process works in a folder."""
+
+
 def lock(folder: Path, work: str = TRAINS) -> None:
     """Locks a folder until ``unlock`` or the end of this process; a folder that it has locked stays so.
 
@@ -29,7 +33,8 @@ def lock(folder: Path, work: str = TRAINS) -> None:
         work: what another process does there, and what to do then.
 
     Raises:
-        ConfigError: another process works there.
+        Locked: another process works there.
+        ConfigError: the folder cannot be written to.
     """
     key = folder.resolve()
     if key in _locks:
@@ -44,7 +49,7 @@ def lock(folder: Path, work: str = TRAINS) -> None:
         file.close()
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             return
-        raise ConfigError(f"{folder}: another process {work}") from error
+        raise Locked(f"{folder}: another process {work}") from error
     _locks[key] = file
 
 
@@ -56,12 +61,16 @@ def unlock(folder: Path) -> None:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether another process works in a folder."""
-    if folder.resolve() in _locks or not (folder / LOCK).exists():
+    """Whether another process works in a folder; false where that cannot be seen."""
+    if folder.resolve() in _locks:
         return False
     try:
-        lock(folder)
-    except ConfigError:
-        return True
-    unlock(folder)
+        file = (folder / LOCK).open("rb")
+    except OSError:
+        return False
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno in (errno.EACCES, errno.EAGAIN)
     return False

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,13 @@ from t2ikit.evaluation.guidance_sweep import plot_sweep, sweep_table, write_csv
 from t2ikit.evaluation.settings import Sampling
 from t2ikit.evaluation.validation import SCORES
 from t2ikit.metrics.fingerprint import Fingerprint, Score, compare
+from t2ikit.records.manifest import Manifest
+from t2ikit.run.evaluation_folder import UNFINISHED, Asked, alone_in, remove_unfinished
 from t2ikit.run.evaluation_name import check_overrides, evaluation_name
 from t2ikit.run.experiment import find_method, origins_of
-from t2ikit.run.lock import SAMPLES, lock, unlock
 from t2ikit.run.search import find_search
 from t2ikit.run.trained import TrainedModel, find_device, load_trained
 
-# Folder of the images of an evaluation that is not finished.
-UNFINISHED = "images.sampling"
 # Precisions as an experiment may say them, and as the Trainer calls them.
 PRECISIONS = {"None": "32-true", "32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
@@ -53,13 +52,14 @@ def evaluate(args: argparse.Namespace) -> None:
     experiment: Path | None = args.experiment or checkpoint
     assert experiment is not None  # the command line gives one of them
     if checkpoint is None or args.experiment:
-        plain, config = compose(experiment), compose(experiment, args.overrides)
+        composed = partial(compose, experiment)
     else:
-        stored = stored_experiment(read_weights(checkpoint, mmap=True), checkpoint)
-        plain, config = changed(stored), changed(stored, args.overrides)
-    check_overrides(args, plain)
+        composed = partial(changed, stored_experiment(read_weights(checkpoint, mmap=True), checkpoint))
+    plain, config = composed(()), composed(args.overrides)
+    check_overrides(args, composed)
     # Files of a run folder may come from elsewhere: only an experiment that the user names brings its own.
     named = find_experiment(experiment) if args.experiment else None
+    asked = Asked(args.images and str(args.images.resolve()), named and str(named.resolve()))
     origins = origins_of(trusted=args.trust, checkpoint=checkpoint, experiment=named)
     snapshot = _snapshot(config, args.snapshot, experiment, origins)
     snapshot.evaluation.limit = args.limit
@@ -75,8 +75,9 @@ def evaluate(args: argparse.Namespace) -> None:
     if checkpoint is None:
         name = evaluation_name(args.images.resolve().name, args, config, plain)
         where = (args.out or Path("evaluations") / args.snapshot) / name
-        evaluated = snapshot.evaluation.evaluate_pictures(args.images, data, device)
-        ranks.from_first(lambda: _write(where, snapshot, evaluated, None))
+        with alone_in(where, asked):
+            evaluated = snapshot.evaluation.evaluate_pictures(args.images, data, device)
+            ranks.from_first(lambda: _write(where, snapshot, evaluated, None))
         _report(where, evaluated.scores, others, args)
         return
     trained = _model(args, checkpoint, snapshot, data, device, origins)
@@ -91,19 +92,19 @@ def evaluate(args: argparse.Namespace) -> None:
         sampling = sampling if args.guidance is None else sampling.with_weight(args.guidance[0])
         if others is not None:
             _check_comparable(snapshot, data, {**sampling.conditions(), "weights": trained.weights}, others, args)
-        with _alone_in(where):
+        with alone_in(where, asked):
             scores = _evaluate(where, snapshot, trained, data, sampling)
-            _remove_unfinished(where)
+            remove_unfinished(where)
         _report(where, scores, others, args)
     else:
         snapshot.evaluation.validation_loss = False  # guidance does not change it
         title = f"{run_folder}: {args.snapshot} of {checkpoint.name}, {trained.weights}"
-        with _alone_in(where):
+        with alone_in(where, asked):
             sweep = {
                 weight: _evaluate(where / f"guidance-{weight:g}", snapshot, trained, data, sampling.with_weight(weight))
                 for weight in args.guidance
             }
-            _remove_unfinished(where)
+            remove_unfinished(where)
             _report_sweep(where, sweep, title, snapshot.evaluation.less_is_better())
 
 
@@ -197,10 +198,30 @@ def _model(
     decay = None if args.weights == "raw" else snapshot.ema_decay
     trained = load_trained(checkpoint, args.weights or "auto", args.autoencoder, decay, origins)
     trained.module.check_manifest(data.manifest)
+    _check_encoders(trained.manifest, data.manifest)
     trained.module.unconditional = data.unconditional()
     trained.module.space.load()  # refuses a missing one before the work, not after it
     trained.module.to(device)
     return trained
+
+
+def _check_encoders(before: Manifest, now: Manifest) -> None:
+    """Refuses prompts as states of a text encoder that the checkpoint never saw; of imported ones only names are known.
+
+    Raises:
+        ConfigError: names both encoders.
+    """
+    known = all(encoder.sha256 for encoder in (*before.text_encoders, *now.text_encoders))
+    if known and not now.same_encoders(before):
+        theirs, ours = (
+            ", ".join(f"{encoder.name} ({encoder.sha256:.8})" for encoder in manifest.text_encoders)
+            for manifest in (before, now)
+        )
+        raise ConfigError(
+            f"the checkpoint was trained on the text states of {theirs}, the data have those of {ours}, which it "
+            "cannot read: give the data of its training (--data.root; of shapes --data.word_order too, or leave out "
+            "--experiment)"
+        )
 
 
 def _evaluate(
@@ -213,28 +234,6 @@ def _evaluate(
     facts = {**sampling.conditions(), "weights": trained.weights, "checkpoint_sha256": trained.sha256}
     ranks.from_first(lambda: _write(folder, snapshot, evaluated, facts))
     return evaluated.scores
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """No other process samples into the folder meanwhile: we would score its images as ours."""
-    ranks.from_first(lambda: _take(folder))
-    try:
-        yield
-    finally:
-        unlock(folder)
-
-
-def _take(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    lock(folder, SAMPLES)
-
-
-def _remove_unfinished(where: Path) -> None:
-    """Removes the images with which an interrupted call would continue: every score is written."""
-    if ranks.this() == 0:
-        for unfinished in where.rglob(UNFINISHED):
-            shutil.rmtree(unfinished)
 
 
 def _check_comparable(

@@ -117,8 +117,8 @@ class Estimate:
 
     @property
     def image_flops(self) -> float:
-        """FLOPs of the training step of one sample."""
-        return self.step.flops / self.inputs.rows
+        """FLOPs of the training step of one sample, with its share of the update, which every device computes."""
+        return self.step.flops / self.inputs.rows + self.step.update * self.devices / self.batch
 
     @property
     def total_flops(self) -> float | None:

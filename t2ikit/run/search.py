@@ -32,6 +32,12 @@ def verifier_title(args: argparse.Namespace) -> str:
     return str(node.get("class_path") if isinstance(node, dict) else node).rpartition(".")[2]
 
 
+def verifier_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of ``--verifier``, where it has some."""
+    node = read_value(args.verifier)
+    return (node.get("init_args") or {}) if isinstance(node, dict) else {}
+
+
 def find_search(args: argparse.Namespace, origins: Origins, search: Search | None = None) -> Search | None:
     """The search of ``--search``, ``--verifier`` and the options beside them.
 

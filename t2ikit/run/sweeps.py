@@ -28,9 +28,9 @@ from t2ikit.config.values import to_yaml
 from t2ikit.files import parse_json, write_whole
 from t2ikit.launch import first_rank
 from t2ikit.prepare.steps import versions
-from t2ikit.run.experiment import check
+from t2ikit.run.experiment import Plan, check
 from t2ikit.run.folder import FOLDER_VARIABLE, choose, version_number
-from t2ikit.run.lock import is_locked, lock, unlock
+from t2ikit.run.lock import Locked, is_locked, lock, unlock
 from t2ikit.run.sweep_scores import CellScores, read_cell, scores_of_run
 from t2ikit.run.train import train
 from t2ikit.run.workers import children, environment_of, wait_for_some
@@ -92,7 +92,7 @@ class Place:
             ConfigError: a part of something else has been trained here.
         """
         path = self.folder / _EXPERIMENT
-        if path.is_file():
+        if path.is_file() and any(newest_checkpoint(version) or is_finished(version) for version in self.versions()):
             self._compare(parse_json(path.read_text(encoding="utf-8"))["experiment"], self.folder)
         else:
             write_whole(path, json.dumps({"experiment": self.digest}) + "\n")
@@ -133,9 +133,12 @@ def run_cell(sweep: Sweep, name: str, scores: Path | None, origins: Origins, com
     cell = sweep.cell(name)
     plan = check(sweep.compose(cell), origins)
     directory, text = plan.config["run"]["directory"], to_yaml(plan.config)
+    place = place_of(sweep, cell, scores)
+    if place.finished() is not None:
+        return 0
+    _check_loggers(plan)
     if FOLDER_VARIABLE in os.environ or not first_rank():  # the first rank does all but training
         return train(plan, text, choose(directory, cell.name, "auto"), (), command, command)
-    place = place_of(sweep, cell, scores)
     place.folder.mkdir(parents=True, exist_ok=True)
     if not _locked(place.folder):
         print(f"{name}: another process trains this cell")
@@ -178,7 +181,7 @@ def run_missing(sweep: Sweep, scores: Path | None, origins: Origins, jobs: int, 
     places = {name: place_of(sweep, cell, scores) for name, cell in sweep.cells.items()}
     missing = [name for name, place in places.items() if place.finished() is None]
     for name in missing:
-        check(sweep.compose(sweep.cells[name]), origins)
+        _check_loggers(check(sweep.compose(sweep.cells[name]), origins))
     failed: list[str] = []
     numbers: dict[str, int] = {}  # of the running cells, below ``jobs``
     with children() as running:
@@ -200,13 +203,23 @@ def finished_cells(sweep: Sweep, scores: Path | None = None) -> Mapping[str, Cel
     return {name: result for name, result in found.items() if result is not None}
 
 
+def _check_loggers(plan: Plan) -> None:
+    """Refuses an experiment that writes no ``metrics.csv``, before the work whose scores would be lost.
+
+    Raises:
+        ConfigError: names ``loggers.csv``.
+    """
+    if (plan.config.get("loggers") or {}).get("csv") is None:
+        raise ConfigError("a sweep reads scores from metrics.csv: keep loggers.csv")
+
+
 def _locked(folder: Path) -> bool:
     """Locks a cell, unless another process trains it; one that only looks at the lock holds it for a moment."""
     for _ in range(_TRIES):
         try:
             lock(folder)
             return True
-        except ConfigError:
+        except Locked:
             time.sleep(_PAUSE)
     return False
 

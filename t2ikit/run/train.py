@@ -219,6 +219,7 @@ def _fit(experiment: Experiment, folder: RunFolder, step: int, again: str, confi
         if not refusal:
             raise
         raise refusal from error
+    wait_for_ranks(trainer)
     failure = failure_of(trainer)
     if failure is not None:
         print(f"The run came to its end, but {failure}. Make room, then: {again}", file=sys.stderr)

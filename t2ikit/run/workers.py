@@ -54,9 +54,12 @@ def run_workers(words: Sequence[str], count: int, logs: Path) -> int:
 
 @contextmanager
 def children() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
-    """Processes by name, none of which outlives the block: SIGTERM ends it, Ctrl-C waits until they have saved."""
+    """Processes by name, none of which outlives the block.
+
+    SIGTERM or SIGUSR1 ends it, Ctrl-C waits until they have saved.
+    """
     running: dict[str, subprocess.Popen[bytes]] = {}
-    before = signal.signal(signal.SIGTERM, _end)
+    before = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield running
     except KeyboardInterrupt:  # the terminal has told the processes as well, which save their state and end
@@ -64,7 +67,8 @@ def children() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
             process.wait()
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         for process in running.values():
             process.terminate()
         for process in running.values():
@@ -77,10 +81,11 @@ def environment_of(number: int, count: int, devices: int = 1) -> dict[str, str]:
     Args:
         number: of the process, from 0.
         count: of the processes beside each other.
-        devices: GPUs that it needs. It gets as many, and its whole share where that is more; where there are fewer, it
-            sees all.
+        devices: that it needs, for a rank each, which share its cores; ``sys.maxsize`` for those that it names itself.
+            It gets as many GPUs, and its whole share where that is more; where there are fewer, it sees all.
     """
-    environment = with_share_of_cores(count)
+    ranks = devices if devices < sys.maxsize else 1
+    environment = with_share_of_cores(count * ranks)
     gpus = torch.cuda.device_count()
     own = max(gpus // count, devices)
     if gpus > 1 and own <= gpus:

@@ -70,11 +70,14 @@ class ShapesData(DataModule):
             if self.settings or self.autoencoder is not None:
                 raise ValueError(
                     "data.bucket_sizes are pixels without CutMix, whose settings are defined on squares: set "
-                    "--data.settings [] and --data.autoencoder null"
+                    "--data.settings [], --data.autoencoder null and --data.word_order false"
                 )
             self.buckets = list(bucket_shapes(self.bucket_sizes, "data.bucket_sizes"))
         if self.word_order and self.autoencoder is None:
-            raise ValueError("data.word_order needs latents: set data.autoencoder, such as embedded:shapes-full")
+            raise ValueError(
+                "data.word_order needs latents: set data.autoencoder, such as embedded:shapes-full, or leave it out "
+                "(--data.word_order false)"
+            )
         if self.root is None:
             options = [self.size, self.difficulty, self.captions, self.count, self.val_count, *self.settings]
             name = "-".join(["shapes", *map(str, options), *self.bucket_sizes, str(self.scene_seed)])

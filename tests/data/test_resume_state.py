@@ -101,6 +101,8 @@ def test_another_format_or_encoder_is_never_gone_on_with(changes: dict[str, Any]
     for name in ("train", "cm4"):
         with pytest.raises(ValueError, match=rf"{named} .*--data\.root"):
             RUN.check(with_set(name, **changes), ALLOWED)
+        with pytest.raises(ValueError, match=rf"{named} .*: set --data\.word_order as it was"):
+            RUN.check(with_set(name, **changes), (), (), ["data.root", "data.word_order"])
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,12 @@ def test_what_is_there_is_kept_and_another_one_refused(tmp_path: Path) -> None:
     assert trained(out) == known and (out / WEIGHTS).stat().st_mtime_ns == before
     with pytest.raises(FileExistsError, match="--overwrite"):
         trained(out, AutoencoderOptions(steps=7, block_channels=(8, 16)))
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "manifest.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="holds something else, no autoencoder.*choose another --out"):
+        prepare_autoencoder(PICTURES, data, OPTIONS, "cpu", True, "", None)
+    assert (data / "manifest.json").exists()
     with pytest.raises(ValueError, match="16 x 16 cannot be halved 5 times"):
         trained(tmp_path / "other", AutoencoderOptions(block_channels=(8,) * 6))
     with pytest.raises(ValueError, match="--block-channels must be multiples of 8"):

@@ -64,6 +64,14 @@ def test_options_stand_before_overrides_and_pictures_have_them_too(plain: dict[s
     assert name_of(plain, *words, guidance=[0.0, 2.0], seed=3).endswith("-seed-3-guidance-sweep-prompts.extended-false")
 
 
+def test_the_arguments_of_a_verifier_are_part_of_its_name(plain: dict[str, Any]) -> None:
+    one, same, other = (
+        name_of(plain, verifier=text)
+        for text in ("a.Judge", "{class_path: a.Judge}", "{class_path: a.Judge, init_args: {seed: 1}}")
+    )
+    assert one == same == "step-00000002-verifier-Judge" and other.startswith(f"{one}-") and len(other) == len(one) + 9
+
+
 def test_a_long_name_is_cut_and_still_differs(plain: dict[str, Any]) -> None:
     long = [f"--callbacks.geneval.{'option' * 10}{number} 1" for number in range(5)]
     names = {name_of(plain, *" ".join(long[:count]).split()) for count in (3, 4, 5)}
