@@ -38,14 +38,15 @@ class WatchedRanks(_SubprocessScriptLauncher):
         _set_num_threads_if_needed(num_processes=self.num_processes)
         return function(*args, **kwargs)
 
-    def wait(self) -> None:
-        """Waits until the other ranks have left; what has not by then is ended."""
+    def wait(self, kill: bool) -> None:
+        """Waits some seconds until the other ranks have left; ends what has not by then, with ``kill``."""
         until = time.monotonic() + GRACE_SECONDS
         for process in self.procs:
             try:
                 process.wait(max(0.0, until - time.monotonic()))
             except subprocess.TimeoutExpired:
-                process.kill()
+                if kill:
+                    process.kill()
 
     def say_dead(self) -> None:
         """Says which ranks are gone, where this one fails because of them."""
@@ -103,11 +104,16 @@ def prepare_ranks(trainer: Trainer, save: Callable[[BaseException], None]) -> No
         stopping.own(lambda number: launcher.kill(signal.Signals(number)))
 
 
-def wait_for_ranks(trainer: Trainer) -> None:
-    """Waits for the ranks that this process has started, when all leave before the end."""
+def wait_for_ranks(trainer: Trainer, kill: bool) -> None:
+    """Waits some seconds for the ranks that this process has started, which are about to leave.
+
+    Args:
+        trainer: whose fit is over.
+        kill: end those that are still there.
+    """
     launcher = trainer.strategy.launcher
     if isinstance(launcher, WatchedRanks):
-        launcher.wait()
+        launcher.wait(kill)
 
 
 def say_dead_ranks(trainer: Trainer) -> None:

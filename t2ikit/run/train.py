@@ -219,7 +219,7 @@ def _fit(experiment: Experiment, folder: RunFolder, step: int, again: str, confi
         if not refusal:
             raise
         raise refusal from error
-    wait_for_ranks(trainer)
+    wait_for_ranks(trainer, kill=False)  # so that their CPU-seconds count among those of this process
     failure = failure_of(trainer)
     if failure is not None:
         print(f"The run came to its end, but {failure}. Make room, then: {again}", file=sys.stderr)
@@ -228,7 +228,7 @@ def _fit(experiment: Experiment, folder: RunFolder, step: int, again: str, confi
 
 def _stopped(reason: str, experiment: Experiment, folder: RunFolder, again: str) -> int:
     """Says after which step the run has stopped and how to go on; the exit status."""
-    wait_for_ranks(experiment.trainer)
+    wait_for_ranks(experiment.trainer, kill=True)
     if first_rank():
         newest = newest_checkpoint(folder.path)
         saved = 0 if newest is None else step_in_name(newest)
