@@ -59,7 +59,7 @@ def evaluate(args: argparse.Namespace) -> None:
     check_overrides(args, composed)
     # Files of a run folder may come from elsewhere: only an experiment that the user names brings its own.
     named = find_experiment(experiment) if args.experiment else None
-    asked = Asked(args.images and str(args.images.resolve()), named and str(named.resolve()))
+    asked = Asked(*(None if path is None else str(path.resolve()) for path in (args.images, named)))
     origins = origins_of(trusted=args.trust, checkpoint=checkpoint, experiment=named)
     snapshot = _snapshot(config, args.snapshot, experiment, origins)
     snapshot.evaluation.limit = args.limit
