@@ -203,13 +203,9 @@ class TextToImage(Learner, L.LightningModule):
             return
         known = Manifest.from_json(before)
         if not now.same_encoders(known):
-            before, after = (
-                ", ".join(f"{encoder.name} ({encoder.sha256:.8})" for encoder in manifest.text_encoders)
-                for manifest in (known, now)
-            )
             rank_zero_warn(
-                f"model.init_args.start: {path} was trained on the states of {before}, the data has those of {after}: "
-                "what it takes has never seen these"
+                f"model.init_args.start: {path} was trained on the states of {known.encoders_shown}, the data has "
+                f"those of {now.encoders_shown}: what it takes has never seen these"
             )
 
     def _check_pooled(self, texts: Texts) -> None:

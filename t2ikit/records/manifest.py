@@ -268,6 +268,11 @@ class Manifest:
         except (ValueError, TypeError) as error:
             raise ValueError(f"cannot use {path}: {error}. Prepare the set again:\n{PREPARE_COMMANDS}") from error
 
+    @property
+    def encoders_shown(self) -> str:
+        """The text encoders for a message: names, with the first letters of their hashes."""
+        return ", ".join(f"{encoder.name} ({encoder.sha256:.8})" for encoder in self.text_encoders)
+
     def same_encoders(self, other: Manifest) -> bool:
         """Whether the same text encoders, in the same order, encoded the captions of both; by name without a hash."""
         known = all(reference.sha256 for reference in (*self.text_encoders, *other.text_encoders))

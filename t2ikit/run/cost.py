@@ -205,6 +205,12 @@ class Step:
         self.backward()
         self.update()
 
+    def whole(self) -> None:
+        """All micro-batches of a step, and the update."""
+        for _ in range(self.accumulate):
+            self.backward()
+        self.update()
+
 
 def decays_of(plan: Plan) -> list[float]:
     """The decay of every average that the experiment keeps."""

@@ -213,14 +213,10 @@ def _check_encoders(before: Manifest, now: Manifest) -> None:
     """
     known = all(encoder.sha256 for encoder in (*before.text_encoders, *now.text_encoders))
     if known and not now.same_encoders(before):
-        theirs, ours = (
-            ", ".join(f"{encoder.name} ({encoder.sha256:.8})" for encoder in manifest.text_encoders)
-            for manifest in (before, now)
-        )
         raise ConfigError(
-            f"the checkpoint was trained on the text states of {theirs}, the data have those of {ours}, which it "
-            "cannot read: give the data of its training (--data.root; of shapes --data.word_order too, or leave out "
-            "--experiment)"
+            f"the checkpoint was trained on the text states of {before.encoders_shown}, the data have those of "
+            f"{now.encoders_shown}, which it cannot read: give the data of its training (--data.root; "
+            "of shapes --data.word_order too, or leave out --experiment)"
         )
 
 

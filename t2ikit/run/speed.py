@@ -39,33 +39,25 @@ def measured(plan: Plan, tokens: Sequence[int], most: int, seconds: float) -> Ma
     model = build_model(plan).to(device)
     augment(plan, model)
 
-    def step_of(rows: int) -> Callable[[], None]:
-        step = Step(model, plan.trainer, decays_of(plan), Inputs(rows, tuple(tokens), {}), device)
-
-        def whole() -> None:
-            for _ in range(step.accumulate):
-                step.backward()
-            step.update()
-
-        return whole
+    def step_of(rows: int) -> Step:
+        return Step(model, plan.trainer, decays_of(plan), Inputs(rows, tuple(tokens), {}), device)
 
     rows = _fitting(plan, tokens, most, device) if device.type == "cuda" else 1
     step = step_of(rows)
-    took = _timed(step, device)
+    took = _timed(step.whole, device)
     while device.type == "cpu" and 2 * rows <= most and 2 * took < seconds / _TRIALS:
         rows *= 2
         step = step_of(rows)
-        took = _timed(step, device)
+        took = _timed(step.whole, device)
     steps, spent = 0, 0.0
-    micro_batches = int(plan.trainer.get("accumulate_grad_batches") or 1)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"this CPU, {torch.get_num_threads()} threads"
     with tqdm(total=round(seconds), unit="s", desc=f"measuring, {rows} rows", leave=False) as bar:
         while spent < seconds:
-            spent += _timed(step, device)
+            spent += _timed(step.whole, device)
             steps += 1
             bar.update(min(round(spent), round(seconds)) - bar.n)
     return {
-        "images_a_second": steps * micro_batches * rows / spent,
+        "images_a_second": steps * step.accumulate * rows / spent,
         "steps": steps,
         "rows": rows,
         "seconds": spent,
