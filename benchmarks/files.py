@@ -19,7 +19,8 @@ from lightning.pytorch import Callback
 import t2ikit
 from benchmarks.base import Benchmark, Measurement, Settings
 from t2ikit import callbacks
-from t2ikit.config.compose import Override, compose
+from t2ikit.config.compose import compose
+from t2ikit.config.merging import Override
 from t2ikit.run.experiment import build, check
 
 _EXPERIMENT = Path(__file__).parents[1] / "experiments" / "base" / "shapes_pixels.yaml"

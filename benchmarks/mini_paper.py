@@ -39,7 +39,7 @@ from benchmarks.mini_paper_claims import (
     verdict,
 )
 from benchmarks.mini_paper_pictures import curves, grids
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 from t2ikit.config.sweep import Sweep, sweep_of
 from t2ikit.files import write_whole
 from t2ikit.report.published import numbers_of

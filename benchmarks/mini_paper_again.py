@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.mini_paper import EXPERIMENTS, SWEEPS
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 from t2ikit.config.sweep import Sweep, sweep_of
 from t2ikit.run.sweep_scores import CellScores, read_cell
 from t2ikit.run.sweeps import place_of

@@ -16,7 +16,9 @@ from torch import nn
 from benchmarks.base import Benchmark, Measurement, Settings, cpu_seconds
 from t2ikit.batch import Batch
 from t2ikit.callbacks import AugmentationCallback, ByTextLength
-from t2ikit.config.compose import Override, compose, shipped_experiments
+from t2ikit.config.compose import compose
+from t2ikit.config.files import shipped_experiments
+from t2ikit.config.merging import Override
 from t2ikit.data.datamodule import DataModule
 from t2ikit.module import TextToImage
 from t2ikit.run.experiment import check

@@ -12,7 +12,8 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
 import t2ikit
-from t2ikit.config.compose import SUFFIXES, ConfigError, find_experiment, nearest
+from t2ikit.config.errors import ConfigError, nearest
+from t2ikit.config.files import SUFFIXES, find_experiment
 from t2ikit.config.origins import printable
 from t2ikit.config.secrets import trust_names, without_secrets
 from t2ikit.launch import check_launch

@@ -17,7 +17,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 
 from t2ikit.checkpoints.exported import INDEX, WEIGHTS
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 from t2ikit.encoders.autoencoders import LatentSpace
 from t2ikit.encoders.text import MAX_TOKENS, TextEncoder, split_layer
 from t2ikit.pictures import Pictures

@@ -16,7 +16,7 @@ from tiny_models import small_clip
 
 import tiny
 from t2ikit import cli
-from t2ikit.config.compose import find_experiment
+from t2ikit.config.files import find_experiment
 
 ROOT = Path(__file__).parents[1]
 FIRST = "start README experiments runs photos data growing reproduce search shapes synthreal extend export plan report"

@@ -9,7 +9,8 @@ import pytest
 import torch
 import yaml
 
-from t2ikit.config.compose import ConfigError, compose
+from t2ikit.config.compose import compose
+from t2ikit.config.errors import ConfigError
 from t2ikit.run.experiment import check
 
 FOLDER = Path(__file__).parent.parent / "experiments"

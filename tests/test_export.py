@@ -24,7 +24,7 @@ from t2ikit.checkpoints import exported, load_denoiser
 from t2ikit.checkpoints.runs import step_of
 from t2ikit.checkpoints.start import Start, start_from
 from t2ikit.config.class_nodes import check_component
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 from t2ikit.encoders import LatentSpace, TextEncoder, build_small_t5
 from t2ikit.module import TextToImage
 from t2ikit.records.manifest import Manifest, TextSource

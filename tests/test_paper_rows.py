@@ -17,7 +17,8 @@ from test_resolution_rows import ENCODERS, photo
 
 import tiny
 from t2ikit import cli
-from t2ikit.config.compose import find_experiment, part_of
+from t2ikit.config.compose import part_of
+from t2ikit.config.files import find_experiment
 from t2ikit.config.sweep import sweep_of
 
 ROOT = Path(__file__).parents[1]

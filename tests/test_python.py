@@ -14,7 +14,7 @@ from PIL import Image
 import t2ikit
 import tiny
 from t2ikit import cli
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 
 EXPERIMENT = """
 extends: [tiny.yaml]

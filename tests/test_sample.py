@@ -15,7 +15,7 @@ from PIL import Image
 import tiny
 from t2ikit import cli
 from t2ikit.checkpoints import load_denoiser
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 from t2ikit.config.origins import Origins
 from t2ikit.diffusion import GaussianDiffusion, RectifiedFlow
 from t2ikit.run.trained import load_trained

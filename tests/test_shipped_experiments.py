@@ -8,7 +8,8 @@ import pytest
 
 from t2ikit import cli
 from t2ikit.config.cards import card_of, copied
-from t2ikit.config.compose import TOP_KEYS, find_experiment, part_of, shipped_names
+from t2ikit.config.compose import part_of
+from t2ikit.config.files import TOP_KEYS, find_experiment, shipped_names
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:

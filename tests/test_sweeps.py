@@ -18,7 +18,8 @@ import torch
 import tiny
 from t2ikit import cli
 from t2ikit.callbacks.metrics_csv import read_metrics
-from t2ikit.config.compose import ConfigError, Override
+from t2ikit.config.errors import ConfigError
+from t2ikit.config.merging import Override
 from t2ikit.config.sweep import sweep_of
 from t2ikit.metrics.fingerprint import read_score
 from t2ikit.run import sweeps

@@ -18,7 +18,8 @@ from lightning.pytorch import Callback, seed_everything
 
 from benchmarks.base import Settings
 from benchmarks.data import WIDTH, synthetic_record
-from t2ikit.config.compose import Override, compose
+from t2ikit.config.compose import compose
+from t2ikit.config.merging import Override
 from t2ikit.pretrained import EncoderReference
 from t2ikit.records.manifest import Manifest, TextSource
 from t2ikit.records.states import States, quantise_tokens

@@ -13,7 +13,7 @@ from t2ikit.checkpoints.files import load_weights, read_weights
 from t2ikit.checkpoints.foreign import refuse_foreign
 from t2ikit.checkpoints.runs import find_checkpoint
 from t2ikit.config.class_nodes import check_component
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 from t2ikit.config.origins import Origins
 from t2ikit.denoisers import Denoiser, SavedDenoiser
 

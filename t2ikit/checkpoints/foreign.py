@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import t2ikit
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 from t2ikit.denoisers.adopt import some_of
 
 # First bytes of files that are taken for checkpoints.

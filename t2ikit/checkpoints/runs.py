@@ -12,7 +12,8 @@ import yaml
 from t2ikit.checkpoints.exported import INDEX, exported_weights
 from t2ikit.checkpoints.foreign import TRAINING, reason_of, refuse_foreign
 from t2ikit.checkpoints.saving import fault_of, is_complete, step_in_name
-from t2ikit.config.compose import SUFFIXES, ConfigError, nearest
+from t2ikit.config.errors import ConfigError, nearest
+from t2ikit.config.files import SUFFIXES
 from t2ikit.config.values import parse_stored
 from t2ikit.files import write_whole
 from t2ikit.launch import first_rank

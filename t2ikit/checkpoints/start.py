@@ -15,7 +15,7 @@ from t2ikit.checkpoints.denoiser import Weights, stored_weights
 from t2ikit.checkpoints.files import read_weights
 from t2ikit.checkpoints.foreign import refuse_foreign
 from t2ikit.checkpoints.runs import find_checkpoint
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 from t2ikit.denoisers import Denoiser
 from t2ikit.pretrained import sha256_of
 

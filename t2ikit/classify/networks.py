@@ -9,7 +9,7 @@ from torch import nn
 from torchvision import models
 
 from t2ikit.classify.bagnet import BagNet
-from t2ikit.config.compose import nearest
+from t2ikit.config.errors import nearest
 
 
 def _timm(name: str, **options: Any) -> nn.Module:

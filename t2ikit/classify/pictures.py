@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from t2ikit import rng
 from t2ikit.classify.classes import ClassList
-from t2ikit.config.compose import nearest
+from t2ikit.config.errors import nearest
 from t2ikit.files import parse_json, read_utf8, write_whole
 from t2ikit.photos import SUFFIXES, BadImage, read_rgb
 from t2ikit.pretrained import cache_folder

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from t2ikit.config.compose import SUFFIXES, ConfigError, shipped_names
+from t2ikit.config.errors import ConfigError
+from t2ikit.config.files import SUFFIXES, shipped_names
 
 SHELLS = ("bash", "zsh", "fish")
 

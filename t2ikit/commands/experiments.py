@@ -9,7 +9,9 @@ from typing import Any
 
 from t2ikit.commands.arguments import expanded
 from t2ikit.config.cards import card_of, copied
-from t2ikit.config.compose import TOP_KEYS, ConfigError, nearest, part_of, shipped_experiments, shipped_names
+from t2ikit.config.compose import part_of
+from t2ikit.config.errors import ConfigError, nearest
+from t2ikit.config.files import TOP_KEYS, shipped_experiments, shipped_names
 from t2ikit.files import partial_of, publish, require_folder
 
 DESCRIPTION = """\

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from t2ikit.commands.arguments import add_trust, expanded
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 
 DESCRIPTION = """\
 Writes the averaged weights of a checkpoint with all that is needed to sample from them elsewhere, whole or not at all.

@@ -8,7 +8,7 @@ from typing import Any
 
 from t2ikit.commands.arguments import add_trust, expanded, whole
 from t2ikit.commands.overrides import take_overrides
-from t2ikit.config.compose import Override
+from t2ikit.config.merging import Override
 
 __all__ = ["add_parser", "run", "take_overrides"]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from t2ikit.config.compose import ConfigError, Override, check_option
+from t2ikit.config.compose import check_option
+from t2ikit.config.errors import ConfigError
+from t2ikit.config.merging import Override
 
 
 def take_overrides(

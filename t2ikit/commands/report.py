@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from t2ikit.commands.arguments import expanded
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 from t2ikit.files import require_folder, write_whole
 
 DESCRIPTION = """\

@@ -8,7 +8,9 @@ from typing import Any
 
 from t2ikit.commands import overrides
 from t2ikit.commands.arguments import add_trust, expanded, positive
-from t2ikit.config.compose import TOP_KEYS, ConfigError, Override
+from t2ikit.config.errors import ConfigError
+from t2ikit.config.files import TOP_KEYS
+from t2ikit.config.merging import Override
 from t2ikit.files import require_folder
 
 DESCRIPTION = """\

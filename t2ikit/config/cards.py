@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from t2ikit.config.compose import part_of, shipped_experiments
+from t2ikit.config.compose import part_of
+from t2ikit.config.files import shipped_experiments
 
 _OWN_ROW = "Not a paper's row: "
 _FIELD = re.compile(r"(Paper|Ours|Data|Run): ")

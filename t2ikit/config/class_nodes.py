@@ -15,8 +15,9 @@ from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
-from t2ikit.config.compose import CLASS_KEYS, ConfigError, nearest
+from t2ikit.config.errors import ConfigError, nearest
 from t2ikit.config.imports import ImportGuard, find_class, is_path, leaves
+from t2ikit.config.merging import CLASS_KEYS
 from t2ikit.config.messages import explain, located
 from t2ikit.config.origins import NONE_BUT_KNOWN, Origins
 from t2ikit.config.values import not_finite, numbers_as_text, odd_number

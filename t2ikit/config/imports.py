@@ -18,7 +18,8 @@ from typing import Any
 
 from jsonargparse import Namespace, _typehints
 
-from t2ikit.config.compose import LIBRARIES, ConfigError, nearest
+from t2ikit.config.errors import ConfigError, nearest
+from t2ikit.config.merging import LIBRARIES
 from t2ikit.config.origins import NONE_BUT_KNOWN, Forbidden, Origins
 
 # What jsonargparse 4 does without a guard.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from t2ikit.config.compose import nearest
+from t2ikit.config.errors import nearest
 
 
 def explain(message: str, key: str) -> str:

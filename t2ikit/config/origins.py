@@ -9,7 +9,8 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 
-from t2ikit.config.compose import LIBRARIES, ConfigError, nearest
+from t2ikit.config.errors import ConfigError, nearest
+from t2ikit.config.merging import LIBRARIES
 from t2ikit.config.sources import compiled, find_source, names_of
 
 TRUST_HELP = (

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t2ikit.config.compose import ConfigError, Override, stages_of
+from t2ikit.config.compose import stages_of
+from t2ikit.config.errors import ConfigError
+from t2ikit.config.merging import Override
 
 
 @dataclass(frozen=True)

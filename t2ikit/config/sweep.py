@@ -25,7 +25,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from t2ikit.config.compose import ConfigError, Override, check_overlay, compose, nearest, part_of
+from t2ikit.config.compose import check_overlay, compose, part_of
+from t2ikit.config.errors import ConfigError, nearest
+from t2ikit.config.merging import Override
 
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 READING = ("num_workers", "pin_memory", "eval_batch_size", "verify", "cache_dir", "cache_gb", "storage_options")

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from t2ikit.config.compose import nearest
+from t2ikit.config.errors import nearest
 from t2ikit.data.gate import Gate
 from t2ikit.records.manifest import Manifest
 

@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from t2ikit.config.compose import ConfigError, flatten, nearest
+from t2ikit.config.errors import ConfigError, nearest
+from t2ikit.config.merging import flatten
 from t2ikit.evaluation.comparison import shown
 from t2ikit.metrics.fingerprint import Score
 from t2ikit.report.curves import losses, number, rates, scores, seconds_of

@@ -16,7 +16,8 @@ import yaml
 from t2ikit.callbacks.metrics_csv import parse_metrics
 from t2ikit.checkpoints.runs import IMPORTED, is_finished, latest_config, newest_checkpoint
 from t2ikit.checkpoints.saving import step_in_name
-from t2ikit.config.compose import ConfigError, flatten
+from t2ikit.config.errors import ConfigError
+from t2ikit.config.merging import flatten
 from t2ikit.config.values import parse_stored
 from t2ikit.files import parse_json
 from t2ikit.metrics.fingerprint import Score, read_scores

@@ -14,8 +14,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from t2ikit.callbacks import EMA, AugmentationCallback, ByTextLength, CutMix
 from t2ikit.checkpoints import read_weights
 from t2ikit.checkpoints.runs import latest_config
-from t2ikit.config.compose import ConfigError, flatten
+from t2ikit.config.errors import ConfigError
 from t2ikit.config.imports import find_class
+from t2ikit.config.merging import flatten
 from t2ikit.config.sweep import READING
 from t2ikit.config.values import parse_stored
 from t2ikit.data import DataModule

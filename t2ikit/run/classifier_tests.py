@@ -16,7 +16,8 @@ from t2ikit.classify import ClassFolders, ImageClassifier
 from t2ikit.classify.protocol import judge
 from t2ikit.classify.results import TestScore, read_results
 from t2ikit.config.class_nodes import check_component
-from t2ikit.config.compose import ConfigError, merge
+from t2ikit.config.errors import ConfigError
+from t2ikit.config.merging import merge
 from t2ikit.config.origins import Origins
 
 _PREFIX = "classifier."

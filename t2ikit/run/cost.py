@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from t2ikit.batch import StoredBatch, StoredText, Text, Texts
 from t2ikit.callbacks import EMA, AugmentationCallback
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 from t2ikit.denoisers import Denoiser
 from t2ikit.learner import Averages
 from t2ikit.module import TextToImage

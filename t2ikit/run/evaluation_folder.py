@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from t2ikit import ranks
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 from t2ikit.files import parse_json, write_whole
 from t2ikit.run.lock import LOCK, SAMPLES, lock, unlock
 

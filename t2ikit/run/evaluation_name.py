@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from typing import Any
 
-from t2ikit.config.compose import ConfigError, Override, flatten, nearest
+from t2ikit.config.errors import ConfigError, nearest
+from t2ikit.config.merging import Override, flatten
 from t2ikit.config.sweep import PLACE
 from t2ikit.run.search import SEARCH, verifier_options, verifier_title
 

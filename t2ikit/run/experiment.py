@@ -30,8 +30,9 @@ from t2ikit.config.class_nodes import (
     look_at,
     parse,
 )
-from t2ikit.config.compose import INHERITED, ConfigError, merge, nearest
+from t2ikit.config.errors import ConfigError, nearest
 from t2ikit.config.imports import find_class
+from t2ikit.config.merging import INHERITED, merge
 from t2ikit.config.messages import located
 from t2ikit.config.origins import Origins, importable, printable
 from t2ikit.config.secrets import literal_secret, without_secrets

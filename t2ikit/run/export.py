@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from t2ikit.checkpoints.exported import INDEX, WEIGHTS, text_encoder_name, write_exported
 from t2ikit.checkpoints.runs import kept_plugins, run_folder_of
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 from t2ikit.encoders.autoencoders import LatentSpace
 from t2ikit.encoders.text import TOKENIZER_FILES, AnyTextModel, split_layer
 from t2ikit.files import partial_of, publish, recover, require_folder

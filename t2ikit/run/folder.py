@@ -24,7 +24,7 @@ from t2ikit.checkpoints.runs import (
     run_folder_of,
 )
 from t2ikit.checkpoints.saving import step_in_name
-from t2ikit.config.compose import ConfigError, nearest
+from t2ikit.config.errors import ConfigError, nearest
 from t2ikit.config.values import parse_stored
 from t2ikit.files import write_whole
 from t2ikit.launch import first_rank

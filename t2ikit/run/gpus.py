@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from t2ikit.config.compose import ConfigError, nearest
+from t2ikit.config.errors import ConfigError, nearest
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,10 @@ from t2ikit.checkpoints.files import load_weights, read_weights
 from t2ikit.checkpoints.released import Coherence, UpstreamWeights, read_upstream, sizes_of, unwrapped
 from t2ikit.checkpoints.runs import IMPORTED, finish
 from t2ikit.checkpoints.saving import write_checkpoint
-from t2ikit.config.compose import ConfigError, Override, compose, find_experiment
+from t2ikit.config.compose import compose
+from t2ikit.config.errors import ConfigError
+from t2ikit.config.files import find_experiment
+from t2ikit.config.merging import Override
 from t2ikit.config.origins import Origins
 from t2ikit.config.values import to_yaml
 from t2ikit.encoders.text import DEFAULT_TEXT_ENCODER, MAX_TOKENS, TOKENIZER_FILES

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 import t2ikit
 from t2ikit.checkpoints.runs import PLUGINS, kept_plugins, run_folder_of
-from t2ikit.config.compose import LIBRARIES
 from t2ikit.config.imports import leaves
+from t2ikit.config.merging import LIBRARIES
 from t2ikit.config.origins import homes
 from t2ikit.files import partial_of, publish, recover, write_whole
 from t2ikit.launch import cores
@@ -104,11 +105,15 @@ def plugin_sources(config: dict[str, Any]) -> dict[str, Path]:
     named = {str(value).partition(".")[0] for _, value in leaves(config, "") if _is_class(value)}
     folders = {home for name in named - set(LIBRARIES) for home in homes(name) if not set(home.parts) & {*_INSTALLED}}
     folders -= {Path(sys.base_prefix)}
+    if not folders:
+        return {}
+    loaded = sorted(sys.modules.copy().items())
+    tops = {name.partition(".")[0] for name, _ in loaded} - {*LIBRARIES, "__main__"}
+    beside = {top for top in tops if homes(top) & folders}
     sources = {}
-    for name, module in sorted(sys.modules.copy().items()):
+    for name, module in loaded:
         file = getattr(module, "__file__", None)
-        top = name.partition(".")[0]
-        if file and file.endswith(".py") and top not in LIBRARIES and name != "__main__" and homes(top) & folders:
+        if file and file.endswith(".py") and name.partition(".")[0] in beside:
             path = Path(*name.split("."))
             sources[str(path / "__init__.py" if hasattr(module, "__path__") else f"{path}.py")] = Path(file)
     return sources
@@ -121,7 +126,6 @@ def _is_class(value: Any) -> bool:
 
 def environment(command: str) -> dict[str, Any]:
     """The command of a run, and the versions of what runs it."""
-    packages = {distribution.metadata["Name"]: distribution.version for distribution in distributions()}
     return {
         "command": " ".join(command.split()),
         "folder": str(Path.cwd()),
@@ -131,8 +135,21 @@ def environment(command: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": machine(),
-        "packages": dict(sorted(packages.items(), key=lambda package: package[0].lower())),
+        "packages": dict(_packages()),
     }
+
+
+@cache
+def _packages() -> tuple[tuple[str, str], ...]:
+    """Name and version of every installed package; kept, since each is read from a long text.
+
+    Of several of one name, that which is imported; what an interrupted installation left may have no name.
+    """
+    versions: dict[str, str] = {}
+    for text in (package.metadata for package in distributions()):
+        if text["Name"] is not None:
+            versions.setdefault(text["Name"], text["Version"])
+    return tuple(sorted(versions.items(), key=lambda package: package[0].lower()))
 
 
 def machine() -> dict[str, Any]:

@@ -11,7 +11,7 @@ import fcntl
 from pathlib import Path
 from typing import IO
 
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 
 LOCK = ".lock"
 TRAINS = "trains in this run folder. Wait until it ends, or leave out --resume to begin another run"

@@ -10,7 +10,7 @@ import yaml
 import t2ikit
 from t2ikit.checkpoints.runs import run_folder_of
 from t2ikit.config.cards import card_of
-from t2ikit.config.compose import shipped_experiments, shipped_names
+from t2ikit.config.files import shipped_experiments, shipped_names
 from t2ikit.metrics.fingerprint import Score, read_scores
 from t2ikit.run.trained import TrainedModel
 

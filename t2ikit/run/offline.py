@@ -21,7 +21,9 @@ from t2ikit.checkpoints import read_weights
 from t2ikit.checkpoints.denoiser import stored_experiment
 from t2ikit.checkpoints.runs import find_trained, run_folder_of
 from t2ikit.config.class_nodes import check_component
-from t2ikit.config.compose import ConfigError, changed, compose, find_experiment, nearest
+from t2ikit.config.compose import changed, compose
+from t2ikit.config.errors import ConfigError, nearest
+from t2ikit.config.files import find_experiment
 from t2ikit.config.imports import find_class
 from t2ikit.config.origins import Origins
 from t2ikit.data.datamodule import DataModule

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from t2ikit.callbacks import CutMix, Snapshot
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 from t2ikit.data.datamodule import DataModule
 from t2ikit.evaluation.settings import Sampling
 from t2ikit.records.manifest import Manifest

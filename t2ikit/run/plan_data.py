@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 from t2ikit.data.datamodule import DataModule
 from t2ikit.module import TextToImage
 from t2ikit.records.manifest import MANIFEST_NAME, Manifest

@@ -11,7 +11,8 @@ from typing import Any
 from lightning.pytorch.callbacks import Checkpoint
 
 from t2ikit import stopping
-from t2ikit.config.compose import ConfigError, Override, flatten
+from t2ikit.config.errors import ConfigError
+from t2ikit.config.merging import Override, flatten
 from t2ikit.config.request import Request
 from t2ikit.config.secrets import trust_names
 from t2ikit.module import TextToImage

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from t2ikit.callbacks import NonFiniteGuard, ScoreTable, Snapshot, StepProgress
 from t2ikit.callbacks.debug_bundle import CHECKPOINT, REPORT
 from t2ikit.checkpoints.files import read_weights
-from t2ikit.config.compose import ConfigError, changed
+from t2ikit.config.compose import changed
+from t2ikit.config.errors import ConfigError
 from t2ikit.files import parse_json
 from t2ikit.launch import first_rank
 from t2ikit.run.experiment import build, check, origins_of

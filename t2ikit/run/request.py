@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t2ikit.config.compose import ConfigError, compose, find_experiment
+from t2ikit.config.compose import compose
+from t2ikit.config.errors import ConfigError
+from t2ikit.config.files import find_experiment
 from t2ikit.config.origins import Origins
 from t2ikit.config.request import Request
 from t2ikit.config.values import to_yaml

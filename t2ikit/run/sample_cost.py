@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from t2ikit.batch import Prediction, Texts, each_text
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 from t2ikit.denoisers import Denoiser, TextContext
 from t2ikit.diffusion import sample
 from t2ikit.evaluation.settings import Sampling

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from t2ikit.config.class_nodes import check_component
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 from t2ikit.config.origins import Origins
 from t2ikit.config.values import read_value
 from t2ikit.evaluation import Search

@@ -16,7 +16,7 @@ from t2ikit.checkpoints.runs import (
     newest_checkpoint,
 )
 from t2ikit.checkpoints.saving import step_in_name
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 from t2ikit.pretrained import sha256_of
 from t2ikit.run.changes import Change, differing
 from t2ikit.run.folder import RunFolder, refuse_other_place, version_number

@@ -11,8 +11,10 @@ from typing import Any
 from t2ikit.callbacks import Checkpoint
 from t2ikit.checkpoints.runs import find_checkpoint, is_finished, newest_checkpoint
 from t2ikit.config.class_nodes import accepted
-from t2ikit.config.compose import ConfigError, Override, compose, nearest, stages_of
+from t2ikit.config.compose import compose, stages_of
+from t2ikit.config.errors import ConfigError, nearest
 from t2ikit.config.imports import find_class
+from t2ikit.config.merging import Override
 from t2ikit.config.origins import Origins
 from t2ikit.run.experiment import Plan, check
 

@@ -22,7 +22,7 @@ from lightning.pytorch import Trainer
 from torch import distributed
 
 from t2ikit import ranks
-from t2ikit.config.compose import ConfigError, nearest
+from t2ikit.config.errors import ConfigError, nearest
 from t2ikit.config.origins import Origins
 from t2ikit.config.values import to_yaml
 from t2ikit.launch import first_rank

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from t2ikit.callbacks.metrics_csv import read_metrics
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 from t2ikit.config.sweep import Cell, Sweep
 from t2ikit.files import parse_json, write_whole
 from t2ikit.metrics.fingerprint import read_scores

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from t2ikit.checkpoints.runs import is_finished, newest_checkpoint
 from t2ikit.checkpoints.saving import step_in_name
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 from t2ikit.config.origins import Origins
 from t2ikit.config.sweep import Cell, Sweep
 from t2ikit.config.values import to_yaml

@@ -27,7 +27,10 @@ from t2ikit.classify.classes import ClassList, read_classes
 from t2ikit.classify.networks import build_network
 from t2ikit.classify.pictures import checked, find
 from t2ikit.config.class_nodes import check_component
-from t2ikit.config.compose import ConfigError, Override, compose, nearest, shipped_experiments
+from t2ikit.config.compose import compose
+from t2ikit.config.errors import ConfigError, nearest
+from t2ikit.config.files import shipped_experiments
+from t2ikit.config.merging import Override
 from t2ikit.config.origins import Origins
 from t2ikit.config.sweep import Cell, Sweep
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from t2ikit import stopping
 from t2ikit.classify.aggregate import REAL, Trained
 from t2ikit.classify.results import FILE, ClassificationResults, TestScore, read_results
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 from t2ikit.config.origins import Origins
 from t2ikit.config.sweep import Cell
 from t2ikit.files import parse_json, write_whole

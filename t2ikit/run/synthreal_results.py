@@ -26,7 +26,7 @@ from t2ikit.classify.results import ClassificationResults, TestScore
 from t2ikit.classify.shown import shown_classes, shown_pictures
 from t2ikit.classify.summary import Distribution, Shown, Summary
 from t2ikit.config.class_nodes import check_component
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 from t2ikit.config.origins import Origins
 from t2ikit.files import parse_json, write_whole
 from t2ikit.metrics.features.features import FeatureExtractor, RandomConvFeatures

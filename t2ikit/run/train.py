@@ -19,7 +19,8 @@ from t2ikit import stopping
 from t2ikit.callbacks.checkpoint_files import failure_of
 from t2ikit.checkpoints.runs import finish, is_finished, newest_checkpoint, step_of
 from t2ikit.checkpoints.saving import step_in_name
-from t2ikit.config.compose import ConfigError, flatten
+from t2ikit.config.errors import ConfigError
+from t2ikit.config.merging import flatten
 from t2ikit.launch import first_rank
 from t2ikit.learner import Learner
 from t2ikit.run.changes import Changes

@@ -17,7 +17,8 @@ from t2ikit.checkpoints.denoiser import Weights, stored_experiment, stored_weigh
 from t2ikit.checkpoints.exported import parts_of, text_encoder_name
 from t2ikit.checkpoints.runs import find_trained, run_folder_of
 from t2ikit.config.class_nodes import check_component
-from t2ikit.config.compose import ConfigError, merge
+from t2ikit.config.errors import ConfigError
+from t2ikit.config.merging import merge
 from t2ikit.config.origins import Origins
 from t2ikit.config.secrets import trust_names
 from t2ikit.data.resume import training_manifest

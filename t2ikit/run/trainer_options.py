@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 
 # Options of the Trainer for a validation loop, which a model without `validation_step` has not.
 VALIDATION = ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches", "num_sanity_val_steps")

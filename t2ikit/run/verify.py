@@ -16,8 +16,11 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from t2ikit.callbacks import Snapshot
 from t2ikit.config.class_nodes import accepted
-from t2ikit.config.compose import ConfigError, Override, compose, find_experiment, stages_of
+from t2ikit.config.compose import compose, stages_of
+from t2ikit.config.errors import ConfigError
+from t2ikit.config.files import find_experiment
 from t2ikit.config.imports import find_class
+from t2ikit.config.merging import Override
 from t2ikit.config.origins import Origins
 from t2ikit.run.differences import Verdict, compare
 from t2ikit.run.experiment import Plan, check, origins_of

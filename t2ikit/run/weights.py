@@ -16,7 +16,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
 
 from t2ikit.classify.depth import DepthMaps
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 from t2ikit.data.datamodule import DataModule
 from t2ikit.encoders.autoencoders import LatentSpace
 from t2ikit.encoders.text import TextEncoder, split_layer

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from t2ikit.config.compose import ConfigError, Override, set_below
+from t2ikit.config.errors import ConfigError
+from t2ikit.config.merging import Override, set_below
 from t2ikit.config.origins import TRUST_HELP, importable
 from t2ikit.testing import examine
 

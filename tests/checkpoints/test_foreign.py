@@ -16,7 +16,7 @@ from safetensors.torch import save
 import tiny
 from t2ikit import cli
 from t2ikit.checkpoints.foreign import refuse_foreign
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 
 NAMES = [f"model.diffusion_model.input_blocks.{index}.0.weight" for index in range(200)]
 WEIGHTS = {name: torch.zeros(3) for name in NAMES}

@@ -19,7 +19,7 @@ import torch
 from t2ikit.checkpoints import files, saving
 from t2ikit.checkpoints.runs import find_checkpoint, good_checkpoint
 from t2ikit.checkpoints.saving import fault_of, write_checkpoint
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 
 MEMORY = """
 import resource, sys

@@ -11,7 +11,10 @@ from class_pictures import WNIDS, fill, tiny_depth_anything
 import tiny
 from t2ikit import cli
 from t2ikit.classify.results import read_results
-from t2ikit.config.compose import ConfigError, Override, compose, shipped_experiments
+from t2ikit.config.compose import compose
+from t2ikit.config.errors import ConfigError
+from t2ikit.config.files import shipped_experiments
+from t2ikit.config.merging import Override
 from t2ikit.run.experiment import check
 
 FOLDER = shipped_experiments() / "synthreal"

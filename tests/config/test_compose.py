@@ -7,16 +7,10 @@ from typing import Any
 
 import pytest
 
-from t2ikit.config.compose import (
-    ConfigError,
-    Override,
-    compose,
-    find_experiment,
-    flatten,
-    merge,
-    shipped_experiments,
-    shipped_names,
-)
+from t2ikit.config.compose import compose
+from t2ikit.config.errors import ConfigError
+from t2ikit.config.files import find_experiment, shipped_experiments, shipped_names
+from t2ikit.config.merging import Override, flatten, merge
 
 
 def write(folder: Path, **files: str) -> Path:
@@ -274,7 +268,7 @@ def test_a_missing_file_is_not_taken_for_another_kind_of_yaml(tmp_path: Path, mo
     write(tmp_path, mine="extends: base/training.yaml", site="site_name: t2ikit\nnav:\n  model: x.md")
     (tmp_path / ".pre-commit-config.yaml").write_text("repos: []")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(compose.__globals__, "shipped_experiments", lambda: tmp_path / "shipped")
+    monkeypatch.setitem(find_experiment.__globals__, "shipped_experiments", lambda: tmp_path / "shipped")
     write(tmp_path / "shipped", quickstart="trainer: {}")
     with pytest.raises(ConfigError) as caught:
         composed(Path("zzz"))

@@ -15,7 +15,9 @@ import yaml
 import tiny
 from t2ikit.cli import main
 from t2ikit.config import secrets
-from t2ikit.config.compose import ConfigError, Override, compose
+from t2ikit.config.compose import compose
+from t2ikit.config.errors import ConfigError
+from t2ikit.config.merging import Override
 from t2ikit.run.experiment import Plan, check, origins_of
 
 MARK = "open('mark', 'w')\n"

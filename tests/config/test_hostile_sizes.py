@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from t2ikit.config.compose import ConfigError, compose
+from t2ikit.config.compose import compose
+from t2ikit.config.errors import ConfigError
 from t2ikit.config.secrets import is_secret
 from t2ikit.config.sweep import sweep_of
 

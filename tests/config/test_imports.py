@@ -12,8 +12,11 @@ import torch
 
 from t2ikit.checkpoints import load_denoiser
 from t2ikit.config.class_nodes import check_component
-from t2ikit.config.compose import ConfigError, Override, compose, merge, shipped_experiments
+from t2ikit.config.compose import compose
+from t2ikit.config.errors import ConfigError
+from t2ikit.config.files import shipped_experiments
 from t2ikit.config.imports import find_class
+from t2ikit.config.merging import Override, merge
 from t2ikit.config.origins import Origins
 from t2ikit.denoisers import DiTI
 from t2ikit.denoisers.saved import SavedDenoiser

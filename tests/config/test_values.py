@@ -10,7 +10,9 @@ from omegaconf import OmegaConf
 
 from t2ikit.commands.run import read_arguments
 from t2ikit.config.class_nodes import parse
-from t2ikit.config.compose import ConfigError, Override, compose
+from t2ikit.config.compose import compose
+from t2ikit.config.errors import ConfigError
+from t2ikit.config.merging import Override
 from t2ikit.config.origins import NONE_BUT_KNOWN
 from t2ikit.config.values import to_yaml
 from t2ikit.diffusion import Guidance

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from t2ikit import cli
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 from t2ikit.metrics.fingerprint import Fingerprint, Score, write_scores
 from t2ikit.report import grids, page
 from t2ikit.report.published import ROWS, published

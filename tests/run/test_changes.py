@@ -6,7 +6,8 @@ from copy import deepcopy
 
 import pytest
 
-from t2ikit.config.compose import compose, shipped_experiments
+from t2ikit.config.compose import compose
+from t2ikit.config.files import shipped_experiments
 from t2ikit.run.changes import differing
 from t2ikit.run.experiment import check
 

@@ -10,8 +10,9 @@ import yaml
 from lightning.pytorch import Trainer
 
 from t2ikit.config.class_nodes import accepted, class_parser
-from t2ikit.config.compose import ConfigError, merge
+from t2ikit.config.errors import ConfigError
 from t2ikit.config.imports import find_class
+from t2ikit.config.merging import merge
 from t2ikit.config.messages import explain
 from t2ikit.run.describe import describe
 from t2ikit.run.experiment import TRAINER_OURS, USER_ERRORS, Plan, build, check

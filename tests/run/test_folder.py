@@ -15,7 +15,7 @@ import torch
 
 from t2ikit.checkpoints.runs import finish, is_finished, latest_config, newest_checkpoint
 from t2ikit.checkpoints.saving import is_complete, step_in_name
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 from t2ikit.run import folder as run_folder
 from t2ikit.run.folder import choose, write_config
 from t2ikit.run.lock import is_locked, lock, unlock

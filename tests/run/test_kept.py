@@ -16,6 +16,7 @@ from PIL import Image
 import tiny
 from t2ikit import cli
 from t2ikit.checkpoints.runs import kept_plugins, run_folder_of
+from t2ikit.run import kept
 from t2ikit.run.kept import processor_name
 
 PART = """
@@ -183,3 +184,16 @@ def test_the_run_folder_of_a_checkpoint(tmp_path: Path) -> None:
     for name in ("checkpoints/a.ckpt", "checkpoints/left-at-00000002/a.ckpt"):
         assert run_folder_of(run / name) == run
     assert run_folder_of(run / "a.ckpt") == run
+
+
+def test_versions_are_of_what_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = {"half-1.0": "", "torch-0.1": "Metadata-Version: 2.1\nName: torch\nVersion: 0.1\n"}
+    for name, text in left.items():
+        folder = tmp_path / f"{name}.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(text)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    kept._packages.cache_clear()
+    packages = kept.environment("t2ikit run")["packages"]
+    kept._packages.cache_clear()
+    assert packages["torch"] == version("torch") and None not in packages

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
 
 from t2ikit.callbacks.logged_grids import log_grid
-from t2ikit.config.compose import ConfigError
+from t2ikit.config.errors import ConfigError
 from t2ikit.run.experiment import loggers_of
 from t2ikit.run.trainer_options import refuse_loggers
 
