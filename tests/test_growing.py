@@ -156,8 +156,12 @@ def test_stages_that_grow_killed_inside_and_between_end_as_undisturbed_ones(
     ("words", "messages"),
     [
         (["start.take", "[time, text, body]"], ["UViT has no part body; it has time, text, core"]),
-        (["denoiser.init_args.core.width", "64"], ["of another shape (text.projections.0.weight: [32, 64] given"]),
-        (["denoiser.init_args.core.blocks", "2"], ["missing (core.1."]),
+        pytest.param(
+            ["denoiser.init_args.core.width", "64"],
+            ["of another shape (text.projections.0.weight: [32, 64] given"],
+            marks=pytest.mark.long,
+        ),
+        pytest.param(["denoiser.init_args.core.blocks", "2"], ["missing (core.1."], marks=pytest.mark.long),
         (["start", "{fit: strict, take: []}"], ["missing (shell.", "unknown (shell.", "of another shape"]),
         (["trainable", "[time, body]"], ["'body' is no part of UViT"]),
         (["optimizer.init_args.scale", "{core: 0.1}"], ["the part core is not trained"]),

@@ -97,7 +97,7 @@ def scores(run: str, out: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_is_as_a_run_of_one_s_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ours = "runs/small/version_0"
     theirs = bring("theirs/epoch=0-step=2.ckpt", "runs/theirs/version_0")

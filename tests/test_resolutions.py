@@ -61,6 +61,7 @@ def end(folder: Path, stage: str) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.long
 def test_each_stage_starts_from_the_averages_of_the_one_before(straight: Path) -> None:
     for stage, before in (("at32", "at16"), ("at64", "at32")):
         start = end(straight, stage)["start"]
@@ -68,6 +69,7 @@ def test_each_stage_starts_from_the_averages_of_the_one_before(straight: Path) -
     assert tuple(end(straight, "at64")["ShapesData"]["buckets"]) == tuple(SHAPES)
 
 
+@pytest.mark.long
 def test_an_image_of_any_bucket_is_sampled(
     straight: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

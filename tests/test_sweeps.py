@@ -280,7 +280,7 @@ def test_committed_scores_count_as_done_until_the_experiment_changes(
     assert "is of another experiment than the file (or an override, or other images)" in capfd.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cell_that_fails_leaves_the_others(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     text = EXPERIMENT.replace("same: null", "same: {trainer: {max_steps: -1}}").replace("seeds: [0, 1]", "seeds: [0]")
     Path("recipe.yaml").write_text(text)

@@ -22,7 +22,7 @@ from t2ikit.metrics.fingerprint import read_scores
 from t2ikit.records.manifest import Manifest
 from t2ikit.run.trained import load_trained
 
-pytestmark = pytest.mark.slow  # the module trains first
+pytestmark = pytest.mark.long  # the module trains first
 
 EXPERIMENT = """
 extends: [tiny.yaml]

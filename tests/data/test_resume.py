@@ -86,7 +86,7 @@ def undisturbed(root: Path) -> list[list[StoredBatch]]:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize("workers", [0, 1, 4])
+@pytest.mark.parametrize("workers", [0, 1, pytest.param(4, marks=pytest.mark.long)])
 @pytest.mark.parametrize("cut", [1, STEPS, STEPS + 2, 2 * STEPS], ids=lambda cut: f"after {cut}")
 def test_two_ranks_go_on_where_they_were_cut(
     root: Path, undisturbed: list[list[StoredBatch]], workers: int, cut: int

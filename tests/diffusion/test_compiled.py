@@ -77,6 +77,7 @@ def test_one_graph_a_text_length_and_the_same_losses_and_gradients(
     assert not counters["graph_break"]
 
 
+@pytest.mark.long
 def test_below_ten_rows_any_number_is_kept_by_one_graph_under_autocast() -> None:
     denoiser, objective = cad_i(), Denoising(GaussianDiffusion())
     compiled = CompiledObjective(objective, {"backend": "eager"})

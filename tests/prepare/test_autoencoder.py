@@ -26,7 +26,7 @@ def trained(out: Path, options: AutoencoderOptions = OPTIONS, pictures: autoenco
     return prepare_autoencoder(pictures, out, options, "cpu", False, options.command(source="shapes"), None)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_short_form_learns_and_is_loaded_as_any_autoencoder(tmp_path: Path) -> None:
     out = tmp_path / "autoencoder"
     words = "prepare autoencoder --source shapes --size 16 --difficulty simple --block-channels 16 32 --steps 200"
