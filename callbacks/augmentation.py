@@ -5,6 +5,7 @@ A further training set (MixedSet) is a stored stream at all noise levels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -50,6 +51,13 @@ class AugmentationCallback(L.Callback):
     def augment(self, batch: Batch) -> Batch | tuple[Batch, ...]:
         """A new batch (or several, each computed on its own) from a training batch on the device; never in place."""
         return batch
+
+    def unlike_steps(self) -> Sequence[int]:
+        """Numbers of steps that together cost what all steps do on average, the dearest among them.
+
+        ``t2ikit plan`` counts them, after ``register``. One is enough where all steps have the same shapes.
+        """
+        return (0,)
 
 
 class CutMix(AugmentationCallback):

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from t2ikit import rng
-from t2ikit.augment.crop import ASPECTS, Aspect, coordinates, cropped, cut, sides, window_corners, window_size
+from t2ikit.augment.crop import (
+    ASPECTS,
+    Aspect,
+    coordinates,
+    cropped,
+    cut,
+    sides,
+    typical_sizes,
+    window_corners,
+    window_size,
+)
 from t2ikit.batch import Batch
 from t2ikit.callbacks.augmentation import AugmentationCallback
 from t2ikit.data.datamodule import DataModule
 from t2ikit.module import TextToImage
+
+_LOOKED_AT = 2**14  # steps; every pair of 31 sides is among them
 
 
 class Crop(AugmentationCallback):
@@ -66,6 +79,12 @@ class Crop(AugmentationCallback):
         self._look_at(module.denoiser)
         self._seed, self._step_slots = module.seed, data.batch_size
         module.add_batch_transform(self.augment)
+
+    def unlike_steps(self) -> Sequence[int]:
+        """One step for each of the window's :func:`typical_sizes`."""
+        drawn = rng.uniforms(self._seed, "crop size", 0, _LOOKED_AT, 2)
+        sizes = [window_size(self._grid, uniforms, self.aspect) for uniforms in drawn]
+        return [sizes.index(size) for size in typical_sizes(self._grid, self.aspect) if size in sizes]
 
     def augment(self, batch: Batch) -> tuple[Batch, ...]:
         if batch.window is not None:

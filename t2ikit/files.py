@@ -21,6 +21,9 @@ MOST_CHARACTERS = 2**16
 """Of a caption or a prompt: a hundred times a long caption, eight times what the longest text encoder reads."""
 
 _BLOCK = 2**22
+_OWNER = re.compile(
+    r"(?:(?P<machine>m[0-9a-f]+)-)?(?P<process>\d+)(?:s(?P<start>\d*))?-[0-9a-f]+\.(?P<kind>partial|old)"
+)
 _DAY = 24 * 3600.0  # seconds
 
 
@@ -71,7 +74,8 @@ def require_folder(path: Path, option: str) -> None:
 
 def partial_of(path: Path) -> Path:
     """A name next to ``path`` for its unfinished content; no other process takes the same one."""
-    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.partial")
+    process = f"{os.getpid()}s{_start_of(os.getpid())}"
+    return path.with_name(f".{path.name}.{_machine()}-{process}-{secrets.token_hex(4)}.partial")
 
 
 def sync(path: Path) -> None:
@@ -108,13 +112,13 @@ def recover(path: Path) -> None:
     them nobody here knows whether they run.
     """
     for hidden in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        owner = re.fullmatch(r"(?:m([0-9a-f]+)-)?(\d+)-[0-9a-f]+\.(partial|old)", hidden.name[len(path.name) + 2 :])
+        owner = _OWNER.fullmatch(hidden.name[len(path.name) + 2 :])
         if owner is None:
             continue
-        elsewhere = owner[1] is not None and f"m{owner[1]}" != _machine()
-        if not elsewhere and _runs(int(owner[2])):
+        elsewhere = owner["machine"] is not None and owner["machine"] != _machine()
+        if not elsewhere and _runs(int(owner["process"]), owner["start"]):
             continue
-        if owner[3] == "old" and not path.exists():
+        if owner["kind"] == "old" and not path.exists():
             os.replace(hidden, path)
         elif elsewhere and _written_lately(hidden):
             continue
@@ -276,11 +280,22 @@ def _written_lately(hidden: Path) -> bool:
     return newest > time.time() - _DAY
 
 
-def _runs(process: int) -> bool:
+def _start_of(process: int) -> str:
+    """When a process began, in clock ticks since the machine did; empty where the system does not tell."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _runs(process: int, start: str | None = None) -> bool:
+    """Whether a process runs. One of the same number that began at another time is another one: a container that is
+    restarted keeps its name, and its first process the number 1."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    now = _start_of(process)
+    return not start or not now or start == now

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -141,6 +142,18 @@ def test_what_a_killed_process_left_is_put_right(tmp_path: Path) -> None:
     os.rename(path, tmp_path / f".set.{gone}-ab12.old")  # killed between the two renames
     recover(path)
     assert (path / "file").read_text() == "whole" and sorted(one.name for one in tmp_path.iterdir())[-1] == "set"
+
+
+def test_a_process_of_the_same_number_that_began_at_another_time_is_another_one(tmp_path: Path) -> None:
+    path = tmp_path / "set"
+    ours = partial_of(path)  # of a process that runs
+    words = re.fullmatch(r"(.*-\d+s)(\d+)(-.*)\.partial", ours.name)
+    assert words is not None
+    theirs = tmp_path / f"{words[1]}{int(words[2]) + 1}{words[3]}.old"  # of one before the container was restarted
+    write_whole(theirs / "file", "whole")
+    write_whole(ours, "half")
+    recover(path)
+    assert (path / "file").read_text() == "whole" and ours.exists() and not theirs.exists()
 
 
 def test_what_another_machine_writes_is_left_alone_for_a_day(tmp_path: Path) -> None:

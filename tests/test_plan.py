@@ -5,9 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from t2ikit import cli
+from t2ikit.records.manifest import Manifest, StoredArray, TextSource
+from t2ikit.records.record import Record, text_arrays
+from t2ikit.records.states import States, quantise_tokens
+from t2ikit.records.writing import write_set
+from t2ikit.run.cost import count_step
 from t2ikit.run.gpus import GPUS
 from tiny import enter
 
@@ -30,10 +36,46 @@ sweep:
 """
 
 
+CROPPED = """
+extends: [tiny.yaml]
+trainer: {max_steps: 10}
+callbacks: {val: null, geneval: null}
+sweep:
+  grids:
+    all:
+      seeds: [0, 1]
+      axes: {kind: {plain: null, crop: {callbacks: {crop: {class_path: t2ikit.callbacks.Crop}}}}}
+"""
+FEATURES = """
+extends: [tiny.yaml]
+model: {init_args: {objective: {init_args: {terms: {features: {class_path: features.Features}}}}}}
+data: {class_path: t2ikit.data.DataModule, init_args: {root: data, batch_size: 8}}
+callbacks: {cutmix: null}
+"""
+TERM = """
+from torch import nn
+
+from t2ikit.diffusion.terms import Needs, Term
+
+
+class Features(Term):
+    needs = Needs(arrays=("features",), taps=(1,))
+
+    def __init__(self, width: int = 16, weight: float = 1.0, until: int | None = None):
+        super().__init__(weight, until)
+        self.head = nn.Linear(width, 6)
+
+    def forward(self, main):
+        return (self.head(main.features[1].float().mean(1)) - main.arrays["features"].float()).square().mean(1)
+"""
+
+
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("T2IKIT_CACHE", str(tmp_path / "cache"))  # no data of another test
-    return enter(tmp_path, monkeypatch, {"stages.yaml": STAGES, "sweep.yaml": SWEEP})
+    files = {"stages.yaml": STAGES, "sweep.yaml": SWEEP, "cropped.yaml": CROPPED, "features.yaml": FEATURES}
+    files["features.py"] = TERM
+    return enter(tmp_path, monkeypatch, files)
 
 
 def test_a_plan_needs_neither_data_nor_weights(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,6 +123,46 @@ def test_an_update_counts_once_a_step_however_many_micro_batches(capsys: pytest.
     assert costs[1:] == pytest.approx([costs[0]] * 2, rel=1e-3)
     assert cli.main(["plan", "tiny.yaml", "--json", "plan.json"]) == 0
     assert json.loads(Path("plan.json").read_text())[0]["step_flops"] < 0.99 * costs[0]
+
+
+def test_crop_costs_the_mean_of_its_windows_whatever_the_seed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr("t2ikit.run.plan.count_step", lambda *args, **kw: calls.append(args) or count_step(*args, **kw))
+    words = ["--model.denoiser.window_tokens", "true", "--model.denoiser.patch_size", "2"]
+    assert cli.main(["plan", "cropped.yaml", *words, "--json", "plan.json", "--tokens", "30"]) == 0
+    cells = {plan["name"]: plan for plan in json.loads(Path("plan.json").read_text())}
+    assert len(cells) == 4 and len(calls) == 4, "two seeds of a row are counted once, plain and checkpointed"
+    flops = {name: plan["step_flops"] for name, plan in cells.items()}
+    assert flops["all-crop-seed0"] == flops["all-crop-seed1"]
+    assert 0.6 * flops["all-plain-seed0"] < flops["all-crop-seed0"] < 0.97 * flops["all-plain-seed0"]
+    peaks = [cells[name]["memory"]["plain"]["peak"] for name in ("all-plain-seed0", "all-crop-seed0")]
+    assert 0.8 * peaks[0] < peaks[1] <= peaks[0]
+
+
+def test_prepared_data_say_shapes_and_the_number_of_records(capsys: pytest.CaptureFixture[str]) -> None:
+    random = np.random.default_rng(0)
+    manifest = Manifest(
+        "pixels", (3, 16, 16), texts={"t5": TextSource(64)}, further={"features": StoredArray("float16", (6,))}
+    )
+
+    def record(index: int) -> Record:
+        states = States(quantise_tokens(random.standard_normal((1 + index % 30, 64))))
+        arrays = {"image": np.zeros((3, 16, 16), np.uint8), "features": np.ones(6, np.float16)}
+        return Record({**arrays, **text_arrays("t5", [states, states])}, ("a", "b"), {"key": str(index)})
+
+    empty = {"t5": States(quantise_tokens(np.ones((1, 64))))}
+    for name, count in (("train", 43), ("val", 8)):
+        write_set(Path("data") / name, map(record, range(count)), manifest, empty)
+    words = ["--trainer.max_steps", "-1", "--trainer.max_epochs", "3", "--callbacks.geneval", "null"]
+    assert cli.main(["plan", "features.yaml", *words, "--measure", "1", "--json", "plan.json"]) == 0
+    (plan,) = json.loads(Path("plan.json").read_text())
+    assert plan["disk_is_read"] and plan["steps"] == 3 * (43 // 8) and plan["tokens"] == [32]
+    assert plan["sample_flops"]["val"] > 0 and plan["measured"]["images_a_second"] > 0
+    words[1] = "7"
+    assert cli.main(["plan", "features.yaml", *words, "--json", "plan.json"]) == 0
+    assert json.loads(Path("plan.json").read_text())[0]["steps"] == 7, "whichever ends first"
 
 
 def test_measured_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,6 +62,33 @@ def window_size(grid: tuple[int, int], uniforms: np.ndarray, aspect: Aspect = "s
     return rows[int(first * len(rows))], columns[int(second * len(columns))]
 
 
+def typical_sizes(grid: tuple[int, int], aspect: Aspect = "square") -> list[tuple[int, int]]:
+    """Few sizes whose mean cost is nearly that of all, with the largest: up to four sides, evenly apart.
+
+    Of "free" windows also each side with its opposite: h and w are unrelated among these, too.
+
+    Args:
+        grid: G, (rows, columns).
+        aspect: as in :func:`window_size`.
+
+    Returns:
+        (h, w), in tokens, from the smallest to the largest, then the opposites.
+
+    Example:
+        >>> typical_sizes((16, 16))
+        [(9, 9), (11, 11), (13, 13), (15, 15)]
+    """
+    rows, columns = (sides(tokens) for tokens in grid)
+    count = min(max(len(rows), len(columns)), 4)
+    shares = [index / max(count - 1, 1) for index in range(count)]
+
+    def size(row_share: float, column_share: float) -> tuple[int, int]:
+        return rows[round(row_share * (len(rows) - 1))], columns[round(column_share * (len(columns) - 1))]
+
+    opposites = [size(share, 1 - share) for share in shares] if aspect == "free" else []
+    return [size(share, share) for share in shares] + opposites
+
+
 def window_corners(grid: tuple[int, int], size: tuple[int, int], uniforms: np.ndarray) -> np.ndarray:
     """The corners of windows: uniform over all that lie inside the grid.
 

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--utilisation: a share in (0, 1] was expected, not {utilisation}")
     assumptions = Assumptions(tuple(args.tokens), args.images, gpus, utilisation)
     seconds = args.measure
-    measure = None if seconds is None else lambda plan, tokens, rows: measured(plan, tokens, rows, seconds)
+    measure = None if seconds is None else lambda plan, inputs: measured(plan, inputs, seconds)
     estimator = Estimator(assumptions, measure)
     origins = origins_of(experiment=find_experiment(args.experiment), trusted=args.trust)
     estimates = [estimator.estimate(name, check(config, origins)) for name, config in configs.items()]

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +21,14 @@ from t2ikit.data.order import SHUFFLE_WINDOW
 from t2ikit.data.resume import TRAIN, Continuation
 from t2ikit.data.streams import TrainingStream, check_weights
 from t2ikit.records.checked import VERIFY, Verify, open_set
-from t2ikit.records.fits import OWN_TEXT_ENCODER, check_buckets, check_fits, check_text_encoder
+from t2ikit.records.fits import (
+    OWN_TEXT_ENCODER,
+    check_buckets,
+    check_fits,
+    check_same_arrays,
+    check_text_encoder,
+    own_encoder_fits,
+)
 from t2ikit.records.manifest import MANIFEST_NAME, Manifest, set_names
 from t2ikit.records.record_set import RecordSet
 from t2ikit.records.remote import RemoteFolder, is_remote, open_remote_set, read_manifest
@@ -133,7 +140,7 @@ class DataModule(LightningDataModule):
         names = [reference.name for reference in train.manifest.text_encoders]
         if isinstance(self.folder, RemoteFolder) and OWN_TEXT_ENCODER in names:
             try:
-                self.folder.bring_folder(OWN_TEXT_ENCODER)
+                self.folder.bring_folder(OWN_TEXT_ENCODER, partial(own_encoder_fits, manifest=train.manifest))
             except FileNotFoundError as error:
                 warnings.warn(f"{error}: training can do without, prompts of snapshots cannot", stacklevel=2)
 
@@ -307,6 +314,8 @@ class DataModule(LightningDataModule):
     def evaluation_dataloader(self, split: str, limit: int | None = None) -> EvaluationLoader:
         """The first ``limit`` records of a set in its stored order, dealt out evenly over the ranks."""
         world_size, rank = self._ranks()
+        for records in self.record_sets(split):
+            check_same_arrays(self.record_set("train"), records, self.arrays, one_batch=False)
         stream = EvaluationStream(
             self.record_sets(split), self.eval_batch_size, world_size, rank, self.length_bucket, limit, self.arrays
         )

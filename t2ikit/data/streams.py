@@ -25,7 +25,7 @@ from t2ikit.batch import StoredBatch, StoredText
 from t2ikit.data.buckets import BucketSchedule
 from t2ikit.data.gate import Gate, shares, source_and_quantile
 from t2ikit.data.order import SHUFFLE_WINDOW, Prefetcher, RecordOrder, Source
-from t2ikit.records.fits import check_fits
+from t2ikit.records.fits import check_fits, check_same_arrays
 from t2ikit.records.manifest import Manifest
 from t2ikit.records.record_set import RecordSet
 from t2ikit.records.remote import RemoteChunks
@@ -183,6 +183,8 @@ class TrainingStream:
         self.arrays = tuple(arrays)
         folders = [str(records.folder) for records in buckets]
         self.schedule = BucketSchedule([len(records) for records in buckets], global_batch, seed, folders)
+        for records in buckets[1:]:
+            check_same_arrays(buckets[0], records, self.arrays, one_batch=False)
         self.sources = [
             self._sources(records, bucket, open_set, seed, shuffle_window) for bucket, records in enumerate(buckets)
         ]
@@ -223,9 +225,10 @@ class TrainingStream:
         sets = {"raw": raw, **{gate.name: open_set(gate.folder, bucket) for gate in self.gates}}
         sources = []
         for name, records in sets.items():
+            check_arrays(records, self.arrays)
             if records is not raw:
                 check_fits(raw, records, name)
-            check_arrays(records, self.arrays)
+                check_same_arrays(raw, records, self.arrays)
             # One set keeps the order that it always had; buckets have unrelated ones.
             order_name = name if len(self.schedule.steps) == 1 else f"{name} of bucket {bucket}"
             order = RecordOrder(records.chunk_sizes, seed, order_name, shuffle_window)

@@ -132,7 +132,9 @@ class CADI(Denoiser):
         refine_heads: heads of the text refine blocks; 16 in all released sizes. Small widths want fewer.
         window_tokens: with four tokens that say which part of the image is seen; x may then be a part of it.
         other_sizes: (H, W) of further images that it takes, such as those of aspect buckets. There is one table of
-            positions, as high and as wide as the largest of all; an image has those in the middle.
+            positions, as high and as wide as the largest of all; an image has those in the middle. A start with
+            ``fit: resize`` stretches the table of a network of one size over all of it: images of that size begin
+            with other positions than they had.
         pooled_dim: width of the pooled vectors of all text encoders together, whose projection, zero at first, is added
             to the embedding of the noise level; 0 ignores them.
         spread_start: start latents and positions at standard deviation 1 and the bias of the patch embedding at 0.35,

@@ -160,7 +160,8 @@ class GaussianDiffusion(Process):
         log_snr_min: option of the shifted cosine.
         log_snr_max: option of the shifted cosine.
         log_snr_shift: of any named schedule: added to the log-SNR, 2 log(64 / side) for larger images.
-        data_std: standard deviation of x_0; bounds the estimates of x_0 in sampling at 4 times itself.
+        data_std: standard deviation of x_0. Without another threshold, ``t2ikit.diffusion.sample`` bounds estimates of
+            x_0 that are no pixels at 4 times itself; a run takes the bound of its image space instead.
         t_distribution: law of t in training: "uniform", "logit_normal", or a :class:`TimeLaw`.
 
     Raises:

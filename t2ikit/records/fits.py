@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from t2ikit.pretrained import find_pretrained
 from t2ikit.records.compressed import CODECS
-from t2ikit.records.manifest import Manifest
+from t2ikit.records.manifest import Manifest, StoredArray
 from t2ikit.records.record_set import RecordSet
 
 OWN_TEXT_ENCODER = "text_encoder"
@@ -31,14 +32,55 @@ def check_buckets(first: RecordSet, other: RecordSet) -> None:
     one, two = first.manifest, other.manifest
     if two.image_shape[:-2] == one.image_shape[:-2]:
         two = replace(two, image_shape=one.image_shape)
-    pictures = {name: array for name, array in one.further.items() if array.storage in CODECS and name in two.further}
-    resized = {name: replace(two.further[name], shape=array.shape) for name, array in pictures.items()}
-    mismatch = one.mismatch(replace(two, further={**two.further, **resized}))
+    mismatch = one.mismatch(two)
     if mismatch is not None:
         raise ValueError(
             f"the buckets {first.folder} and {other.folder} do not fit each other: {mismatch}. Prepare both with the "
             "same options of t2ikit prepare encode"
         )
+
+
+def check_same_arrays(primary: RecordSet, other: RecordSet, arrays: Sequence[str], one_batch: bool = True) -> None:
+    """Refuses a set in which further arrays of the records, such as features, are others than in the first one.
+
+    Args:
+        primary: the training set, or its first bucket.
+        other: the set of an augmentation, a bucket or the validation set; it has these arrays.
+        arrays: names of those that are read.
+        one_batch: records of both share a batch, and so their shapes.
+
+    Raises:
+        ValueError: names the array, what it is in both, and what to change.
+    """
+    for name in arrays:
+        one, two = (records.manifest.further.get(name) for records in (primary, other))
+        if one is None or two is None:
+            continue
+        networks = [array.made_by.sha256 or array.made_by.name if array.made_by else None for array in (one, two)]
+        shapes = [array.shape if one_batch else len(array.shape) for array in (one, two)]
+        if (_decoded(one), shapes[0], networks[0]) != (_decoded(two), shapes[1], networks[1]):
+            raise ValueError(
+                f"the array {name} of {other.folder} is {_shown(two)}, that of {primary.folder} {_shown(one)}: make "
+                "both by the same network in the same form, or choose a model.init_args.objective that does not read it"
+            )
+
+
+def _decoded(array: StoredArray) -> str:
+    return "uint8" if array.storage in CODECS else array.storage
+
+
+def _shown(array: StoredArray) -> str:
+    maker = "" if array.made_by is None else f" by {array.made_by.name} ({array.made_by.sha256:.8})"
+    return f"{array.storage} {list(array.shape)}{maker}"
+
+
+def own_encoder_fits(folder: Path, manifest: Manifest) -> bool:
+    """Whether the text encoder that was built for a set, kept in ``folder``, is the one of its manifest."""
+    wanted = next(one.sha256 for one in manifest.text_encoders if one.name == OWN_TEXT_ENCODER)
+    try:
+        return find_pretrained(str(folder), None, "--data.root", _TOKENIZER_FILES).reference.sha256 == wanted
+    except (OSError, ValueError):  # no weights, or a file that cannot be read
+        return False
 
 
 def check_cutmix(raw: RecordSet, mixed: RecordSet, setting: str) -> None:

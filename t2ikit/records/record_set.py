@@ -10,6 +10,7 @@ here the order is a pure function of the run (``data/streams.py``) and a record 
 from __future__ import annotations
 
 import os
+import resource
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import OrderedDict
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -28,7 +30,10 @@ from t2ikit.records.states import States, Tokens
 from t2ikit.records.view import RecordView
 from t2ikit.records.writing import EMPTY_PROMPT_NAME
 
-_OPEN_CHUNKS = 256  # mapped files a process keeps, for each set
+_MOST_OPEN = 256
+"""Chunks that a process keeps mapped, for each set."""
+
+_readers: WeakSet[RecordSet] = WeakSet()  # of this process, with mapped chunks
 
 
 def damaged_files(folder: Path, digests: Iterable[tuple[str, str]]) -> Iterator[str]:
@@ -49,14 +54,14 @@ def damaged_files(folder: Path, digests: Iterable[tuple[str, str]]) -> Iterator[
             yield f"{path} differs from its manifest (SHA-256)"
 
 
+def _most_open(sets: int) -> int:
+    """Chunks that each of ``sets`` may keep mapped: all together half of the files that this process may open."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_OPEN if limit == resource.RLIM_INFINITY else max(1, min(_MOST_OPEN, limit // (2 * sets)))
+
+
 class SetFiles(ABC):
-    """Fetches and checks the chunks of a set, one by one.
-
-    Attributes:
-        most_open: chunks that a process keeps mapped.
-    """
-
-    most_open: int = 256
+    """Fetches and checks the chunks of a set, one by one."""
 
     @abstractmethod
     def ready(self, name: str, wait: bool = True) -> bool:
@@ -184,9 +189,20 @@ class RecordSet:
         except ValueError as error:
             raise ValueError(self._damage(path, str(error))) from error
         self._open[chunk] = opened
-        if len(self._open) > (_OPEN_CHUNKS if self.files is None else self.files.most_open):
-            self._open.popitem(last=False)  # unmapped when the last view of it is gone
+        _readers.add(self)
+        most = _most_open(len(_readers))
+        for reader in list(_readers):
+            reader._let_go(most)
         return opened
+
+    def _let_go(self, most: int) -> None:
+        """Unmaps chunks, when the last view of each is gone: but for ``most``, and those deleted from a cache, whose
+        place on the disk is free only then."""
+        while len(self._open) > most:
+            self._open.popitem(last=False)
+        if self.address:
+            for chunk in [chunk for chunk in self._open if not (self.folder / self._names[chunk]).exists()]:
+                del self._open[chunk]
 
     def _damage(self, path: Path, what: str) -> str:
         return f"{path} {what}.\n{self.repair()}"

@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,8 +117,12 @@ class RemoteFolder:
             write_whole(path, content)
         return content
 
-    def bring_folder(self, name: str) -> Path:
+    def bring_folder(self, name: str, fits: Callable[[Path], bool]) -> Path:
         """Downloads a folder with everything in it into the copy, once; returns its path there.
+
+        Args:
+            name: of the folder.
+            fits: whether a copy is what is wanted; another one is downloaded again.
 
         Raises:
             FileNotFoundError: the folder does not exist or cannot be reached.
@@ -127,7 +131,7 @@ class RemoteFolder:
         target = self.copy / name
         self._make_copy()
         with FileLock(self.copy / f".{name}.lock"):
-            if not target.is_dir():
+            if not target.is_dir() or not fits(target):
                 system, path = self._system(name)
                 partial = partial_of(target)
                 try:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from t2ikit.files import partial_of, publish, sync, write_whole
+from t2ikit.files import partial_of, publish, recover, sync, write_whole
 from t2ikit.pretrained import sha256_of
 from t2ikit.records.chunks import INDEX_NAME, Chunk, ChunkBuffer, chunk_name, index_content, read_index
 from t2ikit.records.manifest import MANIFEST_NAME, Manifest, Part
@@ -53,6 +53,7 @@ def write_set(
         ValueError: if there is no record, or one does not fit the manifest.
     """
     target = Path(folder)
+    recover(target)
     if target.exists() and any(target.iterdir()) and not overwrite:
         raise FileExistsError(f"{target} is not empty: choose another folder, or allow it to be replaced (overwrite)")
     with _Beside(target) as partial:
@@ -108,6 +109,7 @@ def extend_set(
         ValueError: the set would have no record.
     """
     target = Path(folder)
+    recover(target)
     old = None if overwrite or not (target / MANIFEST_NAME).is_file() else Manifest.read(target)
     with _Beside(target) as partial:
         all_chunks: list[Chunk] = []

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -119,8 +120,8 @@ def widths(denoiser: Denoiser) -> tuple[int, ...]:
     return (denoiser.text_dim,) if isinstance(denoiser.text_dim, int) else tuple(denoiser.text_dim)
 
 
-def stored_batch(model: TextToImage, inputs: Inputs, device: torch.device) -> StoredBatch:
-    """Made-up records as the loader hands them over."""
+def stored_batch(model: TextToImage, inputs: Inputs, device: torch.device, slot: int = 0) -> StoredBatch:
+    """Made-up records as the loader hands them over; ``slot`` is that of the first."""
     rows, (channels, height, width) = inputs.rows, model.denoiser.input_shape
     texts = {}
     for index, (columns, length) in enumerate(zip(widths(model.denoiser), inputs.tokens, strict=True)):
@@ -137,7 +138,7 @@ def stored_batch(model: TextToImage, inputs: Inputs, device: torch.device) -> St
     image = torch.ones(shape, dtype=torch.uint8 if pixels else torch.float16, device=device)
     arrays = {name: torch.ones(rows, *axes, dtype=torch.float16, device=device) for name, axes in inputs.arrays.items()}
     slots = torch.arange(rows, device=device)
-    return StoredBatch(image, texts, (slots + 0.5) / rows, torch.zeros_like(slots), slots, 0, arrays)
+    return StoredBatch(image, texts, (slots + 0.5) / rows, torch.zeros_like(slots), slots, slot, arrays)
 
 
 def empty_prompt(denoiser: Denoiser, device: torch.device) -> Texts:
@@ -158,6 +159,7 @@ class Step:
         decays: of the averages; none for a run without them.
         inputs: of the micro-batch.
         device: where it is computed.
+        batch_size: samples of a step on all devices, of which its slots follow.
     """
 
     def __init__(
@@ -167,8 +169,10 @@ class Step:
         decays: Sequence[float],
         inputs: Inputs,
         device: torch.device,
+        batch_size: int = 1,
     ) -> None:
-        self.model, self.inputs, self.device = model.train(), inputs, device
+        self.model, self.inputs, self.device, self.batch_size = model.train(), inputs, device, batch_size
+        self.number = 0
         self.accumulate = int(trainer.get("accumulate_grad_batches") or 1)
         self.clip = trainer.get("gradient_clip_val")
         self.clip_each = trainer.get("gradient_clip_algorithm") == "value"
@@ -182,9 +186,10 @@ class Step:
         """What the precision of the Trainer wraps a step in."""
         return nullcontext() if self.dtype is None else torch.autocast(self.device.type, dtype=self.dtype)
 
-    def backward(self) -> None:
-        """Both passes of a micro-batch; the gradients of the step before live until the loss is there."""
-        parts = self.model.on_after_batch_transfer(stored_batch(self.model, self.inputs, self.device), 0)
+    def backward(self, number: int = 0) -> None:
+        """Both passes of a micro-batch of a step; the gradients of the step before live until the loss is there."""
+        stored = stored_batch(self.model, self.inputs, self.device, number * self.batch_size)
+        parts = self.model.on_after_batch_transfer(stored, 0)
         with self.autocast():
             loss: Tensor = self.model.training_step(parts, 0)["loss"] / self.accumulate
         if self.accumulate == 1:
@@ -206,10 +211,11 @@ class Step:
         self.update()
 
     def whole(self) -> None:
-        """All micro-batches of a step, and the update."""
+        """All micro-batches of the next step, and the update."""
         for _ in range(self.accumulate):
-            self.backward()
+            self.backward(self.number)
         self.update()
+        self.number += 1
 
 
 def decays_of(plan: Plan) -> list[float]:
@@ -218,25 +224,35 @@ def decays_of(plan: Plan) -> list[float]:
     return [decay for average in averages for decay in average.decays]
 
 
-def augment(plan: Plan, model: TextToImage) -> None:
-    """Registers the transforms of the experiment's augmentations; a stored stream, which needs its data, costs none."""
+def augment(plan: Plan, model: TextToImage) -> Sequence[int]:
+    """Registers the transforms of the experiment's augmentations; a stored stream, which needs its data, costs none.
+
+    Returns:
+        Numbers of steps that together cost what all do on average.
+    """
     data = plan.data.build(USER_ERRORS)
+    steps: Sequence[int] = (0,)
     for component in plan.callbacks.values():
         if issubclass(component.cls, AugmentationCallback):
+            augmentation = component.build(USER_ERRORS)
             try:
-                component.build(USER_ERRORS).register(data, model)
+                augmentation.register(data, model)
             except (FileNotFoundError, ValueError):  # its set is not prepared yet, or does not fit: a run refuses that
                 continue
+            steps = max(steps, augmentation.unlike_steps(), key=len)
+    return steps
 
 
 def count_step(plan: Plan, inputs: Inputs, checkpointed: bool = False) -> StepCost:
     """FLOPs and bytes of a micro-batch and its update, counted on tensors without data.
 
+    Where steps have unlike shapes, FLOPs are the mean over some of them and bytes the most of any.
+
     Raises:
         ConfigError: as :func:`build_model`, or the model asks a tensor for its value.
     """
     model = imagined_model(plan)
-    augment(plan, model)
+    steps, batch_size = augment(plan, model), plan.data.build(USER_ERRORS).batch_size
     if checkpointed:
         model.denoiser.checkpoint_blocks = True
     live = LiveBytes()
@@ -245,7 +261,7 @@ def count_step(plan: Plan, inputs: Inputs, checkpointed: bool = False) -> StepCo
             for tensor in (*model.parameters(), *model.buffers()):
                 live.hold(tensor)
             weights = live.fixed
-            step = Step(model, plan.trainer, decays_of(plan), inputs, torch.device("cpu"))
+            step = Step(model, plan.trainer, decays_of(plan), inputs, torch.device("cpu"), batch_size)
             averages = live.fixed + live.rows - weights
             for parameter in step.trained:
                 parameter.grad = torch.empty_like(parameter)
@@ -255,7 +271,8 @@ def count_step(plan: Plan, inputs: Inputs, checkpointed: bool = False) -> StepCo
             kept = live.fixed + live.rows
             optimizer = kept - weights - averages - gradients
             live.restart()
-            passes, update = flops(step.backward), flops(step.update)
+            passes = round(sum(flops(partial(step.backward, number)) for number in steps) / len(steps))
+            update = flops(step.update)
     except (RuntimeError, NotImplementedError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"model: a step of it cannot be counted without its data: {line}") from error

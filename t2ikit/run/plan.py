@@ -176,7 +176,7 @@ class Estimator:
     """
 
     def __init__(
-        self, assumptions: Assumptions, measure: Callable[[Plan, Sequence[int], int], Mapping[str, Any]] | None = None
+        self, assumptions: Assumptions, measure: Callable[[Plan, Inputs], Mapping[str, Any]] | None = None
     ) -> None:
         self.assumptions, self.measure = assumptions, measure
         self._known: dict[str, Estimate] = {}
@@ -188,6 +188,8 @@ class Estimator:
             ConfigError: a constructor refuses its arguments, or the model cannot be counted.
         """
         costs = {key: value for key, value in plan.config.items() if key not in ("run", "loggers", "seed_everything")}
+        for part in ("model", "data"):
+            costs[part] = {**costs[part], "init_args": {**costs[part].get("init_args", {}), "seed": None}}
         key = json.dumps(costs, sort_keys=True)
         if key not in self._known:
             self._known[key] = self._estimate(name, plan)
@@ -207,12 +209,13 @@ class Estimator:
         inputs = Inputs(rows, tuple(-(-count // bucket) * bucket for count in captions), arrays)
         step = count_step(plan, inputs)
         checkpointed = count_step(plan, inputs, checkpointed=True) if can_checkpoint(plan) else None
-        samples, notes = self._samples(plan, inputs.tokens)
+        samples, notes = self._samples(plan, inputs)
         image = record_bytes(model, captions)
-        sets, prepared = self._disk(plan, data, image)
+        counts = self._counts(data, prepared := stored is not None)
+        sets = self._disk(plan, data, image, counts, prepared)
         estimate = Estimate(
             name,
-            _steps(plan.trainer, sets, image, data.batch_size),
+            _steps(plan.trainer, max(sum(count // data.batch_size for count in counts["train"]), 1)),
             data.batch_size,
             devices,
             inputs,
@@ -223,7 +226,7 @@ class Estimator:
             sets,
             prepared,
             {},
-            None if self.measure is None else self.measure(plan, inputs.tokens, inputs.rows),
+            None if self.measure is None else self.measure(plan, inputs),
             notes,
         )
         narrow = "16" in str(plan.trainer.get("precision"))
@@ -241,7 +244,7 @@ class Estimator:
             return longest_captions(RecordSet(first_set(data)))
         return tuple(TOKENS[min(index, 1)] for index in range(encoders))
 
-    def _samples(self, plan: Plan, tokens: Sequence[int]) -> tuple[dict[str, int], list[str]]:
+    def _samples(self, plan: Plan, inputs: Inputs) -> tuple[dict[str, int], list[str]]:
         """FLOPs of an image of every snapshot; those that are sampled alike are counted once."""
         flops: dict[str, int] = {}
         notes = []
@@ -254,23 +257,32 @@ class Estimator:
                 candidates = 1 if sampling.search is None else sampling.search.candidates
                 key = repr((sampling.steps, sampling.method, sampling.guidance, candidates))
                 if key not in known:
-                    known[key] = count_sample(plan, sampling, tokens)
+                    known[key] = count_sample(plan, sampling, inputs)
                 flops[name] = known[key]
             except USER_ERRORS as error:
                 notes.append(f"snapshot {name}: {error}")
         return flops, notes
 
-    def _disk(self, plan: Plan, data: DataModule, image: int) -> tuple[dict[str, int], bool]:
+    def _counts(self, data: DataModule, prepared: bool) -> dict[str, list[int]]:
+        """Records of each aspect bucket of a split: as the data says, else as the experiment or ImageNet does."""
+        options = {name: getattr(data, option.partition(".")[2]) for name, option in data.size_options.items()}
+        counts = {name: [count] for name, count in {**IMAGES, **options}.items()}
+        if prepared:
+            counts["train"] = [manifest.count for manifest in data.manifests]
+        if self.assumptions.images is not None:
+            counts["train"] = [self.assumptions.images]
+        return counts
+
+    @staticmethod
+    def _disk(
+        plan: Plan, data: DataModule, image: int, counts: Mapping[str, Sequence[int]], prepared: bool
+    ) -> dict[str, int]:
         """Bytes of every set: of the folders that are there, else of so many images."""
         streams = [str(c.build(USER_ERRORS).folder) for c in plan.callbacks.values() if issubclass(c.cls, CutMix)]
         names = ["train", "val", *streams]
-        if isinstance(data.folder, Path) and stored_manifest(data) is not None:
-            return {name: folder_bytes(data.folder / name) for name in names}, True
-        counts = {name: getattr(data, option.partition(".")[2]) for name, option in data.size_options.items()}
-        counts = {**IMAGES, **counts}
-        if self.assumptions.images is not None:
-            counts["train"] = self.assumptions.images
-        return {name: image * counts.get(name, counts["train"]) for name in names}, False
+        if prepared:
+            return {name: folder_bytes(Path(data.folder) / name) for name in names}
+        return {name: image * sum(counts.get(name, counts["train"])) for name in names}
 
     def _on(self, gpu: GPU, estimate: Estimate, narrow: bool) -> OnGPU:
         rate = (gpu.tflops if narrow else gpu.tflops_fp32) * 1e12 * self.assumptions.utilisation / estimate.image_flops
@@ -297,8 +309,7 @@ def _devices(trainer: Mapping[str, Any]) -> int:
     return count * int(trainer.get("num_nodes") or 1)
 
 
-def _steps(trainer: Mapping[str, Any], sets: Mapping[str, int], image: int, batch: int) -> int | None:
+def _steps(trainer: Mapping[str, Any], steps_an_epoch: int) -> int | None:
     steps, epochs = int(trainer.get("max_steps") or -1), int(trainer.get("max_epochs") or -1)
-    if steps < 0 <= epochs:
-        return epochs * max(sets["train"] // image // batch, 1)
-    return steps if steps >= 0 else None
+    ends = [steps, epochs * steps_an_epoch]
+    return min((end for end in ends if end >= 0), default=None)

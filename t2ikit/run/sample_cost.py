@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from t2ikit.run.counting import flops, imagined
 from t2ikit.run.experiment import Plan
 
 
-def count_sample(plan: Plan, sampling: Sampling, tokens: Sequence[int]) -> int:
+def count_sample(plan: Plan, sampling: Sampling, inputs: Inputs) -> int:
     """FLOPs of one image: the encoding of its text, and every evaluation of the network that the sampler makes.
 
     The sampler runs with a network that counts its calls; then each kind of call is counted once. A search makes these
@@ -46,12 +46,12 @@ def count_sample(plan: Plan, sampling: Sampling, tokens: Sequence[int]) -> int:
         )
         with imagined(), torch.no_grad():
             denoiser.eval()
-            batch = model.ready(stored_batch(model, Inputs(1, tuple(tokens), {}), device))
+            batch = model.ready(stored_batch(model, replace(inputs, rows=1), device))
             total = flops(lambda: denoiser.encode_text(batch.text))
             if counted.texts > 1:
                 total += flops(lambda: denoiser.encode_text(empty_prompt(denoiser, device)))
             for rows, calls in counted.calls.items():
-                batch = model.ready(stored_batch(model, Inputs(rows, tuple(tokens), {}), device))
+                batch = model.ready(stored_batch(model, replace(inputs, rows=rows), device))
                 context = denoiser.encode_text(batch.text)
                 call = flops(lambda: denoiser(batch.latents, batch.t, context))  # noqa: B023
                 total += candidates * calls * call

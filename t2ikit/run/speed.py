@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from t2ikit.run.cost import Inputs, Step, augment, build_model, count_step, decays_of
-from t2ikit.run.experiment import Plan
+from t2ikit.run.experiment import USER_ERRORS, Plan
 from t2ikit.run.gpus import USABLE
 
 _TRIALS = 20
 """A step may take this part of the time: larger micro-batches are not tried."""
 
 
-def measured(plan: Plan, tokens: Sequence[int], most: int, seconds: float) -> Mapping[str, Any]:
+def measured(plan: Plan, inputs: Inputs, seconds: float) -> Mapping[str, Any]:
     """Trains on made-up records for some seconds, at least one step after one that warms up.
 
     The micro-batch is that of the experiment; on a CPU, and where it does not fit, the largest power of two below it
@@ -25,8 +26,7 @@ def measured(plan: Plan, tokens: Sequence[int], most: int, seconds: float) -> Ma
 
     Args:
         plan: the checked experiment.
-        tokens: L of each text encoder.
-        most: rows of the experiment's micro-batch.
+        inputs: of the experiment's micro-batch.
         seconds: how long.
 
     Returns:
@@ -38,14 +38,15 @@ def measured(plan: Plan, tokens: Sequence[int], most: int, seconds: float) -> Ma
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(plan).to(device)
     augment(plan, model)
+    batch_size = plan.data.build(USER_ERRORS).batch_size
 
     def step_of(rows: int) -> Step:
-        return Step(model, plan.trainer, decays_of(plan), Inputs(rows, tuple(tokens), {}), device)
+        return Step(model, plan.trainer, decays_of(plan), replace(inputs, rows=rows), device, batch_size)
 
-    rows = _fitting(plan, tokens, most, device) if device.type == "cuda" else 1
+    rows = _fitting(plan, inputs, device) if device.type == "cuda" else 1
     step = step_of(rows)
     took = _timed(step.whole, device)
-    while device.type == "cpu" and 2 * rows <= most and 2 * took < seconds / _TRIALS:
+    while device.type == "cpu" and 2 * rows <= inputs.rows and 2 * took < seconds / _TRIALS:
         rows *= 2
         step = step_of(rows)
         took = _timed(step.whole, device)
@@ -65,10 +66,10 @@ def measured(plan: Plan, tokens: Sequence[int], most: int, seconds: float) -> Ma
     }
 
 
-def _fitting(plan: Plan, tokens: Sequence[int], most: int, device: torch.device) -> int:
-    memory = count_step(plan, Inputs(most, tuple(tokens), {})).memory
+def _fitting(plan: Plan, inputs: Inputs, device: torch.device) -> int:
+    memory = count_step(plan, inputs).memory
     limit = torch.cuda.get_device_properties(device).total_memory * USABLE
-    rows = most
+    rows = inputs.rows
     while rows > 1 and memory.peak(rows) > limit:
         rows //= 2
     return rows

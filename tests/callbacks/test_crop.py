@@ -5,10 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from t2ikit import rng
+from t2ikit.augment.crop import sides, typical_sizes
 from t2ikit.batch import Batch, StepOutput, Text
 from t2ikit.callbacks import Crop
 from t2ikit.denoisers import CADI, DiTI
@@ -112,6 +114,25 @@ def test_windows_are_a_pure_function_of_the_slots_and_a_step_has_one_size() -> N
         alike += torch.equal(both[:2], both[2:])
     assert alike < 10  # but places of their own
     assert sides == set(range(9, 16))
+
+
+@pytest.mark.parametrize("aspect", ["square", "free"])
+def test_a_plan_counts_steps_of_typical_sizes(aspect: Any) -> None:
+    crop = Crop(aspect=aspect)
+    module = tiny(crop, seed=3)
+    sizes = []
+    for number in crop.unlike_steps():
+        _, part = crop.augment(batch(16 * number))
+        sizes.append((part.latents.shape[2] // 2, part.latents.shape[3] // 2))
+    assert sizes == typical_sizes(module.denoiser.grid, aspect) and max(sizes) == (3, 3)
+
+
+def test_the_mean_of_typical_sizes_is_nearly_that_of_all() -> None:
+    for tokens in (8, 16, 32, 64):
+        lengths = np.array(sides(tokens))
+        for aspect, mean in (("square", (lengths**2).mean()), ("free", lengths.mean() ** 2)):
+            counts = [height * width for height, width in typical_sizes((tokens, tokens), aspect)]  # type: ignore[arg-type]
+            assert np.mean(counts) == pytest.approx(mean, rel=0.025)
 
 
 def test_the_loss_is_that_of_the_parts_and_every_sample_weighs_the_same() -> None:

@@ -1,5 +1,7 @@
 """Records of several arrays: one or two text encoders, pooled vectors, features, compressed pictures."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 
 from t2ikit.batch import StoredText
 from t2ikit.data.datamodule import DataModule
+from t2ikit.data.gate import Gate
 from t2ikit.data.loaders import EvaluationStream
 from t2ikit.data.streams import TrainingStream
 from t2ikit.photos import compress
@@ -128,6 +131,28 @@ def test_only_what_is_used_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch
             assert np.array_equal(part.embeddings[row][part.mask[row]].numpy(), stored.tokens.dequantise())
             if stored.pooled is not None and part.pooled is not None:
                 assert np.array_equal(part.pooled[row].numpy(), stored.pooled.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("array", "shown"),
+    [
+        (StoredArray("float32", (4, 8), T5), "float32 [4, 8] by t5 (t5t5t5t5)"),
+        (StoredArray("uint8", (4, 8), DINO), "uint8 [4, 8] by dino"),
+        (StoredArray("float32", (5, 8), DINO), "float32 [5, 8] by dino"),
+    ],
+)
+def test_features_of_a_gated_set_are_those_of_the_training_set(folder: Path, array: StoredArray, shown: str) -> None:
+    manifest = replace(MANIFEST, further={**FURTHER, "features.dino": array})
+    features = np.ones(tuple(size or 0 for size in array.shape), array.storage)
+    records = [replace(record, arrays={**record.arrays, "features.dino": features}) for record in map(make_record, [0])]
+    write_set(folder / "mixed", records, manifest)
+    gates = [Gate("mixed", folder / "mixed", 0.0, 0.5)]
+    TrainingStream(RecordSet(folder / "train"), gates, global_batch=12)  # which does not read them
+    for arrays in (("image", "features.dino"), ("image", "picture", "features.dino")):
+        with pytest.raises(
+            ValueError, match=rf"array features.dino of .*mixed is {re.escape(shown)}.*by the same network"
+        ):
+            TrainingStream(RecordSet(folder / "train"), gates, global_batch=12, arrays=arrays)
 
 
 def test_a_batch_moves_with_everything_in_it(folder: Path) -> None:

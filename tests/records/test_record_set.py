@@ -1,8 +1,10 @@
 """The stored format: what is written is read back, damage is named, reading for training is fast."""
 
+import gc
 import json
 import os
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
@@ -208,6 +210,34 @@ def test_an_interrupted_write_leaves_the_target_as_it_was(tmp_path: Path) -> Non
         write_set(tmp_path / "train", broken(), PIXELS, overwrite=True)
     assert len(RecordSet(tmp_path / "train")) == 6
     assert [path.name for path in tmp_path.iterdir()] == ["train"]
+
+
+def test_the_next_write_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    for left in (".set.99999999-ab12.partial", ".set.m0badca-99999999s7-ab12.old"):
+        write_pixels(tmp_path / left)
+    (tmp_path / ".set.m0badca-99999999s7-ab12.old").rename(tmp_path / ".set.99999999s7-ab12.old")
+    with pytest.raises(FileExistsError, match="not empty"):  # the replaced one is back
+        write_pixels(tmp_path / "set")
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_many_sets_share_the_files_that_a_process_may_open(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    write_pixels(tmp_path / "0", chunk_bytes=200)
+    sets = [RecordSet(tmp_path / "0") for _ in range(12)]
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    limit = 60 + 3 * before
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        for several in (sets[:2], sets):  # the first two have mapped everything when the others come
+            for index in range(40):
+                for records in several:
+                    assert records[index].metadata["key"] == f"n01/{index}.JPEG"
+        opened = len(os.listdir("/proc/self/fd")) - before
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(sets[0].chunk_sizes) == 40 and 12 <= opened <= limit // 2 < 12 * 40
 
 
 def test_a_target_that_is_not_empty_needs_overwrite(tmp_path: Path) -> None:

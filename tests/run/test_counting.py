@@ -185,7 +185,7 @@ def test_a_sample_costs_its_evaluations() -> None:
                 return model_of("dit_i")
 
     plain, longer, guided, heun = (
-        count_sample(Plan, Sampling(steps, method, guidance), (TOKENS,))  # type: ignore[arg-type]
+        count_sample(Plan, Sampling(steps, method, guidance), Inputs(1, (TOKENS,), {}))  # type: ignore[arg-type]
         for steps, method, guidance in ((4, "ddim", 0.0), (8, "ddim", 0.0), (8, "ddim", 2.0), (8, "heun", 0.0))
     )
     call = (longer - plain) / 4
