@@ -7,6 +7,7 @@ or replaced where that is allowed. Shards of the engine become chunks of the set
 
 from __future__ import annotations
 
+import glob
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -83,7 +84,9 @@ def parts_done(
     if first_rank():
         for part_index in range(done):  # killed after the set was in place
             work = work_folder(folder, part_index)
-            for leftover in folder.parent.glob(f"{work.stem}*{work.suffix}"):
+            # Of the passes over this part, and not of part 10 where this is part 1.
+            passes = folder.parent.glob(f"{glob.escape(work.stem)}.*{work.suffix}")
+            for leftover in (work, *passes):
                 shutil.rmtree(leftover, ignore_errors=True)
     return done
 
