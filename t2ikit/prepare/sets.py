@@ -128,8 +128,14 @@ def add_part(
         wanted: description of the set.
         source_sha256: of this part.
         empty_prompt, files: see ``extend_set``.
+
+    Raises:
+        FileExistsError: another call has added this part since ``parts_done`` was asked.
     """
     if results.chief:
+        if part and len(Manifest.read(folder).parts) != part:
+            results.ledger.discard()
+            raise FileExistsError(f"another call has added to {folder} meanwhile: give the command again")
         description = replace(wanted, source_sha256=source_sha256)
         chunks = ((results.ledger.path(entry.shard), _chunk(entry)) for entry in results.entries() if entry.count)
         extend_set(folder, chunks, description, empty_prompt, files, overwrite=part == 0)

@@ -9,6 +9,7 @@ import pytest
 
 from t2ikit.data.streams import TrainingStream
 from t2ikit.encoders import TextEncoder
+from t2ikit.prepare import images as images_module
 from t2ikit.prepare.captions.captions import prepare_captions
 from t2ikit.prepare.check.check import prepare_check
 from t2ikit.prepare.cutmix import prepare_cutmix
@@ -136,6 +137,24 @@ def test_encode_goes_on_in_the_second_of_two_parts(
     manifest = encode(out)["train"]
     assert len(shards) == manifest.parts[1].chunks and manifest.count == 12 + NEW
     assert set(shards.values()) <= {path.stat().st_ino for path in (out / "train").glob("*.bin")}
+
+
+def test_a_part_is_added_once(photos: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another call has added it after this one saw that it was missing."""
+    out = tmp_path / "out"
+    prepare_images(str(source), out, 16)
+    add_photos(photos, source)
+    run_part = images_module.run_part
+
+    def run_late(*arguments: Any) -> Results:
+        monkeypatch.undo()
+        prepare_images(str(source), out, 16, append=True)
+        return run_part(*arguments)
+
+    monkeypatch.setattr(images_module, "run_part", run_late)
+    with pytest.raises(FileExistsError, match="another call has added to .*images/train meanwhile"):
+        prepare_images(str(source), out, 16, append=True)
+    assert Manifest.read(out / "images/train").count == 12 + NEW and not list(out.rglob(".*.work"))
 
 
 def test_unfinished_shards_of_other_parts_stay(photos: Path, source: Path, tmp_path: Path) -> None:
