@@ -17,8 +17,8 @@ from PIL import Image
 import tiny
 from t2ikit import cli
 from t2ikit.evaluation.image_store import ImageStore
+from t2ikit.lock import LOCK, is_locked
 from t2ikit.metrics.fingerprint import read_scores
-from t2ikit.run.lock import LOCK, is_locked
 from t2ikit.run.trained import load_trained
 
 EXPERIMENT = """

@@ -21,11 +21,11 @@ from t2ikit.callbacks.metrics_csv import read_metrics
 from t2ikit.config.errors import ConfigError
 from t2ikit.config.merging import Override
 from t2ikit.config.sweep import sweep_of
+from t2ikit.lock import LOCK, is_locked
 from t2ikit.metrics.fingerprint import read_score
 from t2ikit.run import sweeps
 from t2ikit.run.experiment import Plan, check, origins_of
 from t2ikit.run.folder import RunFolder
-from t2ikit.run.lock import LOCK, is_locked
 from t2ikit.run.sweep_scores import CellScores, mean_and_interval, table
 from t2ikit.run.sweeps import ELSEWHERE, place_of
 from t2ikit.run.workers import children, environment_of

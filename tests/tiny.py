@@ -217,7 +217,7 @@ def killed(variable: str, *words: str) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Another process trains in a run folder meanwhile."""
     program = (
-        "import sys, time; from pathlib import Path; from t2ikit.run.lock import lock\n"
+        "import sys, time; from pathlib import Path; from t2ikit.lock import lock\n"
         "lock(Path(sys.argv[1])); print(flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE)

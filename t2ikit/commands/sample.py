@@ -166,9 +166,9 @@ def _search(
     """Searches the images that the store lacks and writes what the search reached; what was chosen of each image."""
     from t2ikit.evaluation.sampling import sample_missing
     from t2ikit.evaluation.selection import Selection
+    from t2ikit.lock import SAMPLES, lock
     from t2ikit.metrics.fingerprint import write_files
     from t2ikit.prompts import Prompt
-    from t2ikit.run.lock import SAMPLES, lock
 
     search, prompts = sampling.search, [Prompt(text) for text in texts]
     assert search is not None

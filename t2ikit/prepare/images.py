@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +17,12 @@ from t2ikit.prepare.decoding import Decoding, refusal
 from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.engine.shards import Results
 from t2ikit.prepare.image_options import ImageOptions, Sources
-from t2ikit.prepare.photo_lists import bad_photos, list_name, photo_lines, same_photos, unlisted
+from t2ikit.prepare.photo_lists import list_bad, list_name, photo_lines, same_photos, unlisted, write_bad
 from t2ikit.prepare.sets import add_part, parts_done, run_part, shard_size_of, work_folder
 from t2ikit.prepare.sources import ImageList, find_images
+from t2ikit.prepare.sources.captions import NO_CAPTION
 from t2ikit.prepare.sources.photos import NO_CLASS_ID
-from t2ikit.prepare.steps import require_disk, sha256_of_json, versions, write_lines
+from t2ikit.prepare.steps import require_disk, sha256_of_json, versions
 from t2ikit.records.buckets import bucket_shapes
 from t2ikit.records.manifest import MANIFEST_NAME, Manifest, set_names
 from t2ikit.records.record_set import RecordSet
@@ -191,7 +193,7 @@ class _Step:
         )
         if part == len(hashes):
             if first_rank() and (folder / list_name(0)).is_file():  # an earlier call may have been killed before it
-                _list_bad(folder, part)
+                list_bad(folder, part)
             print(f"{folder}: up to date")
             return Manifest.read(folder)
         bytes_each = 3 * self.size[0] * self.size[1] + _METADATA_BYTES
@@ -201,9 +203,11 @@ class _Step:
         shard_size = shard_size_of(bytes_each, self.shard_size)
         results = run_part(work, folder, part, self.launch, shard_size, f"images {split}", self.overwrite)
         self._stop_if_strict(images, results)
+        if results.chief and not part:
+            self._stop_if_empty(split, images, results)
         lists = {list_name(part): photo_lines(images, results.rejected())} if results.chief else {}
         manifest = add_part(results, folder, part, wanted, digest, files=lists)
-        listed = _list_bad(folder, part + 1) if results.chief else ""
+        listed = list_bad(folder, part + 1) if results.chief else ""
         added = f" ({manifest.parts[-1].count:,} new)" if part else ""
         classes = "" if NO_CLASS_ID in images.class_names else f" of {len(images.class_names)} classes"
         print(f"{folder}: {manifest.count:,} images{added}{classes}{listed}")
@@ -213,7 +217,35 @@ class _Step:
         """For photos that an earlier call without ``strict`` found bad."""
         for index, reason in results.rejected() if self.strict else ():
             if not reason.startswith(SIDE_BELOW):
+                results.ledger.release()  # the results stay, for a call without it
                 raise refusal(images.where(index), reason)
+
+    def _stop_if_empty(self, split: str, images: ImageList, results: Results) -> None:
+        """For a source of which no photo can be used: its photos are listed, and its results dropped.
+
+        Raises:
+            ValueError: the commonest reason, its number and its option.
+        """
+        reasons = Counter(_reason_and_option(reason, self.min_side) for _, reason in results.rejected())
+        if len(results) or not reasons:
+            return
+        rows = ((images.keys[index], reason) for index, reason in results.rejected())
+        path = write_bad(self.root / IMAGES / split, rows)
+        results.ledger.discard()  # a call with another option is not to be refused for them
+        (reason, option), count = reasons.most_common(1)[0]
+        raise ValueError(
+            f"no photo of {split} can be used: {count:,} of {reasons.total():,} because {reason} (all are listed in "
+            f"{path}): {option}"
+        )
+
+
+def _reason_and_option(reason: str, min_side: int) -> tuple[str, str]:
+    """Why a photo has no record, without its numbers, and what to change if it is so with all."""
+    if reason.startswith(SIDE_BELOW):
+        return f"{SIDE_BELOW} {min_side}", "give a lower --min-side"
+    if reason == NO_CAPTION:
+        return reason, "give another --caption-field"
+    return reason, "give another --source"
 
 
 def _inputs_that_differ(images: ImageList, folder: Path, buckets: bool) -> str:
@@ -226,25 +258,6 @@ def _inputs_that_differ(images: ImageList, folder: Path, buckets: bool) -> str:
         "the photos or their classes differ (--source, --val-source, --val-labels, --val-share, --class-names, "
         "--label-field, or --seed if it holds val out; --append if photos were added to the source)"
     )
-
-
-def _list_bad(folder: Path, parts: int) -> str:
-    """Writes, or removes, the list of the photos without a record; returns a remark for the message."""
-    path = folder.with_name(f"bad_{folder.name}.tsv")
-    reasons = [reason for _, reason in bad_photos(folder, parts)]
-    bad, small = len(reasons), sum(reason.startswith(SIDE_BELOW) for reason in reasons)
-    if not bad:
-        path.unlink(missing_ok=True)
-        return ""
-    write_lines(path, (f"{_shown(key)}\t{reason}" for key, reason in bad_photos(folder, parts)))
-    told = [f"{bad - small} files could not be used"] if bad > small else []
-    told += [f"{small} are smaller than --min-side"] if small else []
-    return f", {', '.join(told)} (listed in {path})"
-
-
-def _shown(key: str) -> str:
-    """A key that is no UTF-8 with its odd bytes written out."""
-    return key.encode("utf-8", "backslashreplace").decode()
 
 
 def image_sets(root: Path) -> list[str]:

@@ -4,7 +4,8 @@
 
     ["train/n02012849/n02012849_0000.JPEG", 10423, 134, "crane", ""]
 
-key, bytes (-1 if the source does not tell), number and name of the class, and why it has no record.
+key, bytes (-1 if the source does not tell), number and name of the class, and why it has no record. Those with a reason
+are listed for the user in ``bad_<set>.tsv`` beside the set.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from t2ikit.files import parse_json
+from t2ikit.photos import SIDE_BELOW
 from t2ikit.prepare.sources import ImageList
-from t2ikit.prepare.steps import hash_of
+from t2ikit.prepare.steps import hash_of, write_lines
 from t2ikit.records.record_set import RecordSet
 
 _SHOWN = 3
@@ -51,6 +53,26 @@ def bad_photos(folder: Path, parts: int) -> Iterator[tuple[str, str]]:
     for line, reason in _read(folder, parts):
         if reason:
             yield line[0], reason
+
+
+def list_bad(folder: Path, parts: int) -> str:
+    """Writes, or removes, the list of the photos without a record; returns a remark for the message."""
+    reasons = [reason for _, reason in bad_photos(folder, parts)]
+    bad, small = len(reasons), sum(reason.startswith(SIDE_BELOW) for reason in reasons)
+    if not bad:
+        _bad_list(folder).unlink(missing_ok=True)
+        return ""
+    path = write_bad(folder, bad_photos(folder, parts))
+    told = [f"{bad - small} files could not be used"] if bad > small else []
+    told += [f"{small} are smaller than --min-side"] if small else []
+    return f", {', '.join(told)} (listed in {path})"
+
+
+def write_bad(folder: Path, photos: Iterable[tuple[str, str]]) -> Path:
+    """Writes key and reason of the photos without a record beside a set, whether or not that is there; the list."""
+    path = _bad_list(folder)
+    write_lines(path, (f"{_shown(key)}\t{reason}" for key, reason in photos))
+    return path
 
 
 def class_ids(records: RecordSet, count: int) -> np.ndarray:
@@ -109,6 +131,15 @@ def _line(images: ImageList, index: int) -> Line:
 
 def _digest(line: Line) -> int:
     return hash_of(json.dumps(line).encode())
+
+
+def _bad_list(folder: Path) -> Path:
+    return folder.with_name(f"bad_{folder.name}.tsv")
+
+
+def _shown(key: str) -> str:
+    """A key that is no UTF-8 with its odd bytes written out."""
+    return key.encode("utf-8", "backslashreplace").decode()
 
 
 def _read(folder: Path, parts: int) -> Iterator[tuple[Line, str]]:

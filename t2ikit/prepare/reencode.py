@@ -2,6 +2,7 @@
 
     OUT/train/n01443537/n01443537_10026.png    one for each picture of the source, in the same folders
     OUT/reencode.json                          how they were made
+    OUT/reencode_pictures.json                 their names, written before them: no other file is ever removed
 
 A picture that is there is not made again, so a killed call goes on. Source: "When Pretty Isn't Useful", arXiv
 2602.19946 (poster); its program writes JPEG of quality 75, so that its gap holds that of the compression as well: PNG
@@ -25,12 +26,13 @@ from tqdm import tqdm
 
 from t2ikit import rng
 from t2ikit.encoders.autoencoders import LatentSpace
-from t2ikit.files import parse_json, recover, write_whole
+from t2ikit.files import below, parse_json, recover, write_whole
 from t2ikit.photos import SUFFIXES, BadImage, compress, decode
 from t2ikit.prepare.reencode_options import NO_AUTOENCODER, Reencoding
 from t2ikit.prepare.steps import versions
 
 DESCRIPTION = "reencode.json"
+PICTURES = "reencode_pictures.json"
 
 
 def prepare_reencode(
@@ -54,14 +56,15 @@ def prepare_reencode(
         per_class: the first so many pictures of a folder, by name; None takes all.
         device: where the autoencoder runs.
         batch_size: pictures at once.
-        overwrite: replace pictures that were made in another way.
+        overwrite: remove all pictures that earlier calls made in another way.
 
     Returns:
         What ``reencode.json`` holds.
 
     Raises:
         FileNotFoundError: no picture.
-        ValueError: one that cannot be read, two of one name, or pictures in ``out`` that were made in another way.
+        ValueError: one that cannot be read, two of one name, or pictures in ``out`` that were made in another way, or
+            not by this command.
     """
     pictures = _pictures(source, folders, per_class)
     none = options.autoencoder == NO_AUTOENCODER
@@ -73,11 +76,13 @@ def prepare_reencode(
     targets = [out / name.with_suffix(options.suffix) for name in pictures]
     _refuse_doubles(pictures, targets)
     facts = {**asdict(options), "autoencoder_sha256": None if space is None else space.reference.sha256}
-    _clear_others(out / DESCRIPTION, facts, targets, overwrite)
+    made = _made_alike(out, facts, targets, overwrite)
+    missing = [(name, target) for name, target in zip(pictures, targets, strict=True) if not target.exists()]
+    made.update(str(target.relative_to(out)) for _, target in missing)
+    write_whole(out / PICTURES, json.dumps(sorted(made)))
     write_whole(
         out / DESCRIPTION, json.dumps({**facts, "versions": versions("torch", "diffusers", "pillow")}, indent=2)
     )
-    missing = [(name, target) for name, target in zip(pictures, targets, strict=True) if not target.exists()]
     done = len(pictures) - len(missing)
     with tqdm(total=len(pictures), initial=done, desc="reencode", unit="img", mininterval=0.5) as bar:
         for start in range(0, len(missing), batch_size):
@@ -110,18 +115,30 @@ def _pictures(source: Path, folders: Collection[str] | None, per_class: int | No
     return pictures
 
 
-def _clear_others(path: Path, facts: dict[str, Any], targets: Sequence[Path], overwrite: bool) -> None:
-    """Removes pictures that were made in another way; refuses them without ``overwrite``."""
-    stored = parse_json(path.read_text(encoding="utf-8")) if path.is_file() else facts
+def _made_alike(out: Path, facts: dict[str, Any], targets: Sequence[Path], overwrite: bool) -> set[str]:
+    """Names of the pictures that earlier calls made in the same way; removes others, or refuses them."""
+    described, listed = out / DESCRIPTION, out / PICTURES
+    made: set[str] = set(parse_json(listed.read_text(encoding="utf-8"))) if listed.is_file() else set()
+    stored = parse_json(described.read_text(encoding="utf-8")) if described.is_file() else facts
     unlike = [key for key in facts if key not in ("autoencoder", "revision") and stored.get(key) != facts[key]]
-    if unlike and not overwrite:  # one autoencoder may have several names, but one hash
+    if not unlike:  # one autoencoder may have several names, but one hash
+        return made
+    if not overwrite:
         key = unlike[0]
         raise ValueError(
-            f"{path.parent} holds pictures of another {key} ({stored.get(key)}, now {facts[key]}): choose another "
-            "--out, or give --overwrite"
+            f"{out} holds pictures of another {key} ({stored.get(key)}, now {facts[key]}): choose another --out, or "
+            "give --overwrite"
         )
-    for target in targets if unlike else ():
-        target.unlink(missing_ok=True)
+    for name in made:
+        below(out, name).unlink(missing_ok=True)
+    foreign = [target for target in targets if target.exists()]
+    if foreign or not listed.is_file():
+        shown = f", such as {foreign[0]}" if foreign else ""
+        raise ValueError(
+            f"{out} holds pictures{shown}, of which {listed} does not say that this command made them: move them "
+            "away, or choose another --out"
+        )
+    return set()
 
 
 def _refuse_doubles(names: Sequence[Path], targets: Sequence[Path]) -> None:

@@ -7,6 +7,7 @@ or replaced where that is allowed. Shards of the engine become chunks of the set
 
 from __future__ import annotations
 
+import glob
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -83,7 +84,9 @@ def parts_done(
     if first_rank():
         for part_index in range(done):  # killed after the set was in place
             work = work_folder(folder, part_index)
-            for leftover in folder.parent.glob(f"{work.stem}*{work.suffix}"):
+            # Of the passes over this part, and not of part 10 where this is part 1.
+            passes = folder.parent.glob(f"{glob.escape(work.stem)}.*{work.suffix}")
+            for leftover in (work, *passes):
                 shutil.rmtree(leftover, ignore_errors=True)
     return done
 
@@ -125,8 +128,14 @@ def add_part(
         wanted: description of the set.
         source_sha256: of this part.
         empty_prompt, files: see ``extend_set``.
+
+    Raises:
+        FileExistsError: another call has added this part since ``parts_done`` was asked.
     """
     if results.chief:
+        if part and len(Manifest.read(folder).parts) != part:
+            results.ledger.discard()
+            raise FileExistsError(f"another call has added to {folder} meanwhile: give the command again")
         description = replace(wanted, source_sha256=source_sha256)
         chunks = ((results.ledger.path(entry.shard), _chunk(entry)) for entry in results.entries() if entry.count)
         extend_set(folder, chunks, description, empty_prompt, files, overwrite=part == 0)

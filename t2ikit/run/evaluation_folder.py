@@ -12,7 +12,7 @@ from pathlib import Path
 from t2ikit import ranks
 from t2ikit.config.errors import ConfigError
 from t2ikit.files import parse_json, write_whole
-from t2ikit.run.lock import LOCK, SAMPLES, lock, unlock
+from t2ikit.lock import LOCK, SAMPLES, lock, unlock
 
 ASKED = "asked.json"
 """Of which pictures and which experiment the scores are; not written for samples by the checkpoint's own experiment."""

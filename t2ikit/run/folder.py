@@ -28,7 +28,7 @@ from t2ikit.config.errors import ConfigError, nearest
 from t2ikit.config.values import parse_stored
 from t2ikit.files import write_whole
 from t2ikit.launch import first_rank
-from t2ikit.run.lock import is_locked
+from t2ikit.lock import is_locked
 
 # Lightning starts the other ranks of a machine by running the same command again: they find the choice here.
 FOLDER_VARIABLE = "T2IKIT_RUN_FOLDER"

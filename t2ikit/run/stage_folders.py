@@ -17,10 +17,10 @@ from t2ikit.checkpoints.runs import (
 )
 from t2ikit.checkpoints.saving import step_in_name
 from t2ikit.config.errors import ConfigError
+from t2ikit.lock import unlock
 from t2ikit.pretrained import sha256_of
 from t2ikit.run.changes import Change, differing
 from t2ikit.run.folder import RunFolder, refuse_other_place, version_number
-from t2ikit.run.lock import unlock
 from t2ikit.run.stage_tree import REFERENCE, Source, Tree
 
 MAX_STEPS = "trainer.max_steps"

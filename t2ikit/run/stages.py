@@ -26,9 +26,9 @@ from t2ikit.config.errors import ConfigError, nearest
 from t2ikit.config.origins import Origins
 from t2ikit.config.values import to_yaml
 from t2ikit.launch import first_rank
+from t2ikit.lock import lock
 from t2ikit.run.experiment import Plan
 from t2ikit.run.folder import FOLDER_VARIABLE, TRIAL, RunFolder, launch_id, new_version, print_unfinished, rank_folder
-from t2ikit.run.lock import lock
 from t2ikit.run.loggers import quiet
 from t2ikit.run.stage_folders import Version, folder_of, refuse_changed, requested_version, unfinished_version
 from t2ikit.run.stage_tree import REFERENCE, Request, Tree

@@ -27,10 +27,10 @@ from t2ikit.config.sweep import Cell, Sweep
 from t2ikit.config.values import to_yaml
 from t2ikit.files import parse_json, write_whole
 from t2ikit.launch import first_rank
+from t2ikit.lock import Locked, is_locked, lock, unlock
 from t2ikit.prepare.steps import versions
 from t2ikit.run.experiment import Plan, check
 from t2ikit.run.folder import FOLDER_VARIABLE, choose, version_number
-from t2ikit.run.lock import Locked, is_locked, lock, unlock
 from t2ikit.run.sweep_scores import CellScores, read_cell, scores_of_run
 from t2ikit.run.train import train
 from t2ikit.run.workers import children, environment_of, wait_for_some

@@ -15,8 +15,8 @@ from t2ikit.config.errors import ConfigError
 from t2ikit.config.origins import Origins
 from t2ikit.config.sweep import Cell
 from t2ikit.files import parse_json, write_whole
+from t2ikit.lock import is_locked, lock, unlock
 from t2ikit.run.classifier_tests import test_of_run
-from t2ikit.run.lock import is_locked, lock, unlock
 from t2ikit.run.sweeps import ELSEWHERE, Place, place_of, run_cell
 from t2ikit.run.synthreal import Benchmark, CellsOfView, Source
 

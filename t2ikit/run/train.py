@@ -23,11 +23,11 @@ from t2ikit.config.errors import ConfigError
 from t2ikit.config.merging import flatten
 from t2ikit.launch import first_rank
 from t2ikit.learner import Learner
+from t2ikit.lock import lock, unlock
 from t2ikit.run.changes import Changes
 from t2ikit.run.experiment import USER_ERRORS, Experiment, Plan, build
 from t2ikit.run.folder import MARKER, RunFolder, contents, tell_ranks, write_config
 from t2ikit.run.kept import KeepEncoder, keep
-from t2ikit.run.lock import lock, unlock
 from t2ikit.run.loggers import quiet
 from t2ikit.run.rank_processes import leave_with_parent, prepare_ranks, say_dead, say_dead_ranks, wait_for_ranks
 from t2ikit.run.stopping import stop_by_ourselves

@@ -2,16 +2,20 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from t2ikit.data.streams import TrainingStream
 from t2ikit.encoders import TextEncoder
+from t2ikit.prepare import images as images_module
 from t2ikit.prepare.captions.captions import prepare_captions
 from t2ikit.prepare.check.check import prepare_check
 from t2ikit.prepare.cutmix import prepare_cutmix
+from t2ikit.prepare.encode import encode as encode_module
 from t2ikit.prepare.encode.encode import prepare_encode
+from t2ikit.prepare.engine.shards import Results
 from t2ikit.prepare.images import prepare_images
 from t2ikit.records.manifest import Manifest
 from t2ikit.records.record_set import RecordSet
@@ -101,6 +105,69 @@ def test_steps_after_two_appends_catch_up_part_by_part(photos: Path, source: Pat
         one, other = (Manifest.read(tmp_path / which / name) for which in ("each", "late"))
         assert one.chunk_sha256 == other.chunk_sha256 and len(one.parts) == (1 if name == "val" else 3)
         assert one.parts == other.parts
+
+
+def test_encode_goes_on_in_the_second_of_two_parts(
+    photos: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The captions of the parts are unlike, and so are the sizes of their shards."""
+    out, names = tmp_path / "out", tmp_path / "names.tsv"
+    rows = [(wnid, wnid) for wnid in ("n02012849", "n03126707", "n03710637", "n03710721")]
+    names.write_text("".join(f"{wnid}\t{name}\n" for wnid, name in [*rows, ("n01440764", "fish " * 40)]))
+    monkeypatch.setattr("t2ikit.prepare.sets.CHUNK_BYTES", 2**14)
+    for turn in range(2):
+        prepare_images(str(source), out, 16, class_names=str(names), append=turn > 0)
+        prepare_captions(out)
+        add_photos(photos, source)
+
+    class Killed(Exception): ...
+
+    add_part = encode_module.add_part
+
+    def add_first(results: Results, folder: Path, part: int, *rest: Any) -> Manifest:
+        if part == 1:
+            raise Killed
+        return add_part(results, folder, part, *rest)
+
+    monkeypatch.setattr(encode_module, "add_part", add_first)
+    with pytest.raises(Killed):
+        encode(out)
+    monkeypatch.setattr(encode_module, "add_part", add_part)
+    shards = {path.name: path.stat().st_ino for path in (out / ".train.part-1.work").glob("*.bin")}
+    manifest = encode(out)["train"]
+    assert len(shards) == manifest.parts[1].chunks and manifest.count == 12 + NEW
+    assert set(shards.values()) <= {path.stat().st_ino for path in (out / "train").glob("*.bin")}
+
+
+def test_a_part_is_added_once(photos: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another call has added it after this one saw that it was missing."""
+    out = tmp_path / "out"
+    prepare_images(str(source), out, 16)
+    add_photos(photos, source)
+    run_part = images_module.run_part
+
+    def run_late(*arguments: Any) -> Results:
+        monkeypatch.undo()
+        prepare_images(str(source), out, 16, append=True)
+        return run_part(*arguments)
+
+    monkeypatch.setattr(images_module, "run_part", run_late)
+    with pytest.raises(FileExistsError, match="another call has added to .*images/train meanwhile"):
+        prepare_images(str(source), out, 16, append=True)
+    assert Manifest.read(out / "images/train").count == 12 + NEW and not list(out.rglob(".*.work"))
+
+
+def test_unfinished_shards_of_other_parts_stay(photos: Path, source: Path, tmp_path: Path) -> None:
+    """Those of part 10 beside part 1, which is done."""
+    out = tmp_path / "out"
+    for turn in range(2):
+        prepare_images(str(source), out, 16, append=turn > 0)
+        add_photos(photos, source)
+    left = {part: out / "images" / f".train.part-{part}.work" for part in ("0", "1", "1.clip-2", "10", "10.clip-2")}
+    for folder in left.values():
+        folder.mkdir()
+    prepare_images(str(source), out, 16)
+    assert [part for part, folder in left.items() if folder.exists()] == ["10", "10.clip-2"]
 
 
 def small(folder: Path) -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from t2ikit.cli import main
 from t2ikit.prepare.captions.caption_file import CaptionSet, aio_caption, caption_file
@@ -164,7 +165,7 @@ def test_empty_answers(images: Path, capsys: pytest.CaptureFixture) -> None:
     assert captions.header.columns[0].empty == 2
     listing = images / "captions" / "val_long_empty.txt"
     assert listing.read_text().split() == [own[1]["key"], own[4]["key"]]
-    assert "2 images got no answer, twice, and keep their AIO caption" in capsys.readouterr().out
+    assert "2 images got no answer, twice, and keep a plain caption (AIO;" in capsys.readouterr().out
     captioner = Silent(mute, once=True)
     captioner.model = "talks when asked again"
     prepare_captions(images, captioner=captioner, sets=["val"], launch=CPU, overwrite=True)
@@ -174,6 +175,24 @@ def test_empty_answers(images: Path, capsys: pytest.CaptureFixture) -> None:
         with pytest.raises(ValueError, match="nothing to say about any image of val.*--captioner.*--prompt"):
             prepare_captions(images, captioner=Silent(None), sets=["val"], launch=CPU, overwrite=True)
     assert contents(images) == before
+
+
+def test_empty_answers_about_images_without_classes(tmp_path: Path) -> None:
+    """They get the caption of the source where it has one, and no class name is missed."""
+    for row in range(4):
+        folder = tmp_path / ("told" if row < 2 else "untold")
+        folder.mkdir(exist_ok=True)
+        Image.new("RGB", (20, 20), (50 * row, 0, 0)).save(folder / f"{row}.png")
+        if row < 2:
+            (folder / f"{row}.txt").write_text(f"Photo {row} of the sea.")
+    for name, field in (("told", "txt"), ("untold", None)):
+        root = tmp_path / f"data_{name}"
+        prepare_images(str(tmp_path / name), root, 16, kind="pictures", into="train_x", caption_field=field)
+        own = metadata(root, "train_x")
+        prepare_captions(root, captioner=Silent({own[1]["key"]}), launch=CPU)
+        expected = f"Photo {own[1]['key'][0]} of the sea." if field else "An image"
+        assert [texts for _, texts in CaptionSet(root, "train_x")] == [("A thing.",), (expected,)]
+        assert (root / "captions" / "train_x_long_empty.txt").read_text().split() == [own[1]["key"]]
 
 
 def test_long_captions_beside_aio_and_of_two_models(images: Path, tmp_path: Path) -> None:

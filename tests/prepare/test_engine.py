@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from t2ikit.lock import Locked, is_locked
 from t2ikit.prepare.engine.engine import run_work
 from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.engine.shards import Ledger, Rejected, Results
@@ -125,7 +126,7 @@ def test_a_failure_keeps_what_was_finished(tmp_path: Path, capfd: pytest.Capture
     capfd.readouterr()
     work = Counting()
     assert list(run(work, folder)) == EXPECTED
-    assert work.computed == list(range(50, 103)) and not list(folder.glob(".*"))
+    assert work.computed == list(range(50, 103)) and not list(folder.glob(".*.partial"))
     out = capfd.readouterr()
     assert "50/103" in out.err and "103/103" in out.err and out.out == ""  # resumed items count as done; no noise
     assert "Warning" not in out.err and "lightning" not in out.err.lower()
@@ -163,6 +164,31 @@ def test_results_of_other_work_are_refused(tmp_path: Path) -> None:
             run(other, folder)
     work = Counting(identity="other")
     assert list(run(work, folder, overwrite=True)) == EXPECTED and len(work.computed) == 103
+
+
+@pytest.mark.fault("the same step of prepare twice at once", "the second call is refused")
+def test_one_call_at_a_time(tmp_path: Path) -> None:
+    """The second one touches nothing of the first, and takes over when that was killed."""
+    folder = tmp_path / "work"
+    program = (
+        "import sys; from pathlib import Path; from t2ikit.prepare.engine.shards import Ledger\n"
+        "ledger = Ledger(Path(sys.argv[1]), 'counting', 103, 10); ledger.open()\n"
+        "(ledger.folder / '.shard-000000.bin.1-ab.partial').write_bytes(b'half'); print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"\n"
+        for overwrite in (False, True):
+            with pytest.raises(Locked, match=f"{folder}: another process prepares the same data.*--out"):
+                run(Counting(), folder, overwrite=overwrite)
+        with pytest.raises(Locked):
+            run(Counting(identity="other"), folder, overwrite=True)
+        assert len(list(folder.glob(".*.partial"))) == 1 and len(list(folder.iterdir())) == 3
+        process.kill()
+    results = run(Counting(), folder)
+    assert list(results) == EXPECTED and not is_locked(folder)
+    results.discard()
+    assert not folder.exists()
 
 
 def test_options_are_checked(tmp_path: Path) -> None:

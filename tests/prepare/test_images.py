@@ -242,6 +242,25 @@ def test_random_crops_and_photos_that_are_too_small(tmp_path: Path, capsys: pyte
         columns("negative", min_side=-1)
 
 
+def test_a_source_without_a_photo_that_can_be_used(tmp_path: Path) -> None:
+    """Its photos are listed, and a call with another option is not refused for what is left of the first."""
+    source, out = tmp_path / "photos", tmp_path / "out"
+    for split, count in (("train", 5), ("val", 1)):
+        (source / split / "n01440764").mkdir(parents=True)
+        for k in range(count):
+            Image.new("RGB", (40 + k, 40)).save(source / split / "n01440764" / f"{k}.png")
+    (source / "train" / "n01440764" / "broken.png").write_bytes(b"broken")
+    message = r"no photo of train.*: 5 of 6 because a side is below 64 \(all .*bad_train.tsv\): give a lower --min-side"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            prepare_images(str(source), out, 16, min_side=64)
+    listed = (out / "images/bad_train.tsv").read_text().splitlines()
+    assert len(listed) == 6 and "train/n01440764/broken.png\tnot an image" in listed
+    assert [path.name for path in (out / "images").iterdir()] == ["bad_train.tsv"]
+    assert prepare_images(str(source), out, 16, min_side=32)["train"].count == 5
+    assert len((out / "images/bad_train.tsv").read_text().splitlines()) == 1
+
+
 def test_set_holds_the_photos_in_the_listed_order(photos: Path, tmp_path: Path) -> None:
     prepare_images(str(photos), tmp_path, 16, launch=Launch("cpu", 1, workers=1))
     for split, images in find_images(photos).items():

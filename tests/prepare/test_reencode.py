@@ -109,13 +109,35 @@ def test_a_killed_call_goes_on(source: Path, tmp_path: Path) -> None:
     options = Reencoding(autoencoder=EMBEDDED, size=32, sample=True)
     prepare_reencode(source, tmp_path / "whole", options, batch_size=2)
     cut = tmp_path / "cut"
-    command = [sys.executable, "-c", KILLED, str(source), str(cut), "4"]
+    command = [sys.executable, "-c", KILLED, str(source), str(cut), "5"]
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
     assert done.returncode == -signal.SIGKILL and len(pixels_of(cut)) == 3
     first = min(cut.rglob("*.png"))
     before = first.stat().st_mtime_ns
     prepare_reencode(source, cut, options, batch_size=2)
     assert pixels_of(cut) == pixels_of(tmp_path / "whole") and first.stat().st_mtime_ns == before
+
+
+def test_overwrite_removes_all_that_was_made_in_another_way(source: Path, tmp_path: Path) -> None:
+    """Also what this call does not make again, and of another ending; never a file of somebody else."""
+    out = tmp_path / "out"
+    prepare_reencode(source, out, Reencoding(autoencoder="none", size=16))
+    own = [out / "own.png", out / "train" / WNIDS[0] / "own.jpg"]
+    for path in own:
+        Image.new("RGB", (9, 9)).save(path)
+    larger = Reencoding(autoencoder="none", size=24)
+    prepare_reencode(source, out, larger, folders=[WNIDS[0]], overwrite=True)
+    prepare_reencode(source, out, larger)
+    made = {path for path in out.rglob("*.*g") if path not in own}
+    assert len(made) == 8 and {Image.open(path).size for path in made} == {(24, 24)}
+    prepare_reencode(source, out, Reencoding(autoencoder="none", size=24, format="jpeg"), overwrite=True)
+    assert set(out.rglob("*.png")) == {own[0]} and len(list(out.rglob("*.jpg"))) == 8 + 1
+    assert {Image.open(path).size for path in own} == {(9, 9)}
+    taken = out / "train" / WNIDS[0] / f"{WNIDS[0]}_0.png"
+    Image.new("RGB", (9, 9)).save(taken)
+    with pytest.raises(ValueError, match=f"{taken}, of which .* does not say.*--out"):
+        prepare_reencode(source, out, larger, overwrite=True)
+    assert Image.open(taken).size == (9, 9)
 
 
 def test_what_is_refused(source: Path, tmp_path: Path) -> None:

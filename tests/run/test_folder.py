@@ -16,9 +16,9 @@ import torch
 from t2ikit.checkpoints.runs import finish, is_finished, latest_config, newest_checkpoint
 from t2ikit.checkpoints.saving import is_complete, step_in_name
 from t2ikit.config.errors import ConfigError
+from t2ikit.lock import LOCK, is_locked, lock, unlock
 from t2ikit.run import folder as run_folder
 from t2ikit.run.folder import choose, write_config
-from t2ikit.run.lock import is_locked, lock, unlock
 
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_JOB_ID", "SLURM_STEP_ID", "MASTER_ADDR", "MASTER_PORT")
 
@@ -171,7 +171,7 @@ def test_a_folder_of_runs_says_which_ones(tmp_path: Path) -> None:
 def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:
     """The lock ends with its process, though a child that was forked from it lives on, as a loader's worker does."""
     program = (
-        "import os, sys, time; from pathlib import Path; from t2ikit.run.lock import lock\n"
+        "import os, sys, time; from pathlib import Path; from t2ikit.lock import lock\n"
         "lock(Path(sys.argv[1]))\nchild = os.fork()\nif child: print(child, flush=True)\ntime.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
@@ -186,6 +186,9 @@ def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:
         assert not is_locked(tmp_path)
         lock(tmp_path)
         lock(tmp_path)
+        (tmp_path / LOCK).unlink()
+        lock(tmp_path)
+        assert (tmp_path / LOCK).exists()
         unlock(tmp_path)
     finally:
         process.kill()

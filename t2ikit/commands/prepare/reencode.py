@@ -26,7 +26,7 @@ class Reencode:
         per_class: take the first so many pictures of a folder only.
         device: auto takes a GPU where there is one.
         batch_size: pictures at once.
-        overwrite: replace what an earlier call made here in another way.
+        overwrite: remove all pictures that earlier calls made here in another way; no other file is removed.
     """
 
     source: Annotated[Path, "DIR"]

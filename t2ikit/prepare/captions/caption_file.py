@@ -50,7 +50,7 @@ class CaptionColumn:
         captioner: its weights; None where they are not known.
         prompt, cutmix_prompt: its instructions for plain and for CutMix images.
         decoding: how its answers were decoded.
-        empty: images for which it gave an empty answer, and which have their AIO caption instead.
+        empty: images for which it gave an empty answer, and which have a plain caption instead.
         versions: of the programs that made the captions.
     """
 

@@ -33,6 +33,9 @@ from t2ikit.records.record_set import RecordSet
 SHARD = 256
 """Captions that are written together: the most that a killed process loses, seconds to minutes of an 8B model."""
 
+NEUTRAL = "An image"
+"""The caption of an image of which neither a model nor a class nor the source says anything."""
+
 _SHOWN = 3
 
 
@@ -71,9 +74,9 @@ def caption_images(
 ) -> None:
     """Has a model caption the image sets ``targets``. Every process of a launch calls it; the first one writes.
 
-    An image to which the model twice gives an empty answer keeps its AIO caption, so that every record has one; such
-    images are counted, and their keys are in ``captions/<set>_<column>_empty.txt``. Other arguments: as in
-    ``prepare_captions``.
+    An image to which the model twice gives an empty answer keeps its AIO caption, or without a class that of its source
+    or ``NEUTRAL``, so that every record has one; such images are counted, and their keys are in
+    ``captions/<set>_<column>_empty.txt``. Other arguments: as in ``prepare_captions``.
 
     Raises:
         FileExistsError: other captions are there, finished or not.
@@ -125,7 +128,7 @@ def _write(root: Path, name: str, column: CaptionColumn, results: Results, add: 
             "describes images, and that --prompt asks for it"
         )
     rows = (
-        (metadata, (caption or aio_caption(metadata),)) for metadata, caption in _answers(root, name, results, done)
+        (metadata, (caption or _plain_caption(metadata),)) for metadata, caption in _answers(root, name, results, done)
     )
     write_captions(root, name, (replace(column, empty=len(empty)),), rows, add, done)
     path = caption_file(root, name)
@@ -137,8 +140,8 @@ def _write(root: Path, name: str, column: CaptionColumn, results: Results, add: 
     if empty:
         more = ", ..." if len(empty) > _SHOWN else ""
         print(
-            f"{name}: {len(empty):,} images got no answer, twice, and keep their AIO caption: "
-            f"{', '.join(empty[:_SHOWN])}{more} (all in {listing})"
+            f"{name}: {len(empty):,} images got no answer, twice, and keep a plain caption (AIO; without a class that "
+            f"of the source, or {NEUTRAL!r}): {', '.join(empty[:_SHOWN])}{more} (all in {listing})"
         )
     return None
 
@@ -146,3 +149,8 @@ def _write(root: Path, name: str, column: CaptionColumn, results: Results, add: 
 def _answers(root: Path, name: str, results: Results, done: int) -> Iterator[tuple[dict[str, Any], str]]:
     for metadata, result in zip(metadata_of(root, name, done), results, strict=True):
         yield metadata, result.decode()
+
+
+def _plain_caption(metadata: dict[str, Any]) -> str:
+    """The caption of an image of which the model says nothing."""
+    return aio_caption(metadata) if metadata["class_name"] else str(metadata.get("caption") or NEUTRAL)

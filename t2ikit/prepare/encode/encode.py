@@ -106,7 +106,7 @@ def prepare_encode(
     plans = {name: _Plan.of(root, name, lines, encoders, overwrite) for name, lines in captions.items()}
     promised = 0.0
     for plan in plans.values():
-        promised += plan.require_disk(root, promised)
+        promised += plan.require_disk(root, encoders, promised)
     manifests = {name: plan.run(encoders, launch, shard_size, overwrite) for name, plan in plans.items()}
     for name, plan in plans.items() if first_rank() else ():
         if plan.done < len(plan.parts):
@@ -193,7 +193,6 @@ class _Plan:
         hashes: of the inputs of every part.
         wanted: its description.
         done: how many parts are there.
-        bytes_each: what a record will take; 0 where nothing is missing.
     """
 
     folder: Path
@@ -203,7 +202,6 @@ class _Plan:
     hashes: Sequence[str]
     wanted: Manifest
     done: int
-    bytes_each: float
 
     @classmethod
     def of(cls, root: Path, name: str, captions: CaptionSet, encoders: Encoders, overwrite: bool) -> _Plan:
@@ -216,37 +214,44 @@ class _Plan:
         parts, hashes = part_ranges(images.manifest), inputs_of(images, lines)
         wanted = encoders.manifest(images.manifest, captions.header)
         done = parts_done(folder, wanted, hashes, overwrite, _OPTIONS, lambda: "the images or captions differ")
-        bytes_each = 0.0
-        if done < len(parts):
-            sample = range(parts[done].start, min(parts[done].start + _SAMPLED, parts[done].stop))
-            texts = [text for index in sample for text in lines[index][1]]
-            image_bytes = int(np.prod(wanted.image_shape)) * (1 if wanted.kind == "pixels" else 2)
-            if encoders.picture:  # no more than this
-                image_bytes += int(np.prod(images.manifest.image_shape))
-            bytes_each = image_bytes + encoders.bytes_of(texts) / max(len(sample), 1) + _METADATA_BYTES
-        return cls(folder, images, lines, parts, hashes, wanted, done, bytes_each)
+        return cls(folder, images, lines, parts, hashes, wanted, done)
 
-    def require_disk(self, root: Path, promised: float) -> float:
+    def bytes_each(self, part: int, encoders: Encoders) -> float:
+        """What a record of a part will take, by the captions of its first images.
+
+        Of this part alone, whichever call asks: the size of its shards follows from it, and a later call continues
+        them.
+        """
+        sample = self.parts[part][:_SAMPLED]
+        texts = [text for index in sample for text in self.lines[index][1]]
+        image_bytes = int(np.prod(self.wanted.image_shape)) * (1 if self.wanted.kind == "pixels" else 2)
+        if encoders.picture:  # no more than this
+            image_bytes += int(np.prod(self.images.manifest.image_shape))
+        return image_bytes + encoders.bytes_of(texts) / max(len(sample), 1) + _METADATA_BYTES
+
+    def require_disk(self, root: Path, encoders: Encoders, promised: float) -> float:
         """Bytes that are still to be written; says how many, and stops if there are fewer."""
         if self.done == len(self.parts):
             return 0.0
         left = sum(len(part) for part in self.parts[self.done :])
-        begun = work_folder(self.folder, self.done)
-        return require_disk(root, left, self.bytes_each, str(self.folder), begun, promised)
+        bytes_each, begun = self.bytes_each(self.done, encoders), work_folder(self.folder, self.done)
+        return require_disk(root, left, bytes_each, str(self.folder), begun, promised)
 
     def run(self, encoders: Encoders, launch: Launch, shard_size: int | None, overwrite: bool) -> Manifest:
         """Encodes what is missing."""
         if self.done == len(self.parts):
             print(f"{self.folder}: up to date")
             return Manifest.read(self.folder)
-        size = shard_size_of(self.bytes_each, shard_size)
         for part in range(self.done, len(self.parts)):
-            manifest = self._encode(part, encoders, launch, size, overwrite)
+            manifest = self._encode(part, encoders, launch, shard_size, overwrite)
             print(f"{self.folder}: {manifest.count:,} records, captions of at most {manifest.max_tokens} tokens")
         return manifest
 
-    def _encode(self, part: int, encoders: Encoders, launch: Launch, size: int, overwrite: bool) -> Manifest:
+    def _encode(
+        self, part: int, encoders: Encoders, launch: Launch, shard_size: int | None, overwrite: bool
+    ) -> Manifest:
         """Encodes a part: one pass after the other, so that a single text encoder is in memory."""
+        size = shard_size_of(self.bytes_each(part, encoders), shard_size)
 
         def run_pass(encoder: str, earlier: list[EarlierPass] | None) -> Results:
             digest = sha256_of_json([self.hashes[part], encoders.identity, encoder, earlier is None])

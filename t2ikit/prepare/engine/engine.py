@@ -66,6 +66,7 @@ def run_work(
 
     Raises:
         FileExistsError: the folder holds unfinished results of other work.
+        Locked: another call works there.
         KeyboardInterrupt: the user stopped it.
 
     Example:
@@ -83,10 +84,14 @@ def run_work(
         trainer = _trainer(launch, [_Writer(ledger, label, unit)])
         try:
             trainer.predict(run, return_predictions=False)
-        except SystemExit as error:  # what Lightning makes of Ctrl+C
-            if trainer.state.status != TrainerStatus.INTERRUPTED or error.code != 1:
-                raise
-            raise KeyboardInterrupt from error
+            if trainer.is_global_zero:
+                ledger.hold()  # a rank that was spawned had the lock, and has ended
+        except BaseException as error:
+            ledger.release()
+            # What Lightning makes of Ctrl+C.
+            if isinstance(error, SystemExit) and trainer.state.status == TrainerStatus.INTERRUPTED and error.code == 1:
+                raise KeyboardInterrupt from error
+            raise
         return _Shared(ledger, trainer)
 
 

@@ -2,12 +2,13 @@
 
 A folder of work::
 
+    .lock              held by the first process of the call that works here
     work.json          what is computed: identity, number of items, items a shard
     shard-000007.bin   the results of shard 7, as a chunk of LitData's format
     shard-000007.json  its line of the ledger: SHA-256, number of results, items that have none and why
 
 A shard is finished when its line of the ledger exists and the hash is right; the line is written last. Only its number
-decides which items a shard holds, so any number of processes may share the work, and stop at any moment.
+decides which items a shard holds, so any number of processes of one call may share the work, and stop at any moment.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from t2ikit.files import parse_json, write_whole
+from t2ikit.lock import LOCK, PREPARES, lock, unlock
 from t2ikit.pretrained import sha256_of
 from t2ikit.records.chunks import ChunkBuffer, read_chunk
 
@@ -98,15 +101,41 @@ class Ledger:
                 "them, or drop them with --overwrite"
             )
 
-    def open(self) -> None:
-        """Makes the folder; results of other work and files that a killed process left are removed."""
-        header = self.folder / WORK_NAME
-        if self.folder.is_dir() and _read(header) != self._header():
-            shutil.rmtree(self.folder)
+    def hold(self) -> None:
+        """Makes the folder and locks it, until ``release``, ``discard`` or the end of this process.
+
+        Raises:
+            Locked: another call works there.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
+        lock(self.folder, PREPARES)
+
+    def release(self) -> None:
+        """Lets another process work in the folder."""
+        unlock(self.folder)
+
+    def open(self) -> None:
+        """Makes and locks the folder; results of other work and files that a killed process left are removed.
+
+        Raises:
+            Locked: another call works there, whose files these may be.
+        """
+        self.hold()
+        header = self.folder / WORK_NAME
+        if _read(header) != self._header():
+            self._clear()
         for partial in self.folder.glob(".*.partial"):
             partial.unlink(missing_ok=True)
         write_whole(header, json.dumps(self._header()))
+
+    def discard(self) -> None:
+        """Removes the folder, its lock last: nobody begins in a folder that is being removed."""
+        self._clear()
+        with suppress(OSError):
+            (self.folder / LOCK).unlink()
+        self.release()
+        with suppress(OSError):  # another call may have begun
+            self.folder.rmdir()
 
     def entry(self, shard: int) -> Entry | None:
         """The line of a shard, if there is one of this work; the shard itself is not read."""
@@ -146,6 +175,15 @@ class Ledger:
         digest = write_whole(path, chunk.content())
         entry = Entry(self.identity, shard, digest, len(chunk), path.stat().st_size, tuple(rejected), dict(facts or {}))
         write_whole(self._line(shard), json.dumps(asdict(entry)))
+
+    def _clear(self) -> None:
+        """Removes what is in the folder, as far as it can be, but for the lock."""
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != LOCK:
+                with suppress(OSError):
+                    path.unlink()
 
     def _line(self, shard: int) -> Path:
         return self.path(shard).with_suffix(".json")
@@ -199,7 +237,7 @@ class Results:
     def discard(self) -> None:
         """Removes the folder. Every process calls it; it returns when the chief has done so."""
         if self.chief:
-            shutil.rmtree(self.ledger.folder, ignore_errors=True)
+            self.ledger.discard()
 
 
 def _read(path: Path) -> Any:

@@ -1,13 +1,14 @@
 """One writer at a time in a folder: a lock that ends with its process, however that ends.
 
 It is a POSIX record lock and no ``flock``: the workers of a loader, which are forked and outlive a killed run by some
-seconds, do not inherit it. Only the first rank of a run takes it.
+seconds, do not inherit it. Only the first rank of a run, or of a step of ``prepare``, takes it.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import os
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +17,7 @@ from t2ikit.config.errors import ConfigError
 LOCK = ".lock"
 TRAINS = "trains in this run folder. Wait until it ends, or leave out --resume to begin another run"
 SAMPLES = "samples into this folder. Wait until it ends, or give another folder with --out"
+PREPARES = "prepares the same data here. Wait until it ends, or give another folder with --out"
 _locks: dict[Path, IO[bytes]] = {}
 
 
@@ -38,19 +40,25 @@ def lock(folder: Path, work: str = TRAINS) -> None:
     """
     key = folder.resolve()
     if key in _locks:
-        return
-    try:
-        file = (folder / LOCK).open("ab")
-    except OSError as error:
-        raise ConfigError(f"{folder}: this folder cannot be written to ({error.strerror})") from error
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
+        if _is_at(_locks[key], folder / LOCK):
             return
-        raise Locked(f"{folder}: another process {work}") from error
-    _locks[key] = file
+        unlock(folder)  # the folder was removed, and made again
+    while True:
+        try:
+            file = (folder / LOCK).open("ab")
+        except OSError as error:
+            raise ConfigError(f"{folder}: this folder cannot be written to ({error.strerror})") from error
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                return
+            raise Locked(f"{folder}: another process {work}") from error
+        if _is_at(file, folder / LOCK):
+            _locks[key] = file
+            return
+        file.close()
 
 
 def unlock(folder: Path) -> None:
@@ -58,6 +66,14 @@ def unlock(folder: Path) -> None:
     file = _locks.pop(folder.resolve(), None)
     if file is not None:
         file.close()
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    """Whether an open file is still there: who had locked it may have removed it before it was locked here."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def is_locked(folder: Path) -> bool:
