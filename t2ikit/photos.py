@@ -40,7 +40,8 @@ SUFFIXES = (
 
 _LIMIT = threading.Lock()
 _HEIC = re.compile(rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", re.DOTALL)
-_ON_ITS_SIDE = range(5, 9)  # values of EXIF's orientation
+_ORIENTATION = 0x0112  # the tag of EXIF and TIFF
+_ON_ITS_SIDE = range(5, 9)  # its values
 
 
 class BadImage(ValueError):
@@ -113,13 +114,32 @@ def size_of(file: BinaryIO) -> tuple[int, int]:
     """
     with _reasons(file.read(16)):
         image = _opened(file)
-        if image.format == "PNG" and "exif" not in image.info:
-            return image.size  # Pillow would decode it, to look behind the pixels
         try:
-            turned = image.getexif().get(0x0112) in _ON_ITS_SIDE
+            turned = _will_turn(image, file)
         except Exception:  # as where it is read: unreadable EXIF turns nothing
             turned = False
-        return (image.height, image.width) if turned else (image.width, image.height)
+        return (image.height, image.width) if turned else image.size
+
+
+def _will_turn(image: Image.Image, file: BinaryIO) -> bool:
+    """Whether reading a picture of this file that has been opened swaps its width and height."""
+    if _ORIENTATION in getattr(image, "tag_v2", ()):
+        return False  # Pillow tells the size of a TIFF as its tag turns it, before it is read
+    told = _without_pixels(file) if image.format == "PNG" else image
+    return Image.Image.getexif(told).get(_ORIENTATION) in _ON_ITS_SIDE
+
+
+def _without_pixels(file: BinaryIO) -> Image.Image:
+    """A PNG and whatever it tells about itself; what stands behind the pixels, Pillow reads only after decoding."""
+    file.seek(0)
+    parts = [file.read(33)]  # the mark of a PNG and its size
+    while len(head := file.read(8)) == 8 and not head.endswith(b"IEND"):
+        size = int.from_bytes(head[:4], "big") + 4  # with its check sum
+        if head[4:] in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"):
+            parts += [head, file.read(size)]
+        else:
+            file.seek(size, io.SEEK_CUR)
+    return _opened(b"".join([*parts, b"\0\0\0\0IDAT"]))
 
 
 def compress(pixels: np.ndarray, codec: str) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile, PngImagePlugin
 
 from t2ikit import photos
 from t2ikit.photos import BadImage, decode, read_rgb
@@ -80,6 +80,61 @@ def test_a_whole_file_is_read_whatever_follows_its_end(kind: str, behind: bytes)
 def test_a_grey_picture_is_no_half(mode: str, options: dict[str, Any]) -> None:
     content = jpeg(Image.new("RGB", (100, 60), (128, 128, 128)).convert(mode), **options)
     assert (read_rgb(content) == 128).all()
+
+
+def told(kind: str, orientation: int) -> bytes:
+    """A picture of 40 x 20 pixels that says how it is to be turned, in one of the places where formats say so."""
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:10, :20], pixels[:10, 20:], pixels[10:, :20] = 250, 160, 80
+    image, exif = Image.fromarray(pixels), Image.Exif()
+    exif[0x0112] = orientation
+    xmp = f'<rdf:Description tiff:Orientation="{orientation}"/>'
+    name, _, place = kind.partition(" ")
+    if name == "TIFF":
+        pages = {"save_all": True, "append_images": [image]} if place == "pages" else {}
+        packing = {"compression": "tiff_lzw"} if place == "packed" else {}
+        facts: dict[int, Any] = {700: xmp.encode()} if place == "xmp" else {0x0112: orientation}
+        return saved(image, name, tiffinfo=facts, **pages, **packing)
+    if name != "PNG":
+        options = {"lossless": True} if name == "WEBP" else {"quality": 100, "subsampling": "4:4:4"}
+        return saved(image, name, **options, **({"xmp": xmp.encode()} if place == "xmp" else {"exif": exif}))
+    if not place:
+        return saved(image, name, exif=exif)
+    entries = PngImagePlugin.PngInfo()
+    if place == "xmp":
+        entries.add_itxt("XML:com.adobe.xmp", xmp)
+    elif place == "text":
+        content = exif.tobytes()
+        entries.add_text("Raw profile type exif", f"\nexif\n{len(content):8}\n{content.hex()}\n", zip=True)
+    whole = saved(image, name, pnginfo=entries)
+    if place != "behind":
+        return whole
+    behind = io.BytesIO()
+    PngImagePlugin.putchunk(behind, b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    return whole[:-12] + behind.getvalue() + whole[-12:]
+
+
+T = Image.Transpose
+TURNS = (None, T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE, T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90)
+PLACES = ["JPEG", "JPEG xmp", "PNG", "PNG xmp", "PNG text", "PNG behind", "WEBP", "WEBP xmp", "AVIF", "AVIF xmp"]
+
+
+@pytest.mark.parametrize("kind", [*PLACES, "TIFF", "TIFF xmp", "TIFF packed", "TIFF pages"])
+def test_size_and_pixels_are_those_of_the_turned_picture(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever a format says how it is turned, and without decoding for the size."""
+    straight = np.asarray(Image.open(io.BytesIO(told(kind, 1))).convert("RGB"))
+    decoded = []
+    load = ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: decoded.append(image) or load(image))
+    for orientation, turn in enumerate(TURNS, 1):
+        content = told(kind, orientation)
+        upright = Image.fromarray(straight)
+        upright = upright if turn is None else upright.transpose(turn)
+        decoded.clear()
+        assert photos.size_of(io.BytesIO(content)) == upright.size, orientation
+        assert not decoded
+        difference = read_rgb(content, upright.size).astype(int) - np.asarray(upright).transpose(2, 0, 1)
+        assert np.abs(difference).max() <= 3, orientation
 
 
 def test_large_pictures_are_read_and_bombs_are_not() -> None:

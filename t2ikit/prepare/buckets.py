@@ -22,6 +22,7 @@ from t2ikit.prepare.sources import ImageList
 from t2ikit.prepare.steps import sha256_of_json, wait_for
 
 _UNKNOWN = (0, 0)
+_SIZES = 2  # the version of what `size_of` tells: sizes that another one has kept are read anew
 _SHAPE = struct.Struct("<II")
 
 
@@ -78,7 +79,7 @@ def _identity(photos: ImageList) -> str:
 
 def _sizes(images: ImageList, index: Path, label: str, launch: Launch) -> np.ndarray:
     """Width and height of every photo, [N, 2] uint32; 0 where it cannot be read."""
-    order = sha256_of_json([images.sha256, [images.keys[position] for position in range(len(images))]])
+    order = sha256_of_json([_SIZES, images.sha256, [images.keys[position] for position in range(len(images))]])
     path = index / f"sizes-{order[:16]}-{len(images)}.npy"
     if not path.is_file():
         results = run_work(_Measuring(images, order), index / f".{path.stem}.work", launch, f"sizes of {label}")

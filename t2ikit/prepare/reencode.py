@@ -29,6 +29,10 @@ from t2ikit.encoders.autoencoders import LatentSpace
 from t2ikit.files import below, parse_json, recover, write_whole
 from t2ikit.photos import SUFFIXES, BadImage, compress, decode
 from t2ikit.prepare.reencode_options import NO_AUTOENCODER, Reencoding
+from t2ikit.prepare.sources.files import LocalFiles
+from t2ikit.prepare.sources.folder import files_below
+from t2ikit.prepare.sources.left_out import LeftOut
+from t2ikit.prepare.sources.paths import split_of_folder
 from t2ikit.prepare.steps import versions
 
 DESCRIPTION = "reencode.json"
@@ -103,10 +107,10 @@ def _pictures(source: Path, folders: Collection[str] | None, per_class: int | No
     if not source.is_dir():
         raise FileNotFoundError(f"no folder {source}: set --source")
     by_folder: dict[Path, list[Path]] = {}
-    for path in sorted(source.rglob("*")):
-        name = path.relative_to(source)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if path.suffix.lower() in SUFFIXES and not hidden and (folders is None or name.parent.name in folders):
+    # As in `prepare images`, a class folder may be a link, right here or in the folder of a split.
+    links = 2 if any(split_of_folder(path.name) for path in source.iterdir()) else 1
+    for name in sorted(Path(path) for path, _ in files_below(LocalFiles(), str(source), "", LeftOut(), links)):
+        if name.suffix.lower() in SUFFIXES and (folders is None or name.parent.name in folders):
             by_folder.setdefault(name.parent, []).append(name)
     pictures = [name for names in by_folder.values() for name in names[:per_class]]
     if not pictures:

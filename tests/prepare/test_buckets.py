@@ -23,7 +23,7 @@ SIZES = {"square": (40, 40), "tall": (30, 60), "wide": (64, 36), "nearly_square"
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Five photos of each kind, in two classes; their red says the kind. One tall photo is stored on its side."""
+    """Five photos of each kind, in two classes; their red says the kind. Two tall photos are stored on their side."""
     folder = tmp_path / "photos"
     for label, size in enumerate(SIZES.values()):
         for count in range(5):
@@ -33,6 +33,7 @@ def photos(tmp_path: Path) -> Path:
     tags = Image.Exif()
     tags[0x0112] = 6
     Image.new("RGB", (60, 30), (50, 9, 0)).save(folder / "n01440764" / "turned.jpg", exif=tags, quality=100)
+    Image.new("RGB", (60, 30), (50, 9, 0)).save(folder / "n01440764" / "turned.tif", tiffinfo={0x0112: 6})
     (folder / "n01443537" / "broken.png").write_bytes(b"no picture")
     return folder
 
@@ -57,7 +58,7 @@ def test_photos_go_to_the_nearest_aspect_and_train_in_one_shape_a_step(
             kinds.setdefault(name, set()).update(round(int(record.image[0, 8, 8]) / 50) for record in records)
             count += len(records)
     assert kinds == {"1.00": {0, 3}, "0.60": {1}, "1.67": {2}}
-    assert count == 21
+    assert count == 22
     bad = [line for path in (root / "images").rglob("bad_*.tsv") for line in path.read_text().splitlines()]
     assert bad == ["n01443537/broken.png\tnot an image"]
     assert prepare(photos, root, "--bucket", *BUCKETS) == 0

@@ -160,3 +160,17 @@ def test_what_is_refused(source: Path, tmp_path: Path) -> None:
     (source / "train" / WNIDS[0] / f"{WNIDS[0]}_0.png").write_bytes(broken.read_bytes())
     with pytest.raises(ValueError, match="would both become n01443537_0.png"):
         prepare_reencode(source, tmp_path / "double", Reencoding(autoencoder="none", size=16))
+
+
+@pytest.mark.parametrize("split", ["", "train"])
+def test_linked_class_folders_are_taken(source: Path, tmp_path: Path, split: str) -> None:
+    linked = source / "train" / WNIDS[1]
+    linked.rename(tmp_path / "elsewhere")
+    linked.symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "circle").symlink_to(source)
+    folder = source if split else source / "train"
+    prepare_reencode(folder, tmp_path / "out", Reencoding(autoencoder="none", size=16))
+    names = [path.relative_to(folder) for path in folder.rglob("*.*") if path.is_file()]
+    names += [linked.relative_to(folder) / f"{WNIDS[1]}_{number}.JPEG" for number in range(3)]
+    made = {path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.png")}
+    assert made == {name.with_suffix(".png") for name in names}

@@ -287,3 +287,41 @@ def test_an_empty_val_says_what_was_not_read(tmp_path: Path) -> None:
     folder = unpacked(tmp_path / "all", {"train/cat/1.jpg": "x", "held_out/cat/2.jpg": "x"})
     with pytest.raises(ValueError, match=r"has no photos: .* not read: 1 files beside .* \(first held_out\)"):
         found(folder, tmp_path)
+
+
+def test_a_folder_of_pictures_is_counted_whole(tmp_path: Path) -> None:
+    members: Members = {f"train/{name}/{k}.jpg": "x" for name in ("a", "b") for k in range(3)} | {"val/0.jpg": "x"}
+    debris: Members = {
+        ".DS_Store": "1",
+        "train/.trash/1.jpg": "1",
+        "train/.trash/2.jpg": "1",
+        "train/a/@eaDir/0.jpg": "1",
+        "old/1.jpg": "1",
+        "old/deep/2.jpg": "1",
+        "README.md": "1",
+        "train/notes.txt": "1",
+    }
+    source = unpacked(tmp_path / "all", {**members, **debris})
+    lists = find_images(source, kind="pictures")
+    assert keys(lists["train"]) + keys(lists["val"]) == sorted(members)
+    assert left_out(lists) == len(debris)
+
+
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_links_to_folders_of_pictures_are_entered_as_class_folders_are(tmp_path: Path, split: str) -> None:
+    names = [f"{split}{name}" for name in ("a/1.jpg", "a/2.jpg", "b/deep/1.jpg")]
+    source = unpacked(tmp_path / "all", dict.fromkeys([*names, *(["val/1.jpg"] if split else [])], "x"))
+    elsewhere = unpacked(tmp_path / "elsewhere", {"1.jpg": "y", "deep/2.jpg": "y"})
+    (source / split / "linked").symlink_to(elsewhere)
+    (elsewhere / "circle").symlink_to(source)
+    (source / split / "a" / "inner").symlink_to(elsewhere)
+    train = find_images(source, kind="pictures", train_only=True)["train"]
+    assert keys(train) == sorted([*names, f"{split}linked/1.jpg", f"{split}linked/deep/2.jpg"])
+    reasons = train.left_out.reasons
+    assert reasons["a link to a folder further down, which is not entered"][0] == 2
+
+
+def test_two_folders_of_one_split_of_pictures_are_refused(tmp_path: Path) -> None:
+    source = unpacked(tmp_path / "all", dict.fromkeys(("train/1.jpg", "training/1.jpg", "val/1.jpg"), "x"))
+    with pytest.raises(ValueError, match="two folders of train, train and training: give --source"):
+        find_images(source, kind="pictures")

@@ -73,3 +73,8 @@ def test_photos_read_by_name_that_is_no_utf8(tmp_path: Path) -> None:
     (tmp_path / "caf\udce9.jpg").write_bytes(b"photo")
     keys = packed(["caf\udce9.jpg"])
     assert FileReader(LocalFiles(), str(tmp_path), keys, np.array([5])).read(0) == b"photo"
+
+
+def test_two_equal_strings_are_found() -> None:
+    assert packed(WORDS).repeated() is None and packed([]).repeated() is None
+    assert packed([*WORDS, "b", WORDS[2]]).repeated() == (2, 6)

@@ -118,6 +118,15 @@ def test_parquet_without_paths_or_with_the_same_ones(tmp_path: Path) -> None:
         assert sorted(contents(lists["train"]) + contents(lists["val"])) == sorted((k % 2, photo(k)) for k in range(10))
 
 
+def test_parquet_files_of_one_name_have_keys_of_their_own(tmp_path: Path) -> None:
+    for number, name in enumerate(("a/0.parquet", "b/0.parquet", "b/1.parquet")):
+        parquet(tmp_path / "all" / name, [(None, photo(4 * number + k), k % 2) for k in range(4)], ["a", "b"])
+    lists = find_images(tmp_path / "all", val_share=0.3)
+    by_key = {key: images.read(k) for images in lists.values() for k, key in enumerate(images.keys)}
+    shards = ("a/0", "b/0", "1")
+    assert by_key == {f"train/{shards[k // 4]}/{k % 4:06d}": photo(k) for k in range(12)}
+
+
 def test_parquet_columns_and_class_names(tmp_path: Path) -> None:
     rows = [(f"{k}.jpg", photo(k), k % 2) for k in range(40)]
     source = parquet(tmp_path / "a.parquet", rows, None, ("img", "fine"), coarse=[k % 3 for k in range(40)])
@@ -199,6 +208,37 @@ def shards(tmp_path: Path) -> Path:
         folder / "set-val-000.tar", {"a.png": photo(3), "a.json": '{"label": 2}', "b.webp": b"b", "b.cls": "4\n"}
     )
     return folder
+
+
+def test_shards_of_one_name_have_keys_of_their_own(tmp_path: Path) -> None:
+    names, index = ("2024/a/00000.tar", "2024/b/00000.tar", "2024/b/00001.tar"), tmp_path / "index"
+    for number, name in enumerate(names):
+        members: dict[str, bytes | str] = {}
+        for k in range(6):
+            members |= {f"{k}.jpg": photo(6 * number + k), f"{k}.cls": str(k % 2)}
+        tiny.packed(tmp_path / "all" / name, members)
+    before = find_images(f"{tmp_path}/all/2024/b/*.tar", "imagenet", 0.3, index=index)
+    assert {key.split("/")[0] for images in before.values() for key in images.keys} == {"00000", "00001"}
+    for _ in range(2):  # the second time out of the kept index
+        lists = find_images(tmp_path / "all", "imagenet", 0.3, index=index)
+        by_key = {key: images.read(k) for images in lists.values() for k, key in enumerate(images.keys)}
+        folders = ("a/00000", "b/00000", "00001")
+        assert by_key == {f"{folders[k // 6]}/{k % 6}.jpg": photo(k) for k in range(18)}
+
+
+def test_photos_of_one_key_are_refused(tmp_path: Path) -> None:
+    for name in "ab":
+        members: dict[str, bytes | str] = {f"n01440764/{k}.jpg": photo(k) for k in range(6)}
+        tiny.packed(tmp_path / "all" / f"{name}.tar", members)
+    with pytest.raises(
+        ValueError, match=r"two photos are called n01440764/\d.jpg \(.*a.tar from byte .* and .*b.tar.*--source without"
+    ):
+        find_images(tmp_path / "all", val_share=0.3)
+    single = tmp_path / "all" / "a.tar"
+    assert len(find_images(single, val_share=0.3)["train"]) < 6
+    tiny.packed(tmp_path / "val" / "val.tar", {"x/n01440764/1.jpg": b"1", "y/n01440764/1.jpg": b"2"})
+    with pytest.raises(ValueError, match="two photos are called val/n01440764/1.jpg .* give --val-source without"):
+        find_images(single, val_source=tmp_path / "val" / "val.tar")
 
 
 def test_webdataset(shards: Path) -> None:

@@ -157,6 +157,8 @@ def find_images(
             by_split["train"].left_out.add("of val, which --into does not read", held_back.keys[0], len(held_back))
     if "train" not in by_split:
         raise ValueError(f"{source} holds val only: give the source of train with --source, this one with --val-source")
+    for split, photos in by_split.items():
+        _refuse_doubles(photos, "--source" if split == "train" or val_source is None else "--val-source")
     resolved = {split: resolve(photos, class_names, origins[split]) for split, photos in by_split.items()}
     kept_positions = {split: np.arange(len(photos)) for split, photos in by_split.items()}
     if "val" not in by_split and not train_only:
@@ -298,6 +300,21 @@ def _loose_photo(files: Files, root: str) -> str | None:
             if not entry.is_folder and entry.name.lower().endswith(SUFFIXES):
                 return f"{folder}/{entry.name}"
     return None
+
+
+def _refuse_doubles(photos: Photos, option: str) -> None:
+    """Refuses two photos of one key, by which captions, lists of bad files and held-out parts know a photo.
+
+    Raises:
+        ValueError: names the option, and says where both lie.
+    """
+    double = photos.keys.repeated()
+    if double is not None:
+        places = " and ".join(photos.reader.where(position) for position in double)
+        raise ValueError(
+            f"two photos are called {photos.keys[double[0]]} ({places}): rename one of them, or give {option} without "
+            "one of them"
+        )
 
 
 def _held_out(keys: Keys, share: float, seed: int) -> np.ndarray:

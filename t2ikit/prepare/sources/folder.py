@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from t2ikit.prepare.sources.files import Entry, Files
 from t2ikit.prepare.sources.left_out import OF_SYSTEM, LeftOut, is_of_system
@@ -20,6 +20,18 @@ def split_folders(files: Files, root: str) -> dict[str, str]:
     Raises:
         ValueError: two folders of one split.
     """
+    folders = named_by_split(files, root)
+    if "train" not in folders or not any(entry.is_folder for entry in files.visible(f"{root}/{folders['train']}")):
+        return {}
+    return folders
+
+
+def named_by_split(files: Files, root: str) -> dict[str, str]:
+    """The folders in ``root`` whose names are those of train and val, by split.
+
+    Raises:
+        ValueError: two folders of one split.
+    """
     folders: dict[str, str] = {}
     for entry in files.visible(root):
         split = split_of_folder(entry.name)
@@ -28,8 +40,6 @@ def split_folders(files: Files, root: str) -> dict[str, str]:
                 names = " and ".join(sorted((folders[split], entry.name)))
                 raise ValueError(f"{root} holds two folders of {split}, {names}: give --source a folder with one")
             folders[split] = entry.name
-    if "train" not in folders or not any(entry.is_folder for entry in files.visible(f"{root}/{folders['train']}")):
-        return {}
     return folders
 
 
@@ -49,12 +59,16 @@ def folder_photos(files: Files, root: str, labels: str | None) -> dict[str, Phot
         path = f"{root}/{folders['val']}"
         flat = not any(entry.is_folder for entry in files.visible(path))
         by_split["val"] = _listed(files, root, folders["val"], truth_of(labels, path) if flat else None)
-    left_out = by_split["train"].left_out
+    count_beside(files, root, folders.values(), by_split["train"].left_out)
+    return by_split
+
+
+def count_beside(files: Files, root: str, folders: Collection[str], left_out: LeftOut) -> None:
+    """Counts what ``root`` holds beside the folders of its splits."""
     for entry in sorted(files.entries(root)):
-        if entry.name not in folders.values():
+        if entry.name not in folders:
             reason = OF_SYSTEM if is_of_system(entry.name) else BESIDE
             left_out.add(reason, entry.name, _count(files, root, entry))
-    return by_split
 
 
 def _listed(files: Files, root: str, split: str, truth: Truth | None) -> Photos:
@@ -68,8 +82,8 @@ def _listed(files: Files, root: str, split: str, truth: Truth | None) -> Photos:
         elif truth is not None and not entry.is_folder:
             listing.add(key, entry.size, truth.wnid_of(entry.name))
         elif entry.is_folder:
-            for path, size in sorted(_below(files, f"{folder}/{entry.name}", key, left_out)):
-                listing.add(path, size, entry.name)
+            for path, inner in sorted(files_below(files, f"{folder}/{entry.name}", f"{key}/", left_out, links=0)):
+                listing.add(path, inner.size, entry.name)
         else:
             left_out.add(NO_CLASS, key)
     keys, sizes = listing.keys, listing.sizes
@@ -77,15 +91,27 @@ def _listed(files: Files, root: str, split: str, truth: Truth | None) -> Photos:
     return Photos(keys, sizes, listing.labels, reader, listing.texts, left_out=left_out)
 
 
-def _below(files: Files, folder: str, key: str, left_out: LeftOut) -> Iterator[tuple[str, int]]:
+def files_below(
+    files: Files, folder: str, prefix: str, left_out: LeftOut, links: int = 1
+) -> Iterator[tuple[str, Entry]]:
+    """Path and entry of every file below a folder, in no order.
+
+    Args:
+        files: how it is read.
+        folder: its path or URL.
+        prefix: what the paths begin with.
+        left_out: counts what systems put there.
+        links: how many levels deep links to folders are entered: one where class folders lie, as any of them may be a
+            link. Further down, where a link may lead in a circle, it is given as if it were a file.
+    """
     for entry in files.entries(folder):
-        path = f"{key}/{entry.name}"
+        path = f"{prefix}{entry.name}"
         if is_of_system(entry.name):
             left_out.add(OF_SYSTEM, path, _count(files, folder, entry))
-        elif entry.is_folder and not entry.is_link:
-            yield from _below(files, f"{folder}/{entry.name}", path, left_out)
+        elif entry.is_folder and (links > 0 or not entry.is_link):
+            yield from files_below(files, f"{folder}/{entry.name}", f"{path}/", left_out, links - 1)
         else:
-            yield path, entry.size
+            yield path, entry
 
 
 def _count(files: Files, folder: str, entry: Entry) -> int:

@@ -41,6 +41,16 @@ class Keys(Sequence[str]):
         position = self.position(index)
         return self.text[self.starts[position] : self.starts[position + 1]].tobytes()
 
+    def repeated(self) -> tuple[int, int] | None:
+        """The indices of two equal strings, if there are any."""
+        hashes = np.fromiter((hash(self.encoded(index)) for index in range(len(self))), np.int64, len(self))
+        order = np.argsort(hashes, kind="stable")
+        for place in np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]]):
+            first, second = int(order[place]), int(order[place + 1])
+            if self.encoded(first) == self.encoded(second):
+                return first, second
+        return None
+
     def __len__(self) -> int:
         return len(self.starts) - 1 if self.order is None else len(self.order)
 

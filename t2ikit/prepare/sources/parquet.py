@@ -22,7 +22,7 @@ from t2ikit.files import parse_json
 from t2ikit.prepare.sources.captions import plain_caption
 from t2ikit.prepare.sources.files import Files, LocalFiles, SourceLost, of_machine, require_photo_size
 from t2ikit.prepare.sources.keys import Keys
-from t2ikit.prepare.sources.paths import split_of
+from t2ikit.prepare.sources.paths import shard_names, split_of
 from t2ikit.prepare.sources.photos import NO_CLASS_ID, Listing, Photos, Reader
 
 _IMAGE_NAMES = ("image", "images", "img", "jpg", "jpeg", "png", "webp")
@@ -65,13 +65,13 @@ def _listed(files: Files, split: str, paths: tuple[str, ...], field: str | None,
     image, label, names = _columns(paths[0], _open(files, paths[0]).schema_arrow, field, caption_field)
     listing, names_listing, captions = Listing(), Listing(), Listing()
     groups: list[tuple[int, int, int]] = []  # first position, number of the file, row group
-    stamps = []
+    stamps, shards = [], shard_names(paths, ".parquet")
     for file_index, path in enumerate(paths):
         opened = _open(files, path)
         if _columns(path, opened.schema_arrow, field, caption_field)[:2] != (image, label):
             raise ValueError(f"{path} has other columns than {paths[0]}: give files of one data set with --source")
         stamps.append([path.rpartition("/")[2], files.stamp(path)[0]])
-        shard, row, base = path.rpartition("/")[2].removesuffix(".parquet"), 0, len(listing)
+        row, base = 0, len(listing)
         has_path = _has_path(opened.schema_arrow.field(image).type)
         wanted = [column for column in (label, caption_field) if column] + ([f"{image}.path"] if has_path else [])
         for group in range(opened.num_row_groups):
@@ -87,7 +87,7 @@ def _listed(files: Files, split: str, paths: tuple[str, ...], field: str | None,
                 if caption_field is not None:
                     captions.add(plain_caption(caption, caption_field, f"row {row} of {path}"), -1, NO_CLASS_ID)
                 name = (facts or {}).get("path")
-                listing.add(f"{split}/{shard}/{row:06d}", -1, class_id)
+                listing.add(f"{split}/{shards[file_index]}/{row:06d}", -1, class_id)
                 names_listing.add(f"{split}/{name}" if name else "", -1, 0)
                 row += 1
         if opened.metadata.num_rows != len(listing) - base:
@@ -303,8 +303,7 @@ def _has_path(kind: Any) -> bool:
 
 def _unique(keys: Keys) -> bool:
     """Whether every photo has a path, and no other photo the same."""
-    seen = {hash(keys.encoded(index)) for index in range(len(keys))}
-    return len(seen) == len(keys) and hash(b"") not in seen
+    return bool((np.diff(keys.starts) > 0).all()) and keys.repeated() is None
 
 
 def _runs(labels: np.ndarray, starts: np.ndarray) -> np.ndarray:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from os.path import commonprefix
 
 from t2ikit.prepare.sources.files import Files, LocalFiles
 from t2ikit.prepare.sources.remote import RemoteFiles
@@ -76,6 +78,26 @@ def split_of_folder(name: str) -> str:
         ('val', '')
     """
     return _SPLIT_FOLDERS.get(name.lower(), "")
+
+
+def shard_names(paths: Sequence[str], ending: str) -> list[str]:
+    """What keys call each of several files: by its base name, or by its path where others have the same base name.
+
+    Args:
+        paths: all the files.
+        ending: is left out.
+
+    Example:
+        >>> shard_names(["set/a/0.tar", "set/b/0.tar", "set/b/1.tar"], ".tar")
+        ['a/0', 'b/0', '1']
+    """
+    base_names = [path.rpartition("/")[2] for path in paths]
+    counts = Counter(base_names)
+    shared = len(commonprefix([path.split("/")[:-1] for path in paths]))  # folders that all paths begin with
+    return [
+        (name if counts[name] == 1 else "/".join(path.split("/")[shared:])).removesuffix(ending)
+        for path, name in zip(paths, base_names, strict=True)
+    ]
 
 
 def is_pattern(path: str) -> bool:

@@ -26,7 +26,7 @@ from t2ikit.prepare.sources.files import Files
 from t2ikit.prepare.sources.folder import BESIDE, NO_CLASS
 from t2ikit.prepare.sources.keys import Keys
 from t2ikit.prepare.sources.left_out import OF_SYSTEM, LeftOut, is_of_system
-from t2ikit.prepare.sources.paths import SPLITS, split_of, split_of_folder
+from t2ikit.prepare.sources.paths import SPLITS, shard_names, split_of, split_of_folder
 from t2ikit.prepare.sources.photos import NO_CLASS_ID, Listing, PartReader, Photos
 from t2ikit.prepare.sources.tars.tar import Member, OpenTar
 from t2ikit.prepare.sources.tars.webdataset import LABEL_ENDINGS, samples, split_ending
@@ -149,6 +149,9 @@ def _indexed(source: _Source, index: Path | None) -> dict[str, Photos]:
     stamps = [[path, *files.stamp(path)] for path in paths]
     facts = [source.kind, source.split, stamps, source.field, truth and [truth.by_number, truth.by_name]]
     facts += [source.caption_field] if source.caption_field is not None else []
+    shards = shard_names(paths, ".tar")
+    if source.kind == "webdataset" and any("/" in shard for shard in shards):
+        facts.append(shards)  # an earlier index has the keys without these folders
     name = hashlib.sha256(json.dumps([_VERSION, *facts], sort_keys=True).encode()).hexdigest()[:32]
     kept = index / f"{name}.npz" if index else None
     if kept is not None and kept.is_file():
@@ -190,6 +193,7 @@ def _walk(source: _Source, left_out: LeftOut, captions: Listing) -> Iterator[_Ph
     The captions of a WebDataset, all of whose photos are of one split, go to ``captions``.
     """
     tar_sizes = [source.files.stamp(path)[0] for path in source.paths]
+    shards = shard_names(source.paths, ".tar")
     total = sum(tar_sizes)
     with tqdm(total=total, desc=f"index {source.split or 'tar'}", unit="B", unit_scale=True, mininterval=0.5) as bar:
         for tar_index, path in enumerate(source.paths):
@@ -212,10 +216,9 @@ def _walk(source: _Source, left_out: LeftOut, captions: Listing) -> Iterator[_Ph
                     photos = _folder_members(tar, tar_index, source.split, left_out)
                     yield from sorted(photos, key=lambda photo: photo[1])
                 else:
-                    shard = path.rpartition("/")[2].removesuffix(".tar")
                     prefix = f"{source.split}/" if source.split else ""
                     for name, member, label, caption in samples(tar, source.field, source.caption_field, left_out):
-                        key = f"{prefix}{shard}/{name}"
+                        key = f"{prefix}{shards[tar_index]}/{name}"
                         captions.add(caption, -1, NO_CLASS_ID)
                         yield source.split or "train", key, tar_index, member.offset, member.size, label
         bar.update(total - bar.n)
