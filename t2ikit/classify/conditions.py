@@ -15,6 +15,9 @@ from t2ikit.optim import AdamW, EpochCosine
 Facts = Mapping[str, Any]
 """A fingerprint of a training, or a part of it."""
 
+_OWN = ("seed", "data_seed", "train", "val", "tests", "depth")
+"""What may differ between two trainings that are compared, or is compared in part."""
+
 
 def has_paper_classes(keys: Iterable[str]) -> bool:
     """Whether these classes are the 200 of the paper, whose numbers are of no others."""
@@ -55,6 +58,30 @@ def _shipped(view: str) -> dict[str, Any]:
     }
     plain: dict[str, Any] = json.loads(json.dumps(described))
     return plain
+
+
+def unlike(first: Iterable[Facts], second: Iterable[Facts], test: str) -> list[str]:
+    """Fields in which trainings differ so that their accuracies are not comparable.
+
+    Seeds may differ, and what the training images show, of which two sources or benchmarks are compared.
+
+    Args:
+        first, second: fingerprints of the trainings of both.
+        test: name of the test set of the accuracies; the others do not matter.
+    """
+    known = [dict(flatten(_compared(facts, test))) for facts in (*first, *second)]
+    return _differing(known[0], known[1:]) if known else []
+
+
+def _compared(facts: Facts, test: str) -> dict[str, Any]:
+    depth = facts.get("depth")
+    compared: dict[str, Any] = {key: value for key, value in facts.items() if key not in _OWN}
+    compared["train"] = {"images": (facts.get("train") or {}).get("images")}
+    compared["tests"] = {test: ((facts.get("tests") or {}).get(test) or {}).get("sha256")}
+    compared["depth"] = depth and (depth["sha256"] or depth["name"])  # the same weights lie in any folder
+    if facts.get("held_out") is None:  # else they are some of the training images
+        compared["val"] = (facts.get("val") or {}).get("sha256")
+    return compared
 
 
 def _differing(first: Facts, others: Iterable[Facts]) -> list[str]:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from t2ikit.classify.aggregate import REAL, Estimate, Group, Row, most_images
-from t2ikit.classify.conditions import has_paper_classes, unlike_paper
+from t2ikit.classify.conditions import has_paper_classes, unlike, unlike_paper
 from t2ikit.classify.published import PUBLISHED, paper_accuracy, published
 from t2ikit.classify.summary import Distribution, Summary
 from t2ikit.report.page import Cell, Paragraph, Pictures, Plotted, Section, Table, page
@@ -230,19 +230,25 @@ def _scaling(scaled: Mapping[Group, Sequence[Row]]) -> Plotted:
 
 
 def _comparisons(data: Summary) -> list[Table]:
+    """The accuracies of other benchmarks; of trainings under other conditions, the fields that differ instead."""
     tables = []
     for group, rows in data.rows.items():
         others = {name: {row.source: row for row in groups.get(group, ())} for name, groups in data.compared.items()}
-        lines: list[list[Cell]] = [
-            [row.source, str(row.synth_real), *(_text_of(entries.get(row.source)) for entries in others.values())]
-            for row in rows
-        ]
-        tables.append(Table(f"Synth→Real, {_title(group)}", ["source", "here", *others], lines, [NOT_COMPARABLE]))
+        lines: list[list[Cell]] = []
+        reasons: dict[str, list[str]] = {}
+        for row in rows:
+            line: list[Cell] = [row.source, str(row.synth_real)]
+            for name, entries in others.items():
+                other = entries.get(row.source)
+                fields = [] if other is None else unlike(row.fingerprints, other.fingerprints, REAL)
+                line.append(None if other is None or fields else str(other.synth_real))
+                if fields:
+                    reasons.setdefault(f"{name} (it differs in {', '.join(fields)})", []).append(row.source)
+            lines.append(line)
+        notes = [f"Not comparable: {', '.join(sources)} of {reason}." for reason, sources in reasons.items()]
+        title = f"Synth→Real, {_title(group)}"
+        tables.append(Table(title, ["source", "here", *others], lines, [NOT_COMPARABLE, *notes]))
     return tables
-
-
-def _text_of(row: Row | None) -> str | None:
-    return None if row is None else str(row.synth_real)
 
 
 def _classes(data: Summary) -> Table:

@@ -15,7 +15,7 @@ from t2ikit.classify.conditions import unlike_paper
 from t2ikit.classify.results import ClassificationResults, TestScore
 from t2ikit.classify.summary import Distribution, Shown, Summary
 from t2ikit.report.page import Paragraph, Section, Table, page
-from t2ikit.report.synthreal import synthreal_page, table_of
+from t2ikit.report.synthreal import _comparisons, synthreal_page, table_of
 from t2ikit.run.synthreal_results import _line
 
 
@@ -150,3 +150,20 @@ def test_another_recipe_beside_the_paper_s_numbers_is_said() -> None:
     assert any(note.endswith(said) for note in table_of(group, rows, {}, True).notes)
     assert _line(group, rows[1], True)[-2:] == [0.37, "recipe.epochs compat view.cutoff"]
     assert unlike_paper("texture", [FACTS])[:2] == ["view.name", "view.size"]
+
+
+def test_unlike_trainings_are_not_set_side_by_side() -> None:
+    def compared(**others: Any) -> Table:
+        ours, theirs = rows_with(0.37), rows_with(0.05, **others)
+        (table,) = _comparisons(Summary(dict([ours]), compared={"other": dict([theirs])}))
+        return table
+
+    newer = {"train": {**FACTS["train"], "sha256": "newer"}, "val": {**FACTS["val"], "sha256": "newer"}}
+    tests = {**FACTS["tests"], "mine": {"images": 5, "sha256": "later"}}
+    alike = compared(seed=1, data_seed=1, tests=tests, **newer)
+    assert [line[2] for line in alike.rows] == ["0.050 ± 0.022"] * 2 and len(alike.notes) == 1
+    photos = {**FACTS["tests"], "real": {"images": 10_000, "sha256": "other photos"}}
+    unlike = compared(recipe={**FACTS["recipe"], "epochs": 1.0}, tests=photos, view={**FACTS["view"], "clip": False})
+    assert [line[2] for line in unlike.rows] == [None, None]
+    fields = "recipe.epochs, view.clip, tests.real"
+    assert unlike.notes[1:] == [f"Not comparable: real, sd15 of other (it differs in {fields})."]
