@@ -88,7 +88,7 @@ class BestScores:
         if self._snapshot is not None:
             snapshot = snapshots[self._snapshot]
             self.every_n_steps = snapshot.every_n_steps
-            less = self.monitor.removeprefix(f"{self._snapshot}/") in snapshot.evaluation.less_is_better()
+            less = snapshot.evaluation.less_is_better(self.monitor.removeprefix(f"{self._snapshot}/"))
             self.mode = self.mode or ("min" if less else "max")
         elif self.mode is None:
             raise ValueError(

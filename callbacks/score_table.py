@@ -17,7 +17,8 @@ from t2ikit.metrics.fingerprint import Score, UnlikeFingerprints, compare, read_
 class ScoreTable(L.Callback):
     """Prints the scores of all snapshots at their first and last step when the run ends.
 
-    List it after the snapshots.
+    A column is the first or last step of all snapshots; a score of another step has its own beside it. List it after
+    the snapshots.
 
     Args:
         note: a sentence below the table, e.g. what the scores may be compared with.
@@ -52,9 +53,11 @@ class ScoreTable(L.Callback):
                 if unlike is not None:
                     refused.setdefault(unlike, []).append(f"{snapshot}/{name}")
                 earlier = None if only or unlike is not None else history[steps[0]].get(name)
-                cells = ["-" if earlier is None else f"{earlier:.4g}", later]
+                cells = ["-", _at(later, steps[1], last)]
+                if earlier is not None:
+                    cells[0] = _at(f"{earlier:.4g}", steps[0], first)
                 if only and steps[0] == first:
-                    cells.reverse()
+                    cells = [later, "-"]
                 table.add_row(f"{snapshot}/{name}", *cells[: len(columns)])
         console = Console(width=100)
         console.print(table)
@@ -66,6 +69,11 @@ class ScoreTable(L.Callback):
         minutes = (time.perf_counter() - self._started) / 60
         evaluation = pl_module.run_log.evaluation_seconds / 60
         console.print(f"{minutes:.1f} minutes in all, {evaluation:.1f} of them evaluation")
+
+
+def _at(value: str, step: int, column: int) -> str:
+    """A score, with its step where the column is of another one."""
+    return value if step == column else f"{value} (step {step})"
 
 
 def _unlike(first: Score | None, second: Score | None) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from t2ikit.classify.results import ClassificationResults, TestScore
 
@@ -84,6 +84,7 @@ class Row:
         real_synth: accuracy on the source after training on real photos; None where it is not measured.
         gap: Real->Real minus Synth->Real, and its standard error; None where the real training is missing.
         relative: the gap as a share of Real->Real, and its standard error.
+        fingerprints: of the trainings on the source.
     """
 
     source: str
@@ -91,6 +92,7 @@ class Row:
     real_synth: Estimate | None
     gap: tuple[float, float] | None
     relative: tuple[float, float] | None
+    fingerprints: tuple[Mapping[str, Any], ...]
 
 
 def estimate(scores: Sequence[TestScore]) -> Estimate:
@@ -150,12 +152,13 @@ def rows_of(trained: Sequence[Trained]) -> dict[Group, list[Row]]:
 
 def _row(source: str, by_source: Mapping[str, Sequence[Trained]]) -> Row:
     synth_real = estimate([run.results.tests[REAL] for run in by_source[source]])
+    fingerprints = tuple(run.results.fingerprint for run in by_source[source])
     real_runs = by_source.get(REAL, ())
     if source == REAL or not real_runs:
-        return Row(source, synth_real, None, None, None)
+        return Row(source, synth_real, None, None, None, fingerprints)
     tested = [run.results.tests[source] for run in real_runs if source in run.results.tests]
     gap, relative = gap_of(estimate([run.results.tests[REAL] for run in real_runs]), synth_real)
-    return Row(source, synth_real, estimate(tested) if tested else None, gap, relative)
+    return Row(source, synth_real, estimate(tested) if tested else None, gap, relative, fingerprints)
 
 
 def most_images(groups: Iterable[Group]) -> int | None:

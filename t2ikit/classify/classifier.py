@@ -119,7 +119,7 @@ class ImageClassifier(Learner, L.LightningModule):
     def on_train_start(self) -> None:
         self.renew_rates()
         step = self.trainer.global_step
-        if step > 0 and self._ends_epoch(step) and step not in self.selection.losses:
+        if self._ends_epoch(step) and step not in self.selection.losses:
             self._validate(step)  # the run was killed between the checkpoint of an epoch and its validation
 
     # ------------------------------------------------------------------ a step
@@ -135,7 +135,8 @@ class ImageClassifier(Learner, L.LightningModule):
             self._validate(step)
 
     def _ends_epoch(self, step: int) -> bool:
-        return step % self.data.training_stream().steps == 0
+        """Whether this many finished steps are whole epochs: none are, in the micro-batches of the first step."""
+        return step > 0 and step % self.data.training_stream().steps == 0
 
     # ------------------------------------------------------------------ validation and tests
 

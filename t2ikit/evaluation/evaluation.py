@@ -21,7 +21,7 @@ from t2ikit.data.datamodule import DataModule
 from t2ikit.encoders.limits import with_remarks
 from t2ikit.encoders.text import encode_prompts, load_encoder
 from t2ikit.evaluation.image_store import ImageStore
-from t2ikit.evaluation.overfitting import GAP, Overfitting
+from t2ikit.evaluation.overfitting import LESS_IS_BETTER, Overfitting
 from t2ikit.evaluation.reference_images import ReferenceImages, real_images
 from t2ikit.evaluation.sampling import identity_of, sample_missing
 from t2ikit.evaluation.scoring import Cost, exact, measured, score_name, score_samples, write_references
@@ -222,10 +222,10 @@ class Evaluation:
         shutil.rmtree(folder, ignore_errors=True)
         publish(partial, folder)
 
-    def less_is_better(self) -> set[str]:
-        """Names of the scores of which a smaller value is better, as their metrics say."""
-        of_metrics = {score_name(metric, name) for metric in self.metrics for name in metric.less_is_better}
-        return {*SCORES, *of_metrics} | (set() if self.overfitting is None else {GAP})
+    def less_is_better(self, name: str) -> bool:
+        """Whether a smaller value of a score is better, as its metric says; known before :meth:`prepare` too."""
+        of_metrics = {score_name(metric, score) for metric in self.metrics for score in metric.less_is_better}
+        return name in {*SCORES, *of_metrics} or (self.overfitting is not None and name.startswith(LESS_IS_BETTER))
 
     def write_reference(self, folder: Path, data: DataModule, device: torch.device) -> dict[Path, list[str]]:
         """Writes the statistics of the reference set, for the ``reference_statistics`` of the metrics.

@@ -36,6 +36,8 @@ from t2ikit.pretrained import cache_folder
 NAME = "overfitting"
 """Before the names of its scores and files."""
 COPIES, GAP, ALARM = f"{NAME}/copies", f"{NAME}/gap", f"{NAME}/alarm"
+LESS_IS_BETTER = (COPIES, GAP, ALARM)
+"""How the names of its scores begin, of all of which less is better: there is a gap for each stream behind a gate."""
 PAIRS_FILE, LOSSES_FILE = f"{NAME}_{PAIRS}", f"{NAME}_losses.csv"
 _FRECHET, _HELD_OUT, _TRAIN = "frechet_distance", "loss_fixed_t", "loss_fixed_t_train"
 _SPLITS = ("val", "train")

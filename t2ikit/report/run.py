@@ -124,7 +124,8 @@ def _last(run: Run) -> Iterator[Measured]:
 
 
 def _title(run: Run, entry: Measured) -> str:
-    return f"{run.name}, {entry.how.removeprefix('step-').lstrip('0') if entry.how else entry.step}"
+    """The column of an entry: no two of one snapshot have the same."""
+    return f"{run.name}, {f'evaluation {entry.how}' if entry.how else entry.step}"
 
 
 def _table(snapshot: str, columns: Mapping[str, Measured], rows: Mapping[str, str | None]) -> Table:

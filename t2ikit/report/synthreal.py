@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from t2ikit.classify.aggregate import REAL, Estimate, Group, Row, most_images
+from t2ikit.classify.conditions import has_paper_classes, unlike, unlike_paper
 from t2ikit.classify.published import PUBLISHED, paper_accuracy, published
 from t2ikit.classify.summary import Distribution, Summary
 from t2ikit.report.page import Cell, Paragraph, Pictures, Plotted, Section, Table, page
@@ -18,6 +19,7 @@ NOT_COMPARABLE = (
     "The paper's generators learned from photos and captions of the web. One that was trained on ImageNet has seen the "
     "real training photos of this test, or photos of their very kind: its numbers are not comparable with theirs."
 )
+OTHER_CLASSES = "The classes are not the 200 of the paper, so that its numbers are left out."
 VIEW_TITLES = {
     "rgb": "all of the image",
     "depth": "structure (depth maps)",
@@ -29,8 +31,11 @@ VIEW_TITLES = {
 
 def synthreal_page(data: Summary, title: str = "SynthReal: how useful are the images of a generator?") -> str:
     """The HTML of the page."""
-    most = most_images(data.rows)
-    tables = [table_of(group, rows, data.distributions, group.per_class == most) for group, rows in data.rows.items()]
+    most, paper = most_images(data.rows), has_paper_classes(data.names)
+    tables = [
+        table_of(group, rows, data.distributions, paper and group.per_class == most)
+        for group, rows in data.rows.items()
+    ]
     sections = [Section("Every number", tables)]
     sections += [Section(title, blocks) for title, blocks in _figures(data) if blocks]
     if data.compared:
@@ -60,37 +65,48 @@ def _lead(data: Summary) -> list[str]:
         "share of that classifier's accuracy.",
         errors,
         NOT_COMPARABLE,
+        *([] if has_paper_classes(data.names) else [OTHER_CLASSES]),
     ]
 
 
 def table_of(group: Group, rows: Sequence[Row], distributions: Mapping[str, Distribution], beside: bool) -> Table:
     """The numbers of a group; ``beside`` those of the paper, where a source is called after one of its generators."""
     lines: list[list[Cell]] = []
+    by_rgb = group.view == "rgb" and group.network == "resnet50"
     for row in rows:
         known = published(row.source)
         distribution = distributions.get(row.source)
-        paper = paper_accuracy(row.source, group.view, group.network) if beside else None
-        by_rgb = beside and group.view == "rgb" and group.network == "resnet50"
+        paper: list[Cell] = [paper_accuracy(row.source, group.view, group.network)] if beside else []
+        reverse: list[Cell] = [known[1].real_synth if known is not None and by_rgb else None] if beside else []
         lines.append(
             [
                 row.source,
                 str(row.synth_real),
-                paper,
+                *paper,
                 None if row.real_synth is None else str(row.real_synth),
-                known[1].real_synth if known is not None and by_rgb else None,
+                *reverse,
                 None if row.gap is None else f"{row.gap[0]:.3f} ± {row.gap[1]:.3f}",
                 None if row.relative is None else f"{row.relative[0]:.1%} ± {row.relative[1]:.1%}",
                 None if distribution is None else distribution.copies,
             ]
         )
     kinds = {row.synth_real.kind for row in rows}
-    notes = [NOT_COMPARABLE]
+    notes = [NOT_COMPARABLE, *(_other_recipe(group.view, group.network, rows) if beside else [])]
     if "images" in kinds:
         notes.append("± over test images where there is one seed, else over seeds.")
     if not distributions:
         notes.append("The share of copies of training photos is measured with --distribution.")
-    columns = ["source", "Synth→Real", "paper", "Real→Synth", "paper", "gap", "relative gap", "copies"]
+    column = ["paper"] if beside else []
+    columns = ["source", "Synth→Real", *column, "Real→Synth", *column, "gap", "relative gap", "copies"]
     return Table(_title(group), columns, lines, notes)
+
+
+def _other_recipe(view: str, network: str, rows: Sequence[Row]) -> list[str]:
+    """A note where trainings beside a number of the paper are not as the shipped experiments make them."""
+    beside = [row for row in rows if paper_accuracy(row.source, view, network) is not None]
+    fields = unlike_paper(view, [facts for row in beside for facts in row.fingerprints]) if beside else []
+    said = f"These trainings are not those of the shipped experiments: they differ in {', '.join(fields)}."
+    return [said] if fields else []
 
 
 def _title(group: Group) -> str:
@@ -99,44 +115,47 @@ def _title(group: Group) -> str:
 
 
 def _figures(data: Summary) -> list[tuple[str, list[Paragraph | Plotted]]]:
-    most = most_images(data.rows)
+    most, paper = most_images(data.rows), has_paper_classes(data.names)
     whole = {group: rows for group, rows in data.rows.items() if group.per_class == most}
     rgb = {group.network: rows for group, rows in whole.items() if group.view == "rgb"}
     views = {group: rows for group, rows in whole.items() if group.view != "rgb"}
     scaled = {group: rows for group, rows in data.rows.items() if group.per_class is not None}
     several = len({group.per_class for group in scaled}) > 1
     return [
-        ("All models (Figure 1)", [_by_source("Synth→Real on rgb", "rgb", *next(iter(rgb.items())))] if rgb else []),
+        (
+            "All models (Figure 1)",
+            [_by_source("Synth→Real on rgb", "rgb", *next(iter(rgb.items())), paper)] if rgb else [],
+        ),
         ("Networks (Figure 3)", [_by_network(rgb)] if len(rgb) > 1 else []),
         (
             "Structure, texture, frequencies (Figure 4)",
-            [_by_source(_title(group), group.view, group.network, rows) for group, rows in views.items()],
+            [_by_source(_title(group), group.view, group.network, rows, paper) for group, rows in views.items()],
         ),
-        ("Density and coverage (Figure 5)", [_density(data.distributions)] if data.distributions else []),
-        ("Both directions (Figure 6)", [_directions(*next(iter(rgb.items())))] if rgb else []),
+        ("Density and coverage (Figure 5)", [_density(data.distributions, paper)] if data.distributions else []),
+        ("Both directions (Figure 6)", [_directions(*next(iter(rgb.items())), paper)] if rgb else []),
         ("More images of each class (Appendix A)", [_scaling(scaled)] if several else []),
     ]
 
 
-def _by_source(caption: str, view: str, network: str, rows: Sequence[Row]) -> Plotted:
+def _by_source(caption: str, view: str, network: str, rows: Sequence[Row], beside: bool) -> Plotted:
     synthetic = [row for row in rows if row.source != REAL]
     names = [row.source for row in synthetic]
-    paper = [paper_accuracy(name, view, network) for name in names]
     series = [_series("ours", [row.synth_real for row in synthetic])]
-    if any(value is not None for value in paper):
-        series.append(Series("paper", paper, hollow=True))
     lines = {"real photos": rows[0].synth_real.mean} if rows[0].source == REAL else {}
-    of_real = paper_accuracy(REAL, view, network)
-    if len(series) > 1 and of_real is not None:
-        lines["real photos, paper"] = of_real
-    table = Table(caption, ["source", "ours", "standard error", "paper"], _numbers(synthetic, paper))
+    columns = ["source", "ours", "standard error"]
+    numbers: list[list[Cell]] = [[row.source, row.synth_real.mean, row.synth_real.error] for row in synthetic]
+    notes: list[str] = []
+    if beside:
+        paper = [paper_accuracy(name, view, network) for name in names]
+        columns.append("paper")
+        numbers = [[*line, value] for line, value in zip(numbers, paper, strict=True)]
+        if any(value is not None for value in paper):
+            series.append(Series("paper", paper, hollow=True))
+            of_real = paper_accuracy(REAL, view, network)
+            lines |= {} if of_real is None else {"real photos, paper": of_real}
+            notes = _other_recipe(view, network, rows)
+    table = Table(caption, columns, numbers, notes)
     return Plotted(caption, points(names, series, "accuracy on real photos", lines), table)
-
-
-def _numbers(rows: Sequence[Row], paper: Sequence[float | None]) -> list[list[Cell]]:
-    return [
-        [row.source, row.synth_real.mean, row.synth_real.error, value] for row, value in zip(rows, paper, strict=True)
-    ]
 
 
 def _series(name: str, estimates: Sequence[Estimate | None]) -> Series:
@@ -156,7 +175,7 @@ def _by_network(rgb: Mapping[str, Sequence[Row]]) -> Plotted:
     )
 
 
-def _density(distributions: Mapping[str, Distribution]) -> Plotted:
+def _density(distributions: Mapping[str, Distribution], beside: bool) -> Plotted:
     ours = [(name, entry.density, entry.coverage) for name, entry in distributions.items()]
     paper = [
         (name, entry.density, entry.coverage)
@@ -173,23 +192,24 @@ def _density(distributions: Mapping[str, Distribution]) -> Plotted:
             NOT_COMPARABLE,
         ],
     )
-    comparable = "clip-vit-large-patch14" in first.features
+    comparable = beside and "clip-vit-large-patch14" in first.features
     marks = {"ours": ours, "paper": paper} if comparable else {"ours": ours}
     return Plotted(
         "Density and coverage of the real training photos", plane("density", "coverage", marks, ["paper"]), table
     )
 
 
-def _directions(network: str, rows: Sequence[Row]) -> Plotted:
+def _directions(network: str, rows: Sequence[Row], beside: bool) -> Plotted:
     ours = [(row.source, row.synth_real.mean, row.real_synth.mean) for row in rows if row.real_synth is not None]
     paper = [
         (known[0], known[1].networks["resnet50"], known[1].real_synth)
         for row in rows
-        if network == "resnet50" and (known := published(row.source))
+        if beside and network == "resnet50" and (known := published(row.source))
     ]
     given = [(name, x, y) for name, x, y in paper if x is not None and y is not None]
     marks = {"ours": ours, "paper": given} if given else {"ours": ours}
-    table = Table("Both directions", ["source", "Synth→Real", "Real→Synth"], [list(entry) for entry in ours])
+    notes = _other_recipe("rgb", network, rows) if given else []
+    table = Table("Both directions", ["source", "Synth→Real", "Real→Synth"], [list(entry) for entry in ours], notes)
     return Plotted("Synth→Real against Real→Synth", plane("Synth→Real", "Real→Synth", marks, ["paper"]), table)
 
 
@@ -210,19 +230,25 @@ def _scaling(scaled: Mapping[Group, Sequence[Row]]) -> Plotted:
 
 
 def _comparisons(data: Summary) -> list[Table]:
+    """The accuracies of other benchmarks; of trainings under other conditions, the fields that differ instead."""
     tables = []
     for group, rows in data.rows.items():
         others = {name: {row.source: row for row in groups.get(group, ())} for name, groups in data.compared.items()}
-        lines: list[list[Cell]] = [
-            [row.source, str(row.synth_real), *(_text_of(entries.get(row.source)) for entries in others.values())]
-            for row in rows
-        ]
-        tables.append(Table(f"Synth→Real, {_title(group)}", ["source", "here", *others], lines, [NOT_COMPARABLE]))
+        lines: list[list[Cell]] = []
+        reasons: dict[str, list[str]] = {}
+        for row in rows:
+            line: list[Cell] = [row.source, str(row.synth_real)]
+            for name, entries in others.items():
+                other = entries.get(row.source)
+                fields = [] if other is None else unlike(row.fingerprints, other.fingerprints, REAL)
+                line.append(None if other is None or fields else str(other.synth_real))
+                if fields:
+                    reasons.setdefault(f"{name} (it differs in {', '.join(fields)})", []).append(row.source)
+            lines.append(line)
+        notes = [f"Not comparable: {', '.join(sources)} of {reason}." for reason, sources in reasons.items()]
+        title = f"Synth→Real, {_title(group)}"
+        tables.append(Table(title, ["source", "here", *others], lines, [NOT_COMPARABLE, *notes]))
     return tables
-
-
-def _text_of(row: Row | None) -> str | None:
-    return None if row is None else str(row.synth_real)
 
 
 def _classes(data: Summary) -> Table:

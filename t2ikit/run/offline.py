@@ -107,7 +107,8 @@ def evaluate(args: argparse.Namespace) -> None:
                 for weight in args.guidance
             }
             remove_unfinished(where)
-            _report_sweep(where, sweep, title, snapshot.evaluation.less_is_better())
+            names = {score.name for scores in sweep.values() for score in scores}
+            _report_sweep(where, sweep, title, {name for name in names if snapshot.evaluation.less_is_better(name)})
 
 
 # ------------------------------------------------------------------ the request

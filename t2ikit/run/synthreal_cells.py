@@ -94,17 +94,19 @@ def trained_of(benchmark: Benchmark, items: Sequence[Item]) -> Iterator[tuple[st
         if item.place.finished() is None:
             continue
         results = _results(item.place)
-        tests = dict(results.tests)
+        tests, fingerprint = dict(results.tests), dict(results.fingerprint)
         for source in _missing_tests(benchmark, item):  # the scores of other images than the present ones
             tests.pop(source.name, None)
         for name in _tests_of(benchmark, item):
             test = _later(benchmark, item, name)
             if test is not None:
                 tests[name] = test
+                described = {"images": test.images, "sha256": _hash_of_test(benchmark, name)}
+                fingerprint["tests"] = {**fingerprint["tests"], name: described}
         if REAL not in tests:
             continue
         cell, count = item.cell, item.cell.values["images"]
-        merged = ClassificationResults(results.fingerprint, results.selected, tests, results.validation)
+        merged = ClassificationResults(fingerprint, results.selected, tests, results.validation)
         per_class = None if count == "all" else int(count)
         yield (
             cell.name,
@@ -145,14 +147,17 @@ def _later_file(benchmark: Benchmark, item: Item, name: str) -> Path:
     return benchmark.out / "tests" / item.cell.name / f"{name}.json"
 
 
+def _hash_of_test(benchmark: Benchmark, name: str) -> str:
+    return benchmark.hashes[str(next(source.test for source in benchmark.sources if source.name == name))]
+
+
 def _later(benchmark: Benchmark, item: Item, name: str) -> TestScore | None:
     """The score of a test that was made after the training, of the present images."""
     path = _later_file(benchmark, item, name)
     if not path.is_file():
         return None
     stored = parse_json(path.read_text(encoding="utf-8"))
-    folder = next(source.test for source in benchmark.sources if source.name == name)
-    if stored["experiment"] != item.place.digest or stored["sha256"] != benchmark.hashes[str(folder)]:
+    if stored["experiment"] != item.place.digest or stored["sha256"] != _hash_of_test(benchmark, name):
         return None
     score = stored["score"]
     per_class = {key: (int(correct), int(count)) for key, (correct, count) in score["per_class"].items()}

@@ -1,6 +1,7 @@
 """What a benchmark SynthReal has measured: its files, and the typed data of its page.
 
-OUT/table.csv      a row for each source, view, network and number of images
+OUT/table.csv      a row for each source, view, network and number of images; of the paper's classes its number beside,
+                   and in which fields of the fingerprint its recipe is another one
 OUT/results.json   the same with every training and its fingerprint
 """
 
@@ -20,6 +21,7 @@ from lightning.pytorch import LightningDataModule
 
 from t2ikit.classify import ClassFolders
 from t2ikit.classify.aggregate import REAL, Estimate, Group, Row, Trained, most_images, per_class, rows_of
+from t2ikit.classify.conditions import has_paper_classes, unlike_paper
 from t2ikit.classify.pictures import checked, find
 from t2ikit.classify.published import paper_accuracy
 from t2ikit.classify.results import ClassificationResults, TestScore
@@ -39,7 +41,7 @@ RESULTS = "results.json"
 RANDOM = "random"
 COLUMNS = """
     view network per_class source seeds synth_real synth_real_error synth_real_total error_of real_synth
-    real_synth_error real_synth_total gap gap_error relative_gap relative_gap_error paper
+    real_synth_error real_synth_total gap gap_error relative_gap relative_gap_error paper unlike_paper
 """
 
 
@@ -51,12 +53,13 @@ def write_results(benchmark: Benchmark, trained: Mapping[str, Trained]) -> None:
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS.split())
     groups = rows_of(listed)
+    keys = [entry.key for entry in benchmark.class_list.classes]
     for group, rows in groups.items():
         for row in rows:
-            table.writerow(_line(group, row, group.per_class == most_images(groups)))
+            table.writerow(_line(group, row, has_paper_classes(keys) and group.per_class == most_images(groups)))
     write_whole(benchmark.out / "table.csv", text.getvalue())
     content = {
-        "classes": [entry.key for entry in benchmark.class_list.classes],
+        "classes": keys,
         "trainings": {name: asdict(run) for name, run in sorted(trained.items())},
     }
     write_whole(benchmark.out / RESULTS, json.dumps(content, indent=1, sort_keys=True) + "\n")
@@ -71,7 +74,8 @@ def _line(group: Group, row: Row, beside: bool) -> list[Any]:
     seeds = len(row.synth_real.values)
     first = [group.view, group.network, group.per_class or "all", row.source, seeds]
     numbers = [*three(row.synth_real), row.synth_real.kind, *three(row.real_synth), *gaps[0], *gaps[1]]
-    return [*first, *numbers, paper or ""]
+    differing = [] if paper is None else unlike_paper(group.view, row.fingerprints)
+    return [*first, *numbers, paper or "", " ".join(differing)]
 
 
 def refuse_unlike(benchmark: Benchmark, others: Sequence[Path]) -> None:

@@ -16,9 +16,12 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 
 import tiny
 from t2ikit import cli
-from t2ikit.callbacks import Checkpoint
+from t2ikit.callbacks import Checkpoint, Snapshot
 from t2ikit.callbacks.checkpoint import expected_bytes
 from t2ikit.callbacks.checkpoint_rules import BestScores, StepClock, seconds_of
+from t2ikit.evaluation import CaptionPrompts, Overfitting
+from t2ikit.metrics import DistributionMetrics
+from t2ikit.metrics.features.features import RandomConvFeatures
 
 EXPERIMENT = """
 extends: [tiny.yaml]
@@ -108,6 +111,19 @@ def test_best_scores() -> None:
     assert best.steps([1, 2, 3, 4, 6]) == {2, 4}
     best.mode = "max"
     assert best.steps([1, 2, 3, 4]) == {1, 4}
+
+
+@pytest.mark.parametrize(
+    "score", ["frechet_distance", "overfitting/copies", "overfitting/gap", "overfitting/gap_cutmix"]
+)
+def test_fewer_copies_and_smaller_gaps_are_better(score: str) -> None:
+    """It is asked before the snapshot has read its data."""
+    metrics = [DistributionMetrics(RandomConvFeatures())]
+    snapshot = Snapshot(CaptionPrompts(), metrics, name="val", reference="val", overfitting=Overfitting())
+    best = BestScores(f"val/{score}", None, 1)
+    best.find([snapshot])
+    best.scores = {100: 0.0, 200: 0.9}
+    assert best.steps([100, 200]) == {100}
 
 
 def test_the_best_by_a_score_of_lightnings_validation(tmp_path: Path) -> None:

@@ -67,6 +67,15 @@ def test_a_run_is_tested_with_the_selected_weights(folder: Path) -> None:
     assert sum(",train/loss," in row for row in rows) == 24
 
 
+def test_accumulated_steps_are_validated_once_an_epoch_and_never_before_the_first(folder: Path) -> None:
+    words = ["--data.batch_size", "6", "--trainer.accumulate_grad_batches", "2", "--trainer.max_epochs", "2"]
+    assert run(*words) == 0
+    version = folder / "runs/small/version_0"
+    rows = [row.split(",") for row in (version / "metrics.csv").read_text().splitlines()]
+    assert [step for step, name, _ in rows if name == "val/loss"] == ["3", "6"]
+    assert read_results(version).selected["step"] in (3, 6)
+
+
 @pytest.mark.fault("SIGKILL in the training of a classifier", "goes on bit for bit")
 @pytest.mark.long
 def test_a_killed_run_goes_on_bit_for_bit(folder: Path) -> None:

@@ -10,6 +10,7 @@ from class_pictures import WNIDS, fill, tiny_depth_anything
 
 import tiny
 from t2ikit import cli
+from t2ikit.classify.conditions import _shipped
 from t2ikit.classify.results import read_results
 from t2ikit.config.compose import compose
 from t2ikit.config.errors import ConfigError
@@ -53,6 +54,12 @@ def test_an_experiment_is_the_paper_s(view: str) -> None:
     adam = {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0, "scale": {}}
     assert model["optimizer"]["init_args"] == adam
     assert model["cutmix"] is True and model["select"] == "lowest" and model["compat"] == data["compat"] == "meant"
+    shipped = _shipped(view)  # beside which the page puts the paper's numbers without a note
+    assert shipped["recipe"]["optimizer"] == ["AdamW", adam]
+    assert shipped["recipe"]["learning_rate"] == ["EpochCosine", model["learning_rate"]["init_args"]]
+    known = {name: value for name, value in shipped["view"].items() if name in data}
+    assert known == {name: data[name] for name in known} and shipped["view"]["name"] == view
+    assert all(shipped[name] == data[name] for name in ("held_out", "batch_size"))
     lines = (FOLDER / f"{view}.yaml").read_text().splitlines()
     card = "\n".join(line for line in lines if line.startswith("#"))
     assert card.startswith("# Paper: ") and f"Run:  lightning run experiments/synthreal/{view}.yaml" in card

@@ -81,6 +81,15 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert f"5 ± 0.5 [{run.measured[-1].scores['inception/frechet_distance'].fingerprint.hash()[:8]}]" in body
 
 
+def test_an_evaluation_of_the_last_snapshot_stands_beside_it(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "mine", steps=(20,))
+    evaluated = [Score("inception/frechet_distance", 99.0, Fingerprint(reference="other", num_images=4), 20)]
+    write_scores(folder / "evaluations/imagenet_val/step-00000020/scores", evaluated)
+    body = run_page(read_runs([folder]), "Report").partition("<body>")[2]
+    assert "mine, 20<" in body and "mine, evaluation step-00000020<" in body
+    assert ">5 ± 0.5 [" in body and ">99 [" in body and "they differ in reference, guidance" in body
+
+
 def test_several_runs_are_compared(tmp_path: Path) -> None:
     runs = read_runs([make_run(tmp_path / "first"), make_run(tmp_path / "second", rate=0.5, guidance=2.0)])
     assert [run.name for run in runs] == ["first", "second"]
