@@ -40,6 +40,11 @@ MODEL_FIELDS = ("seeds", "sampler", "steps", "guidance", "precision", "weights",
 """Fields of a fingerprint that describe the model's side; they are not known of pictures of another program."""
 
 
+def is_of_images(name: str) -> bool:
+    """Whether a score of that name is of sampled images, and not of losses, which have no sampler."""
+    return name not in SCORES and not name.startswith(GAP)
+
+
 @dataclass(frozen=True)
 class Evaluated:
     """What an evaluation gave.
