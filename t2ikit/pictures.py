@@ -199,10 +199,10 @@ class PictureFiles(StoredImages):
         if not paths:
             raise ValueError("no pictures to read")
         self.paths = paths
-        width, height = _size_of(paths[0])
+        width, height = head_of(paths[0])
         super().__init__(len(paths), (height, width))
         for path in paths:
-            size = _size_of(path)
+            size = head_of(path)
             if size != (width, height):
                 raise ValueError(
                     f"{path} has {size[0]} x {size[1]} pixels, not {width} x {height} as {paths[0]}: bring all to one "
@@ -212,17 +212,22 @@ class PictureFiles(StoredImages):
     def read(self, index: int) -> np.ndarray:
         """Decodes the file."""
         path = self.paths[index]
-        with _named(path):
+        with named(path):
             return read_rgb(path.read_bytes(), (self.shape[3], self.shape[2]))
 
 
-def _size_of(path: Path) -> tuple[int, int]:
-    with _named(path), path.open("rb") as file:
+def head_of(path: Path) -> tuple[int, int]:
+    """Width and height of a picture, by the head of its file.
+
+    Raises:
+        ValueError: the file is no picture; names it.
+    """
+    with named(path), path.open("rb") as file:
         return size_of(file)
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def named(path: Path) -> Iterator[None]:
     """ValueError that names the file where it cannot be read."""
     try:
         yield

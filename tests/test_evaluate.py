@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,12 @@ from PIL import Image
 
 import tiny
 from t2ikit import cli
+from t2ikit.evaluation.comparison import Found
 from t2ikit.evaluation.image_store import ImageStore
+from t2ikit.evaluation.overfitting import GAP
 from t2ikit.lock import LOCK, is_locked
-from t2ikit.metrics.fingerprint import read_scores
+from t2ikit.metrics.fingerprint import Fingerprint, Score, UnlikeFingerprints, read_scores
+from t2ikit.run.offline import _report
 from t2ikit.run.trained import load_trained
 
 EXPERIMENT = """
@@ -203,6 +207,29 @@ sys.stdin.read()
         other.kill()
     evaluate(out=tmp_path, snapshot="geneval")
     assert (where / "scores").exists() and not is_locked(where)
+
+
+def test_scores_of_losses_do_not_pass_for_pictures_of_another_program(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def scores(sampler: str | None, seed: str) -> list[Score]:
+        images = Fingerprint(sampler=sampler, seeds=None if sampler is None else "0")
+        losses = Fingerprint(reference="val", seeds=seed)
+        names = ("loss", "loss_fixed_t", GAP, f"{GAP}_cutmix")
+        return [Score("frechet_distance", 9.0, images), *(Score(name, 0.5, losses) for name in names)]
+
+    def report(ours: list[Score], theirs: list[Score]) -> str:
+        found = Found({score.name: score for score in theirs}, tmp_path)
+        _report(tmp_path, ours, found, Namespace(varied=(), compare="other"))
+        return capsys.readouterr().out
+
+    assert "another program" not in report(scores("ddim", "0"), scores("ddim", "0"))
+    with pytest.raises(UnlikeFingerprints, match="sampler: 'ddim' and 'ddpm'"):
+        report(scores("ddim", "0"), scores("ddpm", "0"))
+    # Pictures excuse what is not known of them, and no loss.
+    assert "not known, and not compared: seeds, sampler" in report(scores("ddim", "0"), scores(None, "0"))
+    with pytest.raises(UnlikeFingerprints, match="seeds: '0' and '7'"):
+        report(scores("ddim", "0"), scores(None, "7"))
 
 
 def test_pictures_of_another_program(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

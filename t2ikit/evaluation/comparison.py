@@ -61,6 +61,7 @@ def score_table(
     others: Mapping[str, Score] | None = None,
     varied: Collection[str] = (),
     other_title: str = "other",
+    unknown: Mapping[str, Collection[str]] | None = None,
 ) -> Table:
     """A line a score; with others also theirs and the difference, for the scores that both have.
 
@@ -69,6 +70,7 @@ def score_table(
         scores, others: by name.
         varied: fields of the fingerprints that may differ.
         other_title: of the other column.
+        unknown: name of a score -> fields that may differ in it too, since one side does not know them.
 
     Raises:
         UnlikeFingerprints: a score whose fingerprints differ in another field; names it.
@@ -86,7 +88,7 @@ def score_table(
         cells = [name, shown(score)]
         if others is not None and name in others:
             other = others[name]
-            compare(score.fingerprint, other.fingerprint, varied)
+            compare(score.fingerprint, other.fingerprint, (*varied, *(unknown or {}).get(name, ())))
             cells += [shown(other), f"{score.value - other.value:+.4g}"]
         table.add_row(*cells)
     return table

@@ -40,6 +40,11 @@ MODEL_FIELDS = ("seeds", "sampler", "steps", "guidance", "precision", "weights",
 """Fields of a fingerprint that describe the model's side; they are not known of pictures of another program."""
 
 
+def is_of_images(name: str) -> bool:
+    """Whether a score of that name is of sampled images, and not of losses, which have no sampler."""
+    return name not in SCORES and not name.startswith(GAP)
+
+
 @dataclass(frozen=True)
 class Evaluated:
     """What an evaluation gave.
@@ -231,7 +236,7 @@ class Evaluation:
         """Writes the statistics of the reference set, for the ``reference_statistics`` of the metrics.
 
         Args:
-            folder: gets ``NETWORK.npz`` for each network of the metrics.
+            folder: gets ``NETWORK.npz`` for each network of the metrics, see :func:`write_references`.
             data: the data module, set up.
             device: where the networks run.
 
@@ -286,7 +291,6 @@ class Evaluation:
             blank = blank.expand(len(self._reference), -1, -1, -1)
             samples.reference = reference_of(blank, metadata=self._reference.metadata)
         for metric in self.metrics:
-            metric.check(samples)
             names = metric.less_is_better
             if isinstance(names, str) or not isinstance(names, Collection):
                 raise ValueError(
@@ -294,6 +298,7 @@ class Evaluation:
                     f"which a smaller value is better, such as ('distance',); got {names!r}"
                 )
             try:
+                metric.check(samples)
                 metric.fingerprint()  # reads the weights, without which the first snapshot would end a run
             except (ImportError, OSError) as error:
                 raise ValueError(f"callbacks.{self.name}: {metric.title} cannot be computed: {error}") from error

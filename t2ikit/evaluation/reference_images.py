@@ -16,7 +16,7 @@ from t2ikit import ranks
 from t2ikit.data.datamodule import DataModule
 from t2ikit.metrics.base import Samples, reference_of
 from t2ikit.photos import decode
-from t2ikit.pictures import Images, StoredImages
+from t2ikit.pictures import Images, StoredImages, head_of, named
 from t2ikit.prompts import PromptSource
 from t2ikit.records.record_set import RecordSet
 from t2ikit.records.view import RecordView
@@ -34,7 +34,7 @@ class ReferenceImages:
         data: the data module, set up.
 
     Raises:
-        FileNotFoundError, ValueError: there are none; names the option.
+        FileNotFoundError, ValueError: there are none, or a photo is no picture; names the option or the file.
         OtherRankFailed: another rank found none.
     """
 
@@ -44,7 +44,7 @@ class ReferenceImages:
         self._images: Images | None = None
         self._samples: Samples | None = None
         if name == OF_PROMPTS:
-            self._photos = ranks.from_first(source.pictures)[:limit]  # decoded when their size is known
+            self._photos = ranks.from_first(lambda: _photos(source, limit))  # decoded when their size is known
         else:
             opened: list[Images] = []
             ranks.together(lambda: opened.append(real_images(data, name, limit)))
@@ -72,12 +72,23 @@ class ReferenceImages:
         return self._samples
 
 
+def _photos(source: PromptSource, limit: int | None) -> list[Path]:
+    """The photos of the prompts, after a look at the head of each: a long drawing comes before they are decoded."""
+    photos = source.pictures()[:limit]
+    for path in photos:
+        head_of(path)
+    return photos
+
+
 class Photos(StoredImages):
     """Photos of any sizes, cropped and resized when they are read.
 
     Args:
         paths: of the files.
         size: H = W of the images.
+
+    Raises:
+        ValueError: when it is read, a file that is no whole image; names it.
     """
 
     def __init__(self, paths: Sequence[Path], size: int) -> None:
@@ -86,7 +97,9 @@ class Photos(StoredImages):
 
     def read(self, index: int) -> np.ndarray:
         """Decodes the file."""
-        return decode(self.paths[index].read_bytes(), self.shape[-1])
+        path = self.paths[index]
+        with named(path):
+            return decode(path.read_bytes(), self.shape[-1])
 
 
 class ImagesOfRecords(StoredImages):

@@ -12,7 +12,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,8 @@ def write_references(folder: Path, samples: Samples, metrics: Sequence[Metric]) 
     """Writes the statistics of the reference under every network of the metrics; every rank must call it.
 
     Args:
-        folder: gets a file for each network.
+        folder: gets a file for each network, and for each way in which the network is shown images. Where two of them
+            have one name, the second file is called ``NAME_2.npz``.
         samples: no images, and the reference.
         metrics: those that compare with a reference and have no file of it yet are taken.
 
@@ -124,10 +125,15 @@ def write_references(folder: Path, samples: Samples, metrics: Sequence[Metric]) 
         On all ranks, file -> titles of the metrics that can read it.
     """
     files: dict[Path, list[str]] = {}
+    keys: dict[str, list[Hashable]] = {}
     for metric in metrics:
         if metric.statistics_file is None:
             continue
-        path = folder / metric.statistics_file
+        name, known = Path(metric.statistics_file), keys.setdefault(metric.statistics_file, [])
+        if metric.rows_key() not in known:
+            known.append(metric.rows_key())
+        number = known.index(metric.rows_key()) + 1
+        path = folder / (name if number == 1 else name.with_stem(f"{name.stem}_{number}"))
         if path not in files:
             assert samples.reference is not None
             with exact(), _offloaded(metric):

@@ -17,6 +17,7 @@ MOST_POINTS = 500
 """Points of a line; longer ones are thinned to every n-th value and the last."""
 MOST_ROWS = 25
 MOST_OTHERS = 24
+_LOG_EVERY = 50
 _BIN = re.compile(r"train/loss_t/([\d.]+)-([\d.]+)")
 _FIXED, _FIXED_TRAIN = "loss_fixed_t", "loss_fixed_t_train"
 _TIMES = "/seconds/"
@@ -168,14 +169,18 @@ def _is_other(name: str) -> bool:
     return name.startswith("train/") and name != "train/loss" and not name.startswith(("train/loss/", "train/loss_t/"))
 
 
-def seconds_of(series: Mapping[str, Points], images_a_step: int | None) -> tuple[float | None, float]:
+def seconds_of(
+    series: Mapping[str, Points], images_a_step: int | None, every: int | None = None
+) -> tuple[float | None, float]:
     """Seconds of training, and of evaluation, by what a run logged; None where it did not say.
 
     Args:
         series: of the run.
         images_a_step: samples of an optimizer step.
+        every: steps from one logged value to the next (``trainer.log_every_n_steps``); None for Lightning's 50.
     """
-    speeds, training, before = series.get("train/images_per_second", ()), 0.0, 0
+    speeds, training = series.get("train/images_per_second", ()), 0.0
+    before = max(0, speeds[0][0] - (every or _LOG_EVERY)) if speeds else 0  # a fork begins late
     for step, speed in speeds:
         if images_a_step is not None and speed > 0 and step > before:
             training += (step - before) * images_a_step / speed

@@ -246,8 +246,8 @@ def _cost(runs: Sequence[Run]) -> Table:
     facts = [_facts(run) for run in runs]
     lines: list[list[Cell]] = [[name, *(fact[name] for fact in facts)] for name in facts[0]]
     notes = [
-        "Seconds of training are the images of every logged interval by its images per second; those before the first "
-        "logged value of a run, and of loading and saving, are not in them. Device seconds count every device."
+        "Seconds of training are the images of every logged interval by its images per second; those of loading and "
+        "saving, and of a fork those before it began, are not in them. Device seconds count every device."
     ]
     return Table("Cost", ["", *(run.name for run in runs)], lines, notes)
 
@@ -255,7 +255,8 @@ def _cost(runs: Sequence[Run]) -> Table:
 def _facts(run: Run) -> dict[str, Cell]:
     batch = run.option("data.init_args.batch_size")
     batch = batch if isinstance(batch, int) else None
-    training, evaluation = seconds_of(run.series, batch)
+    every = run.option("trainer.log_every_n_steps")
+    training, evaluation = seconds_of(run.series, batch, every if isinstance(every, int) else None)
     devices = _devices(run)
     total = None if training is None else training + evaluation
     machine, packages = (_part(run.environment, name) for name in ("machine", "packages"))

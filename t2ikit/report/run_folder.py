@@ -19,7 +19,7 @@ from t2ikit.checkpoints.saving import step_in_name
 from t2ikit.config.errors import ConfigError
 from t2ikit.config.merging import flatten
 from t2ikit.config.values import parse_stored
-from t2ikit.files import parse_json
+from t2ikit.files import parse_json, read_lines
 from t2ikit.metrics.fingerprint import Score, read_scores
 
 MOST_RUNS = 32
@@ -297,11 +297,14 @@ def _step_of(name: str) -> int | None:
 
 
 def _prompts(folder: Path, missing: list[str]) -> dict[str, list[str]]:
-    return {
-        path.parent.name: path.read_text(encoding="utf-8", errors="replace").splitlines()
-        for path in sorted(folder.glob("samples/*/prompts.txt"))
-        if _is_own(folder, path, missing)
-    }
+    prompts = {}
+    for path in sorted(folder.glob("samples/*/prompts.txt")):
+        if _is_own(folder, path, missing):
+            try:
+                prompts[path.parent.name] = read_lines(path)
+            except ValueError as error:
+                missing.append(f"The prompts of {path.parent.name} are left out: {error}.")
+    return prompts
 
 
 def _classification(folder: Path, missing: list[str]) -> dict[str, Any]:

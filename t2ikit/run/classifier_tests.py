@@ -23,13 +23,14 @@ from t2ikit.config.origins import Origins
 _PREFIX = "classifier."
 
 
-def test_of_run(run_folder: Path, name: str, images: Path, origins: Origins) -> TestScore:
+def test_of_run(run_folder: Path, name: str, images: Path, train: str, val: str | None, origins: Origins) -> TestScore:
     """The score of a finished run on a further test set.
 
     Args:
         run_folder: of the run, with its last checkpoint.
         name: of the test set.
         images: its folder.
+        train, val: folders of the pictures that the run was trained on, and selected by, as they are called now.
         origins: which modules the experiment may name.
 
     Raises:
@@ -40,7 +41,7 @@ def test_of_run(run_folder: Path, name: str, images: Path, origins: Origins) -> 
     content = read_weights(path, mmap=True)
     config = stored_experiment(content, path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    node = merge(config["data"], {"init_args": {"tests": None}})
+    node = merge(config["data"], {"init_args": {"tests": None, "train": train, "val": val}})
     node["init_args"]["tests"] = {name: str(images)}
     data = check_component("data", node, LightningDataModule, origins=origins).build()
     module = check_component("model", config["model"], LightningModule, origins=origins).build()

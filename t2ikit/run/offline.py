@@ -27,11 +27,10 @@ from t2ikit.config.files import find_experiment
 from t2ikit.config.imports import find_class
 from t2ikit.config.origins import Origins
 from t2ikit.data.datamodule import DataModule
-from t2ikit.evaluation import MODEL_FIELDS, Evaluated
+from t2ikit.evaluation import MODEL_FIELDS, Evaluated, is_of_images
 from t2ikit.evaluation.comparison import Found, find_scores, paired_tables, score_table
 from t2ikit.evaluation.guidance_sweep import plot_sweep, sweep_table, write_csv
 from t2ikit.evaluation.settings import Sampling
-from t2ikit.evaluation.validation import SCORES
 from t2ikit.metrics.fingerprint import Fingerprint, Score, compare
 from t2ikit.records.manifest import Manifest
 from t2ikit.run.evaluation_folder import UNFINISHED, Asked, alone_in, remove_unfinished
@@ -243,7 +242,7 @@ def _check_comparable(
     ours = snapshot.evaluation.conditions(conditions)
     for score in others.scores.values():
         theirs = score.fingerprint
-        if score.name not in SCORES and theirs.sampler is not None:
+        if is_of_images(score.name) and theirs.sampler is not None:
             known = Fingerprint.from_dict({key: value for key, value in theirs.named().items() if key in ours})
             compare(Fingerprint.from_dict(ours), known, args.varied)
 
@@ -267,15 +266,16 @@ def _report(where: Path, scores: list[Score], others: Found | None, args: argpar
     """Prints the scores, beside others with --compare, and with confidence where it is known."""
     if ranks.this() > 0:
         return
-    by_name, varied = {score.name: score for score in scores}, list(args.varied)
+    by_name = {score.name: score for score in scores}
     theirs = None if others is None else others.scores
-    both = [*scores, *(theirs or {}).values()]
-    if others is not None and any(score.fingerprint.sampler is None for score in both if score.name not in SCORES):
+    both = [*scores, *theirs.values()] if theirs is not None else []
+    pictures = [score.name for score in both if is_of_images(score.name) and score.fingerprint.sampler is None]
+    if pictures:
         print(f"of pictures of another program is not known, and not compared: {', '.join(MODEL_FIELDS)}")
-        varied += MODEL_FIELDS
     print(f"scores: {where / 'scores'}")
     console = Console(width=100)
-    console.print(score_table(str(where.name), by_name, theirs, varied, str(args.compare)))
+    unknown = dict.fromkeys(pictures, MODEL_FIELDS)
+    console.print(score_table(where.name, by_name, theirs, args.varied, str(args.compare), unknown))
     if others is not None:
         for table in paired_tables(where / "details", others.details, str(args.compare)):
             console.print(table)

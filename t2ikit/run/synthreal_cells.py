@@ -169,13 +169,15 @@ def _make_tests(benchmark: Benchmark, item: Item, origins: Origins) -> None:
     wanted = list(_missing_tests(benchmark, item))
     if not wanted:
         return
+    now = item.sweep.compose(item.cell)["data"]["init_args"]  # the pictures may have moved since the training
     try:
         lock(item.place.folder)
     except ConfigError:  # another process makes them
         return
     try:
         for source in _missing_tests(benchmark, item):
-            score = test_of_run(_run_folder(item.place), source.name, source.test, origins)
+            run, train, val = _run_folder(item.place), now["train"], now.get("val")
+            score = test_of_run(run, source.name, source.test, train, val, origins)
             content = {
                 "experiment": item.place.digest,
                 "sha256": benchmark.hashes[str(source.test)],

@@ -340,6 +340,16 @@ def test_photos_of_the_prompts_are_a_reference(tmp_path: Path) -> None:
         found = evaluation.evaluate(module_of(), DATA, Sampling(steps=1), tmp_path / "drawn", weights="raw", step=0)
         assert found.scores[0].value == expected
         assert found.scores[0].fingerprint.num_reference == (limit or 3)
+    # One that is cut off is named when it is read, one that is none before anything is drawn.
+    evaluation, cut = Evaluation("val", Photos(2), [Compared()], "prompts"), tmp_path / "photos" / "30.png"
+    Image.effect_noise((50, 50), 90).convert("RGB").save(cut)
+    cut.write_bytes(cut.read_bytes()[:1000])
+    evaluation.prepare(DATA)
+    with pytest.raises(ValueError, match="30.png is no whole image"):
+        evaluation.evaluate(module_of(), DATA, Sampling(steps=1), tmp_path / "drawn", weights="raw", step=0)
+    cut.write_bytes(b"")
+    with pytest.raises(ValueError, match="30.png is no whole image"):
+        Evaluation("val", Photos(2), [Compared()], "prompts").prepare(DATA)
     with pytest.raises(ValueError, match="reference: prompts needs prompts with photos of their own"):
         Evaluation("val", Numbered(2), [Compared()], "prompts").prepare(DATA)
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from t2ikit.evaluation.scoring import score_samples
+from t2ikit.evaluation.scoring import score_samples, write_references
 from t2ikit.metrics.base import Metric, Result, Rows, SampleBatch, Samples, look, reference_of
 from t2ikit.metrics.distribution.cmmd import CMMD
 from t2ikit.metrics.distribution.distribution import DistributionMetrics
 from t2ikit.metrics.distribution.kid import KID
 from t2ikit.metrics.features.features import FeatureExtractor, NetworkHolder, RandomConvFeatures
+from t2ikit.metrics.features.networks import CLIPFeatures, DINOv2Features
 from t2ikit.metrics.fingerprint import Score
 from t2ikit.metrics.geneval.metric import GenEval
 from t2ikit.metrics.questions.answers import Choices, QuestionAnswerer
@@ -205,3 +207,41 @@ def test_networks_are_exact_and_leave_the_device_to_training() -> None:
     with pytest.raises(ValueError, match="Precise: observe gives 3 rows for 23 images"):
         scored([failing])
     assert failing.moves == [("cpu",)]
+
+
+class Piped(Counted):
+    """One network of two ways to show it images."""
+
+    def __init__(self, pipeline: str) -> None:
+        super().__init__()
+        self.pipeline = pipeline
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {**super().fingerprint(), "resize": self.pipeline}
+
+
+def test_statistics_of_one_network_with_two_pipelines_are_two_files(tmp_path: Path) -> None:
+    none, first, second = Samples(IMAGES[:0], reference=reference_of(REFERENCES, "photos")), Piped("a"), Piped("b")
+    metrics = [CMMD(first), DistributionMetrics(second, k=3), KID(Piped("a"), subset_size=9, subsets=3)]
+    files = write_references(tmp_path, none, metrics)
+    assert list(files.values()) == [["CMMD", "KID"], ["DistributionMetrics"]]
+    assert [path.name for path in files] == [f"{first.name}.npz", f"{first.name}_2.npz"]
+    samples = Samples(IMAGES, TEXTS)
+    for path, features in zip(files, (first, second), strict=True):
+        DistributionMetrics(features, k=3, reference_statistics=str(path)).compute(samples)
+    # A file of the other one is refused before anything is drawn.
+    with pytest.raises(ValueError, match="differ in resize: 'b' there, 'a' here"):
+        DistributionMetrics(first, k=3, reference_statistics=str(path)).check(samples)
+
+
+def test_names_of_files_of_statistics_say_how_images_are_shown() -> None:
+    def name(features: FeatureExtractor) -> str | None:
+        return CMMD(features).statistics_file
+
+    assert name(RandomConvFeatures(dim=8)) == "random_conv_8_seed0.npz"
+    assert name(DINOv2Features("a/b")) == "dinov2_a_b.npz"
+    assert name(CLIPFeatures("a/b", pipeline="cmmd_224")) == "clip_a_b_cmmd_224.npz"
+    assert (
+        name(CLIPFeatures("a/b", pipeline="open_clip_224", unit_length=False))
+        == "clip_a_b_open_clip_224_any_length.npz"
+    )

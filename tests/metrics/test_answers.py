@@ -85,6 +85,14 @@ def test_an_interrupted_judging_goes_on(tmp_path: Path) -> None:
     assert [path.suffix for path in tmp_path.iterdir()] == [".jsonl"]
 
 
+def test_separators_inside_an_answer_are_read_again(tmp_path: Path) -> None:
+    asked = [Asked(0, text) for text in ("a\u2028b", "a\u2029b", "a\u0085b")]
+    first, second = Loud(), Loud()
+    written = ask_all(first, IMAGES, asked, tmp_path)
+    read = ask_all(second, IMAGES, asked, tmp_path)
+    assert not second.calls and [read[one] for one in asked] == [written[one] for one in asked]
+
+
 def test_equal_questions_are_asked_once(tmp_path: Path) -> None:
     answerer = Loud()
     twice = torch.cat([IMAGES[:1], IMAGES[:1]])

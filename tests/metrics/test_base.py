@@ -128,6 +128,22 @@ def test_the_reference_is_hashed_once_for_all_metrics(monkeypatch: pytest.Monkey
     assert hashed == [12]
 
 
+def test_a_last_chunk_of_too_few_images_is_refused_before_anything_is_drawn() -> None:
+    metric, small = DistributionMetrics(MeanColour(), preset="imagenet_t2i"), set()
+    for count in range(25, 60):
+        last = len(torch.arange(count).chunk(5)[-1])
+        sets = [(count, 30, "generated"), (30, count, "reference")]
+        for generated, real, what in sets:
+            samples = Samples(pictures(generated, 0), reference=reference_of(pictures(real, 1)))
+            if last >= 5:
+                metric.check(samples)
+                continue
+            small.add(count)
+            with pytest.raises(ValueError, match=f"^{count} {what} images leave {last} for the last of the 5 parts"):
+                metric.check(samples)
+    assert small == {26, 27, 28, 31, 32, 36}
+
+
 def test_any_metric_may_compare_with_the_reference() -> None:
     class Brighter(Metric):
         statistics_file = "brightness.npz"

@@ -80,6 +80,15 @@ def test_what_would_fill_the_memory_is_left_out(run: Path, name: str, text: str)
     assert name == "finished" or any(f"{name} cannot be read" in sentence for sentence in read.missing)
 
 
+def test_prompts_are_one_a_line_feed_and_damaged_ones_are_named(run: Path) -> None:
+    path = run / "samples/imagenet_val/prompts.txt"
+    path.write_text("a red\u2028circle\na blue\u0085square\n", encoding="utf-8")
+    assert page_of(run)[0].prompts == {"imagenet_val": ["a red\u2028circle", "a blue\u0085square"]}
+    path.write_bytes("ein grüner Kreis\n".encode("latin-1"))
+    read, _ = page_of(run)
+    assert not read.prompts and any("prompts of imagenet_val are left out" in sentence for sentence in read.missing)
+
+
 def test_a_file_of_too_many_bytes_is_left_out(run: Path) -> None:
     with (run / "metrics.csv").open("wb") as file:
         file.truncate(2**40)  # without a byte on the disk

@@ -113,6 +113,17 @@ def test_a_source_that_comes_later_is_tested_on_the_kept_weights(folder: Path, m
     assert table("later")["rgb", "good"] == table("both")["rgb", "good"]
 
 
+def test_pictures_that_have_moved_are_found_for_a_later_source(folder: Path) -> None:
+    fill(folder / "val", 2, 50)
+    assert cli.main(words("out", "--data.val", "val", sources=())) == 0
+    shutil.move(folder / "val", folder / "elsewhere")
+    shutil.move(folder / "real", folder / "photos")
+    call = words("out", "--data.val", "elsewhere", sources=("good",))
+    call[call.index("real")] = "photos"
+    assert cli.main(call) == 0
+    assert table("out")["rgb", "good"]["real_synth"] != ""
+
+
 @pytest.mark.long
 def test_two_processes_give_what_one_gives(folder: Path) -> None:
     assert cli.main(words("one")) == 0

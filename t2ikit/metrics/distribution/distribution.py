@@ -7,12 +7,14 @@ Shape legend::
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from t2ikit.metrics.base import Result, Rows, Samples
+from t2ikit.metrics.base import MORE_REFERENCE, Result, Rows, Samples
 from t2ikit.metrics.distribution.frechet import Moments
 from t2ikit.metrics.distribution.precision_recall import PRESETS, prdc, prdc_preset
 from t2ikit.metrics.distribution.reference import ComparedMetric
@@ -42,8 +44,37 @@ class DistributionMetrics(ComparedMetric):
 
     def least(self) -> tuple[int, str]:
         """Two more than k, in each chunk of the preset."""
-        chunks = 1 if self.preset is None else PRESETS[self.preset].chunks
-        return (self.k + 2) * chunks, f"k={self.k}"
+        return (self.k + 2) * self._chunks, f"k={self.k}"
+
+    def check(self, samples: Samples) -> None:
+        """Also refuses a set of which the last chunk of the preset, which may be far smaller, has too few images."""
+        super().check(samples)
+        if self.path is None:
+            assert samples.reference is not None
+            reference = len(samples.reference)
+        elif self._stored.features is not None:
+            reference = self._stored.moments.count
+        else:  # moments alone give the Frechet distance
+            return
+        for count, what, remedy in (
+            (len(samples), "generated", samples.remedy),
+            (reference, "reference", MORE_REFERENCE),
+        ):
+            last = self._last_chunk(count)
+            if last < self.k + 2:
+                more = next(more for more in itertools.count(count) if self._last_chunk(more) >= self.k + 2)
+                raise ValueError(
+                    f"{count} {what} images leave {last} for the last of the {self._chunks} parts of {self.preset}, "
+                    f"but k={self.k} needs at least {self.k + 2}: take {more} ({remedy}), or {self.least()[0]}"
+                )
+
+    @property
+    def _chunks(self) -> int:
+        return 1 if self.preset is None else PRESETS[self.preset].chunks
+
+    def _last_chunk(self, count: int) -> int:
+        """Images of the smallest part that ``torch.chunk`` makes."""
+        return count % math.ceil(count / self._chunks) or math.ceil(count / self._chunks)
 
     def score(self, samples: Samples, rows: Rows) -> Result:
         """``frechet_distance``, ``precision``, ``recall``, ``density``, ``coverage``.

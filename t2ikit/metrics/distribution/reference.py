@@ -101,7 +101,7 @@ class ComparedMetric(Metric):
             raise ValueError(f"batch_size must be at least 1; got {self.batch_size}")
         self.path = None if self.reference_statistics is None else Path(self.reference_statistics).expanduser()
         if self.path is None:
-            self.statistics_file = re.sub(r"[^A-Za-z0-9.]+", "_", self.features.name).strip("_") + ".npz"
+            self.statistics_file = re.sub(r"[^A-Za-z0-9.]+", "_", self.features.file_name).strip("_") + ".npz"
         elif not self.path.is_file():
             raise FileNotFoundError(
                 f"no reference statistics {self.path}: set {OPTION} to a file that t2ikit evaluate --write-reference "
@@ -113,7 +113,9 @@ class ComparedMetric(Metric):
         """Fewest images that either set may have, and what needs so many, for messages."""
 
     def check(self, samples: Samples) -> None:
-        """Refuses samples that cannot be compared: without a reference, or too few images in a set."""
+        """Refuses samples that cannot be compared: without a reference, too few images in a set, or a file of another
+        network.
+        """
         least, reason = self.least()
         if self.path is None and samples.reference is None:
             raise ValueError(
@@ -123,6 +125,7 @@ class ComparedMetric(Metric):
         need_images(len(samples), least, reason, remedy=samples.remedy)
         if self.path is not None:
             need_images(self._stored.moments.count, least, reason, "reference")
+            self._compare_stored(self.features.fingerprint())
         elif samples.reference is not None:
             need_images(len(samples.reference), least, reason, "reference")
 
@@ -203,16 +206,20 @@ class ComparedMetric(Metric):
         lacking = [key for key in REFERENCE_FIELDS if key not in stored]
         if lacking:
             raise ValueError(f"{self.path} does not say which set it is of ({', '.join(lacking)}): write it again")
-        # Through JSON, as the stored ones went.
-        for key, value in json.loads(json.dumps(wanted)).items():
-            if stored.get(key) != value:
-                raise ValueError(
-                    f"the statistics of {self.path} ({OPTION}) differ in {key}: {stored.get(key)!r} there, {value!r} "
-                    "here; write them again with this network and set"
-                )
+        self._compare_stored(wanted)
         if stored["num_reference"] != moments.count or moments.dim != self.features.dim:
             raise ValueError(
                 f"{self.path} holds moments of {moments.count} images and {moments.dim} features, its fingerprint says "
                 f"{stored['num_reference']} and the network {self.features.dim}: write it again"
             )
         return self._stored
+
+    def _compare_stored(self, wanted: dict[str, Any]) -> None:
+        """ValueError where the file says something else than ``wanted``; names the field."""
+        stored = self._stored.moments.fingerprint
+        for key, value in json.loads(json.dumps(wanted)).items():  # through JSON, as the stored ones went
+            if stored.get(key) != value:
+                raise ValueError(
+                    f"the statistics of {self.path} ({OPTION}) differ in {key}: {stored.get(key)!r} there, {value!r} "
+                    "here; write them again with this network and set"
+                )

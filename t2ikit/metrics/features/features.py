@@ -42,6 +42,11 @@ class FeatureExtractor(NetworkHolder, ABC):
     name: str
     dim: int
 
+    @property
+    def file_name(self) -> str:
+        """Says in the name of a file whose features it holds: the name, and the options that change them."""
+        return self.name
+
     @abstractmethod
     def __call__(self, images: Tensor) -> Tensor:
         """Features [B, D] float32 of images [B, 3, H, W] uint8, on the device of the images."""

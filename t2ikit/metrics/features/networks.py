@@ -168,6 +168,11 @@ class CLIPFeatures(_NetworkFeatures):
     def __post_init__(self) -> None:
         super().__init__(f"clip:{self.model}", self.dim, self.pipeline)
 
+    @property
+    def file_name(self) -> str:
+        """With the pipeline, of which one model may have several, and with embeddings of any length."""
+        return f"{self.name}_{self.pipeline}{'' if self.unit_length else '_any_length'}"
+
     def _load(self) -> tuple[nn.Module, str]:
         from transformers import CLIPVisionModelWithProjection
 

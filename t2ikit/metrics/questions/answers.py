@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
-from t2ikit.files import parse_json, require_folder, write_whole
+from t2ikit.files import parse_json, read_lines, require_folder, write_whole
 from t2ikit.metrics.features.features import NetworkHolder
 from t2ikit.metrics.fingerprint import images_sha256
 from t2ikit.pretrained import cache_folder
@@ -141,7 +141,7 @@ class AnswerBook:
 
     def _read(self) -> None:
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
+            lines = read_lines(self.path)  # an answer may hold U+2028
             if parse_json(lines[0])["answerer"] != self.identity:
                 raise ValueError("the first line names another model")
             for row in map(parse_json, lines[1:]):
