@@ -21,7 +21,7 @@ from t2ikit.data.datamodule import DataModule
 from t2ikit.encoders.limits import with_remarks
 from t2ikit.encoders.text import encode_prompts, load_encoder
 from t2ikit.evaluation.image_store import ImageStore
-from t2ikit.evaluation.overfitting import LESS_IS_BETTER, Overfitting
+from t2ikit.evaluation.overfitting import GAP, LESS_IS_BETTER, Overfitting
 from t2ikit.evaluation.reference_images import ReferenceImages, real_images
 from t2ikit.evaluation.sampling import identity_of, sample_missing
 from t2ikit.evaluation.scoring import Cost, exact, measured, score_name, score_samples, write_references

@@ -82,7 +82,6 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert f"5 ± 0.5 [{run.measured[-1].scores['inception/frechet_distance'].fingerprint.hash()[:8]}]" in body
 
 
-<<<<<<< HEAD
 def test_an_evaluation_of_the_last_snapshot_stands_beside_it(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "mine", steps=(20,))
     evaluated = [Score("inception/frechet_distance", 99.0, Fingerprint(reference="other", num_images=4), 20)]
@@ -90,14 +89,14 @@ def test_an_evaluation_of_the_last_snapshot_stands_beside_it(tmp_path: Path) -> 
     body = run_page(read_runs([folder]), "Report").partition("<body>")[2]
     assert "mine, 20<" in body and "mine, evaluation step-00000020<" in body
     assert ">5 ± 0.5 [" in body and ">99 [" in body and "they differ in reference, guidance" in body
-=======
+
+
 def test_the_cost_of_a_fork_begins_where_it_began() -> None:
     speeds = {"train/images_per_second": [(100_050, 100.0), (100_100, 100.0)], "val/seconds/sampling": [(100_100, 7.0)]}
     assert seconds_of(speeds, 10) == seconds_of(speeds, 10, 50) == (10.0, 7.0)
     assert seconds_of(speeds, 10, 25) == (7.5, 7.0)
     assert seconds_of({"train/images_per_second": [(5, 100.0)]}, 10) == (0.5, 0.0)  # a run of its own
     assert seconds_of({}, 10) == (None, 0.0)
->>>>>>> fix_h4
 
 
 def test_several_runs_are_compared(tmp_path: Path) -> None:
