@@ -147,7 +147,7 @@ def _indexed(source: _Source, index: Path | None) -> dict[str, Photos]:
     """The photos by split, from the kept index if the tars are the same as then."""
     files, paths, truth = source.files, source.paths, source.truth
     stamps = [[path, *files.stamp(path)] for path in paths]
-    facts = [source.kind, source.split, stamps, source.field, truth and [truth.by_number, truth.by_name]]
+    facts: list[object] = [source.kind, source.split, stamps, source.field, truth and [truth.by_number, truth.by_name]]
     facts += [source.caption_field] if source.caption_field is not None else []
     shards = shard_names(paths, ".tar")
     if source.kind == "webdataset" and any("/" in shard for shard in shards):
