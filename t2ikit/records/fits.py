@@ -8,7 +8,7 @@ from pathlib import Path
 
 from t2ikit.pretrained import find_pretrained
 from t2ikit.records.compressed import CODECS
-from t2ikit.records.manifest import Manifest, StoredArray
+from t2ikit.records.manifest import Manifest, StoredArray, identity
 from t2ikit.records.record_set import RecordSet
 
 OWN_TEXT_ENCODER = "text_encoder"
@@ -56,9 +56,11 @@ def check_same_arrays(primary: RecordSet, other: RecordSet, arrays: Sequence[str
         one, two = (records.manifest.further.get(name) for records in (primary, other))
         if one is None or two is None:
             continue
-        networks = [array.made_by.sha256 or array.made_by.name if array.made_by else None for array in (one, two)]
-        shapes = [array.shape if one_batch else len(array.shape) for array in (one, two)]
-        if (_decoded(one), shapes[0], networks[0]) != (_decoded(two), shapes[1], networks[1]):
+        mine, theirs = (
+            (_decoded(array), array.shape if one_batch else len(array.shape), identity(array.made_by))
+            for array in (one, two)
+        )
+        if mine != theirs:
             raise ValueError(
                 f"the array {name} of {other.folder} is {_shown(two)}, that of {primary.folder} {_shown(one)}: make "
                 "both by the same network in the same form, or choose a model.init_args.objective that does not read it"

@@ -277,7 +277,7 @@ class Manifest:
         """Whether the same text encoders, in the same order, encoded the captions of both; by name without a hash."""
         known = all(reference.sha256 for reference in (*self.text_encoders, *other.text_encoders))
         if known or len(self.text_encoders) != len(other.text_encoders):
-            return bool(_identity(self.text_encoders) == _identity(other.text_encoders))
+            return bool(identity(self.text_encoders) == identity(other.text_encoders))
         pairs = zip(self.text_encoders, other.text_encoders, strict=True)  # of imported weights only the name is known
         return all(mine.name == theirs.name for mine, theirs in pairs)
 
@@ -286,7 +286,7 @@ class Manifest:
         names = ("kind", "image_shape", "text_dim", "token_format", "text_encoders", "autoencoder", "normalisation")
         for name in names:
             mine, theirs = getattr(self, name), getattr(other, name)
-            if _identity(mine) != _identity(theirs):
+            if identity(mine) != identity(theirs):
                 return f"{name} is {_show(theirs)} there and {_show(mine)} here"
         if list(self.texts) != list(other.texts):
             return f"the text encoders are called {', '.join(other.texts)} there and {', '.join(self.texts)} here"
@@ -306,10 +306,10 @@ def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "texts": {"t5": {"dim": width, "encoder": encoder}} if width else {}}
 
 
-def _identity(value: Any) -> Any:
+def identity(value: Any) -> Any:
     """An encoder is its weights: folders of other names may hold the same ones."""
     if isinstance(value, tuple):
-        return tuple(_identity(entry) for entry in value)
+        return tuple(identity(entry) for entry in value)
     return value.sha256 or value if isinstance(value, EncoderReference) else value
 
 

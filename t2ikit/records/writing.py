@@ -109,7 +109,6 @@ def extend_set(
         ValueError: the set would have no record.
     """
     target = Path(folder)
-    recover(target)
     old = None if overwrite or not (target / MANIFEST_NAME).is_file() else Manifest.read(target)
     with _Beside(target) as partial:
         all_chunks: list[Chunk] = []

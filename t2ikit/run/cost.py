@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from t2ikit.batch import StoredBatch, StoredText, Text, Texts
 from t2ikit.callbacks import EMA, AugmentationCallback
 from t2ikit.config.errors import ConfigError
+from t2ikit.data.datamodule import DataModule
 from t2ikit.denoisers import Denoiser
 from t2ikit.learner import Averages
 from t2ikit.module import TextToImage
@@ -224,13 +225,13 @@ def decays_of(plan: Plan) -> list[float]:
     return [decay for average in averages for decay in average.decays]
 
 
-def augment(plan: Plan, model: TextToImage) -> Sequence[int]:
+def augment(plan: Plan, model: TextToImage) -> tuple[Sequence[int], int]:
     """Registers the transforms of the experiment's augmentations; a stored stream, which needs its data, costs none.
 
     Returns:
-        Numbers of steps that together cost what all do on average.
+        Numbers of steps that together cost what all do on average, and the samples of a step on all devices.
     """
-    data = plan.data.build(USER_ERRORS)
+    data: DataModule = plan.data.build(USER_ERRORS)
     steps: Sequence[int] = (0,)
     for component in plan.callbacks.values():
         if issubclass(component.cls, AugmentationCallback):
@@ -240,7 +241,7 @@ def augment(plan: Plan, model: TextToImage) -> Sequence[int]:
             except (FileNotFoundError, ValueError):  # its set is not prepared yet, or does not fit: a run refuses that
                 continue
             steps = max(steps, augmentation.unlike_steps(), key=len)
-    return steps
+    return steps, data.batch_size
 
 
 def count_step(plan: Plan, inputs: Inputs, checkpointed: bool = False) -> StepCost:
@@ -252,7 +253,7 @@ def count_step(plan: Plan, inputs: Inputs, checkpointed: bool = False) -> StepCo
         ConfigError: as :func:`build_model`, or the model asks a tensor for its value.
     """
     model = imagined_model(plan)
-    steps, batch_size = augment(plan, model), plan.data.build(USER_ERRORS).batch_size
+    steps, batch_size = augment(plan, model)
     if checkpointed:
         model.denoiser.checkpoint_blocks = True
     live = LiveBytes()

@@ -211,7 +211,8 @@ class Estimator:
         checkpointed = count_step(plan, inputs, checkpointed=True) if can_checkpoint(plan) else None
         samples, notes = self._samples(plan, inputs)
         image = record_bytes(model, captions)
-        counts = self._counts(data, prepared := stored is not None)
+        prepared = stored is not None
+        counts = self._counts(data, prepared)
         sets = self._disk(plan, data, image, counts, prepared)
         estimate = Estimate(
             name,

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from t2ikit.run.cost import Inputs, Step, augment, build_model, count_step, decays_of
-from t2ikit.run.experiment import USER_ERRORS, Plan
+from t2ikit.run.experiment import Plan
 from t2ikit.run.gpus import USABLE
 
 _TRIALS = 20
@@ -37,8 +37,7 @@ def measured(plan: Plan, inputs: Inputs, seconds: float) -> Mapping[str, Any]:
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(plan).to(device)
-    augment(plan, model)
-    batch_size = plan.data.build(USER_ERRORS).batch_size
+    _, batch_size = augment(plan, model)
 
     def step_of(rows: int) -> Step:
         return Step(model, plan.trainer, decays_of(plan), replace(inputs, rows=rows), device, batch_size)
