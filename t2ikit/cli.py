@@ -15,7 +15,7 @@ import t2ikit
 from t2ikit.config.errors import ConfigError, nearest
 from t2ikit.config.files import SUFFIXES, find_experiment
 from t2ikit.config.origins import printable
-from t2ikit.config.secrets import trust_names, without_secrets
+from t2ikit.config.secrets import hidden, trust_names, without_secrets
 from t2ikit.launch import check_launch
 from t2ikit.stopping import Failed
 
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "t2ikit") -> int:
 
 def _print_error(error: Exception) -> None:
     """The message without secrets, and without what a terminal would obey: parts of it may come from a file."""
-    lines = str(without_secrets(str(error))).split("\n")
+    lines = hidden(str(without_secrets(str(error)))).split("\n")
     print("error: " + "\n".join(map(printable, lines)), file=sys.stderr)
 
 

@@ -49,6 +49,7 @@ def card_of(path: Path) -> Card:
 def _needs(path: Path) -> str:
     """Data and device that an experiment asks for, as its options say them."""
     data, trainer = part_of(path, "data") or {}, part_of(path, "trainer") or {}
+    data = {"class_path": data} if isinstance(data, str) else data
     kind, options = str(data.get("class_path")), data.get("init_args") or {}
     root = options.get("root")
     if kind == "t2ikit.shapes.ShapesData":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -90,7 +91,7 @@ def stages_of(path: str | Path, overrides: Sequence[Override] = ()) -> dict[str,
 
 def check_overlay(overlay: Any, where: str) -> None:
     """Refuses an overlay of a stage or a cell that is no part of an experiment."""
-    if not isinstance(overlay or {}, dict) or {"extends", "stages", "sweep", "run"} & set(overlay or {}):
+    if not isinstance(overlay, (dict, NoneType)) or {"extends", "stages", "sweep", "run"} & set(overlay or {}):
         raise ConfigError(f"{where}: expected keys of an experiment but extends, stages, sweep and run")
     check_shape(overlay or {}, where)
 
@@ -104,6 +105,7 @@ def _read_whole(path: str | Path, overrides: Sequence[Override]) -> tuple[dict[s
     """The experiment with stages and sweep, to which the overrides of these are applied; and the other overrides."""
     path = find_experiment(path)
     config = over(DEFAULTS, load(path, ()))
+    config["run"] = {**DEFAULTS["run"], **(config["run"] or {})}
     config["run"].setdefault("name", path.stem)
     for override in overrides:
         if override.key.startswith(_OF_THE_FILE):
@@ -116,6 +118,8 @@ def changed(config: dict[str, Any], overrides: Sequence[Override] = ()) -> dict[
     for override in overrides:
         config = keep_arguments(config, _apply(config, override))
     check_shape(config, "the experiment")
+    if config.get("run", {}) is None:
+        raise ConfigError("run: expected {directory: ..., name: ...}, got null: leave it out")
     for group in ("callbacks", "loggers"):
         config[group] = {name: node for name, node in (config.get(group) or {}).items() if node is not None}
     try:

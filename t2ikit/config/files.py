@@ -8,6 +8,7 @@ import os
 import re
 from functools import lru_cache
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import yaml
@@ -16,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from t2ikit.config.errors import ConfigError, first_line, nearest
 from t2ikit.config.merging import over
+from t2ikit.config.values import Ambiguous, check_file_values
 
 TOP_KEYS = ("extends", "seed_everything", "model", "data", "trainer", "callbacks", "loggers", "stages", "sweep", "run")
 RUN_KEYS = ("directory", "name")
@@ -121,8 +123,9 @@ def _read(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}" if mark is not None else ""
-        raise ConfigError(f"{path}{where}: not YAML: {error.problem}") from None
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        kind = "" if isinstance(error, Ambiguous) else "not YAML: "
+        raise ConfigError(f"{path}{where}: {kind}{error.problem}") from None
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read: {first_line(error)}") from None
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path}: an experiment is a mapping of {', '.join(TOP_KEYS)}")
@@ -132,7 +135,9 @@ def _read(path: Path) -> dict[str, Any]:
 @lru_cache(maxsize=64)
 def _parsed(content: bytes) -> Any:
     """Kept, since every cell of a sweep and every card of a list has the same parents."""
-    return OmegaConf.to_container(OmegaConf.load(io.StringIO(content.decode())))
+    text = content.decode()
+    check_file_values(text)
+    return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
 
 
 def check_shape(config: dict[str, Any], where: str) -> None:
@@ -147,7 +152,7 @@ def check_shape(config: dict[str, Any], where: str) -> None:
     if isinstance(config.get("callbacks"), list):
         raise ConfigError(f"{where}: callbacks is a mapping of names, {{ema: {{class_path: ...}}, ...}}, not a list")
     for key in ("trainer", "callbacks", "loggers", "stages", "sweep", "run"):
-        if not isinstance(config.get(key) or {}, dict):
+        if not isinstance(config.get(key), (dict, NoneType)):
             raise ConfigError(f"{where}: {key} is a mapping, got {config[key]!r}")
     for key in config.get("run") or {}:
         if key not in RUN_KEYS:

@@ -90,7 +90,7 @@ def set_below(node: Any, names: Sequence[str], override: Override, path: tuple[s
     """A copy of ``node`` with the override's value at ``names`` below it."""
     name, rest = names[0], names[1:]
     if isinstance(node, list):
-        if not (name.isdigit() and int(name) < len(node)):
+        if not (name.isascii() and name.isdecimal() and int(name) < len(node)):
             raise ConfigError(
                 f"--{override.key}: {'.'.join(path)} is a list of {len(node)}, '{name}' is no index of it"
             )

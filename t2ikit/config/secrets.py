@@ -15,6 +15,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.resolvers import oc
 
+from t2ikit.config.errors import ConfigError
+
 PREFIX = "env:"
 """Of a name of ``--trust`` that stands for a variable of the environment."""
 CODE = "code:"
@@ -26,14 +28,24 @@ _NAME = re.compile(
     re.IGNORECASE,
 )
 _VALUE = re.compile(
-    r"://[^/@\s]*:[^/@\s]+@|[?&](sig|signature|x-amz-signature|token|access_token|api_?key)=|hooks\.slack\.com/"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY|\"private_key\"|AccountKey=|SharedAccessSignature|^eyJ[\w-]+\.eyJ[\w-]+\."
-    r"|(?<![A-Za-z0-9])(hf_[A-Za-z0-9]{20}|gh[pousr]_[A-Za-z0-9]{20}|github_pat_|glpat-|sk-[\w-]{20}|xox[abpr]-|AKIA[A-Z0-9]{16})",
+    r"://[^/@\s]*:[^/@\s]+@|[?&](sig|signature|x-(amz|goog)-signature|token|access_token|api_?key|password)=[^&\s]"
+    r"|hooks\.slack\.com/|\bbearer +(?=\S*[0-9])[\w.~+/=-]{20}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY|\"private_key\"|AccountKey=|SharedAccessSignature|(?<!\w)eyJ[\w-]+\.eyJ[\w-]+\."
+    r"|(?<![A-Za-z0-9])(hf_[A-Za-z0-9]{30}|gh[pousr]_[A-Za-z0-9]{20}|github_pat_|glpat-|sk-([a-z0-9]+-)*[A-Za-z0-9]{16}"
+    r"|xox[abpr]-[0-9]|AKIA[A-Z0-9]{16}|AIza[\w-]{35})",
     re.IGNORECASE,
 )
 """Addresses with a password or a signature, and what common services give as keys."""
-_OPTION = re.compile(r"(^|_)(secret|passw(or)?d|passphrase|api_?key|secret_?key|access_?token|auth_?token)(_|$)", re.I)
+_OPTION = re.compile(
+    r"(^|[_-])(secret|passw(or)?d|passphrase|api[_-]?key|secret[_-]?key|access[_-]?token|auth[_-]?token|authorization"
+    r"|headers?|cookies?)([_-]|$)",
+    re.IGNORECASE,
+)
 _OF_STORE = re.compile(r"(^|_)(token|account_key|sas_token|connection_string)$", re.I)
+_COOKIES = re.compile(r"(^|[_-])cookies?$", re.I)
+_HEADERS = re.compile(r"(^|[_-])headers?$", re.I)
+_EXPRESSION = re.compile(r"\$\{oc\.env:[^{}]*\}")
+_SHOWN = re.compile(rf"(?:{_VALUE.pattern})[^\s'\"]*", re.IGNORECASE)
 _NO_SECRETS = ("", "anon", "cloud", "browser", "cache", "google_default")
 """What gcsfs takes as ``token`` beside a secret."""
 
@@ -112,20 +124,62 @@ def without_secrets(node: Any) -> Any:
     return node
 
 
-def literal_secret(node: Any, key: str = "") -> str | None:
+def hidden(text: str) -> str:
+    """A message with ``***`` in the place of what looks like a secret."""
+    shown, end = "", 0
+    for match in _SHOWN.finditer(_blanked(text)):
+        shown, end = f"{shown}{text[end : match.start()]}***", match.end()
+    return shown + text[end:]
+
+
+def _blanked(text: str) -> str:
+    """With spaces in the place of expressions, which are no secrets."""
+    return _EXPRESSION.sub(lambda match: " " * len(match[0]), text)
+
+
+def refuse_literal(node: Any) -> None:
+    """Refuses an experiment in which a secret stands as it is.
+
+    Args:
+        node: with the expression in place of every secret that was taken from the environment.
+
+    Raises:
+        ConfigError: names the key, and not the secret.
+    """
+    if (key := literal_secret(node)) is not None:
+        raise ConfigError(
+            f"{hidden(key)}: a secret that stands in an experiment ends in its config.yaml and in every checkpoint: put "
+            f"it into an environment variable with KEY, TOKEN or PASSWORD in its name, write ${{oc.env:NAME}} here and "
+            f"give --trust {PREFIX}NAME"
+        )
+
+
+def literal_secret(node: Any, path: tuple[str, ...] = ()) -> str | None:
     """The key of a secret that stands in an experiment as it is; None if there is none.
 
     Args:
         node: with the expression in place of every secret that was taken from the environment.
-        key: its path.
+        path: its keys from outside to inside.
     """
+    if isinstance(node, str):
+        return ".".join(path) if _is_literal(node, path) else None
     pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for name, value in pairs:
-        path = f"{key}.{name}" if key else str(name)
-        of_store = "storage_options" in path and _OF_STORE.search(str(name)) is not None
-        if isinstance(value, str) and (of_store or _OPTION.search(str(name))):
-            if "${oc.env:" not in value and value not in _NO_SECRETS and not value.startswith(("/", "~")):
-                return path
-        elif (found := literal_secret(value, path)) is not None:
-            return found
-    return None
+    found = (literal_secret(value, (*path, str(name))) for name, value in pairs)
+    return next(filter(None, found), None)
+
+
+def _is_literal(text: str, path: tuple[str, ...]) -> bool:
+    """Whether a text is a secret by what it looks like, or by the name of its option."""
+    if _VALUE.search(_blanked(text)):
+        return True
+    names = [name for name in path if not name.isdecimal()]  # a list is what its option is
+    if not names or "${oc.env:" in text or text in _NO_SECRETS or text.startswith(("/", "~")):
+        return False
+    *outer, name = names
+    in_store = any("storage_options" in key for key in outer)
+    return bool(
+        _OPTION.search(name)
+        or (in_store and _OF_STORE.search(name))
+        or (any(map(_HEADERS.search, outer)) and _NAME.search(name))
+        or any(map(_COOKIES.search, outer))
+    )

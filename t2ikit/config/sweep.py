@@ -4,7 +4,7 @@ sweep:
   scores: [geneval/overall]                  # columns of the table; without it all scores
   grids:
     rates:
-      seeds: [0, 1, 2]                       # seed_everything of each repetition; without it [0]
+      seeds: [0, 1, 2]                       # seed_everything of each repetition; without it [0]; set only here
       axes:
         rate: {low: OVERLAY, high: OVERLAY}  # null is the experiment as it is
         network: {cad: OVERLAY, dit: OVERLAY}
@@ -21,8 +21,9 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from t2ikit.config.compose import check_overlay, compose, part_of
@@ -113,14 +114,21 @@ class Sweep:
         return {**config, "run": {"directory": str(Path(run["directory"]) / run["name"]), "name": cell.name}}
 
     def digest(self, config: Mapping[str, Any]) -> str:
-        """SHA-256 of what a cell trains, wherever it is trained."""
+        """SHA-256 of what a cell trains, wherever it is trained.
+
+        Raises:
+            ConfigError: the arguments of the data are no mapping.
+        """
         decides = {key: value for key, value in config.items() if key not in ("run", "loggers")}
         for key, names in PLACE.items():
-            node = dict(decides.get(key) or {})
-            options = node.get("init_args", {}) if key == "data" else node
+            given = decides.get(key) or {}
+            node = {"class_path": given} if isinstance(given, str) else dict(given)
+            options = node.get("init_args") or {} if key == "data" else node
+            if not isinstance(options, dict):
+                raise ConfigError(f"{key}.init_args: expected a mapping, got {options!r}")
             options = {name: value for name, value in options.items() if name not in names}
             decides[key] = {**node, "init_args": options} if key == "data" else options
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(_json(decides).encode()).hexdigest()
 
 
 def sweep_of(path: Path, overrides: Sequence[Override] = ()) -> Sweep:
@@ -130,6 +138,10 @@ def sweep_of(path: Path, overrides: Sequence[Override] = ()) -> Sweep:
         ConfigError: it has none, or something in it is no grid; names the key.
     """
     sweep = part_of(path, "sweep", overrides)
+    if any(override.key == "seed_everything" for override in overrides):
+        raise ConfigError(
+            "--seed_everything: the cells of a sweep take their seeds from its grids: --sweep.grids.NAME.seeds [0, 1]"
+        )
     if not sweep:
         raise ConfigError(f"{path}: has no `sweep`: grids, each with axes of overlays")
     if part_of(path, "stages", overrides):
@@ -144,7 +156,62 @@ def sweep_of(path: Path, overrides: Sequence[Override] = ()) -> Sweep:
     grids = {name: grid for name, grid in grids.items() if grid is not None}  # null drops a grid of `extends`
     cells = [cell for name, grid in grids.items() for cell in _cells(f"{path}: sweep.grids.{name}", name, grid)]
     paper = _paper(f"{path}: sweep.paper", sweep.get("paper"), {cell.row for cell in cells})
-    return Sweep(path, tuple(overrides), {cell.name: cell for cell in cells}, tuple(scores), paper=paper)
+    found = Sweep(path, tuple(overrides), {cell.name: cell for cell in cells}, tuple(scores), paper=paper)
+    _check_different(found)
+    return found
+
+
+def _check_different(sweep: Sweep) -> None:
+    """Refuses two cells of a grid that train the same: their table would compare a run with itself.
+
+    Those of unlike seeds differ, so one seed of every grid is looked at.
+
+    Raises:
+        ConfigError: names both, and what made them equal.
+    """
+    seeds, seen = dict[str, int](), dict[tuple[str, str], Cell]()
+    for cell in sweep.cells.values():
+        if seeds.setdefault(cell.grid, cell.seed) != cell.seed:
+            continue
+        other = seen.setdefault((cell.grid, sweep.digest(sweep.compose(cell))), cell)
+        if other is not cell:
+            axes = [axis for axis, value in cell.values.items() if other.values[axis] != value]
+            raise ConfigError(
+                f"{sweep.path}: sweep.grids.{cell.grid}: the cells '{other.row}' and '{cell.row}' train the same: "
+                f"{_what_made_equal(sweep, other, cell, ' and '.join(axes))}"
+            )
+
+
+def _what_made_equal(sweep: Sweep, first: Cell, second: Cell, axes: str) -> str:
+    def differ(overrides: Sequence[Override]) -> bool:
+        other = replace(sweep, overrides=tuple(overrides))
+        try:
+            return other.digest(other.compose(first)) != other.digest(other.compose(second))
+        except ConfigError:  # an override is needed: it gives what the file leaves open
+            return False
+
+    given = sweep.overrides
+    guilty = [override for override in given if differ([other for other in given if other is not override])]
+    if guilty or differ(()):
+        keys = " ".join(f"--{override.key}" for override in guilty or given)
+        return f"{keys} comes over what the axis {axes} sets; leave it out, or set another key"
+    return (
+        f"their overlays of the axis {axes} say the same, are set again by a later axis, or only say where and how a "
+        "cell runs; change them, or take one of them out"
+    )
+
+
+def _json(node: dict[str, Any]) -> str:
+    try:
+        return json.dumps(node, sort_keys=True)
+    except TypeError:  # keys that are numbers beside keys that are text
+        return json.dumps(_with_text_keys(node), sort_keys=True)
+
+
+def _with_text_keys(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {str(key): _with_text_keys(value) for key, value in node.items()}
+    return [_with_text_keys(value) for value in node] if isinstance(node, list) else node
 
 
 def _paper(where: str, node: Any, known: set[str]) -> Paper:
@@ -174,14 +241,19 @@ def _cells(where: str, name: Any, grid: Any) -> Iterator[Cell]:
     seeds = grid.get("seeds", [0])
     if not isinstance(seeds, list) or not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
         raise ConfigError(f"{where}.seeds: expected numbers from 0 up, such as [0, 1, 2], got {seeds!r}")
-    axes = grid.get("axes") or {}
-    for axis, values in axes.items() if isinstance(axes, dict) else [("", None)]:
+    axes = grid.get("axes")
+    if not isinstance(axes, (dict, NoneType)):
+        raise ConfigError(f"{where}.axes: expected axes by name, got {axes!r}")
+    axes = axes or {}
+    for axis, values in axes.items():
         _check_name(axis, f"{where}.axes.{axis}")
         if not isinstance(values, dict) or not values:
             raise ConfigError(f"{where}.axes.{axis}: expected overlays by name, got {values!r}")
         for value, overlay in values.items():
             _check_name(value, f"{where}.axes.{axis}.{value}")
             check_overlay(overlay, f"{where}.axes.{axis}.{value}")
+            if "seed_everything" in (overlay or {}):
+                raise ConfigError(f"{where}.axes.{axis}.{value}.seed_everything: set `seeds` of the grid instead")
     count = math.prod([len(set(seeds)), *map(len, axes.values())])
     if count > MOST_CELLS:
         raise ConfigError(f"{where}: {count:,} cells; a grid has at most {MOST_CELLS:,}")

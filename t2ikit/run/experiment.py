@@ -35,7 +35,7 @@ from t2ikit.config.imports import find_class
 from t2ikit.config.merging import INHERITED, merge
 from t2ikit.config.messages import located
 from t2ikit.config.origins import Origins, importable, printable
-from t2ikit.config.secrets import literal_secret, without_secrets
+from t2ikit.config.secrets import refuse_literal, without_secrets
 from t2ikit.config.values import plain
 from t2ikit.diffusion.samplers import find_solver
 from t2ikit.diffusion.solvers import Solver
@@ -123,6 +123,7 @@ def check(config: dict[str, Any], origins: Origins = ORIGINS) -> Plan:
     Raises:
         ConfigError: an unknown key or class, a wrong type, a missing argument; with the path of the key.
     """
+    refuse_literal(without_secrets(plain(config)))  # before a message shows what it refuses
     seed = config.get("seed_everything")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
         raise ConfigError(f"seed_everything: expected an int from 0 up or null, got {seed!r}")
@@ -164,11 +165,7 @@ def check(config: dict[str, Any], origins: Origins = ORIGINS) -> Plan:
         "run": config["run"],
     }
     kept = without_secrets(plain(kept))
-    if (key := literal_secret(kept)) is not None:
-        raise ConfigError(
-            f"{key}: a secret that stands in an experiment ends in its config.yaml and in every checkpoint: put it "
-            f"into an environment variable, write ${{oc.env:NAME}} here and give --trust env:NAME"
-        )
+    refuse_literal(kept)
     return Plan(name, kept, trainer, model, data, callbacks, loggers, origins)
 
 
