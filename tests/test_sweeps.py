@@ -299,6 +299,24 @@ def test_a_cell_that_fails_leaves_the_others(folder: Path, capfd: pytest.Capture
         ("same: null", "same: {run: {name: x}}", r"axes.rate.same: expected keys of an experiment"),
         ("same: null", "same: {modle: {}}", r"unknown key 'modle'"),
         ("    rate:\n", "    rate:\n      seed: 1\n", r"sweep.grids.rate: unknown key 'seed'.*seeds"),
+        ("same: null", "same: {seed_everything: 1}", r"axes.rate.same.seed_everything: set `seeds` of the grid"),
+        ("same: null", "same: []", r"axes.rate.same: expected keys of an experiment"),
+        ("axes: {rate:", "axes: [] #", r"sweep.grids.rate.axes: expected axes by name, got \[\]"),
+        (
+            "same: null",
+            "same: null, again: {}",
+            r"rate: the cells 'rate same' and 'rate again' train the same: .*overlays",
+        ),
+        (
+            "same: null",
+            "same: {trainer: {devices: 2}}, again: null",
+            r"'rate again' train the same: .*the axis rate say",
+        ),
+        (
+            "same: null}}",
+            "same: null}, steps: {one: {model: {init_args: {optimizer: {init_args: {lr: 1.0}}}}}}}",
+            r"the cells 'rate low one' and 'rate same one' train the same: .*the axis rate .*set again by a later axis",
+        ),
         ("sweep:", "stages: {a: null}\nsweep:", r"`stages` and `sweep`"),
         ("  grids:", "  paper: [6.13]\n  grids:", r"sweep.paper: expected \{columns"),
         (
@@ -318,6 +336,52 @@ def test_refusals(folder: Path, before: str, after: str, message: str) -> None:
     Path("recipe.yaml").write_text(EXPERIMENT.replace(before, after, 1))
     with pytest.raises(ConfigError, match=message):
         sweep_of(Path("recipe.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"seed_everything": "5"}, r"^--seed_everything: .*--sweep.grids.NAME.seeds"),
+        (
+            {"model.optimizer.lr": "0.1"},
+            "'rate low' and 'rate same' train the same: --model.optimizer.lr comes over what the axis rate sets",
+        ),
+        (
+            {"trainer.max_steps": "2", "model.init_args.optimizer": "{init_args: {lr: 0.1}}", "data.batch_size": "2"},
+            "train the same: --model.init_args.optimizer comes over",
+        ),
+        (
+            {"model.optimizer.lr": "0.1", "model.init_args.optimizer.lr": "0.2"},  # each alone would do
+            "train the same: --model.optimizer.lr --model.init_args.optimizer.lr comes over",
+        ),
+    ],
+)
+def test_an_override_that_makes_cells_equal_is_refused(folder: Path, overrides: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        sweep_of(Path("recipe.yaml"), [Override(key, text) for key, text in overrides.items()])
+
+
+def test_seeds_and_axes_may_be_overridden_where_they_stand(folder: Path) -> None:
+    seeds = sweep_of(Path("recipe.yaml"), [Override("sweep.grids.rate.seeds", "[5]")])
+    assert {seeds.compose(cell)["seed_everything"] for cell in seeds.cells.values()} == {5}
+    lr = Override("sweep.grids.rate.axes.rate.low.model.init_args.optimizer.init_args.lr", "0.2")
+    sweep = sweep_of(Path("recipe.yaml"), [lr, Override("trainer.max_steps", "2")])
+    assert len({sweep.digest(sweep.compose(cell)) for cell in sweep.cells.values()}) == 4
+    rates = {
+        cell.row: sweep.compose(cell)["model"]["init_args"]["optimizer"]["init_args"]["lr"]
+        for cell in sweep.cells.values()
+    }
+    assert rates["rate low"] == 0.2 != rates["rate same"]
+
+
+def test_short_forms_of_the_data_make_cells_too(folder: Path) -> None:
+    sweep = sweep_of(Path("recipe.yaml"))
+    whole = {"data": {"class_path": "t2ikit.shapes.ShapesData", "init_args": {}}}
+    for data in ("t2ikit.shapes.ShapesData", {"class_path": "t2ikit.shapes.ShapesData", "init_args": None}):
+        assert sweep.digest({"data": data}) == sweep.digest(whole)
+    with pytest.raises(ConfigError, match=r"data.init_args: expected a mapping, got \['x'\]"):
+        sweep.digest({"data": {"init_args": ["x"]}})
+    assert sweep.digest({"model": {1: 2, "b": 3}}) == sweep.digest({"model": {"1": 2, "b": 3}})
 
 
 def test_an_experiment_without_a_sweep_is_refused(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -6,11 +6,11 @@ import argparse
 from typing import Any
 
 from t2ikit.commands.arguments import add_trust, expanded
-from t2ikit.commands.overrides import take_overrides
 from t2ikit.config.compose import compose, stages_of
 from t2ikit.config.errors import ConfigError
 from t2ikit.config.files import find_experiment
 from t2ikit.config.origins import printable
+from t2ikit.config.overrides import take_overrides
 
 __all__ = ["add_parser", "run", "take_overrides"]
 

@@ -7,8 +7,8 @@ import math
 from typing import Any
 
 from t2ikit.commands.arguments import METHOD_HELP, add_search, add_trust, expanded, method, positive
-from t2ikit.commands.overrides import take_overrides
 from t2ikit.config.errors import ConfigError
+from t2ikit.config.overrides import take_overrides
 from t2ikit.files import require_folder
 
 __all__ = ["add_parser", "run", "take_overrides"]

@@ -7,8 +7,8 @@ import shlex
 from typing import Any
 
 from t2ikit.commands.arguments import add_trust, expanded, whole
-from t2ikit.commands.overrides import take_overrides
 from t2ikit.config.merging import Override
+from t2ikit.config.overrides import take_overrides
 
 __all__ = ["add_parser", "run", "take_overrides"]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from t2ikit.commands.arguments import add_trust, expanded, finite, positive
-from t2ikit.commands.overrides import take_overrides
 from t2ikit.config.compose import compose, part_of, stages_of
 from t2ikit.config.errors import ConfigError
 from t2ikit.config.files import find_experiment
 from t2ikit.config.origins import printable
+from t2ikit.config.overrides import take_overrides
 from t2ikit.config.sweep import sweep_of
 from t2ikit.files import require_folder, write_whole
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from t2ikit import stopping
 from t2ikit.commands.arguments import expanded
-from t2ikit.commands.overrides import take_overrides
 from t2ikit.config.errors import ConfigError
+from t2ikit.config.overrides import take_overrides
 from t2ikit.config.request import Request
 from t2ikit.config.secrets import trust_names
 from t2ikit.config.values import to_yaml

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from t2ikit.commands import overrides
 from t2ikit.commands.arguments import add_trust, expanded, positive
+from t2ikit.config import overrides
 from t2ikit.config.errors import ConfigError
 from t2ikit.config.files import TOP_KEYS
 from t2ikit.config.merging import Override

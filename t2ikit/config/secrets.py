@@ -38,7 +38,7 @@ _VALUE = re.compile(
 """Addresses with a password or a signature, and what common services give as keys."""
 _OPTION = re.compile(
     r"(^|[_-])(secret|passw(or)?d|passphrase|api[_-]?key|secret[_-]?key|access[_-]?token|auth[_-]?token|authorization"
-    r"|headers?|cookies?)([_-]|$)",
+    r"|header|cookie)s?([_-]|$)",
     re.IGNORECASE,
 )
 _OF_STORE = re.compile(r"(^|_)(token|account_key|sas_token|connection_string)$", re.I)
@@ -148,9 +148,9 @@ def refuse_literal(node: Any) -> None:
     """
     if (key := literal_secret(node)) is not None:
         raise ConfigError(
-            f"{hidden(key)}: a secret that stands in an experiment ends in its config.yaml and in every checkpoint: put "
-            f"it into an environment variable with KEY, TOKEN or PASSWORD in its name, write ${{oc.env:NAME}} here and "
-            f"give --trust {PREFIX}NAME"
+            f"{hidden(key)}: a secret that stands in an experiment ends in its config.yaml and in every checkpoint: "
+            "put it into an environment variable with KEY, TOKEN or PASSWORD in its name, write ${oc.env:NAME} here "
+            f"and give --trust {PREFIX}NAME"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from t2ikit import stopping
 from t2ikit.config.errors import ConfigError
-from t2ikit.config.merging import Override, flatten
+from t2ikit.config.overrides import overrides_of
 from t2ikit.config.request import Request
 from t2ikit.config.secrets import trust_names
 from t2ikit.module import TextToImage
@@ -40,7 +39,8 @@ def train(
 
     Args:
         experiment: a file, or the name of one that comes with the kit, such as "quickstart".
-        overrides: options by key, ``{"trainer.max_steps": 100, "callbacks.geneval": None}``, or nested mappings.
+        overrides: options by key, ``{"trainer.max_steps": 100, "callbacks.geneval": None}``, or nested mappings; paths
+            and tuples may stand for text and lists.
         resume: "last", "auto" or a path, as ``--resume``.
         stage: the one stage that is trained; of several stages, the last one is loaded.
         fork: resume in a new version.
@@ -59,7 +59,7 @@ def train(
         >>> model = t2ikit.train("quickstart", {"trainer.max_steps": 200})  # doctest: +SKIP
     """
     trust_names(trust)
-    given = tuple(Override(key, json.dumps(value)) for key, value in flatten(dict(overrides or {})) if key)
+    given = overrides_of(overrides or {})
     again = None if resume is None else str(resume)
     request = Request(Path(experiment), given, again, fork, stage, tuple(allow), tuple(trust))
     stages = request.stages()
@@ -100,7 +100,7 @@ def _on_one_device(request: Request, run: Checked) -> Request:
             f"One process trains, on one device, {batches} micro-batches a step. On all {count * nodes} devices: "
             f"{request.command(PROG)}"
         )
-    new = [Override(key, json.dumps(value)) for key, value in changes.items() if key not in asked]
+    new = overrides_of({key: value for key, value in changes.items() if key not in asked})
     return replace(request, overrides=(*request.overrides, *new))
 
 

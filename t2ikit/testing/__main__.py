@@ -10,6 +10,7 @@ from typing import Any
 from t2ikit.config.errors import ConfigError
 from t2ikit.config.merging import Override, set_below
 from t2ikit.config.origins import TRUST_HELP, importable
+from t2ikit.config.overrides import take_overrides
 from t2ikit.testing import examine
 
 EPILOG = """examples:
@@ -73,17 +74,9 @@ def _overrides(words: Sequence[str]) -> list[Override]:
     Raises:
         ConfigError: an option without a value, or a word that is neither.
     """
-    overrides, left = [], list(words)
-    while left:
-        word = left.pop(0)
-        key, equals, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or not key:
-            raise ConfigError(f"{word!r} belongs to no option: write --KEY VALUE")
-        if not equals:
-            if not left or left[0].startswith("--"):
-                raise ConfigError(f"--{key} needs a value: --{key} VALUE or --{key}=VALUE")
-            value = left.pop(0)
-        overrides.append(Override(key, value))
+    rest, overrides = take_overrides(words, is_override=bool, check=str)
+    if rest:
+        raise ConfigError(f"{rest[0]!r} belongs to no option: write --KEY VALUE")
     return overrides
 
 

@@ -221,6 +221,11 @@ BAD = [
         r"data\.init_args\.root: must be set .*--data\.init_args\.root VALUE",
     ),
     ("trainer: {devices: '${oc.env:T2IKIT_NO_SUCH_VARIABLE}'}", "T2IKIT_NO_SUCH_VARIABLE"),
+    ("run: []", r"run is a mapping, got \[\]"),
+    ("trainer: []", r"trainer is a mapping, got \[\]"),
+    ("model:", r"model is \{class_path: ..., init_args: ...\}, got None"),
+    ("3", "cannot be read: Invalid loaded object type: int"),
+    ("run: {name: =}", "line 1: write '=' in quotes"),
 ]
 
 
@@ -239,6 +244,9 @@ def test_refused(tmp_path: Path, text: str, message: str) -> None:
         ("extends", "x.yaml", "unknown option 'extends'"),
         ("model.denoiser.bands.3.k", "5", "is a list of 1, '3' is no index of it"),
         ("run.folder", "x", "unknown key 'run.folder'"),
+        ("run", "null", r"run: expected \{directory: ..., name: ...\}, got null"),
+        ("model.denoiser.bands.\u00b2.k", "5", "is a list of 1, '\u00b2' is no index of it"),
+        ("model.denoiser.bands.\u0660.k", "5", "is a list of 1, '\u0660' is no index of it"),
     ],
 )
 def test_override_refused(tmp_path: Path, key: str, text: str, message: str) -> None:
@@ -293,6 +301,32 @@ def test_an_experiment_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         find_experiment("shapes_dit_ii")
     assert {"quickstart", "synthreal/depth", "uvit_huge_frozen"} <= set(shipped_names())
     assert not any(name.startswith("base/") for name in shipped_names())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "# nothing",
+        "null",
+        "run:",
+        "extends:",
+        "extends: []",
+        "trainer:",
+        "callbacks:",
+        "loggers:",
+        "stages:",
+        "sweep:",
+    ],
+)
+def test_a_key_with_nothing_below_says_nothing(tmp_path: Path, text: str) -> None:
+    config = composed(write(tmp_path, e=text) / "e.yaml")
+    assert config["run"] == {"directory": "runs", "name": "e"} and config["callbacks"] == {}
+
+
+def test_an_empty_run_drops_that_of_the_parent(tmp_path: Path) -> None:
+    write(tmp_path, parent="run: {directory: there, name: x}", e="extends: parent.yaml\nrun:")
+    assert composed(tmp_path / "e.yaml")["run"] == {"directory": "runs", "name": "e"}
 
 
 def test_long_circle_is_named(tmp_path: Path) -> None:

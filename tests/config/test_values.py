@@ -75,6 +75,70 @@ def test_lists_hold_plain_numbers_too() -> None:
         value("many", "[1, 0100]")
 
 
+ODD = [
+    ("0100", "64"),
+    ("010", "8"),
+    ("12:30", "750"),
+    ("1_000", "1000"),
+    ("+5", "5"),
+    ("0x10", "16"),
+    ("0b11", "3"),
+    ("+1.5", "1.5"),
+    ("1_0.5", "10.5"),
+    ("1:30.5", "90.5"),
+    ("+1e3", "1000.0"),
+    ("1_0e3", "10000.0"),
+    ("-.5", "-0.5"),
+    (".5e3", "500.0"),
+    ("yes", "true"),
+    ("No", "false"),
+    ("on", "true"),
+    ("OFF", "false"),
+]
+
+
+@pytest.mark.parametrize(("text", "number"), ODD)
+@pytest.mark.parametrize("line", ["  max_steps: {}", "  devices: [1, {}]", "  {}: 3", "  a: {{b: {}}}"])
+def test_a_value_of_a_file_that_may_be_two_things_is_refused(tmp_path: Path, line: str, text: str, number: str) -> None:
+    (tmp_path / "e.yaml").write_text(f"trainer:\n  x: '{text}'\n{line.format(text)}\n")
+    with pytest.raises(ConfigError) as refusal:
+        compose(tmp_path / "e.yaml")
+    assert f"e.yaml, line 3: {text} is {number} to some readers" in str(refusal.value)
+    assert f"write {number}, or {text!r} in quotes" in str(refusal.value)
+    (tmp_path / "e.yaml").write_text(f"trainer:\n{line.format(repr(text))}\n")
+    assert text in str(compose(tmp_path / "e.yaml")["trainer"])
+    (tmp_path / "e.yaml").write_text(f"trainer:\n  max_steps: {number}\n")
+    assert compose(tmp_path / "e.yaml")["trainer"]["max_steps"] == Override("x", number).value
+
+
+PLAIN = ["3", "-1", "1e-3", "2E3", "5.", ".5", "0.5", "1e999", "true", "False", "TRUE", "null", "NULL"]
+PLAIN += ["1.2.3", "127.0.0.1", "2026-01-01", "a:b", "x_1", "1x", "-", "08", "y", "n", "1e", "e3", "0o17", "a+5"]
+
+
+@pytest.mark.parametrize("text", PLAIN)
+def test_a_plain_value_is_the_same_in_a_file_and_on_the_command_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "e.yaml").write_text(f"trainer: {{a: {text}}}")
+    value = compose(tmp_path / "e.yaml")["trainer"]["a"]
+    typed = Override("trainer.a", text).value
+    assert value == typed and type(value) is type(typed)
+
+
+@pytest.mark.parametrize("tag", ["!!int 3", "!!float x", "!!timestamp x", "!!binary x", "!!set {a}", "!mine x"])
+def test_tags_of_yaml_are_refused(tmp_path: Path, tag: str) -> None:
+    (tmp_path / "e.yaml").write_text(f"trainer:\n  a: {tag}\n")
+    with pytest.raises(ConfigError, match=r"e\.yaml, line 2: !.*: write the value without its tag"):
+        compose(tmp_path / "e.yaml")
+    (tmp_path / "e.yaml").write_text("trainer: {a: !!str 0100}")
+    assert compose(tmp_path / "e.yaml")["trainer"] == {"a": "0100"}
+
+
+def test_a_number_without_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "e.yaml").write_text(f"trainer: {{a: {5000 * '1'}}}")
+    with pytest.raises(ConfigError, match="cannot be read: .*digits"):
+        compose(tmp_path / "e.yaml")
+    assert Override("trainer.a", 5000 * "1").value == 5000 * "1"
+
+
 @pytest.mark.parametrize("name", ["1e-4", "0100", "12:30", "2.50", "1_0", "yes", "null", "~", "a #2", "1.", "\u00e9"])
 def test_text_is_the_same_after_a_file(tmp_path: Path, name: str) -> None:
     (tmp_path / "e.yaml").write_text(to_yaml({"run": {"name": name}, "other": [name]}), encoding="utf-8")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from t2ikit.commands.overrides import take_overrides
 from t2ikit.config.compose import changed, compose
 from t2ikit.config.files import shipped_experiments
+from t2ikit.config.overrides import take_overrides
 from t2ikit.run.evaluation_name import LONGEST, evaluation_name
 from t2ikit.run.search import SEARCH
 

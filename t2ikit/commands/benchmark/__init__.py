@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from t2ikit.commands.benchmark import synthreal
-from t2ikit.commands.overrides import take_overrides
+from t2ikit.config.overrides import take_overrides
 
 __all__ = ["add_parser", "run", "take_overrides"]
 
