@@ -387,6 +387,8 @@ def test_short_forms_of_the_data_make_cells_too(folder: Path) -> None:
 def test_an_experiment_without_a_sweep_is_refused(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["sweep", "tiny.yaml"]) == 2
     assert "has no `sweep`" in capfd.readouterr().err
+    assert cli.main(["sweep", "recipe.yaml", "--seed_everything", "5"]) == 2
+    assert "--seed_everything: the cells of a sweep take their seeds from its grids" in capfd.readouterr().err
     assert cli.main(["sweep", "recipe.yaml", "--cell", "rate-lwo-seed0"]) == 2
     assert "nearest known: 'rate-low-seed0'" in capfd.readouterr().err
 

@@ -12,7 +12,7 @@ from t2ikit import stopping
 from t2ikit.commands.arguments import add_trust, expanded, positive
 from t2ikit.config.errors import ConfigError
 from t2ikit.config.files import find_experiment
-from t2ikit.config.overrides import take_overrides
+from t2ikit.config.overrides import take_all_overrides as take_overrides
 from t2ikit.config.sweep import Sweep, sweep_of
 from t2ikit.files import require_folder
 from t2ikit.launch import first_rank

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from typing import Any
 
 from t2ikit.commands.arguments import add_trust, expanded, positive
-from t2ikit.config import overrides
 from t2ikit.config.errors import ConfigError
-from t2ikit.config.files import TOP_KEYS
-from t2ikit.config.merging import Override
+from t2ikit.config.overrides import take_all_overrides as take_overrides
 from t2ikit.files import require_folder
+
+__all__ = ["add_parser", "run", "take_overrides"]
 
 DESCRIPTION = """\
 Trains an experiment for a few steps straight, and once more killed with SIGKILL at random moments and resumed with
@@ -52,11 +51,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--out", type=expanded, metavar="DIR", help="a new folder that keeps both runs; default a temporary one")
     add_trust(parser)
     return parser
-
-
-def take_overrides(words: Sequence[str]) -> tuple[list[str], list[Override]]:
-    """Splits off the overrides of the experiment; ``--seed_everything`` is one too."""
-    return overrides.take_overrides(words, lambda key: "." in key or key in TOP_KEYS)
 
 
 def run(args: argparse.Namespace) -> int:

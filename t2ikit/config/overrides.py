@@ -11,6 +11,7 @@ from typing import Any
 
 from t2ikit.config.compose import check_option
 from t2ikit.config.errors import ConfigError
+from t2ikit.config.files import TOP_KEYS
 from t2ikit.config.merging import Override, flatten
 
 
@@ -43,6 +44,11 @@ def take_overrides(
             value = left.pop(0)
         overrides.append(Override(key, value))
     return rest, overrides
+
+
+def take_all_overrides(words: Sequence[str]) -> tuple[list[str], list[Override]]:
+    """:func:`take_overrides` with the keys of one part, such as ``--seed_everything``."""
+    return take_overrides(words, lambda key: "." in key or key in TOP_KEYS)
 
 
 def overrides_of(options: Mapping[str, Any]) -> tuple[Override, ...]:
