@@ -36,6 +36,8 @@ ELSEWHERE = {
     r"--kind http": "a server: tests/prepare/test_captioners_http.py has a stand-in",
     r"^torchrun|^sbatch|^sky |SLURM_ARRAY": "two ranks or a cluster: tests/test_two_ranks.py, tests/test_launch.py",
     r"accelerator gpu": "needs a GPU",
+    r"compile blocks": "minutes on a CPU: tests/diffusion/test_compiled.py; the papers' rows: tests/test_paper_rows.py",
+    r"denoiser.input_size 32": "the papers' sizes: tests/test_docs.py runs the class of that page",
     r"benchmarks gpu": "tests/test_benchmarks_gpu.py runs it with --dry-run",
     r"benchmarks.growing_proof": "tests/test_benchmarks_growing.py",
     r"benchmarks.synthreal": "half an hour: nox -s synthreal",
