@@ -40,8 +40,8 @@ from t2ikit.diffusion.solvers import Solver
 from t2ikit.diffusion.terms import Term
 from t2ikit.encoders.autoencoders import ImageSpace, PixelSpace
 from t2ikit.learner import Learner
-from t2ikit.metrics.fingerprint import state_sha256
 from t2ikit.optim import Constant, Lamb, LearningRate, OptimizerFactory
+from t2ikit.pretrained import state_sha256
 from t2ikit.records.manifest import Manifest
 
 BatchTransform = Callable[[Batch], "Batch | tuple[Batch, ...]"]

@@ -22,8 +22,8 @@ from t2ikit.diffusion.samplers import Condition, find_solver
 from t2ikit.evaluation.image_store import ImageStore
 from t2ikit.evaluation.search import Chosen, Rows
 from t2ikit.evaluation.settings import Sampling
-from t2ikit.metrics.fingerprint import state_sha256
 from t2ikit.module import TextToImage
+from t2ikit.pretrained import state_sha256
 from t2ikit.prompts import Prompt
 
 

@@ -15,7 +15,7 @@ from t2ikit.diffusion.guidance import loaded
 from t2ikit.diffusion.samplers import find_solver, network_evaluations
 from t2ikit.diffusion.solvers import Solver
 from t2ikit.evaluation.search import Search
-from t2ikit.metrics.fingerprint import state_sha256
+from t2ikit.pretrained import state_sha256
 
 
 @dataclass(frozen=True)
