@@ -9,6 +9,7 @@ Shapes: [B, 3, H, W] images, [B, C, h, w] x_0, [B, 2, C, h, w] stored posteriors
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +26,7 @@ SCALAR_FACTOR = 0.18215
 CHANNEL_MEANS = (5.81, 3.25, 0.12, -2.15)
 CHANNEL_STDS = (4.17, 4.62, 3.71, 3.28)
 CHANNELWISE_STD = 0.5
+"""Of every channel under the channel-wise normalisation, unless ``channel_std`` says another."""
 Normalisation = Literal["scalar", "channelwise", "autoencoder"]
 _OPTION = "--autoencoder DIR of `t2ikit prepare encode`, or `autoencoder` of LatentSpace in the experiment"
 
@@ -134,13 +136,16 @@ class LatentSpace(ImageSpace):
             "embedded:shapes-simple" (4 channels of 4 x 4, for simple scenes).
         revision: commit, tag or branch of the repository.
         normalisation: "scalar" multiplies by 0.18215; "channelwise" gives every channel mean 0 and standard deviation
-            0.5, by the statistics of the default autoencoder; "autoencoder" gives every channel mean 0 and standard
-            deviation 1, by ``latents_mean`` and ``latents_std`` in the autoencoder's ``config.json``.
+            ``channel_std``, by the statistics of the default autoencoder; "autoencoder" gives every channel mean 0 and
+            standard deviation 1, by ``latents_mean`` and ``latents_std`` in the autoencoder's ``config.json``.
         channels: C of the latents; 0 takes that of the autoencoder once it is loaded.
         batch_size: images that are encoded or decoded at once.
+        channel_std: standard deviation that the channelwise normalisation gives every channel, 0.5 if it is not said;
+            1.0 for a rectified flow, whose noise has the variance 1 too.
 
     Raises:
-        ValueError: unknown normalisation, or the channel-wise one for other than 4 channels.
+        ValueError: unknown normalisation, the channel-wise one for other than 4 channels, or a ``channel_std`` that is
+            not above 0 or goes with another normalisation.
     """
 
     autoencoder: str = DEFAULT_AUTOENCODER
@@ -148,6 +153,7 @@ class LatentSpace(ImageSpace):
     normalisation: Normalisation = "scalar"
     channels: int = 4
     batch_size: int = 16
+    channel_std: float | None = None
     stochastic = True
 
     def __post_init__(self) -> None:
@@ -158,7 +164,16 @@ class LatentSpace(ImageSpace):
                 f"the channelwise normalisation is known for {len(CHANNEL_MEANS)} channels, not {self.channels}: "
                 "choose normalisation scalar"
             )
-        self.std = CHANNELWISE_STD if self.normalisation == "channelwise" else 1.0
+        if self.channel_std is not None:
+            if self.normalisation != "channelwise":
+                raise ValueError(
+                    f"channel_std acts with the channelwise normalisation, not with {self.normalisation}: leave it "
+                    "out, or choose normalisation channelwise"
+                )
+            if not 0.0 < self.channel_std < math.inf:
+                raise ValueError(f"channel_std is a standard deviation, above 0; got {self.channel_std}")
+        channelwise = CHANNELWISE_STD if self.channel_std is None else float(self.channel_std)
+        self.std = channelwise if self.normalisation == "channelwise" else 1.0
         self._loaded: tuple[Any, EncoderReference] | None = None
         self._statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
         self._stored: EncoderReference | None = None
@@ -180,7 +195,10 @@ class LatentSpace(ImageSpace):
 
     def description(self) -> dict[str, str]:
         """What identifies the space in a fingerprint or a checkpoint."""
-        return {"space": type(self).__name__, "normalisation": self.normalisation}
+        described = {"space": type(self).__name__, "normalisation": self.normalisation}
+        if self.normalisation == "channelwise" and self.std != CHANNELWISE_STD:
+            described["channel_std"] = repr(self.std)
+        return described
 
     def load(self) -> None:
         """Loads the autoencoder."""
