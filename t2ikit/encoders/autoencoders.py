@@ -52,6 +52,11 @@ class ImageSpace(ABC):
         """4 standard deviations, unless a space knows better."""
         return 4.0 * self.std
 
+    @property
+    def downsampling(self) -> int:
+        """Pixels of an image along the side of one entry of x_0."""
+        return 1
+
     def load(self) -> None:
         """Loads what ``images`` needs, so that a missing part is refused before long work; by default nothing."""
         return
@@ -185,7 +190,7 @@ class LatentSpace(ImageSpace):
 
     @property
     def model(self) -> Any:
-        """The ``AutoencoderKL``, in float32 and evaluation mode.
+        """The ``AutoencoderKL``, in evaluation mode; in float32, unless ``use`` took one of another dtype.
 
         Raises:
             FileNotFoundError: no such folder, or no way to the Hub; names the option.
@@ -205,7 +210,12 @@ class LatentSpace(ImageSpace):
         self._load()
 
     def use(self, model: Any, reference: EncoderReference | None) -> None:
-        """Takes an ``AutoencoderKL`` that is loaded already; ``reference``: which weights these are, if it is known."""
+        """Takes an ``AutoencoderKL`` that is loaded already, of any dtype.
+
+        Args:
+            model: runs in its own dtype; what goes in and comes out is float32.
+            reference: which weights these are, if it is known.
+        """
         self._loaded = model, reference or EncoderReference(self.autoencoder, self.revision, "")
 
     def _load(self) -> tuple[Any, EncoderReference]:
@@ -321,19 +331,19 @@ class LatentSpace(ImageSpace):
         with torch.autocast(images.device.type, enabled=False):
             for batch in images.split(self.batch_size):
                 scale = 127.5 if batch.dtype == torch.uint8 else 0.5
-                posterior = model.encode(batch.to(torch.float32) / scale - 1.0).latent_dist
-                means.append(posterior.mean)
-                stds.append(posterior.std)
+                posterior = model.encode((batch.to(torch.float32) / scale - 1.0).to(model.dtype)).latent_dist
+                means.append(posterior.mean.to(torch.float32))
+                stds.append(posterior.std.to(torch.float32))
         return torch.cat(means), torch.cat(stds)
 
     @torch.no_grad()
     def images(self, x_0: Tensor) -> Tensor:
         """[B, C, h, w] normalised latents to images [B, 3, H, W] float32 in [0, 1]."""
         model = self.model.to(x_0.device)
-        raw = self.denormalise(x_0.to(torch.float32))
+        raw = self.denormalise(x_0.to(torch.float32)).to(model.dtype)
         with torch.autocast(x_0.device.type, enabled=False):
             decoded = torch.cat([model.decode(batch).sample for batch in raw.split(self.batch_size)])
-        return decoded.add(1.0).mul(0.5).clamp(0.0, 1.0)
+        return decoded.to(torch.float32).add(1.0).mul(0.5).clamp(0.0, 1.0)
 
 
 @cache
