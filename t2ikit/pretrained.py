@@ -1,7 +1,7 @@
 """Loads any pretrained model from a local folder or from the Hugging Face Hub, and says which weights it was.
 
-A folder in the ordinary layout of the library (``save_pretrained`` of transformers and diffusers; ``config.json`` and
-``model.safetensors`` for timm) and a repository of the Hub are loaded the same way: a repository is first downloaded.
+A folder in the ordinary layout of the library (``save_pretrained`` of transformers and diffusers) and a repository of
+the Hub are loaded the same way: a repository is first downloaded.
 The revision that is recorded is the commit that was really loaded; a local folder has none.
 """
 

@@ -145,7 +145,7 @@ class TrainedModel:
         negatives = [negative] if isinstance(negative, str) else list(dict.fromkeys(negative))
         rows, uncond = self.states([*prompts, *negatives], sampling, next(filter(None, negatives), ""))
         rows = rows[: len(prompts)]
-        each = uncond if len(negatives) == 1 else [self._states[text] for text in negative]
+        each: Texts | list[Texts] = uncond if len(negatives) == 1 else [self._states[text] for text in negative]
         indices = range(len(prompts))
         batches = [indices[start : start + sampling.batch_size] for start in indices[:: sampling.batch_size]]
         return sample_batches(self.module, rows, sampling, batches, "sampling", each)
