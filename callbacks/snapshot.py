@@ -37,6 +37,7 @@ from t2ikit.callbacks.overfitting_alarm import judge, log_pairs
 from t2ikit.checkpoints.runs import find_checkpoint
 from t2ikit.denoisers import SavedDenoiser
 from t2ikit.diffusion import Guidance
+from t2ikit.diffusion.processes import Threshold
 from t2ikit.diffusion.samplers import find_solver
 from t2ikit.diffusion.solvers import Solver
 from t2ikit.evaluation import Evaluated, Evaluation, Overfitting, Search
@@ -81,9 +82,11 @@ class Snapshot(L.Callback):
         search: sample candidates of every image, of which a verifier chooses, see ``t2ikit.evaluation.Search``.
         overfitting: watch whether the training images are learned by heart, see ``t2ikit.evaluation.Overfitting``; the
             reference must be held-out images. Brings the losses of ``validation_loss``.
+        threshold: bound on the sampler's estimates of x_0: ``[clamp, c]``, ``[dynamic, q]``, ``[per_channel, q]`` or
+            ``none``; by default that of the image space, and none for a rectified flow.
 
     Raises:
-        ValueError: a number below 1.
+        ValueError: a number below 1, or an unknown threshold.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class Snapshot(L.Callback):
         keep_images: bool = False,
         search: Search | None = None,
         overfitting: Overfitting | None = None,
+        threshold: Threshold | None = None,
     ) -> None:
         super().__init__()
         counts = {"every_n_steps": every_n_steps, "steps": steps, "batch_size": batch_size, "grid": grid}
@@ -119,7 +123,7 @@ class Snapshot(L.Callback):
         self.every_n_steps = every_n_steps
         self.at_start = at_start
         self.at_end = at_end
-        self.sampling = Sampling(steps, method, guidance, seed, batch_size, search=search)
+        self.sampling = Sampling(steps, method, guidance, seed, batch_size, search=search, threshold=threshold)
         self.evaluation = Evaluation(
             name, prompts, metrics or [], reference, reference_limit, validation_loss, overfitting=overfitting
         )

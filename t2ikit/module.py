@@ -40,8 +40,8 @@ from t2ikit.diffusion.solvers import Solver
 from t2ikit.diffusion.terms import Term
 from t2ikit.encoders.autoencoders import ImageSpace, PixelSpace
 from t2ikit.learner import Learner
-from t2ikit.metrics.fingerprint import state_sha256
 from t2ikit.optim import Constant, Lamb, LearningRate, OptimizerFactory
+from t2ikit.pretrained import state_sha256
 from t2ikit.records.manifest import Manifest
 
 BatchTransform = Callable[[Batch], "Batch | tuple[Batch, ...]"]
@@ -310,6 +310,7 @@ class TextToImage(Learner, L.LightningModule):
         guidance: float | Guidance = 0.0,
         method: str | Solver = "ddim",
         uncond: Texts | None = None,
+        threshold: Threshold | None = None,
         generators: list[torch.Generator] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
@@ -320,7 +321,8 @@ class TextToImage(Learner, L.LightningModule):
                 of them.
             noise: [B, C, H, W] standard normal, one row a prompt.
             steps, guidance, method, generators, progress: as in ``t2ikit.diffusion.sample``.
-            uncond: encoding of the negative prompt, one row; default the empty prompt of the data.
+            uncond: encoding of the negative prompt, one row or one a prompt; default the empty prompt of the data.
+            threshold: as there; None takes the bound of the space, where the process bounds the estimates at all.
 
         Returns:
             [B, 3, H, W] float32 in [0, 1].
@@ -334,7 +336,7 @@ class TextToImage(Learner, L.LightningModule):
             steps=steps,
             guidance=guidance,
             method=method,
-            threshold=self._threshold(),
+            threshold=self._threshold() if threshold is None else threshold,
             generators=generators,
             progress=progress,
         )

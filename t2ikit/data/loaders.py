@@ -10,7 +10,8 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from t2ikit.batch import StoredBatch
-from t2ikit.data.streams import check_arrays, read_batch
+from t2ikit.data.batches import read_batch
+from t2ikit.data.streams import check_arrays
 from t2ikit.records.record_set import RecordSet
 from t2ikit.stopping import only_by_parent
 
