@@ -110,18 +110,18 @@ class BestScores:
         else:
             history = module.run_log.scores.get(self._snapshot, {})
             name = self.monitor.removeprefix(f"{self._snapshot}/")
-            unknown = next((scores for scores in history.values() if name not in scores), None)
-            if unknown is not None:
+            # Steps without it are of before the snapshot got this score, on a resume.
+            self.scores.update({past: scores[name] for past, scores in history.items() if name in scores})
+            if step not in history:
+                return False
+            if name not in history[step]:
                 message = (
                     f"callbacks.checkpoint: the snapshot {self._snapshot} has no score {name}; monitor one of "
-                    f"{', '.join(f'{self._snapshot}/{score}' for score in unknown)}"
+                    f"{', '.join(f'{self._snapshot}/{score}' for score in history[step])}"
                 )
                 if step == 0:
                     raise ValueError(message)
                 warnings.warn(message, stacklevel=2)  # does not end a run that has been trained for so long
-                return False
-            self.scores.update({past: scores[name] for past, scores in history.items()})
-            if step not in history:
                 return False
             score = history[step][name]
         self.scores[step] = score

@@ -261,6 +261,16 @@ def test_constant() -> None:
     assert [Constant(4).factor(step, 10) for step in (1, 2, 4, 9)] == [0.25, 0.5, 1.0, 1.0]
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+@pytest.mark.parametrize("factory", [AdamW, Lamb, Muon])
+def test_numbers_that_are_not_finite_are_refused(factory: type[AdamW] | type[Lamb], value: float) -> None:
+    for option in ("lr", "weight_decay", "eps"):
+        with pytest.raises(ValueError, match=f"^{option} must be .*, and finite"):
+            factory(**{option: value})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="scale of core must be at least 0, and finite"):
+        factory(scale={"core": value})
+
+
 def test_wrong_options_are_refused() -> None:
     for options in ({"lr": -1.0}, {"betas": (0.9, 1.0)}, {"eps": 0.0}, {"weight_decay": -0.1}):
         with pytest.raises(ValueError, match=next(iter(options))):
