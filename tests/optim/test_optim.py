@@ -13,7 +13,19 @@ from torch import Tensor, nn
 
 import tiny
 from t2ikit.checkpoints.start import train_only
-from t2ikit.optim import LAMB, AdamW, Constant, Lamb, Muon, WarmupCosine, lr_factor, matrix_groups, parameter_groups
+from t2ikit.optim import (
+    LAMB,
+    AdamW,
+    Constant,
+    EpochCosine,
+    Lamb,
+    LearningRate,
+    Muon,
+    WarmupCosine,
+    lr_factor,
+    matrix_groups,
+    parameter_groups,
+)
 from t2ikit.optim.factories import OptimizerFactory
 from t2ikit.optim.precision import wide_dtype, widened
 
@@ -254,6 +266,14 @@ def test_warm_up_and_cosine() -> None:
     assert lr_factor(3, 0, 10, 1.0) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.3)))
     assert WarmupCosine(100).factor(50, 40) == 0.5
     assert WarmupCosine(100).factor(100, 100) == 1.0
+
+
+@pytest.mark.parametrize("rate", [WarmupCosine(100), Constant(100)])
+def test_a_warmup_without_end_is_said(rate: LearningRate) -> None:
+    option = "model.init_args.learning_rate.init_args.warmup"
+    assert option in str(rate.remark(100)) and option in str(rate.remark(30))
+    assert rate.remark(101) is None
+    assert Constant().remark(1) is None and EpochCosine(80, 5).remark(3) is None
 
 
 def test_constant() -> None:
