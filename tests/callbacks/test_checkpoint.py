@@ -145,7 +145,10 @@ def test_the_best_by_a_score_of_a_snapshot(
 ) -> None:
     """A checkpoint is written at every snapshot; the metric says that less is better."""
     folder = tiny.enter(tmp_path, monkeypatch, {"best.yaml": EXPERIMENT})
-    for name, text in (("val/los", "has no score los; monitor one of .*val/loss"), ("vall/loss", "no snapshot gives")):
+    for name, text in (
+        ("val/los", "has no score los; monitor one of .*val/loss"),
+        ("vall/loss", "nothing gives the score vall/loss"),
+    ):
         assert cli.main(["run", "best.yaml", "--callbacks.checkpoint.monitor", name]) == 2
         assert re.search(text, capsys.readouterr().err)
     assert cli.main(["run", "best.yaml", "--trainer.max_steps", "4"]) == 0
