@@ -33,7 +33,8 @@ class Checkpoint(LightningCheckpoint):
         every: one is written, too, when the last one is older than this, such as ``30 min`` (s, min, h, d); the clock
             is that of the first rank.
         monitor: a score, such as ``val/frechet_distance``: the checkpoints that it finds best stay. One is written at
-            every step of a snapshot that gives it.
+            every step of a snapshot that gives it. What is logged of the training, such as ``train/loss``, counts at
+            the steps of ``every_n_steps``, a multiple of ``trainer.log_every_n_steps``.
         mode: "min" if less of it is better, "max" if more is; by default what the metric of the snapshot says.
         keep_best: how many of the best stay.
 
@@ -80,9 +81,9 @@ class Checkpoint(LightningCheckpoint):
             self.best.scores = {int(step): float(score) for step, score in state_dict.get("scores", {}).items()}
 
     def validate_experiment(self, experiment: Any) -> None:
-        """Refuses a monitored score of which nothing says whether less is better."""
+        """Refuses a monitored score that nothing gives, or of which nothing says whether less is better."""
         if self.best is not None:
-            self.best.find(experiment.callbacks.values())
+            self.best.check(experiment, self.every_n_steps)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.best is not None and self.best.mode is None:
@@ -105,6 +106,7 @@ class Checkpoint(LightningCheckpoint):
         if step == self._seen:  # in the middle of an accumulated step, whose gradients no checkpoint holds
             return
         self._seen = step
+        self._look_at_training(trainer, pl_module)
         counts = [self.every_n_steps, None if self.best is None else self.best.every_n_steps]
         due = step in self.keep_steps or any(count is not None and step % count == 0 for count in counts)
         if due or (self.clock is not None and self.clock.is_due(step)):
@@ -117,7 +119,16 @@ class Checkpoint(LightningCheckpoint):
             self._prune(self._folder(trainer))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._look_at_training(trainer, pl_module)
         self.save(trainer)
+
+    def _look_at_training(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Takes a score of no snapshot; where it is of a checkpoint that is there, removes what is not kept for it."""
+        step = None if self.best is None else self.best.look_at_training(trainer, pl_module)
+        if step is None or not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        if (self._folder(trainer) / f"step-{step:08d}.ckpt").is_file():
+            self._prune(self._folder(trainer))
 
     def save(self, trainer: L.Trainer) -> None:
         """Writes the present state if this step has none yet; every rank must call it. ``fast_dev_run`` writes none."""

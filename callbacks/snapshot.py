@@ -243,8 +243,8 @@ class Snapshot(L.Callback):
             if known.get("step") != trainer.global_step:
                 return None
             with pl_module.averaged(self.ema_decay):
-                identity = self.evaluation.identity(pl_module, self._sampling(trainer))
-            return known if known["identity_sha256"] == _sha256(identity_text(identity)) else None
+                identity = identity_text(self.evaluation.identity(pl_module, self._sampling(trainer)))
+            return known if known["identity_sha256"] == self._identity_sha256(identity) else None
 
         known = ranks.from_first(of_this_step)
         if known is None:
@@ -252,13 +252,19 @@ class Snapshot(L.Callback):
         self._take(trainer, pl_module, trainer.global_step, known["scores"], known["values"])
         return True
 
+    def _identity_sha256(self, images: str) -> str:
+        """Of what the images depend on, as its file says it, and of what is scored of them; for the first rank."""
+        return hashlib.sha256((images + json.dumps(self.evaluation.settings(), sort_keys=True)).encode()).hexdigest()
+
     def _sampling(self, trainer: L.Trainer) -> Sampling:
         return replace(self.sampling, precision=str(trainer.precision))
 
     def _weights(self, pl_module: TextToImage) -> str:
         """Which weights are sampled, for the fingerprints."""
         averages = pl_module.averages
-        return "raw" if averages is None else f"ema {self.ema_decay or averages.decays[0]}"
+        if averages is None:
+            return "raw"
+        return f"ema {averages.decays[0] if self.ema_decay is None else self.ema_decay}"
 
     def _values(self, evaluated: Evaluated) -> dict[str, float]:
         """What is logged: scores, and the seconds of each part of the work."""
@@ -301,7 +307,7 @@ class Snapshot(L.Callback):
     def _publish(self, trainer: L.Trainer, step: int, evaluated: Evaluated, weights: str) -> str:
         """Writes the files of a snapshot, removes unfinished images, shows the grid; the SHA-256 of its identity."""
         folder, label, prompts = self.folder(trainer), _label(step), self.evaluation.prompts
-        identity = _sha256((folder / f"{label}.sampling" / IDENTITY).read_text())
+        identity = self._identity_sha256((folder / f"{label}.sampling" / IDENTITY).read_text())
         facts = {**self.sampling.conditions(), "weights": weights, "step": step}
         picture = self.write(
             evaluated,
@@ -320,10 +326,6 @@ class Snapshot(L.Callback):
             log_grid(logger, self.name, picture, texts, step)
         log_pairs(trainer, self.name, evaluated.files, step)
         return identity
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _label(step: int) -> str:

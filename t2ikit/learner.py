@@ -112,11 +112,13 @@ class RunLog:
 
     Attributes:
         latest: the last value of every name.
+        steps: optimizer steps that were done when each was logged last.
         evaluation_seconds: time spent on evaluation, which is no training time.
         scores: scores by snapshot, step and name.
     """
 
     latest: dict[str, float] = field(default_factory=dict)
+    steps: dict[str, int] = field(default_factory=dict)
     evaluation_seconds: float = 0.0
     scores: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
 
@@ -129,6 +131,7 @@ class RunLog:
             step: optimizer steps done.
         """
         self.latest.update(values)
+        self.steps.update(dict.fromkeys(values, step))
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)

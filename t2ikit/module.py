@@ -372,6 +372,9 @@ class TextToImage(Learner, L.LightningModule):
         trainer = experiment.trainer
         if trainer.max_steps == -1 and trainer.max_epochs == -1:
             self.learning_rate.factor(1, math.inf)
+        remark = self.learning_rate.remark(trainer.max_steps) if trainer.max_steps > 0 else None
+        if remark is not None and not trainer.fast_dev_run:  # a trial is short by design
+            rank_zero_warn(remark)
         terms = (term for term in self.objective.modules() if isinstance(term, Term) and term.until is not None)
         if any(p.requires_grad for t in terms for p in t.parameters()) and isinstance(trainer.strategy, DDPStrategy):
             trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)

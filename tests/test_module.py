@@ -213,13 +213,28 @@ def test_compiled_steps_are_plain_steps_and_leave_the_names_of_weights_alone() -
         tiny(compile="quick")
 
 
+def run_of(steps: int, trial: bool = False) -> SimpleNamespace:
+    return SimpleNamespace(trainer=SimpleNamespace(max_steps=steps, max_epochs=-1, fast_dev_run=trial, strategy=None))
+
+
+def test_a_run_inside_its_warmup_is_told(recwarn: pytest.WarningsRecorder) -> None:
+    from t2ikit.optim import WarmupCosine
+
+    module = tiny(learning_rate=WarmupCosine(warmup=10))
+    module.validate_experiment(run_of(11))
+    module.validate_experiment(run_of(1, trial=True))
+    assert not [warning for warning in recwarn if "warm-up" in str(warning.message)]
+    with pytest.warns(UserWarning, match=r"never leaves the warm-up; set model\.init_args\.learning_rate"):
+        module.validate_experiment(run_of(10))
+
+
 def test_a_clock_alone_ends_a_run_only_with_a_schedule_that_has_no_end() -> None:
     from t2ikit.optim import WarmupCosine
 
     clock = SimpleNamespace(trainer=SimpleNamespace(max_steps=-1, max_epochs=-1))
     tiny().validate_experiment(clock)
     cosine = tiny(learning_rate=WarmupCosine(warmup=10))
-    cosine.validate_experiment(SimpleNamespace(trainer=SimpleNamespace(max_steps=5, max_epochs=-1)))
+    cosine.validate_experiment(run_of(11))
     with pytest.raises(ValueError, match=r"trainer\.max_time.*trainer\.max_steps.*Constant"):
         cosine.validate_experiment(clock)
     constant = tiny()

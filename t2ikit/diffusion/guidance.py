@@ -50,7 +50,7 @@ class Projection:
     momentum: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.max_norm < 0.0:
+        if not self.max_norm >= 0.0:
             raise ValueError(f"max_norm must be at least 0 (0 = no cut), got {self.max_norm}")
         if not -1.0 < self.momentum < 1.0:
             raise ValueError(f"momentum must lie in (-1, 1), got {self.momentum}")

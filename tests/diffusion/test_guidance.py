@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from t2ikit.diffusion import Guidance, Projection
+from t2ikit.diffusion import Denoising, Guidance, Projection
 
 
 def test_first_step_is_unguided_by_default() -> None:
@@ -36,8 +36,12 @@ def test_wrong_rules_are_refused(make: Any) -> None:
         Guidance(1.0, latent_weight=1.0, weaker=make.normal())
     with pytest.raises(ValueError, match="momentum"):
         Projection(momentum=1.0)
-    with pytest.raises(ValueError, match="max_norm"):
-        Projection(max_norm=-1.0)
+    for norm in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="max_norm"):
+            Projection(max_norm=norm)
+    for deviation in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="offset_noise is a standard deviation"):
+            Denoising(offset_noise=deviation)
 
 
 def test_projection_splits_along_the_conditional_estimate() -> None:

@@ -70,8 +70,8 @@ class Denoising(Objective):
         for option, rate in [*rates, *(("text_drop_each", rate) for rate in self.text_drop_each)]:
             if not 0.0 <= rate <= 1.0:
                 raise ValueError(f"{option} is a probability in [0, 1], got {rate}")
-        if offset_noise < 0.0:
-            raise ValueError(f"offset_noise is a standard deviation, at least 0; got {offset_noise}")
+        if not 0.0 <= offset_noise < math.inf:
+            raise ValueError(f"offset_noise is a standard deviation, at least 0 and finite; got {offset_noise}")
         if terms and NAME in terms:
             raise ValueError(f"terms: {NAME!r} is the name of the loss itself; give the term another")
         for name in terms or {}:
