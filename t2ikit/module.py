@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,10 @@ from t2ikit.data.datamodule import DataModule
 from t2ikit.data.resume import training_manifest
 from t2ikit.denoisers import Denoiser
 from t2ikit.denoisers.base import CACHE_IS_SAFE
+from t2ikit.denoisers.layers import evaluating
 from t2ikit.diffusion import Denoising, Guidance, Objective, Process, sample
 from t2ikit.diffusion.compiled import CompiledObjective
-from t2ikit.diffusion.objectives import fixed_t_loss
+from t2ikit.diffusion.objectives import FIXED_SEED, fixed_t_loss
 from t2ikit.diffusion.processes import Threshold
 from t2ikit.diffusion.samplers import Condition, Contexts, encode
 from t2ikit.diffusion.solvers import Solver
@@ -43,6 +45,9 @@ from t2ikit.learner import Learner
 from t2ikit.metrics.fingerprint import state_sha256
 from t2ikit.optim import Constant, Lamb, LearningRate, OptimizerFactory
 from t2ikit.records.manifest import Manifest
+
+VALIDATION_POSTERIOR = "validation posterior"
+"""Key of the random numbers of the posterior in validation."""
 
 BatchTransform = Callable[[Batch], "Batch | tuple[Batch, ...]"]
 
@@ -241,23 +246,32 @@ class TextToImage(Learner, L.LightningModule):
             )
         return parts
 
-    def ready(self, stored: StoredBatch, purpose: str = "posterior") -> Batch:
+    def ready(self, stored: StoredBatch, purpose: str = "posterior", seed: int | None = None) -> Batch:
         """Dequantises, samples the VAE posterior, normalises: StoredBatch -> Batch, on the device of the batch.
 
         Args:
             stored: [B] records.
             purpose: key of the random numbers of the posterior; evaluation uses another than training.
+            seed: of these numbers; None = that of the run.
         """
+        return Batch(
+            latents=self._latents(stored, purpose, self.seed if seed is None else seed),
+            text=stored.text(),
+            t=self.process.t(stored.u),
+            source=stored.source,
+            index=stored.index,
+            extra={name: stored.array(name) for name in self.objective.needs.arrays},
+            slot=stored.slot,
+            text_lengths=stored.text_lengths(),
+        )
+
+    def _latents(self, stored: StoredBatch, purpose: str, seed: int) -> Tensor:
+        """x_0 [B, C, H, W] of records; a posterior is sampled by random numbers of this purpose and seed."""
         noise = None
         if self.space.stochastic:
-            noise = self.rng.normal(purpose, stored.slot, len(stored), stored.image.shape[2:], stored.image.device)
-        latents = self.space.x_0(stored.image, noise)
-        t = self.process.t(stored.u)
-        extra = {name: stored.array(name) for name in self.objective.needs.arrays}
-        lengths = stored.text_lengths()
-        return Batch(
-            latents, stored.text(), t, stored.source, stored.index, None, stored.slot, extra, text_lengths=lengths
-        )
+            shape, device = stored.image.shape[2:], stored.image.device
+            noise = rng.Keyed(seed).normal(purpose, stored.slot, len(stored), shape, device)
+        return self.space.x_0(stored.image, noise)
 
     # ------------------------------------------------------------------ the training step
 
@@ -286,17 +300,21 @@ class TextToImage(Learner, L.LightningModule):
         Returns:
             loss_B [B] by name.
         """
-        batch = self.ready(stored, "validation posterior")
-        losses: dict[str, Callable[[], Tensor]] = {
-            "loss": lambda: self.objective.validation(self.denoiser, batch, self.rng),
-            "loss_fixed_t": lambda: fixed_t_loss(self.denoiser, self.process, batch),
+        # `loss_fixed_t` compares runs whatever their seeds, so its posterior has the seed of no run.
+        seeds = {"loss": self.seed, "loss_fixed_t": FIXED_SEED if self.space.stochastic else self.seed}
+        batches: dict[int, Batch] = {}
+        for name in names:
+            if not batches:
+                batches[seeds[name]] = self.ready(stored, VALIDATION_POSTERIOR, seeds[name])
+            elif seeds[name] not in batches:
+                latents = self._latents(stored, VALIDATION_POSTERIOR, seeds[name])
+                batches[seeds[name]] = replace(next(iter(batches.values())), latents=latents)
+        losses: dict[str, Callable[[Batch], Tensor]] = {
+            "loss": lambda batch: self.objective.validation(self.denoiser, batch, self.rng),
+            "loss_fixed_t": lambda batch: fixed_t_loss(self.denoiser, self.process, batch),
         }
-        training = self.denoiser.training
-        self.denoiser.eval()
-        try:
-            return {name: losses[name]() for name in names}
-        finally:
-            self.denoiser.train(training)
+        with evaluating(self.denoiser):
+            return {name: losses[name](batches[seeds[name]]) for name in names}
 
     # ------------------------------------------------------------------ sampling
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,11 +15,11 @@ from t2ikit.batch import Batch, StepOutput, StoredBatch, StoredText, Text
 from t2ikit.checkpoints.start import Start
 from t2ikit.diffusion import Denoising
 from t2ikit.diffusion.objectives import Draws
-from t2ikit.encoders import PixelSpace
+from t2ikit.encoders import LatentSpace, PixelSpace
 from t2ikit.module import TextToImage
 from t2ikit.pretrained import EncoderReference
 from t2ikit.records.manifest import Manifest, TextSource
-from tiny import shallow_cad_i
+from tiny import awake, shallow_cad_i
 
 OBJECTIVE = ("process", "text_drop", "self_condition_rate", "weighting", "terms")
 
@@ -270,3 +271,29 @@ def test_a_start_from_a_run_with_another_text_encoder_of_the_same_width_is_said(
     assert not warned(Start("a", fit="grow", take=("core",)), other)
     assert not warned(Start("a"), texts("1" * 64).to_json()) and not warned(Start("a"), None)
     assert not warned(Start("a"), texts("").to_json())  # of imported weights only the name is known
+
+
+def test_the_loss_at_fixed_t_is_the_same_for_every_seed() -> None:
+    """Of latents, too, whose posterior is sampled; the loss that trains has the numbers of its run."""
+
+    def losses(seed: int, *names: str) -> dict[str, torch.Tensor]:
+        torch.manual_seed(3)
+        module = TextToImage(awake(shallow_cad_i()), space=LatentSpace(), seed=seed)
+        return module.validation_losses(records, names)
+
+    pixels = stored(0, 8)
+    posterior = torch.randn(8, 2, 4, 4, 4, generator=torch.Generator().manual_seed(5)).abs().half()
+    records = replace(pixels, image=posterior)
+    both = ("loss", "loss_fixed_t")
+    first, second = losses(1, *both), losses(2, *both)
+    assert torch.equal(first["loss_fixed_t"], second["loss_fixed_t"])
+    assert not torch.equal(first["loss"], second["loss"])
+    for name in both:  # one alone is what it is beside the other
+        assert torch.equal(losses(2, name)[name], second[name])
+
+
+def test_validation_leaves_a_submodule_in_evaluation_mode() -> None:
+    module = tiny()
+    module.denoiser.rin_blocks[0].eval()
+    module.validation_losses(stored(0, 8))
+    assert module.denoiser.training and not module.denoiser.rin_blocks[0].training

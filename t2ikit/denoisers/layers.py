@@ -12,6 +12,8 @@ kernels can be used: flash without a bias, the memory-efficient one with it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, cast
 
 import torch
@@ -90,6 +92,20 @@ class DropPath(nn.Module):
         keep = 1.0 - self.rate
         mask = torch.rand(branch.shape[0], 1, 1, device=branch.device).add_(keep).floor_()
         return branch * (mask / keep).to(branch.dtype)
+
+
+@contextmanager
+def evaluating(*modules: nn.Module | None) -> Iterator[None]:
+    """Evaluation mode for the modules; every submodule gets its own mode back, so that one that is kept in evaluation
+    mode stays so."""
+    modes = [(layer, layer.training) for module in modules if module is not None for layer in module.modules()]
+    try:
+        for layer, _ in modes:
+            layer.training = False
+        yield
+    finally:
+        for layer, mode in modes:
+            layer.training = mode
 
 
 @torch.compiler.assume_constant_result

@@ -8,16 +8,16 @@ Shape legend::
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from t2ikit.batch import Text, Texts, text_rows
 from t2ikit.denoisers.base import Context, Denoiser
+from t2ikit.denoisers.layers import evaluating
 from t2ikit.diffusion.guidance import Guidance, GuidedDenoiser, loaded
 from t2ikit.diffusion.processes import Process, Threshold
 from t2ikit.diffusion.solvers import SOLVERS, Grid, Normal, Solver
@@ -140,7 +140,7 @@ def sample(
         # DDIM as specified: gamma of a t in the dtype of x. The other grids lie too close to t = 1 for fp32.
         times = times.to(x.dtype)
     grid = Grid.of(process, times)
-    with _evaluating(denoiser, loaded(rule.weaker)):
+    with evaluating(denoiser, loaded(rule.weaker)):
         contexts = text if isinstance(text, Contexts) else _contexts(denoiser, rule, x, text, uncond)
         known = contexts.text, contexts.uncond, contexts.weaker
         network = GuidedDenoiser(denoiser, process, rule, times, x.device, *known)
@@ -187,7 +187,7 @@ def encode(
     """
     rule = guidance if isinstance(guidance, Guidance) else Guidance(float(guidance))
     rows = torch.empty(text_rows(text), 0, device=device)
-    with _evaluating(denoiser, loaded(rule.weaker)):
+    with evaluating(denoiser, loaded(rule.weaker)):
         return _contexts(denoiser, rule, rows, text, uncond)
 
 
@@ -265,19 +265,6 @@ def _context(denoiser: Denoiser, text: Texts | Context, x: Tensor, name: str) ->
         raise ValueError(f"{name} has {count} rows, noise has {rows}: give as many, or one for all")
     context = denoiser.encode_text(text)
     return context if count == rows else context.rows(torch.zeros(rows, dtype=torch.int64, device=x.device))
-
-
-@contextmanager
-def _evaluating(*modules: nn.Module | None) -> Iterator[None]:
-    """Evaluation mode for the modules; every submodule gets its own mode back."""
-    modes = [(layer, layer.training) for module in modules if module is not None for layer in module.modules()]
-    try:
-        for layer, _ in modes:
-            layer.training = False
-        yield
-    finally:
-        for layer, mode in modes:
-            layer.training = mode
 
 
 def _normal(generators: Sequence[torch.Generator] | None) -> Normal:

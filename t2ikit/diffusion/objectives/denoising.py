@@ -29,8 +29,8 @@ SPARE_ROWS = 2
 more are kept of 16, 32, ... 1,024 consecutive slots, nor of so many that Crop leaves at p = 0.5."""
 
 LEVELS = 8
-SEED = 0
-"""Of the noise, in every run."""
+FIXED_SEED = 0
+"""Of the noise of :func:`fixed_t_loss`, and of the posterior of its latents, in every run."""
 
 
 class Denoising(Objective):
@@ -284,7 +284,7 @@ def fixed_t_loss(denoiser: Denoiser, process: Process, batch: Batch) -> Tensor:
     """
     device, count = batch.latents.device, len(batch)
     t = fixed_times(process).float().to(device)[batch.index % LEVELS]
-    noise = Keyed(SEED).normal("fixed-t noise", batch.slot, count, batch.latents.shape[1:], device)
+    noise = Keyed(FIXED_SEED).normal("fixed-t noise", batch.slot, count, batch.latents.shape[1:], device)
     keep = torch.ones(count, dtype=torch.bool)
     _, target, prediction = main_pass(process, denoiser, batch.latents, noise, t, batch.text, keep)
     return squared_error(prediction.output, target) * VelocityError()(process, t)
