@@ -128,7 +128,7 @@ class CADI(Denoiser):
         dropout: inside the MLPs of the self-attention layers over the latents.
         drop_path: stochastic depth of the same layers.
         checkpoint_blocks: recompute each block in the backward pass; saves memory, costs about a third more time.
-        level_kind: scalar that the network receives: "gamma" for Gaussian diffusion, "t" for flows.
+        level_kind: scalar that the network receives: "gamma" for Gaussian diffusion, "t" for flows, or "log_snr".
         refine_heads: heads of the text refine blocks; 16 in all released sizes. Small widths want fewer.
         window_tokens: with four tokens that say which part of the image is seen; x may then be a part of it.
         other_sizes: (H, W) of further images that it takes, such as those of aspect buckets. There is one table of
@@ -207,7 +207,7 @@ class CADI(Denoiser):
         self.patch_extractor = PatchEmbed(in_channels, data_dim, patch_size)
         self.data_ln = LayerNorm(data_dim)
         self.data_pos_embedding = nn.Parameter(torch.empty(self.grid[0] * self.grid[1], data_dim))
-        self.time_embedder = LevelEmbed(latent_dim)
+        self.time_embedder = LevelEmbed(latent_dim, self.level_kind)
         self.latents = nn.Parameter(torch.empty(num_latents, latent_dim))
         self.map_text_tokens = text_projection(self.text_dim, latent_dim)
         self.map_pooled = Linear(pooled_dim, latent_dim) if pooled_dim else None

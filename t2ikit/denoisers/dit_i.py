@@ -128,7 +128,7 @@ class DiTI(Denoiser):
             "adaln_single" modulates self-attention and MLP (6.4 M parameters more).
         window_tokens: with four tokens that say which part of the image is seen; x may then be a part of it.
         checkpoint_blocks: recompute each block in the backward pass; saves memory, costs about a third more time.
-        level_kind: scalar that the network receives: "gamma" for Gaussian diffusion, "t" for flows.
+        level_kind: scalar that the network receives: "gamma" for Gaussian diffusion, "t" for flows, or "log_snr".
         other_sizes: (H, W) of further images that it takes, such as those of aspect buckets. There is one table of
             positions, as high and as wide as the largest of all; an image has those in the middle. The positions of
             ``input_size`` are those without other sizes; they go on to both sides in the same steps.
@@ -180,7 +180,7 @@ class DiTI(Denoiser):
 
         modulated = time_conditioning == "adaln_single"
         self.patch_embed = PatchEmbed(in_channels, hidden_size, patch_size)
-        self.level_embed = LevelEmbed(hidden_size)
+        self.level_embed = LevelEmbed(hidden_size, self.level_kind)
         self.modulation = nn.Sequential(nn.SiLU(), Linear(hidden_size, 6 * hidden_size, parts=6)) if modulated else None
         self.text_proj = text_projection(self.text_dim, hidden_size)
         self.pooled_proj = Linear(pooled_dim, hidden_size) if pooled_dim else None

@@ -26,7 +26,15 @@ from torch.nn import functional as F
 
 from t2ikit.batch import Prediction, Text, Texts
 from t2ikit.denoisers.base import Denoiser, LevelKind, TextContext
-from t2ikit.denoisers.embeddings import finite_states, grid_of, joined_mask, sincos, sincos_grid, text_widths
+from t2ikit.denoisers.embeddings import (
+    finite_states,
+    grid_of,
+    joined_mask,
+    sincos,
+    sincos_grid,
+    text_widths,
+    unit_level,
+)
 from t2ikit.denoisers.layers import (
     CrossAttention,
     LayerNorm,
@@ -124,7 +132,7 @@ class CoreBlock(nn.Module):
 
 
 class NoiseEmbed(nn.Module):
-    """log-SNR to e: a = 1/2 - log-SNR / 40, clipped to [0, 1], its sinusoids, and two layers with SiLU behind each."""
+    """log-SNR to e: the sinusoids of its ``unit_level``, and two layers with SiLU behind each."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -133,8 +141,8 @@ class NoiseEmbed(nn.Module):
 
     def forward(self, log_snr: Tensor) -> Tensor:
         """[B] -> [B, E]."""
-        a = (0.5 - log_snr.float() / 40.0).clamp(0.0, 1.0)
-        return F.silu(self.second(F.silu(self.first(sincos(a, WAVES).to(self.first.weight.dtype)))))
+        waves = sincos(unit_level(log_snr, "log_snr"), WAVES)
+        return F.silu(self.second(F.silu(self.first(waves.to(self.first.weight.dtype)))))
 
 
 class TextEmbed(nn.Module):
@@ -304,7 +312,8 @@ class UViT(Denoiser):
         self, tokens: Tensor, e: Tensor, context: TextContext, grid: tuple[int, int], taps: tuple[int, ...] = ()
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Positions and blocks: tokens [B, N, D] of ``grid``, e [B, E] -> [B, N, D], and the features of the taps."""
-        tokens = tokens + self._place(tokens.device)[grid].to(tokens.dtype)
+        # In the dtype of the weights: under autocast the residual stream is fp32, as in CAD-I and DiT-I.
+        tokens = tokens + self._place(tokens.device)[grid].to(self._weight.dtype)
         bias = key_bias(context.mask, self._weight)
         after = {}
         for number, (block, keys_values) in enumerate(zip(self._blocks(), context.keys_values, strict=True), start=1):

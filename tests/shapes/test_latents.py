@@ -14,12 +14,17 @@ import torch
 from t2ikit.encoders import LatentSpace
 from t2ikit.encoders.text import TextEncoder
 from t2ikit.evaluation.reference_images import real_images
+from t2ikit.evaluation.settings import Sampling
+from t2ikit.evaluation.validation import validation_losses
+from t2ikit.metrics.fingerprint import Score
+from t2ikit.module import TextToImage
 from t2ikit.prepare.autoencoder import build_autoencoder
 from t2ikit.prepare.autoencoder_options import AutoencoderOptions
 from t2ikit.records.record import Record
 from t2ikit.records.record_set import RecordSet
 from t2ikit.shapes import ShapesData, latents
 from t2ikit.shapes.latents import encoding_beside
+from tiny import shallow_cad_i
 
 SMALL = {"size": 16, "count": 24, "val_count": 8, "batch_size": 8}
 AUTOENCODER = "embedded:shapes-full"
@@ -113,6 +118,23 @@ def test_references_are_the_images_before_encoding(root: Path) -> None:
     data = ShapesData(root=str(root), autoencoder=AUTOENCODER, **SMALL)
     data.setup()
     assert np.array_equal(real_images(data, "val")[0:1][0], RecordSet(root / "images" / "val")[0].image)
+
+
+def test_the_loss_at_fixed_t_and_its_fingerprint_know_no_seed(root: Path) -> None:
+    data = ShapesData(root=str(root), autoencoder=AUTOENCODER, **SMALL)
+    data.setup()
+    width = data.manifest.text_dim
+
+    def scores(seed: int) -> dict[str, Score]:
+        torch.manual_seed(0)
+        denoiser = shallow_cad_i(input_size=8, in_channels=3, text_dim=width)
+        module = TextToImage(denoiser, space=LatentSpace(AUTOENCODER, channels=3), seed=seed)
+        return {score.name: score for score in validation_losses(module, data, Sampling(), "raw", 0, "test")}
+
+    first, second = scores(1), scores(2)
+    for name in ("loss_fixed_t", "loss_fixed_t_train"):
+        assert first[name] == second[name] and first[name].fingerprint.extra["posterior"] == "0"
+    assert first["loss"].value != second["loss"].value and "posterior" not in first["loss"].fingerprint.extra
 
 
 def test_what_cannot_be_encoded_is_refused(tmp_path: Path) -> None:
