@@ -165,7 +165,7 @@ class TextToImage(Learner, L.LightningModule):
             data.read_arrays(self.objective.needs.arrays)
         if self.start is not None and stage == "fit" and self.trainer.ckpt_path is None:
             path, content = self.start.read()
-            self.started_from = start_from(self.denoiser, self.start, path, content)
+            self.started_from = start_from(self.denoiser, self.start, path, content, self.origins)
             self._warn_of_other_encoders(self.start, path, training_manifest(content), data.manifest)
             self.trainer.print("starts from", ", ".join(filter(None, self.started_from.values())))
         empty = data.unconditional()
@@ -224,18 +224,39 @@ class TextToImage(Learner, L.LightningModule):
 
     def check_needs(self, manifest: Manifest) -> None:
         """Refuses an objective that reads arrays that no record has, or taps that the denoiser does not give."""
-        needs, network = self.objective.needs, type(self.denoiser).__name__
+        needs = self.objective.needs
         lacking = sorted(set(needs.arrays) - set(manifest.arrays))
         if lacking:
             raise ValueError(
                 f"model.init_args.objective ({type(self.objective).__name__}) reads {', '.join(lacking)} of every "
                 f"record; the prepared data has {', '.join(manifest.arrays)}"
             )
-        if needs.taps and "taps" not in self.denoiser.supports:
+        self._check_coherence(manifest)
+        terms = {f".init_args.{path}": part for path, part in self.objective.named_modules() if isinstance(part, Term)}
+        for path, reader in {**terms, "": self.objective}.items():  # a term is named rather than the whole
+            try:
+                self.denoiser.check_taps(reader.needs.taps)
+            except ValueError as error:
+                option = f"model.init_args.objective{path} ({type(reader).__name__})"
+                raise ValueError(f"{option}: {error}") from error
+
+    def _check_coherence(self, manifest: Manifest) -> None:
+        """Refuses coherence that only one of denoiser and objective knows, or an array of more than one number."""
+        name, network = self.objective.coherence, type(self.denoiser).__name__
+        option = f"model.init_args.objective.init_args.coherence ({type(self.objective).__name__})"
+        knows = "coherence" in self.denoiser.supports
+        if knows and name is None:
             raise ValueError(
-                f"model.init_args.objective ({type(self.objective).__name__}) reads features after blocks "
-                f"{', '.join(map(str, needs.taps))}; {network} gives none (its `supports` has no 'taps')"
+                f"{option}: this {network} is trained with the coherence of text and image; name the array of every "
+                "record that holds it, or set coherence: false of the denoiser"
             )
+        if name is not None and not knows:
+            raise ValueError(
+                f"{option}: this {network} knows no coherence; set coherence: true of CADI, or leave it out"
+            )
+        if name is not None and math.prod(size or 0 for size in manifest.arrays[name].shape) != 1:
+            shape = list(manifest.arrays[name].shape)
+            raise ValueError(f"{option}: the array {name} has shape {shape}; one number a record was expected")
 
     def on_after_batch_transfer(self, batch: StoredBatch, dataloader_idx: int) -> tuple[Batch, ...]:
         parts: tuple[Batch, ...] = (self.ready(batch),)

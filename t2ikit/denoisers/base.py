@@ -188,9 +188,15 @@ class Denoiser(nn.Module, ABC):
 
     @property
     def supports(self) -> frozenset[str]:
-        """What it can beyond the plain call: "window" (sees parts of an image), "taps" (returns features),
-        "several_texts" (takes a tuple with the text of each of several encoders)."""
+        """What it can beyond the plain call: "window" (sees parts of an image), "taps" (returns features, see
+        ``tapped_blocks``), "several_texts" (takes a tuple with the text of each of several encoders), "coherence"
+        (knows how well text and image agree)."""
         return frozenset()
+
+    @property
+    def tapped_blocks(self) -> int:
+        """Number of blocks after which features can be taken; 0 for a denoiser that does not support "taps"."""
+        return 0
 
     @property
     @abstractmethod
@@ -257,7 +263,13 @@ class Denoiser(nn.Module, ABC):
                 reset()
         self._reset_own()
 
-    def adopt(self, weights: Mapping[str, Tensor], fit: str = "strict", take: Sequence[str] = ()) -> str:
+    def adopt(
+        self,
+        weights: Mapping[str, Tensor],
+        fit: str = "strict",
+        take: Sequence[str] = (),
+        grid: tuple[int, int] | None = None,
+    ) -> str:
         """Takes the weights of another denoiser.
 
         Args:
@@ -265,6 +277,7 @@ class Denoiser(nn.Module, ABC):
             fit: "strict": equal names and shapes. "resize": ``positions`` may be of another grid. "grow": only the
                 parts that ``take`` names, which must be equal; the rest stays as it is.
             take: names of ``parts``.
+            grid: (h, w) of the other denoiser's ``positions``; None = unknown, then as many are of the same grid.
 
         Returns:
             In a few words, what was resized and what stays fresh; empty if everything was taken as it is.
@@ -276,7 +289,8 @@ class Denoiser(nn.Module, ABC):
         if strange:
             raise ValueError(f"{type(self).__name__} has no part {', '.join(strange)}; it has {', '.join(self.parts)}")
         prefixes = [prefix for part in take for prefix in self.parts[part]]
-        taken, changes = chosen(self.state_dict(), weights, fit, prefixes, self.positions, getattr(self, "grid", None))
+        own = getattr(self, "grid", None)
+        taken, changes = chosen(self.state_dict(), weights, fit, prefixes, self.positions, own, grid)
         self.load_state_dict(taken, strict=False)
         return changes
 
@@ -300,12 +314,17 @@ class Denoiser(nn.Module, ABC):
             return checkpoint(*call, use_reentrant=False, preserve_rng_state=random)
         return self._call(block, *args)
 
-    def _check_taps(self, taps: tuple[int, ...], blocks: int) -> None:
-        """Refuses a tap that is no block."""
-        wrong = [tap for tap in taps if not 1 <= tap <= blocks]
+    def check_taps(self, taps: Sequence[int]) -> None:
+        """Raises ValueError for taps that are no blocks of it."""
+        if taps and "taps" not in self.supports:
+            raise ValueError(
+                f"features after blocks {', '.join(map(str, taps))} were asked for; {type(self).__name__} gives none "
+                "(its `supports` has no 'taps')"
+            )
+        wrong = [tap for tap in taps if not 1 <= tap <= self.tapped_blocks]
         if wrong:
             raise ValueError(
-                f"taps are blocks, 1 to {blocks} of {type(self).__name__}; got {', '.join(map(str, wrong))}"
+                f"taps are blocks, 1 to {self.tapped_blocks} of {type(self).__name__}; got {', '.join(map(str, wrong))}"
             )
 
     def _check_text(self, text: Texts) -> tuple[Text, ...]:

@@ -39,7 +39,9 @@ from t2ikit.denoisers.layers import (
     LayerNorm,
     Linear,
     SelfBlock,
+    check_counts,
     check_divides,
+    check_rates,
     key_bias,
     truncated_normal_,
 )
@@ -115,7 +117,7 @@ class CADI(Denoiser):
         patch_size: side of a patch.
         data_dim: width of the data tokens, one a patch (Dd).
         num_latents: number of latent tokens (M).
-        latent_dim: their width (D); a multiple of all three numbers of heads.
+        latent_dim: their width (D); a multiple of 8 and of all three numbers of heads.
         num_blocks: number of RIN blocks.
         num_layers: self-attention layers over the latents in each block.
         read_write_heads: heads of the attentions to condition and data, and of the write; divides ``data_dim`` too.
@@ -124,7 +126,8 @@ class CADI(Denoiser):
         data_mlp_ratio: widening of the MLP on the data tokens.
         text_dim: width of the text states; for several text encoders, that of each: their tokens follow each other.
         num_registers: learned tokens in front of the text.
-        coherence: with a token for image-text coherence (CAD).
+        coherence: with a token for image-text coherence (CAD). Training takes it from an array of every record
+            (``Denoising(coherence=...)``), sampling gives 1 to the text and 0 to the unconditional text.
         dropout: inside the MLPs of the self-attention layers over the latents.
         drop_path: stochastic depth of the same layers.
         checkpoint_blocks: recompute each block in the backward pass; saves memory, costs about a third more time.
@@ -145,7 +148,7 @@ class CADI(Denoiser):
             0.19 or 0.23. Unknown for the paper's sizes.
 
     Raises:
-        ValueError: sizes that do not divide; the message names the option.
+        ValueError: sizes that do not divide, or a value out of range; the message names the option.
     """
 
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -191,9 +194,16 @@ class CADI(Denoiser):
         spread_start: bool = False,
     ) -> None:
         super().__init__()
+        check_counts(in_channels=in_channels, patch_size=patch_size, data_dim=data_dim, num_latents=num_latents)
+        check_counts(latent_dim=latent_dim, num_blocks=num_blocks, refine_heads=refine_heads)
+        check_counts(read_write_heads=read_write_heads, compute_heads=compute_heads)
+        check_counts(latent_mlp_ratio=latent_mlp_ratio, data_mlp_ratio=data_mlp_ratio)
+        check_counts(least=0, num_layers=num_layers, num_registers=num_registers, pooled_dim=pooled_dim)
+        check_rates(dropout=dropout, drop_path=drop_path)
         self.grids = tuple(grid_of(size, patch_size) for size in (input_size, *other_sizes))
         self.grid = canvas_of(self.grids)
         check_one_size(window_tokens, other_sizes)
+        check_divides("latent_dim", latent_dim, 8, "8, a sin-cos pair of the noise level in a quarter of it")
         check_divides("latent_dim", latent_dim, refine_heads, "refine_heads")
         check_divides("latent_dim", latent_dim, read_write_heads, "read_write_heads")
         check_divides("min(data_dim, latent_dim)", min(data_dim, latent_dim), read_write_heads, "read_write_heads")
@@ -255,9 +265,15 @@ class CADI(Denoiser):
 
     @property
     def supports(self) -> frozenset[str]:
-        """Taps; windows and the texts of several encoders if it was built for them."""
-        options = {"window": self.window_embed is not None, "several_texts": isinstance(self.text_dim, tuple)}
+        """Taps; windows, the texts of several encoders and coherence if it was built for them."""
+        several = isinstance(self.text_dim, tuple)
+        options = {"window": self.window_embed is not None, "several_texts": several, "coherence": self.coherence}
         return frozenset({"taps", *(name for name, built in options.items() if built)})
+
+    @property
+    def tapped_blocks(self) -> int:
+        """Number of RIN blocks."""
+        return len(self.rin_blocks)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -350,7 +366,7 @@ class CADI(Denoiser):
             state = self.latents.new_zeros(shape)
         elif state.shape != shape:
             raise ValueError(f"state {list(shape)} was expected, latents of an earlier call; got {list(state.shape)}")
-        self._check_taps(taps, len(self.rin_blocks))
+        self.check_taps(taps)
         data, latents, features = self._trunk(x, level, context, state, taps=taps)
         output = unpatchify(self.map_tokens_to_patches(data), self.patch_size, grid)
         return Prediction(output.to(x.dtype), latents, features)

@@ -79,10 +79,15 @@ class MLP(nn.Sequential):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops a residual branch per sample with probability ``rate`` and rescales the kept ones."""
+    """Stochastic depth: drops a residual branch per sample with probability ``rate`` and rescales the kept ones.
+
+    Raises:
+        ValueError: a rate outside [0, 1).
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
+        check_rates(drop_path=rate)
         self.rate = rate
 
     def forward(self, branch: Tensor) -> Tensor:
@@ -303,3 +308,17 @@ def check_divides(name: str, value: int, divisor: int, divisor_name: str) -> Non
     """Raises ValueError unless ``divisor`` divides ``value``."""
     if divisor < 1 or value % divisor:
         raise ValueError(f"{name} ({value}) must be a multiple of {divisor_name} ({divisor})")
+
+
+def check_counts(least: int = 1, **options: int) -> None:
+    """Raises ValueError unless every option is at least ``least``."""
+    for name, value in options.items():
+        if not value >= least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_rates(**options: float) -> None:
+    """Raises ValueError unless every option is a probability in [0, 1): at 1 nothing would be left to rescale."""
+    for name, rate in options.items():
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"{name} is a probability in [0, 1), got {rate}")

@@ -40,6 +40,7 @@ from t2ikit.denoisers.layers import (
     LayerNorm,
     Linear,
     SelfAttention,
+    check_counts,
     check_divides,
     key_bias,
 )
@@ -201,6 +202,7 @@ class UViT(Denoiser):
         other_sizes: Sequence[tuple[int, int]] = (),
     ) -> None:
         super().__init__()
+        check_counts(in_channels=in_channels)
         sizes, levels = _sizes(core)
         shell = Shallow() if shell is None else shell
         self.scale = shell.scale
@@ -245,6 +247,11 @@ class UViT(Denoiser):
     def supports(self) -> frozenset[str]:
         """Taps, of the core's blocks; the texts of several encoders if it was built for them."""
         return frozenset({"taps", *(["several_texts"] if isinstance(self.text_dim, tuple) else [])})
+
+    @property
+    def tapped_blocks(self) -> int:
+        """Number of the core's blocks."""
+        return len(self.core)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -300,7 +307,7 @@ class UViT(Denoiser):
             ValueError: a wrong shape; the message says what was expected.
         """
         self._check_call(x, level, context)
-        self._check_taps(taps, len(self.core))
+        self.check_taps(taps)
         e = self.time(level)
         hidden, kept = self.shell.enter(x.to(self._weight.dtype), e, self._run)
         grid = (hidden.shape[2], hidden.shape[3])

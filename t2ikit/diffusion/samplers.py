@@ -8,6 +8,7 @@ Shape legend::
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, overload
@@ -104,7 +105,9 @@ def sample(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Samples x_0 from noise. The result of a row does not depend on the other rows of the batch.
 
-    Every text is encoded once. The denoiser runs in evaluation mode and returns to its own mode afterwards.
+    Every text is encoded once. The denoiser runs in evaluation mode and returns to its own mode afterwards. One that
+    knows coherence gets 1 with the text and 0 with the unconditional text (CAD, Dufour et al. 2024). Where guidance was
+    asked for and no step was guided, a warning says so.
 
     Args:
         denoiser: the network.
@@ -162,6 +165,13 @@ def sample(
     if done != steps:
         came = f"more than {steps}" if done > steps else str(done)
         raise ValueError(f"method {solver.name}: yields x after each of the {steps} steps, but {came} came")
+    if rule.active and network.guided == 0:
+        inside = "" if rule.interval is None else f" and at levels in interval {rule.interval} of log-SNR"
+        warnings.warn(
+            f"guidance acted at none of the {steps} steps: it acts at steps k > start_step ({rule.start_step}), "
+            f"counted from 0{inside}; change steps, start_step or interval",
+            stacklevel=3,
+        )
     return (path[-1], torch.stack(path)) if trajectory else path[-1]
 
 
@@ -253,17 +263,20 @@ def _contexts(
         return Contexts(context, weaker=_context(weaker, text, x, "text"))
     if uncond is None:
         raise ValueError("guidance needs `uncond`, the text of the unconditional branch (the empty prompt)")
-    return Contexts(context, _context(denoiser, uncond, x, "uncond"))
+    coherence = 0.0 if "coherence" in denoiser.supports else None
+    return Contexts(context, _context(denoiser, uncond, x, "uncond", coherence))
 
 
-def _context(denoiser: Denoiser, text: Texts | Context, x: Tensor, name: str) -> Context:
+def _context(
+    denoiser: Denoiser, text: Texts | Context, x: Tensor, name: str, coherence: float | None = None
+) -> Context:
     """The context of a text, encoded once; one row is shared by all rows of x."""
     if not isinstance(text, (Text, tuple)):
         return text
     rows, count = x.shape[0], text_rows(text)
     if count not in (1, rows):
         raise ValueError(f"{name} has {count} rows, noise has {rows}: give as many, or one for all")
-    context = denoiser.encode_text(text)
+    context = denoiser.encode_text(text) if coherence is None else denoiser.encode_text(text, coherence=coherence)
     return context if count == rows else context.rows(torch.zeros(rows, dtype=torch.int64, device=x.device))
 
 

@@ -127,7 +127,7 @@ def test_the_loss_at_fixed_t_and_its_fingerprint_know_no_seed(root: Path) -> Non
 
     def scores(seed: int) -> dict[str, Score]:
         torch.manual_seed(0)
-        denoiser = shallow_cad_i(input_size=8, in_channels=3, text_dim=width)
+        denoiser = shallow_cad_i(in_channels=3, text_dim=width)
         module = TextToImage(denoiser, space=LatentSpace(AUTOENCODER, channels=3), seed=seed)
         return {score.name: score for score in validation_losses(module, data, Sampling(), "raw", 0, "test")}
 
