@@ -253,6 +253,11 @@ class Denoiser(nn.Module, ABC):
         """
         return None
 
+    @contextmanager
+    def fixed_weights(self) -> Iterator[None]:
+        """Inside, nobody changes a weight: what these weights make needless is found once, and left out."""
+        yield
+
     def _reset_own(self) -> None:
         """Initialises the parameters that no submodule initialises."""
 

@@ -14,7 +14,8 @@ Shape legend::
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, cast
 
 import torch
@@ -165,6 +166,7 @@ class CADI(Denoiser):
         "shell": ("patch_extractor.", "data_ln.", "data_pos_embedding", "map_tokens_to_patches."),
     }
     positions = ("data_pos_embedding",)
+    _deaf_to_state = False  # not in the state: set by fixed_weights, for a while
 
     def __init__(
         self,
@@ -371,6 +373,16 @@ class CADI(Denoiser):
         output = unpatchify(self.map_tokens_to_patches(data), self.patch_size, grid)
         return Prediction(output.to(x.dtype), latents, features)
 
+    @contextmanager
+    def fixed_weights(self) -> Iterator[None]:
+        """Inside, nobody changes a weight: with a zero weight of ``ln_previous`` no state reaches the output, as in a
+        network that was never trained with self-conditioning, and :meth:`self_condition` computes none."""
+        self._deaf_to_state = not bool(self.ln_previous.weight.any())
+        try:
+            yield
+        finally:
+            self._deaf_to_state = False
+
     def self_condition(self, x: Tensor, level: Tensor, context: TextContext, keep: Tensor) -> Tensor:
         """The latents of a first call from zero latents; see :meth:`Denoiser.self_condition`.
 
@@ -381,7 +393,8 @@ class CADI(Denoiser):
             keep: [B] bool, preferably on the CPU, or int64 [R], the rows that are kept.
 
         Returns:
-            [B, M, D] without a graph; zeros for rows that are not kept.
+            [B, M, D] without a graph; zeros for rows that are not kept, and where :meth:`fixed_weights` has found that
+            no state matters.
 
         Raises:
             ValueError: a wrong shape; the message says what was expected.
@@ -393,6 +406,8 @@ class CADI(Denoiser):
             raise ValueError(
                 f"keep [{rows}] bool was expected, or int64 row numbers, got {list(keep.shape)} {keep.dtype}"
             )
+        if self._deaf_to_state:
+            return self.latents.new_zeros(rows, *self.latents.shape)
         with without_graph(x.device.type):
             if mask and torch.compiler.is_compiling():  # how many are kept is no shape: compute all
                 chosen = keep.to(x.device, self.latents.dtype)[:, None, None]

@@ -115,7 +115,8 @@ def _means(
         levels = torch.zeros(2, LEVELS, dtype=torch.float64, device=module.device)  # sums, and numbers of records
         count = 0
         bar = tqdm(loader, desc=label, leave=False, disable=ranks.this() > 0, mininterval=1.0)
-        with torch.autocast(module.device.type, dtype=torch.bfloat16, enabled=sampling.bf16):
+        autocast = torch.autocast(module.device.type, dtype=torch.bfloat16, enabled=sampling.bf16)
+        with autocast, module.denoiser.fixed_weights():
             for index, stored in enumerate(bar):
                 ranks.stop_if_asked()
                 if index % share == mine:
