@@ -31,7 +31,7 @@ from t2ikit.checkpoints.start import Start, start_from, train_only
 from t2ikit.data.datamodule import DataModule
 from t2ikit.data.resume import training_manifest
 from t2ikit.denoisers import Denoiser
-from t2ikit.denoisers.base import CACHE_IS_SAFE
+from t2ikit.denoisers.autocast import CACHE_IS_SAFE
 from t2ikit.denoisers.layers import evaluating
 from t2ikit.diffusion import Denoising, Guidance, Objective, Process, sample
 from t2ikit.diffusion.compiled import CompiledObjective

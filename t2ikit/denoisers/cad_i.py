@@ -22,7 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from t2ikit.batch import Prediction, Texts
-from t2ikit.denoisers.base import Denoiser, LevelKind, TextContext, check_level_kind, kept_rows, without_graph
+from t2ikit.denoisers.autocast import kept_rows, without_graph
+from t2ikit.denoisers.base import Denoiser, LevelKind, check_level_kind
+from t2ikit.denoisers.context import TextContext
 from t2ikit.denoisers.embeddings import (
     LevelEmbed,
     PatchEmbed,

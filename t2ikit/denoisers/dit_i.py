@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from t2ikit.batch import Prediction, Texts
-from t2ikit.denoisers.base import Denoiser, LevelKind, TextContext, check_level_kind
+from t2ikit.denoisers.base import Denoiser, LevelKind, check_level_kind
+from t2ikit.denoisers.context import TextContext
 from t2ikit.denoisers.embeddings import (
     LevelEmbed,
     PatchEmbed,

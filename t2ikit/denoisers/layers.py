@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from t2ikit.denoisers.autocast import autocast_dtype
+
 EPS = 1e-6
 
 
@@ -111,22 +113,6 @@ def evaluating(*modules: nn.Module | None) -> Iterator[None]:
     finally:
         for layer, mode in modes:
             layer.training = mode
-
-
-@torch.compiler.assume_constant_result
-def _has_autocast(device_type: str) -> bool:
-    """Whether autocast knows a kind of device. Dynamo of PyTorch 2.11 cannot look into the question."""
-    return torch.amp.is_autocast_available(device_type)
-
-
-def autocast_dtype(device_type: str) -> torch.dtype | None:
-    """The dtype to which autocast casts on a kind of device at present, or None where it is off or unknown.
-
-    Compiled code asks again whenever autocast has changed: Dynamo guards its state.
-    """
-    if _has_autocast(device_type) and torch.is_autocast_enabled(device_type):
-        return torch.get_autocast_dtype(device_type)
-    return None
 
 
 def key_bias(mask: Tensor, weight: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from t2ikit.batch import Prediction, Text, Texts
-from t2ikit.denoisers.base import Denoiser, LevelKind, TextContext
+from t2ikit.denoisers.base import Denoiser, LevelKind
+from t2ikit.denoisers.context import TextContext
 from t2ikit.denoisers.embeddings import (
     finite_states,
     grid_of,

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from t2ikit.denoisers.base import Context, Denoiser
+from t2ikit.denoisers.base import Denoiser
+from t2ikit.denoisers.context import Context
 from t2ikit.denoisers.saved import SavedDenoiser
 from t2ikit.diffusion.processes import Process
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from t2ikit.batch import Text, Texts, text_rows
-from t2ikit.denoisers.base import Context, Denoiser
+from t2ikit.denoisers.base import Denoiser
+from t2ikit.denoisers.context import Context
 from t2ikit.denoisers.layers import evaluating
 from t2ikit.diffusion.guidance import Guidance, GuidedDenoiser, loaded
 from t2ikit.diffusion.processes import Process, Threshold

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from t2ikit.batch import Text
-from t2ikit.denoisers import Denoiser, DiTI, base
-from t2ikit.denoisers.base import kept_rows, without_graph
+from t2ikit.denoisers import Denoiser, DiTI, autocast
+from t2ikit.denoisers.autocast import CACHE_IS_SAFE, kept_rows, without_graph
 from tiny import awake, cad_i, dit_i
 
 NAN = float("nan")
@@ -235,7 +235,7 @@ def test_compiles_without_a_graph_break(build: Callable[..., Denoiser]) -> None:
 def test_without_graph_keeps_autocast_and_a_cache_that_cuts_no_gradient(
     safe: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base, "CACHE_IS_SAFE", safe)
+    monkeypatch.setattr(autocast, "CACHE_IS_SAFE", safe)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         with without_graph("cpu"):
             assert not torch.is_grad_enabled()
@@ -250,7 +250,7 @@ def test_without_graph_keeps_autocast_and_a_cache_that_cuts_no_gradient(
         assert not torch.is_grad_enabled()
 
 
-@pytest.mark.skipif(not base.CACHE_IS_SAFE, reason="this PyTorch caches casts without a graph")
+@pytest.mark.skipif(not CACHE_IS_SAFE, reason="this PyTorch caches casts without a graph")
 def test_a_weight_is_cast_once_for_both_passes() -> None:
     class Casts(TorchDispatchMode):
         def __init__(self) -> None:

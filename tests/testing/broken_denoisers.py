@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from t2ikit.batch import Prediction, Text
 from t2ikit.denoisers import Denoiser
-from t2ikit.denoisers.base import Context, kept_rows, without_graph
+from t2ikit.denoisers.autocast import kept_rows, without_graph
+from t2ikit.denoisers.context import Context
 from t2ikit.denoisers.embeddings import unpatchify
 from t2ikit.denoisers.windows import patch_positions, window_rows
 

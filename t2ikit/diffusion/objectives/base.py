@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from t2ikit.batch import Batch, Movable, Texts, each_text, map_texts
-from t2ikit.denoisers.base import Denoiser, kept_rows
+from t2ikit.denoisers.autocast import kept_rows
+from t2ikit.denoisers.base import Denoiser
 from t2ikit.diffusion.processes import Process
 from t2ikit.diffusion.terms.base import Needs
 from t2ikit.rng import Keyed
