@@ -25,6 +25,8 @@ from t2ikit.checkpoints.runs import step_of
 from t2ikit.checkpoints.start import Start, start_from
 from t2ikit.config.class_nodes import check_component
 from t2ikit.config.errors import ConfigError
+from t2ikit.denoisers import CADI
+from t2ikit.denoisers.adopt import resized_positions
 from t2ikit.encoders import LatentSpace, TextEncoder, build_small_t5
 from t2ikit.module import TextToImage
 from t2ikit.records.manifest import Manifest, TextSource
@@ -64,6 +66,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "checkpoints").mkdir()
     torch.save(content, run / "checkpoints" / "step-00000003.ckpt")
     return run
+
+
+def run_options(run: Path) -> dict[str, Any]:
+    """The denoiser's node in the experiment of the run."""
+    content = torch.load(run / "checkpoints" / "step-00000003.ckpt", weights_only=True)
+    return content["experiment"]["model"]["init_args"]["denoiser"]
 
 
 @pytest.fixture
@@ -303,3 +311,24 @@ def test_files_of_other_programs(place: Path) -> None:
     assert exported.read_exported(Path("other.safetensors")) is None
     with pytest.raises(ConfigError, match="weights alone, in the format safetensors"):
         t2ikit.load("other.safetensors")
+
+
+def test_a_start_knows_the_grid_of_the_positions(run: Path, place: Path) -> None:
+    """As many positions of another grid would be taken in another order, with nothing to be seen."""
+    options = run_options(run)
+    tall = check_component("denoiser", options | {"init_args": options["init_args"] | {"input_size": (16, 4)}}, CADI)
+    path = run / "checkpoints" / "step-00000003.ckpt"
+    denoiser = tall.build()
+    before = denoiser.data_pos_embedding.clone()
+    with pytest.raises(ValueError, match=r"data_pos_embedding: \[4, 4\] given, \[8, 2\] wanted"):
+        start_from(denoiser, Start(str(path)), *Start(str(path)).read())
+    assert torch.equal(denoiser.data_pos_embedding, before)
+    resize = Start(str(path), fit="resize")
+    said = start_from(denoiser, resize, *resize.read())["changes"]
+    assert said == "resized data_pos_embedding [4, 4] -> [8, 2]"
+    source = load_denoiser(path).data_pos_embedding
+    assert torch.equal(denoiser.data_pos_embedding, resized_positions(source, (8, 2), (4, 4)))
+    same = check_component("denoiser", options, CADI).build()
+    state = torch.random.get_rng_state()
+    assert start_from(same, Start(str(path)), *Start(str(path)).read())["changes"] == ""
+    assert torch.equal(torch.random.get_rng_state(), state) and torch.equal(same.data_pos_embedding, source)

@@ -14,6 +14,7 @@ from torch import Tensor
 from t2ikit.batch import Texts, map_texts, text_rows
 from t2ikit.checkpoints.files import load_weights
 from t2ikit.denoisers import Denoiser
+from t2ikit.denoisers.layers import evaluating
 from t2ikit.diffusion import Denoising, Process
 
 
@@ -67,12 +68,8 @@ def noise_error(
         text = map_texts(lambda encoded: encoded.rows(first), text)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
     objective, total = Denoising(process), 0.0
-    training = denoiser.training
-    denoiser.eval()
-    try:
+    with evaluating(denoiser):
         for level in range(levels):
             u = torch.full((rows,), (level + 0.5) / levels, device=latents.device)
             total += float(objective.loss(denoiser, latents, noise, process.t(u), text).mean())
-    finally:
-        denoiser.train(training)
     return total / levels
