@@ -12,6 +12,7 @@ from t2ikit.batch import Batch, Text
 from t2ikit.diffusion import Denoising, GaussianDiffusion, MinSNR, NoiseError, RectifiedFlow, VelocityError
 from t2ikit.diffusion.objectives.denoising import fixed_t_loss, fixed_times
 from t2ikit.diffusion.terms import Term
+from t2ikit.diffusion.time_laws import LogitNormal
 from t2ikit.rng import Keyed
 from tiny import awake, cad_i
 
@@ -163,6 +164,8 @@ def test_the_loss_at_fixed_t_is_at_the_same_noise_in_every_process(process: Any,
 def test_numbers_that_are_none_are_refused() -> None:
     with pytest.raises(ValueError, match="offset_noise"):
         Denoising(offset_noise=float("nan"))
+    with pytest.raises(ValueError, match="LogitNormal: mean must be finite"):
+        LogitNormal(mean=float("nan"))
     with pytest.raises(ValueError, match="weight of a term must be finite"):
         Nothing(weight=float("nan"))
 
