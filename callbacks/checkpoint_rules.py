@@ -151,12 +151,14 @@ class BestScores:
         """Takes a score that no snapshot gives, at the end of a step; of which step it is, None where there is none."""
         if self._snapshot is not None:
             return None
-        log, step, value = getattr(module, "run_log", None), None, None
+        log = getattr(module, "run_log", None)
         if log is not None and self.monitor in log.steps:
-            step, value = log.steps[self.monitor], log.latest[self.monitor]
+            step, value = log.steps[self.monitor], float(log.latest[self.monitor])
         elif self.monitor in trainer.callback_metrics and not is_overridden("validation_step", module):
             step, value = trainer.global_step, float(trainer.callback_metrics[self.monitor])
-        if step is None or self.scores.get(step) == value:
+        else:
+            return None
+        if self.scores.get(step) == value:
             return None
         self.scores[step] = value
         return step

@@ -15,6 +15,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+from t2ikit.learner import Learner
+
 OURS = ("t2ikit.", "lightning.", "pytorch_lightning.")
 
 
@@ -119,6 +121,7 @@ def look(
     Raises:
         ValueError: before the first step, the snapshot has no score of the name; names those that it has.
     """
+    logged = module.run_log.latest if isinstance(module, Learner) else {}
     for callback in trainer.callbacks:
         monitor = getattr(callback, "monitor", None)
         if not isinstance(callback, EarlyStopping | ModelCheckpoint) or monitor is None or monitor in values:
@@ -127,7 +130,7 @@ def look(
         snapshot = snapshot_of(monitor, snapshots)
         if snapshot is None:
             # What is logged of the training has been looked at then, and counts once.
-            seen = isinstance(callback, EarlyStopping) and monitor in module.run_log.latest
+            seen = isinstance(callback, EarlyStopping) and monitor in logged
             if not seen and (monitor in trainer.callback_metrics or not monitor.startswith("train/")):
                 callback.on_validation_end(trainer, module)
         elif any(value.startswith(f"{snapshot}/") for value in values):  # this one, not another one's time

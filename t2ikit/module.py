@@ -233,7 +233,8 @@ class TextToImage(Learner, L.LightningModule):
             )
         self._check_coherence(manifest)
         terms = {f".init_args.{path}": part for path, part in self.objective.named_modules() if isinstance(part, Term)}
-        for path, reader in {**terms, "": self.objective}.items():  # a term is named rather than the whole
+        readers: dict[str, Term | Objective] = {**terms, "": self.objective}  # a term is named rather than the whole
+        for path, reader in readers.items():
             try:
                 self.denoiser.check_taps(reader.needs.taps)
             except ValueError as error:

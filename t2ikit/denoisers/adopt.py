@@ -75,8 +75,8 @@ def chosen(
         shapes = list(offered.shape), list(value.shape)
         # As many positions of another grid, such as 16 x 4 for 8 x 8, would be taken in another order.
         turned = name in positions and source is not None and grid is not None and source != grid
-        if turned and offered.shape == value.shape:
-            shapes = [*map(list, (source, grid))]
+        if turned and source is not None and grid is not None and offered.shape == value.shape:
+            shapes = list(source), list(grid)
         if offered.shape == value.shape and not turned:
             taken[name] = offered
         elif fit == "resize" and name in positions and grid is not None:
