@@ -72,7 +72,7 @@ def test_wheel_holds_every_file(wheel: Path) -> None:
         f"{target}/{path.relative_to(ROOT / source)}"
         for source, target in SHIPPED.items()
         for path in (ROOT / source).rglob("*")
-        if (path.suffix in (".py", ".yaml", ".json", ".safetensors", ".html") and path.parent.suffix != ".scores")
+        if (path.suffix in (".py", ".yaml", ".json", ".safetensors", ".html", ".css", ".js") and path.parent.suffix != ".scores")
         or path.name in ("py.typed", "__init__.pyi")  # scores of sweeps are the repository's: a wheel trains anew
     }
     assert "t2ikit/embedded/shapes-full/config.json" in expected
