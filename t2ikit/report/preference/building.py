@@ -215,7 +215,7 @@ def page_of(key: Key, pictures: Mapping[str, str], folder: Path | None) -> str:
     """
     script, style = script_of_page(), _part("preference.css")
     # "file:" for a page from the disk, which has no origin of its own; 'self' for one from a server.
-    sources = "data:" if folder is None else "'self' file:"
+    sources = "data:" if folder is None else "data: 'self' file:"
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src {sources}; "
         "base-uri 'none'; form-action 'none'"

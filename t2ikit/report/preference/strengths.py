@@ -46,6 +46,8 @@ def strengths(counts: Array, models: Sequence[str], davidson: bool = False) -> A
     Raises:
         InfiniteStrengths: says which models were never better than which others.
     """
+    if davidson and not counts[:, [0, 2]].any():
+        raise InfiniteStrengths("no rating prefers a model, which Davidson's strengths need: take --ties half")
     direction = _direction(counts, len(models), davidson)
     if direction is not None:
         raise InfiniteStrengths(_reason(direction, models, davidson))
@@ -123,10 +125,7 @@ def _spread(parameters: Array, count: int) -> Array:
 
 def _reason(direction: Array, models: Sequence[str], davidson: bool) -> str:
     order = np.argsort(-direction)
-    steps = -np.diff(direction[order])
-    split = int(np.argmax(steps)) + 1
-    if steps[split - 1] < 1e-6:
-        return "no rating prefers any model: Davidson's strengths need one that does; take --ties half"
+    split = int(np.argmax(-np.diff(direction[order]))) + 1
     upper, lower = (", ".join(models[index] for index in sorted(part)) for part in (order[:split], order[split:]))
     least = "better than" if davidson else "better than, or as good as,"
     return (
