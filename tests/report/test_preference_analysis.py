@@ -132,6 +132,11 @@ def test_one_prompt_has_no_interval_and_equal_prompts_none_to_speak_of() -> None
     assert shares(np.array([[[1.0, 2.0, 1.0]]]))[0].first == shares(np.array([[[2.0, 4.0, 2.0]]]))[0].first
     alone = shares(np.array([[[1.0, 2.0, 1.0]]]))[0].net
     assert (alone.value, alone.low, alone.high) == (0.0, None, None)
+    of_two = np.zeros((2, 3, 3))
+    of_two[0, :, 0] = 1
+    of_two[1, 0, 2] = 5  # all ratings of the second question are of one prompt
+    quality, consistency, pooled = (part.net for part in shares(of_two))
+    assert quality.low == 1.0 and consistency.low is None and pooled.low is None
     equal = shares(np.tile([1.0, 2.0, 1.0], (1, 9, 1)))[0].same
     assert (equal.value, equal.low, equal.high) == (0.5, 0.5, 0.5)
     assert interval(np.array([np.nan, np.nan])) == (None, None)

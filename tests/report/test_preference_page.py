@@ -21,8 +21,9 @@ from PIL import Image
 
 from t2ikit.cli import main
 from t2ikit.metrics.base import Samples
+from t2ikit.metrics.geneval.files import write_folder
 from t2ikit.metrics.questions.dpg_grids import write_grids
-from t2ikit.prompts import Prompt
+from t2ikit.prompts import Prompt, PromptFile
 from t2ikit.report.preference import building
 from t2ikit.report.preference.building import build, script_of_page
 from t2ikit.report.preference.folders import pair
@@ -123,6 +124,20 @@ def test_many_pictures_lie_in_a_folder_beside_the_page(tmp_path: Path, monkeypat
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = preference.folders(tmp_path, "alpha", "beta")
+
+    def fails(*_: object) -> str:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(building, "page_of", fails)
+    for most in (10**8, 100):
+        monkeypatch.setattr(building, "MOST_INLINE", most)
+        with pytest.raises(OSError, match="no space"):
+            build(models, tmp_path / "page.html", "salt")
+        assert {path.name for path in tmp_path.iterdir()} == {"alpha", "beta"}
+
+
 # ------------------------------------------------------------------ folders
 
 
@@ -166,16 +181,19 @@ def test_kept_images_of_every_layout_pair(tmp_path: Path) -> None:
     images = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
     prompts = [Prompt("a cat", {"item_id": "one"}), Prompt("a dog", {"item_id": "two"})]
     for model in ("alpha", "beta"):
+        (tmp_path / model).mkdir()
         for folder in ("n01440764", "n01443537"):
             preference.picture(tmp_path / "classes" / model / folder / "00000.png", 0, folder)
-        preference.picture(tmp_path / "geneval" / model / "00000" / "samples" / "0001.png", 0, "a cat")
-        preference.picture(tmp_path / "geneval" / model / "00000" / "grid.png", 0, None)
+        facts = [{"prompt": "a cat", "tag": "single_object", "include": [{"class": "cat", "count": 1}]}] * 2
+        write_folder(tmp_path / "geneval" / model, Samples(images, metadata=facts), {"seed": "0"}, grid=True)
+        PromptFile("-").write_images(tmp_path / model, images, prompts, {"seed": "0"})
         samples = Samples(images, [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts])
         write_grids(samples, tmp_path / "dpg" / model)
-    found = {kind: pair({model: tmp_path / kind / model for model in ("alpha", "beta")}).prompts for kind in
-             ("classes", "geneval", "dpg")}  # fmt: skip
+    kinds = ("classes", "geneval", "dpg", ".")
+    found = {kind: pair({model: tmp_path / kind / model for model in ("alpha", "beta")}).prompts for kind in kinds}
     assert found["classes"] == {"n01440764/00000": "n01440764", "n01443537/00000": "n01443537"}
-    assert found["geneval"] == {"00000/samples/00001": "a cat"}
+    assert found["geneval"] == {"00000/samples/00000": "a cat", "00000/samples/00001": "a cat"}
+    assert found["."] == {"00000": "a cat", "00001": "a dog"}
     assert found["dpg"] == {"one": "a cat", "two": "a dog"}
 
 

@@ -27,6 +27,7 @@ from t2ikit.report.preference.statistics import (
     interval,
     krippendorff,
     resampled,
+    several_prompts,
     shares,
 )
 from t2ikit.report.preference.strengths import ELO, resampled_strengths, strengths
@@ -227,20 +228,19 @@ def _strengths(ratings: Sequence[Rating], key: Key, texts: dict[str, str], david
     models, questions = list(key.models), _asked(ratings, key)
     counts = _counts(ratings, questions, list(combinations(models, 2)), texts)  # [Q, P, C, 3]
     values = np.stack([ELO * strengths(part, models, davidson) for part in counts.sum(axis=1)])  # [Q, K]
-    drawn = np.empty((len(questions), 0, len(models)))
-    if counts.shape[1] > 1:
-        blocks = [
-            [resampled_strengths(np.einsum("rp,pcx->rcx", rows, part), len(models), davidson) for part in counts]
-            for rows in resampled(counts.shape[1])
-        ]
-        drawn = ELO * np.concatenate([np.stack(block) for block in blocks], axis=1)  # [Q, R, K]
+    enough = several_prompts(counts.sum(axis=(2, 3)))
+    blocks = [
+        [resampled_strengths(np.einsum("rp,pcx->rcx", rows, part), len(models), davidson) for part in counts]
+        for rows in resampled(counts.shape[1])
+    ]
+    drawn = ELO * np.concatenate([np.stack(block) for block in blocks], axis=1)  # [Q, R, K]
     parts = {name: (values[row], drawn[row]) for row, name in enumerate(questions)}
     if len(questions) > 1:
         parts[POOLED] = (values.mean(axis=0), drawn.mean(axis=0))
     found = {}
-    for name, (value, rows) in parts.items():
+    for index, (name, (value, rows)) in enumerate(parts.items()):
         left_out = int(np.isnan(rows).any(axis=1).sum())
-        bounded = left_out <= MOST_INFINITE * len(rows)
+        bounded = enough[index] and left_out <= MOST_INFINITE * len(rows)
         limits = [interval(rows[:, column]) if bounded else (None, None) for column in range(len(models))]
         elo = {model: Estimate(float(value[column]), *limits[column]) for column, model in enumerate(models)}
         found[name] = Strengths(elo, left_out)

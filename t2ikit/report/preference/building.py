@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from t2ikit.files import partial_of, publish, recover, write_whole
 from t2ikit.photos import compress, read_rgb
@@ -96,7 +97,8 @@ def build(
     partial.mkdir(parents=True)
     try:
         total = 0
-        for name in sorted(sources):
+        # Shown in a terminal alone: a thousand pictures of 1024 pixels take minutes.
+        for name in tqdm(sorted(sources), desc="pictures", unit="picture", mininterval=0.5, disable=None):
             content = picture_of(*sources[name])
             (partial / f"{name}.png").write_bytes(content)
             total += (len(content) + 2) // 3 * 4
@@ -107,6 +109,10 @@ def build(
             publish(partial, beside)
         held = {name: _base64((partial / f"{name}.png").read_bytes()) for name in sorted(sources)} if inline else {}
         write_whole(out, page_of(key, held, None if inline else beside))
+    except BaseException:  # neither was there before: see _check
+        key_file(out).unlink(missing_ok=True)
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     enlarged = {model: _enlarged(model, pairing, sizes) for model in folders}

@@ -103,15 +103,27 @@ def shares(counts: NDArray[np.float64]) -> list[Shares]:
     Returns:
         One entry a question, then the mean of the questions, which weighs them alike.
     """
-    values = _values(counts.sum(axis=1)[None])[0]
-    prompts = counts.shape[1]
-    if prompts < 2:
-        return [Shares(*(Estimate(float(value)) for value in row)) for row in values]
-    drawn = np.concatenate([_values(np.einsum("rp,qpc->rqc", rows, counts)) for rows in resampled(prompts)])
-    return [
-        Shares(*(Estimate(float(value), *interval(drawn[:, row, column])) for column, value in enumerate(line)))
-        for row, line in enumerate(values)
-    ]
+    values = _values(counts.sum(axis=1)[None])[0]  # [Q + 1, 4]
+    bounded = several_prompts(counts.sum(axis=2))
+    drawn = np.full((1, *values.shape), np.nan)
+    if any(bounded):
+        drawn = np.concatenate([_values(np.einsum("rp,qpc->rqc", rows, counts)) for rows in resampled(counts.shape[1])])
+
+    def estimate(row: int, column: int) -> Estimate:
+        limits = interval(drawn[:, row, column]) if bounded[row] else (None, None)
+        return Estimate(float(values[row, column]), *limits)
+
+    return [Shares(*(estimate(row, column) for column in range(4))) for row in range(len(values))]
+
+
+def several_prompts(ratings: NDArray[np.float64]) -> list[bool]:
+    """Whether a bootstrap over prompts says anything: of each question, and of all; one prompt would never vary.
+
+    Args:
+        ratings: [Q, P] numbers.
+    """
+    enough = [int((row > 0).sum()) > 1 for row in ratings]
+    return [*enough, all(enough)]
 
 
 def _values(totals: NDArray[np.float64]) -> NDArray[np.float64]:
