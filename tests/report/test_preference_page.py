@@ -118,6 +118,8 @@ def test_many_pictures_lie_in_a_folder_beside_the_page(tmp_path: Path, monkeypat
     assert built.pictures == tmp_path / "page.pictures"
     names = [name for entry in built.key.prompts for name in entry.pictures.values()]
     assert sorted(path.name for path in built.pictures.iterdir()) == sorted(f"{name}.png" for name in names)
+    times = {path.stem: path.stat().st_mtime_ns for path in built.pictures.iterdir()}
+    assert sorted(times, key=lambda name: (times[name], name)) == sorted(names)  # model after model would tell
     text = built.page.read_text()
     assert pictures_of(text) == {} and data_of(text)["folder"] == "page.pictures"
     assert "img-src data: &#39;self&#39; file:" in text
