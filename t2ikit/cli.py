@@ -43,6 +43,7 @@ COMMANDS = {
     "experiments": ("the experiments that come with the kit: list, show, copy", "t2ikit.commands.experiments"),
     "completion": ("the script that completes commands in a shell", "t2ikit.commands.completion"),
     "report": ("one page about runs: curves, samples, scores, differences, cost", "t2ikit.commands.report"),
+    "prefer": ("a page on which people compare the pictures of models, and what they prefer", "t2ikit.commands.prefer"),
     "replay": ("make a step again that was refused, and find the first bad value", "t2ikit.commands.replay"),
 }
 

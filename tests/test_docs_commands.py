@@ -44,6 +44,7 @@ ELSEWHERE = {
     r"^nox -s mini_paper": "minutes: tests/test_mini_paper.py compares without training",
     r"-m benchmarks": "minutes on quiet cores: tests/test_benchmarks*.py run each in small",
     r"verify-resume": "minutes: tests/test_verify_resume.py",
+    r"t2ikit prefer|sample runs/[ab] ": "tests/report/test_preference_page.py, test_preference_analysis.py",
     r"t2ikit replay": "needs a step that is not finite: tests/callbacks/test_guard.py",
     r"sweep .*--jobs|sweep experiments/shapes_recipe.yaml$": "many cells: tests/test_sweeps.py",
     r"laion_pop|imagenet_coco|COCO|imagenet512|dit_i_512_1024": ROWS,
