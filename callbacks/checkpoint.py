@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import warnings
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from t2ikit.callbacks.checkpoint_files import failure_of
 from t2ikit.callbacks.checkpoint_rules import BestScores, StepClock, seconds_of
+from t2ikit.checkpoints.going_back import set_aside
 from t2ikit.checkpoints.saving import is_complete, step_in_name
 from t2ikit.stopping import Diverged
 
@@ -95,7 +95,7 @@ class Checkpoint(LightningCheckpoint):
         if trainer.is_global_zero:
             for partial in self._folder(trainer).glob("*.partial"):
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
-            self._set_aside(trainer)
+            set_aside(Path(trainer.default_root_dir), trainer.global_step)  # a run has done so; a lone Trainer has not
             if not trainer.fast_dev_run:
                 self._warn_of_small_disk(trainer, expected)
 
@@ -145,21 +145,6 @@ class Checkpoint(LightningCheckpoint):
 
     def _folder(self, trainer: L.Trainer) -> Path:
         return Path(trainer.default_root_dir) / "checkpoints"
-
-    def _set_aside(self, trainer: L.Trainer) -> None:
-        """Moves checkpoints of later steps away: this run went back before them and makes those steps anew.
-
-        They are kept, but neither `--resume last` nor the pruning of older ones may take them for this run's.
-        """
-        folder, step = self._folder(trainer), trainer.global_step
-        later = [path for path in folder.glob("step-*.ckpt") if step_in_name(path) > step]
-        if not later:
-            return
-        aside = folder / f"left-at-{step:08d}"
-        aside.mkdir(exist_ok=True)
-        for path in later:
-            os.replace(path, aside / path.name)
-        trainer.print(f"resumed at step {step}: {len(later)} checkpoints of later steps moved to {aside}")
 
     def _prune(self, folder: Path) -> None:
         """Removes files older than the newest ``keep`` whole ones; one that is cut off counts for none."""
