@@ -22,6 +22,9 @@ from t2ikit.records.fits import check_cutmix
 class AugmentationCallback(L.Callback):
     """Base of every augmentation. Override ``augment`` (online) or ``register`` (anything else).
 
+    Attributes:
+        stream: name of the stored stream that it adds, where it adds one: its losses are logged under it.
+
     Random numbers come from ``t2ikit.rng`` with ``batch.slot``, so that a resumed run takes the same.
 
     Example:
@@ -29,6 +32,8 @@ class AugmentationCallback(L.Callback):
         ...     def augment(self, batch):
         ...         return batch
     """
+
+    stream: str | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -91,7 +96,7 @@ class CutMix(AugmentationCallback):
         for name, value in (("tau", tau), ("p", p)):
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"callbacks.cutmix: {name} must lie in [0, 1], got {value}")
-        self.setting = setting
+        self.setting = self.stream = setting
         self.folder = folder if folder is not None else f"train_{setting}"
         self.p = p
         gamma = gamma_schedule(schedule)(torch.tensor(tau, dtype=torch.float64))
@@ -141,7 +146,7 @@ class MixedSet(AugmentationCallback):
             raise ValueError(f"share of {folder}: must lie in [0, 1], got {share}")
         self.folder = folder
         self.share = share
-        self.name = name if name is not None else folder.removeprefix("train_")
+        self.name = self.stream = name if name is not None else folder.removeprefix("train_")
 
     def register(self, data: DataModule, module: TextToImage) -> None:
         try:

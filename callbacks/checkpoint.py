@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import warnings
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from t2ikit.callbacks.checkpoint_files import failure_of
 from t2ikit.callbacks.checkpoint_rules import BestScores, StepClock, seconds_of
+from t2ikit.checkpoints.going_back import set_aside
 from t2ikit.checkpoints.saving import is_complete, step_in_name
 from t2ikit.stopping import Diverged
 
@@ -33,7 +33,8 @@ class Checkpoint(LightningCheckpoint):
         every: one is written, too, when the last one is older than this, such as ``30 min`` (s, min, h, d); the clock
             is that of the first rank.
         monitor: a score, such as ``val/frechet_distance``: the checkpoints that it finds best stay. One is written at
-            every step of a snapshot that gives it.
+            every step of a snapshot that gives it. What is logged of the training, such as ``train/loss``, counts at
+            the steps of ``every_n_steps``, a multiple of ``trainer.log_every_n_steps``.
         mode: "min" if less of it is better, "max" if more is; by default what the metric of the snapshot says.
         keep_best: how many of the best stay.
 
@@ -80,9 +81,9 @@ class Checkpoint(LightningCheckpoint):
             self.best.scores = {int(step): float(score) for step, score in state_dict.get("scores", {}).items()}
 
     def validate_experiment(self, experiment: Any) -> None:
-        """Refuses a monitored score of which nothing says whether less is better."""
+        """Refuses a monitored score that nothing gives, or of which nothing says whether less is better."""
         if self.best is not None:
-            self.best.find(experiment.callbacks.values())
+            self.best.check(experiment, self.every_n_steps)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.best is not None and self.best.mode is None:
@@ -94,7 +95,7 @@ class Checkpoint(LightningCheckpoint):
         if trainer.is_global_zero:
             for partial in self._folder(trainer).glob("*.partial"):
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
-            self._set_aside(trainer)
+            set_aside(Path(trainer.default_root_dir), trainer.global_step)  # a run has done so; a lone Trainer has not
             if not trainer.fast_dev_run:
                 self._warn_of_small_disk(trainer, expected)
 
@@ -105,6 +106,7 @@ class Checkpoint(LightningCheckpoint):
         if step == self._seen:  # in the middle of an accumulated step, whose gradients no checkpoint holds
             return
         self._seen = step
+        self._look_at_training(trainer, pl_module)
         counts = [self.every_n_steps, None if self.best is None else self.best.every_n_steps]
         due = step in self.keep_steps or any(count is not None and step % count == 0 for count in counts)
         if due or (self.clock is not None and self.clock.is_due(step)):
@@ -117,7 +119,16 @@ class Checkpoint(LightningCheckpoint):
             self._prune(self._folder(trainer))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._look_at_training(trainer, pl_module)
         self.save(trainer)
+
+    def _look_at_training(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Takes a score of no snapshot; where it is of a checkpoint that is there, removes what is not kept for it."""
+        step = None if self.best is None else self.best.look_at_training(trainer, pl_module)
+        if step is None or not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        if (self._folder(trainer) / f"step-{step:08d}.ckpt").is_file():
+            self._prune(self._folder(trainer))
 
     def save(self, trainer: L.Trainer) -> None:
         """Writes the present state if this step has none yet; every rank must call it. ``fast_dev_run`` writes none."""
@@ -134,21 +145,6 @@ class Checkpoint(LightningCheckpoint):
 
     def _folder(self, trainer: L.Trainer) -> Path:
         return Path(trainer.default_root_dir) / "checkpoints"
-
-    def _set_aside(self, trainer: L.Trainer) -> None:
-        """Moves checkpoints of later steps away: this run went back before them and makes those steps anew.
-
-        They are kept, but neither `--resume last` nor the pruning of older ones may take them for this run's.
-        """
-        folder, step = self._folder(trainer), trainer.global_step
-        later = [path for path in folder.glob("step-*.ckpt") if step_in_name(path) > step]
-        if not later:
-            return
-        aside = folder / f"left-at-{step:08d}"
-        aside.mkdir(exist_ok=True)
-        for path in later:
-            os.replace(path, aside / path.name)
-        trainer.print(f"resumed at step {step}: {len(later)} checkpoints of later steps moved to {aside}")
 
     def _prune(self, folder: Path) -> None:
         """Removes files older than the newest ``keep`` whole ones; one that is cut off counts for none."""

@@ -9,7 +9,10 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
 from t2ikit import ranks
+from t2ikit.callbacks.monitors import Names, snapshot_of
 
 _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -84,16 +87,33 @@ class BestScores:
             ValueError: there is none, and ``mode`` is not given.
         """
         snapshots = {callback.name: callback for callback in callbacks if hasattr(callback, "evaluation")}
-        self._snapshot = next((name for name in snapshots if self.monitor.startswith(f"{name}/")), None)
+        self._snapshot = snapshot_of(self.monitor, snapshots)
         if self._snapshot is not None:
             snapshot = snapshots[self._snapshot]
             self.every_n_steps = snapshot.every_n_steps
             less = snapshot.evaluation.less_is_better(self.monitor.removeprefix(f"{self._snapshot}/"))
             self.mode = self.mode or ("min" if less else "max")
         elif self.mode is None:
+            raise ValueError(f"say by mode (min or max) whether less of {self.monitor} is better")
+
+    def check(self, experiment: Any, every_n_steps: int | None) -> None:
+        """Refuses a score that nothing gives, or that is not logged at the steps of the checkpoints; see :meth:`find`.
+
+        Args:
+            experiment: trainer, model, data and named callbacks.
+            every_n_steps: optimizer steps between two checkpoints.
+
+        Raises:
+            ValueError: names the options.
+        """
+        names = Names.of(experiment)
+        names.refuse_unknown(self.monitor)
+        self.find(experiment.callbacks.values())
+        interval = experiment.trainer.log_every_n_steps
+        if self.monitor in names.training and (every_n_steps is None or every_n_steps % interval):
             raise ValueError(
-                f"no snapshot gives the score {self.monitor} that `monitor` names (there are: "
-                f"{', '.join(snapshots) or 'none'}): set its name as it is logged, or mode for one of another origin"
+                f"every_n_steps is {every_n_steps}; it must be a multiple of trainer.log_every_n_steps ({interval}), "
+                f"since a checkpoint has a {self.monitor} only where it is logged"
             )
 
     def look(self, trainer: Any, module: Any) -> bool:
@@ -110,24 +130,45 @@ class BestScores:
         else:
             history = module.run_log.scores.get(self._snapshot, {})
             name = self.monitor.removeprefix(f"{self._snapshot}/")
-            unknown = next((scores for scores in history.values() if name not in scores), None)
-            if unknown is not None:
+            # Steps without it are of before the snapshot got this score, on a resume.
+            self.scores.update({past: scores[name] for past, scores in history.items() if name in scores})
+            if step not in history:
+                return False
+            if name not in history[step]:
                 message = (
                     f"callbacks.checkpoint: the snapshot {self._snapshot} has no score {name}; monitor one of "
-                    f"{', '.join(f'{self._snapshot}/{score}' for score in unknown)}"
+                    f"{', '.join(f'{self._snapshot}/{score}' for score in history[step])}"
                 )
                 if step == 0:
                     raise ValueError(message)
                 warnings.warn(message, stacklevel=2)  # does not end a run that has been trained for so long
                 return False
-            self.scores.update({past: scores[name] for past, scores in history.items()})
-            if step not in history:
-                return False
             score = history[step][name]
         self.scores[step] = score
         return True
 
+    def look_at_training(self, trainer: Any, module: Any) -> int | None:
+        """Takes a score that no snapshot gives, at the end of a step; of which step it is, None where there is none."""
+        if self._snapshot is not None:
+            return None
+        log = getattr(module, "run_log", None)
+        if log is not None and self.monitor in log.steps:
+            step, value = log.steps[self.monitor], float(log.latest[self.monitor])
+        elif self.monitor in trainer.callback_metrics and not is_overridden("validation_step", module):
+            step, value = trainer.global_step, float(trainer.callback_metrics[self.monitor])
+        else:
+            return None
+        if self.scores.get(step) == value:
+            return None
+        self.scores[step] = value
+        return step
+
     def steps(self, present: Iterable[int]) -> set[int]:
-        """The best of the steps that have a checkpoint; without a finite score a step is none of them."""
+        """The best of the steps that have a checkpoint; without a finite score a step is none of them.
+
+        Scores of other steps are forgotten: what is logged every few steps would fill the checkpoints.
+        """
+        present = set(present)
+        self.scores = {step: score for step, score in self.scores.items() if step in present}
         scored = [step for step in present if math.isfinite(self.scores.get(step, math.nan))]
         return set(sorted(scored, key=self.scores.__getitem__, reverse=self.mode == "max")[: self.count])

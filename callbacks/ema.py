@@ -20,6 +20,10 @@ class EMA(L.Callback):
         decay: weight of the past, one or several profiles; the first is the one evaluated by default.
         warmup: start with shorter averages, ``min(decay, (1 + k) / (10 + k))`` at optimizer step k.
 
+    Attributes:
+        begin_new: a resume may have decays that its checkpoint lacks: they begin at the present weights. A run sets it
+            once its changes are allowed.
+
     Raises:
         ValueError: a decay outside [0, 1), or twice the same.
 
@@ -35,6 +39,7 @@ class EMA(L.Callback):
             raise ValueError(f"callbacks.ema: decay needs one or several different numbers in [0, 1), got {decay}")
         self.decays = [float(d) for d in decays]
         self.warmup = warmup
+        self.begin_new = False
         self._seen = 0
         self._averages: Averages | None = None
         self._loaded: dict[str, Any] | None = None
@@ -59,7 +64,10 @@ class EMA(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert self._averages is not None
         if self._loaded is not None:
-            self._averages.restore(self._loaded)
+            for decay in self._averages.restore(self._loaded, self.begin_new):
+                trainer.print(
+                    f"the checkpoint has no average of decay {decay}: a new one begins at the present weights"
+                )
             self._loaded = None
         self._seen = trainer.global_step
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import wraps
 from typing import Any, Literal
 
@@ -14,8 +14,10 @@ from torch.optim import Optimizer
 from t2ikit import ranks
 from t2ikit.callbacks.debug_bundle import StepFacts, write_bundle
 from t2ikit.callbacks.late_verdict import LateVerdict
+from t2ikit.callbacks.monitors import look_at_training
 from t2ikit.stopping import Diverged
 
+SKIPPED = "train/skipped_steps"
 MOST_RECORDS = 20
 LATE = 50
 """Optimizer steps between two looks on an accelerator."""
@@ -88,6 +90,10 @@ class NonFiniteGuard(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped, self.in_a_row = state_dict.get("skipped", 0), state_dict.get("in_a_row", 0)
+
+    def logged_names(self, experiment: Any) -> Collection[str]:
+        """What it may log."""
+        return (SKIPPED,) if self.policy == "skip" else ()
 
     # ------------------------------------------------------------------ the verdict, on the device
 
@@ -179,7 +185,9 @@ class NonFiniteGuard(L.Callback):
             self.skipped += 1
             self.in_a_row += 1
             pl_module.skipped_step = step
-            pl_module.run_log.log(trainer, {"train/skipped_steps": float(self.skipped)}, step)
+            values = {SKIPPED: float(self.skipped)}
+            pl_module.run_log.log(trainer, values, step)
+            look_at_training(trainer, pl_module, values)
             return
         report = self._facts.report(trainer)
         bundle = write_bundle(trainer, self._facts, report)

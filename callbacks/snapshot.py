@@ -37,6 +37,7 @@ from t2ikit.callbacks.overfitting_alarm import judge, log_pairs
 from t2ikit.checkpoints.runs import find_checkpoint
 from t2ikit.denoisers import SavedDenoiser
 from t2ikit.diffusion import Guidance
+from t2ikit.diffusion.processes import Threshold
 from t2ikit.diffusion.samplers import find_solver
 from t2ikit.diffusion.solvers import Solver
 from t2ikit.evaluation import Evaluated, Evaluation, Overfitting, Search
@@ -81,9 +82,11 @@ class Snapshot(L.Callback):
         search: sample candidates of every image, of which a verifier chooses, see ``t2ikit.evaluation.Search``.
         overfitting: watch whether the training images are learned by heart, see ``t2ikit.evaluation.Overfitting``; the
             reference must be held-out images. Brings the losses of ``validation_loss``.
+        threshold: bound on the sampler's estimates of x_0: ``[clamp, c]``, ``[dynamic, q]``, ``[per_channel, q]`` or
+            ``none``; by default that of the image space, and none for a rectified flow.
 
     Raises:
-        ValueError: a number below 1.
+        ValueError: a number below 1, or an unknown threshold.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class Snapshot(L.Callback):
         keep_images: bool = False,
         search: Search | None = None,
         overfitting: Overfitting | None = None,
+        threshold: Threshold | None = None,
     ) -> None:
         super().__init__()
         counts = {"every_n_steps": every_n_steps, "steps": steps, "batch_size": batch_size, "grid": grid}
@@ -119,7 +123,7 @@ class Snapshot(L.Callback):
         self.every_n_steps = every_n_steps
         self.at_start = at_start
         self.at_end = at_end
-        self.sampling = Sampling(steps, method, guidance, seed, batch_size, search=search)
+        self.sampling = Sampling(steps, method, guidance, seed, batch_size, search=search, threshold=threshold)
         self.evaluation = Evaluation(
             name, prompts, metrics or [], reference, reference_limit, validation_loss, overfitting=overfitting
         )
@@ -239,8 +243,8 @@ class Snapshot(L.Callback):
             if known.get("step") != trainer.global_step:
                 return None
             with pl_module.averaged(self.ema_decay):
-                identity = self.evaluation.identity(pl_module, self._sampling(trainer))
-            return known if known["identity_sha256"] == _sha256(identity_text(identity)) else None
+                identity = identity_text(self.evaluation.identity(pl_module, self._sampling(trainer)))
+            return known if known["identity_sha256"] == self._identity_sha256(identity) else None
 
         known = ranks.from_first(of_this_step)
         if known is None:
@@ -248,13 +252,19 @@ class Snapshot(L.Callback):
         self._take(trainer, pl_module, trainer.global_step, known["scores"], known["values"])
         return True
 
+    def _identity_sha256(self, images: str) -> str:
+        """Of what the images depend on, as its file says it, and of what is scored of them; for the first rank."""
+        return hashlib.sha256((images + json.dumps(self.evaluation.settings(), sort_keys=True)).encode()).hexdigest()
+
     def _sampling(self, trainer: L.Trainer) -> Sampling:
         return replace(self.sampling, precision=str(trainer.precision))
 
     def _weights(self, pl_module: TextToImage) -> str:
         """Which weights are sampled, for the fingerprints."""
         averages = pl_module.averages
-        return "raw" if averages is None else f"ema {self.ema_decay or averages.decays[0]}"
+        if averages is None:
+            return "raw"
+        return f"ema {averages.decays[0] if self.ema_decay is None else self.ema_decay}"
 
     def _values(self, evaluated: Evaluated) -> dict[str, float]:
         """What is logged: scores, and the seconds of each part of the work."""
@@ -297,7 +307,7 @@ class Snapshot(L.Callback):
     def _publish(self, trainer: L.Trainer, step: int, evaluated: Evaluated, weights: str) -> str:
         """Writes the files of a snapshot, removes unfinished images, shows the grid; the SHA-256 of its identity."""
         folder, label, prompts = self.folder(trainer), _label(step), self.evaluation.prompts
-        identity = _sha256((folder / f"{label}.sampling" / IDENTITY).read_text())
+        identity = self._identity_sha256((folder / f"{label}.sampling" / IDENTITY).read_text())
         facts = {**self.sampling.conditions(), "weights": weights, "step": step}
         picture = self.write(
             evaluated,
@@ -316,10 +326,6 @@ class Snapshot(L.Callback):
             log_grid(logger, self.name, picture, texts, step)
         log_pairs(trainer, self.name, evaluated.files, step)
         return identity
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _label(step: int) -> str:

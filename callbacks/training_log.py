@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from typing import Any
 
 import lightning as L
@@ -11,6 +12,11 @@ from torch import Tensor
 
 from t2ikit import ranks
 from t2ikit.batch import StepOutput
+from t2ikit.callbacks.monitors import look_at_training
+from t2ikit.diffusion.objectives.denoising import NAME as DENOISING
+
+LOSS, SHARE = "train/loss", "train/share"
+LEARNING_RATE, IMAGES_PER_SECOND = "train/learning_rate", "train/images_per_second"
 
 
 class TrainingLog(L.Callback):
@@ -54,6 +60,24 @@ class TrainingLog(L.Callback):
         _, *others = ranks.together(lambda: own)  # not in state_dict, which one rank may call alone
         if own and others:
             checkpoint["callbacks"][self.state_key] = {**own, "others": others}
+
+    def logged_names(self, experiment: Any) -> Collection[str]:
+        """What it may log in a run; nothing where the run is shorter than the interval."""
+        trainer, model = experiment.trainer, experiment.model
+        if not trainer.log_every_n_steps:
+            return ()
+        if 0 < trainer.max_steps < trainer.log_every_n_steps and not trainer.fast_dev_run:
+            return ()
+        sources = list(getattr(experiment.data, "source_names", ()))
+        streams = [getattr(callback, "stream", None) for callback in experiment.callbacks.values()]
+        sources += [stream for stream in streams if stream is not None]
+        names = {LOSS, LEARNING_RATE, IMAGES_PER_SECOND}
+        names.update(_bin_names(int(getattr(model, "noise_bins", 1))))
+        if len(sources) > 1:
+            names.update(f"{kind}/{source}" for source in sources for kind in (LOSS, SHARE))
+        if terms := getattr(getattr(model, "objective", None), "terms", None):
+            names.update(f"{LOSS}/{part}" for part in (DENOISING, *terms))
+        return names
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = [state_dict, *state_dict.get("others", ())] if state_dict else []
@@ -119,7 +143,7 @@ class TrainingLog(L.Callback):
             raise ValueError(
                 f"a part of the loss and a source of the data are both called {', '.join(clash)}: rename the term"
             )
-        return {f"train/loss/{name}": sums[row] / counts[row] for row, name in enumerate(self._parts)}
+        return {f"{LOSS}/{name}": sums[row] / counts[row] for row, name in enumerate(self._parts)}
 
     def _log(self, trainer: L.Trainer, pl_module: Any, step: int) -> None:
         assert self._sums is not None
@@ -128,10 +152,11 @@ class TrainingLog(L.Callback):
         values = {
             **loss_means(table, trainer.datamodule.source_names),
             **self._part_means(trainer),
-            "train/learning_rate": self._rate,
-            "train/images_per_second": self._images / max(seconds, 1e-9),
+            LEARNING_RATE: self._rate,
+            IMAGES_PER_SECOND: self._images / max(seconds, 1e-9),
         }
         pl_module.run_log.log(trainer, values, step)
+        look_at_training(trainer, pl_module, values)
         self._sums.zero_()
         self._parts.clear()
         self._restart_clock(pl_module)
@@ -152,15 +177,17 @@ def loss_means(table: Tensor, source_names: list[str]) -> dict[str, float]:
         without a sample are left out. One host sync.
     """
     sums, counts = table.cpu().numpy()
-    metrics = {"train/loss": float(sums.sum() / counts.sum())}
+    metrics = {LOSS: float(sums.sum() / counts.sum())}
     if len(source_names) > 1:
         for row, name in enumerate(source_names):
             if counts[row].sum() > 0:
-                metrics[f"train/loss/{name}"] = float(sums[row].sum() / counts[row].sum())
-            metrics[f"train/share/{name}"] = float(counts[row].sum() / counts.sum())
-    bins = counts.shape[1]
-    for index in range(bins):
+                metrics[f"{LOSS}/{name}"] = float(sums[row].sum() / counts[row].sum())
+            metrics[f"{SHARE}/{name}"] = float(counts[row].sum() / counts.sum())
+    for index, name in enumerate(_bin_names(counts.shape[1])):
         if counts[:, index].sum() > 0:
-            name = f"train/loss_t/{index / bins:.2f}-{(index + 1) / bins:.2f}"
             metrics[name] = float(sums[:, index].sum() / counts[:, index].sum())
     return metrics
+
+
+def _bin_names(bins: int) -> list[str]:
+    return [f"{LOSS}_t/{index / bins:.2f}-{(index + 1) / bins:.2f}" for index in range(bins)]

@@ -343,9 +343,9 @@ class Batch(Movable):
         source: [B] int64, which stream a sample came from.
         index: [B] int64, the record's index in that stream.
         window: [B, 4] float32 (x0, y0, x1, y1) in [0, 1], the part of the image that is seen; None = all of it.
+        extra: [B, ...] by name, the arrays of the records that the objective named; of whole images.
         slot: the key of every random number of the batch (``t2ikit.rng``): the global slot of the first row, where the
             slots of the rows are consecutive, or those of all rows, [B] int64.
-        extra: [B, ...] by name, the arrays of the records that the objective named; of whole images.
         text_lengths: [B, E] int64 on the host, tokens of each row's text for each of E text encoders; None = unknown.
     """
 
@@ -355,8 +355,8 @@ class Batch(Movable):
     source: Tensor
     index: Tensor
     window: Tensor | None = None
-    slot: int | np.ndarray = 0
     extra: dict[str, Tensor] = field(default_factory=dict)
+    slot: int | np.ndarray = 0
     text_lengths: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -380,13 +380,13 @@ class Batch(Movable):
 
     def _at(self, rows: Tensor | slice, slot: int | np.ndarray, text_lengths: np.ndarray | None) -> Batch:
         return Batch(
-            self.latents[rows],
-            map_texts(lambda text: text.rows(rows), self.text),
-            self.t[rows],
-            self.source[rows],
-            self.index[rows],
-            None if self.window is None else self.window[rows],
-            slot,
-            {name: array[rows] for name, array in self.extra.items()},
-            text_lengths,
+            latents=self.latents[rows],
+            text=map_texts(lambda text: text.rows(rows), self.text),
+            t=self.t[rows],
+            source=self.source[rows],
+            index=self.index[rows],
+            window=None if self.window is None else self.window[rows],
+            extra={name: array[rows] for name, array in self.extra.items()},
+            slot=slot,
+            text_lengths=text_lengths,
         )

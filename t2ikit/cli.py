@@ -43,6 +43,7 @@ COMMANDS = {
     "experiments": ("the experiments that come with the kit: list, show, copy", "t2ikit.commands.experiments"),
     "completion": ("the script that completes commands in a shell", "t2ikit.commands.completion"),
     "report": ("one page about runs: curves, samples, scores, differences, cost", "t2ikit.commands.report"),
+    "prefer": ("a page on which people compare the pictures of models, and what they prefer", "t2ikit.commands.prefer"),
     "replay": ("make a step again that was refused, and find the first bad value", "t2ikit.commands.replay"),
 }
 
@@ -50,7 +51,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None, prog: str = "t2ikit") -> int:
     """``t2ikit COMMAND ...``; returns the exit status.
 
-    Mistakes of the user end with ``error: ...`` on stderr and status 2; ``--debug`` anywhere shows the traceback.
+    Mistakes of the user end with ``error: ...`` on stderr and status 2, what the system refuses (a full disk, no
+    permission) with status 1; ``--debug`` anywhere shows the traceback.
     """
     if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow
         import_module("t2ikit.commands.completion").complete(COMMANDS, prog)
@@ -88,6 +90,13 @@ def main(argv: Sequence[str] | None = None, prog: str = "t2ikit") -> int:
     except BrokenPipeError:  # the reader of our output has enough, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        # Without a number it comes from a library; `run` says itself what a disk or a folder did to it.
+        if debug or command == "run" or error.errno is None or error.strerror is None:
+            raise
+        named = "" if error.filename is None else f"{error.filename}: "
+        _print_error(OSError(f"{named}{error.strerror} (--debug shows where)"))
+        return 1
     except KeyboardInterrupt:
         if debug:
             raise

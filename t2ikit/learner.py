@@ -46,14 +46,27 @@ class Averages:
         }
         return {"step": self.step, "profiles": profiles}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any], begin_new: bool = False) -> list[float]:
         """Takes back what :meth:`state` gave.
 
+        Args:
+            state: of the checkpoint.
+            begin_new: a decay that it lacks begins at the present weights, without a warm-up of its own.
+
+        Returns:
+            The decays that begin.
+
         Raises:
-            ValueError: another decay, or the averages of another network.
+            ValueError: another decay without ``begin_new``, or the averages of another network.
         """
+        begun = []
         for decay, averages in self._averages.items():
             stored = state["profiles"].get(str(decay))
+            if stored is None and begin_new:
+                for average, weight in zip(averages, self._weights, strict=True):
+                    average.copy_(weight.detach())
+                begun.append(decay)
+                continue
             if stored is None:
                 raise ValueError(
                     f"the checkpoint has no average of decay {decay} (it has {', '.join(state['profiles'])}): "
@@ -64,6 +77,7 @@ class Averages:
             for name, average in zip(self._names, averages, strict=True):
                 average.copy_(stored[name])
         self.step = int(state["step"])
+        return begun
 
     def decay_at(self, step: int, decay: float) -> float:
         """The decay of update ``step``, counted from 0."""
@@ -112,11 +126,13 @@ class RunLog:
 
     Attributes:
         latest: the last value of every name.
+        steps: optimizer steps that were done when each was logged last.
         evaluation_seconds: time spent on evaluation, which is no training time.
         scores: scores by snapshot, step and name.
     """
 
     latest: dict[str, float] = field(default_factory=dict)
+    steps: dict[str, int] = field(default_factory=dict)
     evaluation_seconds: float = 0.0
     scores: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
 
@@ -129,6 +145,7 @@ class RunLog:
             step: optimizer steps done.
         """
         self.latest.update(values)
+        self.steps.update(dict.fromkeys(values, step))
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,19 +31,23 @@ from t2ikit.checkpoints.start import Start, start_from, train_only
 from t2ikit.data.datamodule import DataModule
 from t2ikit.data.resume import training_manifest
 from t2ikit.denoisers import Denoiser
-from t2ikit.denoisers.base import CACHE_IS_SAFE
+from t2ikit.denoisers.autocast import CACHE_IS_SAFE
+from t2ikit.denoisers.layers import evaluating
 from t2ikit.diffusion import Denoising, Guidance, Objective, Process, sample
 from t2ikit.diffusion.compiled import CompiledObjective
-from t2ikit.diffusion.objectives import fixed_t_loss
+from t2ikit.diffusion.objectives import FIXED_SEED, fixed_t_loss
 from t2ikit.diffusion.processes import Threshold
 from t2ikit.diffusion.samplers import Condition, Contexts, encode
 from t2ikit.diffusion.solvers import Solver
 from t2ikit.diffusion.terms import Term
 from t2ikit.encoders.autoencoders import ImageSpace, PixelSpace
 from t2ikit.learner import Learner
-from t2ikit.metrics.fingerprint import state_sha256
 from t2ikit.optim import Constant, Lamb, LearningRate, OptimizerFactory
+from t2ikit.pretrained import state_sha256
 from t2ikit.records.manifest import Manifest
+
+VALIDATION_POSTERIOR = "validation posterior"
+"""Key of the random numbers of the posterior in validation."""
 
 BatchTransform = Callable[[Batch], "Batch | tuple[Batch, ...]"]
 
@@ -160,7 +165,7 @@ class TextToImage(Learner, L.LightningModule):
             data.read_arrays(self.objective.needs.arrays)
         if self.start is not None and stage == "fit" and self.trainer.ckpt_path is None:
             path, content = self.start.read()
-            self.started_from = start_from(self.denoiser, self.start, path, content)
+            self.started_from = start_from(self.denoiser, self.start, path, content, self.origins)
             self._warn_of_other_encoders(self.start, path, training_manifest(content), data.manifest)
             self.trainer.print("starts from", ", ".join(filter(None, self.started_from.values())))
         empty = data.unconditional()
@@ -219,18 +224,40 @@ class TextToImage(Learner, L.LightningModule):
 
     def check_needs(self, manifest: Manifest) -> None:
         """Refuses an objective that reads arrays that no record has, or taps that the denoiser does not give."""
-        needs, network = self.objective.needs, type(self.denoiser).__name__
+        needs = self.objective.needs
         lacking = sorted(set(needs.arrays) - set(manifest.arrays))
         if lacking:
             raise ValueError(
                 f"model.init_args.objective ({type(self.objective).__name__}) reads {', '.join(lacking)} of every "
                 f"record; the prepared data has {', '.join(manifest.arrays)}"
             )
-        if needs.taps and "taps" not in self.denoiser.supports:
+        self._check_coherence(manifest)
+        terms = {f".init_args.{path}": part for path, part in self.objective.named_modules() if isinstance(part, Term)}
+        readers: dict[str, Term | Objective] = {**terms, "": self.objective}  # a term is named rather than the whole
+        for path, reader in readers.items():
+            try:
+                self.denoiser.check_taps(reader.needs.taps)
+            except ValueError as error:
+                option = f"model.init_args.objective{path} ({type(reader).__name__})"
+                raise ValueError(f"{option}: {error}") from error
+
+    def _check_coherence(self, manifest: Manifest) -> None:
+        """Refuses coherence that only one of denoiser and objective knows, or an array of more than one number."""
+        name, network = self.objective.coherence, type(self.denoiser).__name__
+        option = f"model.init_args.objective.init_args.coherence ({type(self.objective).__name__})"
+        knows = "coherence" in self.denoiser.supports
+        if knows and name is None:
             raise ValueError(
-                f"model.init_args.objective ({type(self.objective).__name__}) reads features after blocks "
-                f"{', '.join(map(str, needs.taps))}; {network} gives none (its `supports` has no 'taps')"
+                f"{option}: this {network} is trained with the coherence of text and image; name the array of every "
+                "record that holds it, or set coherence: false of the denoiser"
             )
+        if name is not None and not knows:
+            raise ValueError(
+                f"{option}: this {network} knows no coherence; set coherence: true of CADI, or leave it out"
+            )
+        if name is not None and math.prod(size or 0 for size in manifest.arrays[name].shape) != 1:
+            shape = list(manifest.arrays[name].shape)
+            raise ValueError(f"{option}: the array {name} has shape {shape}; one number a record was expected")
 
     def on_after_batch_transfer(self, batch: StoredBatch, dataloader_idx: int) -> tuple[Batch, ...]:
         parts: tuple[Batch, ...] = (self.ready(batch),)
@@ -241,23 +268,32 @@ class TextToImage(Learner, L.LightningModule):
             )
         return parts
 
-    def ready(self, stored: StoredBatch, purpose: str = "posterior") -> Batch:
+    def ready(self, stored: StoredBatch, purpose: str = "posterior", seed: int | None = None) -> Batch:
         """Dequantises, samples the VAE posterior, normalises: StoredBatch -> Batch, on the device of the batch.
 
         Args:
             stored: [B] records.
             purpose: key of the random numbers of the posterior; evaluation uses another than training.
+            seed: of these numbers; None = that of the run.
         """
+        return Batch(
+            latents=self._latents(stored, purpose, self.seed if seed is None else seed),
+            text=stored.text(),
+            t=self.process.t(stored.u),
+            source=stored.source,
+            index=stored.index,
+            extra={name: stored.array(name) for name in self.objective.needs.arrays},
+            slot=stored.slot,
+            text_lengths=stored.text_lengths(),
+        )
+
+    def _latents(self, stored: StoredBatch, purpose: str, seed: int) -> Tensor:
+        """x_0 [B, C, H, W] of records; a posterior is sampled by random numbers of this purpose and seed."""
         noise = None
         if self.space.stochastic:
-            noise = self.rng.normal(purpose, stored.slot, len(stored), stored.image.shape[2:], stored.image.device)
-        latents = self.space.x_0(stored.image, noise)
-        t = self.process.t(stored.u)
-        extra = {name: stored.array(name) for name in self.objective.needs.arrays}
-        lengths = stored.text_lengths()
-        return Batch(
-            latents, stored.text(), t, stored.source, stored.index, None, stored.slot, extra, text_lengths=lengths
-        )
+            shape, device = stored.image.shape[2:], stored.image.device
+            noise = rng.Keyed(seed).normal(purpose, stored.slot, len(stored), shape, device)
+        return self.space.x_0(stored.image, noise)
 
     # ------------------------------------------------------------------ the training step
 
@@ -286,17 +322,21 @@ class TextToImage(Learner, L.LightningModule):
         Returns:
             loss_B [B] by name.
         """
-        batch = self.ready(stored, "validation posterior")
-        losses: dict[str, Callable[[], Tensor]] = {
-            "loss": lambda: self.objective.validation(self.denoiser, batch, self.rng),
-            "loss_fixed_t": lambda: fixed_t_loss(self.denoiser, self.process, batch),
+        # `loss_fixed_t` compares runs whatever their seeds, so its posterior has the seed of no run.
+        seeds = {"loss": self.seed, "loss_fixed_t": FIXED_SEED if self.space.stochastic else self.seed}
+        batches: dict[int, Batch] = {}
+        for name in names:
+            if not batches:
+                batches[seeds[name]] = self.ready(stored, VALIDATION_POSTERIOR, seeds[name])
+            elif seeds[name] not in batches:
+                latents = self._latents(stored, VALIDATION_POSTERIOR, seeds[name])
+                batches[seeds[name]] = replace(next(iter(batches.values())), latents=latents)
+        losses: dict[str, Callable[[Batch], Tensor]] = {
+            "loss": lambda batch: self.objective.validation(self.denoiser, batch, self.rng),
+            "loss_fixed_t": lambda batch: fixed_t_loss(self.denoiser, self.process, batch),
         }
-        training = self.denoiser.training
-        self.denoiser.eval()
-        try:
-            return {name: losses[name]() for name in names}
-        finally:
-            self.denoiser.train(training)
+        with evaluating(self.denoiser):
+            return {name: losses[name](batches[seeds[name]]) for name in names}
 
     # ------------------------------------------------------------------ sampling
 
@@ -310,6 +350,7 @@ class TextToImage(Learner, L.LightningModule):
         guidance: float | Guidance = 0.0,
         method: str | Solver = "ddim",
         uncond: Texts | None = None,
+        threshold: Threshold | None = None,
         generators: list[torch.Generator] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
@@ -320,7 +361,8 @@ class TextToImage(Learner, L.LightningModule):
                 of them.
             noise: [B, C, H, W] standard normal, one row a prompt.
             steps, guidance, method, generators, progress: as in ``t2ikit.diffusion.sample``.
-            uncond: encoding of the negative prompt, one row; default the empty prompt of the data.
+            uncond: encoding of the negative prompt, one row or one a prompt; default the empty prompt of the data.
+            threshold: as there; None takes the bound of the space, where the process bounds the estimates at all.
 
         Returns:
             [B, 3, H, W] float32 in [0, 1].
@@ -334,7 +376,7 @@ class TextToImage(Learner, L.LightningModule):
             steps=steps,
             guidance=guidance,
             method=method,
-            threshold=self._threshold(),
+            threshold=self._threshold() if threshold is None else threshold,
             generators=generators,
             progress=progress,
         )
@@ -370,6 +412,9 @@ class TextToImage(Learner, L.LightningModule):
         trainer = experiment.trainer
         if trainer.max_steps == -1 and trainer.max_epochs == -1:
             self.learning_rate.factor(1, math.inf)
+        remark = self.learning_rate.remark(trainer.max_steps) if trainer.max_steps > 0 else None
+        if remark is not None and not trainer.fast_dev_run:  # a trial is short by design
+            rank_zero_warn(remark)
         terms = (term for term in self.objective.modules() if isinstance(term, Term) and term.until is not None)
         if any(p.requires_grad for t in terms for p in t.parameters()) and isinstance(trainer.strategy, DDPStrategy):
             trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)

@@ -1,7 +1,7 @@
 """Loads any pretrained model from a local folder or from the Hugging Face Hub, and says which weights it was.
 
-A folder in the ordinary layout of the library (``save_pretrained`` of transformers and diffusers; ``config.json`` and
-``model.safetensors`` for timm) and a repository of the Hub are loaded the same way: a repository is first downloaded.
+A folder in the ordinary layout of the library (``save_pretrained`` of transformers and diffusers) and a repository of
+the Hub are loaded the same way: a repository is first downloaded.
 The revision that is recorded is the commit that was really loaded; a local folder has none.
 """
 
@@ -10,14 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from t2ikit.files import parse_json, write_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 _SETTING_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja")  # the last one: chat templates
@@ -160,29 +163,6 @@ def load_pretrained(
     return model.eval().requires_grad_(False), source
 
 
-def load_timm(name: str, revision: str | None, option: str, **options: Any) -> tuple[Any, PretrainedFolder]:
-    """Loads a timm model in evaluation mode, without gradients.
-
-    Args:
-        name: a local folder with ``config.json`` and weights, or a repository such as ``timm/resnet50.a1_in1k``.
-        revision: as in ``find_pretrained``.
-        option: as in ``find_pretrained``.
-        **options: for ``timm.create_model``, such as ``num_classes=0``.
-
-    Raises:
-        FileNotFoundError: as in ``find_pretrained``.
-        ValueError: the folder holds no timm model; names ``option``.
-    """
-    import timm
-
-    source = find_pretrained(name, revision, option)
-    try:
-        model = timm.create_model(f"local-dir:{source.folder}", pretrained=True, **options)
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{name} cannot be loaded by timm: {error}. Give a timm model with {option}") from error
-    return model.eval().requires_grad_(False), source
-
-
 def weight_files(folder: Path) -> list[Path]:
     """The weight files of a model folder, sorted: the safetensors, or where there are none, the pickled ones."""
     for pattern in WEIGHT_PATTERNS:
@@ -198,6 +178,18 @@ def sha256_of(file: Path) -> str:
     with file.open("rb") as stream:
         while block := stream.read(_BLOCK):
             digest.update(block)
+    return digest.hexdigest()
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of network weights: names, types, shapes and bytes, by sorted name."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().to("cpu").contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
     return digest.hexdigest()
 
 

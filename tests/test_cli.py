@@ -426,3 +426,31 @@ def test_two_ranks_share_one_folder(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "runs" / "e").iterdir()] == ["version_0"]
     assert (tmp_path / "runs/e/version_0/checkpoints/step-00000002.ckpt").is_file()
     assert done.stdout.count("Run folder: ") == 1
+
+
+def test_an_error_of_the_system_is_one_line_with_its_path(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    errors = {
+        OSError(28, "No space left on device", "some/file"): "some/file: No space left on device",
+        NotADirectoryError(20, "Not a directory", "some/file/x"): "some/file/x: Not a directory",
+        PermissionError(13, "Permission denied"): "Permission denied",
+    }
+    for error, said in errors.items():
+
+        def fail(*_: object, error: OSError = error) -> int:
+            raise error
+
+        monkeypatch.setattr(cli, "_dispatch", fail)
+        assert cli.main(["report", "x"]) == 1
+        assert capsys.readouterr().err == f"error: {said} (--debug shows where)\n"
+        for words in (["report", "x", "--debug"], ["run", "x.yaml"]):
+            with pytest.raises(type(error)):
+                cli.main(words)
+
+    def defect(*_: object) -> int:
+        raise OSError("of a library, which names no error of the system")
+
+    monkeypatch.setattr(cli, "_dispatch", defect)
+    with pytest.raises(OSError, match="of a library"):
+        cli.main(["report", "x"])

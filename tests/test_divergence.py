@@ -146,6 +146,17 @@ def test_more_skipped_steps_than_the_bounds_stop(
     assert re.search(rf"step {last};.* 2 steps were skipped before", capsys.readouterr().err)
 
 
+def test_the_number_of_skipped_steps_may_end_a_run(folder: Path) -> None:
+    """EarlyStopping looks when a step is skipped: the second one is the second value, which is no less."""
+    stop = "{monitor: train/skipped_steps, mode: min, patience: 1}"
+    node = f"{{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {stop}}}"
+    skip = ["--callbacks.guard.policy", "skip", "--callbacks.stop", node]
+    assert cli.main(words("Image", [2, 4], *skip)) == 0
+    run = folder / "runs/small/version_0"
+    assert read_metrics(run / "metrics.csv")["train/skipped_steps"] == [(2, 1.0), (4, 2.0)]
+    assert max(step for step, _ in read_metrics(run / "metrics.csv")["train/loss"]) == 4
+
+
 def test_the_guard_changes_no_digit(folder: Path) -> None:
     for name, options in (("on", []), ("off", ["--callbacks.guard", "null"])):
         assert cli.main(["run", "small.yaml", "--run.name", name, *options]) == 0

@@ -333,6 +333,19 @@ def test_which_weights(folder: Path) -> None:
         load_trained(RUN, "ema", decay=0.7)
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_loaded(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("t2ikit.run.offline.load_trained", lambda *_: pytest.fail("it was loaded"))
+    place = RUN / "evaluations"
+    place.write_text("a file")
+    try:
+        said = refused(capsys, RUN, "--snapshot", "val", "--device", "cpu")
+    finally:
+        place.unlink()
+    assert "evaluations is a file, no folder" in said and "--out" in said
+
+
 def test_mistakes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = [RUN, "--device", "cpu", "--out", tmp_path / "out"]
     val = [*one, "--snapshot", "val"]

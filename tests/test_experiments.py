@@ -57,6 +57,15 @@ def test_the_paper_s_run_has_the_paper_s_numbers() -> None:
     assert channelwise["init_args"]["normalisation"] == "channelwise"
 
 
+@pytest.mark.parametrize("row", ["ta", "cmall"])
+def test_a_flow_diffuses_latents_of_unit_variance(row: str) -> None:
+    plan = check(compose(FOLDER / f"cad_i_flow_{row}.yaml"))
+    with torch.device("meta"):
+        module = plan.model.build()
+    assert (module.space.normalisation, module.space.std) == ("channelwise", 1.0)
+    assert module.denoiser.level_kind == "t" and module.process.default_threshold(4) == "none"
+
+
 GROWN = [path for path in EXPERIMENTS if path.stem.startswith("uvit_")]
 
 

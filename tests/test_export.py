@@ -25,6 +25,8 @@ from t2ikit.checkpoints.runs import step_of
 from t2ikit.checkpoints.start import Start, start_from
 from t2ikit.config.class_nodes import check_component
 from t2ikit.config.errors import ConfigError
+from t2ikit.denoisers import CADI
+from t2ikit.denoisers.adopt import resized_positions
 from t2ikit.encoders import LatentSpace, TextEncoder, build_small_t5
 from t2ikit.module import TextToImage
 from t2ikit.records.manifest import Manifest, TextSource
@@ -64,6 +66,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "checkpoints").mkdir()
     torch.save(content, run / "checkpoints" / "step-00000003.ckpt")
     return run
+
+
+def run_options(run: Path) -> dict[str, Any]:
+    """The denoiser's node in the experiment of the run."""
+    content = torch.load(run / "checkpoints" / "step-00000003.ckpt", weights_only=True)
+    return content["experiment"]["model"]["init_args"]["denoiser"]
 
 
 @pytest.fixture
@@ -110,6 +118,94 @@ for name in ("folder", "one.safetensors"):
     card = Path("folder/README.md").read_text()
     assert "license: apache-2.0" in card and "The run has not been scored at step 3." in card
     assert "ema 0.9" in card and "autoencoder" in card
+
+
+@pytest.fixture(scope="module")
+def exported_folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("diffusers") / "folder"
+    export(run, folder)
+    return folder
+
+
+def loaded(folder: Path, **options: Any) -> Any:
+    from diffusers import DiffusionPipeline
+
+    import t2ikit.pipeline  # noqa: F401
+
+    return DiffusionPipeline.from_pretrained(folder, **options)
+
+
+def drawn(pipeline: Any, prompt: str | list[str] = PROMPT, **options: Any) -> np.ndarray:
+    """[N, H, W, 3] of a call of three steps."""
+    images = pipeline(prompt, **{"num_inference_steps": 3, "seed": 5, **options}).images
+    return np.stack([np.asarray(image) for image in images])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("way", ["from_pretrained", "to"])
+def test_a_pipeline_of_half_precision_draws_nearly_the_same(
+    exported_folder: Path, dtype: torch.dtype, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = drawn(loaded(exported_folder)).astype(int)
+    pipeline = loaded(exported_folder).to(dtype) if way == "to" else loaded(exported_folder, torch_dtype=dtype)
+    assert {pipeline.denoiser.dtype, pipeline.vae.dtype, pipeline.text_encoder.dtype, pipeline.dtype} == {dtype}
+    seen: list[torch.dtype] = []
+    space = pipeline.denoiser.module.space
+    images = space.images
+    monkeypatch.setattr(space, "images", lambda x_0: (seen.append(x_0.dtype), images(x_0))[1])
+    half = drawn(pipeline).astype(int)
+    assert seen == [torch.float32]  # the sampler keeps x in it
+    assert plain.std() > 0 and np.abs(half - plain).max() <= 8
+    assert np.array_equal(half, drawn(pipeline).astype(int))
+
+
+def test_an_overflow_in_float16_is_said(exported_folder: Path) -> None:
+    pipeline = loaded(exported_folder, torch_dtype=torch.float16)
+    with torch.no_grad():
+        next(pipeline.vae.decoder.parameters()).fill_(60_000.0)
+    with pytest.raises(ValueError, match="overflows in float16; load it in bfloat16 or float32"):
+        drawn(pipeline)
+
+
+def test_what_a_call_of_diffusers_may_say(exported_folder: Path) -> None:
+    pipeline = loaded(exported_folder)
+    other, prompts = "a red ring", [PROMPT, "a red ring"]
+    assert np.array_equal(drawn(pipeline), drawn(pipeline, negative_prompt=None))
+    strong = {"guidance_scale": 200.0}  # an untrained model hardly looks at a text
+    one, two = drawn(pipeline, prompts, negative_prompt=other, **strong)
+    assert np.array_equal(drawn(pipeline, negative_prompt=[other], **strong)[0], one)
+    # One negative prompt for each prompt: those of the other images change an image by rounding at most.
+    mixed = drawn(pipeline, prompts, negative_prompt=[other, ""], **strong).astype(int)
+    plain = drawn(pipeline, prompts, **strong)
+    for image, expected, unlike in zip(mixed, (one, plain[1]), (plain[0], two), strict=True):
+        assert np.abs(image - expected.astype(int)).max() <= 1 < np.abs(image - unlike.astype(int)).max()
+    generators = [torch.Generator().manual_seed(seed) for seed in (5, 6, 5, 7)]
+    several = drawn(pipeline, prompts, generator=generators, num_images_per_prompt=2)
+    assert np.array_equal(several[0], drawn(pipeline)[0])
+    assert np.array_equal(several[1], drawn(pipeline, seed=6)[0])
+    assert np.array_equal(several[3], drawn(pipeline, other, generator=generators[3])[0])
+    for options, message in (
+        ({"generator": generators[:3]}, "generator: one for all images or one for each of the 2; got 3"),
+        ({"negative_prompt": [other]}, "negative_prompt: one for all prompts or one for each of the 2; got 1"),
+        ({"negative_prompt": other, "guidance_scale": 1.0}, "give guidance_scale another value than 1"),
+        ({"height": 15}, r"height 15, width 16: the model makes images of 16x16 \(height x width\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            drawn(pipeline, prompts, **options)
+    with pytest.raises(ValueError, match="negative: one for all prompts or one for each of the 2; got 1"):
+        pipeline.denoiser.trained.sample(prompts, negative=[other])
+
+
+def test_other_sizes_are_given_in_pixels(exported_folder: Path) -> None:
+    pipeline = loaded(exported_folder)
+    assert np.array_equal(drawn(pipeline, height=16, width=16), drawn(pipeline))
+    denoiser = pipeline.denoiser.module.denoiser
+    taken = (denoiser.input_shape, (4, 4, 12))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(denoiser), "shapes", property(lambda self: taken))
+        assert pipeline._size(8, 24) == (4, 12) and pipeline._size(None, 16) == (8, 8)
+        with pytest.raises(ValueError, match=r"height 24, width 8: the model makes images of 16x16, 8x24"):
+            pipeline._size(24, 8)
 
 
 def test_weights_elsewhere(run: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,3 +311,24 @@ def test_files_of_other_programs(place: Path) -> None:
     assert exported.read_exported(Path("other.safetensors")) is None
     with pytest.raises(ConfigError, match="weights alone, in the format safetensors"):
         t2ikit.load("other.safetensors")
+
+
+def test_a_start_knows_the_grid_of_the_positions(run: Path, place: Path) -> None:
+    """As many positions of another grid would be taken in another order, with nothing to be seen."""
+    options = run_options(run)
+    tall = check_component("denoiser", options | {"init_args": options["init_args"] | {"input_size": (16, 4)}}, CADI)
+    path = run / "checkpoints" / "step-00000003.ckpt"
+    denoiser = tall.build()
+    before = denoiser.data_pos_embedding.clone()
+    with pytest.raises(ValueError, match=r"data_pos_embedding: \[4, 4\] given, \[8, 2\] wanted"):
+        start_from(denoiser, Start(str(path)), *Start(str(path)).read())
+    assert torch.equal(denoiser.data_pos_embedding, before)
+    resize = Start(str(path), fit="resize")
+    said = start_from(denoiser, resize, *resize.read())["changes"]
+    assert said == "resized data_pos_embedding [4, 4] -> [8, 2]"
+    source = load_denoiser(path).data_pos_embedding
+    assert torch.equal(denoiser.data_pos_embedding, resized_positions(source, (8, 2), (4, 4)))
+    same = check_component("denoiser", options, CADI).build()
+    state = torch.random.get_rng_state()
+    assert start_from(same, Start(str(path)), *Start(str(path)).read())["changes"] == ""
+    assert torch.equal(torch.random.get_rng_state(), state) and torch.equal(same.data_pos_embedding, source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,12 +14,14 @@ import torch
 from t2ikit.batch import Batch, StepOutput, StoredBatch, StoredText, Text
 from t2ikit.checkpoints.start import Start
 from t2ikit.diffusion import Denoising
-from t2ikit.diffusion.objectives import Draws
-from t2ikit.encoders import PixelSpace
+from t2ikit.diffusion.objectives import Draws, Needs
+from t2ikit.diffusion.terms import Term
+from t2ikit.diffusion.terms.base import MainPass
+from t2ikit.encoders import LatentSpace, PixelSpace
 from t2ikit.module import TextToImage
 from t2ikit.pretrained import EncoderReference
-from t2ikit.records.manifest import Manifest, TextSource
-from tiny import shallow_cad_i
+from t2ikit.records.manifest import Manifest, StoredArray, TextSource
+from tiny import awake, shallow_cad_i
 
 OBJECTIVE = ("process", "text_drop", "self_condition_rate", "weighting", "terms")
 
@@ -213,13 +216,28 @@ def test_compiled_steps_are_plain_steps_and_leave_the_names_of_weights_alone() -
         tiny(compile="quick")
 
 
+def run_of(steps: int, trial: bool = False) -> SimpleNamespace:
+    return SimpleNamespace(trainer=SimpleNamespace(max_steps=steps, max_epochs=-1, fast_dev_run=trial, strategy=None))
+
+
+def test_a_run_inside_its_warmup_is_told(recwarn: pytest.WarningsRecorder) -> None:
+    from t2ikit.optim import WarmupCosine
+
+    module = tiny(learning_rate=WarmupCosine(warmup=10))
+    module.validate_experiment(run_of(11))
+    module.validate_experiment(run_of(1, trial=True))
+    assert not [warning for warning in recwarn if "warm-up" in str(warning.message)]
+    with pytest.warns(UserWarning, match=r"never leaves the warm-up; set model\.init_args\.learning_rate"):
+        module.validate_experiment(run_of(10))
+
+
 def test_a_clock_alone_ends_a_run_only_with_a_schedule_that_has_no_end() -> None:
     from t2ikit.optim import WarmupCosine
 
     clock = SimpleNamespace(trainer=SimpleNamespace(max_steps=-1, max_epochs=-1))
     tiny().validate_experiment(clock)
     cosine = tiny(learning_rate=WarmupCosine(warmup=10))
-    cosine.validate_experiment(SimpleNamespace(trainer=SimpleNamespace(max_steps=5, max_epochs=-1)))
+    cosine.validate_experiment(run_of(11))
     with pytest.raises(ValueError, match=r"trainer\.max_time.*trainer\.max_steps.*Constant"):
         cosine.validate_experiment(clock)
     constant = tiny()
@@ -270,3 +288,65 @@ def test_a_start_from_a_run_with_another_text_encoder_of_the_same_width_is_said(
     assert not warned(Start("a", fit="grow", take=("core",)), other)
     assert not warned(Start("a"), texts("1" * 64).to_json()) and not warned(Start("a"), None)
     assert not warned(Start("a"), texts("").to_json())  # of imported weights only the name is known
+
+
+def test_the_loss_at_fixed_t_is_the_same_for_every_seed() -> None:
+    """Of latents, too, whose posterior is sampled; the loss that trains has the numbers of its run."""
+
+    def losses(seed: int, *names: str) -> dict[str, torch.Tensor]:
+        torch.manual_seed(3)
+        module = TextToImage(awake(shallow_cad_i()), space=LatentSpace(), seed=seed)
+        return module.validation_losses(records, names)
+
+    pixels = stored(0, 8)
+    posterior = torch.randn(8, 2, 4, 4, 4, generator=torch.Generator().manual_seed(5)).abs().half()
+    records = replace(pixels, image=posterior)
+    both = ("loss", "loss_fixed_t")
+    first, second = losses(1, *both), losses(2, *both)
+    assert torch.equal(first["loss_fixed_t"], second["loss_fixed_t"])
+    assert not torch.equal(first["loss"], second["loss"])
+    for name in both:  # one alone is what it is beside the other
+        assert torch.equal(losses(2, name)[name], second[name])
+
+
+def test_validation_leaves_a_submodule_in_evaluation_mode() -> None:
+    module = tiny()
+    module.denoiser.rin_blocks[0].eval()
+    module.validation_losses(stored(0, 8))
+    assert module.denoiser.training and not module.denoiser.rin_blocks[0].training
+
+
+class Tapped(Term):
+    """A term that reads features after one block."""
+
+    def __init__(self, block: int) -> None:
+        super().__init__()
+        self.needs = Needs(taps=(block,))
+
+    def forward(self, main: MainPass) -> torch.Tensor:
+        return next(iter(main.features.values())).square().mean((1, 2))
+
+
+@pytest.mark.parametrize("block", [0, 2, 99])
+def test_a_term_that_taps_no_block_is_refused_by_its_name(block: int) -> None:
+    message = rf"objective\.init_args\.terms\.deep \(Tapped\): taps are blocks, 1 to 1 of CADI; got {block}"
+    with pytest.raises(ValueError, match=message):
+        tiny(terms={"first": Tapped(1), "deep": Tapped(block)}).check_needs(manifest())
+    tiny(terms={"first": Tapped(1)}).check_needs(manifest())
+
+
+def test_coherence_that_only_one_of_network_and_objective_knows_is_refused() -> None:
+    def check(coherence: bool, name: str | None, **further: StoredArray) -> None:
+        denoiser = shallow_cad_i(in_channels=3, coherence=coherence)
+        TextToImage(denoiser, Denoising(coherence=name)).check_needs(manifest(further=further))
+
+    check(True, "clip", clip=StoredArray("float16", (1,), None))
+    check(False, None)
+    with pytest.raises(ValueError, match=r"init_args\.coherence .*name the array of every record"):
+        check(True, None)
+    with pytest.raises(ValueError, match=r"init_args\.coherence .*this CADI knows no coherence"):
+        check(False, "clip", clip=StoredArray("float16", (1,), None))
+    with pytest.raises(ValueError, match="reads clip of every record; the prepared data has image"):
+        check(True, "clip")
+    with pytest.raises(ValueError, match=r"the array clip has shape \[8\]; one number a record"):
+        check(True, "clip", clip=StoredArray("float16", (8,), None))

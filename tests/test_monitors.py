@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import sys
+import warnings
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +17,7 @@ import torch
 import tiny
 from t2ikit import cli
 from t2ikit.callbacks.metrics_csv import read_metrics
+from t2ikit.callbacks.monitors import Names
 from t2ikit.checkpoints import load_denoiser
 
 BEST = """
@@ -102,7 +108,7 @@ def test_a_score_that_does_not_fall_stops_the_run(folder: Path, monitor: str, la
     assert steps[-1] == last
 
 
-STOP = "lightning.pytorch.callbacks.EarlyStopping"
+STOP, OURS = "lightning.pytorch.callbacks.EarlyStopping", "t2ikit.callbacks.Checkpoint"
 SECOND = """
 extends: [best.yaml]
 callbacks:
@@ -144,6 +150,91 @@ def test_a_monitor_that_no_score_has_is_refused_with_those_that_exist(
     assert cli.main(["run", "best.yaml", "--run.name", "watched", *words]) == 2
     assert message in capsys.readouterr().err
     assert not (folder / "runs/watched").exists()
+
+
+def watching(kind: str, monitor: str, **options: Any) -> list[str]:
+    """Words that have one callback watch a score, in a run of its own name."""
+    given = json.dumps({"monitor": monitor, **options})
+    if kind == OURS:
+        return ["--run.name", "watched", "--callbacks.best", "null", "--callbacks.checkpoint.init_args", given]
+    node = json.dumps({"class_path": kind, "init_args": {"monitor": monitor, **options}})
+    return ["--run.name", "watched", "--callbacks.best", "null", "--callbacks.watch", node]
+
+
+def steps_of(run: Path) -> list[int]:
+    return sorted(int(path.stem.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*.ckpt"))
+
+
+@pytest.mark.parametrize("kind", [STOP, "lightning.pytorch.callbacks.ModelCheckpoint", OURS])
+@pytest.mark.parametrize(
+    ("monitor", "words", "message"),
+    [
+        ("train/los", (), "nothing gives the score train/los .*nearest known: train/loss"),
+        ("train/share/raw", (), "nothing gives the score train/share/raw"),  # there is one source
+        ("vall/loss_fixed_t", (), "nothing gives the score vall/loss_fixed_t .*nearest known: val/loss_fixed_t"),
+        ("train/loss", ("--trainer.log_every_n_steps", "7"), "trainer.log_every_n_steps is 7, and the run has 6"),
+        ("train/loss", ("--trainer.log_every_n_steps", "0"), "trainer.log_every_n_steps is 0"),
+        ("train/loss", ("--callbacks.training_log", "null"), "no t2ikit.callbacks.TrainingLog"),
+    ],
+)
+def test_a_name_that_nothing_logs_is_refused_where_it_is_written(
+    folder: Path, kind: str, monitor: str, words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where ``mode`` says whether less is better, and before a step is made."""
+    assert cli.main(["run", "best.yaml", *watching(kind, monitor, mode="min"), *words]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and ("callbacks.checkpoint" if kind == OURS else "callbacks.watch") in error
+    assert not (folder / "runs/watched").exists()
+
+
+def test_a_likely_mistake_beside_a_plug_in_is_told() -> None:
+    """A plug-in may log any name, so nothing is refused."""
+    names = Names(("val",), frozenset({"train/loss"}), frozenset(), anything=True, missing="")
+    for monitor, near in (("train/los", "train/loss"), ("vall/loss_fixed_t", "val/loss_fixed_t")):
+        with pytest.warns(UserWarning, match=f"only a plug-in can give the score {monitor} .*nearest known: {near}"):
+            names.refuse_unknown(monitor)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for monitor in ("train/loss", "val/any", "train/gradient_norm"):
+            names.refuse_unknown(monitor)
+    with pytest.raises(ValueError, match="nothing gives the score train/gradient_norm"):
+        replace(names, anything=False).refuse_unknown("train/gradient_norm")
+
+
+def test_a_trial_of_an_experiment_that_watches_the_training_is_made(folder: Path) -> None:
+    words = ["--trainer.log_every_n_steps", "5", "--trainer.fast_dev_run", "true"]
+    assert cli.main(["run", "best.yaml", *watching(STOP, "train/loss"), *words]) == 0
+
+
+def test_the_best_by_the_training_loss_stay(folder: Path) -> None:
+    """Of the checkpoints, those of the least loss; over a resume too, and where it is logged more often."""
+    words = watching(OURS, "train/loss", mode="min", keep=1, keep_best=3, every_n_steps=2)
+    assert cli.main(["run", "best.yaml", *words, "--trainer.max_steps", "10"]) == 0
+    assert cli.main(["run", "best.yaml", *words, "--trainer.max_steps", "20", "--resume", "last"]) == 0
+    run = folder / "runs/watched/version_0"
+    losses = {step: loss for step, loss in read_metrics(run / "metrics.csv")["train/loss"] if step % 2 == 0}
+    best = sorted(losses, key=losses.__getitem__)[:3]
+    assert len(losses) == 10 and min(best) < 18
+    assert steps_of(run) == sorted({20, *best})
+    content = torch.load(run / "checkpoints/step-00000020.ckpt", weights_only=True)
+    kept = next(state for key, state in content["callbacks"].items() if "scores" in state)["scores"]
+    assert len(kept) <= 6 and kept[20] == losses[20]
+
+
+def test_a_checkpoint_at_steps_without_the_value_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = watching(OURS, "train/loss", mode="min", every_n_steps=3)
+    assert cli.main(["run", "best.yaml", *words, "--trainer.log_every_n_steps", "2"]) == 2
+    assert re.search(r"every_n_steps is 3; .*multiple of trainer\.log_every_n_steps \(2\)", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("options", [{}, {"check_on_train_epoch_end": True}])
+def test_the_training_loss_stops_a_run_when_it_is_logged(folder: Path, options: dict[str, Any]) -> None:
+    """An epoch has 8 steps: it is logged after the second, and every snapshot is before it is logged again."""
+    words = watching(STOP, "train/loss", patience=1, min_delta=1000, **options)
+    assert cli.main(["run", "best.yaml", *words, "--trainer.max_steps", "60", "--trainer.log_every_n_steps", "20"]) == 0
+    logged = [step for step, _ in read_metrics(folder / "runs/watched/version_0/metrics.csv")["train/loss"]]
+    last = steps_of(folder / "runs/watched/version_0")[-1]
+    assert (logged, last) == (([20, 40], 40) if not options else ([20], 32))
 
 
 def test_a_snapshot_is_guided_by_the_averages_of_a_checkpoint(folder: Path) -> None:

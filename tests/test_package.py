@@ -20,6 +20,7 @@ import t2ikit
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = {"t2ikit": "t2ikit", "callbacks": "t2ikit/callbacks", "experiments": "t2ikit/experiments"}
+SUFFIXES = (".py", ".yaml", ".json", ".safetensors", ".html", ".css", ".js")
 
 
 def metadata() -> configparser.ConfigParser:
@@ -72,7 +73,10 @@ def test_wheel_holds_every_file(wheel: Path) -> None:
         f"{target}/{path.relative_to(ROOT / source)}"
         for source, target in SHIPPED.items()
         for path in (ROOT / source).rglob("*")
-        if (path.suffix in (".py", ".yaml", ".json", ".safetensors", ".html") and path.parent.suffix != ".scores")
+        if (
+            path.suffix in (".py", ".yaml", ".json", ".safetensors", ".html", ".css", ".js")
+            and path.parent.suffix != ".scores"
+        )
         or path.name in ("py.typed", "__init__.pyi")  # scores of sweeps are the repository's: a wheel trains anew
     }
     assert "t2ikit/embedded/shapes-full/config.json" in expected

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from t2ikit.pretrained import EncoderReference, find_pretrained, load_pretrained, load_timm
+from t2ikit.pretrained import EncoderReference, find_pretrained, load_pretrained, state_sha256
 
 OPTION = "--encoder DIR"
 
@@ -84,13 +84,17 @@ def test_missing_weights_are_refused_not_drawn(tmp_path: Path) -> None:
         load_pretrained(T5EncoderModel, str(folder_with(tmp_path / "b", model_DOT_safetensors=b"no")), None, OPTION)
 
 
-def test_timm_folder(tmp_path: Path) -> None:
-    import timm
-    from timm.models import save_for_hf
-
-    model = timm.create_model("resnet10t", num_classes=3)
-    save_for_hf(model, tmp_path / "timm", model_config={"num_classes": 3})
-    loaded, found = load_timm(str(tmp_path / "timm"), None, OPTION, num_classes=0)
-    assert not loaded.training and loaded(torch.zeros(1, 3, 32, 32)).shape == (1, 512)
-    assert torch.equal(loaded.state_dict()["conv1.0.weight"], model.state_dict()["conv1.0.weight"])
-    assert found.reference.revision is None
+def test_hash_of_weights_sees_names_types_shapes_and_bytes() -> None:
+    state = {"a": torch.ones(2), "b": torch.zeros(3, dtype=torch.int64), "c": torch.ones(0)}
+    assert (
+        state_sha256(state) == "3621b92fa387546b4be6566a4748085bd6c3d40434e6a93e2933fd9e9614c489"
+    )  # as in the fingerprints that are written already
+    assert state_sha256(state) == state_sha256(dict(reversed(state.items())))
+    others = (
+        {**state, "a": torch.ones(2, dtype=torch.float64)},
+        {**state, "a": torch.ones(1, 2)},
+        {**state, "a": torch.tensor([1.0, 2.0])},
+        {"d" if name == "a" else name: value for name, value in state.items()},
+    )
+    assert len({state_sha256(other) for other in (state, *others)}) == 5
+    assert state_sha256({"a": torch.eye(3)[:, 0]}) == state_sha256({"a": torch.tensor([1.0, 0.0, 0.0])})

@@ -22,7 +22,10 @@ import tiny
 from t2ikit import cli
 from t2ikit.callbacks.checkpoint import refuse_broken_weights
 from t2ikit.callbacks.metrics_csv import read_metrics
+from t2ikit.checkpoints.runs import finish_record
+from t2ikit.evaluation.comparison import find_scores
 from t2ikit.metrics.fingerprint import read_scores
+from t2ikit.run.folder import contents
 
 pytestmark = pytest.mark.slow  # the module trains first
 
@@ -186,13 +189,98 @@ def test_going_back_keeps_what_it_leaves_and_takes_new_options(folder: Path) -> 
     assert cli.main([*plain, "--resume", str(older)]) == 0
     assert numbers(run) == first
     kept = sorted(str(path.relative_to(run / "checkpoints")) for path in run.rglob("*.ckpt"))
-    assert kept == ["left-at-00000004/step-00000008.ckpt", "step-00000004.ckpt", "step-00000008.ckpt"]
+    aside = "left-at-00000004"
+    assert kept == [f"{aside}/step-00000008.ckpt", "step-00000004.ckpt", "step-00000008.ckpt"]
+    left = {path: path.read_bytes() for path in (run / "checkpoints" / aside).iterdir()}
+    assert {path.name for path in left} == {"finished", "step-00000008.ckpt"}
     assert cli.main([*plain, "--resume", str(older), "--model.optimizer.lr", "0.02", "--allow", "model.optimizer"]) == 0
+    assert {path: path.read_bytes() for path in left} == left, "what was kept the first time stays as it was"
+    assert (run / "checkpoints" / f"{aside}-2" / "step-00000008.ckpt").is_file()
+    record = finish_record(run)
+    assert record is not None and record["experiment"]["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.02
     rates = dict(numbers(run)["train/learning_rate"])
     for step, rate in first["train/learning_rate"]:
         assert rates[step] == pytest.approx(rate * (10 if step > 4 else 1))
     assert numbers(run)["train/loss"][:4] == first["train/loss"][:4]
     assert numbers(run)["train/loss"][5:] != first["train/loss"][5:]
+
+
+def test_going_back_leaves_no_snapshot_of_later_steps(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Grids, scores and evaluations of later steps are kept aside, as metrics.csv leaves their lines out."""
+    plain = ["run", "small.yaml", "--callbacks.geneval", "null", "--callbacks.val.keep_images", "true"]
+    plain += ["--callbacks.val.every_n_steps", "2", "--callbacks.checkpoint.keep", "9"]
+    assert cli.main(plain) == 0
+    run = folder / "runs" / "small" / "version_0"
+    assert cli.main(["evaluate", str(run), "--snapshot", "val", "--device", "cpu"]) == 0
+    older = run / "checkpoints" / "step-00000002.ckpt"
+
+    def labelled(place: Path) -> set[str]:
+        return {path.relative_to(place).as_posix() for path in place.glob("*/**/step-*") if ".ckpt" not in path.name}
+
+    before = labelled(run)
+    assert {"evaluations/val/step-00000008", "samples/val/step-00000008", "samples/val/step-00000008.png"} < before
+    refused = [*plain, "--resume", str(older), "--callbacks.val.ema_decay", "0.7"]
+    assert cli.main(refused) == 2
+    assert labelled(run) == before and not list(run.rglob("left-at-*")), "a refused resume moves nothing"
+    assert "ema_decay 0.7 is no profile" in capsys.readouterr().err
+
+    assert cli.main([*plain, "--resume", str(older), "--trainer.max_steps", "4"]) == 0
+    later = {name for name in before if int(re.findall(r"step-(\d+)", name)[-1]) > 2}
+    assert labelled(run / "left-at-00000002") == later
+    assert {name for name in labelled(run) if not name.startswith("left-at")} == {
+        name for name in before if name not in later or "00000004" in name
+    }
+    steps = {int(path.name[5:]) for path in (run / "samples/val/scores").iterdir()}
+    assert steps == {step for step, _ in numbers(run)["val/loss"]} == {0, 2, 4}
+    assert find_scores(run, "val", "").details.name == "step-00000004"
+    assert contents(run)[-1].endswith("step-00000004.png")
+    found = find_scores(run / "left-at-00000002", "val", "")
+    assert found.details.name == "step-00000008", "what was left can still be compared with"
+
+
+@pytest.mark.fault(
+    "SIGKILL after going back, with Lightning's ModelCheckpoint", "the run goes on from what it made last"
+)
+def test_what_a_run_leaves_is_not_in_charge_of_it(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (folder / "stop.py").write_text(tiny.STOP)
+    (folder / "theirs.yaml").write_text(
+        "extends: [small.yaml]\ncallbacks:\n  val: null\n  geneval: null\n  stop: stop.Stop\n  checkpoint:\n"
+        "    class_path: lightning.pytorch.callbacks.ModelCheckpoint\n"
+        "    init_args: {every_n_train_steps: 2, save_top_k: -1, save_last: true}\n"
+    )
+    plain = ["run", "theirs.yaml"]
+    assert cli.main(plain) == 0
+    run = folder / "runs" / "theirs" / "version_0"
+    older = next((run / "checkpoints").glob("*step=2.ckpt"))
+    environment = {**os.environ, "KILL": "5", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-m", "t2ikit", *plain, "--resume", str(older)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    left = {path.name for path in (run / "checkpoints" / "left-at-00000002").iterdir()}
+    assert {"last.ckpt", "finished"} < left and {int(name[-6]) for name in left if "step=" in name} == {4, 6, 8}
+    capfd.readouterr()
+    assert cli.main([*plain, "--resume", "auto"]) == 0
+    assert re.search(r"Resuming from .*/version_0/checkpoints/epoch=\d-step=4.ckpt", capfd.readouterr().out)
+    assert [step for step, _ in numbers(run)["train/loss"]] == list(range(1, 9))
+
+
+def test_an_average_that_is_allowed_begins_at_the_present_weights(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = ["run", "small.yaml", "--callbacks.val", "null", "--callbacks.geneval", "null"]
+    assert cli.main([*plain, "--trainer.max_steps", "2"]) == 0
+    other = [*plain, "--trainer.max_steps", "4", "--resume", "last", "--callbacks.ema.decay", "[0.0, 0.9999]"]
+    assert cli.main(other) == 2
+    assert capsys.readouterr().err.endswith("--allow callbacks.ema.decay\n")
+    assert cli.main([*other, "--allow", "callbacks.ema.decay"]) == 0
+    said = "the checkpoint has no average of decay 0.0: a new one begins at the present weights"
+    assert said in capsys.readouterr().out
+    run = folder / "runs" / "small" / "version_0"
+    content = torch.load(run / "checkpoints" / "step-00000004.ckpt", weights_only=True)
+    profiles = content["callbacks"]["EMA"]["profiles"]
+    assert profiles.keys() == {"0.0", "0.9999"} and content["callbacks"]["EMA"]["step"] == 4
+    for name, average in profiles["0.0"].items():  # of decay 0: the weights themselves
+        assert torch.equal(average, content["state_dict"][f"denoiser.{name}"])
 
 
 def test_a_refused_resume_leaves_no_experiment_behind(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

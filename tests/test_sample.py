@@ -110,6 +110,43 @@ def test_sample_draws_what_a_snapshot_of_the_run_drew(folder: Path, tmp_path: Pa
     assert np.abs(np.asarray(Image.open(grid)) - drawn).max() <= 1
 
 
+def test_a_threshold_of_sample_of_python_and_of_a_snapshot(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--prompts", "prompts.txt", "--guidance", 0, "--seed", 5]
+    plain = sample(*words, out=tmp_path / "plain")
+    # The bound of pixels is 1, and they end there.
+    assert np.array_equal(plain, sample(*words, "--threshold", "clamp:1", out=tmp_path / "same"))
+    assert "threshold" not in Image.open(tmp_path / "plain" / "00000.png").info
+    bounded = sample(*words, "--threshold", "clamp:0.25", "--grid", tmp_path / "grid.png", out=tmp_path / "bounded")
+    assert Image.open(tmp_path / "bounded" / "00000.png").info["threshold"] == "clamp:0.25"
+    assert np.abs(bounded - 127.5).max() <= 32 < np.abs(plain - 127.5).max()
+    again = load_trained(CHECKPOINT).sample(
+        "a large red circle", seed=5, steps=3, guidance=0.0, threshold=("clamp", 0.25)
+    )
+    assert np.array_equal(np.asarray(again[0]), bounded[0])
+    loose = sample(*words, "--threshold", "none", out=tmp_path / "none")
+    assert not np.array_equal(plain, loose)
+    for text, message in (
+        ("clamp", "expected none, clamp:C, dynamic:Q or per_channel:Q"),
+        ("round:1", "expected none, clamp:C, dynamic:Q or per_channel:Q"),
+        ("dynamic:2", "a quantile in (0, 1]"),
+        ("clamp:-1", "a bound above 0"),
+    ):
+        out = tmp_path / "refused"
+        try:
+            refused_with = refused(capsys, CHECKPOINT, "--prompt", "a", "--threshold", text, "--out", out)
+        except SystemExit:
+            refused_with = capsys.readouterr().err
+        assert message in refused_with and not out.exists()
+    command = ["run", "small.yaml", "--run.directory", str(tmp_path / "runs")]
+    assert cli.main([*command, "--callbacks.drawn.threshold=[clamp, 0.25]"]) == 0
+    (drawn,) = tmp_path.glob("runs/**/samples/drawn/step-00000002.png")
+    assert np.abs(np.asarray(Image.open(tmp_path / "grid.png")).astype(int) - np.asarray(Image.open(drawn))).max() <= 1
+    assert cli.main([*command, "--callbacks.drawn.threshold=[dynamic, 2]"]) == 2
+    assert "a quantile in (0, 1]" in capsys.readouterr().err
+
+
 def test_a_png_says_how_it_was_made(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     sample("--prompt", "a ré ☃", "--negative", "a blue square", "--seed", 9, out=tmp_path, checkpoint=RUN)

@@ -34,6 +34,13 @@ def test_every_card_has_a_title_and_needs(capsys: pytest.CaptureFixture[str]) ->
     assert "no card holds the word 'zebra'" in run(capsys, "list", "zebra")[2]
 
 
+def test_a_card_of_short_forms(tmp_path: Path) -> None:
+    (tmp_path / "e.yaml").write_text(
+        "extends: quickstart.yaml\ndata: t2ikit.shapes.ShapesData\nstages: {a: , b: {data: t2ikit.shapes.ShapesData}}\n"
+    )
+    assert card_of(tmp_path / "e.yaml").needs == "no data (shapes are rendered); runs on a CPU"
+
+
 @pytest.mark.parametrize("name", shipped_names())
 def test_a_copy_says_the_same(name: str, tmp_path: Path) -> None:
     copy = tmp_path / "mine.yaml"

@@ -20,7 +20,7 @@ from benchmarks.counting import Operations
 from t2ikit.batch import StoredBatch, StoredText, Text
 from t2ikit.callbacks import EMA, NonFiniteGuard, TrainingLog
 from t2ikit.denoisers import CADI, Denoiser, DiTI
-from t2ikit.denoisers.base import CACHE_IS_SAFE
+from t2ikit.denoisers.autocast import CACHE_IS_SAFE
 from t2ikit.encoders import PixelSpace
 from t2ikit.module import TextToImage
 from t2ikit.records.manifest import Manifest, TextSource

@@ -15,7 +15,7 @@ from benchmarks.gpu.experiments import SMALL
 from benchmarks.gpu.timing import seconds, synchronise
 from t2ikit.batch import Prediction, Text
 from t2ikit.denoisers import CADI, Denoiser, DiTI
-from t2ikit.denoisers.base import TextContext
+from t2ikit.denoisers.context import TextContext
 from t2ikit.diffusion import GaussianDiffusion, sample
 from t2ikit.diffusion.compiled import compiled_blocks
 

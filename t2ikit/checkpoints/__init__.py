@@ -2,7 +2,7 @@
 
 from t2ikit.checkpoints.denoiser import filled, load_denoiser
 from t2ikit.checkpoints.files import load_weights, read_weights
-from t2ikit.checkpoints.probes import NoiseError, latent_normalisation, noise_error
+from t2ikit.checkpoints.probes import NoiseError, noise_error
 from t2ikit.checkpoints.released import UpstreamWeights, coherence_is_trained, from_upstream, read_upstream
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "coherence_is_trained",
     "filled",
     "from_upstream",
-    "latent_normalisation",
     "load_denoiser",
     "load_weights",
     "noise_error",

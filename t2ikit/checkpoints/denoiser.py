@@ -40,13 +40,24 @@ def load_denoiser(
     """
     path = find_checkpoint(Path(checkpoint), "checkpoint")
     content = read_weights(path, mmap=True)
+    built = stored_denoiser(content, path, origins)
+    load_weights(built, stored_weights(content, path, weights, decay)[0])
+    return built.eval().requires_grad_(False)
+
+
+def stored_denoiser(content: Mapping[str, Any], path: Path, origins: Origins | None = None) -> Denoiser:
+    """The denoiser of the experiment that a checkpoint holds, fresh: without its weights.
+
+    Raises:
+        ConfigError: it cannot be built.
+        ValueError: it is no checkpoint of a text-to-image run.
+    """
     model = stored_experiment(content, path)["model"]
     node = (model.get("init_args") or {}).get("denoiser")
     if node is None:
         raise ValueError(f"checkpoint {path}: not a checkpoint of a text-to-image run (`t2ikit run`)")
     built: Denoiser = check_component(f"{path}: denoiser", node, Denoiser, origins=origins or Origins()).build()
-    load_weights(built, stored_weights(content, path, weights, decay)[0])
-    return built.eval().requires_grad_(False)
+    return built
 
 
 def filled(network: Denoiser | SavedDenoiser, origins: Origins | None = None) -> Denoiser:

@@ -10,7 +10,6 @@ Whatever takes a checkpoint takes these too, except for going on with a run.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from torch import Tensor
 
 import t2ikit
 from t2ikit.files import below, parse_json, partial_of, publish
-from t2ikit.pretrained import cache_folder
+from t2ikit.pretrained import cache_folder, state_sha256
 
 PREFIX = "denoiser."
 """Of the denoiser's weights among those of the module."""
@@ -54,7 +53,7 @@ def write_exported(
     for name, file in (files or {}).items():
         tensors[_FILES + name] = torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
     metadata = {name: json.dumps(value) for name, value in facts.items()}
-    metadata |= {"format": "pt", _MARK: t2ikit.__version__, "sha256": _sha256(tensors)}
+    metadata |= {"format": "pt", _MARK: t2ikit.__version__, "sha256": state_sha256(tensors)}
     partial = partial_of(path)
     try:
         save_file(tensors, partial, metadata)
@@ -78,7 +77,7 @@ def read_exported(path: Path) -> dict[str, Any] | None:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if any(" " in name for name in tensors):  # two files of other tensors could have one hash
         raise ValueError(f"{path}: a tensor has a space in its name, which no export writes")
-    if _sha256(tensors) != metadata.get("sha256"):
+    if state_sha256(tensors) != metadata.get("sha256"):
         raise ValueError(f"{path} is damaged: its bytes have another SHA-256 than those that were written")
     own = ("format", "sha256", _MARK)
     facts = {name: parse_json(value) for name, value in metadata.items() if name not in own}
@@ -134,13 +133,3 @@ def parts_of(weights: Path) -> Path | None:
 def text_encoder_name(index: int) -> str:
     """The folder of a text encoder in an export, by its place among them: diffusers counts from the second."""
     return "text_encoder" if index == 0 else f"text_encoder_{index + 1}"
-
-
-def _sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Of names, types, shapes and bytes, by sorted name."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name]
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data if value.numel() else b"")
-    return digest.hexdigest()

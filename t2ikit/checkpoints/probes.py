@@ -1,4 +1,4 @@
-"""What a released file does not say, found by trying it: the coherence token, the normalisation of its latents.
+"""What a released file does not say, found by trying it: which of its weights fit, such as a coherence token.
 
 Shape legend: x_0 [N, C, H, W] latents.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,9 +14,8 @@ from torch import Tensor
 from t2ikit.batch import Texts, map_texts, text_rows
 from t2ikit.checkpoints.files import load_weights
 from t2ikit.denoisers import Denoiser
+from t2ikit.denoisers.layers import evaluating
 from t2ikit.diffusion import Denoising, Process
-
-LatentNormalisation = Literal["scalar", "channelwise"]
 
 
 @dataclass(frozen=True)
@@ -70,35 +68,8 @@ def noise_error(
         text = map_texts(lambda encoded: encoded.rows(first), text)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
     objective, total = Denoising(process), 0.0
-    training = denoiser.training
-    denoiser.eval()
-    try:
+    with evaluating(denoiser):
         for level in range(levels):
             u = torch.full((rows,), (level + 0.5) / levels, device=latents.device)
             total += float(objective.loss(denoiser, latents, noise, process.t(u), text).mean())
-    finally:
-        denoiser.train(training)
     return total / levels
-
-
-def latent_normalisation(latents: Tensor) -> LatentNormalisation:
-    """Which normalisation of the Stable Diffusion VAE's latents a network was trained with, from its samples.
-
-    Compares mean and standard deviation of each channel with those of ImageNet latents under both rules (0.18215 * raw;
-    channel-wise zero mean and standard deviation 0.5) and returns the nearer, in squared Wasserstein distance between
-    Gaussians.
-
-    Args:
-        latents: [N, 4, H, W] sampled latents, 16 or more images.
-
-    Raises:
-        ValueError: not four channels.
-    """
-    if latents.dim() != 4 or latents.shape[1] != 4:
-        raise ValueError(f"sampled latents [N, 4, H, W] were expected, got {list(latents.shape)}")
-    std, mean = torch.std_mean(latents.double().cpu(), dim=(0, 2, 3))
-    measured = torch.stack([mean, std])
-    scalar = torch.tensor([[1.06, 0.59, 0.02, -0.39], [0.76, 0.84, 0.68, 0.60]], dtype=torch.float64)
-    channelwise = torch.tensor([[0.0] * 4, [0.5] * 4], dtype=torch.float64)
-    nearer = (measured - scalar).square().sum() < (measured - channelwise).square().sum()
-    return "scalar" if bool(nearer) else "channelwise"

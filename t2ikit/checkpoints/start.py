@@ -11,11 +11,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from t2ikit.checkpoints.denoiser import Weights, stored_weights
+import torch
+
+from t2ikit.checkpoints.denoiser import Weights, stored_denoiser, stored_weights
 from t2ikit.checkpoints.files import read_weights
 from t2ikit.checkpoints.foreign import refuse_foreign
 from t2ikit.checkpoints.runs import find_checkpoint
 from t2ikit.config.errors import ConfigError
+from t2ikit.config.origins import Origins
 from t2ikit.denoisers import Denoiser
 from t2ikit.pretrained import sha256_of
 
@@ -30,8 +33,9 @@ class Start:
         checkpoint: a ``step-*.ckpt`` or a run folder; in an experiment with stages also ``stages.NAME``, the end of
             that stage, or ``stages.NAME@STEP``.
         weights: "ema" for the averages, "raw" for the weights themselves, "auto" for the averages where there are any.
-        fit: "strict": names and shapes must be equal. "resize": learned positions may be of another grid, and are
-            interpolated. "grow": only the parts of ``take`` are taken, and must be equal; the rest stays fresh.
+        fit: "strict": names and shapes must be equal, and the grid of learned positions. "resize": these may be of
+            another grid, and are interpolated. "grow": only the parts of ``take`` are taken, and must be equal; the
+            rest stays fresh.
         take: with "grow", names of parts of the denoiser ("time", "text", "core", "shell").
 
     Raises:
@@ -70,8 +74,17 @@ class Start:
         return path, refuse_foreign(read_weights(path, mmap=True), path, "model.init_args.start")
 
 
-def start_from(denoiser: Denoiser, start: Start, path: Path, content: Mapping[str, Any]) -> dict[str, str]:
+def start_from(
+    denoiser: Denoiser, start: Start, path: Path, content: Mapping[str, Any], origins: Origins | None = None
+) -> dict[str, str]:
     """Gives a fresh denoiser the weights that ``start`` names; ``path`` and ``content`` are those of ``start.read()``.
+
+    Args:
+        denoiser: changed in place.
+        start: what is taken.
+        path: of the checkpoint.
+        content: of the checkpoint.
+        origins: which modules the class paths in it may name.
 
     Returns:
         What a checkpoint remembers of it: where they came from, their hash, which they are, and what stayed fresh.
@@ -81,10 +94,21 @@ def start_from(denoiser: Denoiser, start: Start, path: Path, content: Mapping[st
     """
     try:
         weights, label = stored_weights(content, path, start.weights)
-        changes = denoiser.adopt(weights, start.fit, start.take)
+        grid = _grid_of_positions(content, path, origins) if denoiser.positions else None
+        changes = denoiser.adopt(weights, start.fit, start.take, grid)
     except ValueError as error:
         raise ValueError(f"model.init_args.start: {path}: {error}") from error
     return {"checkpoint": str(path), "sha256": sha256_of(path), "weights": label, "fit": start.fit, "changes": changes}
+
+
+def _grid_of_positions(content: Mapping[str, Any], path: Path, origins: Origins | None) -> tuple[int, int] | None:
+    """Rows and columns of the learned positions in a checkpoint; None where its denoiser does not say it."""
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            source = stored_denoiser(content, path, origins)
+    except ValueError:  # a class of which only the weights are left
+        return None
+    return getattr(source, "grid", None) if source.positions else None
 
 
 def train_only(denoiser: Denoiser, trainable: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -106,6 +106,10 @@ class ImageClassifier(Learner, L.LightningModule):
             )
         if experiment.trainer.max_steps == -1 and experiment.trainer.max_epochs == -1:
             self.learning_rate.factor(1, math.inf)
+
+    def logged_names(self, experiment: Any) -> Collection[str]:
+        """What :meth:`on_train_batch_end` logs at the end of an epoch."""
+        return () if experiment.data.sets.val is None else ("val/loss", "val/accuracy")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         total = self.trainer.estimated_stepping_batches

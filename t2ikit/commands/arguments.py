@@ -59,6 +59,20 @@ def size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def threshold(text: str) -> tuple[str, float] | str:
+    """The bound of ``KIND:VALUE``, or ``none``.
+
+    Raises:
+        ArgumentTypeError: it is neither.
+    """
+    kind, colon, value = text.partition(":")
+    if text == "none":
+        return text
+    if kind not in ("clamp", "dynamic", "per_channel") or not colon:
+        raise argparse.ArgumentTypeError(f"expected none, clamp:C, dynamic:Q or per_channel:Q; got {text!r}")
+    return kind, finite(value)
+
+
 def method(name: str) -> str:
     """The name of a sampler in lower case, in which all are known, or a class path as it is."""
     return name if "." in name else name.lower()

@@ -5,10 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2ikit.commands.arguments import METHOD_HELP, add_search, add_trust, expanded, finite, method, positive, size
+from t2ikit.commands.arguments import (
+    METHOD_HELP,
+    add_search,
+    add_trust,
+    expanded,
+    finite,
+    method,
+    positive,
+    size,
+    threshold,
+)
 from t2ikit.files import require_folder
 
 if TYPE_CHECKING:
@@ -53,6 +64,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar="HEIGHTxWIDTH",
         help=f"{size_help}; latents of the SD VAE are an eighth of the pixels",
     )
+    threshold_help = (
+        "bound on the estimates of x_0: none, clamp:C, dynamic:Q or per_channel:Q (default: by the image space)"
+    )
+    add("--threshold", type=threshold, metavar="KIND:VALUE", help=threshold_help)
     out_help = "folder for 00000.png, ...; replaces files of these names (%(default)s)"
     add("--out", type=expanded, default=Path("samples"), metavar="DIR", help=out_help)
     add(
@@ -93,14 +108,24 @@ def run(args: argparse.Namespace) -> int:
     if args.negative is not None and args.guidance == 0.0:
         raise ValueError("--negative acts through guidance: give --guidance another value than 0")
     search = find_search(args, origins)
+    sampling = Sampling(
+        args.steps,
+        solver or Sampling.method,
+        args.guidance,
+        args.seed,
+        args.batch_size,
+        size=args.size,
+        search=search,
+        threshold=args.threshold,
+    )
     prompts = args.prompt or read_prompts(args.prompts, "--prompts")
     device = find_device(args.device)
     encoders = args.text_encoder
     trained = load_trained(checkpoint, args.weights, args.autoencoder, origins=origins, text_encoders=encoders)
     trained.module.to(device)
     if solver is None:
-        args.method = solver = trained.module.process.solver
-    sampling = Sampling(args.steps, solver, args.guidance, args.seed, args.batch_size, size=args.size, search=search)
+        args.method = trained.module.process.solver
+        sampling = replace(sampling, method=args.method)
     _sample(args, trained, sampling, [prompt for prompt in prompts for _ in range(args.count)])
     return 0
 
@@ -205,8 +230,14 @@ def _settings(args: argparse.Namespace, trained: TrainedModel) -> dict[str, str]
         "guidance": str(args.guidance),
         "weights": args.weights,
         **({} if args.size is None else {"size": f"{args.size[0]}x{args.size[1]}"}),
+        **({} if args.threshold is None else {"threshold": _bound(args.threshold)}),
         "checkpoint": trained.checkpoint.name,
         "checkpoint_sha256": trained.sha256,
         "text_encoder_sha256": ", ".join(reference.sha256 for reference in trained.manifest.text_encoders),
         "Software": f"t2ikit {t2ikit.__version__}",
     }
+
+
+def _bound(threshold: tuple[str, float] | str) -> str:
+    """As ``--threshold`` takes it."""
+    return threshold if isinstance(threshold, str) else f"{threshold[0]}:{threshold[1]:g}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from t2ikit.config.compose import part_of
 from t2ikit.config.files import shipped_experiments
@@ -47,20 +49,35 @@ def card_of(path: Path) -> Card:
 
 
 def _needs(path: Path) -> str:
-    """Data and device that an experiment asks for, as its options say them."""
-    data, trainer = part_of(path, "data") or {}, part_of(path, "trainer") or {}
-    data = {"class_path": data} if isinstance(data, str) else data
-    kind, options = str(data.get("class_path")), data.get("init_args") or {}
-    root = options.get("root")
-    if kind == "t2ikit.shapes.ShapesData":
+    """Data, trained runs and device that an experiment and its stages ask for, as their options say them."""
+    parts = {key: _node(part_of(path, key)) for key in ("data", "trainer", "model", "stages")}
+    nodes = [parts, *parts["stages"].values()]
+    roots = dict.fromkeys(root for node in nodes if (root := _options(node, "data").get("root")) is not None)
+    starts = [str(start["checkpoint"]) for node in nodes if (start := _options(node, "model").get("start"))]
+    runs = dict.fromkeys(start for start in starts if not start.startswith("stages."))
+    data, trainer = parts["data"], parts["trainer"]
+    if data.get("class_path") == "t2ikit.shapes.ShapesData":
         source = "no data (shapes are rendered)"
-    elif root is None:
+    elif not roots:
         source = "class folders (--data.train DIR)"
+    elif len(roots) == 1:
+        source = f"prepared data (--data.root {next(iter(roots))})"
     else:
-        source = f"prepared data (--data.root {root})"
+        source = f"prepared data ({', '.join(roots)})"
+    source += "".join(f", the trained run {run}" for run in runs)
     # Of runs that no CPU would end: 16-bit precision, and classifiers of ImageNet's photos.
     large = "16" in str(trainer.get("precision", "32")) or source.startswith("class folders")
     return f"{source}; {'a GPU' if large else 'runs on a CPU'}"
+
+
+def _options(node: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """``init_args`` of a class node of an experiment or of one of its overlays."""
+    return _node((node or {}).get(key)).get("init_args") or {}
+
+
+def _node(value: Any) -> Mapping[str, Any]:
+    """A mapping of an experiment; a class may be named by its path alone."""
+    return {"class_path": value} if isinstance(value, str) else value or {}
 
 
 def copied(source: Path, target: Path) -> str:

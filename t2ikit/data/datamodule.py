@@ -15,11 +15,12 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
 from t2ikit.batch import Text
+from t2ikit.data.captions import check_weights
 from t2ikit.data.gate import Gate, shares
 from t2ikit.data.loaders import EvaluationLoader, EvaluationStream, PositionLoader, batches_per_pass, count_anew
 from t2ikit.data.order import SHUFFLE_WINDOW
 from t2ikit.data.resume import TRAIN, Continuation
-from t2ikit.data.streams import TrainingStream, check_weights
+from t2ikit.data.streams import TrainingStream
 from t2ikit.records.checked import VERIFY, Verify, open_set
 from t2ikit.records.fits import (
     OWN_TEXT_ENCODER,

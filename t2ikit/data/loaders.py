@@ -10,7 +10,8 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from t2ikit.batch import StoredBatch
-from t2ikit.data.streams import check_arrays, read_batch
+from t2ikit.data.batches import read_batch
+from t2ikit.data.streams import check_arrays
 from t2ikit.records.record_set import RecordSet
 from t2ikit.stopping import only_by_parent
 
@@ -137,12 +138,15 @@ class PositionLoader:
 def batches_per_pass(trainer: Any, epoch: int) -> int:
     """Micro-batches after which Lightning ends its epoch; the next one then goes on where this one stopped.
 
+    Lightning makes an optimizer step at the end of an epoch from whatever micro-batches there are, so an epoch must be
+    whole steps. A share of the epoch is rounded down to them, at least one; the Trainer is told, to count the same.
+
     Args:
         trainer: of Lightning; None stands for one that limits nothing.
         epoch: micro-batches of a full epoch.
 
     Raises:
-        ValueError: an option of the Trainer would repeat data or begin it again.
+        ValueError: an option of the Trainer would repeat data, begin it again, or make steps of a part of the batch.
     """
     if trainer is None:
         return epoch
@@ -150,8 +154,17 @@ def batches_per_pass(trainer: Any, epoch: int) -> int:
         raise ValueError("trainer.overfit_batches would repeat batches: use a small data set instead")
     if getattr(trainer, "reload_dataloaders_every_n_epochs", 0):
         raise ValueError("trainer.reload_dataloaders_every_n_epochs would begin the data again: leave it at 0")
-    limit = trainer.limit_train_batches
-    return max(1, min(limit, epoch) if isinstance(limit, int) else int(limit * epoch))
+    limit, accumulate = trainer.limit_train_batches, trainer.accumulate_grad_batches
+    batches = min(limit, epoch) if isinstance(limit, int) else int(limit * epoch)
+    if batches % accumulate == 0 or getattr(trainer, "fast_dev_run", False):  # a trial is its first micro-batches
+        return max(1, batches)
+    if isinstance(limit, int):
+        raise ValueError(
+            f"trainer.limit_train_batches {limit} is no multiple of trainer.accumulate_grad_batches {accumulate}: the "
+            "last step of every epoch would have a part of the batch; set it to a multiple, or leave it out"
+        )
+    trainer.limit_train_batches = max(accumulate, batches - batches % accumulate)
+    return int(trainer.limit_train_batches)
 
 
 def count_anew(fit_loop: dict[str, Any], slots: int) -> None:

@@ -1,108 +1,32 @@
-"""Which record and caption every slot of a run holds, and the batches of them.
+"""Which record and caption every slot of a run holds.
 
 Everything here is a pure function of (seed, slot): source, noise quantile, caption and record are the same for any
 number of ranks, workers or micro-batches, and after any resume.
 
-Shapes::
-
-    B  slots of a micro-batch        S  their text tokens, packed        L  longest caption, rounded up
-    D  width of the text states      G  scales a token
+Shapes: B slots of a micro-batch.
 """
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate as running_sums
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from t2ikit import rng
-from t2ikit.batch import StoredBatch, StoredText
+from t2ikit.batch import StoredBatch
+from t2ikit.data.batches import read_batch
 from t2ikit.data.buckets import BucketSchedule
+from t2ikit.data.captions import CaptionChoice, CaptionWeights, caption_kinds
 from t2ikit.data.gate import Gate, shares, source_and_quantile
-from t2ikit.data.order import SHUFFLE_WINDOW, Prefetcher, RecordOrder, Source
+from t2ikit.data.order import SHUFFLE_WINDOW, RecordOrder, Source
+from t2ikit.data.prefetch import Prefetcher
 from t2ikit.records.fits import check_fits, check_same_arrays
-from t2ikit.records.manifest import Manifest
 from t2ikit.records.record_set import RecordSet
 from t2ikit.records.remote import RemoteChunks
-from t2ikit.records.states import GROUP
-from t2ikit.records.view import RecordView
 
 AHEAD_BATCHES = 4
 """Batches beyond the present pool whose chunks are made ready, at least."""
-
-CaptionWeights = Sequence[float] | Mapping[str, float]
-"""One weight a caption, in their order, or by the kinds that the manifest names."""
-
-
-def caption_kinds(manifest: Manifest) -> tuple[str, ...]:
-    """Kinds of the captions of every record, in their order: ("long", "aio") for a manifest that says "long+aio"."""
-    return tuple(kind for kind in manifest.captions.split("+") if kind)
-
-
-def check_weights(weights: CaptionWeights) -> None:
-    """Raises ValueError for weights that are negative or not finite, or all 0."""
-    values = list(weights.values() if isinstance(weights, Mapping) else weights)
-    if not all(math.isfinite(value) and value >= 0 for value in values) or not sum(values) > 0:
-        raise ValueError(f"data.caption_weights must be at least 0, and not all 0: {values}")
-
-
-class CaptionChoice:
-    """Maps a uniform number and the captions of a record to one of them.
-
-    Args:
-        weights: relative weights, see :data:`CaptionWeights`; None takes every caption equally often, however many a
-            record has. A weight of 0 leaves a caption out.
-        kinds: of the captions of every record, for weights by name.
-        folder: of the set, for messages.
-
-    Raises:
-        ValueError: a weight is negative or not finite, or all are 0; weights by name that are not the kinds of the set.
-
-    Example:
-        >>> choice = CaptionChoice({"aio": 0.1, "long": 0.9}, kinds=("long", "aio"))
-        >>> choice(0.89, 2), choice(0.91, 2)
-        (0, 1)
-    """
-
-    def __init__(
-        self, weights: CaptionWeights | None = None, kinds: Sequence[str] = (), folder: str = "the set"
-    ) -> None:
-        self.folder = folder
-        self._ends: list[float] = []
-        if weights is None:
-            return
-        if isinstance(weights, Mapping):
-            if sorted(weights) != sorted(kinds) or len(set(kinds)) < len(kinds):
-                raise ValueError(
-                    f"data.caption_weights names the captions {', '.join(weights)}, but {folder} has "
-                    f"{', '.join(kinds) or 'captions of no named kind'}: name those, each once (0 leaves one out), or "
-                    "give a list of weights"
-                )
-            weights = [float(weights[kind]) for kind in kinds]
-        check_weights(weights)
-        self._ends = [end / math.fsum(weights) for end in running_sums(weights)]
-        last = max(caption for caption, weight in enumerate(weights) if weight > 0)
-        self._ends[last:] = [1.0] * (len(weights) - last)  # whatever the rounding
-
-    def __call__(self, uniform: float, count: int) -> int:
-        """The caption for a uniform number in [0, 1), of a record with ``count`` captions.
-
-        Raises:
-            ValueError: there are not as many weights as captions.
-        """
-        if not self._ends:
-            return int(uniform * count)
-        if len(self._ends) != count:
-            raise ValueError(
-                f"data.caption_weights has {len(self._ends)} weights, but a record of {self.folder} has {count} "
-                "captions: give one weight a caption"
-            )
-        return bisect_right(self._ends, uniform)
 
 
 def _open_set(folder: Any, bucket: int) -> RecordSet:
@@ -277,73 +201,3 @@ class TrainingStream:
             for which, uniform, view in zip(which_of, uniforms.tolist(), views, strict=True)
         ]
         return read_batch(views, captions, first, source, u, index, self.length_bucket, self.arrays)
-
-
-def read_batch(
-    views: Sequence[RecordView],
-    captions: Sequence[int],
-    slot: int,
-    source: np.ndarray,
-    u: np.ndarray,
-    index: np.ndarray,
-    length_bucket: int,
-    arrays: Sequence[str] = ("image",),
-) -> StoredBatch:
-    """Copies records into one batch: arrays stacked, text states packed without padding.
-
-    Only the named arrays and the states of the chosen captions are read; a compressed picture is decoded here.
-
-    Args:
-        views: B records of one layout.
-        captions: which caption of each is used.
-        slot: first global slot.
-        source: [B] int64; u: [B] in [0, 1]; index: [B] int64.
-        length_bucket: L is rounded up to a multiple of this, so that few shapes occur (a compiled model is compiled
-            once for each).
-        arrays: names of the arrays; ``image`` is always read.
-    """
-    return StoredBatch(
-        image=_stacked(views, "image"),
-        texts={encoder: _packed(views, captions, encoder, length_bucket) for encoder in views[0].layout.texts},
-        u=torch.from_numpy(u.astype(np.float32)),
-        source=torch.from_numpy(source.astype(np.int64)),
-        index=torch.from_numpy(index.astype(np.int64)),
-        slot=slot,
-        arrays={name: _stacked(views, name) for name in arrays if name != "image"},
-    )
-
-
-def _stacked(views: Sequence[RecordView], name: str) -> torch.Tensor:
-    """An array of every record, copied: [B, ...]."""
-    first = views[0].array(name)
-    stack = np.empty((len(views), *first.shape), first.dtype)
-    stack[0] = first
-    for row, view in enumerate(views[1:], start=1):
-        stack[row] = view.array(name)
-    return torch.from_numpy(stack)
-
-
-def _packed(views: Sequence[RecordView], captions: Sequence[int], encoder: str, length_bucket: int) -> StoredText:
-    """The states of one text encoder of the chosen captions, copied one after the other."""
-    lengths = np.array([view.length(encoder, caption) for view, caption in zip(views, captions, strict=True)])
-    ends = np.cumsum(lengths)
-    starts = ends - lengths
-    max_length = -(-int(lengths.max()) // length_bucket) * length_bucket
-    states = [view.tokens(encoder, caption) for view, caption in zip(views, captions, strict=True)]
-    values = np.concatenate([value for value, _ in states])
-    scales = [factor for _, factor in states if factor is not None]
-    pooled = None
-    if encoder in views[0].layout.pooled:
-        vectors = [view.pooled(encoder, caption) for view, caption in zip(views, captions, strict=True)]
-        pooled = torch.from_numpy(np.stack(vectors))
-    positions = np.repeat(np.arange(len(views)) * max_length - starts, lengths) + np.arange(len(values))
-    return StoredText(
-        tokens=torch.from_numpy(values),
-        scales=torch.from_numpy(np.concatenate(scales)) if scales else None,
-        positions=torch.from_numpy(positions),
-        rows=len(views),
-        max_length=max_length,
-        group=GROUP,
-        pooled=pooled,
-        lengths=lengths,
-    )

@@ -10,23 +10,29 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 
-def resized_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
-    """A position table for another grid of the same aspect, by bicubic interpolation.
+def resized_positions(table: Tensor, grid: tuple[int, int], source: tuple[int, int] | None = None) -> Tensor:
+    """A position table for another grid, by bicubic interpolation.
 
     Args:
         table: [N, D].
         grid: (h, w) of the result.
+        source: (h, w) of ``table``; None = unknown, then it is taken for a grid of the same aspect.
 
     Returns:
         [h w, D], in the dtype of ``table``.
 
     Raises:
-        ValueError: N is no grid of that aspect.
+        ValueError: N is not that of ``source``, or no grid of the aspect of ``grid``.
     """
-    height = round((table.shape[0] * grid[0] / grid[1]) ** 0.5)
-    width = table.shape[0] // max(height, 1)
-    if height * width != table.shape[0] or height * grid[1] != width * grid[0]:
-        raise ValueError(f"{table.shape[0]} positions are no grid of the aspect of {grid[0]} x {grid[1]}")
+    if source is not None:
+        height, width = source
+        if height * width != table.shape[0]:
+            raise ValueError(f"{table.shape[0]} positions are no grid of {height} x {width}")
+    else:
+        height = round((table.shape[0] * grid[0] / grid[1]) ** 0.5)
+        width = table.shape[0] // max(height, 1)
+        if height * width != table.shape[0] or height * grid[1] != width * grid[0]:
+            raise ValueError(f"{table.shape[0]} positions are no grid of the aspect of {grid[0]} x {grid[1]}")
     image = table.float().T.reshape(1, -1, height, width)
     image = nn.functional.interpolate(image, size=grid, mode="bicubic", align_corners=False)
     return image[0].flatten(1).T.to(table.dtype)
@@ -39,6 +45,7 @@ def chosen(
     prefixes: Sequence[str],
     positions: Sequence[str],
     grid: tuple[int, int] | None,
+    source: tuple[int, int] | None = None,
 ) -> tuple[dict[str, Tensor], str]:
     """What a denoiser takes of given weights; see :meth:`Denoiser.adopt`.
 
@@ -48,7 +55,8 @@ def chosen(
         fit: strict, resize or grow.
         prefixes: of the names that "grow" takes.
         positions: names of its learned position tables.
-        grid: (h, w) of the denoiser, for "resize".
+        grid: (h, w) of the denoiser's positions.
+        source: (h, w) of the given ones; None = unknown.
 
     Returns:
         The weights to load, and in a few words what is resized or stays fresh.
@@ -64,13 +72,18 @@ def chosen(
         if name not in given:
             continue
         offered = given[name]
-        if offered.shape == value.shape:
+        shapes = list(offered.shape), list(value.shape)
+        # As many positions of another grid, such as 16 x 4 for 8 x 8, would be taken in another order.
+        turned = name in positions and source is not None and grid is not None and source != grid
+        if turned and source is not None and grid is not None and offered.shape == value.shape:
+            shapes = list(source), list(grid)
+        if offered.shape == value.shape and not turned:
             taken[name] = offered
         elif fit == "resize" and name in positions and grid is not None:
-            taken[name] = resized_positions(offered, grid)
-            resized.append(f"{name} {list(offered.shape)} -> {list(value.shape)}")
+            taken[name] = resized_positions(offered, grid, source)
+            resized.append(f"{name} {shapes[0]} -> {shapes[1]}")
         else:
-            misshapen.append(f"{name}: {list(offered.shape)} given, {list(value.shape)} wanted")
+            misshapen.append(f"{name}: {shapes[0]} given, {shapes[1]} wanted")
     faults = listed_faults(missing, unknown, misshapen)
     if faults:
         raise ValueError(f"the weights do not fit with fit '{fit}': {faults}")

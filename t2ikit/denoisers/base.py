@@ -1,15 +1,9 @@
-"""The contract of a denoiser, and the text context that it hands out.
+"""The contract of a denoiser.
 
 Shape legend::
 
     B  samples        C, H, W  channels, height, width of x        level [B]  the scalar a denoiser receives
-    L  text tokens    K  keys of a conditioning attention: tokens before the text, registers, text, window
-    A  width of a conditioning attention            D  width of the conditioning
-
-A context is made once per text with :meth:`Denoiser.encode_text` and shared by the self-conditioning pass, the main
-pass and all sampling steps: it holds whatever depends on neither x nor the level.
-
-Longer than other files, since denoiser and context are one contract.
+    L  text tokens    D  width of tokens or states                 N  image tokens
 """
 
 from __future__ import annotations
@@ -17,8 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,144 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 from t2ikit.batch import Prediction, Text, Texts, each_text, text_rows
 from t2ikit.denoisers.adopt import chosen
-from t2ikit.denoisers.layers import autocast_dtype
+from t2ikit.denoisers.context import Context
 
 LevelKind = Literal["gamma", "t", "log_snr"]
-Kept = TypeVar("Kept", bound="Context")
-
-
-@dataclass(frozen=True)
-class Context:
-    """What ``encode_text`` makes of B texts: a dataclass of tensors, each with B rows, or tuples of such, or None.
-
-    Opaque outside the denoiser that made it; a denoiser of one's own adds fields. ``padded`` names the fields whose
-    second axis counts tokens: the shorter text of two is padded with zeros, which a mask then hides.
-    """
-
-    padded: ClassVar[tuple[str, ...]] = ()
-
-    def __len__(self) -> int:
-        return self._first().shape[0]
-
-    def _first(self) -> Tensor:
-        """Any of the tensors: all have the same rows and device."""
-        values = [getattr(self, item.name) for item in fields(self)]
-        flat = [entry for value in values for entry in (value if isinstance(value, tuple) else (value,))]
-        return next(entry for entry in flat if entry is not None)
-
-    def _map(self: Kept, function: Callable[[Tensor], Tensor]) -> Kept:
-        def mapped(value: Any) -> Any:
-            if isinstance(value, tuple):
-                return tuple(mapped(entry) for entry in value)
-            return None if value is None else function(value)
-
-        return type(self)(*(mapped(getattr(self, item.name)) for item in fields(self)))
-
-    def rows(self: Kept, index: Tensor) -> Kept:
-        """The contexts at ``index`` [R] int64, in that order; a row may be taken several times."""
-        index = index.to(self._first().device, non_blocking=True)
-        return self._map(lambda tensor: tensor.index_select(0, index))
-
-    def detach(self: Kept) -> Kept:
-        """The same values outside the graph."""
-        return self._map(Tensor.detach)
-
-    def cat(self: Kept, other: Kept) -> Kept:
-        """These contexts, then those of ``other``; the shorter text is padded with zeros.
-
-        Raises:
-            ValueError: when the two come from different denoisers, or only one has a window.
-        """
-        if type(self) is not type(other):
-            raise ValueError("cat joins contexts of one denoiser; these two are of different kinds")
-        return type(self)(
-            *(self._joined(item.name, getattr(self, item.name), getattr(other, item.name)) for item in fields(self))
-        )
-
-    def _joined(self, name: str, first: Any, second: Any) -> Any:
-        if isinstance(first, tuple) and isinstance(second, tuple):
-            if len(first) != len(second):
-                raise ValueError("cat joins contexts of one denoiser; these two have unlike blocks or widths")
-            return tuple(self._joined(name, a, b) for a, b in zip(first, second, strict=True))
-        if (first is None) != (second is None):
-            raise ValueError(
-                f"cat joins contexts that both have a {name} or both have none: give both a {name} or neither"
-            )
-        if first is None:
-            return None
-        if name in self.padded:
-            length = max(first.shape[1], second.shape[1])
-            first, second = _padded(first, length), _padded(second, length)
-        if first.shape[1:] != second.shape[1:]:
-            raise ValueError("cat joins contexts of one denoiser; these two have unlike blocks or widths")
-        return torch.cat([first, second])
-
-
-def _padded(tensor: Tensor, length: int) -> Tensor:
-    """[B, L, ...] with zeros up to ``length`` along its second axis."""
-    extra = length - tensor.shape[1]
-    return tensor if extra == 0 else nn.functional.pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, extra))
-
-
-@dataclass(frozen=True)
-class TextContext(Context):
-    """Keys and values of the text for every block of a denoiser.
-
-    Attributes:
-        keys_values: one tensor [B, K', 2 A] a block, keys then values along the last axis. K' = K less the tokens that
-            depend on the level and go in front.
-        mask: [B, K] bool, True where a key may be looked at.
-        window: [B, 4] float x0 y0 x1 y1 in [0, 1], the part of the image that is seen; None = all of it.
-        pooled: [B, D], the projected pooled vectors, which are added to the embedding of the level; None without them.
-    """
-
-    padded = ("keys_values", "mask")
-
-    keys_values: tuple[Tensor, ...]
-    mask: Tensor
-    window: Tensor | None = None
-    pooled: Tensor | None = None
-
-
-def _casts_keep_their_graph() -> bool:
-    """Whether a weight that autocast casts under no_grad for its cache still hands gradients back to the weight.
-
-    Older PyTorch (issue 65766) caches a copy without a graph, which cuts the gradient of the passes that find it.
-    """
-    weight = nn.Parameter(torch.zeros(1, 1, device="cpu"))
-    with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16):
-        with torch.no_grad():
-            nn.functional.linear(weight, weight)
-        return nn.functional.linear(weight.detach(), weight).requires_grad
-
-
-CACHE_IS_SAFE = _casts_keep_their_graph()
-
-
-@contextmanager
-def without_graph(device_type: str) -> Iterator[None]:
-    """No gradients; the low-precision copies of weights that autocast makes here serve the passes that follow.
-
-    Where those copies would cut the gradients of these passes, autocast keeps none.
-    """
-    with torch.no_grad():
-        dtype = autocast_dtype(device_type)
-        if dtype is not None and not CACHE_IS_SAFE:
-            with torch.autocast(device_type, dtype=dtype, cache_enabled=False):
-                yield
-        else:
-            yield
-
-
-def kept_rows(keep: Tensor, device: torch.device) -> Tensor:
-    """int64 [R] on ``device``, where ``keep`` [B] bool is True, or ``keep`` itself if it is such an index already.
-
-    No host sync when ``keep`` is on the CPU.
-    """
-    index = keep.nonzero().flatten() if keep.dtype == torch.bool else keep
-    if index.device != device and device.type == "cuda":
-        index = index.pin_memory()
-    return index.to(device, non_blocking=True)
 
 
 class Denoiser(nn.Module, ABC):
@@ -188,9 +46,15 @@ class Denoiser(nn.Module, ABC):
 
     @property
     def supports(self) -> frozenset[str]:
-        """What it can beyond the plain call: "window" (sees parts of an image), "taps" (returns features),
-        "several_texts" (takes a tuple with the text of each of several encoders)."""
+        """What it can beyond the plain call: "window" (sees parts of an image), "taps" (returns features, see
+        ``tapped_blocks``), "several_texts" (takes a tuple with the text of each of several encoders), "coherence"
+        (knows how well text and image agree)."""
         return frozenset()
+
+    @property
+    def tapped_blocks(self) -> int:
+        """Number of blocks after which features can be taken; 0 for a denoiser that does not support "taps"."""
+        return 0
 
     @property
     @abstractmethod
@@ -247,6 +111,11 @@ class Denoiser(nn.Module, ABC):
         """
         return None
 
+    @contextmanager
+    def fixed_weights(self) -> Iterator[None]:
+        """Inside, nobody changes a weight: what these weights make needless is found once, and left out."""
+        yield
+
     def _reset_own(self) -> None:
         """Initialises the parameters that no submodule initialises."""
 
@@ -257,7 +126,13 @@ class Denoiser(nn.Module, ABC):
                 reset()
         self._reset_own()
 
-    def adopt(self, weights: Mapping[str, Tensor], fit: str = "strict", take: Sequence[str] = ()) -> str:
+    def adopt(
+        self,
+        weights: Mapping[str, Tensor],
+        fit: str = "strict",
+        take: Sequence[str] = (),
+        grid: tuple[int, int] | None = None,
+    ) -> str:
         """Takes the weights of another denoiser.
 
         Args:
@@ -265,6 +140,7 @@ class Denoiser(nn.Module, ABC):
             fit: "strict": equal names and shapes. "resize": ``positions`` may be of another grid. "grow": only the
                 parts that ``take`` names, which must be equal; the rest stays as it is.
             take: names of ``parts``.
+            grid: (h, w) of the other denoiser's ``positions``; None = unknown, then as many are of the same grid.
 
         Returns:
             In a few words, what was resized and what stays fresh; empty if everything was taken as it is.
@@ -276,7 +152,8 @@ class Denoiser(nn.Module, ABC):
         if strange:
             raise ValueError(f"{type(self).__name__} has no part {', '.join(strange)}; it has {', '.join(self.parts)}")
         prefixes = [prefix for part in take for prefix in self.parts[part]]
-        taken, changes = chosen(self.state_dict(), weights, fit, prefixes, self.positions, getattr(self, "grid", None))
+        own = getattr(self, "grid", None)
+        taken, changes = chosen(self.state_dict(), weights, fit, prefixes, self.positions, own, grid)
         self.load_state_dict(taken, strict=False)
         return changes
 
@@ -300,12 +177,17 @@ class Denoiser(nn.Module, ABC):
             return checkpoint(*call, use_reentrant=False, preserve_rng_state=random)
         return self._call(block, *args)
 
-    def _check_taps(self, taps: tuple[int, ...], blocks: int) -> None:
-        """Refuses a tap that is no block."""
-        wrong = [tap for tap in taps if not 1 <= tap <= blocks]
+    def check_taps(self, taps: Sequence[int]) -> None:
+        """Raises ValueError for taps that are no blocks of it."""
+        if taps and "taps" not in self.supports:
+            raise ValueError(
+                f"features after blocks {', '.join(map(str, taps))} were asked for; {type(self).__name__} gives none "
+                "(its `supports` has no 'taps')"
+            )
+        wrong = [tap for tap in taps if not 1 <= tap <= self.tapped_blocks]
         if wrong:
             raise ValueError(
-                f"taps are blocks, 1 to {blocks} of {type(self).__name__}; got {', '.join(map(str, wrong))}"
+                f"taps are blocks, 1 to {self.tapped_blocks} of {type(self).__name__}; got {', '.join(map(str, wrong))}"
             )
 
     def _check_text(self, text: Texts) -> tuple[Text, ...]:

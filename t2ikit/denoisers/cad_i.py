@@ -14,14 +14,17 @@ Shape legend::
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from t2ikit.batch import Prediction, Texts
-from t2ikit.denoisers.base import Denoiser, LevelKind, TextContext, check_level_kind, kept_rows, without_graph
+from t2ikit.denoisers.autocast import kept_rows, without_graph
+from t2ikit.denoisers.base import Denoiser, LevelKind, check_level_kind
+from t2ikit.denoisers.context import TextContext
 from t2ikit.denoisers.embeddings import (
     LevelEmbed,
     PatchEmbed,
@@ -39,7 +42,9 @@ from t2ikit.denoisers.layers import (
     LayerNorm,
     Linear,
     SelfBlock,
+    check_counts,
     check_divides,
+    check_rates,
     key_bias,
     truncated_normal_,
 )
@@ -115,7 +120,7 @@ class CADI(Denoiser):
         patch_size: side of a patch.
         data_dim: width of the data tokens, one a patch (Dd).
         num_latents: number of latent tokens (M).
-        latent_dim: their width (D); a multiple of all three numbers of heads.
+        latent_dim: their width (D); a multiple of 8 and of all three numbers of heads.
         num_blocks: number of RIN blocks.
         num_layers: self-attention layers over the latents in each block.
         read_write_heads: heads of the attentions to condition and data, and of the write; divides ``data_dim`` too.
@@ -124,11 +129,12 @@ class CADI(Denoiser):
         data_mlp_ratio: widening of the MLP on the data tokens.
         text_dim: width of the text states; for several text encoders, that of each: their tokens follow each other.
         num_registers: learned tokens in front of the text.
-        coherence: with a token for image-text coherence (CAD).
+        coherence: with a token for image-text coherence (CAD). Training takes it from an array of every record
+            (``Denoising(coherence=...)``), sampling gives 1 to the text and 0 to the unconditional text.
         dropout: inside the MLPs of the self-attention layers over the latents.
         drop_path: stochastic depth of the same layers.
         checkpoint_blocks: recompute each block in the backward pass; saves memory, costs about a third more time.
-        level_kind: scalar that the network receives: "gamma" for Gaussian diffusion, "t" for flows.
+        level_kind: scalar that the network receives: "gamma" for Gaussian diffusion, "t" for flows, or "log_snr".
         refine_heads: heads of the text refine blocks; 16 in all released sizes. Small widths want fewer.
         window_tokens: with four tokens that say which part of the image is seen; x may then be a part of it.
         other_sizes: (H, W) of further images that it takes, such as those of aspect buckets. There is one table of
@@ -145,7 +151,7 @@ class CADI(Denoiser):
             0.19 or 0.23. Unknown for the paper's sizes.
 
     Raises:
-        ValueError: sizes that do not divide; the message names the option.
+        ValueError: sizes that do not divide, or a value out of range; the message names the option.
     """
 
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -162,6 +168,7 @@ class CADI(Denoiser):
         "shell": ("patch_extractor.", "data_ln.", "data_pos_embedding", "map_tokens_to_patches."),
     }
     positions = ("data_pos_embedding",)
+    _deaf_to_state = False  # not in the state: set by fixed_weights, for a while
 
     def __init__(
         self,
@@ -191,9 +198,16 @@ class CADI(Denoiser):
         spread_start: bool = False,
     ) -> None:
         super().__init__()
+        check_counts(in_channels=in_channels, patch_size=patch_size, data_dim=data_dim, num_latents=num_latents)
+        check_counts(latent_dim=latent_dim, num_blocks=num_blocks, refine_heads=refine_heads)
+        check_counts(read_write_heads=read_write_heads, compute_heads=compute_heads)
+        check_counts(latent_mlp_ratio=latent_mlp_ratio, data_mlp_ratio=data_mlp_ratio)
+        check_counts(least=0, num_layers=num_layers, num_registers=num_registers, pooled_dim=pooled_dim)
+        check_rates(dropout=dropout, drop_path=drop_path)
         self.grids = tuple(grid_of(size, patch_size) for size in (input_size, *other_sizes))
         self.grid = canvas_of(self.grids)
         check_one_size(window_tokens, other_sizes)
+        check_divides("latent_dim", latent_dim, 8, "8, a sin-cos pair of the noise level in a quarter of it")
         check_divides("latent_dim", latent_dim, refine_heads, "refine_heads")
         check_divides("latent_dim", latent_dim, read_write_heads, "read_write_heads")
         check_divides("min(data_dim, latent_dim)", min(data_dim, latent_dim), read_write_heads, "read_write_heads")
@@ -207,7 +221,7 @@ class CADI(Denoiser):
         self.patch_extractor = PatchEmbed(in_channels, data_dim, patch_size)
         self.data_ln = LayerNorm(data_dim)
         self.data_pos_embedding = nn.Parameter(torch.empty(self.grid[0] * self.grid[1], data_dim))
-        self.time_embedder = LevelEmbed(latent_dim)
+        self.time_embedder = LevelEmbed(latent_dim, self.level_kind)
         self.latents = nn.Parameter(torch.empty(num_latents, latent_dim))
         self.map_text_tokens = text_projection(self.text_dim, latent_dim)
         self.map_pooled = Linear(pooled_dim, latent_dim) if pooled_dim else None
@@ -255,9 +269,15 @@ class CADI(Denoiser):
 
     @property
     def supports(self) -> frozenset[str]:
-        """Taps; windows and the texts of several encoders if it was built for them."""
-        options = {"window": self.window_embed is not None, "several_texts": isinstance(self.text_dim, tuple)}
+        """Taps; windows, the texts of several encoders and coherence if it was built for them."""
+        several = isinstance(self.text_dim, tuple)
+        options = {"window": self.window_embed is not None, "several_texts": several, "coherence": self.coherence}
         return frozenset({"taps", *(name for name, built in options.items() if built)})
+
+    @property
+    def tapped_blocks(self) -> int:
+        """Number of RIN blocks."""
+        return len(self.rin_blocks)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -350,10 +370,20 @@ class CADI(Denoiser):
             state = self.latents.new_zeros(shape)
         elif state.shape != shape:
             raise ValueError(f"state {list(shape)} was expected, latents of an earlier call; got {list(state.shape)}")
-        self._check_taps(taps, len(self.rin_blocks))
+        self.check_taps(taps)
         data, latents, features = self._trunk(x, level, context, state, taps=taps)
         output = unpatchify(self.map_tokens_to_patches(data), self.patch_size, grid)
         return Prediction(output.to(x.dtype), latents, features)
+
+    @contextmanager
+    def fixed_weights(self) -> Iterator[None]:
+        """Inside, nobody changes a weight: with a zero weight of ``ln_previous`` no state reaches the output, as in a
+        network that was never trained with self-conditioning, and :meth:`self_condition` computes none."""
+        self._deaf_to_state = not bool(self.ln_previous.weight.any())
+        try:
+            yield
+        finally:
+            self._deaf_to_state = False
 
     def self_condition(self, x: Tensor, level: Tensor, context: TextContext, keep: Tensor) -> Tensor:
         """The latents of a first call from zero latents; see :meth:`Denoiser.self_condition`.
@@ -365,7 +395,8 @@ class CADI(Denoiser):
             keep: [B] bool, preferably on the CPU, or int64 [R], the rows that are kept.
 
         Returns:
-            [B, M, D] without a graph; zeros for rows that are not kept.
+            [B, M, D] without a graph; zeros for rows that are not kept, and where :meth:`fixed_weights` has found that
+            no state matters.
 
         Raises:
             ValueError: a wrong shape; the message says what was expected.
@@ -377,6 +408,8 @@ class CADI(Denoiser):
             raise ValueError(
                 f"keep [{rows}] bool was expected, or int64 row numbers, got {list(keep.shape)} {keep.dtype}"
             )
+        if self._deaf_to_state:
+            return self.latents.new_zeros(rows, *self.latents.shape)
         with without_graph(x.device.type):
             if mask and torch.compiler.is_compiling():  # how many are kept is no shape: compute all
                 chosen = keep.to(x.device, self.latents.dtype)[:, None, None]

@@ -12,6 +12,7 @@ Shape legend::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, cast
 
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from t2ikit.batch import Prediction, Texts
-from t2ikit.denoisers.base import Denoiser, LevelKind, TextContext, check_level_kind
+from t2ikit.denoisers.base import Denoiser, LevelKind, check_level_kind
+from t2ikit.denoisers.context import TextContext
 from t2ikit.denoisers.embeddings import (
     LevelEmbed,
     PatchEmbed,
@@ -39,6 +41,7 @@ from t2ikit.denoisers.layers import (
     Linear,
     SelfAttention,
     SelfBlock,
+    check_counts,
     check_divides,
     key_bias,
     truncated_normal_,
@@ -128,7 +131,7 @@ class DiTI(Denoiser):
             "adaln_single" modulates self-attention and MLP (6.4 M parameters more).
         window_tokens: with four tokens that say which part of the image is seen; x may then be a part of it.
         checkpoint_blocks: recompute each block in the backward pass; saves memory, costs about a third more time.
-        level_kind: scalar that the network receives: "gamma" for Gaussian diffusion, "t" for flows.
+        level_kind: scalar that the network receives: "gamma" for Gaussian diffusion, "t" for flows, or "log_snr".
         other_sizes: (H, W) of further images that it takes, such as those of aspect buckets. There is one table of
             positions, as high and as wide as the largest of all; an image has those in the middle. The positions of
             ``input_size`` are those without other sizes; they go on to both sides in the same steps.
@@ -136,7 +139,7 @@ class DiTI(Denoiser):
             to the embedding of the noise level; 0 ignores them.
 
     Raises:
-        ValueError: sizes that do not divide, or an unknown option; the message names it.
+        ValueError: sizes that do not divide, or a value out of range; the message names the option.
     """
 
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -168,6 +171,11 @@ class DiTI(Denoiser):
         super().__init__()
         if time_conditioning not in ("token", "adaln_single"):
             raise ValueError(f"time_conditioning must be token or adaln_single, got {time_conditioning!r}")
+        check_counts(in_channels=in_channels, patch_size=patch_size, hidden_size=hidden_size, depth=depth)
+        check_counts(num_heads=num_heads, mlp_ratio=mlp_ratio)
+        check_counts(least=0, num_registers=num_registers, pooled_dim=pooled_dim)
+        if not math.isfinite(layer_scale_init):
+            raise ValueError(f"layer_scale_init must be finite, got {layer_scale_init}")
         self.grids = tuple(grid_of(size, patch_size) for size in (input_size, *other_sizes))
         self.grid = canvas_of(self.grids)
         check_one_size(window_tokens, other_sizes)
@@ -180,7 +188,7 @@ class DiTI(Denoiser):
 
         modulated = time_conditioning == "adaln_single"
         self.patch_embed = PatchEmbed(in_channels, hidden_size, patch_size)
-        self.level_embed = LevelEmbed(hidden_size)
+        self.level_embed = LevelEmbed(hidden_size, self.level_kind)
         self.modulation = nn.Sequential(nn.SiLU(), Linear(hidden_size, 6 * hidden_size, parts=6)) if modulated else None
         self.text_proj = text_projection(self.text_dim, hidden_size)
         self.pooled_proj = Linear(pooled_dim, hidden_size) if pooled_dim else None
@@ -224,6 +232,11 @@ class DiTI(Denoiser):
         """Taps; windows and the texts of several encoders if it was built for them."""
         options = {"window": self.window_embed is not None, "several_texts": isinstance(self.text_dim, tuple)}
         return frozenset({"taps", *(name for name, built in options.items() if built)})
+
+    @property
+    def tapped_blocks(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -304,7 +317,7 @@ class DiTI(Denoiser):
             token = token + context.pooled
         bias = key_bias(context.mask, self.registers)
         modulation = None if self.modulation is None else self.modulation(token).unflatten(-1, (6, -1))
-        self._check_taps(taps, len(self.blocks))
+        self.check_taps(taps)
         after = {}
         for number, (block, keys_values) in enumerate(zip(self._blocks(), context.keys_values, strict=True), start=1):
             x_tokens = self._run(self._block, block, x_tokens, token, keys_values, bias, modulation)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from t2ikit.batch import Text
+from t2ikit.denoisers.base import LevelKind
 from t2ikit.denoisers.layers import Linear
 
 
@@ -120,20 +121,37 @@ class PatchEmbed(nn.Module):
         return F.linear(patchify(x.to(self.weight.dtype), self.patch), self.weight.flatten(1), self.bias)
 
 
+def unit_level(level: Tensor, kind: LevelKind) -> Tensor:
+    """A noise level as a number in [0, 1], which the sinusoids are made for.
+
+    gamma and t are as they are. Of a log-SNR it is 1/2 - log-SNR / 40, clipped to [0, 1] ("Greedy growing", Vasconcelos
+    et al. 2024, https://arxiv.org/abs/2405.16759).
+
+    Args:
+        level: [B].
+        kind: which scalar it is.
+    """
+    return (0.5 - level.float() / 40.0).clamp(0.0, 1.0) if kind == "log_snr" else level
+
+
 class LevelEmbed(nn.Module):
-    """A scalar in [0, 1] to a token: sin-cos, z-normalisation over channels (n - 1, no epsilon), 2-layer SiLU MLP.
+    """A scalar to a token: sin-cos, z-normalisation over channels (n - 1, no epsilon), 2-layer SiLU MLP.
 
     The MLP alone has parameters; frequencies are recomputed, so that neither a cast nor a checkpoint can change them.
+
+    Args:
+        width: D, a multiple of 8.
+        kind: which scalar it is: a number in [0, 1], or a log-SNR, which :func:`unit_level` makes one.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, kind: LevelKind = "gamma") -> None:
         super().__init__()
-        self.channels = width // 4
+        self.channels, self.kind = width // 4, kind
         self.map_time = nn.Sequential(Linear(self.channels, width), nn.SiLU(), Linear(width, width))
 
     def features(self, level: Tensor) -> Tensor:
         """level [B] -> [B, D / 4] float32 with zero mean and unit (n - 1) standard deviation."""
-        waves = sincos(level, self.channels)
+        waves = sincos(unit_level(level, self.kind), self.channels)
         std, mean = torch.std_mean(waves, dim=-1, keepdim=True)
         return (waves - mean) / std
 

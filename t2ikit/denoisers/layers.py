@@ -12,11 +12,15 @@ kernels can be used: flash without a bias, the memory-efficient one with it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from t2ikit.denoisers.autocast import autocast_dtype
 
 EPS = 1e-6
 
@@ -77,10 +81,15 @@ class MLP(nn.Sequential):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops a residual branch per sample with probability ``rate`` and rescales the kept ones."""
+    """Stochastic depth: drops a residual branch per sample with probability ``rate`` and rescales the kept ones.
+
+    Raises:
+        ValueError: a rate outside [0, 1).
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
+        check_rates(drop_path=rate)
         self.rate = rate
 
     def forward(self, branch: Tensor) -> Tensor:
@@ -92,20 +101,18 @@ class DropPath(nn.Module):
         return branch * (mask / keep).to(branch.dtype)
 
 
-@torch.compiler.assume_constant_result
-def _has_autocast(device_type: str) -> bool:
-    """Whether autocast knows a kind of device. Dynamo of PyTorch 2.11 cannot look into the question."""
-    return torch.amp.is_autocast_available(device_type)
-
-
-def autocast_dtype(device_type: str) -> torch.dtype | None:
-    """The dtype to which autocast casts on a kind of device at present, or None where it is off or unknown.
-
-    Compiled code asks again whenever autocast has changed: Dynamo guards its state.
-    """
-    if _has_autocast(device_type) and torch.is_autocast_enabled(device_type):
-        return torch.get_autocast_dtype(device_type)
-    return None
+@contextmanager
+def evaluating(*modules: nn.Module | None) -> Iterator[None]:
+    """Evaluation mode for the modules; every submodule gets its own mode back, so that one that is kept in evaluation
+    mode stays so."""
+    modes = [(layer, layer.training) for module in modules if module is not None for layer in module.modules()]
+    try:
+        for layer, _ in modes:
+            layer.training = False
+        yield
+    finally:
+        for layer, mode in modes:
+            layer.training = mode
 
 
 def key_bias(mask: Tensor, weight: Tensor) -> Tensor:
@@ -287,3 +294,17 @@ def check_divides(name: str, value: int, divisor: int, divisor_name: str) -> Non
     """Raises ValueError unless ``divisor`` divides ``value``."""
     if divisor < 1 or value % divisor:
         raise ValueError(f"{name} ({value}) must be a multiple of {divisor_name} ({divisor})")
+
+
+def check_counts(least: int = 1, **options: int) -> None:
+    """Raises ValueError unless every option is at least ``least``."""
+    for name, value in options.items():
+        if not value >= least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_rates(**options: float) -> None:
+    """Raises ValueError unless every option is a probability in [0, 1): at 1 nothing would be left to rescale."""
+    for name, rate in options.items():
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"{name} is a probability in [0, 1), got {rate}")

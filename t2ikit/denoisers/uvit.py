@@ -25,13 +25,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from t2ikit.batch import Prediction, Text, Texts
-from t2ikit.denoisers.base import Denoiser, LevelKind, TextContext
-from t2ikit.denoisers.embeddings import finite_states, grid_of, joined_mask, sincos, sincos_grid, text_widths
+from t2ikit.denoisers.base import Denoiser, LevelKind
+from t2ikit.denoisers.context import TextContext
+from t2ikit.denoisers.embeddings import (
+    finite_states,
+    grid_of,
+    joined_mask,
+    sincos,
+    sincos_grid,
+    text_widths,
+    unit_level,
+)
 from t2ikit.denoisers.layers import (
     CrossAttention,
     LayerNorm,
     Linear,
     SelfAttention,
+    check_counts,
     check_divides,
     key_bias,
 )
@@ -124,7 +134,7 @@ class CoreBlock(nn.Module):
 
 
 class NoiseEmbed(nn.Module):
-    """log-SNR to e: a = 1/2 - log-SNR / 40, clipped to [0, 1], its sinusoids, and two layers with SiLU behind each."""
+    """log-SNR to e: the sinusoids of its ``unit_level``, and two layers with SiLU behind each."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -133,8 +143,8 @@ class NoiseEmbed(nn.Module):
 
     def forward(self, log_snr: Tensor) -> Tensor:
         """[B] -> [B, E]."""
-        a = (0.5 - log_snr.float() / 40.0).clamp(0.0, 1.0)
-        return F.silu(self.second(F.silu(self.first(sincos(a, WAVES).to(self.first.weight.dtype)))))
+        waves = sincos(unit_level(log_snr, "log_snr"), WAVES)
+        return F.silu(self.second(F.silu(self.first(waves.to(self.first.weight.dtype)))))
 
 
 class TextEmbed(nn.Module):
@@ -193,6 +203,7 @@ class UViT(Denoiser):
         other_sizes: Sequence[tuple[int, int]] = (),
     ) -> None:
         super().__init__()
+        check_counts(in_channels=in_channels)
         sizes, levels = _sizes(core)
         shell = Shallow() if shell is None else shell
         self.scale = shell.scale
@@ -237,6 +248,11 @@ class UViT(Denoiser):
     def supports(self) -> frozenset[str]:
         """Taps, of the core's blocks; the texts of several encoders if it was built for them."""
         return frozenset({"taps", *(["several_texts"] if isinstance(self.text_dim, tuple) else [])})
+
+    @property
+    def tapped_blocks(self) -> int:
+        """Number of the core's blocks."""
+        return len(self.core)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -292,7 +308,7 @@ class UViT(Denoiser):
             ValueError: a wrong shape; the message says what was expected.
         """
         self._check_call(x, level, context)
-        self._check_taps(taps, len(self.core))
+        self.check_taps(taps)
         e = self.time(level)
         hidden, kept = self.shell.enter(x.to(self._weight.dtype), e, self._run)
         grid = (hidden.shape[2], hidden.shape[3])
@@ -304,7 +320,8 @@ class UViT(Denoiser):
         self, tokens: Tensor, e: Tensor, context: TextContext, grid: tuple[int, int], taps: tuple[int, ...] = ()
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Positions and blocks: tokens [B, N, D] of ``grid``, e [B, E] -> [B, N, D], and the features of the taps."""
-        tokens = tokens + self._place(tokens.device)[grid].to(tokens.dtype)
+        # In the dtype of the weights: under autocast the residual stream is fp32, as in CAD-I and DiT-I.
+        tokens = tokens + self._place(tokens.device)[grid].to(self._weight.dtype)
         bias = key_bias(context.mask, self._weight)
         after = {}
         for number, (block, keys_values) in enumerate(zip(self._blocks(), context.keys_values, strict=True), start=1):

@@ -15,6 +15,7 @@ States are opaque: a tensor with B rows, any nesting of such tensors, or None, w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,7 +24,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from t2ikit.denoisers.base import Context, Denoiser
+from t2ikit.denoisers.base import Denoiser
+from t2ikit.denoisers.context import Context
 from t2ikit.denoisers.saved import SavedDenoiser
 from t2ikit.diffusion.processes import Process
 
@@ -42,7 +44,7 @@ class Projection:
         momentum: beta, c - u plus beta times its running sum; the paper uses about -0.5, 0 is off.
 
     Raises:
-        ValueError: a negative ``max_norm``, or a ``momentum`` outside (-1, 1).
+        ValueError: a negative ``max_norm``, a ``momentum`` outside (-1, 1), or a number that is none.
     """
 
     parallel: float = 0.0
@@ -50,7 +52,9 @@ class Projection:
     momentum: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.max_norm < 0.0:
+        if not math.isfinite(self.parallel):
+            raise ValueError(f"parallel must be finite (1 keeps all of it), got {self.parallel}")
+        if not self.max_norm >= 0.0:
             raise ValueError(f"max_norm must be at least 0 (0 = no cut), got {self.max_norm}")
         if not -1.0 < self.momentum < 1.0:
             raise ValueError(f"momentum must lie in (-1, 1), got {self.momentum}")
@@ -94,7 +98,8 @@ class Guidance:
         projection: adaptive projected guidance instead of the plain difference.
 
     Raises:
-        ValueError: an unknown schedule, an interval that is empty, or latent guidance together with ``weaker``.
+        ValueError: an unknown schedule, a weight that is not finite, a ``start_step`` below -1, an interval that is
+            empty, or latent guidance together with ``weaker``.
     """
 
     weight: float = 0.0
@@ -108,6 +113,11 @@ class Guidance:
     def __post_init__(self) -> None:
         if self.schedule not in ("constant", "linear"):
             raise ValueError(f"guidance schedule must be 'constant' or 'linear', got {self.schedule!r}")
+        for name in ("weight", "latent_weight"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"guidance {name} must be finite, got {getattr(self, name)}")
+        if not self.start_step >= -1:
+            raise ValueError(f"guidance start_step must be at least -1, which guides all steps; got {self.start_step}")
         if self.interval is not None and not self.interval[0] < self.interval[1]:
             raise ValueError(f"guidance interval is (low, high) in log-SNR with low < high, got {self.interval}")
         if self.weaker is not None and self.latent_weight != 0.0:
@@ -161,6 +171,9 @@ class GuidedDenoiser:
         uncond: context of the unconditional text, B rows; None when nothing needs it.
         weaker: context of the text by ``guidance.weaker``, B rows; None without autoguidance.
         stacked: one call for all branches of a step, rather than one each. None: whichever is cheaper.
+
+    Attributes:
+        guided: number of evaluations so far that were guided.
     """
 
     def __init__(
@@ -190,12 +203,15 @@ class GuidedDenoiser:
         self.weaker_state: Any = None
         self._joined: dict[int, Any] = {}
         self._running: Tensor | None = None
+        self.guided = 0
 
     def __call__(self, x: Tensor, node: int, step: int) -> tuple[Tensor, Tensor]:
         """(x_0, noise) estimated from x [B, C, H, W] at a node of the grid, as part of a step."""
         t = self.times[node : node + 1]
         weight, latent_weight = self.guidance.weights(step, self.steps, self.log_snr[node])
-        if weight == 0.0 and latent_weight == 0.0:
+        guided = weight != 0.0 or latent_weight != 0.0
+        self.guided += guided
+        if not guided:
             output = self._unguided(x, node)
         elif self.weaker_denoiser is not None:
             output = self._weigh(x, t, weight, *self._with_weaker(x, node))

@@ -22,7 +22,6 @@ from torch import Tensor
 from t2ikit.diffusion.schedules import GammaSchedule, check_schedule, gamma_schedule
 from t2ikit.diffusion.time_laws import TimeLaw, find_law
 
-LevelKind = Literal["gamma", "t", "log_snr"]
 Spacing = Literal["time", "ode", "angle"]
 Threshold = tuple[str, float] | str
 # A network cannot receive an infinite log-SNR; fp32 cannot tell gamma from 1 beyond 17 anyway.

@@ -8,16 +8,18 @@ Shape legend::
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from t2ikit.batch import Text, Texts, text_rows
-from t2ikit.denoisers.base import Context, Denoiser
+from t2ikit.denoisers.base import Denoiser
+from t2ikit.denoisers.context import Context
+from t2ikit.denoisers.layers import evaluating
 from t2ikit.diffusion.guidance import Guidance, GuidedDenoiser, loaded
 from t2ikit.diffusion.processes import Process, Threshold
 from t2ikit.diffusion.solvers import SOLVERS, Grid, Normal, Solver
@@ -104,7 +106,9 @@ def sample(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Samples x_0 from noise. The result of a row does not depend on the other rows of the batch.
 
-    Every text is encoded once. The denoiser runs in evaluation mode and returns to its own mode afterwards.
+    Every text is encoded once. The denoiser runs in evaluation mode and returns to its own mode afterwards. One that
+    knows coherence gets 1 with the text and 0 with the unconditional text (CAD, Dufour et al. 2024). Where guidance was
+    asked for and no step was guided, a warning says so.
 
     Args:
         denoiser: the network.
@@ -140,7 +144,7 @@ def sample(
         # DDIM as specified: gamma of a t in the dtype of x. The other grids lie too close to t = 1 for fp32.
         times = times.to(x.dtype)
     grid = Grid.of(process, times)
-    with _evaluating(denoiser, loaded(rule.weaker)):
+    with evaluating(denoiser, loaded(rule.weaker)):
         contexts = text if isinstance(text, Contexts) else _contexts(denoiser, rule, x, text, uncond)
         known = contexts.text, contexts.uncond, contexts.weaker
         network = GuidedDenoiser(denoiser, process, rule, times, x.device, *known)
@@ -162,6 +166,13 @@ def sample(
     if done != steps:
         came = f"more than {steps}" if done > steps else str(done)
         raise ValueError(f"method {solver.name}: yields x after each of the {steps} steps, but {came} came")
+    if rule.active and network.guided == 0:
+        inside = "" if rule.interval is None else f" and at levels in interval {rule.interval} of log-SNR"
+        warnings.warn(
+            f"guidance acted at none of the {steps} steps: it acts at steps k > start_step ({rule.start_step}), "
+            f"counted from 0{inside}; change steps, start_step or interval",
+            stacklevel=3,
+        )
     return (path[-1], torch.stack(path)) if trajectory else path[-1]
 
 
@@ -187,7 +198,7 @@ def encode(
     """
     rule = guidance if isinstance(guidance, Guidance) else Guidance(float(guidance))
     rows = torch.empty(text_rows(text), 0, device=device)
-    with _evaluating(denoiser, loaded(rule.weaker)):
+    with evaluating(denoiser, loaded(rule.weaker)):
         return _contexts(denoiser, rule, rows, text, uncond)
 
 
@@ -253,31 +264,21 @@ def _contexts(
         return Contexts(context, weaker=_context(weaker, text, x, "text"))
     if uncond is None:
         raise ValueError("guidance needs `uncond`, the text of the unconditional branch (the empty prompt)")
-    return Contexts(context, _context(denoiser, uncond, x, "uncond"))
+    coherence = 0.0 if "coherence" in denoiser.supports else None
+    return Contexts(context, _context(denoiser, uncond, x, "uncond", coherence))
 
 
-def _context(denoiser: Denoiser, text: Texts | Context, x: Tensor, name: str) -> Context:
+def _context(
+    denoiser: Denoiser, text: Texts | Context, x: Tensor, name: str, coherence: float | None = None
+) -> Context:
     """The context of a text, encoded once; one row is shared by all rows of x."""
     if not isinstance(text, (Text, tuple)):
         return text
     rows, count = x.shape[0], text_rows(text)
     if count not in (1, rows):
         raise ValueError(f"{name} has {count} rows, noise has {rows}: give as many, or one for all")
-    context = denoiser.encode_text(text)
+    context = denoiser.encode_text(text) if coherence is None else denoiser.encode_text(text, coherence=coherence)
     return context if count == rows else context.rows(torch.zeros(rows, dtype=torch.int64, device=x.device))
-
-
-@contextmanager
-def _evaluating(*modules: nn.Module | None) -> Iterator[None]:
-    """Evaluation mode for the modules; every submodule gets its own mode back."""
-    modes = [(layer, layer.training) for module in modules if module is not None for layer in module.modules()]
-    try:
-        for layer, _ in modes:
-            layer.training = False
-        yield
-    finally:
-        for layer, mode in modes:
-            layer.training = mode
 
 
 def _normal(generators: Sequence[torch.Generator] | None) -> Normal:

@@ -5,6 +5,7 @@ Shapes: u, t [...] in [0, 1].
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -46,15 +47,17 @@ class LogitNormal(TimeLaw):
         scale: standard deviation of the logit, above 0.
 
     Raises:
-        ValueError: a scale that is not above 0.
+        ValueError: a scale that is not above 0, or a number that is not finite.
     """
 
     mean: float = 0.0
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.scale > 0.0:
-            raise ValueError(f"LogitNormal: scale must be above 0, got {self.scale}")
+        if not 0.0 < self.scale < math.inf:
+            raise ValueError(f"LogitNormal: scale must be above 0 and finite, got {self.scale}")
+        if not math.isfinite(self.mean):
+            raise ValueError(f"LogitNormal: mean must be finite, got {self.mean}")
 
     def t(self, u: Tensor) -> Tensor:
         """sigmoid(mean + scale ndtri(u))."""

@@ -9,6 +9,7 @@ Shapes: [B, 3, H, W] images, [B, C, h, w] x_0, [B, 2, C, h, w] stored posteriors
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +26,7 @@ SCALAR_FACTOR = 0.18215
 CHANNEL_MEANS = (5.81, 3.25, 0.12, -2.15)
 CHANNEL_STDS = (4.17, 4.62, 3.71, 3.28)
 CHANNELWISE_STD = 0.5
+"""Of every channel under the channel-wise normalisation, unless ``channel_std`` says another."""
 Normalisation = Literal["scalar", "channelwise", "autoencoder"]
 _OPTION = "--autoencoder DIR of `t2ikit prepare encode`, or `autoencoder` of LatentSpace in the experiment"
 
@@ -49,6 +51,11 @@ class ImageSpace(ABC):
     def bound(self) -> float:
         """4 standard deviations, unless a space knows better."""
         return 4.0 * self.std
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels of an image along the side of one entry of x_0."""
+        return 1
 
     def load(self) -> None:
         """Loads what ``images`` needs, so that a missing part is refused before long work; by default nothing."""
@@ -134,13 +141,16 @@ class LatentSpace(ImageSpace):
             "embedded:shapes-simple" (4 channels of 4 x 4, for simple scenes).
         revision: commit, tag or branch of the repository.
         normalisation: "scalar" multiplies by 0.18215; "channelwise" gives every channel mean 0 and standard deviation
-            0.5, by the statistics of the default autoencoder; "autoencoder" gives every channel mean 0 and standard
-            deviation 1, by ``latents_mean`` and ``latents_std`` in the autoencoder's ``config.json``.
+            ``channel_std``, by the statistics of the default autoencoder; "autoencoder" gives every channel mean 0 and
+            standard deviation 1, by ``latents_mean`` and ``latents_std`` in the autoencoder's ``config.json``.
         channels: C of the latents; 0 takes that of the autoencoder once it is loaded.
         batch_size: images that are encoded or decoded at once.
+        channel_std: standard deviation that the channelwise normalisation gives every channel, 0.5 if it is not said;
+            1.0 for a rectified flow, whose noise has the variance 1 too.
 
     Raises:
-        ValueError: unknown normalisation, or the channel-wise one for other than 4 channels.
+        ValueError: unknown normalisation, the channel-wise one for other than 4 channels, or a ``channel_std`` that is
+            not above 0 or goes with another normalisation.
     """
 
     autoencoder: str = DEFAULT_AUTOENCODER
@@ -148,6 +158,7 @@ class LatentSpace(ImageSpace):
     normalisation: Normalisation = "scalar"
     channels: int = 4
     batch_size: int = 16
+    channel_std: float | None = None
     stochastic = True
 
     def __post_init__(self) -> None:
@@ -158,7 +169,16 @@ class LatentSpace(ImageSpace):
                 f"the channelwise normalisation is known for {len(CHANNEL_MEANS)} channels, not {self.channels}: "
                 "choose normalisation scalar"
             )
-        self.std = CHANNELWISE_STD if self.normalisation == "channelwise" else 1.0
+        if self.channel_std is not None:
+            if self.normalisation != "channelwise":
+                raise ValueError(
+                    f"channel_std acts with the channelwise normalisation, not with {self.normalisation}: leave it "
+                    "out, or choose normalisation channelwise"
+                )
+            if not 0.0 < self.channel_std < math.inf:
+                raise ValueError(f"channel_std is a standard deviation, above 0; got {self.channel_std}")
+        channelwise = CHANNELWISE_STD if self.channel_std is None else float(self.channel_std)
+        self.std = channelwise if self.normalisation == "channelwise" else 1.0
         self._loaded: tuple[Any, EncoderReference] | None = None
         self._statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
         self._stored: EncoderReference | None = None
@@ -170,7 +190,7 @@ class LatentSpace(ImageSpace):
 
     @property
     def model(self) -> Any:
-        """The ``AutoencoderKL``, in float32 and evaluation mode.
+        """The ``AutoencoderKL``, in evaluation mode; in float32, unless ``use`` took one of another dtype.
 
         Raises:
             FileNotFoundError: no such folder, or no way to the Hub; names the option.
@@ -180,14 +200,22 @@ class LatentSpace(ImageSpace):
 
     def description(self) -> dict[str, str]:
         """What identifies the space in a fingerprint or a checkpoint."""
-        return {"space": type(self).__name__, "normalisation": self.normalisation}
+        described = {"space": type(self).__name__, "normalisation": self.normalisation}
+        if self.normalisation == "channelwise" and self.std != CHANNELWISE_STD:
+            described["channel_std"] = repr(self.std)
+        return described
 
     def load(self) -> None:
         """Loads the autoencoder."""
         self._load()
 
     def use(self, model: Any, reference: EncoderReference | None) -> None:
-        """Takes an ``AutoencoderKL`` that is loaded already; ``reference``: which weights these are, if it is known."""
+        """Takes an ``AutoencoderKL`` that is loaded already, of any dtype.
+
+        Args:
+            model: runs in its own dtype; what goes in and comes out is float32.
+            reference: which weights these are, if it is known.
+        """
         self._loaded = model, reference or EncoderReference(self.autoencoder, self.revision, "")
 
     def _load(self) -> tuple[Any, EncoderReference]:
@@ -303,19 +331,19 @@ class LatentSpace(ImageSpace):
         with torch.autocast(images.device.type, enabled=False):
             for batch in images.split(self.batch_size):
                 scale = 127.5 if batch.dtype == torch.uint8 else 0.5
-                posterior = model.encode(batch.to(torch.float32) / scale - 1.0).latent_dist
-                means.append(posterior.mean)
-                stds.append(posterior.std)
+                posterior = model.encode((batch.to(torch.float32) / scale - 1.0).to(model.dtype)).latent_dist
+                means.append(posterior.mean.to(torch.float32))
+                stds.append(posterior.std.to(torch.float32))
         return torch.cat(means), torch.cat(stds)
 
     @torch.no_grad()
     def images(self, x_0: Tensor) -> Tensor:
         """[B, C, h, w] normalised latents to images [B, 3, H, W] float32 in [0, 1]."""
         model = self.model.to(x_0.device)
-        raw = self.denormalise(x_0.to(torch.float32))
+        raw = self.denormalise(x_0.to(torch.float32)).to(model.dtype)
         with torch.autocast(x_0.device.type, enabled=False):
             decoded = torch.cat([model.decode(batch).sample for batch in raw.split(self.batch_size)])
-        return decoded.add(1.0).mul(0.5).clamp(0.0, 1.0)
+        return decoded.to(torch.float32).add(1.0).mul(0.5).clamp(0.0, 1.0)
 
 
 @cache

@@ -204,10 +204,6 @@ class TextEncoder:
         order = [encoded[prompt] for prompt in prompts]
         return [rows[index] for index in order] if isinstance(rows, list) else Chosen(rows, order)
 
-    def encode_all(self, prompts: Sequence[str], batch_size: int = 64) -> list[Tensor]:
-        """States of any number of prompts, each [L, D] float32 on the CPU, as ``encode_rows`` computes them."""
-        return [row.embeddings[0] for row in self.encode_rows(prompts, batch_size)]
-
     def __call__(self, prompts: Sequence[str]) -> Text:
         """B prompts in one pass, padded: embeddings [B, max L, D] float32, pooled [B, P]."""
         return Text.from_rows(*self.encode_pooled(prompts))

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from t2ikit.batch import Texts
+from t2ikit.data.batches import read_batch
 from t2ikit.data.datamodule import DataModule
-from t2ikit.data.streams import read_batch
 from t2ikit.prompts import Encode, Prompt, PromptSource, check_count
 from t2ikit.records.record_set import RecordSet
 

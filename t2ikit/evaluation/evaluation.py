@@ -193,6 +193,18 @@ class Evaluation:
         assert self._states is not None
         return identity_of(module, self._states, sampling, self.prompts)
 
+    def settings(self) -> dict[str, Any]:
+        """What decides the scores besides the images and the data, JSON-able; after :meth:`prepare`."""
+        watch = self.overfitting
+        return {
+            "prompts_sha256": prompts_hash(self.prompts),
+            "metrics": [[type(metric).__name__, metric.name, metric.fingerprint()] for metric in self.metrics],
+            "reference": self.reference,
+            "reference_limit": self.reference_limit,
+            "validation_loss": self.validation_loss,
+            "overfitting": None if watch is None else watch.train,
+        }
+
     def evaluate_pictures(self, folder: Path, data: DataModule, device: torch.device | None = None) -> Evaluated:
         """Scores pictures of any model, one for each prompt, in the layout of the prompt source.
 

@@ -22,8 +22,8 @@ from t2ikit.diffusion.samplers import Condition, find_solver
 from t2ikit.evaluation.image_store import ImageStore
 from t2ikit.evaluation.search import Chosen, Rows
 from t2ikit.evaluation.settings import Sampling
-from t2ikit.metrics.fingerprint import state_sha256
 from t2ikit.module import TextToImage
+from t2ikit.pretrained import state_sha256
 from t2ikit.prompts import Prompt
 
 
@@ -142,7 +142,7 @@ def sample_batches(
     sampling: Sampling,
     batches: Sequence[range],
     label: str,
-    uncond: Texts | None = None,
+    uncond: Texts | list[Texts] | None = None,
 ) -> Iterator[tuple[range, Tensor]]:
     """Samples batch after batch behind a progress bar, which the first rank shows.
 
@@ -152,7 +152,7 @@ def sample_batches(
         sampling: steps, method, guidance, seed, precision.
         batches: consecutive indices of the images of each batch.
         label: of the progress bar.
-        uncond: states of the negative prompt, one row; default the empty prompt.
+        uncond: states of the negative prompt, one row, or a list of N such, one an image; default the empty prompt.
 
     Yields:
         The indices of a batch and its images, [B, 3, H, W] uint8 on the CPU.
@@ -164,7 +164,8 @@ def sample_batches(
         for indices in batches:
             ranks.stop_if_asked()
             rows = [states[index] for index in indices]
-            yield indices, sample_batch(module, rows, indices.start, sampling, uncond, progress)
+            negative = _joined([uncond[index] for index in indices]) if isinstance(uncond, list) else uncond
+            yield indices, sample_batch(module, rows, indices.start, sampling, negative, progress)
 
 
 def sample_batch(
@@ -184,13 +185,13 @@ def sample_batch(
         states: text states of B prompts, one row each.
         first: index of the first image.
         sampling: steps, method, guidance, seed, precision.
-        uncond: states of the negative prompt, one row; default the empty prompt.
+        uncond: states of the negative prompt, one row or B; default the empty prompt.
         progress: as in ``t2ikit.diffusion.sample``.
 
     Returns:
         [B, 3, H, W] uint8 on the CPU.
     """
-    text = map_texts(lambda *rows: Text.join(rows), *states)
+    text = _joined(states)
     count = text_rows(text)
     noise = rng.normal(sampling.seed, "snapshot", first, count, sampling.shape(module.denoiser))
     keys = [("snapshot steps", first + row) for row in range(count)]
@@ -221,7 +222,7 @@ def search_batch(
     """
     search = sampling.search
     assert search is not None
-    text = _moved(map_texts(lambda *rows: Text.join(rows), *states), module)
+    text = _moved(_joined(states), module)
     shape = sampling.shape(module.denoiser)
     with _precision(module, sampling):
         contexts = module.encode(text, sampling.guidance, None if uncond is None else _moved(uncond, module))
@@ -273,10 +274,19 @@ def _images(
         guidance=sampling.guidance,
         method=sampling.method,
         uncond=uncond,
+        threshold=sampling.threshold,
         generators=generators,
         progress=progress,
     )
+    dtype = next(module.denoiser.parameters()).dtype
+    if dtype == torch.float16 and not bool(images.isfinite().all()):
+        raise ValueError("an image is not finite: a network overflows in float16; load it in bfloat16 or float32")
     return (images * 255.0).round().to(torch.uint8).cpu()
+
+
+def _joined(states: Sequence[Texts]) -> Texts:
+    """Texts of one row each as one batch."""
+    return map_texts(lambda *rows: Text.join(rows), *states)
 
 
 def _moved(texts: Texts, module: TextToImage) -> Texts:

@@ -12,10 +12,12 @@ from t2ikit.config.origins import Origins
 from t2ikit.denoisers import Denoiser
 from t2ikit.diffusion import Guidance, Process
 from t2ikit.diffusion.guidance import loaded
+from t2ikit.diffusion.processes import Threshold
 from t2ikit.diffusion.samplers import find_solver, network_evaluations
 from t2ikit.diffusion.solvers import Solver
+from t2ikit.diffusion.thresholds import threshold_function
 from t2ikit.evaluation.search import Search
-from t2ikit.metrics.fingerprint import state_sha256
+from t2ikit.pretrained import state_sha256
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,11 @@ class Sampling:
         precision: as the Trainer names it; "bf16-..." samples under bfloat16 autocast.
         size: (H, W) of x_0, one that the denoiser takes beside its ``input_size``; None takes that.
         search: samples several candidates of every image and has a verifier choose; None samples one.
+        threshold: bound on the sampler's estimates of x_0, see ``t2ikit.diffusion.sample``; None takes that of the
+            image space, where the process bounds them at all.
+
+    Raises:
+        ValueError: an unknown threshold, or one out of range.
     """
 
     steps: int = 50
@@ -41,6 +48,11 @@ class Sampling:
     precision: str = "32-true"
     size: tuple[int, int] | None = None
     search: Search | None = None
+    threshold: Threshold | None = None
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None:
+            threshold_function(self.threshold)
 
     @property
     def bf16(self) -> bool:
@@ -89,6 +101,8 @@ class Sampling:
             conditions["size"] = list(self.size)
         if self.search is not None:
             conditions["search"] = self.search.conditions()
+        if self.threshold is not None:
+            conditions["threshold"] = self.threshold if isinstance(self.threshold, str) else list(self.threshold)
         return conditions
 
     def network_evaluations(self, process: Process) -> int:

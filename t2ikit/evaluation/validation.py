@@ -12,7 +12,7 @@ from tqdm import tqdm
 from t2ikit import ranks
 from t2ikit.data.datamodule import DataModule
 from t2ikit.data.loaders import EvaluationLoader
-from t2ikit.diffusion.objectives.denoising import LEVELS, SEED
+from t2ikit.diffusion.objectives.denoising import FIXED_SEED, LEVELS
 from t2ikit.evaluation.settings import Sampling
 from t2ikit.metrics.fingerprint import Fingerprint, Score
 from t2ikit.module import TextToImage
@@ -74,12 +74,15 @@ def validation_losses(
         }
         for name in names:
             metric = "validation_loss" if name == "loss" else name
+            extra = {"metric": metric, "precision": sampling.precision, "weights": weights}
+            if name != "loss" and module.space.stochastic:
+                extra["posterior"] = str(FIXED_SEED)  # once it was that of the run's seed
             fingerprint = Fingerprint(
                 reference=split,
                 reference_sha256=hashlib.sha256(json.dumps(chunks, sort_keys=True).encode()).hexdigest(),
                 num_reference=count,
-                seeds=str(module.seed if name == "loss" else SEED),
-                extra={"metric": metric, "precision": sampling.precision, "weights": weights},
+                seeds=str(module.seed if name == "loss" else FIXED_SEED),
+                extra=extra,
             )
             scores.append(Score(_score_name(name, split), means[name], fingerprint, step))
     for gate in data.gates if levels is not None else ():
@@ -112,7 +115,8 @@ def _means(
         levels = torch.zeros(2, LEVELS, dtype=torch.float64, device=module.device)  # sums, and numbers of records
         count = 0
         bar = tqdm(loader, desc=label, leave=False, disable=ranks.this() > 0, mininterval=1.0)
-        with torch.autocast(module.device.type, dtype=torch.bfloat16, enabled=sampling.bf16):
+        autocast = torch.autocast(module.device.type, dtype=torch.bfloat16, enabled=sampling.bf16)
+        with autocast, module.denoiser.fixed_weights():
             for index, stored in enumerate(bar):
                 ranks.stop_if_asked()
                 if index % share == mine:

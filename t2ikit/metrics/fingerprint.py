@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from t2ikit.files import below, parse_json, write_whole
 from t2ikit.pictures import Images
@@ -26,16 +24,6 @@ def images_sha256(images: Images) -> str:
     digest = hashlib.sha256(repr(tuple(images.shape)).encode())
     for start in range(0, len(images), 64):
         digest.update(np.ascontiguousarray(images[start : start + 64].detach().to("cpu").numpy()).tobytes())
-    return digest.hexdigest()
-
-
-def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of network weights: names, types, shapes and bytes, by sorted name."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().to("cpu").contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return digest.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -236,8 +237,8 @@ def _trainable_parts(module: nn.Module) -> dict[str, set[int]]:
 
 def _check_scale(scale: Mapping[str, float]) -> None:
     for name, factor in scale.items():
-        if not factor >= 0.0:
-            raise ValueError(f"scale of {name} must be at least 0, got {factor}")
+        if not 0.0 <= factor < math.inf:
+            raise ValueError(f"scale of {name} must be at least 0, and finite, got {factor}")
 
 
 def _norm_parameters(module: nn.Module) -> set[int]:

@@ -132,11 +132,11 @@ def check_options(lr: float, betas: tuple[float, float], eps: float, weight_deca
     Raises:
         ValueError: names the number and its range.
     """
-    if lr < 0.0:
-        raise ValueError(f"lr must be at least 0, got {lr}")
+    if not 0.0 <= lr < math.inf:
+        raise ValueError(f"lr must be at least 0, and finite, got {lr}")
     if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
         raise ValueError(f"betas are two numbers in [0, 1), got {betas}")
-    if not eps > 0.0:
-        raise ValueError(f"eps must be above 0, got {eps}")
-    if weight_decay < 0.0:
-        raise ValueError(f"weight_decay must be at least 0, got {weight_decay}")
+    if not 0.0 < eps < math.inf:
+        raise ValueError(f"eps must be above 0, and finite, got {eps}")
+    if not 0.0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay must be at least 0, and finite, got {weight_decay}")

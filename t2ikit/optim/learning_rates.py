@@ -33,6 +33,10 @@ class LearningRate(ABC):
     def factor(self, step: int, total_steps: float) -> float:
         """The factor at optimizer step ``step`` (1 is the first) of ``total_steps`` (infinite: a clock ends it)."""
 
+    def remark(self, total_steps: int) -> str | None:
+        """What is strange about the schedule in a run of ``total_steps``; None where nothing is."""
+        return None
+
 
 @dataclass
 class WarmupCosine(LearningRate):
@@ -67,6 +71,10 @@ class WarmupCosine(LearningRate):
             )
         return lr_factor(step, self.warmup, total_steps, self.fraction)
 
+    def remark(self, total_steps: int) -> str | None:
+        """See :meth:`LearningRate.remark`."""
+        return _of_long_warmup(self.warmup, total_steps)
+
 
 @dataclass
 class Constant(LearningRate):
@@ -87,6 +95,10 @@ class Constant(LearningRate):
     def factor(self, step: int, total_steps: float) -> float:
         """min(1, step / warmup)."""
         return min(1.0, max(step, 1) / self.warmup) if self.warmup else 1.0
+
+    def remark(self, total_steps: int) -> str | None:
+        """See :meth:`LearningRate.remark`."""
+        return _of_long_warmup(self.warmup, total_steps)
 
 
 def epochs_factor(
@@ -158,3 +170,12 @@ class EpochCosine(LearningRate):
 def _check_warmup(warmup: int) -> None:
     if warmup < 0:
         raise ValueError(f"warmup counts optimizer steps, at least 0; got {warmup}")
+
+
+def _of_long_warmup(warmup: int, total_steps: int) -> str | None:
+    if warmup == 0 or warmup < total_steps:
+        return None
+    return (
+        f"the learning rate rises for {warmup} steps, and the run has {total_steps}: it never leaves the warm-up; set "
+        "model.init_args.learning_rate.init_args.warmup below trainer.max_steps"
+    )

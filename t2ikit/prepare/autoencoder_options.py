@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import dataclass, fields
 
@@ -43,8 +44,11 @@ class AutoencoderOptions:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1; got {getattr(self, name)}")
         if not self.block_channels or any(channels < 8 or channels % 8 for channels in self.block_channels):
             raise ValueError(f"--block-channels must be multiples of 8; got {self.block_channels}")
-        if self.learning_rate <= 0 or self.kl_weight < 0 or self.edge_weight < 0:
-            raise ValueError("--learning-rate must be above 0, --kl-weight and --edge-weight at least 0")
+        finite = all(value < math.inf for value in (self.learning_rate, self.kl_weight, self.edge_weight))
+        if not (finite and self.learning_rate > 0 and self.kl_weight >= 0 and self.edge_weight >= 0):
+            raise ValueError(
+                "--learning-rate must be above 0, --kl-weight and --edge-weight at least 0, and all finite"
+            )
 
     @property
     def downsampling(self) -> int:

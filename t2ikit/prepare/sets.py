@@ -19,9 +19,8 @@ from t2ikit.prepare.engine.engine import run_work
 from t2ikit.prepare.engine.launch import Launch
 from t2ikit.prepare.engine.shards import Entry, Results
 from t2ikit.prepare.engine.work import Work
-from t2ikit.pretrained import EncoderReference
 from t2ikit.records.chunks import Chunk
-from t2ikit.records.manifest import MANIFEST_NAME, Manifest, OtherVersion
+from t2ikit.records.manifest import MANIFEST_NAME, Manifest, OtherVersion, identity
 from t2ikit.records.states import States
 from t2ikit.records.writing import CHUNK_BYTES, extend_set
 
@@ -69,7 +68,7 @@ def parts_done(
     differences: dict[str, str] = {}
     for name, option in options.items():
         before, now = getattr(existing, name), getattr(wanted, name)
-        if _comparable(before) != _comparable(now):
+        if identity(before) != identity(now):
             differences.setdefault(option, _difference(option, before, now))
     differing = list(differences.values())
     hashes_before = [part.source_sha256 for part in existing.parts]
@@ -153,10 +152,3 @@ def _difference(option: str, before: object, now: object) -> str:
         shown = ["raw" if value == "" else value for value in (before, now)]  # pictures without a codec
         return f"{option} was {shown[0]} and is {shown[1]} now"
     return f"{option} differs"
-
-
-def _comparable(value: object) -> object:
-    """Encoders are compared by their weights."""
-    if isinstance(value, tuple):
-        return tuple(_comparable(entry) for entry in value)
-    return value.sha256 if isinstance(value, EncoderReference) else value

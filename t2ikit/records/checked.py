@@ -1,7 +1,7 @@
 """Chunks that were compared with their manifest before a record of them is used.
 
 LitData returns a flipped byte without a word; a manifest knows the SHA-256 of every file. A chunk is read whole once,
-when it is first mapped (or a little before, see ``data/order.py``); the result is kept with the size and time of the
+when it is first mapped (or a little before, see ``data/prefetch.py``); the result is kept with the size and time of the
 file, so that neither another process nor a later run reads it again.
 """
 

@@ -23,7 +23,7 @@ _VERSION = 2
 PREPARE_COMMANDS = """\
   t2ikit prepare images --source IMAGE_FOLDER --out DIR
   t2ikit prepare cutmix --setting cmall --out DIR
-  t2ikit prepare captions --out DIR
+  t2ikit prepare captions --out DIR --kind llava   # the papers' long captions; without --kind "An image of <class>"
   t2ikit prepare encode --out DIR"""
 
 

@@ -1,8 +1,9 @@
 """Data roots behind an address: ``s3://``, ``gs://``, ``hf://``, ``https://`` and every other protocol of fsspec.
 
 The manifest, the index and the empty prompt are downloaded first. A chunk is downloaded when it is needed, or a little
-before (see ``data/order.py``), into a cache folder that looks like a local data root. It gets its name there only after
-its SHA-256 was compared with the manifest. The processes of a machine share the cache; one of them downloads a chunk.
+before (see ``data/prefetch.py``), into a cache folder that looks like a local data root. It gets its name there only
+after its SHA-256 was compared with the manifest. The processes of a machine share the cache; one of them downloads a
+chunk.
 
 LitData's reader is not used: it has its own order of records and no checksums, takes a chunk that was cut short for a
 download that hangs, and resumes combined streams inexactly. Its downloaders ignore a taken lock and a missing file, and

@@ -150,7 +150,7 @@ def page(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
         sections: each is an entry of the contents.
     """
     plots = any(isinstance(block, Plotted) for section in sections for block in section.blocks)
-    return _template().render(
+    return template("page.html").render(
         title=title,
         lead=lead,
         sections=sections,
@@ -160,13 +160,14 @@ def page(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A template of ``templates/``; what is put into it is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("t2ikit.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    return environment.get_template("page.html")
+    return environment.get_template(name)
 
 
 @cache

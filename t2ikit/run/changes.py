@@ -88,7 +88,7 @@ class Changes(Callback):
             raise ConfigError(str(error)) from error
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses what differs and is not allowed.
+        """Refuses what differs and is not allowed; new decays of the averages are, where this passes.
 
         Raises:
             ValueError: lists it, with the options that let it pass.
@@ -101,6 +101,10 @@ class Changes(Callback):
             Continuation.from_state(self._data).check(data.continuation(), self.allow, deciding, options)
         else:
             refuse(deciding, self.allow)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if isinstance(callback, EMA) and self.before:  # without the earlier experiment nothing was compared
+                callback.begin_new = True
 
 
 def differing(before: dict[str, Any], plan: Plan, *, ended: bool = False) -> list[Change]:

@@ -246,7 +246,8 @@ def _weights(plan: Plan) -> Iterator[Finding]:
         elif path is not None:
             yield Finding("ok", "weights", f"{label} is here: {path} ({entry.where})")
         elif entry.is_file:
-            yield Finding("missing", "file", f"{label}: docs/metrics.md says where to get it ({entry.where})")
+            where = "docs/metrics.md (Files of the benchmarks) says where to get it"
+            yield Finding("missing", "file", f"{label}: {where} ({entry.where})")
         elif entry.name.startswith("https://"):
             yield Finding("missing", "weights", f"{label} must be downloaded; its first use does ({entry.where})")
         else:

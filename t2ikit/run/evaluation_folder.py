@@ -50,7 +50,7 @@ def alone_in(folder: Path, asked: Asked) -> Iterator[None]:
     """No other process samples into the folder meanwhile: we would score its images as ours.
 
     Raises:
-        ConfigError: another process does, or the folder holds scores of something else.
+        ConfigError: another process does, the folder holds scores of something else, or it cannot be made.
     """
     ranks.from_first(lambda: _take(folder, asked))
     try:
@@ -68,7 +68,10 @@ def _take(folder: Path, asked: Asked) -> None:
         before = Asked(**parse_json((folder / ASKED).read_text(encoding="utf-8")))
         if before != asked:
             raise ConfigError(f"{folder} holds {before}; these would be {asked}: give another folder with --out")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {folder}: {error.strerror}: choose another folder") from error
     lock(folder, SAMPLES)
 
 

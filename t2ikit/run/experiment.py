@@ -17,8 +17,8 @@ from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from t2ikit.callbacks import CheckpointFiles, Snapshot
-from t2ikit.callbacks.monitors import look_at_snapshots
+from t2ikit.callbacks import CheckpointFiles
+from t2ikit.callbacks.monitors import check_monitors
 from t2ikit.checkpoints.runs import kept_plugins, run_folder_of
 from t2ikit.checkpoints.start import Start
 from t2ikit.config import class_nodes
@@ -238,9 +238,8 @@ def validate(experiment: Experiment) -> None:
         raise ConfigError("trainer.max_steps: the run would never end; set the number of optimizer steps")
     refuse_ranks(trainer)
     refuse_callbacks(experiment.callbacks)
-    snapshots = [callback.name for callback in experiment.callbacks.values() if isinstance(callback, Snapshot)]
     try:
-        look_at_snapshots(experiment.model, experiment.callbacks, snapshots)
+        check_monitors(experiment)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     batch = getattr(experiment.data, "batch_size", None)

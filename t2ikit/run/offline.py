@@ -31,6 +31,7 @@ from t2ikit.evaluation import MODEL_FIELDS, Evaluated, is_of_images
 from t2ikit.evaluation.comparison import Found, find_scores, paired_tables, score_table
 from t2ikit.evaluation.guidance_sweep import plot_sweep, sweep_table, write_csv
 from t2ikit.evaluation.settings import Sampling
+from t2ikit.files import require_folder
 from t2ikit.metrics.fingerprint import Fingerprint, Score, compare
 from t2ikit.records.manifest import Manifest
 from t2ikit.run.evaluation_folder import UNFINISHED, Asked, alone_in, remove_unfinished
@@ -50,6 +51,10 @@ def evaluate(args: argparse.Namespace) -> None:
         ConfigError, FileNotFoundError, ValueError: what is missing or wrong, and what to change.
     """
     checkpoint = None if args.checkpoint is None else find_trained(args.checkpoint, "checkpoint")
+    base = Path() if checkpoint is None else run_folder_of(checkpoint)
+    out = args.out or base / "evaluations" / args.snapshot
+    if args.write_reference is None:
+        require_folder(out, "--out")
     experiment: Path | None = args.experiment or checkpoint
     assert experiment is not None  # the command line gives one of them
     if checkpoint is None or args.experiment:
@@ -75,7 +80,7 @@ def evaluate(args: argparse.Namespace) -> None:
         return
     if checkpoint is None:
         name = evaluation_name(args.images.resolve().name, args, config, plain)
-        where = (args.out or Path("evaluations") / args.snapshot) / name
+        where = out / name
         with alone_in(where, asked):
             evaluated = snapshot.evaluation.evaluate_pictures(args.images, data, device)
             ranks.from_first(lambda: _write(where, snapshot, evaluated, None))
@@ -83,12 +88,11 @@ def evaluate(args: argparse.Namespace) -> None:
         return
     trained = _model(args, checkpoint, snapshot, data, device, origins)
     sampling = sampling.filled(device, origins)
-    run_folder = run_folder_of(checkpoint)
     first = f"step-{trained.step:08d}"
     if args.experiment is not None and args.snapshot in (trained.config.get("callbacks") or {}):
         first += f"-experiment-{args.experiment.stem}"  # the run's own snapshot of that name is another evaluation
     name = evaluation_name(first, args, config, plain)
-    where = (args.out or run_folder / "evaluations" / args.snapshot) / name
+    where = out / name
     if args.guidance is None or len(args.guidance) == 1:
         sampling = sampling if args.guidance is None else sampling.with_weight(args.guidance[0])
         if others is not None:
@@ -99,7 +103,7 @@ def evaluate(args: argparse.Namespace) -> None:
         _report(where, scores, others, args)
     else:
         snapshot.evaluation.validation_loss = False  # guidance does not change it
-        title = f"{run_folder}: {args.snapshot} of {checkpoint.name}, {trained.weights}"
+        title = f"{base}: {args.snapshot} of {checkpoint.name}, {trained.weights}"
         with alone_in(where, asked):
             sweep = {
                 weight: _evaluate(where / f"guidance-{weight:g}", snapshot, trained, data, sampling.with_weight(weight))

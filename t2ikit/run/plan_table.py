@@ -53,6 +53,9 @@ def _rows(estimate: Estimate) -> Iterator[tuple[str, str]]:
         yield "measured here", f"{rate:,.3g} images/s{hours} ({what})"
     for name, gpu in estimate.gpus.items():
         fits = f"micro-batch {gpu.micro_batch}" if gpu.micro_batch else "no micro-batch fits"
+        if gpu.micro_batch and (pieces := estimate.batch // estimate.devices // gpu.micro_batch) > 1:
+            count = "one GPU" if estimate.devices == 1 else f"{estimate.devices} GPUs"
+            fits += f" (--trainer.accumulate_grad_batches {pieces} on {count})"
         if gpu.checkpointed is not None:
             fits += f", {gpu.checkpointed or 'none'} checkpointed"
         cost = "" if math.isnan(gpu.hours) else f", {_hours(gpu.hours)}, at most {gpu.kilowatt_hours:,.3g} kWh"

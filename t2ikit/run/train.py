@@ -17,6 +17,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 import t2ikit
 from t2ikit import stopping
 from t2ikit.callbacks.checkpoint_files import failure_of
+from t2ikit.checkpoints.going_back import put_back, set_aside
 from t2ikit.checkpoints.runs import finish, is_finished, newest_checkpoint, step_of
 from t2ikit.checkpoints.saving import step_in_name
 from t2ikit.config.errors import ConfigError
@@ -68,6 +69,21 @@ class _Resumed(Callback):
             trainer.fit_loop.epoch_loop.max_steps = self._last
 
 
+class _GoingBack(Callback):
+    """Sets aside, before anything is written, what the folder has of later steps than that at which the run goes on.
+
+    Attributes:
+        moved: old and new places.
+    """
+
+    def __init__(self) -> None:
+        self.moved: list[tuple[Path, Path]] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.moved = set_aside(Path(trainer.default_root_dir), trainer.global_step)
+
+
 class _Started(Callback):
     """Hands the experiment to the loggers when nothing refuses the run any more, and knows whether a step is made.
 
@@ -103,8 +119,8 @@ def train(plan: Plan, text: str, folder: RunFolder, allow: Sequence[str], comman
 
     Raises:
         ConfigError: what the run cannot do, and which option to change; or another process trains in its folder.
-        Failed: a full disk, a missing folder or a killed process ended it after its first step, or its loss was not
-            finite.
+        Failed: a full disk, a missing folder, a mistake of the user that shows late or a killed process ended it after
+            its first step, or its loss was not finite.
     """
     stopping.before_first_step()
     leave_with_parent()
@@ -173,25 +189,30 @@ def _removed_if_refused(folder: RunFolder) -> Iterator[list[Path]]:
     try:
         yield written
     except ConfigError:
-        for path in written:  # the last config is what `evaluate` reads and the next resume is compared with
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        _discard(folder)
+        if not (folder.created and _holds_checkpoint(folder.path)):
+            for path in written:  # the last config is what `evaluate` reads and the next resume is compared with
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            _discard(folder)
         raise
 
 
 def _discard(folder: RunFolder) -> None:
-    """Removes the folder that this process made for a run that is refused."""
-    if folder.created:
+    """Removes the folder that this process made for a run that is refused; never one that holds a checkpoint."""
+    if folder.created and not _holds_checkpoint(folder.path):
         shutil.rmtree(folder.path)
         with contextlib.suppress(OSError):  # it holds other versions
             folder.path.parent.rmdir()
 
 
+def _holds_checkpoint(folder: Path) -> bool:
+    return next((folder / "checkpoints").glob("*.ckpt"), None) is not None
+
+
 def _fit(experiment: Experiment, folder: RunFolder, step: int, again: str, config: dict[str, Any]) -> int:
     """Trains to the end or until it is stopped; the exit status. ``again`` is the command that goes on."""
-    started, trainer = _Started(config), experiment.trainer
+    back, started, trainer = _GoingBack(), _Started(config), experiment.trainer
     stop = stop_by_ourselves(trainer)
-    trainer.callbacks = [_Resumed(step), *trainer.callbacks, started, KeepEncoder()]  # type: ignore[attr-defined]
+    trainer.callbacks = [_Resumed(step), back, *trainer.callbacks, started, KeepEncoder()]  # type: ignore[attr-defined]
     prepare_ranks(trainer, lambda error: stop.on_exception(trainer, experiment.model, error))
     path = None if folder.checkpoint is None else str(folder.checkpoint)
     try:
@@ -219,6 +240,7 @@ def _fit(experiment: Experiment, folder: RunFolder, step: int, again: str, confi
         refusal = None if started.seen else _refusal(error, path) or (reason and ConfigError(reason))
         if not refusal:
             raise
+        put_back(back.moved)
         raise refusal from error
     wait_for_ranks(trainer, kill=False)  # so that their CPU-seconds count among those of this process
     failure = failure_of(trainer)
@@ -256,12 +278,11 @@ def _diverged(error: Exception) -> str:
 
 
 def _from_outside(error: Exception) -> str | None:
-    """What a disk, a folder or the system did to a run, in one line; None for a defect of a program."""
+    """What a disk, a folder, the system or a late mistake of the user did to a run; None for a defect of a program."""
     if isinstance(error, OSError):
-        said = str(error)
-        if said.startswith("Caught "):  # a loader's worker sends its traceback, which ends with the name of the error
-            said = re.split(rf"\n(?:\w+\.)*{type(error).__name__}: ", said)[-1]
-        return " ".join(said.split()) or type(error).__name__
+        return " ".join(_said(error).split()) or type(error).__name__
+    if isinstance(error, ConfigError):
+        return _said(error)
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error) and "killed" in str(error):
         return (
             "a process that reads the data was killed, often by the system for lack of memory: lower data.num_workers "
@@ -270,10 +291,18 @@ def _from_outside(error: Exception) -> str | None:
     return None
 
 
+def _said(error: Exception) -> str:
+    """The message of an error; a loader's worker sends its traceback, which ends with the name of the error."""
+    said = str(error)
+    if not said.startswith("Caught "):
+        return said
+    return re.split(rf"\n(?:\w+\.)*{type(error).__name__}: ", said)[-1].strip()
+
+
 def _refusal(error: Exception, checkpoint: str | None) -> ConfigError | None:
     """The user's mistake behind an error before the first step; None for a defect."""
     if isinstance(error, USER_ERRORS):
-        return ConfigError(str(error))
+        return ConfigError(_said(error))
     lines = str(error).splitlines()
     if not isinstance(error, RuntimeError) or not lines or "loading state_dict" not in lines[0]:
         return None

@@ -22,6 +22,7 @@ from t2ikit.config.merging import merge
 from t2ikit.config.origins import Origins
 from t2ikit.config.secrets import trust_names
 from t2ikit.data.resume import training_manifest
+from t2ikit.diffusion.processes import Threshold
 from t2ikit.diffusion.samplers import find_solver
 from t2ikit.diffusion.solvers import Solver
 from t2ikit.encoders.limits import with_remarks
@@ -82,9 +83,10 @@ class TrainedModel:
         steps: int = 50,
         guidance: float = 2.0,
         method: str | Solver | None = None,
-        negative: str = "",
+        negative: str | Sequence[str] = "",
         size: tuple[int, int] | None = None,
         batch_size: int = 16,
+        threshold: Threshold | None = None,
     ) -> Pictures:
         """Images of prompts, the same as those of ``t2ikit sample`` with the same options.
 
@@ -96,9 +98,11 @@ class TrainedModel:
             guidance: w of (1 + w) cond - w uncond.
             method: sampler: ddim, ddpm, euler, heun, dpmpp_2m, or a Solver; None takes that of the process, euler for a
                 rectified flow and ddim for the others.
-            negative: prompt that guidance moves away from, instead of the empty one.
+            negative: prompt that guidance moves away from, instead of the empty one; or one for each prompt.
             size: (H, W) of x_0, one that the denoiser takes beside its ``input_size``.
             batch_size: images sampled at once.
+            threshold: bound on the estimates of x_0: ("clamp", c), ("dynamic", q), ("per_channel", q) or "none"; None
+                takes that of the image space.
 
         Returns:
             A list of PIL images, which a notebook shows as a grid.
@@ -111,13 +115,26 @@ class TrainedModel:
             raise ValueError(f"count, steps and batch_size are at least 1; got {count}, {steps} and {batch_size}")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         method = self.module.process.solver if method is None else method
-        sampling = Sampling(steps, method, guidance, seed, batch_size, size=size)
+        if not isinstance(negative, str):
+            if len(negative) != len(prompts):
+                raise ValueError(
+                    f"negative: one for all prompts or one for each of the {len(prompts)}; got {len(negative)}"
+                )
+            negative = [text for text in negative for _ in range(count)]
+        sampling = Sampling(steps, method, guidance, seed, batch_size, size=size, threshold=threshold)
         rows = [text for text in prompts for _ in range(count)]
         images = [image for _, batch in self.images(rows, sampling, negative) for image in batch]
         return Pictures(images, columns=count if count > 1 and len(prompts) > 1 else None)
 
-    def images(self, prompts: Sequence[str], sampling: Sampling, negative: str = "") -> Iterator[tuple[range, Tensor]]:
+    def images(
+        self, prompts: Sequence[str], sampling: Sampling, negative: str | Sequence[str] = ""
+    ) -> Iterator[tuple[range, Tensor]]:
         """Image i of ``prompts[i]``, batch by batch, on the device of the module; what is missing is refused at once.
+
+        Args:
+            prompts: one an image.
+            sampling: how.
+            negative: one for all images, or one for each.
 
         Returns:
             The indices of a batch and its images, [B, 3, H, W] uint8 on the CPU, as they are sampled.
@@ -125,10 +142,13 @@ class TrainedModel:
         Raises:
             ValueError: as :meth:`sample`.
         """
-        rows, uncond = self.states(prompts, sampling, negative)
+        negatives = [negative] if isinstance(negative, str) else list(dict.fromkeys(negative))
+        rows, uncond = self.states([*prompts, *negatives], sampling, next(filter(None, negatives), ""))
+        rows = rows[: len(prompts)]
+        each: Texts | list[Texts] = uncond if len(negatives) == 1 else [self._states[text] for text in negative]
         indices = range(len(prompts))
         batches = [indices[start : start + sampling.batch_size] for start in indices[:: sampling.batch_size]]
-        return sample_batches(self.module, rows, sampling, batches, "sampling", uncond)
+        return sample_batches(self.module, rows, sampling, batches, "sampling", each)
 
     def states(self, prompts: Sequence[str], sampling: Sampling, negative: str = "") -> tuple[list[Texts], Texts]:
         """The text states of every prompt and of the negative one; what sampling lacks is refused before the work.

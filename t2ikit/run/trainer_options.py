@@ -72,6 +72,8 @@ def refuse_option(name: str, value: Any) -> None:
         raise ConfigError(f"trainer.{name}: has no effect, since a run never {OTHER_LOOPS[name]}: leave it out")
     if name == "strategy" and isinstance(value, str):
         _refuse_strategy(value.startswith(SPAWNING), value.startswith(SHARDED), value)
+    if name == "limit_train_batches" and value == 0:
+        raise ConfigError(f"trainer.{name}: 0 would train nothing: leave it out, or set how much of an epoch is used")
     if name == "log_every_n_steps" and isinstance(value, int) and value < 0:
         raise ConfigError(f"trainer.{name}: must be at least 1, or 0 to log no training values, not {value}")
 

@@ -13,7 +13,7 @@ from t2ikit.checkpoints.saving import step_in_name
 from t2ikit.module import TextToImage
 from t2ikit.run.experiment import Plan
 
-_PROMPT = "a red circle above a blue square"
+_PROMPT = "a large red circle"
 
 
 def what_next(plan: Plan, folder: Path, command: str | None) -> Iterator[str]:

@@ -21,9 +21,8 @@ from tqdm import tqdm
 from t2ikit import rng
 from t2ikit.files import write_whole
 from t2ikit.metrics.base import Metric, Result, Rows, SampleBatch, Samples
-from t2ikit.metrics.fingerprint import state_sha256
 from t2ikit.metrics.statistics import clustered_error, finite
-from t2ikit.pretrained import cache_folder
+from t2ikit.pretrained import cache_folder, state_sha256
 from t2ikit.shapes.scenes import COLORS_OF, SHAPES_OF, render, scenes
 
 CLASSES, COLORS = SHAPES_OF["simple"], COLORS_OF["simple"]

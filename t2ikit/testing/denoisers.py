@@ -27,9 +27,8 @@ from t2ikit.testing.base import (
 )
 from t2ikit.testing.trial import trial_text, windows
 
-ABILITIES = frozenset({"window", "taps", "routes", "several_texts"})
+ABILITIES = frozenset({"window", "taps", "routes", "several_texts", "coherence"})
 PARTS = frozenset({"time", "text", "core", "shell"})
-FAR = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -192,11 +191,17 @@ def taps(subject: Subject[Denoiser]) -> str:
         f"features must be image tokens [{len(inputs.x)}, N, D], one row a sample; they are {list(first.shape)}",
     )
     expect(first.requires_grad, "features must keep their graph, for terms train through them: do not detach them")
-    _refused(lambda: features((FAR,)), f"a tap beyond the last block ({FAR}) must be refused by a ValueError")
-    try:
-        last, again = features((2, 1))
-    except ValueError:
+    count = denoiser.tapped_blocks
+    expect(
+        isinstance(count, int) and count >= 1,
+        f'a denoiser that supports "taps" must say after how many blocks by `tapped_blocks`; it is {count!r}',
+    )
+    features((count,))
+    beyond = f"a tap beyond the last block ({count + 1} of {count}) must be refused by a ValueError: use check_taps"
+    _refused(lambda: features((count + 1,)), beyond)
+    if count == 1:
         return f"features {list(first.shape)}, one block"
+    last, again = features((2, 1))
     expect_same(again, first, "features must come in the order in which the taps were asked, (2, 1)")
     expect(not torch.equal(last, first), "features after block 2 must differ from those after block 1")
     return f"features {list(first.shape)}"
@@ -241,6 +246,25 @@ def window(subject: Subject[Denoiser]) -> None:
     )
 
 
+def coherence(subject: Subject[Denoiser]) -> None:
+    """None is full coherence, 0 is something else, and every row has its own."""
+    denoiser, inputs = ready(subject)
+    if "coherence" not in denoiser.supports:
+        raise NotApplicable('supports has no "coherence"')
+
+    def given(value: Tensor | float) -> Tensor:
+        return output(denoiser, inputs, denoiser.encode_text(inputs.text, coherence=value))
+
+    plain, none = output(denoiser, inputs), given(0.0)
+    expect_same(
+        given(torch.ones(4)), plain, "coherence 1 must be the same as none given, as sampling takes it", ROUNDING
+    )
+    expect(not torch.equal(none, plain), "coherence 0 must give another output than 1; it is not read")
+    mixed = given(torch.tensor([0.0, 1.0, 0.0, 1.0]))
+    sentence = "the coherence of a row must be its own: rows of 0 and of 1 must give what they give alone"
+    expect_same(mixed, torch.stack([none[0], plain[1], none[2], plain[3]]), sentence, ROUNDING)
+
+
 def parts(subject: Subject[Denoiser]) -> str:
     """The prefixes of ``parts`` cover every parameter exactly once."""
     denoiser = subject.fresh()
@@ -266,6 +290,7 @@ CHECKS: tuple[Check[Denoiser], ...] = (
     Check("evaluation repeats", evaluation_repeats),
     Check("taps", taps),
     Check("window", window),
+    Check("coherence", coherence),
     Check("parts", parts),
     Check("FLOPs", flops),
 )

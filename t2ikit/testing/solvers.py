@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from t2ikit.batch import Prediction, Text
-from t2ikit.denoisers.base import Denoiser, TextContext
+from t2ikit.denoisers.base import Denoiser
+from t2ikit.denoisers.context import TextContext
 from t2ikit.diffusion import GaussianDiffusion, Process, RectifiedFlow, sample
 from t2ikit.diffusion.solvers import Grid, Solver
 from t2ikit.testing.base import Check, Subject, expect, expect_same, random_state_kept

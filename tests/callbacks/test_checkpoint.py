@@ -145,7 +145,10 @@ def test_the_best_by_a_score_of_a_snapshot(
 ) -> None:
     """A checkpoint is written at every snapshot; the metric says that less is better."""
     folder = tiny.enter(tmp_path, monkeypatch, {"best.yaml": EXPERIMENT})
-    for name, text in (("val/los", "has no score los; monitor one of .*val/loss"), ("vall/loss", "no snapshot gives")):
+    for name, text in (
+        ("val/los", "has no score los; monitor one of .*val/loss"),
+        ("vall/loss", "nothing gives the score vall/loss"),
+    ):
         assert cli.main(["run", "best.yaml", "--callbacks.checkpoint.monitor", name]) == 2
         assert re.search(text, capsys.readouterr().err)
     assert cli.main(["run", "best.yaml", "--trainer.max_steps", "4"]) == 0
@@ -157,6 +160,25 @@ def test_the_best_by_a_score_of_a_snapshot(
     }
     assert losses.pop(0) and sorted(losses) == [1, 2, 3, 4, 5, 6]
     assert steps(run) == sorted({6, *sorted(losses, key=losses.__getitem__)[:2]})
+
+
+def test_the_best_by_a_score_that_a_snapshot_gains_on_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """The snapshot of the step it goes on from is taken anew; steps of before have no score, and are not best."""
+    folder = tiny.enter(tmp_path, monkeypatch, {"best.yaml": EXPERIMENT})
+    before = ["--callbacks.val.validation_loss", "false", "--callbacks.checkpoint.monitor", "null"]
+    keep = ["--callbacks.checkpoint.keep_best", "4", "--callbacks.checkpoint.keep", "1"]
+    assert cli.main(["run", "best.yaml", "--trainer.max_steps", "4", *before]) == 0
+    assert cli.main(["run", "best.yaml", "--trainer.max_steps", "10", "--resume", "last", *keep]) == 0
+    assert not [str(warning.message) for warning in recwarn if "has no score" in str(warning.message)]
+    run = folder / "runs" / "best" / "version_0"
+    losses = {
+        int(path.parent.name.removeprefix("step-")): json.loads(path.read_text())["value"]
+        for path in run.glob("samples/val/scores/*/loss.json")
+    }
+    assert sorted(losses) == [4, 5, 6, 7, 8, 9, 10]
+    assert steps(run) == sorted({10, *sorted(losses, key=losses.__getitem__)[:4]})
 
 
 def test_a_file_that_is_cut_off_counts_for_none(tmp_path: Path) -> None:

@@ -170,3 +170,21 @@ def test_a_checkpoint_inside_applied_is_refused() -> None:
 def test_bad_decays_are_refused(decay: object) -> None:
     with pytest.raises(ValueError, match="callbacks.ema"):
         EMA(decay=decay)  # type: ignore[arg-type]
+
+
+def test_a_decay_that_a_checkpoint_lacks_begins_only_where_that_is_allowed() -> None:
+    module, other = Module(2), Module(2)
+    averaging(module, decay=0.5)
+    averaging(other, decay=[0.5, 0.9])
+    set_all(module, 1.0)
+    update(module)
+    set_all(other, 3.0)
+    assert module.averages is not None and other.averages is not None
+    with pytest.raises(ValueError, match=r"no average of decay 0.9 \(it has 0.5\)"):
+        other.averages.restore(module.averages.state())
+    assert other.averages.restore(module.averages.state(), begin_new=True) == [0.9]
+    profiles = other.averages.state()["profiles"]
+    for name, average in module.averages.state()["profiles"]["0.5"].items():
+        assert torch.equal(profiles["0.5"][name], average)
+        assert torch.equal(profiles["0.9"][name], torch.full_like(average, 3.0))
+    assert other.averages.step == 1

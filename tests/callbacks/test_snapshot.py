@@ -195,6 +195,35 @@ def test_two_ranks_score_as_one_and_fail_together(folder: Path) -> None:
     assert not (folders[1] / "scores" / "step-00000002").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("validation_loss", "false"),
+        ("reference_limit", "8"),
+        ("metrics", "[{class_path: noisy.Noisy, init_args: {add: 1.0}}]"),
+    ],
+)
+def test_a_resume_scores_anew_what_other_settings_decide(folder: Path, option: str, value: str) -> None:
+    """The snapshot of the last step is finished; one of the same settings is not made again."""
+    samples = run() / "samples" / "val"
+    before = (samples / "newest.json").read_text()
+    for path in (samples / "scores" / "step-00000004").iterdir():
+        path.unlink()
+    again = ["--resume", "last", "--trainer.max_steps", "5", "--callbacks.val.at_end", "false"]
+    assert cli.main(["run", "small.yaml", *again]) == 0
+    assert not list((samples / "scores" / "step-00000004").iterdir())
+    assert (samples / "newest.json").read_text() == before
+    last = ["--resume", str(samples.parent.parent / "checkpoints" / "step-00000004.ckpt"), *again[2:]]
+    assert cli.main(["run", "small.yaml", *last, f"--callbacks.val.{option}", value]) == 0
+    assert "mean.json" in {path.name for path in (samples / "scores" / "step-00000004").iterdir()}
+
+
+def test_weights_without_memory_are_named_so(folder: Path) -> None:
+    samples = run("--callbacks.ema.decay", "[0.995, 0.0]", "--callbacks.val.ema_decay", "0.0") / "samples" / "val"
+    scores = read_scores(samples / "scores" / "step-00000004")
+    assert scores["mean"].fingerprint.extra["weights"] == "ema 0.0"
+
+
 @pytest.mark.parametrize("name", ["../val", "/tmp/val", "a/../b", ""])
 def test_a_name_that_leads_out_of_the_run_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="no plain name of a file below samples"):

@@ -18,7 +18,6 @@ from t2ikit.checkpoints import (
     NoiseError,
     coherence_is_trained,
     from_upstream,
-    latent_normalisation,
     load_weights,
     read_upstream,
     read_weights,
@@ -134,20 +133,6 @@ def test_other_layouts_are_refused_with_their_keys() -> None:
         from_upstream({})
     with pytest.raises(ValueError, match="latents is a list"):
         from_upstream(state | {"latents": [1.0]})
-
-
-@pytest.mark.parametrize("rule", ["scalar", "channelwise"])
-def test_latent_normalisation_is_told_from_samples(rule: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(16, 4, 32, 32, generator=generator)
-    # Few and dull samples: less spread than the data has.
-    if rule == "scalar":
-        mean, std = torch.tensor([1.06, 0.59, 0.02, -0.39]), torch.tensor([0.76, 0.84, 0.68, 0.60])
-    else:
-        mean, std = torch.zeros(4), torch.full((4,), 0.5)
-    assert latent_normalisation(0.7 * noise * std[:, None, None] + mean[:, None, None]) == rule
-    with pytest.raises(ValueError, match="4, H, W"):
-        latent_normalisation(torch.zeros(2, 3, 8, 8))
 
 
 def test_files_of_both_kinds_are_read(tmp_path: Path) -> None:

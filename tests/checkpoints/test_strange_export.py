@@ -9,14 +9,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from t2ikit.checkpoints.exported import _sha256, read_exported
+from t2ikit.checkpoints.exported import read_exported
 from t2ikit.config.origins import Forbidden
+from t2ikit.pretrained import state_sha256
 from t2ikit.run.experiment import origins_of
 
 
 def exported(path: Path, name: str = "weight", **metadata: str) -> Path:
     tensors = {name: torch.zeros(3)}
-    save_file(tensors, path, {"t2ikit": "1", "sha256": _sha256(tensors), **metadata})
+    save_file(tensors, path, {"t2ikit": "1", "sha256": state_sha256(tensors), **metadata})
     return path
 
 

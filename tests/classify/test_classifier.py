@@ -67,6 +67,18 @@ def test_a_run_is_tested_with_the_selected_weights(folder: Path) -> None:
     assert sum(",train/loss," in row for row in rows) == 24
 
 
+def test_the_best_checkpoints_by_the_validation_loss_stay(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best = ["--callbacks.checkpoint.mode", "min", "--callbacks.checkpoint.keep", "1"]
+    assert run(*best, "--callbacks.checkpoint.monitor", "val/los") == 2
+    assert "nothing gives the score val/los " in capsys.readouterr().err
+    assert run(*best, "--callbacks.checkpoint.monitor", "val/loss", "--callbacks.checkpoint.keep_best", "2") == 0
+    version = folder / "runs/small/version_0"
+    rows = [row.split(",") for row in (version / "metrics.csv").read_text().splitlines()]
+    losses = {int(step): float(loss) for step, name, loss in rows if name == "val/loss"}
+    kept = sorted(int(path.stem.removeprefix("step-")) for path in (version / "checkpoints").glob("*.ckpt"))
+    assert len(losses) == 6 and kept == sorted({24, *sorted(losses, key=losses.__getitem__)[:2]})
+
+
 def test_accumulated_steps_are_validated_once_an_epoch_and_never_before_the_first(folder: Path) -> None:
     words = ["--data.batch_size", "6", "--trainer.accumulate_grad_batches", "2", "--trainer.max_epochs", "2"]
     assert run(*words) == 0

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from t2ikit.data.captions import CaptionChoice, caption_kinds
 from t2ikit.data.datamodule import DataModule
 from t2ikit.data.gate import Gate
-from t2ikit.data.streams import CaptionChoice, TrainingStream, caption_kinds
+from t2ikit.data.streams import TrainingStream
 from t2ikit.pretrained import EncoderReference
 from t2ikit.records.manifest import Manifest, TextSource
 from t2ikit.records.record import Record

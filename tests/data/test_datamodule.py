@@ -120,9 +120,11 @@ def fit(
         (2, {}, 1, (2, 3)),
         (0, {"accumulate_grad_batches": 2}, 2, (1, 3, 5)),
         (0, {"limit_train_batches": 2}, 1, (1, 2, 3)),
+        (0, {"limit_train_batches": 4, "accumulate_grad_batches": 2}, 2, (1, 2, 3)),
+        (0, {"limit_train_batches": 0.9, "accumulate_grad_batches": 2}, 2, (1, 2, 3)),
         (0, {"val_check_interval": 2, "check_val_every_n_epoch": None}, 1, (1, 2, 3, 5)),
     ],
-    ids=["plain", "workers", "accumulate", "limited", "validation within epochs"],
+    ids=["plain", "workers", "accumulate", "limited", "limited steps", "share of steps", "validation within epochs"],
 )
 def test_a_resumed_fit_is_the_undisturbed_one(
     root: Path, tmp_path: Path, workers: int, options: dict[str, Any], micro_batches: int, cuts: tuple[int, ...]
@@ -214,6 +216,20 @@ def test_a_batch_that_cannot_be_divided_names_the_options(root: Path) -> None:
         assert option in str(caught.value)
     with pytest.raises(ValueError, match="overfit_batches"):
         attach(DataModule(str(root), 16), overfit_batches=1).train_dataloader()
+
+
+@pytest.mark.parametrize(("limit", "steps"), [(6, 3), (5, None), (3, None), (0.9, 2), (0.4, 1), (0.2, 1), (7, 3)])
+def test_an_epoch_is_whole_steps(root: Path, limit: float, steps: int | None) -> None:
+    """Three steps of two micro-batches: a limit may not cut one in two."""
+    data = attach(DataModule(str(root), 16, num_workers=0), accumulate=2, limit_train_batches=limit)
+    data.setup("fit")
+    if steps is None:
+        with pytest.raises(ValueError, match=rf"limit_train_batches {limit} .*accumulate_grad_batches 2"):
+            data.train_dataloader()
+        return
+    assert len(list(data.train_dataloader())) == 2 * steps
+    given = data.trainer.limit_train_batches  # type: ignore[union-attr]
+    assert (min(given, 6) if isinstance(given, int) else int(given * 6)) == 2 * steps
 
 
 @pytest.mark.parametrize("option", ["batch_size", "num_workers", "length_bucket", "eval_batch_size", "shuffle_window"])

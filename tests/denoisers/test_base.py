@@ -15,9 +15,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from t2ikit.batch import Text
-from t2ikit.denoisers import Denoiser, DiTI, base
-from t2ikit.denoisers.base import kept_rows, without_graph
+from t2ikit.denoisers import Denoiser, DiTI, autocast
+from t2ikit.denoisers.autocast import CACHE_IS_SAFE, kept_rows, without_graph
 from tiny import awake, cad_i, dit_i
+
+NAN = float("nan")
+CADI_COUNTS = ("patch_size", "num_blocks", "latent_mlp_ratio", "data_mlp_ratio", "num_latents", "read_write_heads")
+DITI_COUNTS = ("patch_size", "depth", "mlp_ratio", "num_heads")
 
 BUILDERS: list[Callable[..., Denoiser]] = [
     cad_i,
@@ -231,7 +235,7 @@ def test_compiles_without_a_graph_break(build: Callable[..., Denoiser]) -> None:
 def test_without_graph_keeps_autocast_and_a_cache_that_cuts_no_gradient(
     safe: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base, "CACHE_IS_SAFE", safe)
+    monkeypatch.setattr(autocast, "CACHE_IS_SAFE", safe)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         with without_graph("cpu"):
             assert not torch.is_grad_enabled()
@@ -246,7 +250,7 @@ def test_without_graph_keeps_autocast_and_a_cache_that_cuts_no_gradient(
         assert not torch.is_grad_enabled()
 
 
-@pytest.mark.skipif(not base.CACHE_IS_SAFE, reason="this PyTorch caches casts without a graph")
+@pytest.mark.skipif(not CACHE_IS_SAFE, reason="this PyTorch caches casts without a graph")
 def test_a_weight_is_cast_once_for_both_passes() -> None:
     class Casts(TorchDispatchMode):
         def __init__(self) -> None:
@@ -302,3 +306,41 @@ def test_the_wrong_number_of_texts_is_refused(build: Callable[..., Denoiser]) ->
         build(text_dim=[24, 6]).encode_text(text)
     with pytest.raises(ValueError, match="width 24 and 6 were expected.*got 24 and 24"):
         build(text_dim=[24, 6]).encode_text((text, text))
+
+
+@pytest.mark.parametrize("build", [cad_i, dit_i])
+def test_a_log_snr_becomes_a_number_in_0_to_1_by_one_rule(build: Callable[..., Denoiser]) -> None:
+    x, _, text = inputs()
+    log_snr = torch.tensor([-30.0, -20.0, 3.0, 30.0])
+    torch.manual_seed(0)
+    told = awake(build(level_kind="log_snr"))
+    plain = build()
+    plain.load_state_dict(told.state_dict())
+    context = told.encode_text(text)
+    expected = plain(x, torch.tensor([1.0, 1.0, 0.425, 0.0]), context).output
+    torch.testing.assert_close(told(x, log_snr, context).output, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "message"),
+    [
+        *((cad_i, {"drop_path": rate}, r"drop_path is a probability in \[0, 1\)") for rate in (1.0, -0.5, 1.5, NAN)),
+        (cad_i, {"dropout": 1.0}, r"dropout is a probability in \[0, 1\)"),
+        *((cad_i, {name: 0}, f"{name} must be at least 1, got 0") for name in CADI_COUNTS),
+        *((dit_i, {name: 0}, f"{name} must be at least 1, got 0") for name in DITI_COUNTS),
+        *((cad_i, {"latent_dim": width}, f"latent_dim .{width}. must be a multiple of 8") for width in (20, 36, 68)),
+        (cad_i, {"num_registers": -1}, "num_registers must be at least 0, got -1"),
+        (dit_i, {"layer_scale_init": NAN}, "layer_scale_init must be finite"),
+    ],
+)
+def test_values_that_break_the_network_are_refused(
+    build: Callable[..., Denoiser], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(**options)
+
+
+def test_no_registers_and_no_layers_over_the_latents_are_networks_too() -> None:
+    x, level, text = inputs()
+    for denoiser in (cad_i(num_registers=0, num_layers=0), dit_i(num_registers=0)):
+        assert denoiser(x, level, denoiser.encode_text(text)).output.isfinite().all()

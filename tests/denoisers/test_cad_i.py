@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -311,3 +312,27 @@ def test_spread_start_changes_three_tensors_and_sets_the_tokens_apart() -> None:
     assert spread["latents"].std() == pytest.approx(1, abs=0.1)
     assert spread["data_pos_embedding"].std() == pytest.approx(1, abs=0.1)
     assert spread["patch_extractor.bias"].std() == pytest.approx(0.35, abs=0.1)
+
+
+@pytest.mark.parametrize("awake", [False, True])
+def test_no_first_pass_where_no_state_reaches_the_output(awake: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    denoiser = small()
+    x, level, text = inputs()
+    with torch.no_grad():
+        denoiser.ln_previous.bias.normal_()  # trained also without self-conditioning
+        denoiser.ln_previous.weight.mul_(awake)
+    context, keep = denoiser.encode_text(text), torch.ones(5, dtype=torch.bool)
+    plain = denoiser(x, level, context, denoiser.self_condition(x, level, context, keep)).output
+    passes, first = [], denoiser._first_latents
+
+    def counted(*arguments: Any) -> Tensor:
+        passes.append(1)
+        return first(*arguments)
+
+    monkeypatch.setattr(denoiser, "_first_latents", counted)
+    with denoiser.fixed_weights():
+        states = [denoiser.self_condition(x, level, context, keep) for _ in range(2)]
+        assert len(passes) == (2 if awake else 0)
+    assert torch.equal(denoiser(x, level, context, states[0]).output, plain)
+    denoiser.self_condition(x, level, context, keep)
+    assert len(passes) == (3 if awake else 1)

@@ -288,3 +288,13 @@ def test_products_with_the_weights_of_a_frozen_core_cost_two_forwards(trainable:
     both_ways = products(lambda: denoiser.through_core(tokens, e, context, denoiser.grids[0])[0].sum().backward())
     assert once > 0 and both_ways == forwards * once
     assert encoding.get_total_flops() > 0 and denoiser.encode_text(text).keys_values[0].requires_grad == (forwards == 3)
+
+
+@pytest.mark.parametrize("build", [tiny.uvit, tiny.grown_uvit])
+def test_the_residual_stream_of_the_core_stays_in_fp32_under_autocast(build: Callable[..., UViT]) -> None:
+    denoiser = tiny.awake(build()).eval()
+    x, level, text = inputs(denoiser)
+    with torch.autocast("cpu", torch.bfloat16):
+        prediction = denoiser(x, level, denoiser.encode_text(text), taps=(1, 2))
+    assert [feature.dtype for feature in prediction.features] == [torch.float32] * 2
+    assert prediction.output.dtype == x.dtype

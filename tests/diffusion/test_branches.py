@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from t2ikit.batch import Text
 from t2ikit.diffusion import GaussianDiffusion, Guidance, Projection, sample
 from t2ikit.diffusion.guidance import GuidedDenoiser, join_states, split_states
+from t2ikit.diffusion.samplers import encode
+from tiny import awake, cad_i
 
 PROCESS = GaussianDiffusion()
 CPU = torch.device("cpu")
@@ -106,3 +109,23 @@ def test_states_of_any_nesting_are_joined_and_split() -> None:
     first, second = split_states(joined, 2)
     assert torch.equal(first["more"][1], one["more"][1]) and second["more"][1].abs().sum() == 0
     assert join_states([None, None]) is None and split_states(None, 3) == [None] * 3
+
+
+def test_coherence_is_1_with_the_text_and_0_without() -> None:
+    """As CAD samples; a denoiser that knows none is not asked for it (its ``encode_text`` would refuse)."""
+    denoiser = awake(cad_i(coherence=True)).eval()
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, 4, 8, 8, generator=generator)
+    text = Text(torch.randn(2, 3, 24, generator=generator), torch.ones(2, 3, dtype=torch.bool))
+    empty = Text(torch.zeros(1, 1, 24), torch.ones(1, 1, dtype=torch.bool))
+    repeated = torch.zeros(2, dtype=torch.int64)
+    with torch.no_grad():
+        contexts = denoiser.encode_text(text, 1.0), denoiser.encode_text(empty, 0.0).rows(repeated)
+        wrong = contexts[0], denoiser.encode_text(empty, 1.0).rows(repeated)
+    results = [
+        sample(denoiser, GaussianDiffusion(), noise, *given, steps=3, guidance=2.0)
+        for given in ((text, empty), contexts, wrong)
+    ]
+    assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+    made = encode(denoiser, text, empty, 2.0, noise.device)
+    assert torch.equal(sample(denoiser, GaussianDiffusion(), noise, made, steps=3, guidance=2.0), results[0])

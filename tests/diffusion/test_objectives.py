@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from t2ikit.batch import Batch
+from t2ikit.batch import Batch, Text
 from t2ikit.diffusion import Denoising, GaussianDiffusion, MinSNR, NoiseError, RectifiedFlow, VelocityError
 from t2ikit.diffusion.objectives.denoising import fixed_t_loss, fixed_times
 from t2ikit.diffusion.terms import Term
+from t2ikit.diffusion.time_laws import LogitNormal
+from t2ikit.rng import Keyed
+from tiny import awake, cad_i
 
 
 class Nothing(Term):
@@ -155,3 +159,38 @@ def test_the_loss_at_fixed_t_is_at_the_same_noise_in_every_process(process: Any,
     parts = torch.cat([fixed_t_loss(denoiser, process, part) for part in (batch.part(0, 4), batch.part(4, count))])
     torch.testing.assert_close(whole, parts)
     assert whole.shape == (count,) and torch.isfinite(whole).all()
+
+
+def test_numbers_that_are_none_are_refused() -> None:
+    with pytest.raises(ValueError, match="offset_noise"):
+        Denoising(offset_noise=float("nan"))
+    with pytest.raises(ValueError, match="LogitNormal: mean must be finite"):
+        LogitNormal(mean=float("nan"))
+    with pytest.raises(ValueError, match="weight of a term must be finite"):
+        Nothing(weight=float("nan"))
+
+
+def test_coherence_comes_from_the_array_that_the_objective_names() -> None:
+    """In the loss that trains and in that of validation; each row has its own."""
+    denoiser = awake(cad_i(coherence=True)).eval()
+    objective = Denoising(coherence="clip", text_drop=0.0)
+    assert objective.needs.arrays == ("clip",)
+    values = torch.tensor([[0.0], [1.0], [0.5]])
+    generator = torch.Generator().manual_seed(0)
+    text = Text(torch.randn(3, 4, 24, generator=generator), torch.ones(3, 4, dtype=torch.bool))
+    numbers = torch.arange(3)
+    batch = Batch(
+        torch.randn(3, 4, 8, 8, generator=generator), text, torch.tensor([0.2, 0.5, 0.8]), numbers, numbers,
+        extra={"clip": values},
+    )  # fmt: skip
+    draws = objective.draw(batch, Keyed(0), 0)
+    found = objective(denoiser, batch, draws).loss_B
+    given = [
+        Denoising().loss(denoiser, batch.latents, draws.noise, batch.t, text, draws.keep, coherence=coherence)
+        for coherence in (values[:, 0], torch.ones(3))
+    ]
+    assert torch.equal(found, given[0])
+    assert [a == b for a, b in zip(*given, strict=True)] == [False, True, False]
+    full = replace(batch, extra={"clip": torch.ones(3, 1)})
+    losses = [objective.validation(denoiser, each, Keyed(0)) for each in (batch, full)]
+    assert [a == b for a, b in zip(*losses, strict=True)] == [False, True, False]

@@ -65,6 +65,24 @@ def test_channelwise_normalisation() -> None:
         LatentSpace("not-needed", normalisation="whitened")  # type: ignore[arg-type]
 
 
+def test_channels_of_another_standard_deviation() -> None:
+    default, unit = (LatentSpace("not-needed", normalisation="channelwise", channel_std=std) for std in (None, 1.0))
+    raw = torch.randn(2, 4, 2, 2) * 4.0
+    torch.testing.assert_close(unit.normalise(raw), 2.0 * default.normalise(raw))
+    torch.testing.assert_close(unit.denormalise(unit.normalise(raw)), raw)
+    assert (unit.std, unit.bound) == (1.0, 4.0)
+    # A checkpoint of the default says what it always said; one of another value cannot be taken for it.
+    named = {"space": "LatentSpace", "normalisation": "channelwise"}
+    assert default.description() == named
+    assert LatentSpace("not-needed", normalisation="channelwise", channel_std=0.5).description() == named
+    assert unit.description() == {**named, "channel_std": "1.0"}
+    for std in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="channel_std is a standard deviation, above 0"):
+            LatentSpace("not-needed", normalisation="channelwise", channel_std=std)
+    with pytest.raises(ValueError, match="channel_std acts with the channelwise normalisation, not with scalar"):
+        LatentSpace("not-needed", channel_std=1.0)
+
+
 def test_normalisation_by_the_statistics_of_the_autoencoder(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="latents_mean for 0 .* choose normalisation scalar"):
         LatentSpace(str(folder), normalisation="autoencoder").normalise(torch.zeros(1, 4, 2, 2))

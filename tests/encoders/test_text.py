@@ -61,11 +61,11 @@ def test_many_prompts_go_in_passes_of_one_length(encoder: TextEncoder, monkeypat
         return forward(self, *args, attention_mask=attention_mask, **options)
 
     monkeypatch.setattr(type(encoder.model), "forward", seen)
-    states = encoder.encode_all(texts, batch_size=3)
-    for one, together in zip(alone, states, strict=True):
-        torch.testing.assert_close(one, together, rtol=1e-5, atol=1e-5)
+    rows = encoder.encode_rows(texts, batch_size=3)
+    for one, together in zip(alone, rows, strict=True):
+        torch.testing.assert_close(one, together.embeddings[0], rtol=1e-5, atol=1e-5)
     assert [tuple(mask.shape) for mask in masks] == [(1, 10), (1, 6), (1, 5), (3, 2), (1, 2)]  # "image" once
-    assert all(mask.all() for mask in masks) and encoder.encode_all([]) == []
+    assert all(mask.all() for mask in masks) and encoder.encode_rows([]) == []
 
 
 def test_cut_keeps_the_end_token(folder: Path) -> None:

@@ -216,6 +216,9 @@ def test_the_process_and_the_empty_prompt_are_part_of_the_identity() -> None:
     for changed in (other, empty):
         assert identity_of(changed, states, sampling) != identity_of(first, states, sampling)
     # The batch size is none of it, and a plain Guidance is its weight.
+    bounded = Sampling(steps=3, threshold=("clamp", 1.0))
+    assert bounded.conditions() == {**sampling.conditions(), "threshold": ["clamp", 1.0]}
+    assert identity_of(first, states, bounded) != identity_of(first, states, sampling)
     assert identity_of(first, states, Sampling(steps=3, batch_size=1)) == identity_of(first, states, sampling)
     assert identity_of(first, states, Sampling(steps=3, guidance=Guidance(2.0))) == identity_of(first, states, sampling)
 

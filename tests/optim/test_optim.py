@@ -13,7 +13,19 @@ from torch import Tensor, nn
 
 import tiny
 from t2ikit.checkpoints.start import train_only
-from t2ikit.optim import LAMB, AdamW, Constant, Lamb, Muon, WarmupCosine, lr_factor, matrix_groups, parameter_groups
+from t2ikit.optim import (
+    LAMB,
+    AdamW,
+    Constant,
+    EpochCosine,
+    Lamb,
+    LearningRate,
+    Muon,
+    WarmupCosine,
+    lr_factor,
+    matrix_groups,
+    parameter_groups,
+)
 from t2ikit.optim.factories import OptimizerFactory
 from t2ikit.optim.precision import wide_dtype, widened
 
@@ -256,9 +268,27 @@ def test_warm_up_and_cosine() -> None:
     assert WarmupCosine(100).factor(100, 100) == 1.0
 
 
+@pytest.mark.parametrize("rate", [WarmupCosine(100), Constant(100)])
+def test_a_warmup_without_end_is_said(rate: LearningRate) -> None:
+    option = "model.init_args.learning_rate.init_args.warmup"
+    assert option in str(rate.remark(100)) and option in str(rate.remark(30))
+    assert rate.remark(101) is None
+    assert Constant().remark(1) is None and EpochCosine(80, 5).remark(3) is None
+
+
 def test_constant() -> None:
     assert Constant().factor(1, 10) == Constant().factor(10, 10) == 1.0
     assert [Constant(4).factor(step, 10) for step in (1, 2, 4, 9)] == [0.25, 0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+@pytest.mark.parametrize("factory", [AdamW, Lamb, Muon])
+def test_numbers_that_are_not_finite_are_refused(factory: type[AdamW] | type[Lamb], value: float) -> None:
+    for option in ("lr", "weight_decay", "eps"):
+        with pytest.raises(ValueError, match=f"^{option} must be .*, and finite"):
+            factory(**{option: value})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="scale of core must be at least 0, and finite"):
+        factory(scale={"core": value})
 
 
 def test_wrong_options_are_refused() -> None:

@@ -92,6 +92,10 @@ def test_what_is_there_is_kept_and_another_one_refused(tmp_path: Path) -> None:
         trained(tmp_path / "other", AutoencoderOptions(block_channels=(8,) * 6))
     with pytest.raises(ValueError, match="--block-channels must be multiples of 8"):
         AutoencoderOptions(block_channels=(12,))
+    for value in (float("nan"), float("inf"), -1.0):
+        for option in ("learning_rate", "kl_weight", "edge_weight"):
+            with pytest.raises(ValueError, match="--learning-rate must be above 0"):
+                AutoencoderOptions(**{option: value})  # type: ignore[arg-type]
 
 
 def test_pictures_of_a_prepared_set_come_once_an_epoch(tmp_path: Path) -> None:

@@ -57,8 +57,8 @@ class ManyFiles(LocalFiles):
 
 def test_a_list_takes_less_than_100_bytes_a_photo(monkeypatch: pytest.MonkeyPatch) -> None:
     imagenet_classes()
-    monkeypatch.setattr("t2ikit.prepare.sources.files_of", lambda path: ManyFiles(20))
-    monkeypatch.setattr("t2ikit.prepare.sources._shards", lambda *args: [])
+    monkeypatch.setattr("t2ikit.prepare.sources.forms.files_of", lambda path: ManyFiles(20))
+    monkeypatch.setattr("t2ikit.prepare.sources.forms._shards", lambda *args: [])
     tracemalloc.start()
     lists = find_images("/photos", val_share=0.1)
     held, peak = tracemalloc.get_traced_memory()

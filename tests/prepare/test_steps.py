@@ -39,6 +39,7 @@ def test_parts_that_are_there(tmp_path: Path) -> None:
     other_weights = {"t5": TextSource(8, replace(ENCODER, sha256="2"))}
     for other, hashes, named in (
         (replace(MANIFEST, texts=other_weights), ["a"], "--text-encoder differs"),
+        (replace(MANIFEST, texts={"t5": TextSource(8, replace(ENCODER, sha256=""))}), ["a"], "--text-encoder differs"),
         (replace(MANIFEST, token_limit=9), ["a"], "--max-tokens was 0 and is 9 now"),
         (MANIFEST, ["b"], "--seed differs"),
         (MANIFEST, [], "--seed differs"),
@@ -51,6 +52,16 @@ def test_parts_that_are_there(tmp_path: Path) -> None:
     work_folder(folder, 2).mkdir()
     assert parts_done(folder, MANIFEST, ["a", "b", "c"], False, OPTIONS, lambda: "--seed differs") == 2
     assert not work_folder(folder, 1).exists() and work_folder(folder, 2).exists()  # that of the third part goes on
+
+
+def test_encoders_of_unknown_weights_are_told_apart_by_their_names(tmp_path: Path) -> None:
+    one, other = (
+        replace(MANIFEST, texts={"t5": TextSource(8, EncoderReference(name, None, ""))}) for name in ("one", "other")
+    )
+    stored(tmp_path / "set", one, "a")
+    assert parts_done(tmp_path / "set", one, ["a"], False, OPTIONS, lambda: "") == 1
+    with pytest.raises(FileExistsError, match="other inputs: --text-encoder differs"):
+        parts_done(tmp_path / "set", other, ["a"], False, OPTIONS, lambda: "")
 
 
 def test_foreign_files_are_left_alone(tmp_path: Path) -> None:

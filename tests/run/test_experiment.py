@@ -131,6 +131,7 @@ BAD_NODES = [
     ({"callbacks": {"gte": {"init_args": {"tau": 1}}}}, "of this name to change; nearest known: 'gate'"),
     ({"trainer": {"callbacks": []}}, "trainer.callbacks: name callbacks in the mapping"),
     ({"trainer": {"limit_test_batches": 3}}, "trainer.limit_test_batches: has no effect"),
+    ({"trainer": {"limit_train_batches": 0}}, "trainer.limit_train_batches: 0 would train nothing"),
     ({"trainer": {"log_every_n_steps": -1}}, "trainer.log_every_n_steps: must be at least 1, or 0"),
     ({"trainer": {"logger": False}}, "trainer.logger: name loggers in the mapping"),
     ({"seed_everything": "x"}, "seed_everything: expected an int"),

@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch._utils import ExceptionWrapper
 
 import tiny
 from t2ikit import cli
 from t2ikit.callbacks.metrics_csv import read_metrics
+from t2ikit.config.errors import ConfigError
 from t2ikit.evaluation.image_store import ImageStore
+from t2ikit.run.folder import choose
+from t2ikit.run.train import _from_outside, _removed_if_refused
 
 EXPERIMENT = """
 extends: [tiny.yaml]
@@ -180,6 +184,57 @@ def test_an_error_saves_where_the_state_is_whole(at: dict[tuple[str, int], Any])
     assert run("--run.name", "snapshot4", "--resume", "auto") == 0
     assert run("--run.name", "straight") == 0
     assert rows("snapshot4") == rows("straight")
+
+
+@pytest.mark.fault("a mistake of the user that shows after steps", "status 1, everything is kept, and how to go on")
+def test_a_mistake_that_shows_late_removes_nothing(
+    at: dict[tuple[str, int], Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ("--callbacks.val", "null", "--trainer.accumulate_grad_batches", "1")
+    at["start", 0] = ConfigError("no such folder")
+    assert run("--run.name", "early", *few) == 2
+    assert not Path("runs/early").exists()
+    at["start", 4] = ConfigError("no such folder")
+    capsys.readouterr()
+    assert run("--run.name", "late", *few) == 1
+    assert steps("late") == [3]
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(
+        "error: no such folder. The run ended at step 4; go on with: t2ikit run small.yaml --run.name"
+    )
+    at["start", 5] = ConfigError("no such folder")
+    assert run("--run.name", "late", *few, "--resume", "auto") == 1
+    assert Path("runs/late/version_0/config.resume-1.yaml").is_file()
+    assert run("--run.name", "late", *few, "--resume", "auto") == 0
+    assert steps("late") == [3, 6]
+
+
+def test_a_refusal_removes_no_folder_that_holds_a_checkpoint(tmp_path: Path) -> None:
+    run_folder = choose(str(tmp_path), "e", None)
+    kept = run_folder.path / "checkpoints" / "step-00000000.ckpt"
+    config = run_folder.path / "config.yaml"
+    kept.parent.mkdir()
+    for path in (kept, config):
+        path.write_text("content")
+    with pytest.raises(ConfigError), _removed_if_refused(run_folder) as written:
+        written.append(config)
+        raise ConfigError("refused")
+    assert kept.is_file() and config.is_file()
+    kept.unlink()
+    with pytest.raises(ConfigError), _removed_if_refused(run_folder) as written:
+        raise ConfigError("refused")
+    assert not run_folder.path.exists()
+
+
+def test_what_a_worker_of_the_loader_sends_is_read_as_the_mistake_that_it_is() -> None:
+    try:
+        raise ConfigError("data.root: no such folder")
+    except ConfigError:
+        sent = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(ConfigError) as raised:
+        sent.reraise()
+    assert str(raised.value).startswith("Caught ConfigError")
+    assert _from_outside(raised.value) == "data.root: no such folder"
 
 
 TWICE = """

@@ -6,20 +6,28 @@ import shutil
 import time
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from t2ikit.denoisers import CADI, Denoiser
 from t2ikit.encoders import LatentSpace
 from t2ikit.encoders.text import TextEncoder
 from t2ikit.evaluation.reference_images import real_images
+from t2ikit.evaluation.settings import Sampling
+from t2ikit.evaluation.validation import validation_losses
+from t2ikit.metrics.fingerprint import Score
+from t2ikit.module import TextToImage
 from t2ikit.prepare.autoencoder import build_autoencoder
 from t2ikit.prepare.autoencoder_options import AutoencoderOptions
 from t2ikit.records.record import Record
 from t2ikit.records.record_set import RecordSet
 from t2ikit.shapes import ShapesData, latents
 from t2ikit.shapes.latents import encoding_beside
+from tiny import shallow_cad_i
 
 SMALL = {"size": 16, "count": 24, "val_count": 8, "batch_size": 8}
 AUTOENCODER = "embedded:shapes-full"
@@ -113,6 +121,43 @@ def test_references_are_the_images_before_encoding(root: Path) -> None:
     data = ShapesData(root=str(root), autoencoder=AUTOENCODER, **SMALL)
     data.setup()
     assert np.array_equal(real_images(data, "val")[0:1][0], RecordSet(root / "images" / "val")[0].image)
+
+
+def losses(root: Path, seed: int, self_conditioned: bool = False) -> dict[str, Score]:
+    """Validation losses of an untrained CAD-I by name."""
+    data = ShapesData(root=str(root), autoencoder=AUTOENCODER, **SMALL)
+    data.setup()
+    torch.manual_seed(0)
+    denoiser = shallow_cad_i(in_channels=3, text_dim=data.manifest.text_dim)
+    if self_conditioned:
+        torch.nn.init.normal_(denoiser.ln_previous.weight)
+    module = TextToImage(denoiser, space=LatentSpace(AUTOENCODER, channels=3), seed=seed)
+    return {score.name: score for score in validation_losses(module, data, Sampling(), "raw", 0, "test")}
+
+
+def test_the_loss_at_fixed_t_and_its_fingerprint_know_no_seed(root: Path) -> None:
+    first, second = losses(root, 1), losses(root, 2)
+    for name in ("loss_fixed_t", "loss_fixed_t_train"):
+        assert first[name] == second[name] and first[name].fingerprint.extra["posterior"] == "0"
+    assert first["loss"].value != second["loss"].value and "posterior" not in first["loss"].fingerprint.extra
+
+
+def test_validation_has_no_first_pass_that_changes_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {name: score.value for name, score in losses(root, 1).items()}
+    passes, first = [], CADI._first_latents
+
+    def counted(*arguments: Any) -> Tensor:
+        passes.append(1)
+        return first(*arguments)
+
+    monkeypatch.setattr(CADI, "_first_latents", counted)
+    assert {name: score.value for name, score in losses(root, 1).items()} == before and not passes
+    with monkeypatch.context() as always:
+        always.setattr(CADI, "fixed_weights", Denoiser.fixed_weights)
+        assert {name: score.value for name, score in losses(root, 1).items()} == before and passes
+    passes.clear()
+    losses(root, 1, self_conditioned=True)
+    assert passes
 
 
 def test_what_cannot_be_encoded_is_refused(tmp_path: Path) -> None:

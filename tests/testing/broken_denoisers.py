@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from t2ikit.batch import Prediction, Text
 from t2ikit.denoisers import Denoiser
-from t2ikit.denoisers.base import Context, kept_rows, without_graph
+from t2ikit.denoisers.autocast import kept_rows, without_graph
+from t2ikit.denoisers.context import Context
 from t2ikit.denoisers.embeddings import unpatchify
 from t2ikit.denoisers.windows import patch_positions, window_rows
 
@@ -43,6 +44,7 @@ class Small(Denoiser):
     context: type[Tokens] = Tokens
     supports = frozenset({"taps", "window"})  # type: ignore[assignment]
     input_shape = (2, 8, 8)  # type: ignore[assignment]
+    tapped_blocks = 2  # type: ignore[assignment]
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +86,7 @@ class Small(Denoiser):
     def forward(
         self, x: Tensor, level: Tensor, context: Any, state: Any = None, taps: tuple[int, ...] = ()
     ) -> Prediction:
-        self._check_taps(taps, 2)
+        self.check_taps(taps)
         after = self.trunk(x, level, context, x.new_zeros(len(x), WIDTH) if state is None else state)
         output = unpatchify(self.last(after[-1]), 2, (x.shape[2] // 2, x.shape[3] // 2))
         return Prediction(output.to(x.dtype), after[-1].mean(1), tuple(after[tap - 1] for tap in taps))
@@ -341,6 +343,17 @@ class Fails(Small):
         raise RuntimeError("no such kernel")
 
 
+class UncountedBlocks(Small):
+    tapped_blocks = 0  # type: ignore[assignment]
+
+    def check_taps(self, taps: Any) -> None:
+        pass
+
+
+class CoherenceUnread(Small):
+    supports = frozenset({"taps", "window", "coherence"})  # type: ignore[assignment]
+
+
 FAULTS = [
     ("description", UnknownLevel, "level_kind must be one of gamma, t, log_snr; it is 'sigma'"),
     ("shape and dtype", DoubleOutput, "the output must have shape and dtype of x.*float64"),
@@ -361,6 +374,8 @@ FAULTS = [
     ("taps", DetachedTaps, "features must keep their graph"),
     ("taps", TapsChange, "taps must not change the output"),
     ("window", LostPlaces, "keep the tokens' positions"),
+    ("taps", UncountedBlocks, "must say after how many blocks by `tapped_blocks`; it is 0"),
+    ("coherence", CoherenceUnread, "coherence 0 must give another output than 1"),
     ("parts", NoHome, "every parameter must be in one part, but level.weight is in no part"),
     ("FLOPs", Fails, "raised RuntimeError: no such kernel"),
     ("self-conditioning", GraphOfState, "self_condition must build no graph"),

@@ -38,21 +38,27 @@ TWO: dict[str, Any] = {"text_dim": [8, 5], "pooled_dim": 3}
 
 # What passes, and the checks that do not apply to it. Whoever adds a class adds a line.
 OURS: dict[str, tuple[Callable[[], Any], set[str]]] = {
-    "cad_i": (lambda: tiny.shallow_cad_i(patch_size=1, window_tokens=True), {"several texts"}),
-    "dit_i": (lambda: tiny.shallow_dit_i(patch_size=1, window_tokens=True), {"self-conditioning", "several texts"}),
-    "cad_i-two": (lambda: tiny.shallow_cad_i(patch_size=1, window_tokens=True, **TWO), set()),
-    "dit_i-two": (lambda: tiny.shallow_dit_i(patch_size=1, window_tokens=True, **TWO), {"self-conditioning"}),
+    "cad_i": (lambda: tiny.shallow_cad_i(patch_size=1, window_tokens=True, coherence=True), {"several texts"}),
+    "dit_i": (
+        lambda: tiny.shallow_dit_i(patch_size=1, window_tokens=True),
+        {"self-conditioning", "several texts", "coherence"},
+    ),
+    "cad_i-two": (lambda: tiny.shallow_cad_i(patch_size=1, window_tokens=True, **TWO), {"coherence"}),
+    "dit_i-two": (
+        lambda: tiny.shallow_dit_i(patch_size=1, window_tokens=True, **TWO),
+        {"self-conditioning", "coherence"},
+    ),
     "dit_i-two-modulated": (
         lambda: tiny.shallow_dit_i(time_conditioning="adaln_single", **TWO),
-        {"self-conditioning", "window"},
+        {"self-conditioning", "window", "coherence"},
     ),
-    "uvit": (lambda: tiny.uvit(text_dim=8), {"self-conditioning", "window", "several texts"}),
+    "uvit": (lambda: tiny.uvit(text_dim=8), {"self-conditioning", "window", "several texts", "coherence"}),
     "uvit-levels-two": (
         lambda: tiny.uvit(shell=Levels(2, (8,), (2,), 8), text_dim=[8, 5]),
-        {"self-conditioning", "window"},
+        {"self-conditioning", "window", "coherence"},
     ),
-    "small": (broken_denoisers.Small, {"several texts"}),
-    "small-two": (broken_denoisers.TwoTexts, set()),
+    "small": (broken_denoisers.Small, {"several texts", "coherence"}),
+    "small-two": (broken_denoisers.TwoTexts, {"coherence"}),
     "denoising": (Denoising, set()),
     "denoising-term": (
         lambda: Denoising(RectifiedFlow(), 0.2, 0.5, 0.1, VelocityError(), {"align": broken_others.Align(0.5, 9)}),

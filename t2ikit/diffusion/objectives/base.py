@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from t2ikit.batch import Batch, Movable, Texts, each_text, map_texts
-from t2ikit.denoisers.base import Denoiser, kept_rows
+from t2ikit.denoisers.autocast import kept_rows
+from t2ikit.denoisers.base import Denoiser
 from t2ikit.diffusion.processes import Process
 from t2ikit.diffusion.terms.base import Needs
 from t2ikit.rng import Keyed
@@ -82,11 +83,14 @@ class Objective(nn.Module, ABC):
         process: the diffusion process.
         needs: what it reads of a record and of the denoiser; refused before the run where the data or the denoiser
             lacks it.
+        coherence: name of the array of a record that says how well text and image agree, one number in [0, 1]; it is
+            among ``needs``. For denoisers that know coherence, and only for them; None = it reads none.
         unconditional: the encoding of the empty prompt by every text encoder, one row; set before the first step from
             the data.
     """
 
     needs: Needs = Needs()
+    coherence: str | None = None
 
     def __init__(self, process: Process) -> None:
         super().__init__()

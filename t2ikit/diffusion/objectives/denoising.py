@@ -17,7 +17,7 @@ from t2ikit.batch import Batch, Prediction, Text, Texts, each_text, map_texts
 from t2ikit.denoisers.base import Denoiser
 from t2ikit.diffusion.objectives.base import Draws, Loss, Objective
 from t2ikit.diffusion.processes import GaussianDiffusion, Process
-from t2ikit.diffusion.terms.base import MainPass, Term
+from t2ikit.diffusion.terms.base import MainPass, Needs, Term
 from t2ikit.diffusion.weightings import VelocityError, Weighting
 from t2ikit.rng import Keyed
 
@@ -29,8 +29,8 @@ SPARE_ROWS = 2
 more are kept of 16, 32, ... 1,024 consecutive slots, nor of so many that Crop leaves at p = 0.5."""
 
 LEVELS = 8
-SEED = 0
-"""Of the noise, in every run."""
+FIXED_SEED = 0
+"""Of the noise of :func:`fixed_t_loss`, and of the posterior of its latents, in every run."""
 
 
 class Denoising(Objective):
@@ -49,6 +49,9 @@ class Denoising(Objective):
             0 is off. See :meth:`offset`.
         weighting: what the error of each sample is multiplied by, as a function of its noise level. None: 1.
         terms: further losses by name; a name is letters, digits and underscores.
+        coherence: name of the array of every record that says how well its text and image agree, one number in [0, 1],
+            for a denoiser that knows coherence (``CADI(coherence=True)``). CAD (Dufour et al. 2024) takes the CLIP
+            score in 8 bins and drops no text: ``text_drop`` 0. None: the denoiser knows none.
 
     Raises:
         ValueError: a rate outside [0, 1], a negative ``offset_noise``, a term with a name that is taken or unfit.
@@ -63,6 +66,7 @@ class Denoising(Objective):
         weighting: Weighting | None = None,
         terms: dict[str, Term] | None = None,
         text_drop_each: list[float] | None = None,
+        coherence: str | None = None,
     ) -> None:
         super().__init__(process if process is not None else GaussianDiffusion())
         self.text_drop_each = tuple(text_drop_each or ())
@@ -70,8 +74,8 @@ class Denoising(Objective):
         for option, rate in [*rates, *(("text_drop_each", rate) for rate in self.text_drop_each)]:
             if not 0.0 <= rate <= 1.0:
                 raise ValueError(f"{option} is a probability in [0, 1], got {rate}")
-        if offset_noise < 0.0:
-            raise ValueError(f"offset_noise is a standard deviation, at least 0; got {offset_noise}")
+        if not 0.0 <= offset_noise < math.inf:
+            raise ValueError(f"offset_noise is a standard deviation, at least 0 and finite; got {offset_noise}")
         if terms and NAME in terms:
             raise ValueError(f"terms: {NAME!r} is the name of the loss itself; give the term another")
         for name in terms or {}:
@@ -87,6 +91,9 @@ class Denoising(Objective):
         self.terms = nn.ModuleDict(terms or {})
         for term in self._terms().values():
             self.needs = self.needs | term.needs
+        self.coherence = coherence
+        if coherence is not None:
+            self.needs = self.needs | Needs(arrays=(coherence,))
 
     def _terms(self) -> dict[str, Term]:
         return {name: term for name, term in self.terms.items() if isinstance(term, Term)}
@@ -146,7 +153,16 @@ class Denoising(Objective):
         taps = sorted({tap for term in terms.values() for tap in term.needs.taps})
         noise = self.offset(draws.noise)
         x_t, target, prediction = main_pass(
-            self.process, denoiser, batch.latents, noise, batch.t, draws.text, draws.keep, batch.window, tuple(taps)
+            self.process,
+            denoiser,
+            batch.latents,
+            noise,
+            batch.t,
+            draws.text,
+            draws.keep,
+            batch.window,
+            tuple(taps),
+            self._coherence_of(batch),
         )
         loss_B = self._error(prediction.output, target, batch.t)
         parts = {NAME: loss_B}
@@ -169,6 +185,7 @@ class Denoising(Objective):
         text: Texts,
         keep: Tensor | None = None,
         window: Tensor | None = None,
+        coherence: Tensor | None = None,
     ) -> Tensor:
         """The denoising loss of every sample, without terms: a pure function of its arguments.
 
@@ -182,6 +199,7 @@ class Denoising(Objective):
             text: B rows, after the conditioning drop.
             keep: [B] bool, which samples are self-conditioned, on the CPU to save a host sync. None: no first pass.
             window: [B, 4] x0 y0 x1 y1 in [0, 1], for denoisers that know which part of an image they see.
+            coherence: [B] in [0, 1], for denoisers that know how well text and image agree.
 
         Returns:
             [B], at least fp32: the mean over C, H, W of the squared error, times the weight.
@@ -189,8 +207,13 @@ class Denoising(Objective):
         Raises:
             ValueError: a wrong shape; the message says what was expected.
         """
-        _, target, prediction = main_pass(self.process, denoiser, x0, self.offset(noise), t, text, keep, window)
+        noise = self.offset(noise)
+        _, target, prediction = main_pass(self.process, denoiser, x0, noise, t, text, keep, window, coherence=coherence)
         return self._error(prediction.output, target, t)
+
+    def _coherence_of(self, batch: Batch) -> Tensor | None:
+        """[B] of the records, or None where none is read."""
+        return None if self.coherence is None else batch.extra[self.coherence].float().reshape(len(batch))
 
     @torch.no_grad()
     def validation(self, denoiser: Denoiser, batch: Batch, rng: Keyed) -> Tensor:
@@ -198,7 +221,8 @@ class Denoising(Objective):
         count, device = len(batch), batch.latents.device
         noise = rng.normal("validation noise", batch.slot, count, batch.latents.shape[1:], device)
         keep = torch.ones(count, dtype=torch.bool)
-        return self.loss(denoiser, batch.latents, noise, batch.t, batch.text, keep, batch.window)
+        coherence = self._coherence_of(batch)
+        return self.loss(denoiser, batch.latents, noise, batch.t, batch.text, keep, batch.window, coherence)
 
     def offset(self, noise: Tensor) -> Tensor:
         """Noise whose channel means have variance 1 / (H W) + offset_noise^2; [B, C, H, W] -> the same.
@@ -228,12 +252,13 @@ def main_pass(
     keep: Tensor | None = None,
     window: Tensor | None = None,
     taps: tuple[int, ...] = (),
+    coherence: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Prediction]:
     """x_t, the target, and the prediction after the self-conditioning pass of the rows that are kept.
 
     Args:
         process: the diffusion process.
-        denoiser, x0, noise, t, text, keep, window: as in :meth:`Denoising.loss`.
+        denoiser, x0, noise, t, text, keep, window, coherence: as in :meth:`Denoising.loss`.
         taps: blocks after which features are returned.
 
     Raises:
@@ -247,8 +272,9 @@ def main_pass(
     x_t = process.add_noise(x0, noise, t)
     target = process.target(x0, noise, t)
     level = process.level(t, denoiser.level_kind)
-    # A denoiser of one's own need know neither windows nor taps.
-    context = denoiser.encode_text(text) if window is None else denoiser.encode_text(text, window=window)
+    # A denoiser of one's own need know neither windows nor coherence nor taps.
+    known = {name: value for name, value in (("window", window), ("coherence", coherence)) if value is not None}
+    context = denoiser.encode_text(text, **known)
     state = None if keep is None else denoiser.self_condition(x_t, level, context, keep)
     prediction: Prediction = (
         denoiser(x_t, level, context, state, taps=taps) if taps else denoiser(x_t, level, context, state)
@@ -275,7 +301,7 @@ def fixed_t_loss(denoiser: Denoiser, process: Process, batch: Batch) -> Tensor:
     Record i is seen at level i modulo LEVELS, with noise that its index alone keys, full text and self-conditioning: so
     two runs in one image space are compared on the same inputs, whatever their seeds. It follows quality better than
     the loss that trains (Esser et al. 2024, "Scaling rectified flow transformers", section 5), and its distance between
-    training and held-out records shows overfitting.
+    training and held-out records shows overfitting. A denoiser that knows coherence gets 1, as it does in sampling.
 
     Args:
         denoiser: in evaluation mode.
@@ -284,7 +310,7 @@ def fixed_t_loss(denoiser: Denoiser, process: Process, batch: Batch) -> Tensor:
     """
     device, count = batch.latents.device, len(batch)
     t = fixed_times(process).float().to(device)[batch.index % LEVELS]
-    noise = Keyed(SEED).normal("fixed-t noise", batch.slot, count, batch.latents.shape[1:], device)
+    noise = Keyed(FIXED_SEED).normal("fixed-t noise", batch.slot, count, batch.latents.shape[1:], device)
     keep = torch.ones(count, dtype=torch.bool)
     _, target, prediction = main_pass(process, denoiser, batch.latents, noise, t, batch.text, keep)
     return squared_error(prediction.output, target) * VelocityError()(process, t)

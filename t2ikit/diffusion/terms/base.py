@@ -7,6 +7,7 @@ Shape legend::
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ class Term(nn.Module, ABC):
         compares_rows: whether a sample's value depends on the other samples of its micro-batch.
 
     Raises:
-        ValueError: ``until`` below 1.
+        ValueError: ``until`` below 1, or a weight that is not finite.
     """
 
     needs: Needs = Needs()
@@ -79,6 +80,8 @@ class Term(nn.Module, ABC):
         super().__init__()
         if until is not None and until < 1:
             raise ValueError(f"until must be at least 1, or null for the whole run; got {until}")
+        if not math.isfinite(weight):
+            raise ValueError(f"weight of a term must be finite, got {weight}")
         self.weight = weight
         self.until = until
 

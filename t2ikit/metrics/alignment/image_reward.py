@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from t2ikit.files import parse_json
-from t2ikit.metrics.fingerprint import state_sha256
+from t2ikit.pretrained import state_sha256
 
 MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072
 MAX_TOKENS = 35

@@ -26,7 +26,7 @@ from t2ikit.metrics.alignment.image_reward import image_reward, linear_head, loa
 from t2ikit.metrics.base import Metric, Result, Rows, SampleBatch, Samples
 from t2ikit.metrics.features.clip import CLIPEncoder
 from t2ikit.metrics.features.pixels import describe_pipeline, preprocess_batch
-from t2ikit.metrics.fingerprint import state_sha256
+from t2ikit.pretrained import state_sha256
 
 __all__ = ["AestheticHead", "AestheticScore", "HPSv2", "ImageReward", "PickScore", "image_reward", "pick_scores"]
 

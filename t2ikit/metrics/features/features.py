@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from t2ikit.metrics.fingerprint import state_sha256
 from t2ikit.pictures import Images
+from t2ikit.pretrained import state_sha256
 
 
 class NetworkHolder:

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from t2ikit.metrics.features.features import FeatureExtractor, check_images
 from t2ikit.metrics.features.inception import DIM, load_inception
 from t2ikit.metrics.features.pixels import describe_pipeline, preprocess_batch
-from t2ikit.metrics.fingerprint import state_sha256
-from t2ikit.pretrained import load_pretrained
+from t2ikit.pretrained import load_pretrained, state_sha256
 
 INCEPTION_VARIANTS = ("clean", "legacy_pytorch", "torch_fidelity", "torchmetrics")
 

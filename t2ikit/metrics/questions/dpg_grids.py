@@ -75,7 +75,8 @@ def write_grids(samples: Samples, folder: str | Path) -> list[Path]:
                 f"item_id {item!r} cannot name a grid: the official scorer reads names up to the first dot"
             )
         files.append(Path(folder) / f"{item}.png")
-        save_png(join_grid(samples.images[indices]), files[-1])
+        text = {"prompt": samples.prompts[indices[0]]} if samples.prompts else None
+        save_png(join_grid(samples.images[indices]), files[-1], text)
     return files
 
 
