@@ -99,11 +99,12 @@ def check_file_values(text: str) -> None:
         if depth > _MOST_LEVELS:
             return
         tag = getattr(event, "tag", None)
+        mark: Any = event.start_mark  # of the parser in C or in Python
         if tag not in (None, "!", f"{_TAG}str"):
             shown = tag.replace(_TAG, "!!")[:_LONGEST]
-            raise Ambiguous(problem=f"{shown}: write the value without its tag", problem_mark=event.start_mark)
+            raise Ambiguous(problem=f"{shown}: write the value without its tag", problem_mark=mark)
         if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and (problem := _ambiguity(event.value)):
-            raise Ambiguous(problem=problem, problem_mark=event.start_mark)
+            raise Ambiguous(problem=problem, problem_mark=mark)
 
 
 def _ambiguity(text: str) -> str:

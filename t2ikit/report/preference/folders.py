@@ -160,7 +160,8 @@ def text_of(path: Path) -> dict[str, str]:
     # Of `info`, not of `text`: the entries stand before the pixels, which need no decoding.
     try:
         with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
-            return {key: value for key, value in image.info.items() if isinstance(value, str)}
+            entries = image.info.items()
+            return {key: value for key, value in entries if isinstance(key, str) and isinstance(value, str)}
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is no whole image ({error}): write it again") from error
 
