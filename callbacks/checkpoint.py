@@ -106,10 +106,11 @@ class Checkpoint(LightningCheckpoint):
         if step == self._seen:  # in the middle of an accumulated step, whose gradients no checkpoint holds
             return
         self._seen = step
-        self._look_at_training(trainer, pl_module)
         counts = [self.every_n_steps, None if self.best is None else self.best.every_n_steps]
         due = step in self.keep_steps or any(count is not None and step % count == 0 for count in counts)
-        if due or (self.clock is not None and self.clock.is_due(step)):
+        due = due or (self.clock is not None and self.clock.is_due(step))
+        self._look_at_training(trainer, pl_module, due)
+        if due:
             self.save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -119,12 +120,12 @@ class Checkpoint(LightningCheckpoint):
             self._prune(self._folder(trainer))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._look_at_training(trainer, pl_module)
+        self._look_at_training(trainer, pl_module, due=True)
         self.save(trainer)
 
-    def _look_at_training(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _look_at_training(self, trainer: L.Trainer, pl_module: L.LightningModule, due: bool) -> None:
         """Takes a score of no snapshot; where it is of a checkpoint that is there, removes what is not kept for it."""
-        step = None if self.best is None else self.best.look_at_training(trainer, pl_module)
+        step = None if self.best is None else self.best.look_at_training(trainer, pl_module, due)
         if step is None or not trainer.is_global_zero or trainer.fast_dev_run:
             return
         if (self._folder(trainer) / f"step-{step:08d}.ckpt").is_file():

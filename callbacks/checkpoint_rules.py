@@ -147,18 +147,26 @@ class BestScores:
         self.scores[step] = score
         return True
 
-    def look_at_training(self, trainer: Any, module: Any) -> int | None:
-        """Takes a score that no snapshot gives, at the end of a step; of which step it is, None where there is none."""
+    def look_at_training(self, trainer: Any, module: Any, due: bool) -> int | None:
+        """Takes a score that no snapshot gives, at the end of a step; of which step it is, None where there is none.
+
+        Args:
+            trainer: of the run.
+            module: which it trains.
+            due: whether this step gets a checkpoint; only then a value that the module itself has logged is read, which
+                waits for the device.
+        """
         if self._snapshot is not None:
             return None
         log = getattr(module, "run_log", None)
         if log is not None and self.monitor in log.steps:
             step, value = log.steps[self.monitor], float(log.latest[self.monitor])
-        elif self.monitor in trainer.callback_metrics and not is_overridden("validation_step", module):
+        elif due and self.monitor in trainer.callback_metrics and not is_overridden("validation_step", module):
             step, value = trainer.global_step, float(trainer.callback_metrics[self.monitor])
         else:
             return None
-        if self.scores.get(step) == value:
+        known = self.scores.get(step)
+        if known == value or (known is not None and math.isnan(known) and math.isnan(value)):
             return None
         self.scores[step] = value
         return step

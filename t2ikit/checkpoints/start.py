@@ -103,12 +103,14 @@ def start_from(
 
 def _grid_of_positions(content: Mapping[str, Any], path: Path, origins: Origins | None) -> tuple[int, int] | None:
     """Rows and columns of the learned positions in a checkpoint; None where its denoiser does not say it."""
-    try:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            source = stored_denoiser(content, path, origins)
-    except ValueError:  # a class of which only the weights are left
-        return None
-    return getattr(source, "grid", None) if source.positions else None
+    for device in ("meta", "cpu"):  # a constructor that reads the value of a tensor cannot run without values
+        try:
+            with torch.device(device), torch.random.fork_rng(devices=[]):
+                source = stored_denoiser(content, path, origins)
+        except Exception:  # at last a class of which only the weights are left
+            continue
+        return getattr(source, "grid", None) if source.positions else None
+    return None
 
 
 def train_only(denoiser: Denoiser, trainable: Sequence[str]) -> None:

@@ -109,7 +109,8 @@ class ImageClassifier(Learner, L.LightningModule):
 
     def logged_names(self, experiment: Any) -> Collection[str]:
         """What :meth:`on_train_batch_end` logs at the end of an epoch."""
-        return () if experiment.data.sets.val is None else ("val/loss", "val/accuracy")
+        data = experiment.data
+        return ("val/loss", "val/accuracy") if data.val is not None or data.held_out > 0 else ()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         total = self.trainer.estimated_stepping_batches

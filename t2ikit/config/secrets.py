@@ -38,7 +38,7 @@ _VALUE = re.compile(
 """Addresses with a password or a signature, and what common services give as keys."""
 _OPTION = re.compile(
     r"(^|[_-])(secret|passw(or)?d|passphrase|api[_-]?key|secret[_-]?key|access[_-]?token|auth[_-]?token|authorization"
-    r"|header|cookie)s?([_-]|$)",
+    r"|cookie)s?([_-]|$)",
     re.IGNORECASE,
 )
 _OF_STORE = re.compile(r"(^|_)(token|account_key|sas_token|connection_string)$", re.I)
@@ -177,9 +177,12 @@ def _is_literal(text: str, path: tuple[str, ...]) -> bool:
         return False
     *outer, name = names
     in_store = any("storage_options" in key for key in outer)
+    below = outer[outer.index("init_args") + 1 :] if "init_args" in outer else outer  # not the name of a callback
+    as_text = name.lower() == "headers" and ":" in text  # such as "X-Key: ..."
     return bool(
         _OPTION.search(name)
+        or as_text
         or (in_store and _OF_STORE.search(name))
-        or (any(map(_HEADERS.search, outer)) and _NAME.search(name))
-        or any(map(_COOKIES.search, outer))
+        or (any(map(_HEADERS.search, below)) and _NAME.search(name))
+        or any(map(_COOKIES.search, below))
     )

@@ -238,10 +238,6 @@ def validate(experiment: Experiment) -> None:
         raise ConfigError("trainer.max_steps: the run would never end; set the number of optimizer steps")
     refuse_ranks(trainer)
     refuse_callbacks(experiment.callbacks)
-    try:
-        check_monitors(experiment)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     batch = getattr(experiment.data, "batch_size", None)
     micro_batches = trainer.world_size * trainer.accumulate_grad_batches
     if isinstance(batch, int) and batch % micro_batches:
@@ -260,6 +256,10 @@ def validate(experiment: Experiment) -> None:
             refuse(experiment)
         except ValueError as error:
             raise ConfigError(located(key, error)) from error
+    try:
+        check_monitors(experiment)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _timed(trainer: Trainer) -> bool:

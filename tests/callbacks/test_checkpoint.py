@@ -7,11 +7,13 @@ import re
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 import tiny
@@ -203,3 +205,13 @@ def test_a_small_disk_is_told_before_the_first_step(tmp_path: Path, monkeypatch:
     with pytest.warns(UserWarning, match="0 MB free; a checkpoint takes about .* 3 more are to lie there"):
         trained(tmp_path / "small", Checkpoint(1), max_steps=1)
     assert 0 < expected_bytes(trainer) < size
+
+
+def test_what_the_module_logs_is_read_where_a_checkpoint_is_due() -> None:
+    """Reading it waits for the device; a value that is no number stays what it was."""
+    best = BestScores("own/loss", "min", 2)
+    module = LightningModule()  # without a validation of its own
+    trainer = SimpleNamespace(callback_metrics={"own/loss": torch.tensor(float("nan"))}, global_step=6)
+    assert best.look_at_training(trainer, module, due=False) is None and not best.scores
+    assert best.look_at_training(trainer, module, due=True) == 6
+    assert best.look_at_training(trainer, module, due=True) is None

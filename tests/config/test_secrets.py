@@ -28,7 +28,6 @@ TOKEN = f"hf_{WORD}"
         "data.init_args.storage_options.headers.Cookie",
         "loggers.mine.init_args.cookies.session",
         "loggers.mine.init_args.authorization",
-        "loggers.mine.init_args.headers",
         "loggers.mine.init_args.passwords",
         "loggers.mine.init_args.wandb_api_key",
     ],
@@ -43,6 +42,13 @@ def test_text_below_such_a_name_is_a_secret(key: str) -> None:
     assert literal_secret(at([WORD])) == f"{key}.0"
     assert literal_secret(at("Bearer ${oc.env:MY_TOKEN}")) is None
     assert literal_secret(at(3)) is None and literal_secret(at(None)) is None
+
+
+def test_headers_are_secrets_as_a_text_of_headers_only() -> None:
+    """A title is none, and the name of a callback says nothing of its options."""
+    assert literal_secret({"loggers": {"mine": {"init_args": {"headers": f"X-Key: {WORD}"}}}})
+    assert literal_secret({"callbacks": {"extra": {"init_args": {"header": "Shapes, first try"}}}}) is None
+    assert literal_secret({"callbacks": {"headers": {"init_args": {"key": "val/score"}}}}) is None
 
 
 SECRETS = [
