@@ -108,13 +108,13 @@ def run(args: argparse.Namespace) -> int:
     return _build(args) if args.part == "build" else _analyse(args)
 
 
-def _require_file(path: Path, example: str, longest: Path) -> None:
+def _require_file(path: Path, example: str, suffix: str) -> None:
     """Refuses an ``--out`` that cannot be written, before work whose results would be lost.
 
     Args:
         path: of the option.
         example: name of such a file, for the message.
-        longest: the file with the longest name of those that are written, in the same folder.
+        suffix: the longest of those of the files that are written.
 
     Raises:
         ValueError: it is a folder, or the system refuses to make such a file; says why.
@@ -126,7 +126,7 @@ def _require_file(path: Path, example: str, longest: Path) -> None:
     try:
         if path.is_dir():
             raise ValueError(f"--out {path} is a folder: name a file, such as {path / example}")
-        probe = folder / partial_of(longest).name
+        probe = folder / partial_of(path.with_suffix(suffix)).name
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -135,12 +135,11 @@ def _require_file(path: Path, example: str, longest: Path) -> None:
 
 def _build(args: argparse.Namespace) -> int:
     from t2ikit.report.preference.building import build
-    from t2ikit.report.preference.key import key_file
 
     folders = dict(args.folders)
     if len(folders) < len(args.folders):
         raise ValueError("two folders have one name: give every model its own, as in A=DIR B=DIR")
-    _require_file(args.out, "page.html", key_file(args.out.absolute()))
+    _require_file(args.out, "page.html", ".key.json")
     questions = tuple(name.strip() for name in args.questions.split(","))
     built = build(folders, args.out, secrets.token_hex(16), questions, args.repeat, args.seed, args.prompts)
     print(f"page: {built.page} ({built.page.stat().st_size / 1e6:.1f} MB)")
@@ -161,7 +160,7 @@ def _build(args: argparse.Namespace) -> int:
 
 def _check_out(out: Path, inputs: Sequence[Path]) -> None:
     """Refuses an ``--out`` of analyse that cannot be written, or that would replace what nobody can make again."""
-    _require_file(out, "preference.json", out)
+    _require_file(out, "preference.json", out.suffix)
     if out.suffix.lower() != ".json" or out.name.lower().endswith(".key.json"):
         raise ValueError(f"--out {out}: name a JSON file that is no key, such as preference.json")
     for path in inputs:

@@ -247,6 +247,7 @@ def test_mistakes_are_refused_before_anything_is_written(tmp_path: Path, capsys:
         ([alpha, f"B={tmp_path}/beta", out, "--repeat", "0.6"], "--repeat 0.6"),
         ([alpha, f"b\udcff={tmp_path}/beta", out], "'b\\udcff'=DIR: the name of the model is no UTF-8 text"),
         ([alpha, f"B={tmp_path}/missing", f"--out={tmp_path}"], "is a folder: name a file, such as"),
+        ([alpha, f"B={tmp_path}/missing", "--out=."], "--out . is a folder"),
         ([alpha, f"B={tmp_path}/missing", f"--out={tmp_path}/{'n' * 240}.html"], ".html: File name too long"),
     ):
         assert main(["prefer", "build", *words]) == 2, words
