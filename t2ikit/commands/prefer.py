@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from t2ikit.commands.arguments import expanded, finite
-from t2ikit.files import require_folder, write_whole
+from t2ikit.config.origins import printable
+from t2ikit.files import partial_of, require_folder, write_whole
 
 BUILD = """\
 Writes one HTML file on which people compare pictures of models, two at a time, without knowing whose they are, and its
-key, page.key.json, which stays with you. Pictures are paired by their number; unlike prompts of one number are refused,
-numbers that a model lacks are left out and listed. The page asks nothing of any network and works from the disk; raters
-send you the file that it exports. More than 100 MB of pictures go into a folder beside the page, which goes with it."""
+key, which stays with you: page.key.json of page.html. Pictures are paired by their number; unlike prompts of one number
+are refused, numbers that a model lacks are left out and listed. The page asks nothing of any network and works from the
+disk; raters send you the file that it exports. More than 100 MB of pictures go into a folder beside the page, which
+goes with it."""
 
 BUILD_EXAMPLES = """examples:
   t2ikit prefer build A=samples/a B=samples/b --out page.html
@@ -44,7 +47,13 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     build = _part(parts, "build", "write the page and its key", BUILD, BUILD_EXAMPLES)
     add = build.add_argument
     add("folders", nargs="+", metavar="NAME=DIR", type=_folder, help="a model and its pictures; two or more")
-    add("--out", required=True, metavar="FILE", type=expanded, help="the page; FILE.key.json is written beside it")
+    add(
+        "--out",
+        required=True,
+        metavar="NAME.html",
+        type=expanded,
+        help="the page, NAME.html; NAME.key.json is written beside it",
+    )
     add(
         "--questions",
         default="quality,consistency",
@@ -62,7 +71,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     ties_help = "of three or more models: a tie is half a win of each (default), or has its own probability"
     add("--ties", choices=("half", "davidson"), help=ties_help)
     add("--no-strengths", action="store_true", help="of three or more models: leave the strengths out")
-    add("--out", metavar="FILE", type=expanded, help="also write everything as JSON")
+    add("--out", metavar="FILE.json", type=expanded, help="also write everything as JSON")
     return parser
 
 
@@ -99,13 +108,38 @@ def run(args: argparse.Namespace) -> int:
     return _build(args) if args.part == "build" else _analyse(args)
 
 
+def _require_file(path: Path, example: str, suffix: str) -> None:
+    """Refuses an ``--out`` that cannot be written, before work whose results would be lost.
+
+    Args:
+        path: of the option.
+        example: name of such a file, for the message.
+        suffix: the longest of those of the files that are written.
+
+    Raises:
+        ValueError: it is a folder, or the system refuses to make such a file; says why.
+    """
+    folder = path.absolute().parent
+    require_folder(folder, "--out")
+    while not folder.is_dir():
+        folder = folder.parent
+    try:
+        if path.is_dir():
+            raise ValueError(f"--out {path} is a folder: name a file, such as {path / example}")
+        probe = folder / partial_of(path.with_suffix(suffix)).name
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"--out {path}: {error.strerror}: choose another file") from error
+
+
 def _build(args: argparse.Namespace) -> int:
     from t2ikit.report.preference.building import build
 
     folders = dict(args.folders)
     if len(folders) < len(args.folders):
         raise ValueError("two folders have one name: give every model its own, as in A=DIR B=DIR")
-    require_folder(args.out.absolute().parent, "--out")
+    _require_file(args.out, "page.html", ".key.json")
     questions = tuple(name.strip() for name in args.questions.split(","))
     built = build(folders, args.out, secrets.token_hex(16), questions, args.repeat, args.seed, args.prompts)
     print(f"page: {built.page} ({built.page.stat().st_size / 1e6:.1f} MB)")
@@ -120,8 +154,18 @@ def _build(args: argparse.Namespace) -> int:
     if built.key.left_out:
         print(f"{len(built.key.left_out)} numbers are left out:")
         for number, lacking in built.key.left_out.items():
-            print(f"  {number}: not in {', '.join(lacking)}")
+            print(printable(f"  {number}: not in {', '.join(lacking)}"))
     return 0
+
+
+def _check_out(out: Path, inputs: Sequence[Path]) -> None:
+    """Refuses an ``--out`` of analyse that cannot be written, or that would replace what nobody can make again."""
+    _require_file(out, "preference.json", out.suffix)
+    if out.suffix.lower() != ".json" or out.name.lower().endswith(".key.json"):
+        raise ValueError(f"--out {out}: name a JSON file that is no key, such as preference.json")
+    for path in inputs:
+        if out.resolve() == path.resolve() or (out.exists() and path.exists() and out.samefile(path)):
+            raise ValueError(f"--out {out} is {path}, which is read: name another file, such as preference.json")
 
 
 def _analyse(args: argparse.Namespace) -> int:
@@ -132,13 +176,11 @@ def _analyse(args: argparse.Namespace) -> int:
     from t2ikit.report.preference.key import read_key
     from t2ikit.report.preference.tables import tables
 
+    if args.out is not None:
+        _check_out(args.out, [args.key, *args.exports])
     key = read_key(args.key)
     if args.ties is not None and (args.no_strengths or len(key.models) < 3):
         raise ValueError("--ties acts on the strengths of three or more models: leave it out here")
-    if args.out is not None:
-        if args.out.is_dir():
-            raise ValueError(f"--out {args.out} is a folder: name a file, such as {args.out / 'preference.json'}")
-        require_folder(args.out.absolute().parent, "--out")
     raters = read_exports(args.exports, key)
     analysis = analyse(raters, key, None if args.no_strengths else args.ties or "half")
     counts = f"{analysis.ratings} ratings of {analysis.prompts} prompts by {len(raters)} raters"
@@ -148,7 +190,8 @@ def _analyse(args: argparse.Namespace) -> int:
         console.print(table)
     for rater in analysis.raters:
         if not rater.follows:
-            print(f"{rater.name}: the answers do not stand in the order of the page; were they changed by hand?")
+            name = printable(rater.name)
+            print(f"{name}: the answers do not stand in the order of the page; were they changed by hand?")
     if args.out is not None:
         write_whole(args.out, analysis.to_json())
         print(f"analysis: {args.out}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from t2ikit.cli import main
 from t2ikit.report.preference.analysis import Analysis, analyse
 from t2ikit.report.preference.building import Built
 from t2ikit.report.preference.exports import Rater, Rating, read_exports
-from t2ikit.report.preference.key import Key, Shown
+from t2ikit.report.preference.key import Key, Shown, read_key
 from t2ikit.report.preference.orders import Comparison
 from t2ikit.report.preference.statistics import exact_test, interval, krippendorff, resampled, shares
 from t2ikit.report.preference.strengths import ELO, InfiniteStrengths, resampled_strengths, strengths
@@ -230,6 +230,22 @@ def test_infinite_strengths_are_refused_with_the_models(wins: Mapping[str, int],
     assert np.isnan(resampled_strengths(pairs_of(wins)[None], 3, davidson)).all()
 
 
+def test_infinite_strengths_name_their_question() -> None:
+    def answers(question: str, wins: tuple[str, ...]) -> list[Rating]:
+        return [
+            Rating(question, "0", (min(pair), max(pair)), 1 if pair[0] < pair[1] else -1, "left", 1.0)  # type: ignore[arg-type, type-var]
+            for pair in wins
+        ]
+
+    key = key_of("A", "B", "C", prompts=1)
+    finite = answers("quality", ("AB", "BA", "AC", "CA", "BC", "CB"))
+    # A is better in every rating; B and C are better than each other once.
+    infinite = answers("consistency", ("AB", "AC", "BC", "CB"))
+    said = "^consistency: the strengths are infinite: in no rating is one of B, C better than, or as good as, one of A,"
+    with pytest.raises(InfiniteStrengths, match=said):
+        analyse([rater(finite + infinite)], key)
+
+
 def test_a_tie_bounds_the_strengths() -> None:
     wins = {"AB": 10, "BA": 3, "AC": 5, "A=C": 1, "BC": 4}
     assert np.isfinite(strengths(pairs_of(wins), "ABC")).all()
@@ -327,6 +343,10 @@ def test_what_is_no_export_of_the_page_is_refused(tmp_path: Path, built: Built) 
         ({"ms": -1}, "ms must be a number"),
         ({"ms": float("nan")}, "ms must be a number"),
         ({"ms": True}, "ms must be a number"),
+        ({"ms": 10**400}, "changed.json, rating 1: ms must be a number"),
+        ({"ms": 1.7e308}, "changed.json, rating 1: ms must be a number"),
+        ({"rater": "An\x1b[2Jna"}, "a control character"),
+        ({"rater": "An\u2028na"}, "a control character"),
         (first, "is answered again"),
     ):
         with pytest.raises(ValueError, match=reason):
@@ -337,12 +357,13 @@ def test_what_is_no_export_of_the_page_is_refused(tmp_path: Path, built: Built) 
             read_exports([tmp_path / "broken.json"], built.key)
 
 
-def test_a_rater_twice_is_refused(tmp_path: Path, built: Built) -> None:
+@pytest.mark.parametrize("second", ["anna b", " Anna  B", "ANNA B "])
+def test_a_rater_twice_is_refused(tmp_path: Path, built: Built, second: str) -> None:
     paths = [
         preference.export(tmp_path / f"{index}.json", built.key, name, preference.by_model("alpha"))
-        for index, name in enumerate(("Anna", "anna"))
+        for index, name in enumerate(("Anna B", second))
     ]
-    with pytest.raises(ValueError, match=r"0.json and .*1.json are both of the rater 'anna'"):
+    with pytest.raises(ValueError, match=rf"0.json and .*1.json are both of the rater '{second}'"):
         read_exports(paths, built.key)
 
 
@@ -350,8 +371,69 @@ def test_answers_in_another_order_are_told(tmp_path: Path, built: Built, capsys:
     path = preference.export(tmp_path / "a.json", built.key, "Anna", preference.by_model("alpha"))
     assert main(["prefer", "analyse", str(path), "--key", str(built.key_path)]) == 0
     assert "changed by hand" not in capsys.readouterr().out
-    assert main(["prefer", "analyse", str(changed(path, rater="Bob")), "--key", str(built.key_path)]) == 0
-    assert "Bob: the answers do not stand in the order of the page" in capsys.readouterr().out
+    answers = json.loads(path.read_text())["ratings"]
+    other = changed(path, ratings=answers[::-1])
+    assert main(["prefer", "analyse", str(other), "--key", str(built.key_path)]) == 0
+    assert "Anna: the answers do not stand in the order of the page" in capsys.readouterr().out
+
+
+def test_what_the_page_did_not_show_the_rater_is_refused(tmp_path: Path, built: Built) -> None:
+    path = preference.export(tmp_path / "a.json", built.key, "Anna", preference.by_model("alpha"))
+    asked = preference.asked(built.key, "Anna")
+    once = next(index for index, shown in enumerate(asked) if shown.swapped() not in asked)
+    answers = json.loads(path.read_text())["ratings"]
+    swapped = answers[once] | {"left": answers[once]["right"], "right": answers[once]["left"]}
+    with pytest.raises(ValueError, match=rf"changed.json, rating {once}: the page does not show"):
+        read_exports([changed(path, ratings=[*answers[:once], swapped, *answers[once + 1 :]])], built.key)
+    with pytest.raises(ValueError, match=rf"changed.json, rating {len(answers)}: the page does not show"):
+        read_exports([changed(path, ratings=[*answers, swapped])], built.key)  # a repeat that nobody asked
+    with pytest.raises(ValueError, match=r"changed.json, rating \d+: the page does not show .* rater 'Bob'"):
+        read_exports([changed(path, rater="Bob")], built.key)
+
+
+def _without(content: dict[str, Any], name: str) -> None:
+    del content[name]
+
+
+def _swap(content: dict[str, Any]) -> None:
+    pictures = content["prompts"][1]["pictures"]
+    pictures["alpha"], pictures["beta"] = pictures["beta"], pictures["alpha"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_swap, "prompt '00001' has another picture of 'alpha'"),
+        (lambda key: key["prompts"][0]["pictures"].update(beta="0" * 24), "'00000' has another picture of 'beta'"),
+        (lambda key: key["prompts"][0]["pictures"].pop("beta"), "'00000' needs every model"),
+        (lambda key: key["prompts"].append(key["prompts"][0]), "a prompt is there twice"),
+        (lambda key: key["prompts"][0].update(text=None), "a prompt and its text must be texts"),
+        (lambda key: key.update(prompts={}), "prompts must be a list"),
+        (lambda key: key.update(prompts=[1]), "a prompt must be an object"),
+        (lambda key: key.update(salt="pepper"), "another picture"),
+        (lambda key: key.update(salt=7), "salt must be a text"),
+        (lambda key: key.update(page=7), "page must be a text"),
+        (lambda key: key.update(repeats=True), "repeats must be a whole number"),
+        (lambda key: key.update(repeats=-1), "repeats must be a whole number"),
+        (lambda key: key.update(repeats="2"), "repeats must be a whole number"),
+        (lambda key: key.update(repeats=4), "repeats must be a whole number from 0 to 3"),
+        (lambda key: key.update(seed=0.0), "seed must be a whole number"),
+        (lambda key: key.update(questions="quality"), "questions must be texts"),
+        (lambda key: key.update(questions=["quality", 3]), "questions must be texts"),
+        (lambda key: key.update(questions=["quality", "quality"]), "questions must be texts, each once"),
+        (lambda key: key.update(models=["alpha", "beta"]), "models must be names"),
+        (lambda key: key.update(left_out={"00009": 3}), "left_out must be"),
+        (lambda key: _without(key, "seed"), "KeyError: 'seed'"),
+    ],
+)
+def test_a_key_that_was_changed_is_refused(
+    tmp_path: Path, built: Built, damage: Callable[[dict[str, Any]], object], reason: str
+) -> None:
+    content = json.loads(built.key_path.read_text())
+    damage(content)
+    (tmp_path / "damaged.key.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"--key .*damaged.key.json is no key of a page .*{reason}"):
+        read_key(tmp_path / "damaged.key.json")
 
 
 # ------------------------------------------------------------------ the command
@@ -407,6 +489,7 @@ def test_the_command_refuses_what_it_cannot_say(
     tmp_path: Path, built: Built, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = str(preference.export(tmp_path / "a.json", built.key, "Anna", preference.by_model("alpha")))
+    (tmp_path / "link.json").symlink_to(path)
     key = ["--key", str(built.key_path)]
     for words, message in (
         ([path, "--key", path], "is no key of a page"),
@@ -415,9 +498,21 @@ def test_the_command_refuses_what_it_cannot_say(
         ([f"{tmp_path}/x.json", *key], "no export"),
         ([path, *key, "--ties", "davidson"], "three or more models"),
         ([path, *key, "--out", str(tmp_path)], "is a folder"),
+        ([path, *key, "--out", str(built.key_path)], "no key"),
+        ([path, *key, "--out", f"{tmp_path}/other.key.json"], "no key"),
+        ([path, *key, "--out", str(built.page)], "name a JSON file"),
+        ([path, *key, "--out", f"{tmp_path}/three.pdf"], "name a JSON file"),
+        ([path, *key, "--out", f"{tmp_path}/alpha/../a.json"], "a.json, which is read"),
+        ([path, *key, "--out", f"{tmp_path}/link.json"], "link.json is"),
+        ([path, "--key", path, "--out", path], "which is read"),  # before anything is read
+        ([f"{tmp_path}/x.json", "--key", "x", "--out", f"{tmp_path}/{'n' * 240}.json"], ".json: File name too long"),
+        ([f"{tmp_path}/x.json", "--key", "x", "--out", f"{path}/out.json"], "is a file, no folder"),
     ):
+        before = {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
         assert main(["prefer", "analyse", *words]) == 2, words
-        assert message in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert message in said and ".partial" not in said
+        assert {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
     three = preference.page(tmp_path / "three", "alpha", "beta", "gamma")
     one_sided = preference.export(tmp_path / "b.json", three.key, "a", preference.by_model("alpha", "beta", "gamma"))
     words = ["prefer", "analyse", str(one_sided), "--key", str(three.key_path), "--out", f"{tmp_path}/out.json"]

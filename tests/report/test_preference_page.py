@@ -18,6 +18,7 @@ import preference
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from t2ikit.cli import main
 from t2ikit.metrics.base import Samples
@@ -26,7 +27,7 @@ from t2ikit.metrics.questions.dpg_grids import write_grids
 from t2ikit.prompts import Prompt, PromptFile
 from t2ikit.report.preference import building
 from t2ikit.report.preference.building import build, script_of_page
-from t2ikit.report.preference.folders import pair
+from t2ikit.report.preference.folders import pair, text_of
 from t2ikit.report.preference.key import read_key
 from t2ikit.report.preference.orders import Comparison, comparisons_of, repeats_of
 
@@ -179,6 +180,32 @@ def test_pictures_of_other_programs_take_their_prompts_from_a_file(tmp_path: Pat
         pair(models, tmp_path / "prompts.txt")
 
 
+def test_an_empty_line_shifts_no_prompt(tmp_path: Path) -> None:
+    for model in ("alpha", "beta"):
+        (tmp_path / model).mkdir()
+        for index in range(2):
+            Image.new("RGB", (16, 16)).save(tmp_path / model / f"{index}.jpg")
+    models = {model: tmp_path / model for model in ("alpha", "beta")}
+    for text, line in (("a cat\n\na dog\n", 1), ("\na cat\na dog\n", 0), ("a cat\n \t\n\na dog", 1)):
+        (tmp_path / "prompts.txt").write_text(text)
+        with pytest.raises(ValueError, match=rf"prompts.txt: line {line} \(from 0\) is empty"):
+            pair(models, tmp_path / "prompts.txt")
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\n\n\n")
+    assert pair(models, tmp_path / "prompts.txt").prompts == {"00000": "a cat", "00001": "a dog"}
+
+
+def test_large_pictures_hold_their_prompt_too(tmp_path: Path) -> None:
+    text = PngInfo()
+    text.add_text("prompt", "a cat")
+    Image.new("1", (16000, 12000)).save(tmp_path / "0.png", pnginfo=text)  # more than Pillow's own limit
+    assert text_of(tmp_path / "0.png") == {"prompt": "a cat"}
+    Image.new("RGB", (16, 16)).save(tmp_path / "1.png", format="JPEG")
+    assert text_of(tmp_path / "1.png") == {}
+    (tmp_path / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(ValueError, match=r"2.png is no whole image"):
+        text_of(tmp_path / "2.png")
+
+
 def test_kept_images_of_every_layout_pair(tmp_path: Path) -> None:
     images = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
     prompts = [Prompt("a cat", {"item_id": "one"}), Prompt("a dog", {"item_id": "two"})]
@@ -218,9 +245,14 @@ def test_mistakes_are_refused_before_anything_is_written(tmp_path: Path, capsys:
             "--questions beauty: give one or more",
         ),
         ([alpha, f"B={tmp_path}/beta", out, "--repeat", "0.6"], "--repeat 0.6"),
+        ([alpha, f"b\udcff={tmp_path}/beta", out], "'b\\udcff'=DIR: the name of the model is no UTF-8 text"),
+        ([alpha, f"B={tmp_path}/missing", f"--out={tmp_path}"], "is a folder: name a file, such as"),
+        ([alpha, f"B={tmp_path}/missing", "--out=."], "--out . is a folder"),
+        ([alpha, f"B={tmp_path}/missing", f"--out={tmp_path}/{'n' * 240}.html"], ".html: File name too long"),
     ):
         assert main(["prefer", "build", *words]) == 2, words
-        assert message in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert message in said and ".partial" not in said
         assert {path.name for path in tmp_path.iterdir()} == {"alpha", "beta", "cut", "none"}
     assert main(["prefer", "build", alpha, f"B={tmp_path}/beta", out]) == 0
     key = (tmp_path / "page.key.json").read_bytes()
@@ -283,9 +315,11 @@ def test_orders_differ_by_rater_question_and_seed_alone() -> None:
 
 
 @pytest.mark.skipif(NODE is None, reason="needs node, to run the script of the page")
-@pytest.mark.parametrize("models", [("alpha", "beta"), ("alpha", "beta", "gamma")])
-def test_the_page_asks_in_the_same_order(tmp_path: Path, models: tuple[str, ...]) -> None:
-    built = preference.page(tmp_path, *models, repeat=0.3, seed=7)
+@pytest.mark.parametrize(
+    ("models", "seed"), [(("alpha", "beta"), 7), (("alpha", "beta", "gamma"), -7), (("alpha", "beta"), 2**70 + 1)]
+)
+def test_the_page_asks_in_the_same_order(tmp_path: Path, models: tuple[str, ...], seed: int) -> None:
+    built = preference.page(tmp_path, *models, repeat=0.3, seed=seed)
     data = data_of(built.page.read_text())
     order = script_of_page().partition("// The page of a comparison")[0]
     raters = ["Zoë Müller", "שלום", "a" * 200, "\U0001f600"]
@@ -296,3 +330,61 @@ def test_the_page_asks_in_the_same_order(tmp_path: Path, models: tuple[str, ...]
     assert run.returncode == 0, run.stderr
     for rater, found in zip(raters, json.loads(run.stdout), strict=True):
         assert [Comparison(**entry) for entry in found] == preference.asked(built.key, rater)
+
+
+# ------------------------------------------------------------------ keys and clicks
+
+BROWSER = """
+const listeners = {}, made = {};
+const element = (id, tagName = "BUTTON") => made[id] ??= {
+  id, tagName, dataset: {}, on: {}, classList: { add() {}, remove() {}, toggle() {} },
+  addEventListener(name, act) { this.on[name] = act; }, focus() {}, append() {}, removeAttribute() {},
+  decode: async () => {}, naturalWidth: 16, textContent: "",
+};
+const answers = ["left", "same", "right"].map((choice) => Object.assign(element(choice), { dataset: { choice } }));
+globalThis.document = { getElementById: element, querySelectorAll: () => answers, createElement: () => ({}) };
+globalThis.addEventListener = (name, act) => (listeners[name] = act);
+const kept = { "t2ikit preference P ": "Anna" };
+globalThis.localStorage = { getItem: (name) => kept[name] ?? null, setItem: (name, text) => (kept[name] = text) };
+globalThis.sessionStorage = globalThis.localStorage;
+const settled = () => new Promise((done) => setTimeout(done, 0));
+async function click(target, detail) {
+  target.on.click?.({ detail });
+  await settled();
+}
+// As a browser: Enter clicks the button that has the focus, unless a listener prevents that.
+async function press(target, key, repeat) {
+  let prevented = false;
+  listeners.keydown({ key, repeat, target, preventDefault: () => (prevented = true) });
+  if (key === "Enter" && !prevented) await click(target, 0);
+  return prevented;
+}
+const answered = () => JSON.parse(kept["t2ikit preference P Anna"]).length;
+"""
+
+ACTIONS = """
+(async () => {
+  const counts = [], left = answers[0];
+  await click(element("begin"), 1);
+  for (const detail of [1, 2, 3]) await click(left, detail);
+  counts.push(answered());
+  for (const repeat of [false, true, true, true]) await press(left, "Enter", repeat);
+  counts.push(answered());
+  const space = [await press(left, " ", true), await press(element("name", "INPUT"), " ", true)];
+  await click(left, 1);
+  counts.push(answered());
+  console.log(JSON.stringify([counts, space]));
+})();
+"""
+
+
+@pytest.mark.skipif(NODE is None, reason="needs node, to run the script of the page")
+def test_a_held_key_and_a_double_click_answer_once(tmp_path: Path) -> None:
+    data = data_of(preference.page(tmp_path).page.read_text()) | {"page": "P"}
+    pictures = f"element('data').textContent = {json.dumps(json.dumps(data))};"
+    program = "\n".join([BROWSER, pictures, script_of_page(), ACTIONS])
+    assert NODE is not None
+    run = subprocess.run([NODE, "-"], input=program, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    # One more answer each; a held space is kept from a button alone, as names hold spaces.
+    assert json.loads(run.stdout) == [[1, 2, 3], [True, False]]

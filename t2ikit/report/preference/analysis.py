@@ -1,6 +1,7 @@
 """What raters prefer: everything that an analysis says of the exports of one page.
 
-Pooled numbers are means of the questions, which weighs these alike however many ratings each got. A prompt is a text:
+Pooled numbers are means of the questions, which weighs these alike however many ratings each got; the exact test of the
+sides needs counts, and takes those of all questions together. A prompt is a text:
 pictures of one text with several numbers are one prompt for intervals and tests. Repeats count in the agreement of a
 rater with himself alone.
 """
@@ -30,7 +31,7 @@ from t2ikit.report.preference.statistics import (
     several_prompts,
     shares,
 )
-from t2ikit.report.preference.strengths import ELO, resampled_strengths, strengths
+from t2ikit.report.preference.strengths import ELO, InfiniteStrengths, resampled_strengths, strengths
 
 POOLED = "pooled"
 MOST_INFINITE = 0.025
@@ -121,7 +122,8 @@ class Analysis:
         pairs: every two models that were compared.
         ties: "half" or "davidson", how strengths read ties; None without strengths.
         strengths: question -> strengths, ``pooled`` last, where there are several; empty without.
-        sides: question -> how often the left picture was preferred (hits) and the right one (misses); pooled last.
+        sides: question -> how often the left picture was preferred (hits) and the right one (misses); pooled last, the
+            sum of the questions.
         raters: in the order of the exports.
     """
 
@@ -150,7 +152,7 @@ def analyse(raters: Sequence[Rater], key: Key, ties: str | None = "half") -> Ana
 
     Raises:
         ValueError: there is no answer.
-        InfiniteStrengths: of a question, says why.
+        InfiniteStrengths: of a question; names it and says why.
     """
     ratings = [rating for rater in raters for rating in rater.ratings]
     if not ratings:
@@ -227,7 +229,8 @@ def _counts(
 def _strengths(ratings: Sequence[Rating], key: Key, texts: dict[str, str], davidson: bool) -> dict[str, Strengths]:
     models, questions = list(key.models), _asked(ratings, key)
     counts = _counts(ratings, questions, list(combinations(models, 2)), texts)  # [Q, P, C, 3]
-    values = np.stack([ELO * strengths(part, models, davidson) for part in counts.sum(axis=1)])  # [Q, K]
+    rows_of = zip(questions, counts.sum(axis=1), strict=True)
+    values = np.stack([ELO * _strengths_of(name, part, models, davidson) for name, part in rows_of])  # [Q, K]
     enough = several_prompts(counts.sum(axis=(2, 3)))
     blocks = [
         [resampled_strengths(np.einsum("rp,pcx->rcx", rows, part), len(models), davidson) for part in counts]
@@ -245,6 +248,13 @@ def _strengths(ratings: Sequence[Rating], key: Key, texts: dict[str, str], david
         elo = {model: Estimate(float(value[column]), *limits[column]) for column, model in enumerate(models)}
         found[name] = Strengths(elo, left_out)
     return found
+
+
+def _strengths_of(question: str, counts: NDArray[np.float64], models: list[str], davidson: bool) -> NDArray[np.float64]:
+    try:
+        return strengths(counts, models, davidson)
+    except InfiniteStrengths as error:
+        raise InfiniteStrengths(f"{question}: {error}") from error
 
 
 # ------------------------------------------------------------------ sides and raters

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from t2ikit.photos import compress, read_rgb
 from t2ikit.pictures import head_of, named
 from t2ikit.report.page import template
 from t2ikit.report.preference.folders import Pairing, pair
-from t2ikit.report.preference.key import QUESTIONS, Key, Shown, key_file
+from t2ikit.report.preference.key import QUESTIONS, Key, Shown, key_file, name_of
 from t2ikit.report.preference.orders import MOST_REPEATED, repeats_of
 
 MOST_INLINE = 100_000_000
@@ -84,7 +85,7 @@ def build(
     pairing = pair(folders, prompts)
     sizes = {number: _size(number, pictures) for number, pictures in pairing.pictures.items()}
     names = {
-        (number, model): hashlib.sha256("\0".join((salt, model, number)).encode()).hexdigest()[:24]
+        (number, model): name_of(salt, model, number)
         for number, pictures in pairing.pictures.items()
         for model in pictures
     }
@@ -124,6 +125,9 @@ def _check(folders: Mapping[str, Path], out: Path, questions: Sequence[str], rep
     """Refuses arguments that cannot give a page, before anything is read."""
     if len(folders) < 2:
         raise ValueError("a comparison needs two models: give A=DIR B=DIR")
+    for model in folders:
+        if re.search("[\ud800-\udfff]", model):  # what Python makes of bytes that are no UTF-8
+            raise ValueError(f"{ascii(model)}=DIR: the name of the model is no UTF-8 text: give another name")
     unknown = [name for name in questions if name not in QUESTIONS]
     if unknown or not questions or len(set(questions)) < len(questions):
         raise ValueError(f"--questions {','.join(questions)}: give one or more of {', '.join(QUESTIONS)}, each once")
@@ -208,7 +212,9 @@ def data_of(key: Key) -> dict[str, Any]:
         {"id": shown.prompt, "text": shown.text, "pictures": sorted(shown.pictures.values())} for shown in key.prompts
     ]
     questions = [{"name": name, "text": QUESTIONS[name]} for name in key.questions]
-    return {"page": key.page, "seed": key.seed, "questions": questions, "repeats": key.repeats, "prompts": prompts}
+    # The seed as text: numbers of JavaScript are exact up to 2^53 alone.
+    seed = str(key.seed)
+    return {"page": key.page, "seed": seed, "questions": questions, "repeats": key.repeats, "prompts": prompts}
 
 
 def page_of(key: Key, pictures: Mapping[str, str], folder: Path | None) -> str:

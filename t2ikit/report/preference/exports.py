@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from t2ikit.report.preference.key import Key
 from t2ikit.report.preference.orders import Comparison, comparisons_of
 
 CHOICES = ("left", "same", "right")
+MOST_MS = 1e12
+"""Milliseconds of an answer that are believed: thirty years."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def read_exports(paths: Sequence[Path], key: Key) -> list[Rater]:
     raters: dict[str, Rater] = {}
     for path in paths:
         rater = read_export(path, key)
-        known = unicodedata.normalize("NFKC", rater.name).casefold()  # "anna" is Anna
+        known = " ".join(unicodedata.normalize("NFKC", rater.name).casefold().split())  # "anna " is Anna
         if known in raters:
             raise ValueError(
                 f"{raters[known].file} and {path} are both of the rater {rater.name!r}: give one export of each rater, "
@@ -98,7 +99,15 @@ def read_export(path: Path, key: Key) -> Rater:
     if not isinstance(name, str) or not name.strip() or not isinstance(entries, list):
         raise ValueError(f"{path}: the rater must be a name, the ratings a list")
     check_text(name, f"the rater of {path}")
-    owners = {shown.prompt: {picture: model for model, picture in shown.pictures.items()} for shown in key.prompts}
+    if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in name):
+        raise ValueError(f"{path}: the rater {ascii(name)} has a control character, of which the page keeps none")
+    asked = [
+        comparison
+        for question in key.questions
+        for comparison in comparisons_of(key.seed, name, question, key.names(), key.repeats)
+    ]
+    shown = frozenset(asked)
+    owners = {entry.prompt: {picture: model for model, picture in entry.pictures.items()} for entry in key.prompts}
     ratings: dict[Comparison, Rating] = {}
     repeats: dict[frozenset[Comparison], tuple[int, int]] = {}
     order = []
@@ -109,15 +118,15 @@ def read_export(path: Path, key: Key) -> Rater:
         pair = frozenset((comparison, comparison.swapped()))
         if comparison in ratings or pair in repeats:
             raise ValueError(f"{where}: a comparison is answered again that the page does not show again")
+        if comparison not in shown:
+            raise ValueError(
+                f"{where}: the page does not show prompt {comparison.prompt} to the rater {name!r} with these sides: "
+                "give the file as the page exported it"
+            )
         if comparison.swapped() in ratings:
             repeats[pair] = (ratings[comparison.swapped()].value, rating.value)
         else:
             ratings[comparison] = rating
-    asked = [
-        comparison
-        for question in key.questions
-        for comparison in comparisons_of(key.seed, name, question, key.names(), key.repeats)
-    ]
     follows = order == asked[: len(order)]
     return Rater(name, path, tuple(ratings.values()), tuple(repeats.values()), len(asked), follows)
 
@@ -142,8 +151,8 @@ def _rating(entry: Any, where: str, key: Key, owners: Mapping[str, Mapping[str, 
     if choice not in CHOICES:
         raise ValueError(f"{where}: the choice {choice!r} is none of {', '.join(CHOICES)}")
     ms = entry.get("ms")
-    if isinstance(ms, bool) or not isinstance(ms, int | float) or not math.isfinite(ms) or ms < 0:
-        raise ValueError(f"{where}: ms must be a number of milliseconds, got {ms!r}")
+    if isinstance(ms, bool) or not isinstance(ms, int | float) or not 0 <= ms <= MOST_MS:
+        raise ValueError(f"{where}: ms must be a number of milliseconds from 0 to {MOST_MS:g}, got {repr(ms)[:40]}")
     first, second = (model for model in key.models if model in (pictures[left], pictures[right]))
     value = {"left": 1, "same": 0, "right": -1}[choice] * (1 if pictures[left] == first else -1)
     rating = Rating(question, prompt, (first, second), value, choice, float(ms))

@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
-from t2ikit.files import check_text
-from t2ikit.photos import FORMATS, SUFFIXES
+from t2ikit.files import check_text, read_lines
+from t2ikit.photos import SUFFIXES
+from t2ikit.pictures import head_of, named
 from t2ikit.prompts import read_prompts
 
 
@@ -67,7 +68,7 @@ def pair(folders: Mapping[str, Path], prompts: str | Path | None = None) -> Pair
         if folder.resolve() in resolved:
             raise ValueError(f"{model}={folder} is the folder of {resolved[folder.resolve()]} too: name another one")
         resolved[folder.resolve()] = model
-    texts = None if prompts is None else read_prompts(prompts, "--prompts")
+    texts = None if prompts is None else _numbered_prompts(prompts)
     found = {model: find(folder, texts) for model, folder in folders.items()}
     numbers = sorted({number for pictures in found.values() for number in pictures})
     pairing = Pairing({}, {}, {})
@@ -84,6 +85,23 @@ def pair(folders: Mapping[str, Path], prompts: str | Path | None = None) -> Pair
         examples = ", ".join(f"{next(iter(pictures))} of {model}" for model, pictures in found.items())
         raise ValueError(f"no number has a picture of every model (there are {examples}): name folders that pair")
     return pairing
+
+
+def _numbered_prompts(path: str | Path) -> list[str]:
+    """The lines of a file of prompts, where the number of a line counts.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`t2ikit.prompts.read_prompts`, which leaves empty lines out; one before
+            the last prompt would give all after it to other pictures.
+    """
+    prompts = read_prompts(path, "--prompts")
+    for number, line in enumerate(read_lines(Path(path).expanduser())[: len(prompts)]):
+        if not line.strip():
+            raise ValueError(
+                f"--prompts {path}: line {number} (from 0) is empty, and line N is the prompt of the pictures called N"
+                ": write its prompt, or remove the line"
+            )
+    return prompts
 
 
 def find(folder: Path, texts: Sequence[str] | None) -> dict[str, Found]:
@@ -111,6 +129,7 @@ def find(folder: Path, texts: Sequence[str] | None) -> dict[str, Found]:
             continue
         check_text(prompt, f"the prompt of {path}")
         number = "/".join(f"{int(part):05d}" if _is_number(part) else part for part in parts)
+        check_text(number, f"the name of {path}")
         if number in found:
             raise ValueError(f"{found[number].path} and {path} have the same number: remove one of them")
         found[number] = Found(path, prompt)
@@ -153,17 +172,20 @@ def text_of(path: Path) -> dict[str, str]:
     """The text entries of a PNG file; none of any other one.
 
     Raises:
-        ValueError: it is no whole PNG file; names it.
+        ValueError: it is no picture; names it.
     """
     if path.suffix.lower() != ".png":
         return {}
-    # Of `info`, not of `text`: the entries stand before the pixels, which need no decoding.
-    try:
-        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
+    head_of(path)
+    with named(path), path.open("rb") as file:
+        if file.read(8) != b"\x89PNG\r\n\x1a\n":
+            return {}  # of another format than its name says
+        file.seek(0)
+        # Not by `Image.open`, whose limit of pixels is lower than that of t2ikit.photos. Of `info`, not of `text`: the
+        # entries stand before the pixels, which need no decoding.
+        with PngImageFile(file) as image:
             entries = image.info.items()
             return {key: value for key, value in entries if isinstance(key, str) and isinstance(value, str)}
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is no whole image ({error}): write it again") from error
 
 
 def _check_same(number: str, there: Mapping[str, Found]) -> None:

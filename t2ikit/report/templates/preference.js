@@ -184,6 +184,8 @@
 
   addEventListener("keydown", (event) => {
     const key = event.key ?? ""; // some browsers fill in a form by an event without one
+    // Held on a button, Enter presses it again and again.
+    if (event.repeat && (key === "Enter" || key === " ") && event.target.tagName === "BUTTON") event.preventDefault();
     const act = KEYS[key.length === 1 ? key.toLowerCase() : key];
     if (!act || rater === null || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
@@ -191,7 +193,9 @@
   });
 
   for (const button of document.querySelectorAll("[data-choice]")) {
-    button.addEventListener("click", () => answer(button.dataset.choice));
+    button.addEventListener("click", (event) => {
+      if (event.detail < 2) answer(button.dataset.choice); // a double click answers once; a key has no detail
+    });
   }
   byId("form").addEventListener("submit", (event) => {
     event.preventDefault();
