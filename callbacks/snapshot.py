@@ -235,12 +235,17 @@ class Snapshot(L.Callback):
         look(trainer, pl_module, values, [entry.name for entry in trainer.callbacks if isinstance(entry, Snapshot)])
 
     def _known(self, trainer: L.Trainer, pl_module: TextToImage) -> bool:
-        """Takes what the newest snapshot gave, if it is that of this step, of the same weights and settings."""
+        """Takes what the newest snapshot gave, if it is that of this step, of the same weights and settings.
+
+        The folder of its scores must be there: nothing else would write the files of this step.
+        """
         path = self.folder(trainer) / _NEWEST
 
         def of_this_step() -> dict[str, Any] | None:
             known: dict[str, Any] = parse_json(path.read_text()) if path.is_file() else {}
             if known.get("step") != trainer.global_step:
+                return None
+            if known["scores"] and not scores_folder(trainer, self.name, trainer.global_step).is_dir():
                 return None
             with pl_module.averaged(self.ema_decay):
                 identity = identity_text(self.evaluation.identity(pl_module, self._sampling(trainer)))

@@ -1,7 +1,8 @@
 """What a run has made after the step from which it goes on again: kept, and no longer taken for its own.
 
     checkpoints/left-at-00000002/                      checkpoints of later steps, and ``finished``
-    left-at-00000002/samples/NAME/                     scores, details, grids and images of later snapshots
+    left-at-00000002/samples/NAME/                     scores, details, grids and images of later snapshots, and a
+                                                       ``newest.json`` of one of them
     left-at-00000002/evaluations/NAME/                 later evaluations of the run's checkpoints
 
 A second time at the same step is ``left-at-00000002-2``: nothing that was kept is ever replaced. ``metrics.csv`` and
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from t2ikit.checkpoints.runs import FINISHED, finish_record
 from t2ikit.checkpoints.saving import step_in_name
+from t2ikit.files import parse_json
 from t2ikit.lock import is_locked
 
 # Not the images of an unfinished snapshot, step-*.sampling: a hash of the weights says whether they can be used.
@@ -29,7 +31,7 @@ def set_aside(folder: Path, step: int) -> list[tuple[Path, Path]]:
     """Moves what is of later steps away; called by the first rank, before anything new is written.
 
     Neither ``--resume`` nor the removal of older checkpoints, nor a reader of the newest scores, may take it for what
-    this run makes.
+    this run makes. If an error or a signal ends this half-way, everything is put back.
 
     Args:
         folder: of the run.
@@ -46,9 +48,13 @@ def set_aside(folder: Path, step: int) -> list[tuple[Path, Path]]:
     label = _free_label(folder, step)
     moved = [(path, folder / "checkpoints" / label / path.name) for path in checkpoints]
     moved += [(path, folder / label / path.relative_to(folder)) for path in later]
-    for old, new in moved:
-        new.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(old, new)
+    try:
+        for old, new in moved:
+            new.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(old, new)
+    except BaseException:
+        put_back(moved)
+        raise
     if moved:
         places = " and ".join(
             str(place)
@@ -60,14 +66,19 @@ def set_aside(folder: Path, step: int) -> list[tuple[Path, Path]]:
 
 
 def put_back(moved: Sequence[tuple[Path, Path]]) -> None:
-    """Undoes :func:`set_aside` for a run that was refused."""
+    """Undoes :func:`set_aside` for a run that has made no step; a second time, it does nothing."""
+    back = 0
     for old, new in moved:
-        os.replace(new, old)
+        if new.exists():
+            os.replace(new, old)
+            back += 1
         for parent in new.parents:
             try:
                 parent.rmdir()
-            except OSError:  # it holds something else
+            except OSError:  # it holds something else, or is gone
                 break
+    if back:
+        print(f"no step was made: {back} files and folders of later steps are back in their places")
 
 
 def _free_label(folder: Path, step: int) -> str:
@@ -107,3 +118,7 @@ def _later_results(folder: Path, step: int) -> Iterator[Path]:
         named = pattern.fullmatch(path.name)
         if named is not None and int(named[1]) > step:
             yield path
+    for path in sorted(folder.glob("samples/*/newest.json")):  # else a snapshot of that step would not be made again
+        with suppress(OSError, ValueError, TypeError, AttributeError):  # a file of any other kind: it is left alone
+            if parse_json(path.read_text()).get("step", -1) > step:
+                yield path

@@ -72,16 +72,29 @@ class _Resumed(Callback):
 class _GoingBack(Callback):
     """Sets aside, before anything is written, what the folder has of later steps than that at which the run goes on.
 
-    Attributes:
-        moved: old and new places.
+    It is put back if an error, a refusal or a signal ends the run before its first step: by the rank that moved it,
+    since the process that has forked that rank knows nothing of it.
     """
 
     def __init__(self) -> None:
-        self.moved: list[tuple[Path, Path]] = []
+        self._moved: list[tuple[Path, Path]] = []
+        self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
         if trainer.is_global_zero:
-            self.moved = set_aside(Path(trainer.default_root_dir), trainer.global_step)
+            self._moved = set_aside(Path(trainer.default_root_dir), self._step)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_step > self._step:  # not in the middle of a step of several micro-batches
+            self._moved = []
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        try:
+            put_back(self._moved)
+        except stopping.Stopped:  # from a launcher whose other rank has failed; it comes once
+            put_back(self._moved)
+            raise
 
 
 class _Started(Callback):
@@ -213,7 +226,12 @@ def _fit(experiment: Experiment, folder: RunFolder, step: int, again: str, confi
     back, started, trainer = _GoingBack(), _Started(config), experiment.trainer
     stop = stop_by_ourselves(trainer)
     trainer.callbacks = [_Resumed(step), back, *trainer.callbacks, started, KeepEncoder()]  # type: ignore[attr-defined]
-    prepare_ranks(trainer, lambda error: stop.on_exception(trainer, experiment.model, error))
+
+    def of_forked_rank(error: BaseException) -> None:
+        for callback in (back, stop):
+            callback.on_exception(trainer, experiment.model, error)
+
+    prepare_ranks(trainer, of_forked_rank)
     path = None if folder.checkpoint is None else str(folder.checkpoint)
     try:
         with tell_ranks(folder):
@@ -240,7 +258,6 @@ def _fit(experiment: Experiment, folder: RunFolder, step: int, again: str, confi
         refusal = None if started.seen else _refusal(error, path) or (reason and ConfigError(reason))
         if not refusal:
             raise
-        put_back(back.moved)
         raise refusal from error
     wait_for_ranks(trainer, kill=False)  # so that their CPU-seconds count among those of this process
     failure = failure_of(trainer)

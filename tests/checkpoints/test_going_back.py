@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,7 @@ LATER = {
     "samples/val/step-00000004.png": "left-at-00000002/samples/val/step-00000004.png",
     "samples/val/step-00000004/0.png": "left-at-00000002/samples/val/step-00000004/0.png",
     "samples/val/scores/step-00000004/loss.json": "left-at-00000002/samples/val/scores/step-00000004/loss.json",
+    "samples/other/newest.json": "left-at-00000002/samples/other/newest.json",
     "samples/val/details/step-00000004/a.jsonl": "left-at-00000002/samples/val/details/step-00000004/a.jsonl",
     "evaluations/val/step-00000004/grid.png": "left-at-00000002/evaluations/val/step-00000004/grid.png",
 }
@@ -48,6 +51,8 @@ def run(tmp_path: Path) -> Path:
         (tmp_path / name).write_text(name)
     for name, step in {"step-00000002": 2, "step-00000004": 4, "epoch=1-step=6-v1": 6, "last": 6}.items():
         torch.save({"global_step": step}, tmp_path / "checkpoints" / f"{name}.ckpt")
+    (tmp_path / "samples/val/newest.json").write_text(json.dumps({"step": 2}))
+    (tmp_path / "samples/other/newest.json").write_text(json.dumps({"step": 4}))
     (tmp_path / "finished").unlink()
     finish(tmp_path, {"a": 1})
     return tmp_path
@@ -62,8 +67,9 @@ def test_all_of_later_steps_is_kept_aside_and_nothing_else(run: Path, capsys: py
     assert files(run) == {places[name]: content for name, content in before.items()}
     assert not is_finished(run)
     assert f"going on at step 2: {len(moved)} files and folders of later steps moved to" in capsys.readouterr().out
-    put_back(moved)
-    assert files(run) == before
+    for said in (f"no step was made: {len(moved)} files and folders of later steps are back", ""):  # and once more
+        put_back(moved)
+        assert files(run) == before and capsys.readouterr().out.startswith(said)
     assert not list(run.rglob("left-at-*"))
 
 
@@ -78,3 +84,29 @@ def test_what_was_kept_is_never_replaced(run: Path, capsys: pytest.CaptureFixtur
         after = files(run)
         assert before.items() < after.items()
         assert after.keys() - before.keys() == {f"checkpoints/left-at-00000004-{number}/step-00000005.ckpt"}
+
+
+@pytest.mark.parametrize("content", ["", "a", "[]", "{}", '{"step": null}', "\udcff"])
+def test_a_strange_file_of_the_newest_snapshot_is_left_alone(run: Path, content: str) -> None:
+    path = run / "samples/val/newest.json"
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    set_aside(run, 2)
+    assert path.is_file()
+
+
+@pytest.mark.parametrize("error", [OSError("full"), SystemExit("a signal")])
+def test_what_ends_half_way_leaves_everything_in_its_place(
+    run: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    before, replace, calls = files(run), os.replace, list[Path]()
+
+    def third_fails(old: Path, new: Path) -> None:
+        calls.append(old)
+        if len(calls) == 3:
+            raise error
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", third_fails)
+    with pytest.raises(type(error)):
+        set_aside(run, 2)
+    assert files(run) == before and not list(run.rglob("left-at-*"))
