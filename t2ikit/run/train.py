@@ -36,6 +36,7 @@ from t2ikit.run.what_next import what_next
 
 NOT_SAVED = 1
 """Exit status of a run whose last checkpoint could not be written."""
+_DEATHS = re.compile("DataLoader worker.*(killed|exited unexpectedly)", re.DOTALL)  # by how torch has noticed it
 
 
 class _Resumed(Callback):
@@ -300,7 +301,7 @@ def _from_outside(error: Exception) -> str | None:
         return " ".join(_said(error).split()) or type(error).__name__
     if isinstance(error, ConfigError):
         return _said(error)
-    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error) and "killed" in str(error):
+    if isinstance(error, RuntimeError) and _DEATHS.search(str(error)):
         return (
             "a process that reads the data was killed, often by the system for lack of memory: lower data.num_workers "
             f"({str(error).strip()})"

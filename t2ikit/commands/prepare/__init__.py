@@ -71,7 +71,7 @@ def _message(error: Exception, out: Path | None) -> str | None:
             return f"{reason}. What is done is kept: give the same command again when --source can be read"
         if type(error).__name__ == "OutOfMemoryError":  # of torch
             return f"the device has too little memory for this batch: give a smaller --batch-size; {KEPT}"
-        if reason.startswith("DataLoader worker") and "killed by signal" in reason:
+        if reason.startswith("DataLoader worker") and ("killed by signal" in reason or "exited unexpectedly" in reason):
             return f"{reason.splitlines()[0]} The machine has too little memory: give fewer --workers; {KEPT}"
         return None
     if not isinstance(error, OSError) or error.errno is None:
