@@ -7,6 +7,7 @@ process group, ``ranks.py`` knows.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 
 _VARIABLES = ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
@@ -101,3 +102,8 @@ def with_share_of_cores(processes: int, environment: Mapping[str, str] = os.envi
         {'OMP_NUM_THREADS': '3'}
     """
     return {"OMP_NUM_THREADS": str(max(1, cores() // processes)), **environment}
+
+
+def loader_process_died(error: RuntimeError) -> bool:
+    """Whether torch says by an error that a process of a data loader is gone, by either way in which it notices."""
+    return re.search(r"DataLoader worker \(pid.*?\) (is killed by signal|exited unexpectedly)", str(error)) is not None

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from t2ikit import cli
-from t2ikit.launch import check_launch, first_rank
+from t2ikit.launch import check_launch, first_rank, loader_process_died
 from t2ikit.run import folder as run_folder
 
 
@@ -105,3 +105,15 @@ def test_commands_of_several_processes_name_the_variable_before_any_work(
         assert cli.main(words) == 2
         assert f"{name}=1 is set in the environment" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("message", "died"),
+    [
+        ("DataLoader worker (pid 13579) is killed by signal: Killed. ", True),
+        ("DataLoader worker (pid(s) 13579, 13581) exited unexpectedly", True),
+        ("Caught RuntimeError in DataLoader worker process 0.\nRuntimeError: the picture was killed", False),
+    ],
+)
+def test_a_loader_process_that_died(message: str, died: bool) -> None:
+    assert loader_process_died(RuntimeError(message)) is died

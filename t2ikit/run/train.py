@@ -22,7 +22,7 @@ from t2ikit.checkpoints.runs import finish, is_finished, newest_checkpoint, step
 from t2ikit.checkpoints.saving import step_in_name
 from t2ikit.config.errors import ConfigError
 from t2ikit.config.merging import flatten
-from t2ikit.launch import first_rank
+from t2ikit.launch import first_rank, loader_process_died
 from t2ikit.learner import Learner
 from t2ikit.lock import lock, unlock
 from t2ikit.run.changes import Changes
@@ -36,7 +36,6 @@ from t2ikit.run.what_next import what_next
 
 NOT_SAVED = 1
 """Exit status of a run whose last checkpoint could not be written."""
-_DEATHS = re.compile("DataLoader worker.*(killed|exited unexpectedly)", re.DOTALL)  # by how torch has noticed it
 
 
 class _Resumed(Callback):
@@ -301,7 +300,7 @@ def _from_outside(error: Exception) -> str | None:
         return " ".join(_said(error).split()) or type(error).__name__
     if isinstance(error, ConfigError):
         return _said(error)
-    if isinstance(error, RuntimeError) and _DEATHS.search(str(error)):
+    if isinstance(error, RuntimeError) and loader_process_died(error):
         return (
             "a process that reads the data was killed, often by the system for lack of memory: lower data.num_workers "
             f"({str(error).strip()})"

@@ -13,7 +13,7 @@ from typing import Any
 
 from t2ikit.commands.prepare import autoencoder, captions, check, cutmix, encode, extend, images, reencode, shapes
 from t2ikit.files import require_folder
-from t2ikit.launch import first_rank
+from t2ikit.launch import first_rank, loader_process_died
 from t2ikit.prepare.captions.service import KEPT
 
 _ORDER = "Steps, in this order: images, cutmix, captions, encode; then point an experiment at DIR with --data.root DIR."
@@ -71,7 +71,7 @@ def _message(error: Exception, out: Path | None) -> str | None:
             return f"{reason}. What is done is kept: give the same command again when --source can be read"
         if type(error).__name__ == "OutOfMemoryError":  # of torch
             return f"the device has too little memory for this batch: give a smaller --batch-size; {KEPT}"
-        if reason.startswith("DataLoader worker") and ("killed by signal" in reason or "exited unexpectedly" in reason):
+        if loader_process_died(error):
             return f"{reason.splitlines()[0]} The machine has too little memory: give fewer --workers; {KEPT}"
         return None
     if not isinstance(error, OSError) or error.errno is None:
